@@ -1,0 +1,1 @@
+"""One message, from envelope and mail data to an outcome for each recipient."""

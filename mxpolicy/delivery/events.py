@@ -1,0 +1,130 @@
+"""What happened, as values: the one stream on which log, demo and metrics live.
+
+The engine is given ``observe: Callable[[Event], None]`` and calls it as things
+happen; nothing else logs or counts a delivery. Every event carries ``at``,
+seconds on the engine's monotonic clock since the message was taken in hand.
+An observer must not raise and must not block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mxpolicy.outcome import Outcome
+from mxpolicy.routing.candidate import Candidate, Finding, Phase
+
+__all__ = [
+    "CandidateDropped",
+    "CandidateFailed",
+    "CandidateStarted",
+    "CandidateTaken",
+    "Delays",
+    "Event",
+    "Observe",
+    "PhaseReached",
+    "Planned",
+    "RecipientSettled",
+    "Trouble",
+    "nobody",
+]
+
+
+class Planned(NamedTuple):
+    """The plan stands: candidates in the order in which they would be asked.
+
+    Attributes:
+        remarks: What was left out or repaired, one printable line each.
+    """
+
+    at: float
+    nexthop: str
+    candidates: tuple[Candidate, ...]
+    remarks: tuple[str, ...]
+
+
+class CandidateStarted(NamedTuple):
+    """A connection attempt began."""
+
+    at: float
+    candidate: Candidate
+
+
+class PhaseReached(NamedTuple):
+    """A candidate entered a phase."""
+
+    at: float
+    candidate: Candidate
+    phase: Phase
+
+
+class CandidateFailed(NamedTuple):
+    """A candidate will not be used any more in this attempt, or not for these recipients."""
+
+    at: float
+    candidate: Candidate
+    finding: Finding
+
+
+class CandidateDropped(NamedTuple):
+    """A candidate was let go because another one won or needed its place."""
+
+    at: float
+    candidate: Candidate
+    phase: Phase
+
+
+class CandidateTaken(NamedTuple):
+    """The race was won: the transaction begins with this candidate."""
+
+    at: float
+    candidate: Candidate
+
+
+class Delays(NamedTuple):
+    """Where the time went, in seconds: ``dns``, ``reach``, ``tls``, ``transfer``."""
+
+    dns: float = 0.0
+    reach: float = 0.0
+    tls: float = 0.0
+    transfer: float = 0.0
+
+
+class RecipientSettled(NamedTuple):
+    """The outcome of one recipient; exactly one for each, whatever happens.
+
+    Attributes:
+        tried: One printable text for each candidate that failed, in order.
+    """
+
+    at: float
+    recipient: str
+    outcome: Outcome
+    delays: Delays
+    egress: str
+    tried: tuple[str, ...]
+
+
+class Trouble(NamedTuple):
+    """Our own trouble, for the log: never a fact about a host."""
+
+    at: float
+    text: str
+
+
+Event = (
+    Planned
+    | CandidateStarted
+    | PhaseReached
+    | CandidateFailed
+    | CandidateDropped
+    | CandidateTaken
+    | RecipientSettled
+    | Trouble
+)
+
+Observe = Callable[[Event], None]
+
+
+def nobody(event: Event) -> None:
+    """Observe nothing."""

@@ -1,0 +1,143 @@
+"""What stops the work. Results (a refused recipient, a domain without mail) are values, not exceptions.
+
+The tree::
+
+    MxPolicyError
+      ConfigError              the configuration cannot be used; all mistakes at once
+      UsageError               the command line cannot be understood
+      ProtocolError
+        LocalProtocolError     we would have broken the protocol: a bug here
+        RemoteProtocolError    the peer broke it: close the connection
+      ResolveError             no usable answer from DNS; "no such domain" is an outcome
+      ConnectError             a candidate could not be reached; carries the verdict
+      TLSError                 the handshake or the verification failed
+      LocalTrouble             our own machine: descriptors, memory, disk; never a verdict
+      StoreError               the state store is away
+
+Every exception keeps its facts as attributes and makes its text from them, so
+that no caller has to take a sentence apart. Foreign exceptions become one of
+these at the one edge where their library is used; ``__cause__`` keeps the
+original.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mxpolicy.routing.candidate import Verdict
+
+__all__ = [
+    "ConfigError",
+    "ConnectError",
+    "LocalProtocolError",
+    "LocalTrouble",
+    "MxPolicyError",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "ResolveError",
+    "StoreError",
+    "TLSError",
+    "UsageError",
+]
+
+
+class MxPolicyError(Exception):
+    """The root: whatever mxpolicy itself raises on purpose."""
+
+
+class ConfigError(MxPolicyError):
+    """The configuration cannot be used.
+
+    Attributes:
+        mistakes: One line for each mistake, in the order of the file:
+            ``FILE:LINE:COLUMN: path: what was expected``.
+    """
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__(mistakes)
+        self.mistakes = tuple(mistakes)
+
+    def __str__(self) -> str:
+        return "\n".join(self.mistakes)
+
+
+class UsageError(MxPolicyError):
+    """The command line cannot be understood; the text says what was expected."""
+
+
+class ProtocolError(MxPolicyError):
+    """The abstract parent of both; raise one of its children."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We asked for something the protocol does not allow in this state: a bug."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the protocol. The connection cannot be used any more."""
+
+
+class ResolveError(MxPolicyError):
+    """DNS gave no usable answer for *name* (RFC 2308: that is not "no such name").
+
+    Attributes:
+        name: The name asked for.
+        reason: What was seen: ``SERVFAIL from 192.0.2.1``, ``timeout``.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class ConnectError(MxPolicyError):
+    """A candidate failed before any byte of SMTP.
+
+    Attributes:
+        verdict: How it failed; see `mxpolicy.routing.candidate.Verdict`.
+        reason: The system's words, ``Connection refused``.
+    """
+
+    def __init__(self, verdict: Verdict, reason: str) -> None:
+        super().__init__(verdict, reason)
+        self.verdict = verdict
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class TLSError(MxPolicyError):
+    """The TLS handshake or the verification failed.
+
+    Attributes:
+        word: The word of RFC 8460 §4.3, for example ``validation-failure``.
+        reason: OpenSSL's text, one line.
+    """
+
+    def __init__(self, word: str, reason: str) -> None:
+        super().__init__(word, reason)
+        self.word = word
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class LocalTrouble(MxPolicyError):
+    """Our own machine failed us: no descriptors, no memory, no disk, no ports.
+
+    It says nothing about any host: nothing is remembered, the mail is deferred
+    with 4.3.0 and nobody else is blamed.
+    """
+
+
+class StoreError(MxPolicyError):
+    """The state store is away or broken. Mail goes on without it."""

@@ -1,0 +1,1 @@
+"""The edges: sockets, TLS and DNS under asyncio."""

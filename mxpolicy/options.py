@@ -1,0 +1,170 @@
+"""Every option, with its unit and its default; the one place where defaults live.
+
+The records are frozen and import nothing of ours, so that any layer may take
+one as an argument. `mxpolicy.config` fills them from YAML; the sample file and
+the table in the README are made from the docstrings under the fields.
+
+Field names are the YAML keys. Durations are seconds here and ``30s``, ``5m``
+in YAML; sizes are bytes here and ``10MiB`` there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+__all__ = [
+    "GreetingPolicy",
+    "LogDetail",
+    "LogFormat",
+    "LogOptions",
+    "LongLines",
+    "NxdomainPolicy",
+    "Options",
+    "RaceOptions",
+    "ResolverOptions",
+    "TlsLevel",
+    "TlsOptions",
+    "TransactionOptions",
+]
+
+MS = 0.001
+SECONDS = 1.0
+MINUTES = 60.0
+
+
+class GreetingPolicy(Enum):
+    """What a 5yz greeting means."""
+
+    NEXT = "next"
+    BOUNCE = "bounce"
+
+
+class NxdomainPolicy(Enum):
+    """What "no such domain" means."""
+
+    BOUNCE = "bounce"
+    DEFER = "defer"
+
+
+class LongLines(Enum):
+    """What happens to lines over 998 bytes (RFC 5321 §4.5.3.1.6)."""
+
+    FOLD = "fold"
+    PASS = "pass"  # noqa: S105
+
+
+class TlsLevel(Enum):
+    """Postfix's TLS security levels; more come with DANE and MTA-STS."""
+
+    NONE = "none"
+    MAY = "may"
+
+
+class LogFormat(Enum):
+    """The form of a log line."""
+
+    POSTFIX = "postfix"
+    JSON = "json"
+
+
+class LogDetail(Enum):
+    """What is logged."""
+
+    RECIPIENTS = "recipients"
+    EVENTS = "events"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolverOptions:
+    """How DNS is asked."""
+
+    servers: tuple[str, ...] = ()
+    """Name servers, ``ADDRESS`` or ``ADDRESS:PORT`` (``[V6]:PORT``). Default: those of /etc/resolv.conf."""
+    timeout: float = 15 * SECONDS
+    """Seconds one lookup may take over all servers and repetitions."""
+    trust_ad: bool | None = None
+    """Believe the AD bit of these servers. Default: only with ``options trust-ad`` in resolv.conf."""
+
+
+@dataclass(frozen=True, slots=True)
+class RaceOptions:
+    """How soon the next candidate is started beside one that is slow."""
+
+    address_delay: float = 250 * MS
+    """Without SYN-ACK, before the other address family of the same host (RFC 8305 §5)."""
+    host_delay: float = 1 * SECONDS
+    """Without SYN-ACK, before another host of the same preference."""
+    rank_delay: float = 1.5 * SECONDS
+    """Without SYN-ACK, before a host of a worse preference."""
+    phase_patience: float = 8 * SECONDS
+    """Connected, but no new phase reached: postscreen makes everybody wait 6 seconds on purpose."""
+    open: int = 6
+    """Connections open at once for one message."""
+    open_per_rank: int = 4
+    """Of these, to hosts of one preference."""
+    grace: float = 200 * MS
+    """What a better host that has answered the SYN is given when a worse one is ready first."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionOptions:
+    """How long a mail transaction waits."""
+
+    silence: float = 60 * SECONDS
+    """Without a reply before the final dot, until the next host is asked, when there is one."""
+    body_progress: float = 180 * SECONDS
+    """Without an acknowledged byte of the mail data (Postfix: smtp_data_xfer_timeout)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """TLS towards the hosts."""
+
+    default: TlsLevel = TlsLevel.MAY
+    """Level for every destination, one of Postfix's names: ``none`` or ``may``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """Where a delivery is logged, and how."""
+
+    to: str = "syslog"
+    """``syslog``, ``journald``, ``stderr`` (not under pipe) or a file's absolute path."""
+    format: LogFormat = LogFormat.POSTFIX
+    """``postfix``, a line like Postfix's own, or ``json``."""
+    detail: LogDetail = LogDetail.RECIPIENTS
+    """``recipients``, one line for each, or ``events``: every step as it happens too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The whole configuration; ``Options()`` works as it is."""
+
+    helo: str = ""
+    """Name given in EHLO. Default: the machine's fully qualified name."""
+    own_names: tuple[str, ...] = ()
+    """Host names that are this mail system, beside ``helo`` (Postfix: mydestination's hosts)."""
+    own_addresses: tuple[str, ...] = ()
+    """Addresses or networks of this mail system as the world sees it (Postfix: proxy_interfaces)."""
+    never_dial: tuple[str, ...] = ()
+    """Addresses or networks never to be dialled, beside loopback, link-local and the like; ``private`` stands for the private ranges."""
+    allow_dial: tuple[str, ...] = ()
+    """Exceptions to all of that, for a test bed or a mail system on loopback."""
+    port: int = 25
+    """TCP port of the hosts, unless the nexthop says another."""
+    resolver: ResolverOptions = field(default_factory=ResolverOptions)
+    race: RaceOptions = field(default_factory=RaceOptions)
+    deadline: float = 15 * MINUTES
+    """Seconds one message may take before it is deferred; ``--deadline`` says otherwise for a call."""
+    transaction: TransactionOptions = field(default_factory=TransactionOptions)
+    greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT
+    """A 5yz greeting: ``next`` host (it may be the firewall that speaks) or ``bounce``."""
+    nxdomain: NxdomainPolicy = NxdomainPolicy.BOUNCE
+    """A domain that does not exist: ``bounce`` or ``defer``."""
+    long_lines: LongLines = LongLines.FOLD
+    """Lines over 998 bytes: ``fold`` as Postfix does, or ``pass``."""
+    tls: TlsOptions = field(default_factory=TlsOptions)
+    log: LogOptions = field(default_factory=LogOptions)
+    state: str = ""
+    """Directory for what is remembered. Default: $STATE_DIRECTORY, else /var/lib/mxpolicy."""

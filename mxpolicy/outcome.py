@@ -1,0 +1,85 @@
+"""What became of each recipient: `Delivered`, `Deferred` or `Bounced`; nothing else.
+
+A closed union, consumed with ``match`` and ``assert_never``. When in doubt an
+outcome is `Deferred`: the mail server keeps the message and asks again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mxpolicy.reply import EnhancedStatus, Reply
+
+__all__ = [
+    "EXIT_BOUNCE",
+    "EXIT_DEFER",
+    "EXIT_DELIVERED",
+    "Bounced",
+    "Deferred",
+    "Delivered",
+    "Outcome",
+    "Tried",
+]
+
+# sysexits(3): the only statuses that mean the same to Postfix's pipe(8) and to
+# Exim's pipe transport with its default temp_errors.
+EXIT_DELIVERED = 0
+EXIT_BOUNCE = 69
+EXIT_DEFER = 75
+
+
+class Tried(NamedTuple):
+    """One candidate that was tried, for the text that says why.
+
+    Attributes:
+        candidate: ``host[address]:port``.
+        verdict: The verdict's word.
+        waited: Seconds.
+        text: What was said, printable; empty when nothing was.
+    """
+
+    candidate: str
+    verdict: str
+    waited: float
+    text: str = ""
+
+    def __str__(self) -> str:
+        said = f" ({self.text})" if self.text else ""
+        return f"{self.candidate} {self.verdict} {self.waited:.1f}s{said}"
+
+
+class Delivered(NamedTuple):
+    """The host took responsibility: its 2yz after the final dot (RFC 5321 §6.1)."""
+
+    status: EnhancedStatus
+    text: str
+    reply: Reply
+    relay: str
+
+
+class Deferred(NamedTuple):
+    """Not now: the mail server shall try again.
+
+    Attributes:
+        status: Class 4.
+        text: One line, the important part first.
+        reply: The reply that decided, None when none did.
+        relay: ``host[address]:port`` that decided, or ``none``.
+    """
+
+    status: EnhancedStatus
+    text: str
+    reply: Reply | None = None
+    relay: str = "none"
+
+
+class Bounced(NamedTuple):
+    """Never: the mail server shall tell the sender. Fields as in `Deferred`, class 5."""
+
+    status: EnhancedStatus
+    text: str
+    reply: Reply | None = None
+    relay: str = "none"
+
+
+Outcome = Delivered | Deferred | Bounced

@@ -1,0 +1,1 @@
+"""What to do: no I/O, no clock, no chance of its own."""

@@ -1,0 +1,145 @@
+"""The thing that is tried, how far it came, and how it failed.
+
+A candidate is one way to one address: (egress, host, address, port). Everything
+that chooses (the plan, the race, the memory) speaks of candidates, phases and
+verdicts; nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, IntEnum
+from typing import NamedTuple
+
+__all__ = ["DIRECT", "Candidate", "Finding", "Phase", "Rank", "Scope", "Verdict"]
+
+DIRECT = "direct"
+
+
+class Rank(NamedTuple):
+    """How much a candidate is preferred; smaller is better.
+
+    Attributes:
+        egress: Place of the egress in its list, from 0.
+        preference: MX preference, 0 to 65535 (RFC 5321 §5.1); for the second
+            nexthop of a list it is counted on from the first one's.
+    """
+
+    egress: int
+    preference: int
+
+
+class Candidate(NamedTuple):
+    """One thing that can be dialled.
+
+    Attributes:
+        host: The host's name, an A-label domain, or the address literal's text.
+        address: An IPv4 or IPv6 address in its canonical text form.
+        port: TCP port.
+        preference: The host's MX preference.
+        egress: Name of the way out; ``direct`` without proxy or relay.
+        egress_place: Place of that egress in its list, from 0.
+        nexthop_place: Place in the nexthop list, from 0.
+    """
+
+    host: str
+    address: str
+    port: int
+    preference: int = 0
+    egress: str = DIRECT
+    egress_place: int = 0
+    nexthop_place: int = 0
+
+    @property
+    def rank(self) -> Rank:
+        """What decides the order; a later nexthop of a list is worse than any MX."""
+        return Rank(self.egress_place, self.preference + self.nexthop_place * 65536)
+
+    @property
+    def is_ipv6(self) -> bool:
+        """True for an IPv6 address."""
+        return ":" in self.address
+
+    def __str__(self) -> str:
+        return f"{self.host}[{self.address}]:{self.port}"
+
+
+class Phase(IntEnum):
+    """How far a candidate has come; a phase is *entered*, and never left backwards.
+
+    The value grows, so ``phase >= Phase.GREETING`` reads "has had its SYN-ACK".
+    """
+
+    CONNECT = 0  # our SYN is out
+    GREETING = 1  # SYN-ACK seen, the 220 is awaited
+    EHLO = 2  # greeted, EHLO (or HELO) is awaited
+    TLS = 3  # STARTTLS sent, its reply or the handshake is awaited
+    READY = 4  # has answered EHLO and meets the TLS level: reachable
+    TRANSACTION = 5  # MAIL, RCPT, DATA
+    DOT = 6  # the final dot is out: the outcome may be unknown
+
+    @property
+    def word(self) -> str:
+        """The phase's name for logs and JSON."""
+        return self.name.lower()
+
+
+class Verdict(Enum):
+    """How a candidate failed. The value is the word that logs and JSON show."""
+
+    # connect
+    FILTERED = "filtered"  # no SYN-ACK
+    REFUSED = "refused"  # RST
+    PROHIBITED = "prohibited"  # ICMP, or the local firewall's EPERM, EACCES
+    NO_ROUTE = "no_route"  # said at once by our own kernel
+    PROXY_FAILED = "proxy_failed"
+    # any phase after it
+    CLOSED = "closed"
+    SILENT = "silent"
+    STALLED = "stalled"  # our bytes are not acknowledged: an MTU black hole
+    # greeting
+    NOT_SMTP = "not_smtp"
+    GREETING_4XX = "greeting_4xx"
+    GREETING_5XX = "greeting_5xx"
+    # ehlo
+    EHLO_REFUSED = "ehlo_refused"
+    LOOPS_TO_MYSELF = "loops_to_myself"
+    # tls
+    STARTTLS_MISSING = "starttls_missing"
+    STARTTLS_REFUSED = "starttls_refused"
+    TLS_FAILED = "tls_failed"
+    TLS_SILENT = "tls_silent"
+    CERTIFICATE_REJECTED = "certificate_rejected"
+    # transaction: the host is reachable and spoke; its reply settles recipients
+    TRANSIENT = "transient"  # a 4yz ended the session or left recipients unsettled
+    PERMANENT = "permanent"  # a 5yz to a recipient or the message
+
+
+class Scope(Enum):
+    """Whom a finding is about, as in Postfix's smtp_trouble: who else is affected."""
+
+    RECIPIENT = "recipient"  # this recipient only
+    MESSAGE = "message"  # any recipient of this message at this host
+    HOST = "host"  # any message to this candidate
+    SITE = "site"  # ourselves or the way out: no host is blamed
+
+
+class Finding(NamedTuple):
+    """One failure of one candidate.
+
+    Attributes:
+        verdict: How.
+        phase: In which phase it was.
+        waited: Seconds from the phase's beginning to the failure.
+        scope: Who is affected.
+        full: True after a definite answer, or after the full time without one
+            (6 s without SYN-ACK, 30 s in a later phase); False when only our
+            patience ended.
+        text: What the host or the system said, printable, for the log.
+    """
+
+    verdict: Verdict
+    phase: Phase
+    waited: float
+    scope: Scope = Scope.HOST
+    full: bool = True
+    text: str = ""

@@ -1,0 +1,155 @@
+"""Debian packages, fetched and unpacked under `.lab`, never installed.
+
+apt-get is asked what is missing on this machine for the packages named here, and fetches
+only that, into `.lab/debs`; dpkg-deb unpacks it into one tree, `.lab/roots/KEY/root`,
+which `inside` lays over the machine's own `/usr` and `/etc` in a mount namespace. No
+maintainer script runs: what Postfix's would do, `postfix.py` does.
+
+A tree is complete when its `packages` file names the packages; then no network and no
+apt is needed. It is keyed by distribution, version and architecture.
+"""
+
+import fcntl
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+LAB_DIRECTORY = CHECKOUT / ".lab"
+
+# Each inner tuple is one question to apt: packages that conflict with each other
+# (two mail servers) must be asked for separately, and lie in one tree in peace.
+PACKAGES: tuple[tuple[str, ...], ...] = (
+    ("postfix",),
+    ("nsd", "unbound", "ldnsutils", "bind9-dnsutils"),
+    ("nftables", "ethtool", "iproute2"),
+)
+
+
+class LabUnavailable(Exception):  # noqa: N818 - it is a circumstance, not a fault
+    """The lab cannot run here; the text says what is missing, in one sentence."""
+
+
+def root_tree() -> Path:
+    """Return the unpacked tree for this machine, fetching it where it is not there.
+
+    Raises LabUnavailable when apt cannot fetch, with apt's own last words.
+    """
+    home = LAB_DIRECTORY / "roots" / _key()
+    tree, stamp = home / "root", home / "packages"
+    wanted = "".join(" ".join(group) + "\n" for group in PACKAGES)
+    with _alone():
+        if stamp.exists() and stamp.read_text() == wanted:
+            return tree
+        shutil.rmtree(tree, ignore_errors=True)
+        _make_skeleton(tree)
+        archives = LAB_DIRECTORY / "debs" / _key()
+        for package_file in _fetch(archives):
+            _unpack(package_file, tree)
+        stamp.write_text(wanted)
+    return tree
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keep a second run on this machine waiting while this one unpacks."""
+    LAB_DIRECTORY.mkdir(exist_ok=True)
+    with (LAB_DIRECTORY / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _key() -> str:
+    release = platform.freedesktop_os_release()
+    return f"{release['ID']}-{release.get('VERSION_ID', 'sid')}-{platform.machine()}"
+
+
+def _make_skeleton(tree: Path) -> None:
+    # Debian 12's packages still hold /lib and /sbin; the machine has them as links into
+    # /usr, and only /usr is laid over.
+    for name in ("bin", "sbin", "lib", "lib64"):
+        (tree / "usr" / name).mkdir(parents=True)
+        (tree / name).symlink_to(f"usr/{name}")
+    (tree / "etc").mkdir()
+
+
+def _fetch(archives: Path) -> list[Path]:
+    """Fetch all packages into *archives*; return the files there."""
+    if shutil.which("apt-get") is None:
+        raise LabUnavailable("no apt-get here to fetch Postfix, nsd and unbound with")
+    (archives / "partial").mkdir(parents=True, exist_ok=True)
+    own_lists: list[str] = []
+    for group in PACKAGES:
+        answer = _install(archives, group, own_lists)
+        if answer.returncode != 0 and not own_lists:
+            # The machine's package lists are absent or old. Ours go under .lab, too.
+            own_lists = _update_own_lists(archives)
+            answer = _install(archives, group, own_lists)
+        if answer.returncode != 0:
+            raise LabUnavailable(
+                f"apt-get could not fetch {' '.join(group)}: {_last_line(answer)}"
+            )
+    return sorted(archives.glob("*.deb"))
+
+
+def _install(
+    archives: Path, group: Sequence[str], more: Sequence[str]
+) -> subprocess.CompletedProcess[str]:
+    # --reinstall: also a package that this machine has comes into the tree, so that the
+    # lab does not change when the machine does.
+    return _apt(
+        archives,
+        *more,
+        *("--no-install-recommends", "--reinstall", "--download-only", "install"),
+        *group,
+    )
+
+
+def _update_own_lists(archives: Path) -> list[str]:
+    lists = LAB_DIRECTORY / "apt" / "lists"
+    (lists / "partial").mkdir(parents=True, exist_ok=True)
+    options = ["-o", f"Dir::State::lists={lists}"]
+    _apt(archives, *options, "update")
+    return options
+
+
+def _apt(archives: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    cache = LAB_DIRECTORY / "apt" / "cache"
+    cache.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "Dir::Cache": cache,
+        "Dir::Cache::archives": archives,
+        "Debug::NoLocking": "1",  # nothing of the machine's is written
+        "APT::Sandbox::User": "root",  # _apt may not write below .lab
+        "Acquire::Retries": "3",
+    }
+    options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    return subprocess.run(
+        ["apt-get", "-qq", "-y", *options, *arguments],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _last_line(answer: subprocess.CompletedProcess[str]) -> str:
+    lines = (answer.stderr or answer.stdout).strip().splitlines()
+    return lines[-1] if lines else f"status {answer.returncode}"
+
+
+def _unpack(package_file: Path, tree: Path) -> None:
+    # Not `dpkg-deb --extract`: its tar replaces the links of the skeleton.
+    with subprocess.Popen(
+        ["dpkg-deb", "--fsys-tarfile", str(package_file)], stdout=subprocess.PIPE
+    ) as packed:
+        subprocess.run(
+            ["tar", "-x", "--keep-directory-symlink", "--numeric-owner", "-C", str(tree)],
+            stdin=packed.stdout,
+            check=True,
+        )
+    if packed.returncode != 0:
+        raise LabUnavailable(f"{package_file.name} cannot be unpacked")

@@ -1,0 +1,148 @@
+"""The lab's namespaces as seen from outside: make them, run things in them, end them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Literal
+
+from tests.lab import inside
+from tests.lab.packages import CHECKOUT, LabUnavailable, root_tree
+
+Namespace = Literal["mta", "fw", "net"]
+
+# What the contrib files call the place where mxpolicy is installed.
+INSTALLED = "/opt/mxpolicy"
+
+ENVIRONMENT = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
+
+
+class World:
+    """One set of namespaces; a context manager that leaves nothing behind.
+
+    Any number of worlds can exist at once: they share nothing, not even names.
+    Raises LabUnavailable where this machine does not let us make one.
+    """
+
+    def __init__(self) -> None:
+        if os.geteuid() != 0:
+            raise LabUnavailable("the lab needs root, for namespaces and a firewall")
+        self._holder = _start_holder(root_tree())
+        self.pid = self._read_pid()
+        """Process 1 of the lab, as the outside numbers it."""
+
+    def _read_pid(self) -> int:
+        assert self._holder.stdout is not None
+        line = self._holder.stdout.readline()
+        if line:
+            return int(json.loads(line)["pid"])
+        _, words = self._holder.communicate()
+        raise LabUnavailable(f"no namespaces here: {words.strip()}")
+
+    def path(self, inside_path: str) -> Path:
+        """Return where a path of the lab can be read and written from outside."""
+        return Path(f"/proc/{self.pid}/root{inside_path}")
+
+    def command(
+        self, namespace: Namespace, argv: Sequence[str], user: str | None = None
+    ) -> list[str]:
+        """Return the command line that runs *argv* inside, as *user* (default root)."""
+        # pdeathsig: nsenter stands between us and the command; killing it kills both.
+        become = ["setpriv", "--pdeathsig", "KILL"]
+        if user is not None:
+            become += ["--reuid", user, "--regid", user, "--init-groups"]
+        enter = ["nsenter", "-t", str(self.pid), "--mount", "--pid", "--ipc", "--uts"]
+        return [*enter, "--", "ip", "netns", "exec", namespace, *become, "--", *argv]
+
+    def run(
+        self,
+        namespace: Namespace,
+        argv: Sequence[str],
+        *,
+        user: str | None = None,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        timeout: float = 60.0,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command to its end; with *check*, a failure raises with its stderr."""
+        done = subprocess.run(
+            self.command(namespace, argv, user),
+            input=stdin,
+            capture_output=True,
+            env={**ENVIRONMENT, **(env or {})},
+            timeout=timeout,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            words = (done.stderr or done.stdout).decode(errors="replace").strip()
+            raise RuntimeError(f"{' '.join(argv)}: status {done.returncode}: {words}")
+        return done
+
+    def start(
+        self,
+        namespace: Namespace,
+        argv: Sequence[str],
+        *,
+        user: str | None = None,
+        log: str | None = None,
+        stdout: int | IO[bytes] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a command that lives as long as the lab, or until it is killed.
+
+        Its stderr goes to *log*, a path in the lab (default: nowhere), and so does its
+        stdout unless *stdout* says otherwise. The process returned is nsenter's.
+        """
+        with self.path(log or "/dev/null").open("ab") as file:
+            return subprocess.Popen(
+                self.command(namespace, argv, user),
+                stdin=subprocess.DEVNULL,
+                stdout=file if stdout is None else stdout,
+                stderr=file,
+                env=ENVIRONMENT,
+                start_new_session=True,
+            )
+
+    def processes(self, name: str) -> list[int]:
+        """Return the ids, as the lab numbers them, of processes called *name*."""
+        done = self.run("mta", ["pgrep", "-x", name], check=False)
+        return [int(word) for word in done.stdout.split()]
+
+    def close(self) -> None:
+        """End every process of the lab; its networks and mounts go with them."""
+        self._holder.communicate()
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _start_holder(tree: Path) -> subprocess.Popen[str]:
+    plan = inside.Plan(
+        tree=str(tree), needed=_needed_directories(), mounts={sys.prefix: INSTALLED}
+    )
+    own = ["--mount", "--propagation", "private", "--pid", "--ipc", "--uts", "--fork"]
+    return subprocess.Popen(
+        ["unshare", *own, "--kill-child", sys.executable, "-I", inside.__file__]
+        + [json.dumps(vars(plan))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,  # Ctrl-C is for us to handle, not for process 1
+    )
+
+
+def _needed_directories() -> list[str]:
+    """The checkout and Python, each by the name it is called by and by its real one."""
+    paths = [str(CHECKOUT), sys.prefix, sys.base_prefix]
+    return list(dict.fromkeys(p for path in paths for p in (os.path.realpath(path), path)))
