@@ -1,0 +1,484 @@
+"""One TCP connection as a byte stream, in clear or under TLS, close to the kernel.
+
+asyncio's transports hide the socket, and we need it: how many bytes the peer has
+acknowledged decides how long a message body may take and, later, whether a host
+can have the message at all; a reset instead of a farewell is a socket option. So
+this is a non-blocking socket with the loop's readiness calls, and TLS through
+`ssl.MemoryBIO`.
+
+No timers before the mail data: who calls bounds the time (`asyncio.timeout`), and
+cancelling any of these coroutines leaves neither a task nor a registered
+descriptor behind. A `Stream` belongs to one task at a time.
+
+What it does not do: interpret a byte (see `mxpolicy.protocol`), or connect
+(`mxpolicy.net.dial`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+import socket
+import ssl
+import struct
+import termios
+from contextlib import suppress
+
+from mxpolicy.errors import (
+    LocalTrouble,
+    MxPolicyError,
+    RemoteProtocolError,
+    TLSError,
+)
+from mxpolicy.reply import printable
+
+__all__ = ["OWN_TROUBLE", "Stream", "StreamClosed", "StreamSilent"]
+
+# Our own machine, never the peer: DESIGN's list, and what send and recv may add.
+OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+# One read from the kernel, and the most that is kept of what a peer sends unasked.
+_READ_SIZE = 65536
+
+# How often acknowledgements are looked for: nothing in the kernel announces them.
+_FIRST_LOOK = 0.005
+_LONGEST_LOOK = 0.25
+
+
+class StreamClosed(MxPolicyError):
+    """The peer, or something on the way, ended the connection.
+
+    Attributes:
+        reason: The system's or OpenSSL's words: ``Connection reset by peer``.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class StreamSilent(MxPolicyError):
+    """The peer acknowledged not one byte for as long as we are willing to wait.
+
+    Attributes:
+        seconds: How long that was.
+        unacknowledged: Bytes that the kernel still holds for it.
+    """
+
+    def __init__(self, seconds: float, unacknowledged: int) -> None:
+        super().__init__(seconds, unacknowledged)
+        self.seconds = seconds
+        self.unacknowledged = unacknowledged
+
+    def __str__(self) -> str:
+        return f"no byte acknowledged for {self.seconds:.0f} seconds"
+
+
+class Stream:
+    """A connected, non-blocking socket that this object owns from now on.
+
+    TCP_NODELAY is set: a command, and above all the final dot, leaves in a
+    segment of its own when it has a `write` of its own.
+
+    Attributes:
+        tls: True once a TLS handshake is complete.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.tls = False
+        self._socket = sock
+        self._layer: _TlsLayer | None = None
+        self._received = b""  # taken from the kernel, not yet read by our caller
+        self._at_eof = False
+        self._failure: MxPolicyError | None = None
+        self._outgoing = bytearray()  # accepted from our caller, not by the kernel
+        self._handed_over = 0  # bytes the kernel has taken
+        self._is_torn = False  # a write was cut short: the next would be garbage
+        self._woken: asyncio.Future[None] | None = None
+
+    # --- reading
+
+    async def read(self, limit: int = _READ_SIZE) -> bytes:
+        """Return what has come, 1 to *limit* bytes, waiting for the first.
+
+        ``b""`` is the end: the peer said goodbye, with TLS or without (a reply
+        says itself where it ends, so a TLS connection cut short cannot pretend).
+
+        Raises:
+            StreamClosed: reset, or broken otherwise, and nothing left to read.
+            LocalTrouble: our own kernel is out of something.
+        """
+        while not self._pull():
+            await self._flush()  # TLS may owe the peer an answer of its own
+            await self.ready(reading=True)
+        if self._received:
+            taken, self._received = self._received[:limit], self._received[limit:]
+            return taken
+        if self._at_eof:
+            return b""
+        assert self._failure is not None
+        raise self._failure
+
+    def _pull(self) -> bool:
+        """Take what the kernel has; True when `read` has something to say."""
+        while not (self._received or self._at_eof or self._failure):
+            if self._layer is not None:
+                self._unwrap(self._layer)
+                if self._received or self._at_eof or self._failure:
+                    break
+            if not self._receive():
+                return False
+        return True
+
+    def _receive(self) -> bool:
+        """Read the socket once; False when nothing is there yet."""
+        try:
+            data = self._socket.recv(_READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            self._failure = _translate(error)
+            return True
+        if self._layer is not None:
+            self._layer.feed(data)
+        elif data:
+            self._received = data
+        else:
+            self._at_eof = True
+        return True
+
+    def _unwrap(self, layer: _TlsLayer) -> None:
+        """Move decrypted bytes from *layer* to where `read` finds them."""
+        try:
+            data = layer.decrypt(_READ_SIZE)
+        except ssl.SSLError as error:
+            self._failure = StreamClosed(_tls_text(error))
+            return
+        if data is not None:
+            self._received = data
+            self._at_eof = not data
+
+    # --- writing
+
+    async def write(
+        self,
+        data: bytes,
+        *,
+        progress_timeout: float | None = None,
+        heed_input: bool = False,
+    ) -> bool:
+        """Hand all of *data* to the kernel; return True when that is done.
+
+        With *heed_input* it returns False, *data* being written in part or not
+        at all, as soon as the peer has said something or has closed: it has seen
+        enough of the message. Then `read`, and write no more.
+
+        Large data comes in chunks of moderate size (64 KiB), a call for each.
+
+        Args:
+            progress_timeout: Seconds without one more byte acknowledged by the
+                peer. What the kernel takes into its own buffer is no progress;
+                on systems that cannot tell the two apart it is.
+
+        Raises:
+            StreamClosed: reset or closed. What the peer said before that (a 5yz
+                in the middle of DATA) is kept: `read` returns it first.
+            StreamSilent: *progress_timeout* went by.
+            LocalTrouble: our own kernel is out of something.
+        """
+        if self._is_torn:
+            raise StreamClosed("an earlier write was cut short")
+        if self._layer is not None:
+            self._layer.encrypt(data)
+        else:
+            self._outgoing += data
+        self._is_torn = True  # until all of it is gone, also when cancelled
+        done = await self._flush(progress_timeout, heed_input)
+        self._is_torn = not done
+        return done
+
+    async def drain(
+        self,
+        *,
+        leaving: int = 0,
+        progress_timeout: float | None = None,
+        heed_input: bool = False,
+    ) -> bool:
+        """Wait until at most *leaving* bytes are unacknowledged; then return True.
+
+        Meant for the end of the mail data: what is not acknowledged when the
+        final dot leaves makes the outcome harder to know. *progress_timeout*,
+        *heed_input*, the result False and the errors are those of `write`.
+        """
+        watch = self._watch(progress_timeout)
+        look = _FIRST_LOOK
+        while self.unacknowledged() > leaving:
+            if heed_input and self._pull():
+                return False
+            if self._failure is not None:
+                raise self._failure
+            if watch is not None:
+                watch.check(self)
+            await self._pause(look, reading=heed_input)
+            look = min(2 * look, _LONGEST_LOOK)
+        return True
+
+    def unacknowledged(self) -> int:
+        """Return how many bytes the kernel holds, sent or not, without an ACK (SIOCOUTQ).
+
+        0 where the system cannot tell.
+        """
+        # tcp(7): SIOCOUTQ is TIOCOUTQ under another name, on every architecture.
+        with suppress(OSError):
+            found = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0" * 4)
+            return int(struct.unpack("i", found)[0])
+        return 0
+
+    async def _flush(
+        self, progress_timeout: float | None = None, heed_input: bool = False
+    ) -> bool:
+        """Give the kernel all that waits; False when *heed_input* stopped it."""
+        if self._layer is not None:
+            self._outgoing += self._layer.outgoing()
+        watch = None
+        while self._outgoing:
+            if heed_input and self._pull():
+                return False
+            if self._send():
+                continue
+            watch = watch or self._watch(progress_timeout)
+            if watch is None:
+                await self.ready(reading=heed_input, writing=True)
+            else:
+                watch.check(self)
+                await self._pause(_LONGEST_LOOK, reading=heed_input, writing=True)
+        return True
+
+    def _send(self) -> bool:
+        """Give the kernel what it takes; False when its buffer is full."""
+        try:
+            count = self._socket.send(self._outgoing)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            # The receive queue outlives a reset: look there before giving up, a
+            # host that refuses a message by 552 and closes is quoted, not guessed.
+            self._pull()
+            failure = _translate(error)
+            self._failure = self._failure or failure
+            raise failure from error
+        self._handed_over += count
+        del self._outgoing[:count]
+        return True
+
+    def _watch(self, progress_timeout: float | None) -> _AckWatch | None:
+        return None if progress_timeout is None else _AckWatch(self, progress_timeout)
+
+    @property
+    def _acknowledged(self) -> int:
+        """How many bytes the peer's kernel has confirmed; it only grows."""
+        return self._handed_over - self.unacknowledged()
+
+    # --- TLS
+
+    async def start_tls(self, context: ssl.SSLContext, server_name: str) -> None:
+        """Do a TLS handshake as the client (RFC 3207 §4).
+
+        Args:
+            server_name: For SNI, and for the check of the certificate where
+                *context* asks for one. A name that cannot be sent as SNI is left
+                out when nothing is checked.
+
+        Raises:
+            RemoteProtocolError: bytes were there before the handshake began:
+                somebody on the way has added them, and they must not be believed.
+            TLSError: it failed; the connection is of no use any more.
+        """
+        if self._pull() and self._received:
+            raise RemoteProtocolError("bytes in clear before the TLS handshake")
+        self._layer = _TlsLayer(context, server_name)
+        try:
+            await self._handshake(self._layer)
+        except ssl.SSLError as error:
+            with suppress(StreamClosed, LocalTrouble):
+                self._outgoing += self._layer.outgoing()  # the alert
+                self._send()
+            raise TLSError("validation-failure", _tls_text(error)) from error
+        except StreamClosed as error:
+            raise TLSError("validation-failure", error.reason) from error
+        self.tls = True
+
+    async def _handshake(self, layer: _TlsLayer) -> None:
+        while not layer.handshake():
+            await self._flush()
+            while not self._receive():
+                await self.ready(reading=True)
+            if self._failure is not None:
+                raise self._failure
+        await self._flush()
+
+    # --- waiting
+
+    async def ready(self, *, reading: bool = False, writing: bool = False) -> None:
+        """Wait until the socket can be read or written, whichever is asked for."""
+        loop = asyncio.get_running_loop()
+        descriptor = self._socket.fileno()
+        if descriptor < 0:
+            raise StreamClosed("closed by ourselves")
+        assert self._woken is None, "a stream belongs to one task at a time"
+        self._woken = woken = loop.create_future()
+        try:
+            if reading:
+                loop.add_reader(descriptor, _wake, woken)
+            if writing:
+                loop.add_writer(descriptor, _wake, woken)
+            await woken
+        finally:
+            self._woken = None
+            # Here and not in a callback of the future, as sock_recv does it: by
+            # then the number may belong to another socket.
+            if self._socket.fileno() == descriptor:
+                loop.remove_reader(descriptor)
+                loop.remove_writer(descriptor)
+
+    async def _pause(
+        self, seconds: float, *, reading: bool = False, writing: bool = False
+    ) -> None:
+        """Like `ready`, for at most *seconds*."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.ready(reading=reading, writing=writing)
+
+    # --- the end
+
+    def close(self) -> None:
+        """End the connection in peace: what the kernel holds is still delivered.
+
+        Never waits, never raises; may be called twice.
+        """
+        if self.tls and self._layer is not None and not self._is_torn:
+            with suppress(ssl.SSLError, OSError):
+                self._layer.say_goodbye()
+                self._socket.send(self._layer.outgoing())
+        self._release()
+
+    def abort(self) -> None:
+        """Reset the connection: what the peer has not received, it never will.
+
+        Without the reset the kernel goes on delivering what it holds for minutes
+        after `close`: a message given to another host would arrive twice.
+        """
+        with suppress(OSError):
+            self._socket.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+        self._release()
+
+    def _release(self) -> None:
+        woken = self._woken
+        if woken is not None:
+            loop = woken.get_loop()
+            loop.remove_reader(self._socket.fileno())
+            loop.remove_writer(self._socket.fileno())
+            if not woken.done():
+                woken.set_exception(StreamClosed("closed by ourselves"))
+        self._failure = self._failure or StreamClosed("closed by ourselves")
+        self._socket.close()
+
+
+class _TlsLayer:
+    """An `ssl.SSLObject` between two memory buffers: bytes in, bytes out."""
+
+    def __init__(self, context: ssl.SSLContext, server_name: str) -> None:
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        try:
+            self._object = context.wrap_bio(
+                self._incoming, self._outgoing, server_hostname=server_name
+            )
+        except ValueError as error:  # not a name that IDNA 2003 can encode
+            if context.check_hostname:
+                raise TLSError("validation-failure", str(error)) from error
+            self._object = context.wrap_bio(self._incoming, self._outgoing)
+
+    def feed(self, data: bytes) -> None:
+        """Take what came from the network; ``b""`` is its end."""
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    def outgoing(self) -> bytes:
+        """Return what must go to the network now."""
+        return self._outgoing.read()
+
+    def handshake(self) -> bool:
+        """Go on as far as possible; True when complete. Then send `outgoing`."""
+        try:
+            self._object.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def decrypt(self, limit: int) -> bytes | None:
+        """Return clear text, ``b""`` at its end, None when more must be fed first."""
+        try:
+            return self._object.read(limit)
+        except ssl.SSLWantReadError:
+            return None
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+            return b""
+
+    def encrypt(self, data: bytes) -> None:
+        """Take clear text; a memory buffer takes all of it."""
+        try:
+            self._object.write(data)
+        except ssl.SSLError as error:
+            raise StreamClosed(_tls_text(error)) from error
+
+    def say_goodbye(self) -> None:
+        """Make a close_notify, without waiting for the peer's (RFC 8446 §6.1)."""
+        with suppress(ssl.SSLWantReadError):
+            self._object.unwrap()
+
+
+class _AckWatch:
+    """Since when the peer has acknowledged nothing more."""
+
+    def __init__(self, stream: Stream, timeout: float) -> None:
+        self._timeout = timeout
+        self._acknowledged = stream._acknowledged
+        self._since = asyncio.get_running_loop().time()
+
+    def check(self, stream: Stream) -> None:
+        """Note progress; raise StreamSilent when there was none for too long."""
+        now = asyncio.get_running_loop().time()
+        acknowledged = stream._acknowledged
+        if acknowledged > self._acknowledged:
+            self._acknowledged, self._since = acknowledged, now
+        elif now - self._since >= self._timeout:
+            raise StreamSilent(self._timeout, stream.unacknowledged())
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
+
+
+def _translate(error: OSError) -> MxPolicyError:
+    """Return the error of ours for one that send or recv gave."""
+    text = os.strerror(error.errno) if error.errno else str(error)
+    kind = LocalTrouble if error.errno in OWN_TROUBLE else StreamClosed
+    return kind(text)
+
+
+def _tls_text(error: ssl.SSLError) -> str:
+    """Return OpenSSL's words without its source file and line."""
+    return printable(error.reason or str(error.strerror or error))
