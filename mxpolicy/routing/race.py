@@ -1,0 +1,571 @@
+"""The race to the first ready host: who is dialled when, who is taken, when to stop.
+
+A scheduler without I/O, clock or chance. `mxpolicy.delivery.attempt` owns the
+sockets and tells it what happened and when; it answers with actions. It owns
+all time before *ready*; the time of a transaction is not its business.
+
+Theory of operation
+-------------------
+
+One law: racing only makes delivery sooner. It never causes a bounce, a deferral
+or a duplicate that a patient sender, asking one candidate after the other in
+order of preference (RFC 5321 §5.1), would not have caused. From it follows:
+
+* A candidate that is merely slow stays in the race while others start beside it.
+* What a worse rank refuses (4yz, 5yz) is not final while a better one has not
+  failed: a patient sender would have asked the better one first. The race goes
+  on for it, and after a 5yz for nobody else.
+* A greylisting site gets two visits, not one for each of its hosts. But visits
+  paid out of turn, to a worse rank, do not count against a better one.
+* A candidate that had to make room for another before its utmost time is asked
+  once more when all others have been asked.
+
+Times are seconds on one monotonic clock, the caller's; a *now* never runs
+backwards. Several calls may carry the same *now*.
+
+What the caller does
+--------------------
+
+Call `Race.begin` once. Then, whatever happens, call the method for it and do
+the actions returned, in their order:
+
+=========  =====================================================================
+`Start`    Dial the candidate and open a session as far as READY. Report every
+           phase entered with `Race.reached`, the end with `Race.failed`. One
+           candidate may be started again after it was dropped.
+`Drop`     Hang up (QUIT where there is somebody to say it to). Report nothing
+           more of it; what is reported all the same is ignored.
+`Doubt`    Write the provisional verdict; the candidate stays open.
+`Wake`     Call `Race.wake` at that time. It replaces every earlier `Wake`; none
+           in the list means that time does not matter. Late, early and
+           needless calls do no harm.
+`Take`     Begin the transaction. Nothing is started and nobody dropped until
+           `Race.settled` or `Race.resume` is called. Go on reporting the others;
+           the taken one's end is reported by `Race.resume` alone.
+`GiveUp`   The attempt is over. Every open candidate was dropped before it, in
+           the same list. No method has an effect any more.
+=========  =====================================================================
+
+Every list ends in exactly one of `Wake`, `Take` and `GiveUp`, or is returned
+between `Take` and `resume`, or after `GiveUp`. So every `Start` is ended by
+exactly one of: `failed` from the caller, `Drop`, `Take`, each from us.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.routing.candidate import Candidate, Finding, Phase, Rank, Verdict
+from mxpolicy.routing.race_timing import (
+    FULL_PHASE,
+    Entry,
+    full_time,
+    patience,
+    slow_verdict,
+    utmost_time,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mxpolicy.options import RaceOptions
+
+__all__ = [
+    "MAX_DIALLED",
+    "Action",
+    "Doubt",
+    "Drop",
+    "Entry",
+    "GiveUp",
+    "GiveUpReason",
+    "Race",
+    "Start",
+    "Take",
+    "Wake",
+]
+
+# A domain may publish hundreds of addresses; more than this is not our mail's
+# problem alone. RFC 5321 §5.1 asks for at least two.
+MAX_DIALLED = 32
+
+# The rest of the deadline is for the transaction: the dot alone may need 600 s
+# (RFC 5321 §4.5.3.2.6), two thirds of the default of 900.
+SHARE_FOR_FINDING = 1 / 3
+
+# Sessions that may end in 4yz. One that asks to be left alone uses up both.
+TRANSIENT_VISITS = 2
+
+
+class Start(NamedTuple):
+    """Dial *candidate* now."""
+
+    candidate: Candidate
+
+
+class Drop(NamedTuple):
+    """Hang up on *candidate*, which was started and has not failed by itself.
+
+    Attributes:
+        candidate: The one to hang up on.
+        finding: What to say and remember of it: it was too slow. None when it
+            was not: another one won. ``finding.full`` tells whether it had its
+            full time; without it (only before `GiveUp`, when the time for all
+            was up) the finding is for the text of the deferral.
+    """
+
+    candidate: Candidate
+    finding: Finding | None = None
+
+
+class Doubt(NamedTuple):
+    """Our patience with *candidate* has ended; it stays open.
+
+    Given once for a candidate and phase. The finding is never full.
+    """
+
+    candidate: Candidate
+    finding: Finding
+
+
+class Take(NamedTuple):
+    """*candidate* is ready and has won: begin the transaction."""
+
+    candidate: Candidate
+
+
+class Wake(NamedTuple):
+    """Call `Race.wake` *at* this time, unless another call comes before it."""
+
+    at: float
+
+
+class GiveUpReason(Enum):
+    """Why nobody else is asked in this attempt."""
+
+    EXHAUSTED = "exhausted"
+    """Whoever a patient sender would have asked has failed or had its full time."""
+    DEADLINE = "deadline"
+    """The time for finding a ready host is up; some had less than their full time."""
+    CAPPED = "capped"
+    """Some are left, but may not be asked: enough sessions ended in 4yz, 32 were
+    dialled, or our own trouble kept us from it."""
+
+
+class GiveUp(NamedTuple):
+    """The attempt is over: defer what is not settled.
+
+    A 5yz heard on the way stands, and bounces, only if `Race.has_better_pending`
+    is False for the candidate that said it.
+    """
+
+    reason: GiveUpReason
+
+
+Action = Start | Drop | Doubt | Take | Wake | GiveUp
+
+
+class _Mode(Enum):
+    NEW = auto()  # before begin
+    RACING = auto()
+    SUSPENDED = auto()  # somebody is taken
+    OVER = auto()  # given up
+
+
+class _Standing(Enum):
+    WAITING = auto()  # not asked, or hung up on before it could answer
+    OPEN = auto()
+    YIELDED = auto()  # made room after its full time; is asked once more at the end
+    TAKEN = auto()
+    FAILED = auto()
+    SPOILT = auto()  # our own trouble: not asked, and not asked again
+
+
+class _Runner:
+    """One candidate's way through the race."""
+
+    __slots__ = (
+        "doubted",
+        "entry",
+        "is_second_run",
+        "phase",
+        "place",
+        "since",
+        "standing",
+        "visits_used",
+    )
+
+    def __init__(self, entry: Entry, place: int) -> None:
+        self.entry = entry
+        self.place = place  # in the order of trying
+        self.standing = _Standing.WAITING
+        self.phase = Phase.CONNECT
+        self.since = 0.0  # when the phase was entered
+        self.is_second_run = False
+        self.doubted: set[Phase] = set()
+        self.visits_used = 0  # of TRANSIENT_VISITS, by a session that ended in 4yz
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.entry.candidate
+
+    @property
+    def rank(self) -> Rank:
+        return self.entry.candidate.rank
+
+    @property
+    def is_ready(self) -> bool:
+        return self.phase is Phase.READY
+
+    @property
+    def fails_at(self) -> float:
+        return inf if self.is_ready else self.since + utmost_time(self.phase)
+
+    def start(self, now: float) -> None:
+        self.is_second_run = self.standing is _Standing.YIELDED
+        self.standing = _Standing.OPEN
+        self.phase = Phase.CONNECT
+        self.since = now
+
+    def finding(self, now: float) -> Finding:
+        """Return what can be said of an open one that is not ready."""
+        return Finding(
+            slow_verdict(self.phase),
+            self.phase,
+            now - self.since,
+            full=self.since + full_time(self.phase) <= now,
+        )
+
+    def yields_at(self, following: _Runner) -> float:
+        """Return when this one makes room for *following*.
+
+        One that made room before does not do so again. For one that is asked
+        the second time nobody hurries: its own full time is behind it.
+        """
+        if self.is_second_run:
+            return inf
+        hurries = following.standing is _Standing.WAITING
+        return self.since + (full_time(self.phase) if hurries else FULL_PHASE)
+
+
+class Race:
+    """One attempt to find a ready host for one message.
+
+    Args:
+        entries: In the order of trying, best first; of equal candidates the
+            first counts. May be empty: `begin` then gives up at once.
+        timing: Delays, places and grace.
+        deadline: When the whole message must be settled. Finding a ready host
+            may take a third of what is left of it at `begin`, all rounds
+            together: the time between `Take` and `resume` does not count.
+            Nothing is taken or started at the deadline or after it.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], timing: RaceOptions, deadline: float
+    ) -> None:
+        self._runners: dict[Candidate, _Runner] = {}
+        for place, entry in enumerate(entries):
+            self._runners.setdefault(entry.candidate, _Runner(entry, place))
+        self._timing = timing
+        self._deadline = deadline
+        self._mode = _Mode.NEW
+        self._budget = 0.0  # seconds left for finding a ready host
+        self._since = 0.0  # when this round began
+        self._limit = 0.0  # when it must be over
+        self._dialled = 0
+        self._ceiling: Rank | None = None  # after a 5yz only better ones matter
+
+    # What the caller tells us
+
+    def begin(self, now: float) -> list[Action]:
+        """Start the race. Call it once, before anything else."""
+        assert self._mode is _Mode.NEW, "a race begins once"
+        self._budget = max(0.0, self._deadline - now) * SHARE_FOR_FINDING
+        self._open_round(now)
+        return self._advance(now)
+
+    def reached(self, candidate: Candidate, phase: Phase, now: float) -> list[Action]:
+        """Take note that *candidate* entered *phase*, READY at the furthest.
+
+        Phases may be skipped (an idle session is READY at once). One that was
+        entered before counts for nothing: so a session that has to connect
+        anew, in clear after a failed TLS handshake, keeps its place and goes
+        on reporting as before.
+        """
+        runner = self._runners[candidate]
+        if runner.standing is _Standing.OPEN and phase > runner.phase:
+            runner.phase = min(phase, Phase.READY)
+            runner.since = now
+        return self.wake(now)
+
+    def failed(
+        self, candidate: Candidate, finding: Finding | None, now: float
+    ) -> list[Action]:
+        """Take note that *candidate* failed before it was taken.
+
+        A *finding* of None says that we failed, not the candidate (a
+        `mxpolicy.errors.LocalTrouble`): it is not asked again in this attempt,
+        but a 5yz from a worse one will not be final for that.
+        """
+        runner = self._runners[candidate]
+        if runner.standing is _Standing.OPEN:
+            runner.standing = _Standing.FAILED if finding else _Standing.SPOILT
+        return self.wake(now)
+
+    def wake(self, now: float) -> list[Action]:
+        """Look at the clock. Harmless at any time."""
+        return self._advance(now) if self._mode is _Mode.RACING else []
+
+    def settled(self, now: float) -> list[Action]:
+        """Drop all others: the taken one has answered RCPT well.
+
+        Returns `Drop` actions only. A later `resume` is possible, when the
+        connection is lost in the body: those dropped here may then be started
+        again.
+        """
+        assert self._mode is _Mode.SUSPENDED, "nobody is taken"
+        return [self._let_go(runner, now) for runner in self._open()]
+
+    def resume(
+        self, finding: Finding, now: float, *, leave_alone: bool = False
+    ) -> list[Action]:
+        """Go on: the taken one's session ended with recipients not settled.
+
+        Never call it when the host may have the message (anything but a reply
+        after the final dot): another host would make it a duplicate.
+
+        Args:
+            finding: TRANSIENT when a reply of 4yz left a recipient unsettled;
+                PERMANENT when every unsettled one was refused with 5yz; any
+                other verdict when no reply decided (CLOSED, SILENT, STALLED, a
+                reply that was about the session).
+            now: The time.
+            leave_alone: With TRANSIENT: the reply was 421 or its enhanced
+                status was x.7.x. The site is not visited again, where otherwise
+                two sessions may end in 4yz.
+
+        Returns actions as `begin` does. One of the others that is ready is
+        taken at once. After PERMANENT only candidates of a better rank than the
+        refusing one are asked; with none of them left this gives up. When
+        recipients were answered differently, say TRANSIENT, and offer one that
+        was refused with 5yz only to candidates of a better rank than the
+        refusing one.
+        """
+        assert self._mode is _Mode.SUSPENDED, "nobody is taken"
+        self._note_end_of_taken(finding.verdict, leave_alone)
+        self._open_round(now)
+        actions: list[Action] = [
+            self._let_go(runner, now)
+            for runner in self._open()
+            if not self._may_be_asked(runner)
+        ]
+        if (best := self._best_ready()) and now < self._deadline:
+            return [*actions, self._take(best, now)]
+        return actions + self._advance(now)
+
+    def has_better_pending(self, candidate: Candidate) -> bool:
+        """Return whether a refusal (4yz, 5yz) by *candidate* is not final.
+
+        True while one of a better rank has not failed: it was not asked, is
+        open or taken, or will be asked a second time. After `GiveUp` that is
+        who never had its full time. True also when better ones answered so
+        often with 4yz that a patient sender would not have come to *candidate*.
+
+        It may be asked at any time, of a taken candidate before `resume` too: a
+        5yz is final at once if it is False.
+        """
+        better = [r for r in self._runners.values() if r.rank < candidate.rank]
+        if any(runner.standing is not _Standing.FAILED for runner in better):
+            return True
+        return sum(runner.visits_used for runner in better) >= TRANSIENT_VISITS
+
+    # The course of a round
+
+    def _open_round(self, now: float) -> None:
+        self._mode = _Mode.RACING
+        self._since = now
+        self._limit = min(now + self._budget, self._deadline)
+
+    def _advance(self, now: float) -> list[Action]:
+        """Do all that is due, and say when to look again."""
+        actions: list[Action] = list(self._drop_expired(now))
+        if now >= self._deadline:
+            return actions + self._give_up(now)
+        if best := self._best_ready():
+            grace_ends = min(self._grace_ends(best), self._limit)
+            ends = self._take(best, now) if grace_ends <= now else Wake(grace_ends)
+            return [*actions, ends]
+        if now >= self._limit:
+            return actions + self._give_up(now)
+        start_at = self._start_due(now, actions)
+        at = min(self._limit, start_at, *(r.fails_at for r in self._open()))
+        if not self._open():
+            return actions + self._give_up(now)
+        return [*actions, Wake(at)]
+
+    def _drop_expired(self, now: float) -> Iterator[Drop]:
+        for runner in self._open():
+            if runner.fails_at <= now:
+                runner.standing = _Standing.FAILED
+                yield Drop(runner.candidate, runner.finding(now))
+
+    def _start_due(self, now: float, actions: list[Action]) -> float:
+        """Start whoever is next in turn, as long as it is due and there is a place.
+
+        Returns when to look again.
+        """
+        while following := self._next_in_turn():
+            ends = self._patience_ends(following, now, actions)
+            if ends > now:
+                return ends
+            room_at = self._make_room(following, now, actions)
+            if room_at > now:
+                return room_at
+            following.start(now)
+            self._dialled += 1
+            actions.append(Start(following.candidate))
+        return inf
+
+    def _patience_ends(
+        self, following: _Runner, now: float, actions: list[Action]
+    ) -> float:
+        """Doubt those with whom our patience has ended; return when the next one's ends.
+
+        The answer is *now* when it has ended with all of them.
+        """
+        soonest = inf
+        for runner in self._open():
+            allowed = patience(
+                runner.entry, runner.phase, following.candidate, self._timing
+            )
+            ends = runner.since + allowed
+            if ends > now:
+                soonest = min(soonest, ends)
+            elif runner.phase not in runner.doubted:
+                runner.doubted.add(runner.phase)
+                finding = runner.finding(now)._replace(full=False)
+                actions.append(Doubt(runner.candidate, finding))
+        return now if soonest == inf else soonest
+
+    def _make_room(
+        self, following: _Runner, now: float, actions: list[Action]
+    ) -> float:
+        """Return when there is a place for *following*; now if there is one.
+
+        One that has had its full time gives its own up.
+        """
+        crowd = self._crowd_before(following)
+        if not crowd:
+            return now
+        first = min(crowd, key=lambda runner: runner.yields_at(following))
+        at = first.yields_at(following)
+        if at <= now:
+            first.standing = _Standing.YIELDED
+            actions.append(Drop(first.candidate, first.finding(now)))
+        return at
+
+    def _crowd_before(self, following: _Runner) -> list[_Runner]:
+        """Return those of whom one must go before *following* can start; often none."""
+        if self._is_rank_full(following.rank):
+            return [r for r in self._open() if r.rank == following.rank]
+        everybody = list(self._open())
+        return everybody if len(everybody) >= max(1, self._timing.open) else []
+
+    def _next_in_turn(self) -> _Runner | None:
+        """Return who starts next; of a rank whose places are taken only if all are so."""
+        if self._dialled >= MAX_DIALLED:
+            return None
+        queue = self._queue(_Standing.WAITING) or self._queue(_Standing.YIELDED)
+        for runner in queue:
+            if not self._is_rank_full(runner.rank):
+                return runner
+        return queue[0] if queue else None
+
+    # Ends
+
+    def _take(self, runner: _Runner, now: float) -> Take:
+        runner.standing = _Standing.TAKEN
+        self._mode = _Mode.SUSPENDED
+        self._budget = max(0.0, self._budget - (now - self._since))
+        return Take(runner.candidate)
+
+    def _let_go(self, runner: _Runner, now: float) -> Drop:
+        """Drop one that has not failed; it may be asked again."""
+        runner.standing = _Standing.WAITING
+        if runner.is_ready or not (finding := runner.finding(now)).full:
+            return Drop(runner.candidate)
+        return Drop(runner.candidate, finding)
+
+    def _give_up(self, now: float) -> list[Action]:
+        """Drop everybody and end. Who had its full time has failed."""
+        self._mode = _Mode.OVER
+        actions: list[Action] = []
+        for runner in self._open():
+            finding = None if runner.is_ready else runner.finding(now)
+            is_full = finding is not None and finding.full
+            runner.standing = _Standing.FAILED if is_full else _Standing.WAITING
+            actions.append(Drop(runner.candidate, finding))
+        for runner in self._all(_Standing.YIELDED):
+            runner.standing = _Standing.FAILED
+        return [*actions, GiveUp(self._reason(now))]
+
+    def _reason(self, now: float) -> GiveUpReason:
+        if not any(
+            runner.standing is not _Standing.FAILED and self._matters(runner)
+            for runner in self._runners.values()
+        ):
+            return GiveUpReason.EXHAUSTED
+        return GiveUpReason.DEADLINE if now >= self._limit else GiveUpReason.CAPPED
+
+    def _note_end_of_taken(self, verdict: Verdict, leave_alone: bool) -> None:
+        (taken,) = self._all(_Standing.TAKEN)
+        taken.standing = _Standing.FAILED
+        if verdict is Verdict.TRANSIENT:
+            taken.visits_used = TRANSIENT_VISITS if leave_alone else 1
+        elif verdict is Verdict.PERMANENT:
+            self._ceiling = min(self._ceiling or taken.rank, taken.rank)
+
+    # Who
+
+    def _all(self, standing: _Standing) -> list[_Runner]:
+        return [r for r in self._runners.values() if r.standing is standing]
+
+    def _open(self) -> list[_Runner]:
+        return self._all(_Standing.OPEN)
+
+    def _queue(self, standing: _Standing) -> list[_Runner]:
+        return [r for r in self._all(standing) if self._may_be_asked(r)]
+
+    def _matters(self, runner: _Runner) -> bool:
+        """Whether its answer could still change a 5yz heard from another."""
+        return self._ceiling is None or runner.rank < self._ceiling
+
+    def _may_be_asked(self, runner: _Runner) -> bool:
+        """Whether a patient sender would still come to ask it.
+
+        It would stop at the second 4yz. Those heard from a worse rank it would
+        hear only afterwards. What this forbids stays forbidden.
+        """
+        others = self._runners.values()
+        used = sum(other.visits_used for other in others if other.rank <= runner.rank)
+        return self._matters(runner) and used < TRANSIENT_VISITS
+
+    def _is_rank_full(self, rank: Rank) -> bool:
+        taken = sum(runner.rank == rank for runner in self._open())
+        return taken >= max(1, self._timing.open_per_rank)
+
+    def _best_ready(self) -> _Runner | None:
+        ready = [runner for runner in self._open() if runner.is_ready]
+        return min(ready, key=lambda r: (r.rank, r.since, r.place), default=None)
+
+    def _grace_ends(self, best: _Runner) -> float:
+        """Return until when a better one may still overtake; the past if none may."""
+        if not any(
+            runner.rank < best.rank and runner.phase >= Phase.GREETING
+            for runner in self._open()
+        ):
+            return -inf
+        first = min(runner.since for runner in self._open() if runner.is_ready)
+        return first + self._timing.grace

@@ -1,0 +1,104 @@
+"""How long the race waits for a candidate: every number, with its reason.
+
+Pure functions of a candidate's phase, of what is remembered of it and of who
+would be next. `mxpolicy.routing.race` calls them; nothing here keeps state.
+
+There are three measures of one candidate's slowness, each longer than the one
+before:
+
+* its *patience* is over: the next one may start beside it;
+* it has had its *full time*: it may lose its place to one that waits, and what
+  was seen of it is a full verdict;
+* its *utmost time* is over: it has failed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.routing.candidate import Phase, Verdict
+
+if TYPE_CHECKING:
+    from mxpolicy.options import RaceOptions
+    from mxpolicy.routing.candidate import Candidate
+
+__all__ = ["Entry", "full_time", "patience", "slow_verdict", "utmost_time"]
+
+# A host that was slow before may be as slow again, and a bit: twice.
+REMEMBERED_FACTOR = 2.0
+
+# Some sites greet after 30 seconds on purpose; a host that took longer than 40
+# is not waited for longer than this before the next one starts beside it.
+LONGEST_PATIENCE = 80.0
+
+# Linux sends a SYN at 0, 1, 3 and 7 seconds: after 6 three have gone unanswered.
+FULL_CONNECT = 6.0
+# The slowest greeting that is common practice.
+FULL_PHASE = 30.0
+
+# Postfix: smtp_connect_timeout. SYNs at 0, 1, 3, 7 and 15 seconds.
+UTMOST_CONNECT = 30.0
+# RFC 5321 §4.5.3.2.1 for the 220; EHLO and STARTTLS have none of their own
+# there, and Postfix gives them as long (smtp_helo_timeout, smtp_starttls_timeout).
+UTMOST_PHASE = 300.0
+
+
+class Entry(NamedTuple):
+    """A candidate with what is remembered of it.
+
+    Attributes:
+        candidate: What can be dialled.
+        connect_time: Seconds from SYN to SYN-ACK when last seen, None if unknown.
+        greeting_latency: Seconds from SYN-ACK to the 220 when last seen, None
+            if unknown.
+    """
+
+    candidate: Candidate
+    connect_time: float | None = None
+    greeting_latency: float | None = None
+
+
+def patience(
+    entry: Entry, phase: Phase, following: Candidate, timing: RaceOptions
+) -> float:
+    """Return the seconds in *phase* after which *following* may start beside *entry*."""
+    if phase is Phase.CONNECT:
+        remembered = REMEMBERED_FACTOR * (entry.connect_time or 0.0)
+        return max(_connect_delay(entry.candidate, following, timing), remembered)
+    if phase is Phase.GREETING:
+        remembered = REMEMBERED_FACTOR * (entry.greeting_latency or 0.0)
+        return max(timing.phase_patience, min(remembered, LONGEST_PATIENCE))
+    return timing.phase_patience
+
+
+def _connect_delay(
+    earlier: Candidate, following: Candidate, timing: RaceOptions
+) -> float:
+    if following.rank > earlier.rank:
+        return timing.rank_delay
+    if (
+        following.rank == earlier.rank
+        and following.host == earlier.host
+        and following.is_ipv6 != earlier.is_ipv6
+    ):
+        return timing.address_delay
+    return timing.host_delay
+
+
+def full_time(phase: Phase) -> float:
+    """Return the seconds without a new phase that make a full verdict."""
+    return FULL_CONNECT if phase is Phase.CONNECT else FULL_PHASE
+
+
+def utmost_time(phase: Phase) -> float:
+    """Return the seconds in *phase* after which a candidate has failed anyhow."""
+    return UTMOST_CONNECT if phase is Phase.CONNECT else UTMOST_PHASE
+
+
+def slow_verdict(phase: Phase) -> Verdict:
+    """Return what it is called when a candidate does not get beyond *phase*."""
+    if phase is Phase.CONNECT:
+        return Verdict.FILTERED
+    if phase is Phase.TLS:
+        return Verdict.TLS_SILENT
+    return Verdict.SILENT
