@@ -1,0 +1,59 @@
+"""Bytes from the peer, taken out line by line.
+
+A line ends with LF; CRs before it belong to the end. RFC 5321 §2.3.8 asks for
+CRLF and nothing else, but hosts that send a bare LF exist and every mail server
+in use reads them. What *we* send is never that lax.
+
+The cost is linear in the bytes received however they are cut: the search for
+LF never looks twice at a byte, and taking a line from the front of a bytearray
+moves nothing.
+"""
+
+from __future__ import annotations
+
+from mxpolicy.errors import RemoteProtocolError
+
+__all__ = ["ReceiveBuffer"]
+
+
+class ReceiveBuffer:
+    """A queue of bytes that gives whole lines.
+
+    Args:
+        line_limit: Bytes a line may have before its LF.
+    """
+
+    __slots__ = ("_data", "_line_limit", "_searched")
+
+    def __init__(self, line_limit: int) -> None:
+        self._data = bytearray()
+        self._line_limit = line_limit
+        # No LF among the first so many bytes.
+        self._searched = 0
+
+    def __bool__(self) -> bool:
+        """True while there are bytes that no line has taken."""
+        return bool(self._data)
+
+    def append(self, data: bytes) -> None:
+        """Take *data* from the wire. Call `next_line` until it gives None."""
+        self._data += data
+
+    def next_line(self) -> bytes | None:
+        """Return the next line without its end, or None until more bytes come.
+
+        Raises:
+            RemoteProtocolError: The line, finished or not, is over the limit.
+                The buffer cannot be used any more.
+        """
+        end = self._data.find(b"\n", self._searched)
+        length = end if end >= 0 else len(self._data)
+        if length > self._line_limit:
+            raise RemoteProtocolError(f"a line of over {self._line_limit} bytes")
+        if end < 0:
+            self._searched = length
+            return None
+        line = bytes(self._data[:end])
+        del self._data[: end + 1]
+        self._searched = 0
+        return line.rstrip(b"\r")
