@@ -1,0 +1,264 @@
+"""The message on its way in: spooled from a descriptor, read again for every host.
+
+Up to 1 MiB stays in memory, more goes to a file without a name; so a message of
+100 MiB takes no 100 MiB of memory and nothing is left behind by SIGKILL. What the
+SMTP dialogue must know before it begins is counted as the message passes by.
+
+An mbox ``From_`` line on top is an envelope, not a header field, and is dropped:
+Exim's pipe transport adds one unless ``message_prefix`` is emptied, Postfix's
+with ``flags=F``; sent along it would end the header for the receiving host.
+
+The bytes are kept as they came; line ends and dots are the business of
+`mxpolicy.protocol.dot_stuffing`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+
+from mxpolicy.errors import LocalTrouble
+
+__all__ = ["MailData", "spool"]
+
+MEMORY_LIMIT = 1 << 20
+
+_CHUNK = 65536
+
+# Postfix's header_size_limit is 102,400 for one field; beyond this much, Received:
+# fields are not counted: a loop shows itself on top.
+_HEADER_LIMIT = 256 * 1024
+
+# A From_ line holds an address and a date; RFC 5322 §2.1.1 ends any line at 998.
+_LINE_LIMIT = 1000
+
+# "From :" with white space before the colon is RFC 5322's obsolete way to write the
+# header field (§4.5.2), and stays.
+_MBOX_LINE = re.compile(rb"From [ \t]*[^: \t\r\n][^\n]*\n")
+
+_RECEIVED = re.compile(rb"^received[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_END_OF_HEADER = re.compile(rb"^\r?$", re.MULTILINE)
+
+# What a mail server's final delivery writes above the last Received: field.
+_ABOVE_RECEIVED = re.compile(
+    rb"(?:(?:return-path|delivered-to|x-original-to|envelope-to|delivery-date)"
+    rb"[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*)*received[ \t]*:",
+    re.IGNORECASE,
+)
+
+
+class MailData:
+    """One message, complete or growing: `append` until `finish`, then `chunks`.
+
+    Not for two writers; any number of readers once it is finished.
+
+    Attributes:
+        size: Bytes on the wire with CRLF line ends, without doubled dots and the
+            final dot, which is what SIZE= declares (RFC 1870 §5). Folding of
+            overlong lines may add a few.
+        has_8bit: A byte above 127 occurs anywhere (RFC 6152).
+    """
+
+    def __init__(self, *, memory_limit: int = MEMORY_LIMIT) -> None:
+        self.size = 0
+        self.has_8bit = False
+        self._memory_limit = memory_limit
+        self._memory: bytearray | None = bytearray()
+        self._descriptor = -1
+        self._stored = 0  # bytes kept, here or there
+        self._top: bytes | None = b""  # the first line, until it is complete
+        self._last = 0x0A  # the byte before the next one
+
+    def append(self, data: bytes) -> None:
+        """Take the next bytes, of any number; raise LocalTrouble when the disk is full."""
+        if self._top is not None:
+            data = self._top + data
+            if b"\n" not in data and len(data) < _LINE_LIMIT:
+                self._top = data
+                return
+            data = self._without_mbox_line(data)
+        self._count(data)
+        self._store(data)
+
+    def finish(self) -> None:
+        """Say that this was all."""
+        if self._top is not None:
+            data = self._without_mbox_line(self._top)
+            self._count(data)
+            self._store(data)
+        if self._last not in b"\r\n":
+            self.size += 2  # the line end that the last line lacks
+
+    def chunks(self, size: int = _CHUNK) -> Iterator[bytes]:
+        """Yield the message from its beginning, *size* bytes at a time.
+
+        Raises:
+            LocalTrouble: the spool file cannot be read, or is shorter than it was.
+        """
+        position = 0
+        while position < self._stored:
+            chunk = self._read(position, size)
+            if not chunk:
+                raise LocalTrouble("the spooled message has become shorter")
+            position += len(chunk)
+            yield chunk
+
+    @property
+    def has_received_on_top(self) -> bool:
+        """The first field, after what final delivery writes above it, is Received:.
+
+        Each mail server adds one (RFC 5321 §4.4): then two messages with equal
+        bytes are one message, seen twice.
+        """
+        return _ABOVE_RECEIVED.match(self._header()) is not None
+
+    @property
+    def received_count(self) -> int:
+        """How many Received: fields the header has: mail servers passed (RFC 5321 §6.3)."""
+        return len(_RECEIVED.findall(self._header()))
+
+    def close(self) -> None:
+        """Give the memory or the file back; may be called twice."""
+        self._memory = None  # `chunks` now fails; it never yields less than all
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _without_mbox_line(self, data: bytes) -> bytes:
+        self._top = None
+        found = _MBOX_LINE.match(data)
+        return data[found.end() :] if found else data
+
+    def _count(self, data: bytes) -> None:
+        """Add *data* to `size`; CRLF, LF and CR are one line end each (two bytes)."""
+        if not data:
+            return
+        feeds, returns = data.count(b"\n"), data.count(b"\r")
+        pairs = data.count(b"\r\n") if returns and feeds else 0
+        self.size += len(data) + feeds + returns - 2 * pairs
+        if self._last == 0x0D and data[0] == 0x0A:
+            self.size -= 2  # the CR was counted as a line end already
+        self._last = data[-1]
+        self.has_8bit = self.has_8bit or not data.isascii()
+
+    def _store(self, data: bytes) -> None:
+        if self._memory is not None and self._stored + len(data) > self._memory_limit:
+            memory, self._memory = self._memory, None
+            self._descriptor = _open_unnamed()
+            self._write(memory)
+        if self._memory is not None:
+            self._memory += data
+        else:
+            self._write(data)
+        self._stored += len(data)
+
+    def _write(self, data: bytes | bytearray) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except OSError as error:  # ENOSPC, EDQUOT, EFBIG (Python ignores SIGXFSZ)
+            raise _spool_trouble(error) from error
+
+    def _read(self, position: int, size: int) -> bytes:
+        if self._memory is not None:
+            return bytes(memoryview(self._memory)[position : position + size])
+        try:
+            return os.pread(self._descriptor, size, position)
+        except OSError as error:
+            raise _spool_trouble(error) from error
+
+    def _header(self) -> bytes:
+        """Return the header, or as much of it as is looked at."""
+        top = next(self.chunks(_HEADER_LIMIT), b"")
+        end = _END_OF_HEADER.search(top)
+        return top[: end.start()] if end else top
+
+
+async def spool(descriptor: int, *, memory_limit: int = MEMORY_LIMIT) -> MailData:
+    """Read *descriptor* to its end, without blocking the loop, and return the message.
+
+    A pipe, a socket or a terminal is waited for; a file is read piece by piece
+    with the loop running in between. The descriptor may be blocking or not, is
+    read by nobody else meanwhile, and stays open. An end is only that: it does
+    not prove that the writer was done.
+
+    Raises:
+        LocalTrouble: the descriptor cannot be read, or memory or disk are full.
+    """
+    message = MailData(memory_limit=memory_limit)
+    try:
+        while data := await _read_some(descriptor):
+            message.append(data)
+        message.finish()
+    except MemoryError as error:
+        message.close()
+        raise LocalTrouble("no memory for the message") from error
+    except BaseException:
+        message.close()
+        raise
+    return message
+
+
+async def _read_some(descriptor: int) -> bytes:
+    """Return what can be read, ``b""`` at the end."""
+    try:
+        while True:
+            await _readable(descriptor)
+            # Ready, and nobody else reads: this does not block.
+            with suppress(BlockingIOError):
+                return os.read(descriptor, _CHUNK)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise LocalTrouble(f"cannot read the message: {reason}") from error
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    try:
+        loop.add_reader(descriptor, ready.set)
+    except PermissionError:
+        # epoll(7) does not take regular files and /dev/null: they never block.
+        await asyncio.sleep(0)
+        return
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _open_unnamed() -> int:
+    """Open a file that no directory knows, in the first place that allows it.
+
+    tempfile would do it too, and costs ten further modules at start.
+    """
+    error: OSError | None = None
+    for directory in (os.environ.get("TMPDIR"), "/var/tmp", "/tmp"):  # noqa: S108
+        if directory:
+            try:
+                return _open_unnamed_in(directory)
+            except OSError as failure:
+                error = error or failure
+    assert error is not None
+    raise _spool_trouble(error) from error
+
+
+def _open_unnamed_in(directory: str) -> int:
+    flags = os.O_RDWR | os.O_CLOEXEC
+    if hasattr(os, "O_TMPFILE"):
+        # Not every file system has it (overlayfs before Linux 6.3, NFS).
+        with suppress(OSError):
+            return os.open(directory, flags | os.O_TMPFILE, 0o600)
+    name = f"{directory}/mxpolicy-{os.getpid()}-{os.urandom(8).hex()}"
+    descriptor = os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    os.unlink(name)
+    return descriptor
+
+
+def _spool_trouble(error: OSError) -> LocalTrouble:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return LocalTrouble(f"cannot spool the message: {reason}")
