@@ -359,16 +359,24 @@ class Stream:
 
     # --- the end
 
-    def close(self) -> None:
+    def close(self, last_words: bytes = b"") -> None:
         """End the connection in peace: what the kernel holds is still delivered.
 
-        Never waits, never raises; may be called twice.
+        *last_words* (a QUIT) are sent if they can be without waiting. Never
+        waits, never raises; may be called twice.
         """
-        if self.tls and self._layer is not None and not self._is_torn:
-            with suppress(ssl.SSLError, OSError):
-                self._layer.say_goodbye()
-                self._socket.send(self._layer.outgoing())
+        if not self._is_torn:
+            with suppress(StreamClosed, ssl.SSLError, OSError):
+                self._socket.send(self._wrap_farewell(last_words))
         self._release()
+
+    def _wrap_farewell(self, last_words: bytes) -> bytes:
+        if self._layer is None:
+            return last_words
+        if self.tls:
+            self._layer.encrypt(last_words)
+            self._layer.say_goodbye()
+        return self._layer.outgoing()
 
     def abort(self) -> None:
         """Reset the connection: what the peer has not received, it never will.
@@ -438,6 +446,8 @@ class _TlsLayer:
 
     def encrypt(self, data: bytes) -> None:
         """Take clear text; a memory buffer takes all of it."""
+        if not data:
+            return
         try:
             self._object.write(data)
         except ssl.SSLError as error:

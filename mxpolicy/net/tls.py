@@ -1,4 +1,4 @@
-"""TLS contexts, one for each level that a destination can have.
+"""TLS contexts, one for each of Postfix's levels that needs one.
 
 At level ``may`` the alternative to weak TLS is clear text, so nothing that
 encrypts is refused: TLS 1.0, old ciphers, short keys, servers without secure
@@ -13,9 +13,7 @@ import ssl
 import warnings
 from functools import cache
 
-from mxpolicy.options import TlsLevel
-
-__all__ = ["context_for"]
+__all__ = ["opportunistic"]
 
 # ssl.OP_LEGACY_SERVER_CONNECT has a name only since Python 3.12; OpenSSL 3 refuses
 # servers without RFC 5746 unless it is set, OpenSSL 1.1 had it set by default.
@@ -23,16 +21,8 @@ _LEGACY_SERVER_CONNECT = 0x4
 
 
 @cache
-def context_for(level: TlsLevel) -> ssl.SSLContext | None:
-    """Return the context for *level*, the same each time; None at level ``none``."""
-    match level:
-        case TlsLevel.NONE:
-            return None
-        case TlsLevel.MAY:
-            return _opportunistic()
-
-
-def _opportunistic() -> ssl.SSLContext:
+def opportunistic() -> ssl.SSLContext:
+    """Return the context for level ``may``, the same one each time."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
