@@ -17,8 +17,8 @@ order of preference (RFC 5321 §5.1), would not have caused. From it follows:
   on for it, and after a 5yz for nobody else.
 * A greylisting site gets two visits, not one for each of its hosts. But visits
   paid out of turn, to a worse rank, do not count against a better one.
-* A candidate that had to make room for another before its utmost time is asked
-  once more when all others have been asked.
+* A candidate that had to make room for another before its utmost time, or grew
+  tired of waiting for us, is asked once more when all others have been asked.
 
 Times are seconds on one monotonic clock, the caller's; a *now* never runs
 backwards. Several calls may carry the same *now*.
@@ -176,7 +176,7 @@ class _Mode(Enum):
 class _Standing(Enum):
     WAITING = auto()  # not asked, or hung up on before it could answer
     OPEN = auto()
-    YIELDED = auto()  # made room after its full time; is asked once more at the end
+    YIELDED = auto()  # made room, or tired of waiting; is asked once more at the end
     TAKEN = auto()
     FAILED = auto()
     SPOILT = auto()  # our own trouble: not asked, and not asked again
@@ -308,10 +308,18 @@ class Race:
         A *finding* of None says that we failed, not the candidate (a
         `mxpolicy.errors.LocalTrouble`): it is not asked again in this attempt,
         but a 5yz from a worse one will not be final for that.
+
+        One that was ready and hung up while we kept it waiting for another is
+        not to blame: it is asked once more when all others have been.
         """
         runner = self._runners[candidate]
         if runner.standing is _Standing.OPEN:
-            runner.standing = _Standing.FAILED if finding else _Standing.SPOILT
+            if finding is None:
+                runner.standing = _Standing.SPOILT
+            elif runner.is_ready and not runner.is_second_run:
+                runner.standing = _Standing.YIELDED
+            else:
+                runner.standing = _Standing.FAILED
         return self.wake(now)
 
     def wake(self, now: float) -> list[Action]:
@@ -508,7 +516,8 @@ class Race:
             runner.standing = _Standing.FAILED if is_full else _Standing.WAITING
             actions.append(Drop(runner.candidate, finding))
         for runner in self._all(_Standing.YIELDED):
-            runner.standing = _Standing.FAILED
+            if not runner.is_ready:
+                runner.standing = _Standing.FAILED
         return [*actions, GiveUp(self._reason(now))]
 
     def _reason(self, now: float) -> GiveUpReason:

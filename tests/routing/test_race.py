@@ -1,0 +1,946 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mxpolicy.options import RaceOptions
+from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
+from mxpolicy.routing.race import (
+    MAX_DIALLED,
+    Action,
+    Doubt,
+    Drop,
+    Entry,
+    GiveUp,
+    GiveUpReason,
+    Race,
+    Start,
+    Take,
+    Wake,
+)
+from tests.routing.simulation import (
+    ACCEPTS,
+    CLOSED,
+    DROPPED,
+    GOOD,
+    OUR_TROUBLE,
+    POOLED,
+    REFUSED,
+    SILENT,
+    SILENT_AT_EHLO,
+    SILENT_AT_TLS,
+    Answer,
+    Host,
+    Simulation,
+    Step,
+    answering,
+    ask_patiently,
+    dual_stack,
+    equal_hosts,
+    greeting_after,
+    ranked_hosts,
+)
+
+DEADLINE = 900.0
+LIMIT = 300.0
+BEST, MIDDLE, WORST = ranked_hosts(3)
+WORSE_THAN_EQUALS = Candidate("last.example", "192.0.2.99", 25, 20)
+
+REFUSAL = Finding(Verdict.REFUSED, Phase.CONNECT, 0.02)
+LOST = Finding(Verdict.CLOSED, Phase.TRANSACTION, 0.1)
+SAYS_4YZ = Finding(Verdict.TRANSIENT, Phase.TRANSACTION, 0.1)
+SAYS_5YZ = Finding(Verdict.PERMANENT, Phase.TRANSACTION, 0.1)
+
+
+def new_race(*candidates: Candidate, deadline: float = DEADLINE) -> Race:
+    entries = [Entry(c) for c in candidates or (BEST, MIDDLE, WORST)]
+    return Race(entries, RaceOptions(), deadline)
+
+
+def ahead_of_good(hosts: list[Host]) -> dict[Candidate, Host]:
+    """Every host its own preference, a good one last."""
+    return dict(zip(ranked_hosts(len(hosts) + 1), [*hosts, GOOD], strict=True))
+
+
+def dropped_dual_stack(count: int) -> dict[Candidate, Host]:
+    *dropped, good = ranked_hosts(count + 1)
+    both = [address for host in dropped for address in dual_stack(host)]
+    return dict.fromkeys(both, DROPPED) | {good: GOOD}
+
+
+def dropped_interleaved() -> dict[Candidate, Host]:
+    (a6, a4), (b6, b4) = map(dual_stack, equal_hosts(2))
+    return dict.fromkeys([a6, b6, a4, b4], DROPPED) | {WORSE_THAN_EQUALS: GOOD}
+
+
+def broken_ipv6() -> dict[Candidate, Host]:
+    v6, v4 = dual_stack(BEST)
+    return {v6: DROPPED, v4: GOOD}
+
+
+# The table of the design: seconds until the good one, the last in order, is ready.
+
+
+@pytest.mark.parametrize(
+    ("world", "seconds"),
+    [
+        pytest.param(ahead_of_good([DROPPED]), 1.6, id="one_dropped"),
+        pytest.param(dropped_dual_stack(1), 1.8, id="one_dual_stack_dropped"),
+        pytest.param(dropped_interleaved(), 4.6, id="two_equal_dual_stack_dropped"),
+        pytest.param(
+            dict.fromkeys(equal_hosts(8), DROPPED) | {WORSE_THAN_EQUALS: GOOD},
+            4.6,
+            id="eight_equal_dropped",
+        ),
+        pytest.param(ahead_of_good([DROPPED] * 12), 18.1, id="twelve_dropped"),
+        pytest.param(dropped_dual_stack(12), 24.1, id="twelve_dual_stack_dropped"),
+        pytest.param(ahead_of_good([REFUSED] * 12), 0.3, id="twelve_refused"),
+        pytest.param(
+            dict(zip(equal_hosts(2), [DROPPED, GOOD], strict=True)),
+            1.1,
+            id="one_of_equals_dropped",
+        ),
+        pytest.param(ahead_of_good([SILENT]), 8.1, id="one_silent"),
+        pytest.param(ahead_of_good([SILENT] * 3), 24.2, id="three_silent"),
+        pytest.param(ahead_of_good([SILENT] * 4), 32.2, id="four_silent"),
+        pytest.param(ahead_of_good([SILENT] * 8), 64.3, id="eight_silent"),
+        pytest.param(ahead_of_good([SILENT] * 12), 96.3, id="twelve_silent"),
+        pytest.param(
+            ahead_of_good([DROPPED, DROPPED, SILENT]), 11.1, id="two_dropped_one_silent"
+        ),
+        pytest.param(broken_ipv6(), 0.3, id="broken_ipv6_of_the_same_host"),
+    ],
+)
+def test_the_good_one_is_ready_as_soon_as_designed(
+    world: dict[Candidate, Host], seconds: float
+) -> None:
+    played = Simulation(world).run()
+    (good,) = [c for c, host in world.items() if host is GOOD]
+    assert played.ready_at[good] == pytest.approx(seconds, abs=0.1)
+    assert played.taken == [good]
+    assert played.outcome == "delivered"
+
+
+def test_one_of_five_equals_dropped_delays_by_a_second() -> None:
+    world = dict.fromkeys(equal_hosts(5), GOOD)
+    first, second, *_ = world
+    played = Simulation(world | {first: DROPPED}).run()
+    assert played.ready_at[second] == pytest.approx(1.1, abs=0.1)
+    assert played.started == [first, second]
+
+
+def test_postscreen_that_greets_after_six_seconds_wins_itself() -> None:
+    played = Simulation({BEST: greeting_after(6.0), MIDDLE: GOOD}).run()
+    assert played.ready_at[BEST] == pytest.approx(6.1, abs=0.1)
+    assert played.started == [BEST]
+
+
+# Every state and every input.
+
+
+def begun() -> Race:
+    race = new_race()
+    race.begin(0.0)
+    return race
+
+
+def with_best_taken() -> Race:
+    race = begun()
+    race.reached(BEST, Phase.READY, 1.0)
+    return race
+
+
+def given_up() -> Race:
+    race = with_best_taken()
+    assert race.resume(SAYS_5YZ, 1.0) == [GiveUp(GiveUpReason.EXHAUSTED)]
+    return race
+
+
+MODES = {
+    "new": new_race,
+    "racing": begun,
+    "suspended": with_best_taken,
+    "over": given_up,
+}
+INPUTS: dict[str, Callable[[Race], list[Action]]] = {
+    "begin": lambda race: race.begin(1.0),
+    "reached": lambda race: race.reached(BEST, Phase.GREETING, 1.0),
+    "failed": lambda race: race.failed(BEST, REFUSAL, 1.0),
+    "wake": lambda race: race.wake(1.0),
+    "settled": lambda race: race.settled(1.0),
+    "resume": lambda race: race.resume(LOST, 1.0),
+}
+REFUSED_CALLS = {
+    *(("new", name) for name in ("settled", "resume")),
+    *(("racing", name) for name in ("begin", "settled", "resume")),
+    ("suspended", "begin"),
+    *(("over", name) for name in ("begin", "settled", "resume")),
+}
+ACTING_CALLS = {
+    ("new", "begin"): [Start(BEST), Wake(2.5)],
+    ("racing", "reached"): [Wake(9.0)],
+    ("racing", "failed"): [Start(MIDDLE), Wake(2.5)],
+    ("racing", "wake"): [Wake(1.5)],
+    ("suspended", "resume"): [Start(MIDDLE), Wake(2.5)],
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", INPUTS)
+def test_every_call_in_every_mode_acts_or_is_ignored_or_refused(
+    mode: str, name: str
+) -> None:
+    race = MODES[mode]()
+    if (mode, name) in REFUSED_CALLS:
+        with pytest.raises(AssertionError):
+            INPUTS[name](race)
+    else:
+        assert INPUTS[name](race) == ACTING_CALLS.get((mode, name), [])
+
+
+def open_in(phase: Phase) -> Callable[[], Race]:
+    def make() -> Race:
+        race = begun()
+        race.reached(BEST, phase, 0.5)
+        return race
+
+    return make
+
+
+def never_asked() -> Race:
+    race = new_race(MIDDLE, BEST)
+    race.begin(0.0)
+    return race
+
+
+def asked_and_failed() -> Race:
+    race = begun()
+    race.failed(BEST, REFUSAL, 0.5)
+    return race
+
+
+def spoilt() -> Race:
+    race = begun()
+    race.failed(BEST, None, 0.5)
+    return race
+
+
+def yielded() -> Race:
+    timing = RaceOptions(open=1)
+    race = Race([Entry(BEST), Entry(MIDDLE)], timing, DEADLINE)
+    race.begin(-6.0)
+    assert race.wake(0.0)[1] == Drop(
+        BEST, Finding(Verdict.FILTERED, Phase.CONNECT, 6.0)
+    )
+    return race
+
+
+def dropped_by_settled() -> Race:
+    race = begun()
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.READY, 1.6)
+    race.settled(1.7)
+    race.resume(LOST, 1.8)
+    race.failed(BEST, None, 1.8)  # started again; ours to forget
+    return race
+
+
+NOT_OPEN = [never_asked, asked_and_failed, spoilt, yielded, with_best_taken, given_up]
+EVENTS: dict[str, Callable[[Race], list[Action]]] = {
+    **{
+        f"reached_{phase.word}": lambda race, phase=phase: race.reached(  # type: ignore[misc]
+            BEST, phase, 2.0
+        )
+        for phase in Phase
+    },
+    "failed": lambda race: race.failed(BEST, REFUSAL, 2.0),
+    "our_trouble": lambda race: race.failed(BEST, None, 2.0),
+}
+
+
+@pytest.mark.parametrize("make", NOT_OPEN)
+@pytest.mark.parametrize("event", EVENTS)
+def test_news_of_one_that_is_not_open_changes_nothing(
+    make: Callable[[], Race], event: str
+) -> None:
+    race, twin = make(), make()
+    assert EVENTS[event](race) == twin.wake(2.0)
+    assert race.has_better_pending(WORST) is twin.has_better_pending(WORST)
+    assert race.wake(100.0) == twin.wake(100.0)
+
+
+@pytest.mark.parametrize("phase", [p for p in Phase if p < Phase.READY])
+@pytest.mark.parametrize("news", Phase)
+def test_an_open_one_goes_forward_only(phase: Phase, news: Phase) -> None:
+    race, twin = open_in(phase)(), open_in(phase)()
+    actions = race.reached(BEST, news, 1.0)
+    if news <= phase:
+        assert actions == twin.wake(1.0)
+    elif news < Phase.READY:
+        assert actions == [Wake(9.0)]
+    else:
+        assert actions == [Take(BEST)]
+
+
+@pytest.mark.parametrize("phase", [p for p in Phase if p < Phase.READY])
+@pytest.mark.parametrize("finding", [REFUSAL, None])
+def test_the_next_starts_at_once_when_an_open_one_fails(
+    phase: Phase, finding: Finding | None
+) -> None:
+    race = open_in(phase)()
+    assert race.failed(BEST, finding, 1.0) == [Start(MIDDLE), Wake(2.5)]
+    assert race.has_better_pending(MIDDLE) is (finding is None)
+
+
+def test_an_unknown_candidate_is_a_mistake() -> None:
+    with pytest.raises(KeyError):
+        begun().reached(WORSE_THAN_EQUALS, Phase.GREETING, 1.0)
+
+
+# Beginning and patience.
+
+
+def test_nobody_to_ask_gives_up_at_once() -> None:
+    race = Race([], RaceOptions(), DEADLINE)
+    assert race.begin(0.0) == [GiveUp(GiveUpReason.EXHAUSTED)]
+
+
+def test_a_deadline_that_is_past_dials_nobody() -> None:
+    race = new_race(deadline=5.0)
+    assert race.begin(5.0) == [GiveUp(GiveUpReason.DEADLINE)]
+    assert race.has_better_pending(MIDDLE)
+
+
+def test_the_same_candidate_twice_is_asked_once() -> None:
+    race = new_race(BEST, BEST)
+    race.begin(0.0)
+    assert race.failed(BEST, REFUSAL, 0.1) == [GiveUp(GiveUpReason.EXHAUSTED)]
+
+
+def test_patience_that_ends_is_told_once_for_every_phase() -> None:
+    race = begun()
+    assert race.wake(1.5) == [
+        Doubt(BEST, Finding(Verdict.FILTERED, Phase.CONNECT, 1.5, full=False)),
+        Start(MIDDLE),
+        Wake(3.0),
+    ]
+    assert race.reached(BEST, Phase.GREETING, 2.0) == [Wake(3.0)]
+    (doubt, wake) = race.wake(3.0)
+    assert isinstance(doubt, Doubt)
+    assert doubt.candidate == MIDDLE
+    assert wake == Wake(10.0)
+    assert race.wake(9.0) == [Wake(10.0)]
+    assert race.wake(10.0) == [
+        Doubt(BEST, Finding(Verdict.SILENT, Phase.GREETING, 8.0, full=False)),
+        Start(WORST),
+        Wake(31.5),
+    ]
+    assert race.wake(11.0) == [Wake(31.5)]
+
+
+def test_a_late_wake_does_what_was_due() -> None:
+    doubt, start, wake = begun().wake(7.0)
+    assert isinstance(doubt, Doubt)
+    assert (start, wake) == (Start(MIDDLE), Wake(8.5))
+
+
+def test_an_idle_session_is_taken_at_once() -> None:
+    played = Simulation({BEST: POOLED, MIDDLE: GOOD}).run()
+    assert [a for _, a in played.log[:3]] == [Start(BEST), Wake(1.5), Take(BEST)]
+
+
+def test_a_remembered_slow_greeting_is_waited_for() -> None:
+    slow = Entry(BEST, greeting_latency=30.0)
+    world = {BEST: greeting_after(31.0), MIDDLE: GOOD}
+    played = Simulation(world, entries=[slow, Entry(MIDDLE)]).run()
+    assert played.started == [BEST]
+
+
+def test_patience_of_nothing_starts_as_many_as_there_are_places() -> None:
+    timing = RaceOptions(host_delay=0.0)
+    race = Race([Entry(c) for c in equal_hosts(9)], timing, DEADLINE)
+    assert sum(isinstance(a, Start) for a in race.begin(0.0)) == 4
+
+
+# Places.
+
+
+def test_one_makes_room_only_when_the_next_is_due() -> None:
+    played = Simulation(ahead_of_good([DROPPED] * 12)).run()
+    first = played.started[0]
+    assert played.times(Drop, first)[0] == 9.0
+    (drop,) = [a for at, a in played.log if at == 9.0 and isinstance(a, Drop)]
+    assert drop.finding == Finding(Verdict.FILTERED, Phase.CONNECT, 9.0)
+
+
+def test_a_worse_rank_has_its_turn_when_four_equals_are_open() -> None:
+    equals = equal_hosts(6)
+    world = dict.fromkeys([*equals, WORSE_THAN_EQUALS], DROPPED)
+    played = Simulation(world).run()
+    assert played.started[:6] == [*equals[:4], WORSE_THAN_EQUALS, equals[4]]
+    assert played.times(Start, equals[4])[0] == 6.0
+
+
+def test_equals_make_room_for_equals_only() -> None:
+    first, second = equal_hosts(2)
+    timing = RaceOptions(open=3, open_per_rank=1)
+    race = Race([Entry(first), Entry(second)], timing, DEADLINE)
+    race.begin(0.0)
+    assert race.wake(5.0)[-1] == Wake(6.0)
+    drop, start, wake = race.wake(6.0)
+    assert isinstance(drop, Drop)
+    assert (drop.candidate, start, wake) == (first, Start(second), Wake(7.0))
+    assert race.wake(7.0)[-1] == Wake(36.0)
+
+
+def test_with_nowhere_else_to_go_a_connection_may_take_thirty_seconds() -> None:
+    played = Simulation({BEST: Host(((29.9, Phase.READY),))}).run()
+    assert played.outcome == "delivered"
+    played = Simulation({BEST: DROPPED}).run()
+    assert played.log[-2:] == [
+        (30.0, Drop(BEST, Finding(Verdict.FILTERED, Phase.CONNECT, 30.0))),
+        (30.0, GiveUp(GiveUpReason.EXHAUSTED)),
+    ]
+
+
+@pytest.mark.parametrize("host", [SILENT, SILENT_AT_EHLO, SILENT_AT_TLS])
+def test_with_nowhere_else_to_go_a_phase_may_take_five_minutes(host: Host) -> None:
+    played = Simulation({BEST: host}, deadline=3600.0).run()
+    drop = played.log[-2][1]
+    assert isinstance(drop, Drop)
+    assert drop.finding is not None
+    assert drop.finding.waited == pytest.approx(300.0)
+    assert played.given_up is GiveUpReason.EXHAUSTED
+
+
+def test_one_that_made_room_is_asked_again_at_the_end() -> None:
+    """It connects after 20 seconds: a patient sender would have waited for it."""
+    world = dict.fromkeys(ranked_hosts(12), DROPPED)
+    slow = Host(((20.0, Phase.READY),))
+    played = Simulation(world | {BEST: slow}).run()
+    assert played.outcome == "delivered"
+    assert played.times(Start, BEST) == [0.0, pytest.approx(39.0, abs=0.1)]
+
+
+def test_one_that_is_asked_again_hurries_nobody_and_is_not_hurried() -> None:
+    world = dict.fromkeys(ranked_hosts(12), DROPPED)
+    played = Simulation(world).run()
+    ended: dict[Candidate, float] = {}
+    for candidate in world:
+        ended[candidate] = (
+            played.times(Drop, candidate)[-1] - played.times(Start, candidate)[-1]
+        )
+    assert set(ended.values()) == {30.0}
+    assert played.given_up is GiveUpReason.EXHAUSTED
+    assert played.ended_at < 80.0
+
+
+def test_a_tarpit_makes_room_for_one_that_is_asked_again() -> None:
+    *others, last = ranked_hosts(7)
+    world = dict.fromkeys(others, SILENT) | {last: SILENT}
+    late = greeting_after(100.0)
+    played = Simulation(world | {BEST: late}, deadline=3600.0).run()
+    assert played.times(Drop, BEST)[0] == pytest.approx(48.1, abs=0.1)
+    assert played.times(Start, BEST)[1] == pytest.approx(56.1, abs=0.1)
+    assert played.taken == [BEST]
+
+
+# Winner.
+
+
+def racing_two() -> Race:
+    """BEST has had its SYN-ACK, MIDDLE was started beside it at 9.0."""
+    race = begun()
+    race.reached(BEST, Phase.GREETING, 1.0)
+    race.wake(9.0)
+    return race
+
+
+def test_a_better_one_that_is_connected_is_given_grace() -> None:
+    race = racing_two()
+    assert race.reached(MIDDLE, Phase.READY, 9.1) == [Wake(9.1 + 0.2)]
+    assert race.wake(9.2) == [Wake(9.1 + 0.2)]
+    assert race.wake(9.1 + 0.2) == [Take(MIDDLE)]
+
+
+def test_a_better_one_that_is_ready_within_its_grace_wins() -> None:
+    race = racing_two()
+    race.reached(MIDDLE, Phase.READY, 9.1)
+    assert race.reached(BEST, Phase.EHLO, 9.2) == [Wake(9.1 + 0.2)]
+    assert race.reached(BEST, Phase.READY, 9.25) == [Take(BEST)]
+
+
+def test_grace_ends_when_the_better_one_fails() -> None:
+    race = racing_two()
+    race.reached(MIDDLE, Phase.READY, 9.1)
+    assert race.failed(BEST, LOST, 9.2) == [Take(MIDDLE)]
+
+
+def test_one_without_syn_ack_is_given_no_grace() -> None:
+    race = begun()
+    race.wake(1.5)
+    assert race.reached(MIDDLE, Phase.READY, 1.6) == [Take(MIDDLE)]
+
+
+def test_an_equal_one_is_given_no_grace() -> None:
+    first, second = equal_hosts(2)
+    race = new_race(first, second)
+    race.begin(0.0)
+    race.wake(1.0)
+    race.reached(first, Phase.GREETING, 1.1)
+    assert race.reached(second, Phase.READY, 1.2) == [Take(second)]
+
+
+def test_the_winner_in_grace_that_hangs_up_lets_the_race_go_on() -> None:
+    race = racing_two()
+    race.reached(MIDDLE, Phase.READY, 9.1)
+    assert race.failed(MIDDLE, LOST, 9.2)[0] == Start(WORST)
+
+
+def test_of_equals_that_are_ready_the_first_is_taken() -> None:
+    first, second = equal_hosts(2)
+    race = new_race(BEST, first, second)
+    race.begin(0.0)
+    race.reached(BEST, Phase.GREETING, 1.0)
+    race.wake(9.0)
+    race.wake(10.0)
+    race.reached(second, Phase.READY, 10.1)
+    race.reached(first, Phase.READY, 10.2)
+    assert race.wake(10.3) == [Take(second)]
+
+
+def test_grace_does_not_pass_the_time_for_finding() -> None:
+    race = new_race(deadline=30.0)
+    race.begin(0.0)
+    race.reached(BEST, Phase.GREETING, 1.0)
+    race.wake(9.0)
+    assert race.reached(MIDDLE, Phase.READY, 9.9) == [Wake(10.0)]
+    assert race.wake(10.0) == [Take(MIDDLE)]
+
+
+# After the winner.
+
+
+def test_losers_stay_open_until_the_winner_has_settled() -> None:
+    race = begun()
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.READY, 1.6)
+    assert race.wake(40.0) == []
+    assert race.settled(2.0) == [Drop(BEST)]
+    assert race.settled(2.0) == []
+
+
+def test_a_loser_that_had_its_full_time_is_remembered_when_dropped() -> None:
+    race = begun()
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.READY, 1.6)
+    finding = Finding(Verdict.FILTERED, Phase.CONNECT, 6.0)
+    assert race.settled(6.0) == [Drop(BEST, finding)]
+
+
+def test_a_ready_loser_is_dropped_without_a_finding() -> None:
+    race = begun()
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.READY, 1.6)
+    race.reached(BEST, Phase.READY, 1.7)
+    assert race.settled(60.0) == [Drop(BEST)]
+
+
+@pytest.mark.parametrize("finding", [LOST, SAYS_4YZ, SAYS_5YZ])
+def test_a_better_loser_that_is_ready_is_taken_at_once(finding: Finding) -> None:
+    race = begun()
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.READY, 1.6)
+    assert race.reached(BEST, Phase.READY, 1.7) == []
+    assert race.resume(finding, 2.0) == [Take(BEST)]
+
+
+def test_a_worse_loser_that_is_ready_is_taken_before_waiting_for_a_better() -> None:
+    race = racing_two()
+    race.wake(10.5)
+    race.reached(MIDDLE, Phase.READY, 10.6)
+    race.wake(10.8)
+    race.reached(WORST, Phase.READY, 10.9)
+    assert race.resume(SAYS_4YZ, 11.0) == [Take(WORST)]
+
+
+def test_after_a_5yz_only_better_ones_are_asked() -> None:
+    race = racing_two()
+    race.wake(10.5)
+    race.reached(MIDDLE, Phase.READY, 10.6)
+    race.wake(10.8)
+    race.reached(WORST, Phase.READY, 10.9)
+    assert race.has_better_pending(MIDDLE)
+    assert race.resume(SAYS_5YZ, 11.0) == [Drop(WORST), Wake(300.0 + 0.2)]
+    assert race.failed(BEST, LOST, 12.0) == [GiveUp(GiveUpReason.EXHAUSTED)]
+    assert not race.has_better_pending(MIDDLE)
+
+
+def test_a_better_one_that_was_never_asked_is_asked_after_a_5yz() -> None:
+    """Memory may put the best one last."""
+    race = new_race(MIDDLE, WORST, BEST)
+    race.begin(0.0)
+    race.reached(MIDDLE, Phase.READY, 0.1)
+    assert race.resume(SAYS_5YZ, 0.2) == [Start(BEST), Wake(30.2)]
+
+
+def test_the_ceiling_of_a_5yz_only_sinks() -> None:
+    race = new_race(WORST, MIDDLE, BEST)
+    race.begin(0.0)
+    race.reached(WORST, Phase.READY, 0.1)
+    assert race.resume(SAYS_5YZ, 0.2)[0] == Start(MIDDLE)
+    race.reached(MIDDLE, Phase.READY, 0.3)
+    assert race.resume(SAYS_5YZ, 0.4)[0] == Start(BEST)
+    race.reached(BEST, Phase.READY, 0.5)
+    assert race.resume(LOST, 0.6) == [GiveUp(GiveUpReason.EXHAUSTED)]
+
+
+def test_a_5yz_of_the_best_is_final() -> None:
+    race = with_best_taken()
+    assert not race.has_better_pending(BEST)
+    assert race.resume(SAYS_5YZ, 1.1) == [GiveUp(GiveUpReason.EXHAUSTED)]
+
+
+def test_two_sessions_may_end_in_4yz() -> None:
+    world = dict.fromkeys(ranked_hosts(13), answering(Verdict.TRANSIENT))
+    played = Simulation(world).run()
+    assert len(played.taken) == 2
+    assert played.given_up is GiveUpReason.CAPPED
+    assert played.outcome == "deferred"
+
+
+def test_a_site_that_wants_to_be_left_alone_is_visited_once() -> None:
+    world = dict.fromkeys(
+        ranked_hosts(13), answering(Verdict.TRANSIENT, leave_alone=True)
+    )
+    played = Simulation(world).run()
+    assert len(played.taken) == 1
+    assert played.given_up is GiveUpReason.CAPPED
+
+
+def test_two_4yz_leave_nobody_exhausted_when_there_are_no_others() -> None:
+    world = dict.fromkeys(ranked_hosts(2), answering(Verdict.TRANSIENT))
+    assert Simulation(world).run().given_up is GiveUpReason.EXHAUSTED
+
+
+def test_4yz_from_worse_ones_do_not_silence_a_better_one() -> None:
+    later = [answering(Verdict.TRANSIENT, leave_alone=True)] * 3
+    world = dict(zip(ranked_hosts(4), [greeting_after(60.0), *later], strict=True))
+    played = Simulation(world).run()
+    assert played.taken[-1] == BEST
+    assert len(played.taken) == 2
+    assert played.outcome == "delivered"
+
+
+def test_a_5yz_that_a_patient_sender_would_not_have_heard_defers() -> None:
+    slow = greeting_after(20.0, Answer(Verdict.TRANSIENT, leave_alone=True))
+    played = Simulation({BEST: slow, MIDDLE: answering(Verdict.PERMANENT)}).run()
+    assert played.taken == [MIDDLE, BEST]
+    assert played.outcome == "deferred"
+
+
+def test_a_host_lost_in_the_transaction_is_followed_by_the_next() -> None:
+    world = dict(
+        zip(ranked_hosts(9), [answering(Verdict.CLOSED)] * 8 + [GOOD], strict=True)
+    )
+    played = Simulation(world).run()
+    assert played.outcome == "delivered"
+    assert len(played.taken) == 9
+
+
+def test_whoever_was_dropped_is_asked_again_when_the_body_is_lost() -> None:
+    lost_late = GOOD._replace(answer=Answer(Verdict.STALLED, settles=True))
+    world = {BEST: greeting_after(20.0), MIDDLE: lost_late}
+    played = Simulation(world).run()
+    assert played.started == [BEST, MIDDLE, BEST]
+    assert played.outcome == "delivered"
+
+
+def test_one_that_grew_tired_of_waiting_is_asked_again() -> None:
+    """It was ready and hung up, because somebody else was being talked to."""
+    tired = Host(
+        ((0.02, Phase.GREETING), (9.0, Phase.READY), (5.0, Verdict.CLOSED)),
+    )
+    slow_refusal = GOOD._replace(answer=Answer(Verdict.PERMANENT, after=40.0))
+    played = Simulation({BEST: tired, MIDDLE: slow_refusal}).run()
+    assert played.started == [BEST, MIDDLE, BEST]
+    assert played.taken == [MIDDLE, BEST]
+    assert played.outcome == "delivered"
+
+
+def test_one_that_grew_tired_is_asked_again_once() -> None:
+    race = racing_two()
+    for now in (10.0, 11.0):
+        race.reached(MIDDLE, Phase.READY, now)
+        race.failed(MIDDLE, LOST, now + 0.1)
+        race.failed(WORST, LOST, now + 0.1)
+    assert race.failed(BEST, LOST, 12.0) == [GiveUp(GiveUpReason.EXHAUSTED)]
+    assert not race.has_better_pending(WORST)
+
+
+def test_one_that_grew_tired_and_cannot_be_asked_again_stays_pending() -> None:
+    race = new_race(BEST, MIDDLE, deadline=30.0)
+    race.begin(0.0)
+    race.reached(BEST, Phase.GREETING, 0.1)
+    race.wake(8.1)
+    race.reached(MIDDLE, Phase.READY, 8.2)
+    race.wake(8.5)
+    race.reached(BEST, Phase.READY, 8.6)
+    race.failed(BEST, LOST, 20.0)
+    assert race.resume(SAYS_5YZ, 30.0) == [GiveUp(GiveUpReason.DEADLINE)]
+    assert race.has_better_pending(MIDDLE)
+
+
+def test_our_own_trouble_makes_no_5yz_final() -> None:
+    played = Simulation({BEST: OUR_TROUBLE, MIDDLE: answering(Verdict.PERMANENT)}).run()
+    assert played.given_up is GiveUpReason.CAPPED
+    assert played.outcome == "deferred"
+    assert played.started == [BEST, MIDDLE]
+
+
+# Caps and the deadline.
+
+
+def test_thirty_two_are_dialled_at_most() -> None:
+    world = dict.fromkeys(ranked_hosts(40), REFUSED)
+    played = Simulation(world).run()
+    assert len(played.started) == MAX_DIALLED
+    assert played.given_up is GiveUpReason.CAPPED
+
+
+def test_nobody_makes_room_when_nobody_else_may_be_dialled() -> None:
+    world = dict.fromkeys(ranked_hosts(40), DROPPED)
+    played = Simulation(world).run()
+    assert played.started == list(world)[:MAX_DIALLED]
+    last = played.started[-1]
+    assert played.times(Drop, last) == [played.times(Start, last)[0] + 30.0]
+
+
+def test_finding_may_take_a_third_of_the_deadline() -> None:
+    played = Simulation({BEST: SILENT, MIDDLE: SILENT}, deadline=60.0).run()
+    assert played.ended_at == 20.0
+    assert played.given_up is GiveUpReason.DEADLINE
+    findings = [a.finding for _, a in played.log[-3:-1] if isinstance(a, Drop)]
+    assert [f.full for f in findings if f] == [False, False]
+
+
+def test_whoever_had_its_full_time_at_the_limit_has_failed() -> None:
+    """Else a tarpit before a host that knows better would put off every bounce."""
+    world = {BEST: SILENT, MIDDLE: answering(Verdict.PERMANENT)}
+    played = Simulation(world, deadline=300.0).run()
+    assert played.ended_at == pytest.approx(100.1)
+    assert played.given_up is GiveUpReason.EXHAUSTED
+    assert played.outcome == "bounced"
+
+
+def test_time_spent_in_a_transaction_is_not_spent_on_finding() -> None:
+    slow = GOOD._replace(answer=Answer(Verdict.SILENT, after=400.0))
+    played = Simulation({BEST: slow, MIDDLE: greeting_after(250.0)}).run()
+    assert played.outcome == "delivered"
+
+
+def test_time_for_finding_is_for_all_rounds_together() -> None:
+    first = greeting_after(200.0, Answer(Verdict.TRANSIENT))
+    played = Simulation({BEST: first, MIDDLE: SILENT}).run()
+    assert played.ended_at == pytest.approx(LIMIT + 0.1, abs=0.01)
+
+
+def test_a_ready_loser_is_taken_though_the_time_for_finding_is_used_up() -> None:
+    race = new_race(deadline=30.0)
+    race.begin(0.0)
+    race.reached(BEST, Phase.GREETING, 1.0)
+    race.wake(9.0)
+    race.reached(MIDDLE, Phase.READY, 9.9)
+    race.wake(10.0)
+    race.reached(BEST, Phase.READY, 20.0)
+    assert race.resume(SAYS_4YZ, 29.0) == [Take(BEST)]
+    assert race.resume(SAYS_4YZ, 29.5) == [GiveUp(GiveUpReason.DEADLINE)]
+
+
+def test_a_ready_loser_is_not_taken_after_the_deadline() -> None:
+    race = new_race(deadline=30.0)
+    race.begin(0.0)
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.READY, 1.6)
+    race.reached(BEST, Phase.READY, 1.7)
+    assert race.resume(LOST, 30.0) == [Drop(BEST), GiveUp(GiveUpReason.DEADLINE)]
+    assert race.has_better_pending(MIDDLE)
+
+
+def test_one_that_is_ready_late_is_taken_as_long_as_the_deadline_is_not_past() -> None:
+    race = new_race(deadline=30.0)
+    race.begin(0.0)
+    assert race.reached(BEST, Phase.READY, 10.5) == [Take(BEST)]
+
+
+# Whatever the world is like.
+
+SECONDS = st.sampled_from([0.0, 0.02, 0.3, 1.3, 5.5, 7.1, 9.3, 20.3, 29.1, 70.7, 250.3])
+FAILURES = st.sampled_from([Verdict.REFUSED, Verdict.CLOSED, Verdict.NOT_SMTP])
+PHASES = [Phase.GREETING, Phase.EHLO, Phase.TLS, Phase.READY]
+
+
+@st.composite
+def scripts(draw: st.DrawFn) -> tuple[Step, ...]:
+    """Some way into a session, and then ready, a failure, silence or our trouble."""
+    reached = draw(st.integers(0, 4))
+    steps: list[Step] = [(draw(SECONDS), phase) for phase in PHASES[:reached]]
+    ends = draw(st.sampled_from(["fails", "silent"]))
+    if ends == "fails":
+        steps.append((draw(SECONDS), draw(FAILURES)))
+    return tuple(steps)
+
+
+ANSWERS = st.builds(
+    Answer,
+    st.sampled_from([None, None, Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.SILENT]),
+    st.sampled_from([0.1, 3.3, 40.7]),
+    st.booleans(),
+    st.booleans(),
+)
+PRESETS = st.sampled_from(
+    [GOOD, DROPPED, REFUSED, SILENT, CLOSED, SILENT_AT_TLS, POOLED]
+)
+HOSTS = st.one_of(PRESETS, st.builds(Host, scripts(), ANSWERS))
+ADDRESSES = st.builds(
+    lambda host, is_ipv6, preference: Candidate(
+        f"mx{host}.example",
+        f"2001:db8::{host}" if is_ipv6 else f"192.0.2.{host}",
+        25,
+        preference,
+    ),
+    st.integers(1, 40),
+    st.booleans(),
+    st.sampled_from([10, 10, 20, 30]),
+)
+REMEMBERED = st.sampled_from([None, None, 0.5, 4.0, 35.0])
+TIMINGS = st.builds(
+    RaceOptions, open=st.integers(0, 7), open_per_rank=st.integers(0, 5)
+)
+
+
+@st.composite
+def simulations(draw: st.DrawFn) -> Callable[[], Simulation]:
+    """A world in which anything may happen; call it for a fresh run of the same."""
+    host = st.one_of(HOSTS, st.just(OUR_TROUBLE))
+    world = draw(st.dictionaries(ADDRESSES, host, max_size=14))
+    order = draw(st.permutations(list(world)))
+    entries = [Entry(c, draw(REMEMBERED), draw(REMEMBERED)) for c in order]
+    timing = draw(TIMINGS)
+    deadline = draw(st.sampled_from([0.0, 3.0, 61.0, 900.0, 3500.0]))
+    lag = draw(st.sampled_from([0.0, 0.0, 0.07]))
+    early_wakes = draw(st.booleans())
+    return lambda: Simulation(
+        world,
+        timing=timing,
+        deadline=deadline,
+        entries=entries,
+        lag=lag,
+        early_wakes=early_wakes,
+    )
+
+
+MANY = settings(max_examples=150, deadline=None)
+
+
+@MANY
+@given(simulations())
+def test_every_race_ends_within_its_places_caps_and_time(
+    make: Callable[[], Simulation],
+) -> None:
+    """What holds at every moment, the simulation asserts itself."""
+    played = make().run()
+    limit = played.deadline / 3
+    assert played.finding_time <= limit + 0.2 + 0.1 * len(played.log)
+    if played.lag == 0.0:
+        assert played.finding_time <= limit + 1e-6
+    assert (played.given_up is None) == (played.outcome == "delivered")
+
+
+@MANY
+@given(simulations())
+def test_equal_inputs_give_equal_courses(make: Callable[[], Simulation]) -> None:
+    assert make().run().log == make().run().log
+
+
+@MANY
+@given(simulations())
+def test_everybody_is_asked_in_full_before_all_are_said_to_have_failed(
+    make: Callable[[], Simulation],
+) -> None:
+    played = make().run()
+    if played.given_up is not GiveUpReason.EXHAUSTED:
+        return
+    highest = min((c.rank for c in played.refused_by), default=None)
+    for candidate in played.world:
+        if highest is not None and candidate.rank >= highest:
+            continue
+        assert candidate in played.started
+        slow = [
+            a for _, a in played.log if isinstance(a, Drop) and a.candidate == candidate
+        ]
+        ended_by_itself = len(slow) < len(played.times(Start, candidate))
+        was_slow = any(a.finding and a.finding.full for a in slow)
+        assert ended_by_itself or was_slow
+
+
+@MANY
+@given(simulations())
+def test_nobody_is_capped_without_a_cap(make: Callable[[], Simulation]) -> None:
+    played = make().run()
+    if played.given_up is not GiveUpReason.CAPPED:
+        return
+    verdicts = [played.world[c].answer.verdict for c in played.taken]
+    spoilt = [c for c in played.started if played.world[c] is OUR_TROUBLE]
+    assert Verdict.TRANSIENT in verdicts or spoilt or len(played.started) == MAX_DIALLED
+
+
+@MANY
+@given(st.lists(st.sampled_from([DROPPED, REFUSED, CLOSED]), min_size=1, max_size=40))
+def test_up_to_thirty_two_are_asked_when_all_fail(hosts: list[Host]) -> None:
+    world = dict(zip(ranked_hosts(len(hosts)), hosts, strict=True))
+    played = Simulation(world, deadline=3600.0).run()
+    assert set(played.started) == set(list(world)[:MAX_DIALLED])
+
+
+@st.composite
+def ranked_worlds(
+    draw: st.DrawFn, hosts: st.SearchStrategy[Host] = HOSTS, size: int = 6
+) -> dict[Candidate, Host]:
+    chosen = draw(st.lists(hosts, min_size=1, max_size=size))
+    return dict(zip(ranked_hosts(len(chosen)), chosen, strict=True))
+
+
+@settings(max_examples=400, deadline=None)
+@given(ranked_worlds(), st.randoms(use_true_random=False), TIMINGS)
+def test_racing_harms_nobody_whom_patience_would_have_served(
+    world: dict[Candidate, Host], chance: object, timing: RaceOptions
+) -> None:
+    """The law, with all the time in the world and whatever order memory gives."""
+    entries = [Entry(c) for c in world]
+    chance.shuffle(entries)  # type: ignore[attr-defined]
+    patient = ask_patiently(world)
+    played = Simulation(world, entries=entries, timing=timing, deadline=1e6).run()
+    allowed = {"delivered", patient.outcome}
+    assert played.outcome in allowed
+
+
+@MANY
+@given(
+    ranked_worlds(st.builds(Host, scripts(), st.just(ACCEPTS)) | PRESETS),
+    st.sampled_from([61.0, 900.0, 1e6]),
+)
+def test_racing_finds_a_ready_host_no_later_than_patience(
+    world: dict[Candidate, Host], deadline: float
+) -> None:
+    """As long as there is a place for everybody; the grace aside."""
+    patient = ask_patiently(world)
+    played = Simulation(world, deadline=deadline).run()
+    if patient.ready_at is None or patient.ready_at >= deadline / 3:
+        return
+    assert played.outcome == "delivered"
+    (took,) = [at for at, a in played.log if isinstance(a, Take)]
+    assert took <= patient.ready_at + played.timing.grace + 1e-6
