@@ -29,7 +29,7 @@ PACKAGES: tuple[tuple[str, ...], ...] = (
 )
 
 
-class LabUnavailable(Exception):  # noqa: N818 - it is a circumstance, not a fault
+class LabUnavailable(Exception):
     """The lab cannot run here; the text says what is missing, in one sentence."""
 
 
@@ -126,7 +126,9 @@ def _apt(archives: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "APT::Sandbox::User": "root",  # _apt may not write below .lab
         "Acquire::Retries": "3",
     }
-    options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+    options = [
+        word for key, value in settings.items() for word in ("-o", f"{key}={value}")
+    ]
     return subprocess.run(
         ["apt-get", "-qq", "-y", *options, *arguments],
         stdin=subprocess.DEVNULL,
@@ -147,7 +149,8 @@ def _unpack(package_file: Path, tree: Path) -> None:
         ["dpkg-deb", "--fsys-tarfile", str(package_file)], stdout=subprocess.PIPE
     ) as packed:
         subprocess.run(
-            ["tar", "-x", "--keep-directory-symlink", "--numeric-owner", "-C", str(tree)],
+            ["tar", "-x", "--keep-directory-symlink", "--numeric-owner"],
+            cwd=tree,
             stdin=packed.stdout,
             check=True,
         )

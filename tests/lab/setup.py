@@ -3,7 +3,7 @@
 import os
 import sys
 
-from tests.lab.packages import LabUnavailable, root_tree
+from .packages import LabUnavailable, root_tree
 
 
 def main() -> int:

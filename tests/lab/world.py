@@ -1,15 +1,19 @@
 """The lab's namespaces as seen from outside: make them, run things in them, end them."""
 
+import contextlib
+import ctypes
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, NamedTuple
 
-from tests.lab import inside
-from tests.lab.packages import CHECKOUT, LabUnavailable, root_tree
+from . import inside
+from .packages import CHECKOUT, LabUnavailable, root_tree
 
 Namespace = Literal["mta", "fw", "net"]
 
@@ -23,6 +27,14 @@ ENVIRONMENT = {
 }
 
 
+class Process(NamedTuple):
+    """A process of the lab; `pid` is as the lab numbers it."""
+
+    pid: int
+    user: str
+    command: str
+
+
 class World:
     """One set of namespaces; a context manager that leaves nothing behind.
 
@@ -34,6 +46,7 @@ class World:
         if os.geteuid() != 0:
             raise LabUnavailable("the lab needs root, for namespaces and a firewall")
         self._holder = _start_holder(root_tree())
+        self._started: list[subprocess.Popen[bytes]] = []
         self.pid = self._read_pid()
         """Process 1 of the lab, as the outside numbers it."""
 
@@ -100,7 +113,7 @@ class World:
         stdout unless *stdout* says otherwise. The process returned is nsenter's.
         """
         with self.path(log or "/dev/null").open("ab") as file:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.command(namespace, argv, user),
                 stdin=subprocess.DEVNULL,
                 stdout=file if stdout is None else stdout,
@@ -108,15 +121,45 @@ class World:
                 env=ENVIRONMENT,
                 start_new_session=True,
             )
+        self._started.append(process)
+        return process
 
-    def processes(self, name: str) -> list[int]:
-        """Return the ids, as the lab numbers them, of processes called *name*."""
-        done = self.run("mta", ["pgrep", "-x", name], check=False)
-        return [int(word) for word in done.stdout.split()]
+    def processes(self) -> list[Process]:
+        """Return every process of the lab."""
+        found = []
+        for entry in self.path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended while we looked
+                uid = entry.stat().st_uid
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
+                text = command.decode(errors="replace").strip()
+                found.append(Process(int(entry.name), self._user_name(uid), text))
+        return found
+
+    def _user_name(self, uid: int) -> str:
+        for line in self.path("/etc/passwd").read_text().splitlines():
+            name, _, number, *_ = line.split(":")
+            if int(number) == uid:
+                return name
+        return str(uid)
+
+    def connect(
+        self, namespace: Namespace, address: tuple[str, int], timeout: float = 30.0
+    ) -> socket.socket:
+        """Return a TCP connection made from within one of the lab's networks.
+
+        A socket stays in the network it was made in, so a thread goes there for it.
+        """
+        with (
+            ThreadPoolExecutor(1) as there,
+            self.path(f"/run/netns/{namespace}").open("rb") as network,
+        ):
+            return there.submit(_connect_in, network, address, timeout).result()
 
     def close(self) -> None:
         """End every process of the lab; its networks and mounts go with them."""
         self._holder.communicate()
+        for process in self._started:
+            process.wait()
 
     def __enter__(self) -> "World":
         return self
@@ -125,14 +168,23 @@ class World:
         self.close()
 
 
+def _connect_in(
+    network: IO[bytes], address: tuple[str, int], timeout: float
+) -> socket.socket:
+    # os.setns came with Python 3.12. This thread is ours and ends after this.
+    if ctypes.CDLL(None, use_errno=True).setns(network.fileno(), 0x40000000) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+    return socket.create_connection(address, timeout)
+
+
 def _start_holder(tree: Path) -> subprocess.Popen[str]:
     plan = inside.Plan(
         tree=str(tree), needed=_needed_directories(), mounts={sys.prefix: INSTALLED}
     )
     own = ["--mount", "--propagation", "private", "--pid", "--ipc", "--uts", "--fork"]
+    python = [sys.executable, "-I", inside.__file__, json.dumps(vars(plan))]
     return subprocess.Popen(
-        ["unshare", *own, "--kill-child", sys.executable, "-I", inside.__file__]
-        + [json.dumps(vars(plan))],
+        ["unshare", *own, "--kill-child", *python],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -145,4 +197,6 @@ def _start_holder(tree: Path) -> subprocess.Popen[str]:
 def _needed_directories() -> list[str]:
     """The checkout and Python, each by the name it is called by and by its real one."""
     paths = [str(CHECKOUT), sys.prefix, sys.base_prefix]
-    return list(dict.fromkeys(p for path in paths for p in (os.path.realpath(path), path)))
+    return list(
+        dict.fromkeys(p for path in paths for p in (os.path.realpath(path), path))
+    )

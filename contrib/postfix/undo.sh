@@ -1,0 +1,25 @@
+#!/bin/sh
+# Takes out of Postfix what the fragments here put in, and nothing else; run as root.
+# Tried with Postfix 3.7. Not undone: relayhost, which all-mail/main.cf empties, and your
+# own /etc/postfix/transport; take the lines with "mxpolicy:" out of it and run postmap.
+set -eu
+
+postconf -X mxpolicy_destination_recipient_limit mxpolicy_time_limit
+
+# These may have been there before, so only with our value.
+drop() {
+    if [ "$(postconf -h "$1")" = "$2" ]; then postconf -X "$1"; fi
+}
+drop default_transport mxpolicy:
+drop smtp_fallback_relay '[127.0.0.1]:10026'
+drop pipe_delivery_status_filter \
+    'regexp:{ {/^5(\.3\.[0-5] (Command (died|time limit exceeded).*))/ 4$$1} }'
+
+postconf -MX mxpolicy/unix
+if postconf -M 127.0.0.1:10026/inet | grep -q content_filter=mxpolicy:; then
+    postconf -MX 127.0.0.1:10026/inet
+fi
+postfix reload
+
+# Mail that waits for mxpolicy finds its way anew, also past a content_filter.
+postsuper -r ALL

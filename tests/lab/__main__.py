@@ -1,0 +1,102 @@
+"""The lab by hand, as root.
+
+python -m tests.lab cases                     what there is to try
+python -m tests.lab run [--transport T] [CASE...]
+                                              send a message to each, show what came
+python -m tests.lab shell [--transport T]     a shell on the mail server
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from .cases import CASES, Placed, place
+from .lab import TRANSPORTS, Lab, Sent
+from .packages import LabUnavailable
+from .world import ENVIRONMENT
+
+SHELL_GREETING = """\
+You are root on the mail server mail.lab.test, in the lab; leave with "exit".
+
+  sendmail user@dropped.{transport}.lab.test </etc/hostname
+  tail -f /var/log/mail.log          mailq          dig mx dropped.{transport}.lab.test
+  ip netns exec fw nft list ruleset
+  ip netns exec fw tcpdump -ni out0 (if this machine has it)
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return 0 when everything was as expected."""
+    options = _parser().parse_intermixed_args(arguments)
+    transports = (options.transport,) if options.transport else TRANSPORTS
+    try:
+        match options.action:
+            case "cases":
+                return show_cases()
+            case "shell":
+                return shell(place(CASES, transports))
+            case _:
+                return run(_chosen(options.cases, transports))
+    except LabUnavailable as why:
+        print(why, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m tests.lab")
+    parser.add_argument("action", choices=["cases", "run", "shell"])
+    parser.add_argument("cases", nargs="*", metavar="CASE")
+    parser.add_argument("--transport", choices=TRANSPORTS)
+    return parser
+
+
+def _chosen(names: Sequence[str], transports: tuple[str, ...]) -> tuple[Placed, ...]:
+    known = {case.name: case for case in CASES}
+    for name in names:
+        if name not in known:
+            sys.exit(f"no case {name!r}; there are: {' '.join(known)}")
+    return place(tuple(known[name] for name in names) or CASES, transports)
+
+
+def show_cases() -> int:
+    """Print every case with its story."""
+    for case in CASES:
+        print(f"{case.name:16} {case.story}")
+    return 0
+
+
+def run(placed: Sequence[Placed]) -> int:
+    """Send a message for each, all at once; print what became of it as it ends."""
+    with Lab(placed) as lab:
+        under_way = [lab.send_case(one) for one in placed]
+        wrong = 0
+        for sent in sorted(under_way, key=lambda one: one.placed.expected.within):
+            wrong += _report(lab, sent)
+    return 1 if wrong else 0
+
+
+def _report(lab: Lab, sent: Sent) -> int:
+    misfits = lab.judge(sent)
+    for line in lab.postfix_log(sent.queue_id):
+        print(
+            f"{sent.placed.case.name:16} {sent.placed.transport:9} {line.delay:7.2f} s"
+            f"  {line.status} {line.dsn}  {line.text}",
+            flush=True,
+        )
+    for text in misfits:
+        print(f"    WRONG: {text}", flush=True)
+    return len(misfits)
+
+
+def shell(placed: Sequence[Placed]) -> int:
+    """Give the terminal to a shell on the mail server."""
+    with Lab(placed) as lab:
+        print(SHELL_GREETING.format(transport=placed[0].transport))
+        environment = {**ENVIRONMENT, "TERM": "xterm", "PS1": "mail:\\w# "}
+        command = lab.world.command("mta", ["bash", "--norc", "-i"])
+        return subprocess.run(command, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,51 @@
+"""One lab for all tests here, with every case in it; none where it cannot be.
+
+`lab` is the handle (see `lab.Lab`). Tests that need another configuration of Postfix
+than one more transport had better start a `Lab` of their own: it takes three seconds.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .cases import CASES, Placed, place
+from .lab import Lab, Sent
+from .packages import LabUnavailable
+
+# smtp(8) goes through those cases that it can do in this time, which shows that the lab
+# is right; `python -m tests.lab run --transport smtp` takes the minutes for the others.
+SMTP_TAKES_AT_MOST = 10.0
+
+
+def transports_here() -> tuple[str, ...]:
+    """Return the transports that can be tried: ours only where it is installed."""
+    installed = (Path(sys.prefix) / "bin" / "mxpolicy").exists()
+    return ("mxpolicy", "smtp") if installed else ("smtp",)
+
+
+def placed_cases() -> list[Placed]:
+    """Return what is tried in the shared lab."""
+    return [
+        one
+        for one in place(CASES, transports_here())
+        if one.transport != "smtp" or one.expected.within <= SMTP_TAKES_AT_MOST
+    ]
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """The lab, started, with all cases; skips where there can be none."""
+    try:
+        lab = Lab(placed_cases())
+    except LabUnavailable as why:
+        pytest.skip(str(why))
+    with lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def sent(lab: Lab) -> dict[str, Sent]:
+    """Every case's message, all sent at once, by the case's name."""
+    return {one.name: lab.send_case(one) for one in lab.placed}

@@ -1,0 +1,96 @@
+"""Asks the SMTP hosts of the lab what they saw, and puts new ones in place."""
+
+import json
+import socket
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from . import smtp_host
+from .smtp_host import Behaviour
+from .world import World
+
+_CONTROL = "/run/lab/hosts.socket"
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message that a host received whole, up to and with its final dot.
+
+    `time` is seconds since the epoch; `accepted` is whether the dot got a 2yz answer;
+    `data` is without dot-stuffing, lines ending in CRLF; `bare_cr` and `bare_lf` count
+    characters in it that are part of no CRLF.
+    """
+
+    host: str
+    address: str
+    time: float
+    reverse_path: str
+    forward_paths: list[str]
+    data: str
+    bare_cr: int
+    bare_lf: int
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Session:
+    """A connection that a host accepted.
+
+    `commands` are (seconds since the epoch, line); `ended` says how it ended, and is
+    empty while it goes on; `until` is 0.0 as long.
+    """
+
+    host: str
+    address: str
+    client: str
+    begun: float
+    commands: list[tuple[float, str]]
+    ended: str
+    until: float = 0.0
+
+
+class Hosts:
+    """The SMTP hosts of the lab's Internet, one process for all of them."""
+
+    def __init__(self, world: World) -> None:
+        self._control = world.path(_CONTROL)
+        self._process = world.start(
+            "net",
+            [sys.executable, "-I", smtp_host.__file__, _CONTROL],
+            log="/var/log/hosts.log",
+        )
+        until = time.monotonic() + 15
+        while not self._control.exists():
+            if self._process.poll() is not None or time.monotonic() > until:
+                words = world.path("/var/log/hosts.log").read_text()
+                raise RuntimeError(f"the SMTP hosts do not start:\n{words}")
+            time.sleep(0.02)
+
+    def place(self, hosts: Iterable[tuple[str, str, Behaviour]]) -> None:
+        """Put hosts, as (address, name, behaviour), in place of what is there."""
+        rows = [[address, name, how.to_json()] for address, name, how in hosts]
+        self._ask("place", hosts=rows)
+
+    def received(self, forward_path: str = "") -> list[Message]:
+        """Return the messages that came whole, for one recipient or for all."""
+        messages = [Message(**record) for record in self._ask("messages")]
+        return [m for m in messages if forward_path in ("", *m.forward_paths)]
+
+    def sessions(self, host: str = "") -> list[Session]:
+        """Return the sessions with one host, or with all."""
+        sessions = [Session(**record) for record in self._ask("sessions")]
+        return [one for one in sessions if host in ("", one.host)]
+
+    def forget(self) -> None:
+        """Drop what was recorded, but for sessions that go on."""
+        self._ask("forget")
+
+    def _ask(self, question: str, **more: object) -> Any:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.connect(str(self._control))
+            connection.sendall(json.dumps({"ask": question, **more}).encode() + b"\n")
+            with connection.makefile("rb") as answer:
+                return json.load(answer)
