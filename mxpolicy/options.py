@@ -4,8 +4,10 @@ The records are frozen and import nothing of ours, so that any layer may take
 one as an argument. `mxpolicy.config` fills them from YAML; the sample file and
 the table in the README are made from the docstrings under the fields.
 
-Field names are the YAML keys. Durations are seconds here and ``30s``, ``5m``
-in YAML; sizes are bytes here and ``10MiB`` there.
+Field names are the YAML keys. The annotation of a field names its kind, and
+`mxpolicy.config` has one reader for each kind: a `Timeout` is a number of
+seconds here and ``30s`` or ``5m`` in YAML, a `Size` is a number of bytes here
+and ``10MiB`` there.
 """
 
 from __future__ import annotations
@@ -14,15 +16,30 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 __all__ = [
+    "MIB",
+    "Delay",
+    "Directory",
     "GreetingPolicy",
+    "HostName",
+    "HostNames",
+    "LimitOptions",
     "LogDetail",
     "LogFormat",
     "LogOptions",
+    "LogTarget",
     "LongLines",
+    "NameServers",
+    "Networks",
+    "NetworksOrPrivate",
     "NxdomainPolicy",
     "Options",
+    "Places",
+    "Port",
     "RaceOptions",
     "ResolverOptions",
+    "Size",
+    "Switch",
+    "Timeout",
     "TlsLevel",
     "TlsOptions",
     "TransactionOptions",
@@ -31,6 +48,34 @@ __all__ = [
 MS = 0.001
 SECONDS = 1.0
 MINUTES = 60.0
+MIB = 1024 * 1024
+
+Delay = float
+"""Seconds, from 0 to an hour."""
+Timeout = float
+"""Seconds, from 1 ms to a day: waiting no time at all would be no try at all."""
+Size = int
+"""Bytes, from 0 to 1 GiB."""
+Port = int
+"""A TCP port, 1 to 65535."""
+Places = int
+"""How many at once, 1 to 32: an attempt dials no more."""
+Switch = bool | None
+"""``yes``, ``no``, or None for ``auto``."""
+HostName = str
+"""A host's name as A-labels, at least two, or an address literal in brackets; empty for the default."""
+HostNames = tuple[str, ...]
+"""Host names, lower case, without the final dot."""
+Networks = tuple[str, ...]
+"""Addresses, or networks in CIDR notation."""
+NetworksOrPrivate = tuple[str, ...]
+"""The same, or ``private`` for the private ranges."""
+NameServers = tuple[str, ...]
+"""``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT``."""
+LogTarget = str
+"""``syslog``, ``journald``, ``stderr`` or an absolute path."""
+Directory = str
+"""An absolute path; empty for the default."""
 
 
 class GreetingPolicy(Enum):
@@ -79,31 +124,31 @@ class LogDetail(Enum):
 class ResolverOptions:
     """How DNS is asked."""
 
-    servers: tuple[str, ...] = ()
+    servers: NameServers = ()
     """Name servers, ``ADDRESS`` or ``ADDRESS:PORT`` (``[V6]:PORT``). Default: those of /etc/resolv.conf."""
-    timeout: float = 15 * SECONDS
+    timeout: Timeout = 15 * SECONDS
     """Seconds one lookup may take over all servers and repetitions."""
-    trust_ad: bool | None = None
-    """Believe the AD bit of these servers. Default: only with ``options trust-ad`` in resolv.conf."""
+    trust_ad: Switch = None
+    """Believe the AD bit of these servers: ``yes``, ``no``, or ``auto``: with ``options trust-ad`` in resolv.conf."""
 
 
 @dataclass(frozen=True, slots=True)
 class RaceOptions:
     """How soon the next candidate is started beside one that is slow."""
 
-    address_delay: float = 250 * MS
+    address_delay: Delay = 250 * MS
     """Without SYN-ACK, before the other address family of the same host (RFC 8305 §5)."""
-    host_delay: float = 1 * SECONDS
+    host_delay: Delay = 1 * SECONDS
     """Without SYN-ACK, before another host of the same preference."""
-    rank_delay: float = 1.5 * SECONDS
+    rank_delay: Delay = 1.5 * SECONDS
     """Without SYN-ACK, before a host of a worse preference."""
-    phase_patience: float = 8 * SECONDS
+    phase_patience: Timeout = 8 * SECONDS
     """Connected, but no new phase reached: postscreen makes everybody wait 6 seconds on purpose."""
-    open: int = 6
+    open: Places = 6
     """Connections open at once for one message."""
-    open_per_rank: int = 4
+    open_per_rank: Places = 4
     """Of these, to hosts of one preference."""
-    grace: float = 200 * MS
+    grace: Delay = 200 * MS
     """What a better host that has answered the SYN is given when a worse one is ready first."""
 
 
@@ -111,10 +156,18 @@ class RaceOptions:
 class TransactionOptions:
     """How long a mail transaction waits."""
 
-    silence: float = 60 * SECONDS
+    silence: Timeout = 60 * SECONDS
     """Without a reply before the final dot, until the next host is asked, when there is one."""
-    body_progress: float = 180 * SECONDS
+    body_progress: Timeout = 180 * SECONDS
     """Without an acknowledged byte of the mail data (Postfix: smtp_data_xfer_timeout)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitOptions:
+    """What one message may take of this machine."""
+
+    message_memory: Size = 1 * MIB
+    """Mail data kept in memory; what is beyond it goes to an unlinked file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +182,7 @@ class TlsOptions:
 class LogOptions:
     """Where a delivery is logged, and how."""
 
-    to: str = "syslog"
+    to: LogTarget = "syslog"
     """``syslog``, ``journald``, ``stderr`` (not under pipe) or a file's absolute path."""
     format: LogFormat = LogFormat.POSTFIX
     """``postfix``, a line like Postfix's own, or ``json``."""
@@ -141,21 +194,21 @@ class LogOptions:
 class Options:
     """The whole configuration; ``Options()`` works as it is."""
 
-    helo: str = ""
+    helo: HostName = ""
     """Name given in EHLO. Default: the machine's fully qualified name."""
-    own_names: tuple[str, ...] = ()
+    own_names: HostNames = ()
     """Host names that are this mail system, beside ``helo`` (Postfix: mydestination's hosts)."""
-    own_addresses: tuple[str, ...] = ()
+    own_addresses: Networks = ()
     """Addresses or networks of this mail system as the world sees it (Postfix: proxy_interfaces)."""
-    never_dial: tuple[str, ...] = ()
+    never_dial: NetworksOrPrivate = ()
     """Addresses or networks never to be dialled, beside loopback, link-local and the like; ``private`` stands for the private ranges."""
-    allow_dial: tuple[str, ...] = ()
+    allow_dial: Networks = ()
     """Exceptions to all of that, for a test bed or a mail system on loopback."""
-    port: int = 25
+    port: Port = 25
     """TCP port of the hosts, unless the nexthop says another."""
     resolver: ResolverOptions = field(default_factory=ResolverOptions)
     race: RaceOptions = field(default_factory=RaceOptions)
-    deadline: float = 15 * MINUTES
+    deadline: Timeout = 15 * MINUTES
     """Seconds one message may take before it is deferred; ``--deadline`` says otherwise for a call."""
     transaction: TransactionOptions = field(default_factory=TransactionOptions)
     greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT
@@ -164,7 +217,8 @@ class Options:
     """A domain that does not exist: ``bounce`` or ``defer``."""
     long_lines: LongLines = LongLines.FOLD
     """Lines over 998 bytes: ``fold`` as Postfix does, or ``pass``."""
+    limits: LimitOptions = field(default_factory=LimitOptions)
     tls: TlsOptions = field(default_factory=TlsOptions)
     log: LogOptions = field(default_factory=LogOptions)
-    state: str = ""
+    state: Directory = ""
     """Directory for what is remembered. Default: $STATE_DIRECTORY, else /var/lib/mxpolicy."""

@@ -1,0 +1,272 @@
+"""The words of an option's value: durations, sizes, names, networks.
+
+Text to value, without YAML and without I/O. `ITEMS` and `LISTS` say for each
+kind, which is an annotation in `mxpolicy.options`, how its text is read. Every
+reader raises ValueError with a sentence that says what was expected; it is
+shown to the operator as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from enum import Enum
+
+    Reader = Callable[[str], object]
+
+__all__ = [
+    "ITEMS",
+    "LISTS",
+    "choice",
+    "near_miss",
+    "parse_duration",
+    "parse_size",
+    "shown",
+]
+
+MAX_SHOWN = 60  # characters of a wrong word
+MAX_PATH = 1024
+
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|s|m|h|d)")
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"([0-9]{1,12})\s*(B|KiB|MiB|GiB)")
+_SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_WHOLE = re.compile(r"0|[1-9][0-9]{0,8}")
+_WITH_PORT = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]+)")
+_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_SWITCHES = {
+    **dict.fromkeys(("yes", "on", "true"), True),
+    **dict.fromkeys(("no", "off", "false"), False),
+    "auto": None,
+}
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that ``250ms``, ``1.5s``, ``5m``, ``2h`` or ``1d`` stands for.
+
+    Raises:
+        ValueError: With a sentence that says what was expected.
+    """
+    if text == "0":
+        return 0.0
+    found = _DURATION.fullmatch(text)
+    if not found:
+        raise ValueError(
+            f"{_quoted(text)} is not a duration; write a number and one of"
+            f" ms, s, m, h, d, for example {_with_unit(text, 's')}"
+        )
+    return float(found[1]) * _DURATION_UNITS[found[2]]
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that ``512KiB`` or ``10MiB`` stands for.
+
+    Raises:
+        ValueError: With a sentence that says what was expected.
+    """
+    if text == "0":
+        return 0
+    found = _SIZE.fullmatch(text)
+    if not found:
+        raise ValueError(
+            f"{_quoted(text)} is not a size; write a whole number and one of"
+            f" B, KiB, MiB, GiB, for example {_with_unit(text, 'MiB')}"
+        )
+    return int(found[1]) * _SIZE_UNITS[found[2]]
+
+
+def shown(text: str, limit: int = MAX_SHOWN) -> str:
+    """Return a stranger's words fit for one line of a log or a terminal."""
+    if len(text) > limit:
+        text = text[: limit - 3] + "..."
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
+def _quoted(text: str) -> str:
+    return f"'{shown(text)}'"
+
+
+def _with_unit(text: str, unit: str) -> str:
+    """Return *text* with the unit it lacks, else an example."""
+    return f"{int(text)}{unit}" if re.fullmatch("[0-9]{1,6}", text) else f"30{unit}"
+
+
+def near_miss(word: str, known: tuple[str, ...]) -> str:
+    """Return `` (did you mean 'x'?)`` when one of *known* looks like *word*."""
+    import difflib  # 28 million instructions, so only when somebody has to read it
+
+    word = word[:MAX_SHOWN].lower().replace("-", "_")
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def choice(text: str, enum: type[Enum]) -> Enum:
+    """Return the member of *enum* whose value is *text*.
+
+    Raises:
+        ValueError: With the words to choose from, and the one that was meant.
+    """
+    words = tuple(str(one.value) for one in enum)
+    if text in words:
+        return enum(text)
+    raise ValueError(
+        f"{_quoted(text)} is not allowed here; use one of: {', '.join(words)}"
+        + near_miss(text, words)
+    )
+
+
+def _seconds(least: str, most: str) -> Reader:
+    def read(text: str) -> float:
+        seconds = parse_duration(text)
+        if not parse_duration(least) <= seconds <= parse_duration(most):
+            raise ValueError(f"{_quoted(text)} is out of range: {least} to {most}")
+        return seconds
+
+    return read
+
+
+def _size(text: str) -> int:
+    size = parse_size(text)
+    if size > 1 << 30:
+        raise ValueError(f"{_quoted(text)} is out of range: 0 to 1GiB")
+    return size
+
+
+def _whole(least: int, most: int) -> Reader:
+    def read(text: str) -> int:
+        if not _WHOLE.fullmatch(text):
+            raise ValueError(
+                f"{_quoted(text)} is not a whole number from {least} to {most}"
+            )
+        if not least <= int(text) <= most:
+            raise ValueError(f"{_quoted(text)} is out of range: {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _switch(text: str) -> bool | None:
+    try:
+        return _SWITCHES[text.lower()]
+    except KeyError:
+        raise ValueError(f"{_quoted(text)}: expected yes, no or auto") from None
+
+
+def _host_name(text: str) -> str:
+    if not text.isascii():
+        raise ValueError(f"{_quoted(text)}: write it as A-labels (xn--...)")
+    name = text.lower().removesuffix(".")
+    labels = name.split(".")
+    if len(name) > 253 or not all(map(_LABEL.fullmatch, labels)):
+        raise ValueError(f"{_quoted(text)} is not a host name")
+    if labels[-1].isdigit():
+        raise ValueError(f"{_quoted(text)} is an address, not a host name")
+    return name
+
+
+def _helo(text: str) -> str:
+    if not text:
+        return text
+    if text.startswith("["):
+        inside = text.removeprefix("[").removesuffix("]")
+        address = re.sub("(?i)^ipv6:", "", inside)
+        # RFC 5321 §4.1.3: [192.0.2.1], [IPv6:2001:db8::1]
+        if text.endswith("]") and _ip(address) == (6 if address != inside else 4):
+            return text
+        raise ValueError(f"{_quoted(text)} is not an address literal (RFC 5321 §4.1.3)")
+    name = _host_name(text)
+    if "." not in name:
+        # Hosts answer 504 to such a one (Postfix: reject_non_fqdn_helo_hostname).
+        raise ValueError(f"{_quoted(text)} is not a fully qualified host name")
+    return name
+
+
+def _ip(text: str) -> int | None:
+    """Return 4 or 6 when *text* is an address, else None."""
+    import ipaddress
+
+    try:
+        return None if "%" in text else ipaddress.ip_address(text).version
+    except ValueError:
+        return None
+
+
+def _network(text: str) -> str:
+    import ipaddress
+
+    if _ip(text):
+        return text
+    wrong = f"{_quoted(text)} is not an address or a network, for example 192.0.2.0/24"
+    address, slash, _ = text.partition("/")
+    if not slash or not _ip(address):
+        raise ValueError(wrong)
+    try:
+        wide = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(wrong) from None
+    if wide.network_address != ipaddress.ip_address(address):
+        raise ValueError(f"{_quoted(text)} has host bits set; write {wide}")
+    return str(wide)
+
+
+def _network_or_private(text: str) -> str:
+    return text if text == "private" else _network(text)
+
+
+def _name_server(text: str) -> str:
+    found = _WITH_PORT.fullmatch(text)
+    bracketed, plain, port = found.groups() if found else (None, text, "53")
+    version = _ip(bracketed or plain)
+    if version is None or (bracketed and version == 4) or not _is_port(port):
+        raise ValueError(
+            f"{_quoted(text)} is not a name server; write an address, 192.0.2.53,"
+            " 192.0.2.53:5353 or [2001:db8::53]:5353"
+        )
+    return text
+
+
+def _is_port(text: str) -> bool:
+    return bool(_WHOLE.fullmatch(text)) and 1 <= int(text) <= 65535
+
+
+def _directory(text: str) -> str:
+    if text and not _is_path(text):
+        raise ValueError(f"{_quoted(text)}: expected a directory's absolute path")
+    return text
+
+
+def _log_target(text: str) -> str:
+    words = ("syslog", "journald", "stderr")
+    if text not in words and not _is_path(text):
+        raise ValueError(
+            f"{_quoted(text)}: expected {', '.join(words)} or a file's absolute path"
+            + near_miss(text, words)
+        )
+    return text
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith("/") and text.isprintable() and len(text) <= MAX_PATH
+
+
+# The annotation of a field in options.py -> how its text is read.
+ITEMS: dict[str, Reader] = {
+    "Delay": _seconds("0s", "1h"),
+    "Timeout": _seconds("1ms", "1d"),
+    "Size": _size,
+    "Port": _whole(1, 65535),
+    "Places": _whole(1, 32),
+    "Switch": _switch,
+    "HostName": _helo,
+    "LogTarget": _log_target,
+    "Directory": _directory,
+}
+LISTS: dict[str, Reader] = {
+    "HostNames": _host_name,
+    "Networks": _network,
+    "NetworksOrPrivate": _network_or_private,
+    "NameServers": _name_server,
+}
