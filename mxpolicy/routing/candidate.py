@@ -112,6 +112,7 @@ class Verdict(Enum):
     # transaction: the host is reachable and spoke; its reply settles recipients
     TRANSIENT = "transient"  # a 4yz ended the session or left recipients unsettled
     PERMANENT = "permanent"  # a 5yz to a recipient or the message
+    UNFIT = "unfit"  # not for this message (SIZE, SMTPUTF8), or not from this session
 
 
 class Scope(Enum):

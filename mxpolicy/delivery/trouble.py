@@ -1,0 +1,606 @@
+"""What a reply or a failure means: the one place that decides it.
+
+By scope, as in Postfix's smtp_trouble: it is about this recipient, the message,
+the host, or ourselves (site). Callers say what failed, never what to do about it.
+
+* Only a 5yz reply to MAIL, RCPT, DATA or the final dot bounces, and only when no
+  better host is still to be heard (`Race.has_better_pending`). Two exceptions: a
+  5yz greeting where the operator has made it final, and a message that the EHLO
+  replies of *all* hosts rule out.
+* A 5yz that is about our session (we greeted wrongly, spoke a command it does not
+  know, came without TLS) would be an other's mistake to bounce for: next host.
+* "Too many recipients" is no refusal: a second transaction (RFC 5321 §4.5.3.1.10).
+* Everything else defers. When in doubt, defer.
+
+`judge_reply` and `judge_finding` judge one thing, `History` keeps what an attempt
+has seen, and `combine` makes of it the outcome for a recipient whom nobody took.
+Pure: nothing here waits or looks at a clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from mxpolicy.address import AddressError, UnsupportedDomain
+from mxpolicy.options import GreetingPolicy
+from mxpolicy.outcome import Bounced, Deferred, Delivered, Tried
+from mxpolicy.protocol.extensions import Extensions
+from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.reply import EnhancedStatus, Reply, printable
+from mxpolicy.routing.candidate import (
+    Candidate,
+    Finding,
+    Phase,
+    Rank,
+    Scope,
+    Verdict,
+)
+from mxpolicy.routing.race import GiveUpReason
+
+__all__ = [
+    "MAX_OUTCOME_TEXT",
+    "Action",
+    "Failure",
+    "History",
+    "Judgement",
+    "Misfit",
+    "asks_to_be_left_alone",
+    "bad_nexthop",
+    "bad_recipient",
+    "bad_sender",
+    "combine",
+    "delivered",
+    "ending",
+    "in_doubt",
+    "is_about_the_session",
+    "is_too_many_recipients",
+    "judge_finding",
+    "judge_misfit",
+    "judge_reply",
+    "misfit",
+    "own_trouble",
+]
+
+# The mail server's answer is one line under 1,000 bytes, status and all.
+MAX_OUTCOME_TEXT = 950
+
+# What one host said, in the list of those tried.
+_MAX_SAID = 80
+
+_UNREACHABLE = EnhancedStatus(4, 4, 1)  # RFC 3463 §3.5: no answer from host
+_BAD_CONNECTION = EnhancedStatus(4, 4, 2)  # §3.5: bad connection
+_OWN_TROUBLE = EnhancedStatus(4, 3, 0)  # §3.4: other or undefined mail system status
+_OWN_MISTAKE = EnhancedStatus(4, 3, 5)  # §3.4: system incorrectly configured
+
+# RFC 5321 §4.2.4: syntax, command, sequence, parameter. RFC 3207 §4: 530, STARTTLS
+# first; RFC 4954 §6: 538, encryption required.
+_SESSION_CODES = frozenset({500, 501, 502, 503, 504, 530, 538})
+
+# RFC 3463 §3.8, RFC 7817's registry: X.7.10 encryption needed, X.7.11 the same for
+# authentication. We came in clear, perhaps because their TLS had failed.
+_SESSION_DETAILS = frozenset({(7, 10), (7, 11)})
+
+# "550 5.7.1 <x>: Helo command rejected", "550 Access denied - Invalid HELO name". Not
+# the mailbox helo@example.com nor the host helo.example.com.
+_NAMES_HELO = re.compile(
+    r"(?<![\w.@-])(?:helo|ehlo)\b(?![\w.-]*@|\.\w|-\w)", re.IGNORECASE
+)
+
+_TOO_MANY = re.compile(r"too many", re.IGNORECASE)
+
+_COMMAND_WORDS = {
+    Verb.MAIL: "MAIL command",
+    Verb.RCPT: "RCPT command",
+    Verb.DATA: "DATA command",
+    Verb.DOT: "end of data",
+}
+
+
+class Action(Enum):
+    """What to do next for those in the judgement's scope."""
+
+    SETTLE = "settle"  # final, unless a better host is still to be heard
+    NEXT_HOST = "next_host"  # another host may take it; defer if none does
+    AGAIN_HERE = "again_here"  # a second transaction in the same session
+
+
+class Judgement(NamedTuple):
+    """What one reply or failure means.
+
+    Attributes:
+        scope: Whom it is about.
+        action: What to do.
+        outcome: What it comes to when nobody does better. `Bounced` only with
+            `Action.SETTLE`, or for a `Misfit`.
+    """
+
+    scope: Scope
+    action: Action
+    outcome: Deferred | Bounced
+
+
+class Misfit(Enum):
+    """Why a host's EHLO reply rules a message out before MAIL is sent."""
+
+    TOO_LARGE = "message too large"  # RFC 1870 §6.1
+    NO_SMTPUTF8 = "SMTPUTF8 is required, but not offered"  # RFC 6531 §3.2
+
+    @property
+    def status(self) -> EnhancedStatus:
+        """The status, if every host says so."""
+        if self is Misfit.TOO_LARGE:
+            return EnhancedStatus(5, 3, 4)
+        return EnhancedStatus(5, 6, 7)
+
+
+class Failure(NamedTuple):
+    """One thing that went wrong at one candidate, and what it means."""
+
+    candidate: Candidate
+    finding: Finding
+    judgement: Judgement
+
+
+# --- replies
+
+
+def judge_reply(
+    verb: Verb, reply: Reply, relay: str, *, alone: bool = False
+) -> Judgement:
+    """Judge a reply that is not the good one, to MAIL, RCPT, DATA or the final dot.
+
+    Args:
+        verb: What was answered. A refusal in the middle of the mail data is one
+            of the final dot.
+        relay: Who said it, ``host[address]:port``.
+        alone: No other recipient was offered in this session.
+    """
+    scope = Scope.RECIPIENT if verb is Verb.RCPT else Scope.MESSAGE
+    text = f"host {relay} said: {reply.text} (in reply to {_COMMAND_WORDS[verb]})"
+    deferred = Deferred(_status(reply, 4), _line(text), reply, relay)
+    if is_about_the_session(reply) or reply.code == 421 or reply.is_positive:
+        # A 2yz where a 3yz is due is nonsense: Postfix bounces it, we doubt it.
+        return Judgement(Scope.HOST, Action.NEXT_HOST, deferred)
+    if is_too_many_recipients(verb, reply) and not (
+        alone and _may_mean_a_full_mailbox(reply)
+    ):
+        return Judgement(scope, Action.AGAIN_HERE, deferred)
+    if reply.is_permanent:
+        bounced = Bounced(_status(reply, 5), deferred.text, reply, relay)
+        return Judgement(scope, Action.SETTLE, bounced)
+    return Judgement(scope, Action.NEXT_HOST, deferred)
+
+
+def is_about_the_session(reply: Reply) -> bool:
+    """Is this 5yz about how we came, and not about the mail?
+
+    An enhanced status x.1.z speaks of an address (RFC 3463 §3.2) whatever the code:
+    Postfix itself says ``501 5.1.3 Bad recipient address syntax``.
+    """
+    if not reply.is_permanent:
+        return False
+    status = _said_status(reply)
+    if status is not None and status.subject == 1:
+        return False
+    if status is not None and (status.subject, status.detail) in _SESSION_DETAILS:
+        return True
+    return reply.code in _SESSION_CODES or bool(_NAMES_HELO.search(reply.text))
+
+
+def is_too_many_recipients(verb: Verb, reply: Reply) -> bool:
+    """Does this refuse a recipient only because there are others beside it?
+
+    RFC 5321 §4.5.3.1.10: 452, and 552 "in this case" means the same. Both may also
+    mean a full mailbox or disk (x.2.2, x.3.1); a bare code stays in doubt, and a
+    second transaction costs little.
+    """
+    if verb is not Verb.RCPT or reply.code == 421:
+        return False
+    status = _said_status(reply)
+    if status is not None and (status.subject, status.detail) == (5, 3):
+        return True
+    if reply.code not in (452, 552):
+        return False
+    return status is None or bool(_TOO_MANY.search(reply.text))
+
+
+def _may_mean_a_full_mailbox(reply: Reply) -> bool:
+    """A 552 that does not itself speak of many recipients: storage exceeded (§4.2.3)."""
+    return (
+        reply.code == 552
+        and _said_status(reply) is None
+        and not _TOO_MANY.search(reply.text)
+    )
+
+
+def asks_to_be_left_alone(reply: Reply) -> bool:
+    """421, or a 4yz for reasons of policy (x.7.z): another visit makes it worse."""
+    status = _said_status(reply)
+    return reply.code == 421 or (
+        reply.is_transient and status is not None and status.subject == 7
+    )
+
+
+def delivered(reply: Reply, relay: str) -> Delivered:
+    """Return the outcome of a 2yz after the final dot."""
+    return Delivered(_status(reply, 2), _line(reply.text), reply, relay)
+
+
+def _status(reply: Reply, class_: int) -> EnhancedStatus:
+    """Return the reply's own status, with another class where we defer a 5yz.
+
+    Where it gives none, or one that contradicts its code, the detail is not
+    invented: 550 is no 5.1.1.
+    """
+    said = reply.enhanced
+    return said._replace(class_=class_) if said else EnhancedStatus(class_, 0, 0)
+
+
+def _said_status(reply: Reply) -> EnhancedStatus | None:
+    """Return the status as the host wrote it, even if its class contradicts the code."""
+    return EnhancedStatus.parse(reply.lines[0]) if reply.lines else None
+
+
+# --- failures
+
+# status, and the words after "host[address]:port"
+_VERDICTS: dict[Verdict, tuple[EnhancedStatus, str]] = {
+    Verdict.FILTERED: (_UNREACHABLE, "did not answer the connection attempt"),
+    Verdict.REFUSED: (_UNREACHABLE, "refused the connection"),
+    Verdict.PROHIBITED: (_UNREACHABLE, "may not be reached, says a firewall or router"),
+    Verdict.NO_ROUTE: (_UNREACHABLE, "cannot be reached from here"),
+    Verdict.PROXY_FAILED: (_UNREACHABLE, "was not reached by the proxy"),
+    Verdict.CLOSED: (_BAD_CONNECTION, "ended the connection"),
+    Verdict.SILENT: (_BAD_CONNECTION, "was silent"),
+    Verdict.STALLED: (_BAD_CONNECTION, "does not acknowledge what is sent"),
+    # RFC 3463 §3.6: x.5.0, the protocol, and no other code says it better.
+    Verdict.NOT_SMTP: (EnhancedStatus(4, 5, 0), "does not speak SMTP"),
+    Verdict.GREETING_4XX: (EnhancedStatus(4, 0, 0), "refused to talk to us"),
+    Verdict.GREETING_5XX: (EnhancedStatus(4, 0, 0), "refused to talk to us"),
+    Verdict.EHLO_REFUSED: (EnhancedStatus(4, 0, 0), "refused our EHLO and HELO"),
+    Verdict.LOOPS_TO_MYSELF: (EnhancedStatus(4, 4, 6), "is this mail system itself"),
+    Verdict.STARTTLS_MISSING: (EnhancedStatus(4, 7, 4), "does not offer STARTTLS"),
+    Verdict.STARTTLS_REFUSED: (EnhancedStatus(4, 7, 4), "refused STARTTLS"),
+    Verdict.TLS_FAILED: (EnhancedStatus(4, 7, 5), "failed in the TLS handshake"),
+    Verdict.TLS_SILENT: (EnhancedStatus(4, 7, 5), "was silent in the TLS handshake"),
+    Verdict.CERTIFICATE_REJECTED: (EnhancedStatus(4, 7, 5), "has no valid certificate"),
+    Verdict.TRANSIENT: (EnhancedStatus(4, 0, 0), "put us off"),
+    Verdict.PERMANENT: (EnhancedStatus(4, 0, 0), "refused"),
+    Verdict.UNFIT: (EnhancedStatus(4, 0, 0), "does not take this"),
+}
+
+
+def judge_finding(
+    finding: Finding,
+    relay: str,
+    reply: Reply | None = None,
+    greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT,
+) -> Judgement:
+    """Judge a session that ended, or never began, without settling the mail.
+
+    Args:
+        finding: With `Scope.SITE` it is our own trouble: 4.3.0, and 4.4.2 with
+            the verdict ``silent``, when we left ourselves too little time.
+        relay: ``host[address]:port``.
+        reply: What the host said with it, if it did. It gives the status but
+            decides nothing: the host may be a firewall.
+        greeting_5xx: Whether a 5yz greeting is final.
+    """
+    if finding.scope is Scope.SITE:
+        late = finding.verdict is Verdict.SILENT
+        status = _BAD_CONNECTION if late else _OWN_TROUBLE
+        text = _line(f"local trouble: {finding.text or finding.verdict.value}")
+        return Judgement(
+            Scope.SITE, Action.NEXT_HOST, Deferred(status, text, None, relay)
+        )
+    status, words = _VERDICTS[finding.verdict]
+    after = f" ({finding.phase.word}, {finding.waited:.1f}s)"
+    said = reply.text if reply else finding.text
+    text = _line(f"{relay} {words}{after}" + (f": {said}" if said else ""))
+    if (
+        reply
+        and finding.verdict is Verdict.GREETING_5XX
+        and greeting_5xx is GreetingPolicy.BOUNCE
+    ):
+        outcome = Bounced(_status(reply, 5), text, reply, relay)
+        return Judgement(Scope.HOST, Action.SETTLE, outcome)
+    if reply and not reply.is_positive:
+        status = _status(reply, 4)
+    return Judgement(Scope.HOST, Action.NEXT_HOST, Deferred(status, text, reply, relay))
+
+
+def in_doubt(finding: Finding, relay: str) -> Deferred:
+    """Return the outcome of those whose final dot is out and was not answered.
+
+    Final for this attempt: to ask another host would make a duplicate of a
+    message that this one may well have.
+    """
+    words = _VERDICTS[finding.verdict][1]
+    text = (
+        f"{relay} {words} after the end of data, {finding.waited:.0f}s: "
+        f"message may be sent more than once"
+    )
+    more = f": {finding.text}" if finding.text else ""
+    return Deferred(_BAD_CONNECTION, _line(text + more), None, relay)
+
+
+def misfit(extensions: Extensions, *, size: int, needs_smtputf8: bool) -> Misfit | None:
+    """Return why a host with these *extensions* cannot take the message, if so.
+
+    8-bit data without 8BITMIME is no misfit: it goes as it is, since every host
+    of this century passes it on, and a conversion would break signatures.
+    """
+    if needs_smtputf8 and not extensions.smtputf8:
+        return Misfit.NO_SMTPUTF8
+    if extensions.size and size > extensions.size:
+        return Misfit.TOO_LARGE
+    return None
+
+
+def judge_misfit(why: Misfit, relay: str) -> Judgement:
+    """Judge a message that one host's EHLO reply rules out: another may take it."""
+    text = _line(f"{why.value} (EHLO reply of host {relay})")
+    return Judgement(
+        Scope.MESSAGE, Action.NEXT_HOST, Bounced(why.status, text, None, relay)
+    )
+
+
+def ending(
+    refusals: Iterable[tuple[Verb, Reply]], *, waited: float, alone: bool
+) -> tuple[Finding, bool]:
+    """Sum up a transaction that ended with recipients refused and unsettled.
+
+    Args:
+        refusals: What those recipients were answered; at least one.
+        waited: Seconds that the transaction took.
+        alone: As in `judge_reply`.
+
+    Returns:
+        What `Race.resume` wants: the finding, and whether the site asked to be
+        left alone.
+    """
+    judged = [
+        (_verdict(reply, judge_reply(verb, reply, "", alone=alone)), reply)
+        for verb, reply in refusals
+    ]
+    # The one that leaves most to hope for decides: 4yz, then our session, then 5yz.
+    verdict, reply = min(judged, key=lambda pair: _HOPE.index(pair[0]))
+    leave_alone = any(asks_to_be_left_alone(reply) for _, reply in judged)
+    finding = Finding(
+        verdict, Phase.TRANSACTION, waited, Scope.MESSAGE, text=reply.text
+    )
+    return finding, leave_alone
+
+
+_HOPE = (Verdict.TRANSIENT, Verdict.UNFIT, Verdict.PERMANENT)
+
+
+def _verdict(reply: Reply, judgement: Judgement) -> Verdict:
+    """Return the word for a refusal in a transaction."""
+    if judgement.action is Action.SETTLE:
+        return Verdict.PERMANENT
+    return Verdict.TRANSIENT if reply.is_transient else Verdict.UNFIT
+
+
+# --- before anybody was asked
+
+
+def bad_recipient(error: AddressError) -> Deferred | Bounced:
+    """Return the outcome of a forward-path that is no address: X.1.3 (RFC 3463 §3.2)."""
+    return _bad_address("recipient", EnhancedStatus(5, 1, 3), error)
+
+
+def bad_sender(error: AddressError) -> Deferred | Bounced:
+    """Return the outcome of a reverse-path that is no address: X.1.7 (RFC 3463 §3.2)."""
+    return _bad_address("sender", EnhancedStatus(5, 1, 7), error)
+
+
+def _bad_address(
+    whose: str, status: EnhancedStatus, error: AddressError
+) -> Deferred | Bounced:
+    text = _line(f"bad {whose} address {error}")
+    if isinstance(error, UnsupportedDomain):
+        return Deferred(_OWN_MISTAKE, text)
+    return Bounced(status, text)
+
+
+def bad_nexthop(error: Exception) -> Deferred:
+    """Return the outcome when the operator's nexthop cannot be understood."""
+    return Deferred(_OWN_MISTAKE, _line(str(error)))
+
+
+def own_trouble(error: BaseException) -> Deferred:
+    """Return the outcome when our own machine or program failed."""
+    said = str(error) or type(error).__name__
+    return Deferred(_OWN_TROUBLE, _line(f"local trouble: {said}"))
+
+
+# --- all of it together
+
+_GAVE_UP = {
+    GiveUpReason.EXHAUSTED: "",
+    GiveUpReason.DEADLINE: "; out of time",
+    GiveUpReason.CAPPED: "; others are not asked this time",
+}
+
+
+class History:
+    """What one attempt has seen, and what it means for each recipient in the end.
+
+    Recipients are spoken of by their index in the envelope.
+
+    Args:
+        is_overruled: Whether a refusal by this candidate is not final, because a
+            better one is still to be heard: `Race.has_better_pending`.
+        greeting_5xx: Whether a 5yz greeting is final.
+    """
+
+    def __init__(
+        self,
+        is_overruled: Callable[[Candidate], bool],
+        greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT,
+    ) -> None:
+        self._is_overruled = is_overruled
+        self._greeting_5xx = greeting_5xx
+        # For one recipient, or (None) for all.
+        self._failures: list[tuple[int | None, Failure]] = []
+        self._refused_by: dict[int, Rank] = {}
+
+    def failed(
+        self, candidate: Candidate, finding: Finding, reply: Reply | None = None
+    ) -> None:
+        """*candidate* failed for everybody whom it has not settled."""
+        judgement = judge_finding(finding, str(candidate), reply, self._greeting_5xx)
+        self._failures.append((None, Failure(candidate, finding, judgement)))
+
+    def unfit(self, candidate: Candidate, why: Misfit) -> Finding:
+        """*candidate*'s EHLO reply rules the message out; return what the race is told."""
+        judgement = judge_misfit(why, str(candidate))
+        finding = Finding(
+            Verdict.UNFIT, Phase.TRANSACTION, 0.0, Scope.MESSAGE, text=why.value
+        )
+        self._failures.append((None, Failure(candidate, finding, judgement)))
+        return finding
+
+    def refused(
+        self,
+        candidate: Candidate,
+        index: int,
+        verb: Verb,
+        reply: Reply,
+        *,
+        waited: float,
+        alone: bool,
+    ) -> Bounced | None:
+        """*candidate* refused this recipient; return its outcome if that is final.
+
+        None: go on with other hosts, as far as `open_to` allows; in the end
+        `combine` settles it. Arguments as in `judge_reply`.
+        """
+        judgement = judge_reply(verb, reply, str(candidate), alone=alone)
+        finding = Finding(
+            _verdict(reply, judgement),
+            Phase.TRANSACTION,
+            waited,
+            judgement.scope,
+            text=reply.text,
+        )
+        self._failures.append((index, Failure(candidate, finding, judgement)))
+        if isinstance(judgement.outcome, Deferred):
+            return None
+        if not self._is_overruled(candidate):
+            return judgement.outcome
+        best = self._refused_by.get(index, candidate.rank)
+        self._refused_by[index] = min(best, candidate.rank)
+        return None
+
+    def open_to(self, candidate: Candidate, indices: Iterable[int]) -> list[int]:
+        """Return those of *indices* who may be offered to *candidate*.
+
+        One whom a host has refused for good is offered to better hosts only: a
+        patient sender would have come to them before, and to no others after.
+        """
+        return [
+            index
+            for index in indices
+            if index not in self._refused_by or candidate.rank < self._refused_by[index]
+        ]
+
+    def combine(self, index: int, reason: GiveUpReason) -> Deferred | Bounced:
+        """Return the outcome of a recipient whom nobody took; see `combine`."""
+        return combine(self._of(index), reason=reason, is_overruled=self._is_overruled)
+
+    def tried(self, index: int) -> tuple[str, ...]:
+        """Return one printable text for each failure that concerns this recipient."""
+        return tuple(str(_tried(failure)) for failure in self._of(index))
+
+    def _of(self, index: int) -> list[Failure]:
+        return [failure for whom, failure in self._failures if whom in (None, index)]
+
+
+def combine(
+    failures: Sequence[Failure],
+    *,
+    reason: GiveUpReason,
+    is_overruled: Callable[[Candidate], bool],
+) -> Deferred | Bounced:
+    """Return the outcome of a recipient after all candidates have failed for it.
+
+    A refusal bounces unless it is overruled; a message that does not fit bounces
+    if it fits nowhere and everybody was heard; else it is deferred, with the
+    status of the failure that tells most. The text begins with that one, and
+    then names everybody who was tried.
+    """
+    for failure in sorted(failures, key=_by_rank):
+        if failure.judgement.action is Action.SETTLE and not is_overruled(
+            failure.candidate
+        ):
+            return _with_tried(failure.judgement.outcome, failures, reason)
+    if not failures:
+        return Deferred(_UNREACHABLE, "no host was asked" + _GAVE_UP[reason])
+    chosen = min(failures, key=_by_weight).judgement.outcome
+    if reason is GiveUpReason.EXHAUSTED and all(map(_is_misfit, failures)):
+        return _with_tried(chosen, failures, reason)
+    return _with_tried(_soft(chosen), failures, reason)
+
+
+def _is_misfit(failure: Failure) -> bool:
+    judgement = failure.judgement
+    return judgement.action is Action.NEXT_HOST and isinstance(
+        judgement.outcome, Bounced
+    )
+
+
+def _by_rank(failure: Failure) -> Rank:
+    return failure.candidate.rank
+
+
+def _by_weight(failure: Failure) -> tuple[int, int, Rank]:
+    """Order by how much a failure tells about why this recipient waits.
+
+    What a host said about the mail comes first, then what is wrong with
+    ourselves, then who was come furthest with.
+    """
+    scope, phase = failure.judgement.scope, failure.finding.phase
+    about = {Scope.RECIPIENT: 0, Scope.MESSAGE: 0, Scope.SITE: 1, Scope.HOST: 2}[scope]
+    return about, -phase, failure.candidate.rank
+
+
+def _soft(outcome: Deferred | Bounced) -> Deferred:
+    """Return a refusal that is not final as a deferral."""
+    return Deferred(outcome.status._replace(class_=4), *outcome[1:])
+
+
+def _with_tried(
+    outcome: Deferred | Bounced, failures: Sequence[Failure], reason: GiveUpReason
+) -> Deferred | Bounced:
+    """Append to the text why others were not asked, and everybody who was tried."""
+    text = outcome.text + _GAVE_UP[reason]
+    if len(failures) > 1:
+        tried = [str(_tried(failure)) for failure in failures]
+        text = _listed(f"{text}; tried: ", tried)
+    return outcome._replace(text=_line(text))
+
+
+def _listed(text: str, items: Sequence[str]) -> str:
+    """Append as many *items* as there is room for, and say how many there is none for."""
+    for place, item in enumerate(items):
+        left = f"and {len(items) - place} more"
+        room = MAX_OUTCOME_TEXT - len(text) - len(", ") - len(left)
+        if len(item) > room:
+            return text + left
+        text += item + (", " if place + 1 < len(items) else "")
+    return text
+
+
+def _tried(failure: Failure) -> Tried:
+    candidate, finding, _ = failure
+    said = printable(finding.text, _MAX_SAID)
+    return Tried(str(candidate), finding.verdict.value, finding.waited, said)
+
+
+def _line(text: str) -> str:
+    return printable(text, MAX_OUTCOME_TEXT)
