@@ -1,0 +1,310 @@
+"""Domains and mailboxes: what a mail server hands us, and what goes on the wire.
+
+RFC 5321 §2.3.11 and §4.1.2 (mailboxes), §4.1.3 (address literals), RFC 6531
+§3.3 (UTF-8 local parts), RFC 5890 and UTS 46 (international domains). Text
+enters the program here: whatever leaves this module can be put into an SMTP
+command as it is. It does not look anything up.
+
+Mail servers differ in whether they quote a local part before they hand it to a
+program (Postfix does with ``flags=q`` only). Both forms are read: a local part
+that is well quoted is unquoted, anything else is taken literally, and
+`Mailbox.wire` quotes what needs it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import NamedTuple, NewType
+
+from mxpolicy.errors import MxPolicyError
+
+__all__ = [
+    "AddressError",
+    "Domain",
+    "Mailbox",
+    "UnsupportedDomain",
+    "canonical_address",
+    "is_address_literal",
+    "parse_address_literal",
+    "parse_domain",
+    "parse_mailbox",
+    "parse_reverse_path",
+]
+
+Domain = NewType("Domain", str)
+"""A lower-case A-label domain without the final dot, ``xn--bcher-kva.example``."""
+
+# RFC 1035 §2.3.4: 255 octets on the wire are 253 characters of text.
+MAX_DOMAIN = 253
+MAX_LABEL = 63
+
+# RFC 5321 §4.5.3.1.1 obliges everyone to take 64 octets and asks that nobody
+# refuse more; VERP and SRS addresses are often longer, and the host is the one
+# to say so. What must fit is a line (§4.5.3.1.6).
+MAX_PATH = 998
+
+# Before it is a domain: a U-label is shorter than its A-label, never by much,
+# and nobody shall make us run Punycode over a megabyte.
+_MAX_DOMAIN_TEXT = 1024
+
+_LDH_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\Z")
+_DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 §3.1, UTS 46 §4
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# The only characters that IDNA2003 maps and UTS 46 non-transitional keeps
+# (UTS 46 §2.3, "deviation characters").
+_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
+
+# RFC 5321 §4.1.2, with RFC 6531 §3.3: Dot-string = Atom *("." Atom)
+_ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]"
+_DOT_STRING = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*\Z")
+# Quoted-string = DQUOTE *(qtextSMTP / quoted-pairSMTP) DQUOTE
+_QUOTED = r'"(?:[^"\\]|\\.)*"'
+# obs-local-part = word *("." word), RFC 5322 §4.4
+_WORDS = re.compile(rf"(?:{_ATEXT}+|{_QUOTED})(?:\.(?:{_ATEXT}+|{_QUOTED}))*\Z")
+_QUOTED_STRING = re.compile(_QUOTED)
+_QUOTED_PAIR = re.compile(r"\\(.)")
+_NEEDS_PAIR = re.compile(r'(["\\])')
+
+
+class AddressError(MxPolicyError, ValueError):
+    """The text is no address: nobody could ever deliver to it.
+
+    Attributes:
+        text: What was given.
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, text: str, reason: str) -> None:
+        super().__init__(text, reason)
+        self.text = text
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.text[:200]!a}: {self.reason}"
+
+
+class UnsupportedDomain(AddressError):
+    """The domain may well exist, but this installation cannot tell its name in DNS.
+
+    To be deferred, never bounced: with the extra ``idna`` installed it works.
+    """
+
+
+class Mailbox(NamedTuple):
+    """``local_part@domain``.
+
+    Attributes:
+        local_part: Unquoted, case kept: ``john doe`` for ``"john doe"@…``.
+        domain: A `Domain`, or an address literal with its brackets. Empty only
+            in a reverse-path without ``@`` (see `parse_reverse_path`).
+    """
+
+    local_part: str
+    domain: str
+
+    @property
+    def wire(self) -> str:
+        """What goes between ``<`` and ``>``: local part quoted if need be, A-labels."""
+        local = self.local_part
+        if not _DOT_STRING.match(local):
+            local = '"' + _NEEDS_PAIR.sub(r"\\\1", local) + '"'
+        return f"{local}@{self.domain}" if self.domain else local
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """True when only RFC 6531 can carry it: the domain is A-labels already."""
+        return not self.local_part.isascii()
+
+    def __str__(self) -> str:
+        return self.wire
+
+
+def parse_domain(text: str) -> Domain:
+    """Return *text* as it is asked for in DNS; a final dot is dropped.
+
+    Letters, digits, hyphens, and underscores (not allowed by RFC 1035 §2.3.1,
+    but in use, and Postfix takes them). International names by UTS 46
+    non-transitional.
+
+    Raises:
+        AddressError: It is no domain name; an IPv4 address is none either.
+        UnsupportedDomain: It needs the extra ``idna``; defer.
+    """
+    if len(text) > _MAX_DOMAIN_TEXT:
+        raise AddressError(text, "domain name too long")
+    name = text if text.isascii() else _to_ascii(text)
+    name = name.lower().removesuffix(".")
+    if not name:
+        raise AddressError(text, "empty domain name")
+    if len(name) > MAX_DOMAIN:
+        raise AddressError(text, "domain name too long")
+    for label in name.split("."):
+        if len(label) > MAX_LABEL or not _LDH_LABEL.match(label):
+            raise AddressError(text, "not a domain name")
+    if name.replace(".", "").isdigit():
+        raise AddressError(text, "numeric domain name")
+    return Domain(name)
+
+
+def parse_mailbox(text: str) -> Mailbox:
+    """Return the mailbox that *text* names, quoted or not, ``-`` in front or not.
+
+    Raises:
+        AddressError: No ``@``, an empty part, a control character (CR, LF and
+            NUL would end up in an SMTP command), a bad domain, too long.
+        UnsupportedDomain: See `parse_domain`.
+    """
+    local, at, domain = _checked(text).rpartition("@")
+    if not at:
+        raise AddressError(text, "no domain")
+    if not local:
+        raise AddressError(text, "no local part")
+    return _bounded(text, Mailbox(_unquoted(local), _mail_domain(domain)))
+
+
+def parse_reverse_path(text: str) -> Mailbox | None:
+    """Return the sender's mailbox, or None for the null reverse-path ``<>``.
+
+    Null are: nothing, blanks, ``<>``, and ``MAILER-DAEMON`` without a domain,
+    which is what Postfix's pipe(8) writes for it by default (``null_sender``).
+    Any other name without a domain is sent as it is, as Postfix does: the host
+    shall judge.
+
+    Raises:
+        AddressError, UnsupportedDomain: As `parse_mailbox`.
+    """
+    text = text.strip(" ")
+    if text in ("", "<>") or text.upper() == "MAILER-DAEMON":
+        return None
+    if "@" not in text:
+        return _bounded(text, Mailbox(_unquoted(_checked(text)), ""))
+    return parse_mailbox(text)
+
+
+def is_address_literal(text: str) -> bool:
+    """Return whether *text* has the brackets of an address literal (RFC 5321 §4.1.3)."""
+    return text.startswith("[") and text.endswith("]")
+
+
+def parse_address_literal(text: str) -> str:
+    """Return the address in ``[192.0.2.1]`` or ``[IPv6:2001:db8::1]``, canonical.
+
+    Raises:
+        AddressError: Anything else, other address families included.
+    """
+    inner = text[1:-1] if is_address_literal(text) else ""
+    tag, colon, rest = inner.partition(":")
+    if colon and tag.lower() == "ipv6":
+        address = canonical_address(rest)
+        if address and ":" in address:
+            return address
+    elif not colon:
+        address = canonical_address(inner)
+        if address:
+            return address
+    raise AddressError(text, "not an address literal")
+
+
+def canonical_address(text: str) -> str | None:
+    """Return the IPv4 or IPv6 address in its one textual form, or None if it is none.
+
+    Zone indices (``fe80::1%eth0``) are no addresses here: they mean something on
+    one machine only.
+    """
+    if "%" in text:
+        return None
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def _checked(text: str) -> str:
+    if len(text) > MAX_PATH:
+        raise AddressError(text, "address too long")
+    if _CONTROLS.search(text):
+        raise AddressError(text, "control character in address")
+    return text
+
+
+def _bounded(text: str, mailbox: Mailbox) -> Mailbox:
+    if len(mailbox.wire.encode()) > MAX_PATH:
+        raise AddressError(text, "address too long")
+    return mailbox
+
+
+def _mail_domain(text: str) -> str:
+    if not is_address_literal(text):
+        return parse_domain(text)
+    address = parse_address_literal(text)
+    return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+
+
+def _unquoted(local: str) -> str:
+    if '"' not in local or not _WORDS.match(local):
+        return local
+    return _QUOTED_STRING.sub(
+        lambda quoted: _QUOTED_PAIR.sub(r"\1", quoted[0][1:-1]), local
+    )
+
+
+def _to_ascii(text: str) -> str:
+    # Imported here: a recipient with an international domain is rare, and the
+    # tables are large.
+    try:
+        import idna
+    except ImportError:
+        return _to_ascii_2003(text)
+    try:
+        mapped = idna.uts46_remap(text, std3_rules=False, transitional=False)
+    except idna.IDNAError as error:
+        raise AddressError(text, f"not a domain name: {error}") from error
+    return ".".join(_to_a_label(text, label) for label in _DOTS.split(mapped))
+
+
+def _to_a_label(text: str, label: str) -> str:
+    import idna
+
+    if label.isascii():
+        return label
+    try:
+        return idna.alabel(label).decode("ascii")
+    except idna.InvalidCodepointContext as error:
+        raise AddressError(text, f"not a domain name: {error}") from error
+    except idna.InvalidCodepoint:
+        # UTS 46 allows symbols that IDNA2008 does not (UTS 46 §2, ``NV8``), and
+        # there are such domains, with mail.
+        return "xn--" + label.encode("punycode").decode("ascii")
+    except idna.IDNAError as error:
+        raise AddressError(text, f"not a domain name: {error}") from error
+
+
+def _to_ascii_2003(text: str) -> str:
+    """Use the standard library's IDNA2003 where UTS 46 gives the same name, else refuse.
+
+    The same name means: no deviation character, nothing that was unassigned in
+    Unicode 3.2, and today's case folding agrees with that of 2003. Everything
+    else could be somebody else's domain.
+    """
+    import unicodedata
+    from encodings import idna as idna2003
+    from stringprep import in_table_a1
+
+    labels = []
+    for label in _DOTS.split(text):
+        if label.isascii():
+            labels.append(label)
+            continue
+        if any(char in _DEVIATIONS or in_table_a1(char) for char in label):
+            raise UnsupportedDomain(text, "needs the Python package idna")
+        try:
+            prepared = idna2003.nameprep(label)
+            a_label = idna2003.ToASCII(label).decode("ascii")
+        except UnicodeError as error:
+            raise AddressError(text, "not a domain name") from error
+        folded = unicodedata.normalize("NFKC", label).casefold()
+        if prepared != unicodedata.normalize("NFKC", folded):
+            raise UnsupportedDomain(text, "needs the Python package idna")
+        labels.append(a_label)
+    return ".".join(labels)

@@ -1,0 +1,262 @@
+"""Makes the plan: from a nexthop to the candidates, in the order of trying.
+
+Looks up MX and addresses, all names at once, and lets the pure modules decide
+(`mxpolicy.routing.mx`, `~mxpolicy.routing.selection`, `~mxpolicy.routing.order`).
+It dials, writes and leases nothing, so a plan can be shown without doing harm.
+RFC 5321 §5.1, RFC 7505.
+
+Time is bounded: ``resolver.timeout`` for the MX, and once more for all addresses
+together. Names of hosts are waited for so long even when others have been found:
+a host whose name is answered late may be the only one that can be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from mxpolicy.options import NxdomainPolicy
+from mxpolicy.routing.dialable import Dialable
+from mxpolicy.routing.mx import (
+    MAX_HOSTS,
+    Exchangers,
+    Host,
+    Lookup,
+    LookupStatus,
+    Resolved,
+    mail_exchangers,
+    operators_trouble,
+)
+from mxpolicy.routing.nexthop import Nexthop, NexthopKind
+from mxpolicy.routing.order import Located, arrange, shuffle_seed
+from mxpolicy.routing.selection import (
+    LOOP_PORT,
+    Selection,
+    better_than_own_name,
+    select,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from mxpolicy.options import Options
+    from mxpolicy.outcome import Outcome
+    from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.routing.own import OwnIdentity
+
+__all__ = ["Lookups", "Plan", "Planner"]
+
+# When one address family of a host has answered with an address, the other one's
+# lookup gets this many seconds more: name servers that drop AAAA queries exist,
+# and the host can be reached without.
+OTHER_FAMILY = 2.0
+
+# Questions on their way at once for one message.
+MAX_QUESTIONS = 32
+
+FAMILIES = ("AAAA", "A")
+
+
+class Lookups(Protocol):
+    """What a planner needs of a resolver: `mxpolicy.net.resolver.Resolver`."""
+
+    async def lookup(self, name: str, rdtype: str) -> Lookup:
+        """Return the answer, within bounded time; never raise for DNS trouble."""
+        ...
+
+
+class Plan(NamedTuple):
+    """Whom to try.
+
+    Attributes:
+        nexthop: As the mail server wrote it.
+        candidates: At most 100, in the order of trying.
+        remarks: What was left out or repaired, one printable line each; for the
+            log, not for the sender.
+        refusal: The outcome for every recipient; only without candidates.
+        own_preference: At which preference this system is itself an exchanger of
+            the first nexthop; None when it is not. No candidate of the first
+            nexthop is as bad as that.
+    """
+
+    nexthop: str
+    candidates: tuple[Candidate, ...]
+    remarks: tuple[str, ...] = ()
+    refusal: Outcome | None = None
+    own_preference: int | None = None
+
+
+class Planner:
+    """Makes plans; remembers nothing but what its resolver caches."""
+
+    def __init__(self, resolver: Lookups, options: Options, own: OwnIdentity) -> None:
+        """Prepare.
+
+        Raises:
+            ConfigError: ``never_dial`` or ``allow_dial`` cannot be understood.
+        """
+        self._resolver = resolver
+        self._options = options
+        self._own = own
+        self._dialable = Dialable(options.never_dial, options.allow_dial)
+
+    async def plan(
+        self,
+        nexthops: Sequence[Nexthop],
+        *,
+        destination_domain: str,
+        reverse_path: str,
+        forward_path: str,
+    ) -> Plan:
+        """Return the plan for one recipient, or for several of one domain.
+
+        Every nexthop of a list stands alone: one that fails leaves the others.
+
+        Args:
+            nexthops: From `mxpolicy.routing.nexthop.parse_nexthop`, at least one.
+            destination_domain: The recipient's `Mailbox.domain`. Trouble with any
+                other nexthop is the operator's, and never bounces.
+            reverse_path: With *forward_path* decides the order of equal hosts.
+            forward_path: The (first) recipient.
+        """
+        questions = asyncio.Semaphore(MAX_QUESTIONS)
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._select(nexthop, questions))
+                for nexthop in nexthops
+            ]
+        selections = [task.result() for task in tasks]
+        seed = shuffle_seed(reverse_path, forward_path, destination_domain)
+        candidates = arrange(_located(nexthops, selections), seed)
+        refusal = None
+        if not candidates:
+            refusal = self._refusal(nexthops, selections, destination_domain)
+        return Plan(
+            ", ".join(nexthop.text for nexthop in nexthops),
+            candidates,
+            tuple(remark for one in selections for remark in one.remarks),
+            refusal,
+            selections[0].own_preference,
+        )
+
+    async def _select(
+        self, nexthop: Nexthop, questions: asyncio.Semaphore
+    ) -> Selection:
+        own = self._own if nexthop.port == LOOP_PORT else None
+        exchangers = await self._exchangers(nexthop)
+        hosts, named_at = exchangers.hosts, None
+        if own is not None:
+            hosts, named_at = better_than_own_name(hosts, own)
+        if len(hosts) > MAX_HOSTS:
+            remark = f"{len(hosts) - MAX_HOSTS} of {len(hosts)} mail servers left out"
+            exchangers = exchangers._replace(remarks=(*exchangers.remarks, remark))
+        return select(
+            nexthop.name,
+            exchangers,
+            await self._resolve(hosts[:MAX_HOSTS], questions),
+            own,
+            self._dialable,
+            named_at=named_at,
+            defer_missing=self._options.nxdomain is NxdomainPolicy.DEFER,
+        )
+
+    async def _exchangers(self, nexthop: Nexthop) -> Exchangers:
+        match nexthop.kind:
+            case NexthopKind.DOMAIN:
+                lookup = await self._resolver.lookup(nexthop.name, "MX")
+                return mail_exchangers(nexthop.name, lookup)
+            case NexthopKind.HOST:
+                return Exchangers((Host(nexthop.name),))
+            case NexthopKind.ADDRESS:
+                return Exchangers((Host(nexthop.name, address=nexthop.name),))
+
+    async def _resolve(
+        self, hosts: Sequence[Host], questions: asyncio.Semaphore
+    ) -> list[Resolved]:
+        """Look all *hosts* up at once, the best first where places are short."""
+        end = asyncio.get_running_loop().time() + self._options.resolver.timeout
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._resolve_host(host, end, questions))
+                for host in hosts
+            ]
+        return [task.result() for task in tasks]
+
+    async def _resolve_host(
+        self, host: Host, end: float, questions: asyncio.Semaphore
+    ) -> Resolved:
+        if host.address is not None:
+            return Resolved(host, (host.address,))
+        tasks = {
+            asyncio.create_task(self._ask(host.name, rdtype, questions)): rdtype
+            for rdtype in FAMILIES
+        }
+        try:
+            await _wait_for_both(tasks, end)
+            lookups = tuple(
+                task.result() if task.done() else _unanswered(host.name, rdtype)
+                for task, rdtype in tasks.items()
+            )
+        finally:
+            await _end(tasks)
+        addresses = tuple(one for lookup in lookups for one in lookup.addresses)
+        return Resolved(host, addresses, lookups)
+
+    async def _ask(
+        self, name: str, rdtype: str, questions: asyncio.Semaphore
+    ) -> Lookup:
+        async with questions:
+            return await self._resolver.lookup(name, rdtype)
+
+    def _refusal(
+        self,
+        nexthops: Sequence[Nexthop],
+        selections: Sequence[Selection],
+        destination_domain: str,
+    ) -> Outcome:
+        """The first nexthop's refusal, a bounce only if it alone is the recipient's."""
+        refusal = selections[0].refusal
+        assert refusal is not None, "a selection without hosts says why"
+        default_port = self._options.port
+        if len(nexthops) == 1 and nexthops[0].is_domain_of(
+            destination_domain, default_port
+        ):
+            return refusal
+        return operators_trouble(refusal)
+
+
+async def _wait_for_both(tasks: Iterable[asyncio.Task[Lookup]], end: float) -> None:
+    loop = asyncio.get_running_loop()
+    done, pending = await asyncio.wait(
+        tasks,
+        timeout=max(0.0, end - loop.time()),
+        return_when=asyncio.FIRST_COMPLETED,
+    )
+    if not pending:
+        return
+    left = max(0.0, end - loop.time())
+    if any(task.result().status is LookupStatus.FOUND for task in done):
+        left = min(left, OTHER_FAMILY)
+    await asyncio.wait(pending, timeout=left)
+
+
+async def _end(tasks: Iterable[asyncio.Task[Lookup]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _unanswered(name: str, rdtype: str) -> Lookup:
+    return Lookup(name, rdtype, LookupStatus.FAILED, reason="no answer in time")
+
+
+def _located(
+    nexthops: Sequence[Nexthop], selections: Sequence[Selection]
+) -> list[Located]:
+    return [
+        Located(place, host.preference, host.name, nexthop.port, addresses)
+        for place, (nexthop, selection) in enumerate(
+            zip(nexthops, selections, strict=True)
+        )
+        for host, addresses in selection.hosts
+    ]

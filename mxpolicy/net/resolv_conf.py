@@ -1,0 +1,84 @@
+"""What /etc/resolv.conf says, as far as a mail system wants to know (resolv.conf(5)).
+
+The ``search`` list is left out on purpose: a mail domain is always complete, and
+completing it would send mail to somebody else.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mxpolicy.address import canonical_address
+
+__all__ = ["ResolvConf", "parse_resolv_conf", "read_resolv_conf"]
+
+PATH = "/etc/resolv.conf"
+
+# glibc's own: MAXNS, and where nothing is said, the local machine.
+MAX_SERVERS = 3
+DEFAULT_SERVER = "127.0.0.1"
+MAX_TIMEOUT = 30
+MAX_ATTEMPTS = 5
+
+# No real file comes near; /dev/zero in its place shall not eat the memory.
+MAX_SIZE = 65536
+
+
+class ResolvConf(NamedTuple):
+    """The options that matter.
+
+    Attributes:
+        servers: Addresses, perhaps with a zone index; at least one.
+        trust_ad: ``options trust-ad``: the way to these servers is trusted, so
+            their AD bit means something.
+        timeout: Seconds for the first try, None where the file does not say.
+        attempts: How often every server is asked, None where it does not say.
+    """
+
+    servers: tuple[str, ...] = (DEFAULT_SERVER,)
+    trust_ad: bool = False
+    timeout: float | None = None
+    attempts: int | None = None
+
+
+def read_resolv_conf(path: str = PATH) -> ResolvConf:
+    """Return what the file at *path* says; without a readable one, the defaults."""
+    try:
+        with open(path, "rb") as file:
+            return parse_resolv_conf(file.read(MAX_SIZE).decode("latin-1"))
+    except OSError:
+        return ResolvConf()
+
+
+def parse_resolv_conf(text: str) -> ResolvConf:
+    """Return what *text* says. Unknown and malformed lines are ignored, as in glibc."""
+    servers: list[str] = []
+    options: dict[str, str] = {}
+    for line in text.splitlines():
+        # A keyword stands at the very beginning; "#" and ";" are comments there.
+        keyword, *values = line.split() if line[:1].strip() else [""]
+        if keyword == "nameserver" and values and _is_server(values[0]):
+            servers.append(values[0])
+        elif keyword == "options":
+            options.update(_option(value) for value in values)
+    return ResolvConf(
+        tuple(servers[:MAX_SERVERS]) or (DEFAULT_SERVER,),
+        "trust-ad" in options,
+        _number(options.get("timeout"), MAX_TIMEOUT),
+        _number(options.get("attempts"), MAX_ATTEMPTS),
+    )
+
+
+def _is_server(text: str) -> bool:
+    return canonical_address(text.partition("%")[0]) is not None
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, _, value = text.partition(":")
+    return name, value
+
+
+def _number(text: str | None, most: int) -> int | None:
+    if text is None or not (text.isascii() and text.isdigit()):
+        return None
+    return max(1, min(most, int(text[:9])))

@@ -1,0 +1,153 @@
+"""Which addresses are never dialled, whoever publishes them.
+
+Anyone can point an MX at ``127.0.0.1`` or ``169.254.169.254``: a mail server that
+dials it talks to itself, or becomes somebody's port scanner (the answers come
+back in bounces). Addresses that *embed* an IPv4 address are judged by it too:
+``::ffff:127.0.0.1`` is loopback. Applies to names and to literal nexthops alike.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING
+
+from mxpolicy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["LOOPBACK", "PRIVATE", "Dialable", "Network", "Networks", "parse_networks"]
+
+LOOPBACK = "loopback"
+"""The objection to an address of this very machine that every machine has."""
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+PRIVATE = "private"
+"""The word that stands for the private ranges in ``never_dial`` and ``allow_dial``."""
+
+# What it is called in a remark -> the ranges (RFC 6890 and its registries).
+_NEVER = (
+    ("this network", ("0.0.0.0/8", "::/128")),
+    (LOOPBACK, ("127.0.0.0/8", "::1/128")),
+    ("link-local", ("169.254.0.0/16", "fe80::/10", "fec0::/10")),
+    ("multicast", ("224.0.0.0/4", "ff00::/8")),
+    ("reserved", ("240.0.0.0/4",)),  # 255.255.255.255 is in it
+)
+
+# RFC 1918, RFC 6598, RFC 4193.
+_PRIVATE = (
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "fc00::/7",
+)
+
+
+class Networks:
+    """A set of networks; an address is in it by its own or by an embedded address."""
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._networks = tuple(networks)
+
+    def __contains__(self, address: str) -> bool:
+        return any(self._has(one) for one in _with_embedded(address))
+
+    def has_exactly(self, address: str) -> bool:
+        """Return whether the address itself is in it, whatever it embeds."""
+        return self._has(ipaddress.ip_address(address))
+
+    def _has(self, address: Address) -> bool:
+        # `in` is False, not an error, when the versions differ.
+        return any(address in network for network in self._networks)
+
+
+class Dialable:
+    """The options ``never_dial`` and ``allow_dial``, ready to judge."""
+
+    def __init__(
+        self, never_dial: Iterable[str] = (), allow_dial: Iterable[str] = ()
+    ) -> None:
+        """Prepare the judgement.
+
+        Raises:
+            ConfigError: One of the texts is no address, network or ``private``.
+        """
+        self._allowed = Networks(parse_networks(allow_dial, "allow_dial"))
+        self._never = [
+            (word, Networks(map(ipaddress.ip_network, ranges)))
+            for word, ranges in _NEVER
+        ]
+        configured = parse_networks(never_dial, "never_dial")
+        self._never.append(("never_dial", Networks(configured)))
+
+    def objection(self, address: str) -> str | None:
+        """Return why *address* is not dialled, in one or two words, or None if it may be."""
+        if self.is_exempt(address):
+            return None
+        for word, networks in self._never:
+            if address in networks:
+                return word
+        return None
+
+    def is_exempt(self, address: str) -> bool:
+        """Return whether the operator named *address* as an exception.
+
+        It then is neither refused nor taken for ourselves only because the
+        kernel says that it is local: that is what a test bed on loopback is.
+        """
+        return self._allowed.has_exactly(address)
+
+
+def parse_networks(texts: Iterable[str], option: str) -> tuple[Network, ...]:
+    """Return the networks that *texts* name: addresses, networks, or ``private``.
+
+    Host bits may be set (``192.0.2.1/24``).
+
+    Raises:
+        ConfigError: One line for each text that is none of these.
+    """
+    networks: list[Network] = []
+    mistakes: list[str] = []
+    for text in texts:
+        try:
+            ranges = _PRIVATE if text == PRIVATE else (text,)
+            networks.extend(ipaddress.ip_network(one, strict=False) for one in ranges)
+        except ValueError:
+            mistakes.append(f"{option}: expected an address or a network, not {text!a}")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return tuple(networks)
+
+
+def _with_embedded(text: str) -> Iterator[Address]:
+    address = ipaddress.ip_address(text)
+    yield address
+    if isinstance(address, ipaddress.IPv6Address):
+        yield from _embedded(address)
+
+
+def _embedded(address: ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]:
+    """The IPv4 addresses to which a packet for *address* may be taken."""
+    packed = address.packed
+    if packed[:12] in (_MAPPED, _COMPATIBLE, _NAT64) or packed[:6] == _LOCAL_NAT64:
+        yield ipaddress.IPv4Address(packed[12:])
+    if packed[:6] == _LOCAL_NAT64:
+        # RFC 6052 §2.2: with a /48 the IPv4 address lies around octet 8.
+        yield ipaddress.IPv4Address(packed[6:8] + packed[9:11])
+    if packed[:2] == _SIX_TO_FOUR:
+        yield ipaddress.IPv4Address(packed[2:6])
+    if packed[:4] == _TEREDO:
+        # RFC 4380 §4: server, then the client's address with all bits inverted.
+        yield ipaddress.IPv4Address(packed[4:8])
+        yield ipaddress.IPv4Address(bytes(0xFF ^ octet for octet in packed[12:]))
+
+
+_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 §2.5.5.2
+_COMPATIBLE = bytes(12)  # ::/96, RFC 4291 §2.5.5.1
+_NAT64 = bytes.fromhex("0064ff9b") + bytes(8)  # 64:ff9b::/96, RFC 6052 §2.1
+_LOCAL_NAT64 = bytes.fromhex("0064ff9b0001")  # 64:ff9b:1::/48, RFC 8215
+_SIX_TO_FOUR = bytes.fromhex("2002")  # 2002::/16, RFC 3056 §2
+_TEREDO = bytes.fromhex("20010000")  # 2001::/32, RFC 4380 §2.6
