@@ -12,21 +12,21 @@ the host, or ourselves (site). Callers say what failed, never what to do about i
 * "Too many recipients" is no refusal: a second transaction (RFC 5321 §4.5.3.1.10).
 * Everything else defers. When in doubt, defer.
 
-`judge_reply` and `judge_finding` judge one thing, `History` keeps what an attempt
-has seen, and `combine` makes of it the outcome for a recipient whom nobody took.
+`judge_reply`, `judge_finding` and `judge_misfit` judge one thing each; what comes
+out when a recipient has met several is `mxpolicy.delivery.history`'s to fold.
 Pure: nothing here waits or looks at a clock.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from mxpolicy.address import AddressError, UnsupportedDomain
 from mxpolicy.options import GreetingPolicy
-from mxpolicy.outcome import Bounced, Deferred, Delivered, Tried
+from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.protocol.extensions import Extensions
 from mxpolicy.protocol.smtp_client import Verb
 from mxpolicy.reply import EnhancedStatus, Reply, printable
@@ -34,24 +34,20 @@ from mxpolicy.routing.candidate import (
     Candidate,
     Finding,
     Phase,
-    Rank,
     Scope,
     Verdict,
 )
-from mxpolicy.routing.race import GiveUpReason
 
 __all__ = [
     "MAX_OUTCOME_TEXT",
+    "UNREACHABLE",
     "Action",
-    "Failure",
-    "History",
     "Judgement",
     "Misfit",
     "asks_to_be_left_alone",
     "bad_nexthop",
     "bad_recipient",
     "bad_sender",
-    "combine",
     "delivered",
     "ending",
     "in_doubt",
@@ -61,16 +57,16 @@ __all__ = [
     "judge_misfit",
     "judge_reply",
     "misfit",
+    "one_line",
     "own_trouble",
+    "soft",
+    "verdict_of",
 ]
 
 # The mail server's answer is one line under 1,000 bytes, status and all.
 MAX_OUTCOME_TEXT = 950
 
-# What one host said, in the list of those tried.
-_MAX_SAID = 80
-
-_UNREACHABLE = EnhancedStatus(4, 4, 1)  # RFC 3463 §3.5: no answer from host
+UNREACHABLE = EnhancedStatus(4, 4, 1)  # RFC 3463 §3.5: no answer from host
 _BAD_CONNECTION = EnhancedStatus(4, 4, 2)  # §3.5: bad connection
 _OWN_TROUBLE = EnhancedStatus(4, 3, 0)  # §3.4: other or undefined mail system status
 _OWN_MISTAKE = EnhancedStatus(4, 3, 5)  # §3.4: system incorrectly configured
@@ -83,11 +79,11 @@ _SESSION_CODES = frozenset({500, 501, 502, 503, 504, 530, 538})
 # authentication. We came in clear, perhaps because their TLS had failed.
 _SESSION_DETAILS = frozenset({(7, 10), (7, 11)})
 
-# "550 5.7.1 <x>: Helo command rejected", "550 Access denied - Invalid HELO name". Not
-# the mailbox helo@example.com nor the host helo.example.com.
-_NAMES_HELO = re.compile(
-    r"(?<![\w.@-])(?:helo|ehlo)\b(?![\w.-]*@|\.\w|-\w)", re.IGNORECASE
-)
+# A name, but not in a mailbox (helo@example.com) nor as part of another name.
+_NAME = r"(?<![\w.@-])(?:{})(?![\w-]*@|\.?\w|-\w)"
+
+# "550 5.7.1 <x>: Helo command rejected", "550 Access denied - Invalid HELO name"
+_NAMES_HELO = re.compile(_NAME.format("helo|ehlo"), re.IGNORECASE)
 
 _TOO_MANY = re.compile(r"too many", re.IGNORECASE)
 
@@ -136,32 +132,32 @@ class Misfit(Enum):
         return EnhancedStatus(5, 6, 7)
 
 
-class Failure(NamedTuple):
-    """One thing that went wrong at one candidate, and what it means."""
-
-    candidate: Candidate
-    finding: Finding
-    judgement: Judgement
-
-
 # --- replies
 
 
 def judge_reply(
-    verb: Verb, reply: Reply, relay: str, *, alone: bool = False
+    candidate: Candidate,
+    verb: Verb,
+    reply: Reply,
+    *,
+    helo: str = "",
+    alone: bool = False,
 ) -> Judgement:
     """Judge a reply that is not the good one, to MAIL, RCPT, DATA or the final dot.
 
     Args:
+        candidate: Who said it.
         verb: What was answered. A refusal in the middle of the mail data is one
             of the final dot.
-        relay: Who said it, ``host[address]:port``.
+        reply: The reply.
+        helo: The name that we gave in EHLO.
         alone: No other recipient was offered in this session.
     """
     scope = Scope.RECIPIENT if verb is Verb.RCPT else Scope.MESSAGE
+    relay = str(candidate)
     text = f"host {relay} said: {reply.text} (in reply to {_COMMAND_WORDS[verb]})"
-    deferred = Deferred(_status(reply, 4), _line(text), reply, relay)
-    if is_about_the_session(reply) or reply.code == 421 or reply.is_positive:
+    deferred = Deferred(_status(reply, 4), one_line(text), reply, relay)
+    if is_about_the_session(reply, helo) or reply.code == 421 or reply.is_positive:
         # A 2yz where a 3yz is due is nonsense: Postfix bounces it, we doubt it.
         return Judgement(Scope.HOST, Action.NEXT_HOST, deferred)
     if is_too_many_recipients(verb, reply) and not (
@@ -174,11 +170,12 @@ def judge_reply(
     return Judgement(scope, Action.NEXT_HOST, deferred)
 
 
-def is_about_the_session(reply: Reply) -> bool:
+def is_about_the_session(reply: Reply, helo: str = "") -> bool:
     """Is this 5yz about how we came, and not about the mail?
 
-    An enhanced status x.1.z speaks of an address (RFC 3463 §3.2) whatever the code:
-    Postfix itself says ``501 5.1.3 Bad recipient address syntax``.
+    Some codes are, by their definition; so is a text that speaks of HELO or names
+    *helo*, the name we gave. An enhanced status x.1.z speaks of an address (RFC 3463
+    §3.2) whatever the code: Postfix says ``501 5.1.3 Bad recipient address syntax``.
     """
     if not reply.is_permanent:
         return False
@@ -187,7 +184,11 @@ def is_about_the_session(reply: Reply) -> bool:
         return False
     if status is not None and (status.subject, status.detail) in _SESSION_DETAILS:
         return True
-    return reply.code in _SESSION_CODES or bool(_NAMES_HELO.search(reply.text))
+    if reply.code in _SESSION_CODES or _NAMES_HELO.search(reply.text):
+        return True
+    return "." in helo and bool(
+        re.search(_NAME.format(re.escape(helo)), reply.text, re.I)
+    )
 
 
 def is_too_many_recipients(verb: Verb, reply: Reply) -> bool:
@@ -224,9 +225,9 @@ def asks_to_be_left_alone(reply: Reply) -> bool:
     )
 
 
-def delivered(reply: Reply, relay: str) -> Delivered:
-    """Return the outcome of a 2yz after the final dot."""
-    return Delivered(_status(reply, 2), _line(reply.text), reply, relay)
+def delivered(candidate: Candidate, reply: Reply) -> Delivered:
+    """Return the outcome of *candidate*'s 2yz after the final dot."""
+    return Delivered(_status(reply, 2), one_line(reply.text), reply, str(candidate))
 
 
 def _status(reply: Reply, class_: int) -> EnhancedStatus:
@@ -248,11 +249,11 @@ def _said_status(reply: Reply) -> EnhancedStatus | None:
 
 # status, and the words after "host[address]:port"
 _VERDICTS: dict[Verdict, tuple[EnhancedStatus, str]] = {
-    Verdict.FILTERED: (_UNREACHABLE, "did not answer the connection attempt"),
-    Verdict.REFUSED: (_UNREACHABLE, "refused the connection"),
-    Verdict.PROHIBITED: (_UNREACHABLE, "may not be reached, says a firewall or router"),
-    Verdict.NO_ROUTE: (_UNREACHABLE, "cannot be reached from here"),
-    Verdict.PROXY_FAILED: (_UNREACHABLE, "was not reached by the proxy"),
+    Verdict.FILTERED: (UNREACHABLE, "did not answer the connection attempt"),
+    Verdict.REFUSED: (UNREACHABLE, "refused the connection"),
+    Verdict.PROHIBITED: (UNREACHABLE, "may not be reached, says a firewall or router"),
+    Verdict.NO_ROUTE: (UNREACHABLE, "cannot be reached from here"),
+    Verdict.PROXY_FAILED: (UNREACHABLE, "was not reached by the proxy"),
     Verdict.CLOSED: (_BAD_CONNECTION, "ended the connection"),
     Verdict.SILENT: (_BAD_CONNECTION, "was silent"),
     Verdict.STALLED: (_BAD_CONNECTION, "does not acknowledge what is sent"),
@@ -274,32 +275,33 @@ _VERDICTS: dict[Verdict, tuple[EnhancedStatus, str]] = {
 
 
 def judge_finding(
+    candidate: Candidate,
     finding: Finding,
-    relay: str,
     reply: Reply | None = None,
     greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT,
 ) -> Judgement:
     """Judge a session that ended, or never began, without settling the mail.
 
     Args:
+        candidate: With whom.
         finding: With `Scope.SITE` it is our own trouble: 4.3.0, and 4.4.2 with
             the verdict ``silent``, when we left ourselves too little time.
-        relay: ``host[address]:port``.
         reply: What the host said with it, if it did. It gives the status but
             decides nothing: the host may be a firewall.
         greeting_5xx: Whether a 5yz greeting is final.
     """
+    relay = str(candidate)
     if finding.scope is Scope.SITE:
         late = finding.verdict is Verdict.SILENT
         status = _BAD_CONNECTION if late else _OWN_TROUBLE
-        text = _line(f"local trouble: {finding.text or finding.verdict.value}")
+        text = one_line(f"local trouble: {finding.text or finding.verdict.value}")
         return Judgement(
             Scope.SITE, Action.NEXT_HOST, Deferred(status, text, None, relay)
         )
     status, words = _VERDICTS[finding.verdict]
     after = f" ({finding.phase.word}, {finding.waited:.1f}s)"
     said = reply.text if reply else finding.text
-    text = _line(f"{relay} {words}{after}" + (f": {said}" if said else ""))
+    text = one_line(f"{relay} {words}{after}" + (f": {said}" if said else ""))
     if (
         reply
         and finding.verdict is Verdict.GREETING_5XX
@@ -312,7 +314,7 @@ def judge_finding(
     return Judgement(Scope.HOST, Action.NEXT_HOST, Deferred(status, text, reply, relay))
 
 
-def in_doubt(finding: Finding, relay: str) -> Deferred:
+def in_doubt(candidate: Candidate, finding: Finding) -> Deferred:
     """Return the outcome of those whose final dot is out and was not answered.
 
     Final for this attempt: to ask another host would make a duplicate of a
@@ -320,11 +322,11 @@ def in_doubt(finding: Finding, relay: str) -> Deferred:
     """
     words = _VERDICTS[finding.verdict][1]
     text = (
-        f"{relay} {words} after the end of data, {finding.waited:.0f}s: "
+        f"{candidate} {words} after the end of data, {finding.waited:.0f}s: "
         f"message may be sent more than once"
     )
     more = f": {finding.text}" if finding.text else ""
-    return Deferred(_BAD_CONNECTION, _line(text + more), None, relay)
+    return Deferred(_BAD_CONNECTION, one_line(text + more), None, str(candidate))
 
 
 def misfit(extensions: Extensions, *, size: int, needs_smtputf8: bool) -> Misfit | None:
@@ -340,45 +342,36 @@ def misfit(extensions: Extensions, *, size: int, needs_smtputf8: bool) -> Misfit
     return None
 
 
-def judge_misfit(why: Misfit, relay: str) -> Judgement:
+def judge_misfit(candidate: Candidate, why: Misfit) -> Judgement:
     """Judge a message that one host's EHLO reply rules out: another may take it."""
-    text = _line(f"{why.value} (EHLO reply of host {relay})")
+    text = one_line(f"{why.value} (EHLO reply of host {candidate})")
     return Judgement(
-        Scope.MESSAGE, Action.NEXT_HOST, Bounced(why.status, text, None, relay)
+        Scope.MESSAGE, Action.NEXT_HOST, Bounced(why.status, text, None, str(candidate))
     )
 
 
-def ending(
-    refusals: Iterable[tuple[Verb, Reply]], *, waited: float, alone: bool
-) -> tuple[Finding, bool]:
+def ending(judged: Sequence[tuple[Reply, Judgement]], waited: float) -> Finding:
     """Sum up a transaction that ended with recipients refused and unsettled.
 
     Args:
-        refusals: What those recipients were answered; at least one.
+        judged: What each of those was answered; at least one.
         waited: Seconds that the transaction took.
-        alone: As in `judge_reply`.
 
     Returns:
-        What `Race.resume` wants: the finding, and whether the site asked to be
-        left alone.
+        The finding that `Race.resume` wants.
     """
-    judged = [
-        (_verdict(reply, judge_reply(verb, reply, "", alone=alone)), reply)
-        for verb, reply in refusals
-    ]
     # The one that leaves most to hope for decides: 4yz, then our session, then 5yz.
-    verdict, reply = min(judged, key=lambda pair: _HOPE.index(pair[0]))
-    leave_alone = any(asks_to_be_left_alone(reply) for _, reply in judged)
-    finding = Finding(
-        verdict, Phase.TRANSACTION, waited, Scope.MESSAGE, text=reply.text
+    verdict, reply = min(
+        ((verdict_of(reply, judgement), reply) for reply, judgement in judged),
+        key=lambda pair: _HOPE.index(pair[0]),
     )
-    return finding, leave_alone
+    return Finding(verdict, Phase.TRANSACTION, waited, Scope.MESSAGE, text=reply.text)
 
 
 _HOPE = (Verdict.TRANSIENT, Verdict.UNFIT, Verdict.PERMANENT)
 
 
-def _verdict(reply: Reply, judgement: Judgement) -> Verdict:
+def verdict_of(reply: Reply, judgement: Judgement) -> Verdict:
     """Return the word for a refusal in a transaction."""
     if judgement.action is Action.SETTLE:
         return Verdict.PERMANENT
@@ -401,7 +394,7 @@ def bad_sender(error: AddressError) -> Deferred | Bounced:
 def _bad_address(
     whose: str, status: EnhancedStatus, error: AddressError
 ) -> Deferred | Bounced:
-    text = _line(f"bad {whose} address {error}")
+    text = one_line(f"bad {whose} address {error}")
     if isinstance(error, UnsupportedDomain):
         return Deferred(_OWN_MISTAKE, text)
     return Bounced(status, text)
@@ -409,198 +402,20 @@ def _bad_address(
 
 def bad_nexthop(error: Exception) -> Deferred:
     """Return the outcome when the operator's nexthop cannot be understood."""
-    return Deferred(_OWN_MISTAKE, _line(str(error)))
+    return Deferred(_OWN_MISTAKE, one_line(str(error)))
 
 
 def own_trouble(error: BaseException) -> Deferred:
     """Return the outcome when our own machine or program failed."""
     said = str(error) or type(error).__name__
-    return Deferred(_OWN_TROUBLE, _line(f"local trouble: {said}"))
+    return Deferred(_OWN_TROUBLE, one_line(f"local trouble: {said}"))
 
 
-# --- all of it together
-
-_GAVE_UP = {
-    GiveUpReason.EXHAUSTED: "",
-    GiveUpReason.DEADLINE: "; out of time",
-    GiveUpReason.CAPPED: "; others are not asked this time",
-}
+def one_line(text: str) -> str:
+    """Return *text* as the one bounded line that an outcome may have."""
+    return printable(text, MAX_OUTCOME_TEXT)
 
 
-class History:
-    """What one attempt has seen, and what it means for each recipient in the end.
-
-    Recipients are spoken of by their index in the envelope.
-
-    Args:
-        is_overruled: Whether a refusal by this candidate is not final, because a
-            better one is still to be heard: `Race.has_better_pending`.
-        greeting_5xx: Whether a 5yz greeting is final.
-    """
-
-    def __init__(
-        self,
-        is_overruled: Callable[[Candidate], bool],
-        greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT,
-    ) -> None:
-        self._is_overruled = is_overruled
-        self._greeting_5xx = greeting_5xx
-        # For one recipient, or (None) for all.
-        self._failures: list[tuple[int | None, Failure]] = []
-        self._refused_by: dict[int, Rank] = {}
-
-    def failed(
-        self, candidate: Candidate, finding: Finding, reply: Reply | None = None
-    ) -> None:
-        """*candidate* failed for everybody whom it has not settled."""
-        judgement = judge_finding(finding, str(candidate), reply, self._greeting_5xx)
-        self._failures.append((None, Failure(candidate, finding, judgement)))
-
-    def unfit(self, candidate: Candidate, why: Misfit) -> Finding:
-        """*candidate*'s EHLO reply rules the message out; return what the race is told."""
-        judgement = judge_misfit(why, str(candidate))
-        finding = Finding(
-            Verdict.UNFIT, Phase.TRANSACTION, 0.0, Scope.MESSAGE, text=why.value
-        )
-        self._failures.append((None, Failure(candidate, finding, judgement)))
-        return finding
-
-    def refused(
-        self,
-        candidate: Candidate,
-        index: int,
-        verb: Verb,
-        reply: Reply,
-        *,
-        waited: float,
-        alone: bool,
-    ) -> Bounced | None:
-        """*candidate* refused this recipient; return its outcome if that is final.
-
-        None: go on with other hosts, as far as `open_to` allows; in the end
-        `combine` settles it. Arguments as in `judge_reply`.
-        """
-        judgement = judge_reply(verb, reply, str(candidate), alone=alone)
-        finding = Finding(
-            _verdict(reply, judgement),
-            Phase.TRANSACTION,
-            waited,
-            judgement.scope,
-            text=reply.text,
-        )
-        self._failures.append((index, Failure(candidate, finding, judgement)))
-        if isinstance(judgement.outcome, Deferred):
-            return None
-        if not self._is_overruled(candidate):
-            return judgement.outcome
-        best = self._refused_by.get(index, candidate.rank)
-        self._refused_by[index] = min(best, candidate.rank)
-        return None
-
-    def open_to(self, candidate: Candidate, indices: Iterable[int]) -> list[int]:
-        """Return those of *indices* who may be offered to *candidate*.
-
-        One whom a host has refused for good is offered to better hosts only: a
-        patient sender would have come to them before, and to no others after.
-        """
-        return [
-            index
-            for index in indices
-            if index not in self._refused_by or candidate.rank < self._refused_by[index]
-        ]
-
-    def combine(self, index: int, reason: GiveUpReason) -> Deferred | Bounced:
-        """Return the outcome of a recipient whom nobody took; see `combine`."""
-        return combine(self._of(index), reason=reason, is_overruled=self._is_overruled)
-
-    def tried(self, index: int) -> tuple[str, ...]:
-        """Return one printable text for each failure that concerns this recipient."""
-        return tuple(str(_tried(failure)) for failure in self._of(index))
-
-    def _of(self, index: int) -> list[Failure]:
-        return [failure for whom, failure in self._failures if whom in (None, index)]
-
-
-def combine(
-    failures: Sequence[Failure],
-    *,
-    reason: GiveUpReason,
-    is_overruled: Callable[[Candidate], bool],
-) -> Deferred | Bounced:
-    """Return the outcome of a recipient after all candidates have failed for it.
-
-    A refusal bounces unless it is overruled; a message that does not fit bounces
-    if it fits nowhere and everybody was heard; else it is deferred, with the
-    status of the failure that tells most. The text begins with that one, and
-    then names everybody who was tried.
-    """
-    for failure in sorted(failures, key=_by_rank):
-        if failure.judgement.action is Action.SETTLE and not is_overruled(
-            failure.candidate
-        ):
-            return _with_tried(failure.judgement.outcome, failures, reason)
-    if not failures:
-        return Deferred(_UNREACHABLE, "no host was asked" + _GAVE_UP[reason])
-    chosen = min(failures, key=_by_weight).judgement.outcome
-    if reason is GiveUpReason.EXHAUSTED and all(map(_is_misfit, failures)):
-        return _with_tried(chosen, failures, reason)
-    return _with_tried(_soft(chosen), failures, reason)
-
-
-def _is_misfit(failure: Failure) -> bool:
-    judgement = failure.judgement
-    return judgement.action is Action.NEXT_HOST and isinstance(
-        judgement.outcome, Bounced
-    )
-
-
-def _by_rank(failure: Failure) -> Rank:
-    return failure.candidate.rank
-
-
-def _by_weight(failure: Failure) -> tuple[int, int, Rank]:
-    """Order by how much a failure tells about why this recipient waits.
-
-    What a host said about the mail comes first, then what is wrong with
-    ourselves, then who was come furthest with.
-    """
-    scope, phase = failure.judgement.scope, failure.finding.phase
-    about = {Scope.RECIPIENT: 0, Scope.MESSAGE: 0, Scope.SITE: 1, Scope.HOST: 2}[scope]
-    return about, -phase, failure.candidate.rank
-
-
-def _soft(outcome: Deferred | Bounced) -> Deferred:
+def soft(outcome: Deferred | Bounced) -> Deferred:
     """Return a refusal that is not final as a deferral."""
     return Deferred(outcome.status._replace(class_=4), *outcome[1:])
-
-
-def _with_tried(
-    outcome: Deferred | Bounced, failures: Sequence[Failure], reason: GiveUpReason
-) -> Deferred | Bounced:
-    """Append to the text why others were not asked, and everybody who was tried."""
-    text = outcome.text + _GAVE_UP[reason]
-    if len(failures) > 1:
-        tried = [str(_tried(failure)) for failure in failures]
-        text = _listed(f"{text}; tried: ", tried)
-    return outcome._replace(text=_line(text))
-
-
-def _listed(text: str, items: Sequence[str]) -> str:
-    """Append as many *items* as there is room for, and say how many there is none for."""
-    for place, item in enumerate(items):
-        left = f"and {len(items) - place} more"
-        room = MAX_OUTCOME_TEXT - len(text) - len(", ") - len(left)
-        if len(item) > room:
-            return text + left
-        text += item + (", " if place + 1 < len(items) else "")
-    return text
-
-
-def _tried(failure: Failure) -> Tried:
-    candidate, finding, _ = failure
-    said = printable(finding.text, _MAX_SAID)
-    return Tried(str(candidate), finding.verdict.value, finding.waited, said)
-
-
-def _line(text: str) -> str:
-    return printable(text, MAX_OUTCOME_TEXT)

@@ -1,0 +1,210 @@
+"""What one attempt has seen, and the outcome it makes for a recipient nobody took.
+
+`History` collects what `mxpolicy.delivery.trouble` judged, one by one; `combine`
+folds it: a refusal that stands bounces, everything else defers, and the text names
+the failure that tells most, then everybody who was tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from mxpolicy.delivery import trouble
+from mxpolicy.options import GreetingPolicy
+from mxpolicy.outcome import Bounced, Deferred, Tried
+from mxpolicy.reply import Reply, printable
+from mxpolicy.routing.candidate import (
+    Candidate,
+    Finding,
+    Phase,
+    Rank,
+    Scope,
+    Verdict,
+)
+from mxpolicy.routing.race import GiveUpReason
+
+__all__ = ["Failure", "History", "combine"]
+
+# What one host said, in the list of those tried.
+_MAX_SAID = 80
+
+_GAVE_UP = {
+    GiveUpReason.EXHAUSTED: "",
+    GiveUpReason.DEADLINE: "; out of time",
+    GiveUpReason.CAPPED: "; others are not asked this time",
+}
+
+
+class Failure(NamedTuple):
+    """One thing that went wrong at one candidate, and what it means."""
+
+    candidate: Candidate
+    finding: Finding
+    judgement: trouble.Judgement
+
+
+class History:
+    """What one attempt has seen, and what it means for each recipient in the end.
+
+    Recipients are spoken of by their index in the envelope.
+
+    Args:
+        is_overruled: Whether a refusal by this candidate is not final, because a
+            better one is still to be heard: `Race.has_better_pending`.
+        greeting_5xx: Whether a 5yz greeting is final.
+    """
+
+    def __init__(
+        self,
+        is_overruled: Callable[[Candidate], bool],
+        greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT,
+    ) -> None:
+        self._is_overruled = is_overruled
+        self._greeting_5xx = greeting_5xx
+        # For one recipient, or (None) for all.
+        self._failures: list[tuple[int | None, Failure]] = []
+        self._refused_by: dict[int, Rank] = {}
+
+    def failed(
+        self, candidate: Candidate, finding: Finding, reply: Reply | None = None
+    ) -> None:
+        """*candidate* failed for everybody whom it has not settled."""
+        judgement = trouble.judge_finding(candidate, finding, reply, self._greeting_5xx)
+        self._failures.append((None, Failure(candidate, finding, judgement)))
+
+    def unfit(self, candidate: Candidate, why: trouble.Misfit) -> Finding:
+        """*candidate*'s EHLO reply rules the message out; return what the race is told."""
+        judgement = trouble.judge_misfit(candidate, why)
+        finding = Finding(
+            Verdict.UNFIT, Phase.TRANSACTION, 0.0, Scope.MESSAGE, text=why.value
+        )
+        self._failures.append((None, Failure(candidate, finding, judgement)))
+        return finding
+
+    def refused(
+        self,
+        candidate: Candidate,
+        index: int,
+        reply: Reply,
+        judgement: trouble.Judgement,
+        waited: float,
+    ) -> Bounced | None:
+        """*candidate* refused this recipient; return its outcome if that is final.
+
+        None: go on with other hosts, as far as `open_to` allows; in the end
+        `combine` settles it. *judgement* is what `judge_reply` said of *reply*.
+        """
+        verdict = trouble.verdict_of(reply, judgement)
+        finding = Finding(
+            verdict, Phase.TRANSACTION, waited, judgement.scope, text=reply.text
+        )
+        self._failures.append((index, Failure(candidate, finding, judgement)))
+        if isinstance(judgement.outcome, Deferred):
+            return None
+        if not self._is_overruled(candidate):
+            return judgement.outcome
+        best = self._refused_by.get(index, candidate.rank)
+        self._refused_by[index] = min(best, candidate.rank)
+        return None
+
+    def open_to(self, candidate: Candidate, indices: Iterable[int]) -> list[int]:
+        """Return those of *indices* who may be offered to *candidate*.
+
+        One whom a host has refused for good is offered to better hosts only: a
+        patient sender would have come to them before, and to no others after.
+        """
+        return [
+            index
+            for index in indices
+            if index not in self._refused_by or candidate.rank < self._refused_by[index]
+        ]
+
+    def combine(self, index: int, reason: GiveUpReason) -> Deferred | Bounced:
+        """Return the outcome of a recipient whom nobody took; see `combine`."""
+        return combine(self._of(index), reason=reason, is_overruled=self._is_overruled)
+
+    def tried(self, index: int) -> tuple[str, ...]:
+        """Return one printable text for each failure that concerns this recipient."""
+        return tuple(str(_tried(failure)) for failure in self._of(index))
+
+    def _of(self, index: int) -> list[Failure]:
+        return [failure for whom, failure in self._failures if whom in (None, index)]
+
+
+def combine(
+    failures: Sequence[Failure],
+    *,
+    reason: GiveUpReason,
+    is_overruled: Callable[[Candidate], bool],
+) -> Deferred | Bounced:
+    """Return the outcome of a recipient after all candidates have failed for it.
+
+    A refusal bounces unless it is overruled; a message that does not fit bounces
+    if it fits nowhere and everybody was heard; else it is deferred, with the
+    status of the failure that tells most. The text begins with that one, and
+    then names everybody who was tried.
+    """
+    for failure in sorted(failures, key=_by_rank):
+        if failure.judgement.action is trouble.Action.SETTLE and not is_overruled(
+            failure.candidate
+        ):
+            return _with_tried(failure.judgement.outcome, failures, reason)
+    if not failures:
+        return Deferred(trouble.UNREACHABLE, "no host was asked" + _GAVE_UP[reason])
+    chosen = min(failures, key=_by_weight).judgement.outcome
+    if reason is GiveUpReason.EXHAUSTED and all(map(_is_misfit, failures)):
+        return _with_tried(chosen, failures, reason)
+    return _with_tried(trouble.soft(chosen), failures, reason)
+
+
+def _is_misfit(failure: Failure) -> bool:
+    judgement = failure.judgement
+    return judgement.action is trouble.Action.NEXT_HOST and isinstance(
+        judgement.outcome, Bounced
+    )
+
+
+def _by_rank(failure: Failure) -> Rank:
+    return failure.candidate.rank
+
+
+def _by_weight(failure: Failure) -> tuple[int, int, Rank]:
+    """Order by how much a failure tells about why this recipient waits.
+
+    What a host said about the mail comes first, then what is wrong with
+    ourselves, then who was come furthest with.
+    """
+    scope, phase = failure.judgement.scope, failure.finding.phase
+    about = {Scope.RECIPIENT: 0, Scope.MESSAGE: 0, Scope.SITE: 1, Scope.HOST: 2}[scope]
+    return about, -phase, failure.candidate.rank
+
+
+def _with_tried(
+    outcome: Deferred | Bounced, failures: Sequence[Failure], reason: GiveUpReason
+) -> Deferred | Bounced:
+    """Append to the text why others were not asked, and everybody who was tried."""
+    text = outcome.text
+    if isinstance(outcome, Deferred):
+        text += _GAVE_UP[reason]
+    if len(failures) > 1:
+        tried = [str(_tried(failure)) for failure in failures]
+        text = _listed(f"{text}; tried: ", tried)
+    return outcome._replace(text=trouble.one_line(text))
+
+
+def _listed(text: str, items: Sequence[str]) -> str:
+    """Append as many *items* as there is room for, and say how many there is none for."""
+    for place, item in enumerate(items):
+        left = f"and {len(items) - place} more"
+        room = trouble.MAX_OUTCOME_TEXT - len(text) - len(", ") - len(left)
+        if len(item) > room:
+            return text + left
+        text += item + (", " if place + 1 < len(items) else "")
+    return text
+
+
+def _tried(failure: Failure) -> Tried:
+    candidate, finding, _ = failure
+    said = printable(finding.text, _MAX_SAID)
+    return Tried(str(candidate), finding.verdict.value, finding.waited, said)
