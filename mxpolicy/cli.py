@@ -1,0 +1,106 @@
+"""The console command: which of its commands is meant, and nothing else.
+
+`mxpolicy pipe` comes first and costs nothing here. A mail server runs it, reads
+any exit status but its three as "bounce the message" (pipe(8) does so with 1,
+2 and 127), and so whatever can go wrong before `mxpolicy.pipe` has taken over
+(a missing module, no memory, a misspelt word in master.cf) ends here in one
+line that begins ``4.3.0`` and in exit status 75.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from mxpolicy import __version__
+
+__all__ = ["main"]
+
+EXIT_USAGE = 2
+EXIT_DEFER = 75  # as in mxpolicy.outcome, which may be what cannot be imported
+
+# In the order of the help text. What is not built yet is not named.
+COMMANDS = {
+    "pipe": "deliver the message on standard input; run by the mail server",
+    "demo": "see it work on loopback: no root, no mail server",
+}
+
+HELP = """\
+usage: mxpolicy COMMAND [ARGUMENT...]
+
+Hand each message to the first MX host that can be reached.
+
+commands:
+{commands}
+
+  --help      this text
+  --version   the version
+
+Exit status: pipe: 0 delivered, 75 try later, 69 bounce, never another one;
+the others: 0 well, 1 not well, 2 misused.
+"""
+
+
+def main() -> int:
+    """Run the command that ``sys.argv`` names and return its exit status.
+
+    `pipe` does not return: it leaves by `os._exit`.
+    """
+    command, *rest = sys.argv[1:] or [""]
+    if command == "pipe":
+        _pipe(rest)
+    if command == "demo":
+        from mxpolicy import demo
+
+        return demo.main(rest)
+    if command in {"-h", "--help", "help"}:
+        sys.stdout.write(_help())
+        return 0
+    if command == "--version":
+        sys.stdout.write(f"mxpolicy {__version__}\n")
+        return 0
+    return _misused(command, rest)
+
+
+def _pipe(argv: list[str]) -> NoReturn:
+    """Run the pipe door, and answer "try later" where it cannot even begin."""
+    try:
+        from mxpolicy import pipe
+
+        pipe.main(argv)
+    except BaseException as exc:
+        _defer(f"{type(exc).__name__}: {exc}")
+
+
+def _defer(text: str) -> NoReturn:
+    """Answer the mail server once, "try later", and end without a way back."""
+    try:
+        # One line of printable ASCII; no helper that would have to be imported.
+        words = "".join(one if " " <= one <= "~" else "?" for one in text[:1000])
+        os.write(1, f"4.3.0 mxpolicy: {words}\n".encode("ascii"))
+    finally:
+        # Not sys.exit: flushing at the way out may fail and make status 120.
+        os._exit(EXIT_DEFER)
+
+
+def _misused(command: str, rest: list[str]) -> int:
+    """Say which commands there are; to a mail server, "try later"."""
+    if not command:
+        sys.stderr.write(_help())
+        return EXIT_USAGE
+    import difflib
+
+    close = difflib.get_close_matches(command, COMMANDS, n=1)
+    near = f" (did you mean '{close[0]}'?)" if close else ""
+    text = f"unknown command '{command[:60]}'{near}"
+    # `pipex`, `ppie` or `--config FILE pipe` in master.cf: status 2 would bounce.
+    if command.startswith("pipe") or close == ["pipe"] or "pipe" in rest:
+        _defer(text)
+    sys.stderr.write(f"mxpolicy: {text}; try mxpolicy --help\n")
+    return EXIT_USAGE
+
+
+def _help() -> str:
+    rows = (f"  {name:<11} {text}" for name, text in COMMANDS.items())
+    return HELP.format(commands="\n".join(rows))

@@ -1,0 +1,232 @@
+"""Where log lines go: syslog, the journal, standard error, or a file.
+
+One datagram or one write for each line, and never a wait: a log that cannot be
+written must not stop or delay mail. What could not be written is counted, and
+the next line that can be is preceded by one that says so.
+
+`logging` is not used: a datagram takes a fifth of its time for each line, and
+`mxpolicy pipe` would have to import it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from mxpolicy.delivery.events import RecipientSettled, Trouble
+from mxpolicy.delivery.log_line import json_line, text_line
+from mxpolicy.options import LogDetail, LogFormat
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from mxpolicy.delivery.events import Event
+    from mxpolicy.options import LogOptions
+
+__all__ = ["Log"]
+
+SYSLOG_SOCKET = "/dev/log"
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+
+# RFC 5424 §6.2.1; the same numbers are in syslog(3) and in the journal's fields.
+FACILITY_MAIL = 2
+SEVERITY_WARNING = 4
+SEVERITY_INFO = 6
+
+STDERR = 2
+
+
+class Log:
+    """The log of one message (`mxpolicy pipe`), an observer of its events.
+
+    Nothing is opened before the first line, and no method raises.
+
+    Attributes:
+        lost: Lines that could not be written since the last one that could.
+        trouble: Why, in the system's words; empty when all is well.
+
+    Args:
+        options: Where to, which form, how much.
+        queue_id: The mail server's name for the message; may be empty.
+        syslog_socket, journal_socket: Where the two listen.
+    """
+
+    def __init__(
+        self,
+        options: LogOptions,
+        queue_id: str,
+        *,
+        syslog_socket: str = SYSLOG_SOCKET,
+        journal_socket: str = JOURNAL_SOCKET,
+    ) -> None:
+        self.lost = 0
+        self.trouble = ""
+        self._queue_id = queue_id
+        self._json = options.format is LogFormat.JSON
+        self._every_step = options.detail is LogDetail.EVENTS
+        self._sink: _Syslog | _Journal | _Stderr | _File
+        match options.to:
+            case "syslog":
+                self._sink = _Syslog(syslog_socket)
+            case "journald":
+                self._sink = _Journal(journal_socket)
+            case "stderr":
+                self._sink = _Stderr()
+            case path:
+                self._sink = _File(path, plain=self._json)
+
+    def observe(self, event: Event) -> None:
+        """Write *event* if it is to be logged. It is lost where that would mean waiting."""
+        if not self._every_step and not isinstance(event, RecipientSettled | Trouble):
+            return
+        if self.lost:
+            text = f"{self.lost} lines of this log were lost: {self.trouble}"
+            if not self._write(Trouble(event.at, text)):
+                self.lost += 1
+                return
+            self.lost, self.trouble = 0, ""
+        if not self._write(event):
+            self.lost += 1
+
+    def _write(self, event: Event) -> bool:
+        severity = SEVERITY_WARNING if isinstance(event, Trouble) else SEVERITY_INFO
+        now = _now()
+        try:
+            if self._json:
+                line = json_line(event, self._queue_id, now)
+            else:
+                line = text_line(event, self._queue_id)
+            self._sink.write(line, severity, now, self._queue_id)
+        except OSError as exc:
+            self.trouble = exc.strerror or str(exc)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go of the socket or the file."""
+        self._sink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _now() -> str:
+    """Return the time as RFC 3339 says, UTC, in milliseconds."""
+    now = time.time()
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    return f"{whole}.{int(now % 1 * 1000):03d}Z"
+
+
+def _tag() -> str:
+    return f"mxpolicy[{os.getpid()}]"
+
+
+# Sinks: `write` puts one line where it belongs, or raises OSError at once.
+
+
+class _Datagrams:
+    """A unix datagram socket, connected when it is first needed."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._socket: socket.socket | None = None
+
+    def send(self, datagram: bytes) -> None:
+        """Send it; when the other side was restarted, once more."""
+        if self._socket is not None:
+            try:
+                self._socket.send(datagram)
+            except (ConnectionError, FileNotFoundError):
+                self.close()
+            else:
+                return
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._socket.setblocking(False)
+            self._socket.connect(self._path)
+            self._socket.send(datagram)
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the socket; the next datagram opens another."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class _Syslog(_Datagrams):
+    """syslogd's local socket. It knows the time itself, and the host (RFC 3164 §4.1)."""
+
+    def write(self, line: str, severity: int, now: str, queue_id: str) -> None:
+        self.send(f"<{FACILITY_MAIL << 3 | severity}>{_tag()}: {line}".encode("ascii"))
+
+
+class _Journal(_Datagrams):
+    """The journal's native protocol: one ``FIELD=value`` a line; our lines hold no line end."""
+
+    def write(self, line: str, severity: int, now: str, queue_id: str) -> None:
+        fields = (
+            f"MESSAGE={line}",
+            f"PRIORITY={severity}",
+            f"SYSLOG_FACILITY={FACILITY_MAIL}",
+            "SYSLOG_IDENTIFIER=mxpolicy",
+            f"SYSLOG_PID={os.getpid()}",
+        )
+        self.send("".join(f"{one}\n" for one in fields).encode("ascii"))
+
+
+class _Stderr:
+    """Standard error, which may be a pipe that nobody empties."""
+
+    def write(self, line: str, severity: int, now: str, queue_id: str) -> None:
+        # Its O_NONBLOCK is not ours to change: others hold the same open file. A
+        # pipe that polls writable takes PIPE_BUF bytes, and no line has more.
+        poll = select.poll()
+        poll.register(STDERR, select.POLLOUT)
+        if not any(ready & select.POLLOUT for _, ready in poll.poll(0)):
+            raise BlockingIOError(0, "standard error is full or closed")
+        os.write(STDERR, f"{_tag()}: {line}\n".encode("ascii"))
+
+    def close(self) -> None:
+        """It is not ours."""
+
+
+class _File:
+    """A file that grows at its end, also under several processes at once."""
+
+    def __init__(self, path: str, *, plain: bool) -> None:
+        self._path = path
+        self._plain = plain  # a JSON line has its own time, and nothing around it
+        self._descriptor: int | None = None
+
+    def write(self, line: str, severity: int, now: str, queue_id: str) -> None:
+        if self._descriptor is None:
+            # Not blocking: the path may name a FIFO that nobody reads.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+            self._descriptor = os.open(
+                self._path, flags | os.O_CLOEXEC | os.O_NOCTTY, 0o640
+            )
+        before = "" if self._plain else f"{now} {_tag()}: "
+        data = f"{before}{line}\n".encode("ascii")
+        if os.write(self._descriptor, data) < len(data):
+            raise OSError(0, "the line was written in part: no space left")
+
+    def close(self) -> None:
+        """Close the file; the next line opens it again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

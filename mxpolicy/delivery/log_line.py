@@ -1,0 +1,237 @@
+"""An event as one line of a log: Postfix's form, or JSON with the same facts.
+
+Pure: values in, one printable line out, never longer than `MAX_LINE`. Whoever
+writes it (`mxpolicy.delivery.log`) adds the time and the name of the program.
+
+A recipient's line, the only one unless every step is logged::
+
+    4bXyz1: to=<kim@example.com>, relay=mx2.example.com[192.0.2.2]:25,
+    egress=direct, delay=1.7, delays=0.02/1.5/0.08/0.1, dsn=2.0.0, status=sent
+    (250 2.0.0 Ok: queued as 4bXzA), tried=mx1.example.com[192.0.2.1]:25 filtered 1.5s
+
+``delays`` are dns/reach/tls/transfer, in seconds. ``tried`` comes after the
+text because it may be long, and is cut at its end: what matters stands first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, assert_never
+
+from mxpolicy.delivery.events import (
+    CandidateDropped,
+    CandidateFailed,
+    CandidateStarted,
+    CandidateTaken,
+    PhaseReached,
+    Planned,
+    RecipientSettled,
+    Trouble,
+)
+from mxpolicy.outcome import Bounced, Deferred, Delivered
+from mxpolicy.reply import printable
+
+if TYPE_CHECKING:
+    from mxpolicy.delivery.events import Event
+    from mxpolicy.outcome import Outcome
+    from mxpolicy.routing.candidate import Candidate
+
+    Facts = dict[str, object]
+
+__all__ = ["MAX_LINE", "json_line", "text_line"]
+
+# With what syslog and a file put before it, it stays under PIPE_BUF, 4096: then
+# lines of several processes are never mixed, and no syslogd cuts them (RFC 5424
+# §6.1 asks for 2048 and rsyslog takes 8192).
+MAX_LINE = 4000
+
+MAX_ADDRESS = 320  # RFC 5321 §4.5.3.1: 64 + 1 + 255
+MAX_TEXT = 1000  # of an outcome; so that `tried` has room beside it
+MAX_ID = 100
+
+
+def text_line(event: Event, queue_id: str) -> str:
+    """Return *event* as a line in the form of Postfix's own: ``ID: key=value, …``."""
+    words = _settled(event) if isinstance(event, RecipientSettled) else _step(event)
+    return printable(f"{_identity(queue_id)}: {words}", MAX_LINE)
+
+
+def json_line(event: Event, queue_id: str, time: str) -> str:
+    """Return *event* as one JSON object in ASCII, at most `MAX_LINE` long.
+
+    Args:
+        time: When, as RFC 3339 says; taken as it is.
+    """
+    import json  # 30 million instructions, so only where JSON is wanted
+
+    facts = {"time": time, "id": _identity(queue_id), **_facts(event)}
+    line = json.dumps(facts, separators=(",", ":"))
+    while len(line) > MAX_LINE:
+        _shorten(facts)
+        line = json.dumps(facts, separators=(",", ":"))
+    return line
+
+
+# Postfix's form
+
+
+def _settled(event: RecipientSettled) -> str:
+    outcome = event.outcome
+    delays = "/".join(map(_seconds, event.delays))
+    tried = f", tried={'; '.join(event.tried)}" if event.tried else ""
+    return (
+        f"to=<{printable(event.recipient, MAX_ADDRESS)}>, relay={outcome.relay},"
+        f" egress={event.egress}, delay={_seconds(event.at)}, delays={delays},"
+        f" dsn={outcome.status}, status={_status(outcome)}"
+        f" ({printable(outcome.text, MAX_TEXT)}){tried}"
+    )
+
+
+def _step(
+    event: Planned
+    | CandidateStarted
+    | PhaseReached
+    | CandidateFailed
+    | CandidateDropped
+    | CandidateTaken
+    | Trouble,
+) -> str:
+    at = f"at={_seconds(event.at)}"
+    match event:
+        case Planned(_, nexthop, candidates, remarks):
+            remarked = f", remarks={'; '.join(remarks)}" if remarks else ""
+            hosts = " ".join(map(str, candidates)) or "none"
+            return f"planned, {at}, nexthop={nexthop}, candidates={hosts}{remarked}"
+        case CandidateStarted(_, candidate):
+            return f"started, {at}, candidate={_way(candidate)}"
+        case PhaseReached(_, candidate, phase):
+            return f"reached, {at}, candidate={_way(candidate)}, phase={phase.word}"
+        case CandidateFailed(_, candidate, finding):
+            said = f" ({finding.text})" if finding.text else ""
+            return (
+                f"failed, {at}, candidate={_way(candidate)}, phase={finding.phase.word},"
+                f" verdict={finding.verdict.value}, waited={_seconds(finding.waited)}"
+                f"{'' if finding.full else ', provisional'}{said}"
+            )
+        case CandidateDropped(_, candidate, phase):
+            return f"dropped, {at}, candidate={_way(candidate)}, phase={phase.word}"
+        case CandidateTaken(_, candidate):
+            return f"taken, {at}, candidate={_way(candidate)}"
+        case Trouble(_, text):
+            return f"trouble, {at} ({text})"
+    assert_never(event)
+
+
+def _way(candidate: Candidate) -> str:
+    return f"{candidate}, egress={candidate.egress}"
+
+
+# JSON. The names are those that `route`, `probe` and `hosts` will show.
+
+
+def _facts(event: Event) -> Facts:
+    at = round(event.at, 6)
+    match event:
+        case RecipientSettled():
+            return {"event": "settled", "at": at, **_settled_facts(event)}
+        case Planned(_, nexthop, candidates, remarks):
+            return {
+                "event": "planned",
+                "at": at,
+                "nexthop": printable(nexthop, MAX_TEXT),
+                "candidates": [_candidate_facts(one) for one in candidates],
+                "remarks": list(remarks),
+            }
+        case CandidateStarted(_, candidate):
+            return {"event": "started", "at": at, **_candidate_facts(candidate)}
+        case PhaseReached(_, candidate, phase):
+            return {
+                "event": "reached",
+                "at": at,
+                **_candidate_facts(candidate),
+                "phase": phase.word,
+            }
+        case CandidateFailed(_, candidate, finding):
+            return {
+                "event": "failed",
+                "at": at,
+                **_candidate_facts(candidate),
+                "phase": finding.phase.word,
+                "verdict": finding.verdict.value,
+                "waited": round(finding.waited, 6),
+                "full": finding.full,
+                "text": finding.text,
+            }
+        case CandidateDropped(_, candidate, phase):
+            return {
+                "event": "dropped",
+                "at": at,
+                **_candidate_facts(candidate),
+                "phase": phase.word,
+            }
+        case CandidateTaken(_, candidate):
+            return {"event": "taken", "at": at, **_candidate_facts(candidate)}
+        case Trouble(_, text):
+            return {"event": "trouble", "at": at, "text": printable(text, MAX_TEXT)}
+    assert_never(event)
+
+
+def _settled_facts(event: RecipientSettled) -> Facts:
+    outcome = event.outcome
+    delays = event.delays._asdict()
+    return {
+        "to": event.recipient[:MAX_ADDRESS],
+        "relay": outcome.relay,
+        "egress": event.egress,
+        "delay": round(event.at, 6),
+        "delays": {name: round(value, 6) for name, value in delays.items()},
+        "dsn": str(outcome.status),
+        "status": _status(outcome),
+        "text": printable(outcome.text, MAX_TEXT),
+        "tried": list(event.tried),
+    }
+
+
+def _candidate_facts(candidate: Candidate) -> Facts:
+    return {
+        "egress": candidate.egress,
+        "host": candidate.host,
+        "preference": candidate.preference,
+        "address": candidate.address,
+        "port": candidate.port,
+    }
+
+
+def _shorten(facts: Facts) -> None:
+    """Take the last fifth of the longest list away, and count what is left out."""
+    lists = {name: one for name, one in facts.items() if isinstance(one, list)}
+    name = max(lists, key=lambda one: len(str(lists[one])))
+    kept = len(lists[name]) * 4 // 5
+    left_out = len(lists[name]) - kept
+    facts[name] = lists[name][:kept]
+    so_far = facts.get("left_out", 0)
+    assert isinstance(so_far, int)
+    facts["left_out"] = so_far + left_out
+
+
+# Words
+
+
+def _identity(queue_id: str) -> str:
+    return printable(queue_id, MAX_ID) or "NOQUEUE"
+
+
+def _status(outcome: Outcome) -> str:
+    """Return Postfix's word for it."""
+    match outcome:
+        case Delivered():
+            return "sent"
+        case Deferred():
+            return "deferred"
+        case Bounced():
+            return "bounced"
+    assert_never(outcome)
+
+
+def _seconds(value: float) -> str:
+    """Return *value* with as many places as matter: ``0.02``, ``1.5``, ``300``."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")
