@@ -86,7 +86,7 @@ class NameService:
         self._write("root.hints", f". NS ns.{DOMAIN}.\nns.{DOMAIN}. A {NAME_SERVER}\n")
         self._write("nsd.conf", _NSD)
         self._write("unbound.conf", _UNBOUND)
-        self._start()
+        self._start_both()
 
     def _sign(self, name: str, origin: str, lines: Iterable[str]) -> str:
         """Write and sign a zone; return its DS record. The key is made for this run."""
@@ -102,14 +102,28 @@ class NameService:
     def _write(self, name: str, text: str) -> None:
         self._world.path(f"{_HOME}/{name}").write_text(text)
 
-    def _start(self) -> None:
+    def stop_resolver(self) -> None:
+        """End unbound: nothing listens any more where resolv.conf points to."""
+        for process in self._world.processes():
+            if process.command.startswith("unbound "):
+                self._world.run("mta", ["kill", str(process.pid)])
+
+    def start_resolver(self) -> None:
+        """Start unbound, with an empty cache; wait until it answers."""
+        logs = f"{_HOME}/log"
+        self._world.start("mta", ["unbound", "-c", f"{_HOME}/unbound.conf"], log=logs)
+        self._await_answer()
+
+    def _start_both(self) -> None:
         logs = f"{_HOME}/log"
         self._world.start("net", ["nsd", "-d", "-c", f"{_HOME}/nsd.conf"], log=logs)
-        self._world.start("mta", ["unbound", "-c", f"{_HOME}/unbound.conf"], log=logs)
+        self.start_resolver()
+
+    def _await_answer(self) -> None:
         until = time.monotonic() + 15
         while "ad" not in self._flags_of(f"ns.{DOMAIN}"):
             if time.monotonic() > until:
-                words = self._world.path(logs).read_text()
+                words = self._world.path(f"{_HOME}/log").read_text()
                 raise RuntimeError(f"no validated answer from unbound:\n{words}")
             time.sleep(0.05)
 
