@@ -13,6 +13,7 @@ from typing import NamedTuple
 from mxpolicy.delivery import trouble
 from mxpolicy.options import GreetingPolicy
 from mxpolicy.outcome import Bounced, Deferred, Tried
+from mxpolicy.protocol.smtp_client import Verb
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing.candidate import (
     Candidate,
@@ -53,15 +54,18 @@ class History:
         is_overruled: Whether a refusal by this candidate is not final, because a
             better one is still to be heard: `Race.has_better_pending`.
         greeting_5xx: Whether a 5yz greeting is final.
+        helo: The name that we give in EHLO.
     """
 
     def __init__(
         self,
         is_overruled: Callable[[Candidate], bool],
         greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT,
+        helo: str = "",
     ) -> None:
         self._is_overruled = is_overruled
         self._greeting_5xx = greeting_5xx
+        self._helo = helo
         # For one recipient, or (None) for all.
         self._failures: list[tuple[int | None, Failure]] = []
         self._refused_by: dict[int, Rank] = {}
@@ -70,12 +74,14 @@ class History:
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
     ) -> None:
         """*candidate* failed for everybody whom it has not settled."""
-        judgement = trouble.judge_finding(candidate, finding, reply, self._greeting_5xx)
+        judgement = trouble.judge_finding(
+            finding, str(candidate), reply, self._greeting_5xx
+        )
         self._failures.append((None, Failure(candidate, finding, judgement)))
 
     def unfit(self, candidate: Candidate, why: trouble.Misfit) -> Finding:
         """*candidate*'s EHLO reply rules the message out; return what the race is told."""
-        judgement = trouble.judge_misfit(candidate, why)
+        judgement = trouble.judge_misfit(why, str(candidate))
         finding = Finding(
             Verdict.UNFIT, Phase.TRANSACTION, 0.0, Scope.MESSAGE, text=why.value
         )
@@ -86,15 +92,20 @@ class History:
         self,
         candidate: Candidate,
         index: int,
+        verb: Verb,
         reply: Reply,
-        judgement: trouble.Judgement,
+        *,
         waited: float,
+        alone: bool,
     ) -> Bounced | None:
         """*candidate* refused this recipient; return its outcome if that is final.
 
         None: go on with other hosts, as far as `open_to` allows; in the end
-        `combine` settles it. *judgement* is what `judge_reply` said of *reply*.
+        `combine` settles it. Arguments as in `trouble.judge_reply`.
         """
+        judgement = trouble.judge_reply(
+            verb, reply, str(candidate), helo=self._helo, alone=alone
+        )
         verdict = trouble.verdict_of(reply, judgement)
         finding = Finding(
             verdict, Phase.TRANSACTION, waited, judgement.scope, text=reply.text
@@ -107,6 +118,12 @@ class History:
         best = self._refused_by.get(index, candidate.rank)
         self._refused_by[index] = min(best, candidate.rank)
         return None
+
+    def ending(
+        self, refusals: Iterable[tuple[Verb, Reply]], *, waited: float, alone: bool
+    ) -> tuple[Finding, bool]:
+        """Sum up a transaction that settled not all; see `trouble.ending`."""
+        return trouble.ending(refusals, waited=waited, helo=self._helo, alone=alone)
 
     def open_to(self, candidate: Candidate, indices: Iterable[int]) -> list[int]:
         """Return those of *indices* who may be offered to *candidate*.

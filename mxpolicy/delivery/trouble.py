@@ -20,7 +20,6 @@ Pure: nothing here waits or looks at a clock.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -31,7 +30,6 @@ from mxpolicy.protocol.extensions import Extensions
 from mxpolicy.protocol.smtp_client import Verb
 from mxpolicy.reply import EnhancedStatus, Reply, printable
 from mxpolicy.routing.candidate import (
-    Candidate,
     Finding,
     Phase,
     Scope,
@@ -136,25 +134,19 @@ class Misfit(Enum):
 
 
 def judge_reply(
-    candidate: Candidate,
-    verb: Verb,
-    reply: Reply,
-    *,
-    helo: str = "",
-    alone: bool = False,
+    verb: Verb, reply: Reply, relay: str, *, helo: str = "", alone: bool = False
 ) -> Judgement:
     """Judge a reply that is not the good one, to MAIL, RCPT, DATA or the final dot.
 
     Args:
-        candidate: Who said it.
         verb: What was answered. A refusal in the middle of the mail data is one
-            of the final dot.
+            of DATA or of the final dot: it makes no difference.
         reply: The reply.
+        relay: Who said it, ``host[address]:port``.
         helo: The name that we gave in EHLO.
         alone: No other recipient was offered in this session.
     """
     scope = Scope.RECIPIENT if verb is Verb.RCPT else Scope.MESSAGE
-    relay = str(candidate)
     text = f"host {relay} said: {reply.text} (in reply to {_COMMAND_WORDS[verb]})"
     deferred = Deferred(_status(reply, 4), one_line(text), reply, relay)
     if is_about_the_session(reply, helo) or reply.code == 421 or reply.is_positive:
@@ -225,9 +217,9 @@ def asks_to_be_left_alone(reply: Reply) -> bool:
     )
 
 
-def delivered(candidate: Candidate, reply: Reply) -> Delivered:
-    """Return the outcome of *candidate*'s 2yz after the final dot."""
-    return Delivered(_status(reply, 2), one_line(reply.text), reply, str(candidate))
+def delivered(reply: Reply, relay: str) -> Delivered:
+    """Return the outcome of *relay*'s 2yz after the final dot."""
+    return Delivered(_status(reply, 2), one_line(reply.text), reply, relay)
 
 
 def _status(reply: Reply, class_: int) -> EnhancedStatus:
@@ -275,22 +267,21 @@ _VERDICTS: dict[Verdict, tuple[EnhancedStatus, str]] = {
 
 
 def judge_finding(
-    candidate: Candidate,
     finding: Finding,
+    relay: str,
     reply: Reply | None = None,
     greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT,
 ) -> Judgement:
     """Judge a session that ended, or never began, without settling the mail.
 
     Args:
-        candidate: With whom.
         finding: With `Scope.SITE` it is our own trouble: 4.3.0, and 4.4.2 with
             the verdict ``silent``, when we left ourselves too little time.
+        relay: With whom, ``host[address]:port``.
         reply: What the host said with it, if it did. It gives the status but
             decides nothing: the host may be a firewall.
         greeting_5xx: Whether a 5yz greeting is final.
     """
-    relay = str(candidate)
     if finding.scope is Scope.SITE:
         late = finding.verdict is Verdict.SILENT
         status = _BAD_CONNECTION if late else _OWN_TROUBLE
@@ -314,7 +305,7 @@ def judge_finding(
     return Judgement(Scope.HOST, Action.NEXT_HOST, Deferred(status, text, reply, relay))
 
 
-def in_doubt(candidate: Candidate, finding: Finding) -> Deferred:
+def in_doubt(finding: Finding, relay: str) -> Deferred:
     """Return the outcome of those whose final dot is out and was not answered.
 
     Final for this attempt: to ask another host would make a duplicate of a
@@ -322,11 +313,11 @@ def in_doubt(candidate: Candidate, finding: Finding) -> Deferred:
     """
     words = _VERDICTS[finding.verdict][1]
     text = (
-        f"{candidate} {words} after the end of data, {finding.waited:.0f}s: "
+        f"{relay} {words} after the end of data, {finding.waited:.0f}s: "
         f"message may be sent more than once"
     )
     more = f": {finding.text}" if finding.text else ""
-    return Deferred(_BAD_CONNECTION, one_line(text + more), None, str(candidate))
+    return Deferred(_BAD_CONNECTION, one_line(text + more), None, relay)
 
 
 def misfit(extensions: Extensions, *, size: int, needs_smtputf8: bool) -> Misfit | None:
@@ -342,30 +333,43 @@ def misfit(extensions: Extensions, *, size: int, needs_smtputf8: bool) -> Misfit
     return None
 
 
-def judge_misfit(candidate: Candidate, why: Misfit) -> Judgement:
+def judge_misfit(why: Misfit, relay: str) -> Judgement:
     """Judge a message that one host's EHLO reply rules out: another may take it."""
-    text = one_line(f"{why.value} (EHLO reply of host {candidate})")
+    text = one_line(f"{why.value} (EHLO reply of host {relay})")
     return Judgement(
-        Scope.MESSAGE, Action.NEXT_HOST, Bounced(why.status, text, None, str(candidate))
+        Scope.MESSAGE, Action.NEXT_HOST, Bounced(why.status, text, None, relay)
     )
 
 
-def ending(judged: Sequence[tuple[Reply, Judgement]], waited: float) -> Finding:
+def ending(
+    refusals: Iterable[tuple[Verb, Reply]],
+    *,
+    waited: float,
+    alone: bool,
+    helo: str = "",
+) -> tuple[Finding, bool]:
     """Sum up a transaction that ended with recipients refused and unsettled.
 
     Args:
-        judged: What each of those was answered; at least one.
+        refusals: What those recipients were answered; at least one.
         waited: Seconds that the transaction took.
+        helo: As in `judge_reply`.
+        alone: As in `judge_reply`.
 
     Returns:
-        The finding that `Race.resume` wants.
+        What `Race.resume` wants: the finding, and whether the site asked to be
+        left alone.
     """
+    judged = [
+        (verdict_of(reply, judge_reply(verb, reply, "", helo=helo, alone=alone)), reply)
+        for verb, reply in refusals
+    ]
     # The one that leaves most to hope for decides: 4yz, then our session, then 5yz.
-    verdict, reply = min(
-        ((verdict_of(reply, judgement), reply) for reply, judgement in judged),
-        key=lambda pair: _HOPE.index(pair[0]),
+    verdict, reply = min(judged, key=lambda pair: _HOPE.index(pair[0]))
+    finding = Finding(
+        verdict, Phase.TRANSACTION, waited, Scope.MESSAGE, text=reply.text
     )
-    return Finding(verdict, Phase.TRANSACTION, waited, Scope.MESSAGE, text=reply.text)
+    return finding, any(asks_to_be_left_alone(reply) for _, reply in judged)
 
 
 _HOPE = (Verdict.TRANSIENT, Verdict.UNFIT, Verdict.PERMANENT)
