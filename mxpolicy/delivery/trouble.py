@@ -20,6 +20,7 @@ Pure: nothing here waits or looks at a clock.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
