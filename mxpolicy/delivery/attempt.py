@@ -1,0 +1,469 @@
+"""One attempt: a message, a plan, the race to a ready host, and the transactions.
+
+The shell of `mxpolicy.routing.race`. The race decides who is started, dropped
+and taken; this module owns the sockets and the tasks and tells the race what
+became of them. Everything runs in one event loop, so the race is called
+directly from whichever task has something to tell, and its actions are carried
+out before that task goes on.
+
+Who is settled how
+    A recipient is settled at once by a delivery, and by a refusal that is final
+    for it. A refusal from a worse host while a better one is merely slow is
+    kept, and the race goes on for that recipient. What is unsettled at the end
+    is settled by `history.combine` from all that was seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Callable, Coroutine, Iterable
+from typing import assert_never
+
+from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery.envelope import Envelope
+from mxpolicy.delivery.events import Delays, Observe
+from mxpolicy.delivery.history import History
+from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.plan import Plan
+from mxpolicy.delivery.session import Session, SessionFailed, TransactionResult
+from mxpolicy.errors import ConnectError, LocalTrouble
+from mxpolicy.net.dial import dial
+from mxpolicy.options import Options, TlsLevel
+from mxpolicy.outcome import Outcome
+from mxpolicy.reply import Reply, printable
+from mxpolicy.routing import race as racing
+from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
+
+__all__ = ["DOT_TIME", "Attempt", "OutOfTime", "Surroundings"]
+
+# RFC 5321 §4.5.3.2.6: whoever gives up on the final dot sooner makes duplicates.
+DOT_TIME = 600.0
+# A silent host is never left sooner than this in the transaction, however many
+# others wait: the reply to RCPT may depend on a call-out to a third host.
+SHORTEST_PATIENCE = 10.0
+
+# (recipient's index, outcome, delays, what was tried)
+Settle = Callable[[int, Outcome, Delays, tuple[str, ...]], None]
+
+_TLS_VERDICTS = frozenset({Verdict.TLS_FAILED, Verdict.TLS_SILENT, Verdict.STALLED})
+
+
+class OutOfTime(LocalTrouble):
+    """Too little time is left for the final dot; it was not sent."""
+
+
+class Surroundings:
+    """What an attempt takes from the engine; the same for every message.
+
+    Attributes:
+        options: The configuration.
+        helo: Our name.
+        is_myself: Whether a name is ours.
+        clock: Seconds, monotonic.
+        observe: Told everything that happens.
+        input_is_complete: Whether the mail data is known to be whole. Asked
+            before the final dot (RFC 5321 §4.1.1.4 makes it ours after that).
+    """
+
+    __slots__ = (
+        "clock",
+        "helo",
+        "input_is_complete",
+        "is_myself",
+        "observe",
+        "options",
+    )
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        helo: str,
+        is_myself: Callable[[str], bool],
+        clock: Callable[[], float],
+        observe: Observe,
+        input_is_complete: Callable[[], bool],
+    ) -> None:
+        self.options = options
+        self.helo = helo
+        self.is_myself = is_myself
+        self.clock = clock
+        self.observe = observe
+        self.input_is_complete = input_is_complete
+
+
+class Attempt:
+    """Deliver one message to *recipients* over *plan*; use once, by `run`.
+
+    Args:
+        around: The engine's things.
+        plan: Has at least one candidate.
+        envelope: The whole envelope.
+        recipients: Indices into it: those this plan is for.
+        mail_data: Readable any number of times.
+        began: When the message was taken in hand, on the clock.
+        deadline: When it must be settled, on the clock.
+        settle: Called once for each of *recipients*, as soon as its outcome is known.
+    """
+
+    def __init__(
+        self,
+        around: Surroundings,
+        plan: Plan,
+        envelope: Envelope,
+        recipients: Iterable[int],
+        mail_data: MailData,
+        *,
+        began: float,
+        deadline: float,
+        settle: Settle,
+    ) -> None:
+        self._around = around
+        self._options = around.options
+        self._clock = around.clock
+        self._plan = plan
+        self._envelope = envelope
+        self._mail_data = mail_data
+        self._began = began
+        self._planned = around.clock()
+        self._deadline = deadline
+        # With a deadline shorter than the operator should give, the dot gets
+        # two thirds of it: nothing would ever be sent otherwise.
+        self._dot_time = min(DOT_TIME, (deadline - began) * 2 / 3)
+        self._race = racing.Race(
+            [racing.Entry(candidate) for candidate in plan.candidates],
+            self._options.race,
+            deadline,
+        )
+        self._unsettled = set(recipients)
+        self._settle_in_door = settle
+        self._history = History(
+            self._race.has_better_pending, self._options.greeting_5xx
+        )
+        self._runners: dict[Candidate, asyncio.Task[None]] = {}
+        self._sessions: dict[Candidate, Session] = {}
+        self._started: set[Candidate] = set()
+        self._phase: dict[Candidate, Phase] = {}
+        self._entered_at: dict[Candidate, float] = {}
+        self._delays = Delays(dns=self._planned - began)
+        self._transfer_began = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Settle every recipient; never raises for anything a host does."""
+        self._over: asyncio.Future[racing.GiveUpReason]
+        self._over = asyncio.get_running_loop().create_future()
+        reason = racing.GiveUpReason.CAPPED
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self._perform(self._race.begin(self._clock()))
+                reason = await self._over
+                for runner in self._runners.values():
+                    runner.cancel()
+        finally:
+            self._set_alarm(None)
+            for session in self._sessions.values():
+                session.quit()
+        for index in sorted(self._unsettled):
+            self._settle(index, self._history.combine(index, reason))
+
+    # -- the race's actions -----------------------------------------------
+
+    def _perform(self, actions: Iterable[racing.Action]) -> None:
+        """Carry out what the race wants; the one place where it gets its way."""
+        for action in actions:
+            if self._over.done():
+                return
+            match action:
+                case racing.Start(candidate):
+                    self._start(candidate)
+                case racing.Drop(candidate, finding):
+                    self._drop(candidate, finding)
+                case racing.Take(candidate):
+                    self._take(candidate)
+                case racing.Wake(at):
+                    self._set_alarm(at)
+                case racing.GiveUp(reason):
+                    self._over.set_result(reason)
+                case racing.Doubt():
+                    pass  # a provisional verdict, for a memory to write
+                case _:
+                    assert_never(action)
+
+    def _start(self, candidate: Candidate) -> None:
+        self._started.add(candidate)
+        self._phase[candidate] = Phase.CONNECT
+        self._entered_at[candidate] = self._clock()
+        self._tell(events.CandidateStarted(self._now(), candidate))
+        self._run(candidate, self._reach(candidate))
+
+    def _drop(self, candidate: Candidate, finding: Finding | None) -> None:
+        if finding is not None:
+            self._record(candidate, finding)
+        else:
+            phase = self._phase[candidate]
+            self._tell(events.CandidateDropped(self._now(), candidate, phase))
+        runner = self._runners.pop(candidate, None)
+        if runner is not None:
+            runner.cancel()
+        session = self._sessions.pop(candidate, None)
+        if session is not None:
+            session.quit()
+
+    def _take(self, candidate: Candidate) -> None:
+        self._tell(events.CandidateTaken(self._now(), candidate))
+        self._run(candidate, self._transact(candidate))
+
+    def _set_alarm(self, at: float | None) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if at is not None:
+            delay = max(0.0, at - self._clock())
+            self._alarm = asyncio.get_running_loop().call_later(delay, self._ring)
+
+    def _ring(self) -> None:
+        try:
+            if not self._over.done():
+                self._perform(self._race.wake(self._clock()))
+        except Exception as exc:  # a callback's exception would otherwise reach nobody
+            self._over.set_exception(exc)
+
+    def _run(self, candidate: Candidate, work: Coroutine[None, None, None]) -> None:
+        self._runners[candidate] = self._group.create_task(work)
+
+    # -- reaching a candidate ---------------------------------------------
+
+    async def _reach(self, candidate: Candidate) -> None:
+        """Take *candidate* to ready and tell the race; the owner of its whole trouble."""
+        try:
+            session = await self._open(candidate)
+        except SessionFailed as failed:
+            self._failed(candidate, failed.finding, failed.reply)
+        except ConnectError as failed:
+            self._failed(candidate, self._finding(candidate, failed.verdict, failed))
+        except LocalTrouble as failed:
+            self._spoilt(candidate, failed)
+        except Exception as failed:
+            self._tell(events.Trouble(self._now(), traceback.format_exc()))
+            self._spoilt(candidate, failed)
+        else:
+            self._sessions[candidate] = session
+            self._perform(self._race.reached(candidate, Phase.READY, self._clock()))
+
+    async def _open(self, candidate: Candidate) -> Session:
+        """Dial and open a session; after broken TLS again, in clear (level ``may``)."""
+        if self._options.tls.default is TlsLevel.NONE:
+            return await self._open_once(candidate, use_tls=False)
+        try:
+            return await self._open_once(candidate, use_tls=True)
+        except SessionFailed as failed:
+            if failed.finding.verdict not in _TLS_VERDICTS:
+                raise
+        return await self._open_once(candidate, use_tls=False)
+
+    async def _open_once(self, candidate: Candidate, *, use_tls: bool) -> Session:
+        stream = await dial(candidate)
+        session = Session(
+            stream,
+            candidate,
+            helo=self._around.helo,
+            is_myself=self._around.is_myself,
+            use_tls=use_tls,
+            clock=self._clock,
+        )
+        await session.open(lambda phase: self._entered(candidate, phase))
+        return session
+
+    def _entered(self, candidate: Candidate, phase: Phase) -> None:
+        """Tell of a phase once, also when the candidate is dialled a second time."""
+        if phase <= self._phase[candidate]:
+            return
+        self._phase[candidate] = phase
+        self._entered_at[candidate] = self._clock()
+        self._tell(events.PhaseReached(self._now(), candidate, phase))
+        if phase is not Phase.READY:  # told when the session is in our hands
+            self._perform(self._race.reached(candidate, phase, self._clock()))
+
+    def _failed(
+        self, candidate: Candidate, finding: Finding, reply: Reply | None = None
+    ) -> None:
+        self._runners.pop(candidate, None)
+        self._record(candidate, finding, reply)
+        self._perform(self._race.failed(candidate, finding, self._clock()))
+
+    def _spoilt(self, candidate: Candidate, error: Exception) -> None:
+        """Our own trouble kept us from *candidate*; nothing is said against it."""
+        self._runners.pop(candidate, None)
+        self._record(candidate, _own_finding(self._phase[candidate], error))
+        self._perform(self._race.failed(candidate, None, self._clock()))
+
+    def _record(
+        self, candidate: Candidate, finding: Finding, reply: Reply | None = None
+    ) -> None:
+        self._history.failed(candidate, finding, reply)
+        self._tell(events.CandidateFailed(self._now(), candidate, finding))
+
+    def _finding(
+        self, candidate: Candidate, verdict: Verdict, error: Exception
+    ) -> Finding:
+        waited = self._clock() - self._entered_at[candidate]
+        return Finding(verdict, self._phase[candidate], waited, text=str(error))
+
+    # -- the transaction --------------------------------------------------
+
+    async def _transact(self, candidate: Candidate) -> None:
+        """Offer the message to the winner; the owner of its whole trouble."""
+        session = self._sessions.pop(candidate)
+        self._transfer_began = self._clock()
+        self._delays = Delays(
+            dns=self._planned - self._began,
+            reach=self._transfer_began - self._planned - session.tls_seconds,
+            tls=session.tls_seconds,
+        )
+        wanted = self._history.open_to(candidate, sorted(self._unsettled))
+        unfit = trouble.misfit(
+            session.extensions,
+            size=self._mail_data.size,
+            needs_smtputf8=self._envelope.needs_smtputf8,
+        )
+        result = TransactionResult()
+        ending: Finding | None = None
+        try:
+            if unfit is not None:
+                ending = self._history.unfit(candidate, unfit)
+            elif wanted:
+                ending = await self._offer(session, candidate, wanted, result)
+        finally:
+            self._runners.pop(candidate, None)
+        self._conclude(candidate, wanted, result, ending)
+
+    async def _offer(
+        self,
+        session: Session,
+        candidate: Candidate,
+        wanted: list[int],
+        result: TransactionResult,
+    ) -> Finding | None:
+        """Run the transaction; return how the session broke, None if it did not."""
+        try:
+            await session.transact(
+                self._envelope,
+                wanted,
+                self._mail_data,
+                long_lines=self._options.long_lines,
+                body_progress=self._options.transaction.body_progress,
+                control=self,
+                result=result,
+            )
+        except SessionFailed as failed:
+            session.abort()
+            if not result.in_doubt:
+                self._record(candidate, failed.finding, failed.reply)
+            return failed.finding
+        except BaseException as failed:
+            session.abort()
+            if not isinstance(failed, Exception):
+                raise
+            if not isinstance(failed, LocalTrouble):
+                self._tell(events.Trouble(self._now(), traceback.format_exc()))
+            finding = _own_finding(Phase.TRANSACTION, failed)
+            if not result.in_doubt:
+                self._record(candidate, finding)
+            return finding
+        session.quit()
+        return None
+
+    def _conclude(
+        self,
+        candidate: Candidate,
+        wanted: list[int],
+        result: TransactionResult,
+        ending: Finding | None,
+    ) -> None:
+        """Settle who can be settled; the race goes on for the others."""
+        waited = self._clock() - self._transfer_began
+        relay = str(candidate)
+        alone = len(wanted) == 1
+        self._delays = self._delays._replace(transfer=waited)
+        for index, reply in result.delivered.items():
+            self._settle(index, trouble.delivered(reply, relay))
+        for index in result.in_doubt:
+            assert ending is not None, "a dot without an answer is a broken session"
+            self._settle(index, trouble.in_doubt(ending, relay))
+        undecided = []
+        for index, (verb, reply) in result.refused.items():
+            refusal = self._history.refused(
+                candidate, index, verb, reply, waited=waited, alone=alone
+            )
+            if refusal is None:
+                undecided.append((verb, reply))
+            else:
+                self._settle(index, refusal)
+        if not self._unsettled:
+            if not self._over.done():
+                self._over.set_result(racing.GiveUpReason.EXHAUSTED)
+            return
+        # A TRANSIENT that broke the session is a 421.
+        leave_alone = ending is not None and ending.verdict is Verdict.TRANSIENT
+        if ending is None and undecided:
+            ending, leave_alone = trouble.ending(
+                undecided, waited=waited, alone=alone, helo=self._around.helo
+            )
+        elif ending is None:
+            # Nobody was offered: those left have a refusal from a better host.
+            ending = Finding(Verdict.PERMANENT, Phase.TRANSACTION, waited)
+        self._perform(self._race.resume(ending, self._clock(), leave_alone=leave_alone))
+
+    # -- what a transaction asks: delivery.session.Control ------------------
+
+    def patience(self, standard: float) -> float:
+        """Return the seconds to wait for a reply: fewer when others are waiting.
+
+        Never under `SHORTEST_PATIENCE`, and never past the deadline.
+        """
+        left = max(0.0, self._deadline - self._clock())
+        others = len(self._plan.candidates) - len(self._started)
+        others += len(self._runners) + len(self._sessions) - 1
+        if others <= 0:
+            return min(standard, left)
+        share = min(self._options.transaction.silence, left / others)
+        return min(standard, left, max(SHORTEST_PATIENCE, share))
+
+    def patience_at_dot(self) -> float:
+        """Return the seconds to wait for the reply to the final dot."""
+        return min(DOT_TIME, max(0.0, self._deadline - self._clock()))
+
+    def recipients_answered(self, result: TransactionResult) -> None:
+        """Let the losers go when nobody is left for them."""
+        open_questions = self._unsettled - result.accepted
+        if not open_questions:
+            self._perform(self._race.settled(self._clock()))
+
+    def permit_dot(self) -> None:
+        """Raise when the final dot must not be sent (see `Control`)."""
+        if self._deadline - self._clock() < self._dot_time:
+            raise OutOfTime("too little time is left for the end of the mail data")
+        if not self._around.input_is_complete():
+            raise LocalTrouble("the mail server that started us has gone away")
+
+    # -- the end of each recipient ------------------------------------------
+
+    def _settle(self, index: int, outcome: Outcome) -> None:
+        self._unsettled.discard(index)
+        self._settle_in_door(index, outcome, self._delays, self._history.tried(index))
+
+    def _tell(self, event: events.Event) -> None:
+        self._around.observe(event)
+
+    def _now(self) -> float:
+        return self._clock() - self._began
+
+
+def _own_finding(phase: Phase, error: Exception) -> Finding:
+    """Return the finding for our own trouble: it is about nobody else."""
+    verdict = Verdict.SILENT if isinstance(error, OutOfTime) else Verdict.CLOSED
+    text = printable(str(error) or type(error).__name__)
+    return Finding(verdict, phase, 0.0, Scope.SITE, text=text)

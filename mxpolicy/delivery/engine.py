@@ -1,0 +1,239 @@
+"""All that a door sees: one message in, an outcome for every recipient out.
+
+The only wiring: here the resolver is opened and plan, attempt and mail data
+meet. Nothing about delivery is decided in a door, and nothing about doors here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple
+
+from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
+from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery.attempt import Attempt, Surroundings
+from mxpolicy.delivery.envelope import Envelope, Recipient
+from mxpolicy.delivery.events import Delays
+from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.plan import Plan, Planner
+from mxpolicy.net.own_address import is_local_address
+from mxpolicy.net.own_name import own_name
+from mxpolicy.net.resolver import Resolver
+from mxpolicy.options import Options
+from mxpolicy.outcome import Outcome
+from mxpolicy.reply import printable
+from mxpolicy.routing.candidate import DIRECT
+from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
+from mxpolicy.routing.own import OwnIdentity
+
+__all__ = ["Engine", "Request"]
+
+
+class Request(NamedTuple):
+    """What a door was asked to deliver, in the mail server's own words.
+
+    Attributes:
+        sender: Reverse-path; ``""`` or ``<>`` is the null one.
+        recipients: Forward-paths, at least one.
+        nexthop: ``""`` means each recipient's own domain.
+        queue_id: The mail server's name for the message; may be empty.
+        deadline: Seconds from now.
+    """
+
+    sender: str
+    recipients: tuple[str, ...]
+    nexthop: str
+    queue_id: str
+    deadline: float
+
+
+class Engine:
+    """Delivers messages, any number, also at the same time.
+
+    Args:
+        options: The configuration.
+        observe: Told everything that happens; see `mxpolicy.delivery.events`.
+        input_is_complete: Whether the mail data is known to be whole; asked
+            just before the final dot.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        observe: events.Observe,
+        input_is_complete: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._port = options.port
+        helo = options.helo or own_name()
+        identity = OwnIdentity(
+            (helo, *options.own_names), options.own_addresses, is_local_address
+        )
+        self._planner = Planner(Resolver(options.resolver), options, identity)
+        self._around = Surroundings(
+            options,
+            helo=helo,
+            is_myself=lambda name: identity.has_name(name.lower().rstrip(".")),
+            clock=time.monotonic,
+            observe=observe,
+            input_is_complete=input_is_complete,
+        )
+
+    async def deliver(self, request: Request, mail_data: MailData) -> list[Outcome]:
+        """Deliver *mail_data* and return the outcome of each recipient, in their order.
+
+        Each outcome is also observed, as soon as it exists, as
+        `events.RecipientSettled`. Nothing a host, a name server or a strange
+        address does makes this raise; our own bugs come out as `Deferred`.
+        """
+        return await _Delivery(
+            self._around, self._planner, self._port, request, mail_data
+        ).run()
+
+
+class _Delivery:
+    """One call of `Engine.deliver`: its recipients grouped by where they go."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        planner: Planner,
+        port: int,
+        request: Request,
+        mail_data: MailData,
+    ) -> None:
+        self._around = around
+        self._planner = planner
+        self._port = port
+        self._request = request
+        self._mail_data = mail_data
+        self._began = around.clock()
+        self._outcomes: dict[int, Outcome] = {}
+        self._recipients: list[Recipient] = []
+
+    async def run(self) -> list[Outcome]:
+        try:
+            reverse_path = parse_reverse_path(self._request.sender)
+        except AddressError as error:
+            self._settle_all(trouble.bad_sender(error))
+        else:
+            self._understand_recipients()
+            envelope = Envelope(
+                reverse_path, tuple(self._recipients), self._request.queue_id
+            )
+            async with asyncio.TaskGroup() as group:
+                for (nexthop, domain), indices in self._groups().items():
+                    group.create_task(self._send(envelope, nexthop, domain, indices))
+        return [self._outcomes[place] for place in range(len(self._request.recipients))]
+
+    def _understand_recipients(self) -> None:
+        """Fill the envelope; whoever cannot be written to is settled at once."""
+        for place, text in enumerate(self._request.recipients):
+            try:
+                mailbox = parse_mailbox(text)
+            except AddressError as error:
+                self._settle(place, trouble.bad_recipient(error))
+            else:
+                self._recipients.append(Recipient(place, printable(text), mailbox))
+
+    def _groups(self) -> dict[tuple[str, str], list[int]]:
+        """Return {(nexthop, destination domain): recipients' indices}.
+
+        A nexthop that is not the recipient's own domain was written by the
+        operator: then the domain is empty, and DNS trouble is his to mend.
+        """
+        groups: dict[tuple[str, str], list[int]] = {}
+        for index, recipient in enumerate(self._recipients):
+            domain = recipient.mailbox.domain
+            nexthop = self._request.nexthop or domain
+            own = nexthop.strip().rstrip(".").lower() == domain
+            groups.setdefault((nexthop, domain if own else ""), []).append(index)
+        return groups
+
+    async def _send(
+        self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
+    ) -> None:
+        """Plan and attempt for one group; the owner of its whole trouble."""
+        try:
+            plan = await self._plan(envelope, nexthop, domain, indices)
+            if plan.refusal is not None:
+                for index in indices:
+                    self._settle(envelope.recipients[index].place, plan.refusal)
+                return
+            attempt = Attempt(
+                self._around,
+                plan,
+                envelope,
+                indices,
+                self._mail_data,
+                began=self._began,
+                deadline=self._began + self._request.deadline,
+                settle=self._settle_recipient,
+            )
+            await attempt.run()
+        except NexthopError as error:
+            self._settle_group(indices, trouble.bad_nexthop(error))
+        except Exception as error:
+            self._observe_trouble(error)
+            self._settle_group(indices, trouble.own_trouble(error))
+
+    async def _plan(
+        self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
+    ) -> Plan:
+        plan = await self._planner.plan(
+            parse_nexthop(nexthop, self._port),
+            destination_domain=domain,
+            reverse_path=envelope.reverse_path.wire if envelope.reverse_path else "",
+            forward_path=envelope.recipients[indices[0]].mailbox.wire,
+        )
+        self._around.observe(
+            events.Planned(self._now(), nexthop, plan.candidates, plan.remarks)
+        )
+        return plan
+
+    # -- settling ---------------------------------------------------------
+
+    def _settle_all(self, outcome: Outcome) -> None:
+        for place in range(len(self._request.recipients)):
+            self._settle(place, outcome)
+
+    def _settle_group(self, indices: list[int], outcome: Outcome) -> None:
+        for index in indices:
+            self._settle(self._recipients[index].place, outcome)
+
+    def _settle_recipient(
+        self, index: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
+    ) -> None:
+        self._settle(self._recipients[index].place, outcome, delays, tried)
+
+    def _settle(
+        self,
+        place: int,
+        outcome: Outcome,
+        delays: Delays | None = None,
+        tried: tuple[str, ...] = (),
+    ) -> None:
+        """Settle a recipient, once: what comes later is about something settled."""
+        if place in self._outcomes:
+            return
+        self._outcomes[place] = outcome
+        now = self._now()
+        self._around.observe(
+            events.RecipientSettled(
+                at=now,
+                recipient=printable(self._request.recipients[place]),
+                outcome=outcome,
+                delays=delays or Delays(dns=now),
+                egress=DIRECT,
+                tried=tried,
+            )
+        )
+
+    def _observe_trouble(self, error: Exception) -> None:
+        text = "".join(traceback.format_exception(error))
+        self._around.observe(events.Trouble(self._now(), text))
+
+    def _now(self) -> float:
+        return self._around.clock() - self._began

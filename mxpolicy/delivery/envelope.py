@@ -1,0 +1,46 @@
+"""The envelope of RFC 5321 §2.3.1: where the message came from and where it goes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mxpolicy.address import Mailbox
+
+__all__ = ["Envelope", "Recipient"]
+
+
+class Recipient(NamedTuple):
+    """One forward-path.
+
+    Attributes:
+        place: Its place on the mail server's own list, from 0.
+        text: As the mail server wrote it, printable; what logs and answers show.
+        mailbox: The same, understood.
+    """
+
+    place: int
+    text: str
+    mailbox: Mailbox
+
+
+class Envelope(NamedTuple):
+    """What SMTP carries beside the mail data.
+
+    Attributes:
+        reverse_path: None is the null reverse-path ``<>``.
+        recipients: At least one. Everything below speaks of a recipient by its
+            index in this tuple, since the same address may be there twice.
+        queue_id: The mail server's name for the message, for the log; may be empty.
+    """
+
+    reverse_path: Mailbox | None
+    recipients: tuple[Recipient, ...]
+    queue_id: str = ""
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """True when a local part is not ASCII (RFC 6531 §3.3): nothing else needs it."""
+        mailboxes = [recipient.mailbox for recipient in self.recipients]
+        if self.reverse_path is not None:
+            mailboxes.append(self.reverse_path)
+        return any(mailbox.needs_smtputf8 for mailbox in mailboxes)
