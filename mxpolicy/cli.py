@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mxpolicy import __version__
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 __all__ = ["main"]
 
@@ -66,11 +69,21 @@ def main() -> int:
 def _pipe(argv: list[str]) -> NoReturn:
     """Run the pipe door, and answer "try later" where it cannot even begin."""
     try:
+        import signal
+
+        # To be killed by one is a bounce to Exim. `pipe` sets its own handlers;
+        # most of the time until then goes into importing it.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, _on_signal)
         from mxpolicy import pipe
 
         pipe.main(argv)
     except BaseException as exc:
         _defer(f"{type(exc).__name__}: {exc}")
+
+
+def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
+    _defer(f"ended by signal {number} before it began")
 
 
 def _defer(text: str) -> NoReturn:

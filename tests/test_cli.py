@@ -1,0 +1,205 @@
+"""The console command, run as a mail server and as an operator would run it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mxpolicy import __version__, cli
+
+CHECKOUT = Path(__file__).parents[1]
+ANSWER = re.compile(rb"4\.3\.\d mxpolicy: [ -~]+\n")
+
+
+def run(*argv: str, before: str = "") -> subprocess.CompletedProcess[bytes]:
+    """Run `mxpolicy` with *argv* in a process of its own, after the code *before*."""
+    return subprocess.run(
+        [sys.executable, "-c", program(before), *argv],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=CHECKOUT,
+        timeout=60,
+        check=False,
+    )
+
+
+def program(before: str) -> str:
+    return f"import sys; from mxpolicy.cli import main\n{before}\nsys.exit(main())"
+
+
+def assert_deferred(ended: subprocess.CompletedProcess[bytes]) -> None:
+    """It said "try later" once, and nothing on standard error, which is the same pipe."""
+    assert ended.returncode == 75
+    assert ANSWER.fullmatch(ended.stdout), ended.stdout
+    assert ended.stderr == b""
+
+
+# What a mail server may meet
+
+
+def importing_pipe(does: str) -> str:
+    """Return code after which the import of `mxpolicy.pipe` *does* something else."""
+    return (
+        "import os, signal\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == 'mxpolicy.pipe': {does}\n"
+        "sys.meta_path.insert(0, Finder())"
+    )
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param("sys.modules['mxpolicy.pipe'] = None", id="module_missing"),
+        pytest.param("sys.modules['signal'] = None", id="standard_library_damaged"),
+        pytest.param(importing_pipe("raise MemoryError"), id="out_of_memory"),
+        pytest.param(importing_pipe("sys.exit(2)"), id="somebody_calls_sys_exit"),
+        pytest.param(
+            importing_pipe("raise ValueError('\\x1b[31m\\n5.1.1 \\xfc' + 'x' * 9999)"),
+            id="exception_with_hostile_text",
+        ),
+    ],
+)
+def test_pipe_that_cannot_begin_is_deferred(before: str) -> None:
+    assert_deferred(run("pipe", "-f", "", "--", "a@example.com", before=before))
+
+
+@pytest.mark.parametrize("limit", [24, 32, 40])
+def test_pipe_in_too_little_memory_is_deferred(limit: int) -> None:
+    before = (
+        "import resource\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({limit} << 20, {limit} << 20))"
+    )
+    ended = run("pipe", "-f", "", "--", "a@example.invalid", before=before)
+    assert ended.returncode == 75
+    assert ANSWER.fullmatch(ended.stdout), ended
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("pipex", "-f", "", "--", "a@example.com"),
+        ("pipe=",),
+        ("ppie",),
+        ("Pipe",),
+        ("--config", "/etc/mxpolicy.yaml", "pipe", "--", "a@example.com"),
+    ],
+)
+def test_misspelt_pipe_is_deferred(argv: tuple[str, ...]) -> None:
+    assert_deferred(run(*argv))
+
+
+def test_pipe_with_wrong_arguments_is_deferred() -> None:
+    assert_deferred(run("pipe", "--no-such-option", "--", "a@example.com"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_while_pipe_is_being_imported_is_deferred(
+    number: signal.Signals,
+) -> None:
+    reads, writes = os.pipe()
+    before = importing_pipe(f"os.close({writes}); signal.pause()")
+    with subprocess.Popen(
+        [sys.executable, "-c", program(before), "pipe"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=[writes],
+        cwd=CHECKOUT,
+    ) as process:
+        os.close(writes)
+        assert os.read(reads, 1) == b""  # it is in the middle of the import now
+        os.close(reads)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert_deferred(subprocess.CompletedProcess([], process.returncode, out, err))
+
+
+def test_pipe_is_deferred_when_nobody_reads_the_answer() -> None:
+    before = "import os; os.close(1); os.close(2); sys.modules['mxpolicy.pipe'] = None"
+    assert run("pipe", before=before).returncode == 75
+
+
+def test_nothing_dear_is_imported_before_pipe_is() -> None:
+    dear = "{'argparse', 'asyncio', 'logging', 'difflib', 'yaml', 'dns'}"
+    before = f"sys.stdout.write(repr(sorted({dear} & set(sys.modules))))"
+    assert run("--version", before=before).stdout.startswith(b"[]")
+
+
+# What an operator sees
+
+
+def given(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["mxpolicy", *argv])
+    return cli.main()
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "help"])
+def test_help_names_every_command(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert given(monkeypatch, word) == 0
+    out, err = capsys.readouterr()
+    assert all(f"\n  {command} " in out for command in cli.COMMANDS)
+    assert err == ""
+
+
+def test_version_is_the_package_s(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert given(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"mxpolicy {__version__}\n"
+
+
+def test_no_command_shows_the_help_and_is_misuse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert given(monkeypatch) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: mxpolicy COMMAND")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("dmo", "unknown command 'dmo' (did you mean 'demo'?)"),
+        ("frobnicate", "unknown command 'frobnicate';"),
+        ("--colour", "unknown command '--colour';"),
+    ],
+)
+def test_unknown_command_is_misuse_with_the_near_miss(
+    word: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert given(monkeypatch, word) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+
+
+def test_demo_gets_what_follows_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        given(monkeypatch, "demo", "--help")
+    assert left.value.code == 0
+    assert "mxpolicy demo" in capsys.readouterr().out
+
+
+def test_module_is_the_command() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "mxpolicy", "--version"],
+        capture_output=True,
+        cwd=CHECKOUT,
+        timeout=60,
+        check=True,
+    )
+    assert ended.stdout.decode() == f"mxpolicy {__version__}\n"
