@@ -60,6 +60,13 @@ link add eth0 netns net type veth peer name out0 netns fw
 -n net addr add 203.0.113.53/32 dev eth0
 """
 
+# Without duplicate address detection: addresses are used at once.
+IPV6 = {
+    "net/ipv6/conf/all/disable_ipv6": "0",
+    "net/ipv6/conf/default/disable_ipv6": "0",
+    "net/ipv6/conf/default/accept_dad": "0",
+}
+
 # Answers of the firewall must not be thinned out: all cases run at once.
 SYSCTLS = {
     "fw": {
@@ -244,7 +251,7 @@ def build_networks() -> None:
     """Make the three network namespaces and the links between them."""
     for name in ("mta", "fw", "net"):
         run("ip", "netns", "add", name)
-        set_sysctls(name, {"net/ipv6/conf/all/disable_ipv6": "0"})
+        set_sysctls(name, IPV6)
     for line in LINKS.strip().splitlines():
         run("ip", *line.split())
     for name, settings in SYSCTLS.items():

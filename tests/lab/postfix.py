@@ -104,13 +104,20 @@ class Postfix:
         (etc / "dynamicmaps.cf").write_text("")
 
     def _configure(self, settings: Mapping[str, str]) -> None:
-        self._run(
-            "postconf", "-e", *[f"{key}={text}" for key, text in settings.items()]
-        )
+        self._edit_main(settings)
         # Debian's package script would fill the chroot; without it, no chroot.
         self._run("postconf", "-F", "*/*/chroot=n")
         self._run("postconf", "-F", f"mxpolicy/unix/process_limit={_PROCESSES_AT_ONCE}")
         self._make_directories()
+
+    def _edit_main(self, settings: Mapping[str, str]) -> None:
+        edits = [f"{key}={text}" for key, text in settings.items()]
+        self._run("postconf", "-e", *edits)
+        self._make_old("main.cf")
+
+    def _make_old(self, name: str) -> None:
+        # Postfix's programs sleep until a file they read is two seconds old.
+        os.utime(self._world.path(f"/etc/postfix/{name}"), (0, 0))
 
     def _make_directories(self) -> None:
         # What the package's script does: owners that dpkg-deb cannot know.
@@ -131,10 +138,8 @@ class Postfix:
         lines = [
             f"{domain} {transport}\n" for domain, transport in self._routes.items()
         ]
-        table = self._world.path("/etc/postfix/transport")
-        table.write_text("".join(lines))
-        # postmap(1) sleeps until a fresh file is two seconds old.
-        os.utime(table, (0, 0))
+        self._world.path("/etc/postfix/transport").write_text("".join(lines))
+        self._make_old("transport")
         self._run("postmap", "hash:/etc/postfix/transport")
 
     def route(self, domain: str, transport: str) -> None:
@@ -149,9 +154,7 @@ class Postfix:
 
     def set(self, **settings: str) -> None:
         """Change main.cf, and reload."""
-        self._run(
-            "postconf", "-e", *[f"{key}={text}" for key, text in settings.items()]
-        )
+        self._edit_main(settings)
         self._run("postfix", "reload")
 
     def _run(self, *argv: str) -> str:
