@@ -153,24 +153,8 @@ situations = pytest.mark.parametrize(
 # -- the tables ---------------------------------------------------------------
 
 
-def test_every_state_has_a_situation_and_facts() -> None:
+def test_every_state_has_a_situation() -> None:
     assert {state for state, _ in SITUATIONS} == set(State)
-    for state in State:
-        assert smtp.facts(state).timeout >= 0
-        assert smtp.facts(state).log_words
-
-
-def test_timeouts_are_those_of_rfc_5321_4_5_3_2() -> None:
-    expected = {
-        State.GREETING: 300,
-        State.MAIL: 300,
-        State.RCPT: 300,
-        State.DATA: 120,
-        State.BODY: 180,
-        State.DOT: 600,
-    }
-    assert {state: smtp.facts(state).timeout for state in expected} == expected
-    assert "more than once" in smtp.facts(State.DOT).log_words
 
 
 def test_every_row_of_the_tables_can_be_reached() -> None:
