@@ -240,7 +240,8 @@ def _section(node: Node | None, record: Any, path: str, mistakes: _Mistakes) -> 
         return record()
     if node.id != "mapping":
         keys = ", ".join(one.name for one in fields(record))
-        mistakes.at(node, path, f"expected a section with the keys {keys}")
+        what = f"expected a section with the keys {keys}"
+        mistakes.at(node, path.rstrip("."), what)
         return record()
     known = {one.name: str(one.type) for one in fields(record)}
     values: dict[str, object] = {}
@@ -270,14 +271,14 @@ def _key(
     elif node.value in known:
         return str(node.value)
     else:
-        what = f"unknown key{_nearest_key(node.value, known, path)}"
+        what = f"unknown key{_nearest_key(node.value, tuple(known))}"
         mistakes.at(node, path + shown(node.value), what)
     return None
 
 
-def _nearest_key(key: str, known: Mapping[str, str], path: str) -> str:
+def _nearest_key(key: str, known: tuple[str, ...]) -> str:
     """Say what was meant: a name of this section, else one that belongs elsewhere."""
-    near = near_miss(key, tuple(known))
+    near = near_miss(key, known)
     if near:
         return near
     elsewhere = [one for one in _all_paths(Options, "") if one.split(".")[-1] == key]
@@ -307,7 +308,7 @@ def _value(node: Node, kind: str, path: str, mistakes: _Mistakes) -> object:
 def _is_null(node: Node) -> bool:
     return bool(
         node.id == "scalar"
-        and node.style is None
+        and not node.style  # plain: None, or "" from libyaml
         and node.value in {"", "~", "null", "Null", "NULL"}
     )
 
@@ -326,8 +327,9 @@ def _list(
     node: Node, read: Reader, path: str, mistakes: _Mistakes
 ) -> tuple[object, ...]:
     if node.id != "sequence":
-        example = "" if node.id != "scalar" or _is_null(node) else node.value
-        raise ValueError(f"expected a list, for example [{shown(example)}]")
+        is_word = node.id == "scalar" and not _is_null(node)
+        example = f"for example [{shown(node.value)}]" if is_word else "[] for none"
+        raise ValueError(f"expected a list, {example}")
     items = []
     for number, item in enumerate(node.value):
         try:

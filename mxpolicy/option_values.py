@@ -34,6 +34,7 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|s|m|h|d)")
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE = re.compile(r"([0-9]{1,12})\s*(B|KiB|MiB|GiB)")
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_BARE = re.compile(r"[1-9][0-9]{0,5}|0?\.[0-9]{1,3}")
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,8}")
 _WITH_PORT = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]+)")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
@@ -91,7 +92,7 @@ def _quoted(text: str) -> str:
 
 def _with_unit(text: str, unit: str) -> str:
     """Return *text* with the unit it lacks, else an example."""
-    return f"{int(text)}{unit}" if re.fullmatch("[0-9]{1,6}", text) else f"30{unit}"
+    return f"{text if _BARE.fullmatch(text) else 30}{unit}"
 
 
 def near_miss(word: str, known: tuple[str, ...]) -> str:
@@ -219,7 +220,7 @@ def _network_or_private(text: str) -> str:
 def _name_server(text: str) -> str:
     found = _WITH_PORT.fullmatch(text)
     bracketed, plain, port = found.groups() if found else (None, text, "53")
-    version = _ip(bracketed or plain)
+    version = _ip(bracketed or plain or "")
     if version is None or (bracketed and version == 4) or not _is_port(port):
         raise ValueError(
             f"{_quoted(text)} is not a name server; write an address, 192.0.2.53,"
