@@ -121,7 +121,8 @@ def test_a_reply_with_too_many_bytes_is_an_error() -> None:
 
 
 def test_limits_begin_anew_with_every_reply() -> None:
-    reply = b"250-x\r\n" * (MAX_LINES - 1) + b"250 x\r\n"
+    text = b"x" * (MAX_REPLY // MAX_LINES - 10)
+    reply = b"250-%b\r\n" % text * (MAX_LINES - 1) + b"250 %b\r\n" % text
     replies, error = read([reply] * 3)
     assert (len(replies), error) == (3, "")
 
