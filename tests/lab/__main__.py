@@ -69,10 +69,9 @@ def show_cases() -> int:
 def run(placed: Sequence[Placed]) -> int:
     """Send a message for each, all at once; print what became of it as it ends."""
     with Lab(placed) as lab:
-        under_way = [lab.send_case(one) for one in placed]
-        wrong = 0
-        for sent in sorted(under_way, key=lambda one: one.placed.expected.within):
-            wrong += _report(lab, sent)
+        under_way = lab.send_cases().values()
+        quickest_first = sorted(under_way, key=lambda one: one.placed.expected.within)
+        wrong = sum(_report(lab, sent) for sent in quickest_first)
     return 1 if wrong else 0
 
 

@@ -47,5 +47,5 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="session")
 def sent(lab: Lab) -> dict[str, Sent]:
-    """Every case's message, all sent at once, by the case's name."""
-    return {one.name: lab.send_case(one) for one in lab.placed}
+    """Every case's message, all under way at once, by the case's name."""
+    return lab.send_cases()

@@ -147,6 +147,11 @@ class Postfix:
         self._routes[domain] = transport
         self._write_routes()
 
+    def forget_route(self, domain: str) -> None:
+        """Let a domain's mail go as if `route` had never named it."""
+        del self._routes[domain]
+        self._write_routes()
+
     def add_transport(self, name: str, entry: str) -> None:
         """Add or change a service in master.cf, and reload."""
         self._add_service(name, entry)
