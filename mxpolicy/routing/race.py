@@ -18,7 +18,7 @@ order of preference (RFC 5321 §5.1), would not have caused. From it follows:
 * A greylisting site gets two visits, not one for each of its hosts. But visits
   paid out of turn, to a worse rank, do not count against a better one.
 * A candidate that had to make room for another before its utmost time, or grew
-  tired of waiting for us, is asked once more when all others have been asked.
+  tired of waiting for us, is asked again when all others have been asked.
 
 Times are seconds on one monotonic clock, the caller's; a *now* never runs
 backwards. Several calls may carry the same *now*.
@@ -57,7 +57,7 @@ from enum import Enum, auto
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.routing.candidate import Candidate, Finding, Phase, Rank, Verdict
+from mxpolicy.routing.candidate import Candidate, Finding, Phase, Rank, Scope, Verdict
 from mxpolicy.routing.race_timing import (
     FULL_PHASE,
     Entry,
@@ -176,7 +176,7 @@ class _Mode(Enum):
 class _Standing(Enum):
     WAITING = auto()  # not asked, or hung up on before it could answer
     OPEN = auto()
-    YIELDED = auto()  # made room, or tired of waiting; is asked once more at the end
+    YIELDED = auto()  # made room, or tired of waiting; is asked again at the end
     TAKEN = auto()
     FAILED = auto()
     SPOILT = auto()  # our own trouble: not asked, and not asked again
@@ -255,7 +255,7 @@ class Race:
     Args:
         entries: In the order of trying, best first; of equal candidates the
             first counts. May be empty: `begin` then gives up at once.
-        timing: Delays, places and grace.
+        timing: Delays, places (at least one of each) and grace.
         deadline: When the whole message must be settled. Finding a ready host
             may take a third of what is left of it at `begin`, all rounds
             together: the time between `Take` and `resume` does not count.
@@ -305,18 +305,19 @@ class Race:
     ) -> list[Action]:
         """Take note that *candidate* failed before it was taken.
 
-        A *finding* of None says that we failed, not the candidate (a
-        `mxpolicy.errors.LocalTrouble`): it is not asked again in this attempt,
-        but a 5yz from a worse one will not be final for that.
+        None, or a finding about ourselves (`Scope.SITE`), says that we failed,
+        not the candidate (a `mxpolicy.errors.LocalTrouble`): it is not asked
+        again in this attempt, but a 5yz from a worse one will not be final for
+        that. "No route" is not of this kind: it is how that candidate fails.
 
         One that was ready and hung up while we kept it waiting for another is
-        not to blame: it is asked once more when all others have been.
+        not to blame: it is asked again when all others have been.
         """
         runner = self._runners[candidate]
         if runner.standing is _Standing.OPEN:
-            if finding is None:
+            if finding is None or finding.scope is Scope.SITE:
                 runner.standing = _Standing.SPOILT
-            elif runner.is_ready and not runner.is_second_run:
+            elif runner.is_ready:
                 runner.standing = _Standing.YIELDED
             else:
                 runner.standing = _Standing.FAILED
@@ -348,7 +349,7 @@ class Race:
             finding: TRANSIENT when a reply of 4yz left a recipient unsettled;
                 PERMANENT when every unsettled one was refused with 5yz; any
                 other verdict when no reply decided (CLOSED, SILENT, STALLED, a
-                reply that was about the session).
+                reply that was about the session). `Scope.SITE` as in `failed`.
             now: The time.
             leave_alone: With TRANSIENT: the reply was 421 or its enhanced
                 status was x.7.x. The site is not visited again, where otherwise
@@ -362,7 +363,7 @@ class Race:
         refusing one.
         """
         assert self._mode is _Mode.SUSPENDED, "nobody is taken"
-        self._note_end_of_taken(finding.verdict, leave_alone)
+        self._note_end_of_taken(finding, leave_alone)
         self._open_round(now)
         actions: list[Action] = [
             self._let_go(runner, now)
@@ -479,7 +480,7 @@ class Race:
         if self._is_rank_full(following.rank):
             return [r for r in self._open() if r.rank == following.rank]
         everybody = list(self._open())
-        return everybody if len(everybody) >= max(1, self._timing.open) else []
+        return everybody if len(everybody) >= self._timing.open else []
 
     def _next_in_turn(self) -> _Runner | None:
         """Return who starts next; of a rank whose places are taken only if all are so."""
@@ -528,13 +529,14 @@ class Race:
             return GiveUpReason.EXHAUSTED
         return GiveUpReason.DEADLINE if now >= self._limit else GiveUpReason.CAPPED
 
-    def _note_end_of_taken(self, verdict: Verdict, leave_alone: bool) -> None:
+    def _note_end_of_taken(self, finding: Finding, leave_alone: bool) -> None:
         (taken,) = self._all(_Standing.TAKEN)
-        taken.standing = _Standing.FAILED
-        if verdict is Verdict.TRANSIENT:
+        is_ours = finding.scope is Scope.SITE
+        taken.standing = _Standing.SPOILT if is_ours else _Standing.FAILED
+        if finding.verdict is Verdict.TRANSIENT:
             taken.visits_used = TRANSIENT_VISITS if leave_alone else 1
-        elif verdict is Verdict.PERMANENT:
-            self._ceiling = min(self._ceiling or taken.rank, taken.rank)
+        elif finding.verdict is Verdict.PERMANENT:
+            self._ceiling = taken.rank  # lower than before, or it had not been asked
 
     # Who
 
@@ -563,15 +565,18 @@ class Race:
 
     def _is_rank_full(self, rank: Rank) -> bool:
         taken = sum(runner.rank == rank for runner in self._open())
-        return taken >= max(1, self._timing.open_per_rank)
+        return taken >= self._timing.open_per_rank
 
     def _best_ready(self) -> _Runner | None:
         ready = [runner for runner in self._open() if runner.is_ready]
         return min(ready, key=lambda r: (r.rank, r.since, r.place), default=None)
 
     def _grace_ends(self, best: _Runner) -> float:
-        """Return until when a better one may still overtake; the past if none may."""
-        if not any(
+        """Return until when a better one may still overtake; the past if none may.
+
+        One that is asked again does not wait: it may have grown tired of just that.
+        """
+        if best.is_second_run or not any(
             runner.rank < best.rank and runner.phase >= Phase.GREETING
             for runner in self._open()
         ):

@@ -317,10 +317,10 @@ class Simulation:
 
     def _check(self, now: float) -> None:
         """What holds at every moment, as seen from outside."""
-        assert len(self._open) <= max(1, self.timing.open)
+        assert len(self._open) <= self.timing.open
         for candidate in self._open:
             same = [c for c in self._open if c.rank == candidate.rank]
-            assert len(same) <= max(1, self.timing.open_per_rank)
+            assert len(same) <= self.timing.open_per_rank
         assert self._dialled <= MAX_DIALLED
         if self._racing and not self.given_up:
             assert self._open, "the race goes on, but nobody is open"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxpolicy.options import RaceOptions
-from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
+from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
 from mxpolicy.routing.race import (
     MAX_DIALLED,
     Action,
@@ -45,7 +45,7 @@ from tests.routing.simulation import (
 )
 
 DEADLINE = 900.0
-LIMIT = 300.0
+LIMIT = 300.0  # for finding a ready host
 BEST, MIDDLE, WORST = ranked_hosts(3)
 WORSE_THAN_EQUALS = Candidate("last.example", "192.0.2.99", 25, 20)
 
@@ -238,16 +238,6 @@ def yielded() -> Race:
     return race
 
 
-def dropped_by_settled() -> Race:
-    race = begun()
-    race.wake(1.5)
-    race.reached(MIDDLE, Phase.READY, 1.6)
-    race.settled(1.7)
-    race.resume(LOST, 1.8)
-    race.failed(BEST, None, 1.8)  # started again; ours to forget
-    return race
-
-
 NOT_OPEN = [never_asked, asked_and_failed, spoilt, yielded, with_best_taken, given_up]
 EVENTS: dict[str, Callable[[Race], list[Action]]] = {
     **{
@@ -339,6 +329,13 @@ def test_patience_that_ends_is_told_once_for_every_phase() -> None:
         Wake(31.5),
     ]
     assert race.wake(11.0) == [Wake(31.5)]
+
+
+def test_the_race_wants_to_be_woken_when_the_first_patience_ends() -> None:
+    race = begun()
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.GREETING, 1.75)
+    assert race.reached(BEST, Phase.GREETING, 1.625) == [Wake(9.625)]
 
 
 def test_a_late_wake_does_what_was_due() -> None:
@@ -604,8 +601,9 @@ def test_a_5yz_of_the_best_is_final() -> None:
     assert race.resume(SAYS_5YZ, 1.1) == [GiveUp(GiveUpReason.EXHAUSTED)]
 
 
-def test_two_sessions_may_end_in_4yz() -> None:
-    world = dict.fromkeys(ranked_hosts(13), answering(Verdict.TRANSIENT))
+@pytest.mark.parametrize("hosts", [ranked_hosts(13), equal_hosts(13)])
+def test_two_sessions_may_end_in_4yz(hosts: list[Candidate]) -> None:
+    world = dict.fromkeys(hosts, answering(Verdict.TRANSIENT))
     played = Simulation(world).run()
     assert len(played.taken) == 2
     assert played.given_up is GiveUpReason.CAPPED
@@ -619,6 +617,13 @@ def test_a_site_that_wants_to_be_left_alone_is_visited_once() -> None:
     played = Simulation(world).run()
     assert len(played.taken) == 1
     assert played.given_up is GiveUpReason.CAPPED
+
+
+def test_a_5yz_of_an_equal_is_final() -> None:
+    world = dict.fromkeys(equal_hosts(2), answering(Verdict.PERMANENT))
+    played = Simulation(world).run()
+    assert len(played.started) == 1
+    assert played.outcome == "bounced"
 
 
 def test_two_4yz_leave_nobody_exhausted_when_there_are_no_others() -> None:
@@ -671,14 +676,27 @@ def test_one_that_grew_tired_of_waiting_is_asked_again() -> None:
     assert played.outcome == "delivered"
 
 
-def test_one_that_grew_tired_is_asked_again_once() -> None:
+def test_one_that_grew_tired_of_the_grace_is_not_made_to_wait_again() -> None:
     race = racing_two()
-    for now in (10.0, 11.0):
-        race.reached(MIDDLE, Phase.READY, now)
-        race.failed(MIDDLE, LOST, now + 0.1)
-        race.failed(WORST, LOST, now + 0.1)
-    assert race.failed(BEST, LOST, 12.0) == [GiveUp(GiveUpReason.EXHAUSTED)]
-    assert not race.has_better_pending(WORST)
+    race.reached(MIDDLE, Phase.READY, 10.0)
+    race.failed(MIDDLE, LOST, 10.1)
+    assert race.failed(WORST, LOST, 10.1)[0] == Start(MIDDLE)
+    assert race.reached(MIDDLE, Phase.READY, 11.0) == [Take(MIDDLE)]
+
+
+def test_one_that_grew_tired_twice_has_still_not_failed() -> None:
+    race = begun()
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.READY, 2.0)
+    race.reached(BEST, Phase.READY, 2.1)
+    race.failed(BEST, LOST, 2.2)
+    assert race.resume(LOST, 2.3)[0] == Start(WORST)
+    assert Start(BEST) in race.wake(4.0)
+    race.reached(WORST, Phase.READY, 4.1)
+    race.reached(BEST, Phase.READY, 4.2)
+    race.failed(BEST, LOST, 4.3)
+    assert race.has_better_pending(WORST)
+    assert race.resume(SAYS_5YZ, 4.4) == [Start(BEST), Wake(34.4)]
 
 
 def test_one_that_grew_tired_and_cannot_be_asked_again_stays_pending() -> None:
@@ -701,13 +719,27 @@ def test_our_own_trouble_makes_no_5yz_final() -> None:
     assert played.started == [BEST, MIDDLE]
 
 
+def test_our_own_trouble_in_the_transaction_makes_no_5yz_final() -> None:
+    race = with_best_taken()
+    race.resume(LOST._replace(scope=Scope.SITE), 1.0)
+    race.reached(MIDDLE, Phase.READY, 1.1)
+    assert race.has_better_pending(MIDDLE)
+    assert race.resume(SAYS_5YZ, 1.2) == [GiveUp(GiveUpReason.CAPPED)]
+
+
+def test_a_finding_about_ourselves_is_our_own_trouble() -> None:
+    race = begun()
+    race.failed(BEST, REFUSAL._replace(scope=Scope.SITE), 1.0)
+    assert race.has_better_pending(MIDDLE)
+
+
 # Caps and the deadline.
 
 
 def test_thirty_two_are_dialled_at_most() -> None:
     world = dict.fromkeys(ranked_hosts(40), REFUSED)
     played = Simulation(world).run()
-    assert len(played.started) == MAX_DIALLED
+    assert len(played.started) == MAX_DIALLED == 32
     assert played.given_up is GiveUpReason.CAPPED
 
 
@@ -818,7 +850,7 @@ ADDRESSES = st.builds(
 )
 REMEMBERED = st.sampled_from([None, None, 0.5, 4.0, 35.0])
 TIMINGS = st.builds(
-    RaceOptions, open=st.integers(0, 7), open_per_rank=st.integers(0, 5)
+    RaceOptions, open=st.integers(1, 7), open_per_rank=st.integers(1, 5)
 )
 
 
