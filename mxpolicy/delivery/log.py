@@ -84,7 +84,7 @@ class Log:
         if not self._every_step and not isinstance(event, RecipientSettled | Trouble):
             return
         if self.lost:
-            text = f"{self.lost} lines of this log were lost: {self.trouble}"
+            text = f"log lines lost: {self.lost}; {self.trouble}"
             if not self._write(Trouble(event.at, text)):
                 self.lost += 1
                 return
@@ -103,6 +103,11 @@ class Log:
             self._sink.write(line, severity, now, self._queue_id)
         except OSError as exc:
             self.trouble = exc.strerror or str(exc)
+            return False
+        except Exception as exc:
+            # A fault of ours in a log line must not change what becomes of mail:
+            # the event after a host's 250 is observed before we have answered.
+            self.trouble = f"{type(exc).__name__}: {exc}"
             return False
         return True
 
@@ -212,6 +217,7 @@ class _File:
         self._path = path
         self._plain = plain  # a JSON line has its own time, and nothing around it
         self._descriptor: int | None = None
+        self._mend = ""  # ends a line that was written in part
 
     def write(self, line: str, severity: int, now: str, queue_id: str) -> None:
         if self._descriptor is None:
@@ -221,9 +227,11 @@ class _File:
                 self._path, flags | os.O_CLOEXEC | os.O_NOCTTY, 0o640
             )
         before = "" if self._plain else f"{now} {_tag()}: "
-        data = f"{before}{line}\n".encode("ascii")
-        if os.write(self._descriptor, data) < len(data):
-            raise OSError(0, "the line was written in part: no space left")
+        data = f"{self._mend}{before}{line}\n".encode("ascii")
+        written = os.write(self._descriptor, data)
+        self._mend = "" if written == len(data) else "\n"
+        if self._mend:
+            raise OSError(0, "a line was written in part: no space left")
 
     def close(self) -> None:
         """Close the file; the next line opens it again."""

@@ -202,15 +202,19 @@ def _candidate_facts(candidate: Candidate) -> Facts:
 
 
 def _shorten(facts: Facts) -> None:
-    """Take the last fifth of the longest list away, and count what is left out."""
-    lists = {name: one for name, one in facts.items() if isinstance(one, list)}
+    """Take from what is longest: lists lose their end first, counted as left out."""
+    lists = {name: one for name, one in facts.items() if isinstance(one, list) and one}
+    if not lists:
+        texts = {name: one for name, one in facts.items() if isinstance(one, str)}
+        name = max(texts, key=lambda one: len(texts[one]))
+        facts[name] = texts[name][: len(texts[name]) // 2]
+        return
     name = max(lists, key=lambda one: len(str(lists[one])))
     kept = len(lists[name]) * 4 // 5
-    left_out = len(lists[name]) - kept
-    facts[name] = lists[name][:kept]
     so_far = facts.get("left_out", 0)
     assert isinstance(so_far, int)
-    facts["left_out"] = so_far + left_out
+    facts["left_out"] = so_far + len(lists[name]) - kept
+    facts[name] = lists[name][:kept]
 
 
 # Words
