@@ -48,15 +48,20 @@ MAX_PATH = 998
 # and nobody shall make us run Punycode over a megabyte.
 _MAX_DOMAIN_TEXT = 1024
 
+# Character classes are written without ranges beyond Latin-1: those cost ten times
+# the whole rest of this module when they are compiled.
 _LDH_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\Z")
-_DOTS = re.compile("[.\u3002\uff0e\uff61]")  # RFC 3490 §3.1, UTS 46 §4
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-# The only characters that IDNA2003 maps and UTS 46 non-transitional keeps
-# (UTS 46 §2.3, "deviation characters").
-_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+_DOTS = {0x3002: ".", 0xFF0E: ".", 0xFF61: "."}  # RFC 3490 §3.1, UTS 46 §4
+# Controls, lone surrogates (bytes that are no UTF-8), line and paragraph ends.
+_CONTROL_CATEGORIES = frozenset(("Cc", "Cs", "Zl", "Zp"))
+# What IDNA2003 maps and UTS 46 non-transitional keeps (UTS 46 §2.3, "deviation
+# characters"), and the fillers that UTS 46 drops and IDNA2003 keeps.
+_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d\u115f\u1160\u17b4\u17b5\u3164\uffa0")
 
-# RFC 5321 §4.1.2, with RFC 6531 §3.3: Dot-string = Atom *("." Atom)
-_ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\x80-\U0010ffff-]"
+# RFC 5321 §4.1.2, with RFC 6531 §3.3: Dot-string = Atom *("." Atom). Everything
+# but specials, blanks and controls is atext, UTF-8 included.
+_ATEXT = r'[^\x00-\x20"(),.:;<>@\[\\\]\x7f]'
 _DOT_STRING = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*\Z")
 # Quoted-string = DQUOTE *(qtextSMTP / quoted-pairSMTP) DQUOTE
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
@@ -223,9 +228,15 @@ def canonical_address(text: str) -> str | None:
 def _checked(text: str) -> str:
     if len(text) > MAX_PATH:
         raise AddressError(text, "address too long")
-    if _CONTROLS.search(text):
+    if _CONTROLS.search(text) or not (text.isascii() or _is_clean(text)):
         raise AddressError(text, "control character in address")
     return text
+
+
+def _is_clean(text: str) -> bool:
+    from unicodedata import category
+
+    return not any(category(char) in _CONTROL_CATEGORIES for char in text)
 
 
 def _bounded(text: str, mailbox: Mailbox) -> Mailbox:
@@ -259,8 +270,17 @@ def _to_ascii(text: str) -> str:
     try:
         mapped = idna.uts46_remap(text, std3_rules=False, transitional=False)
     except idna.IDNAError as error:
-        raise AddressError(text, f"not a domain name: {error}") from error
-    return ".".join(_to_a_label(text, label) for label in _DOTS.split(mapped))
+        raise _refused(text, error) from error
+    return ".".join(_to_a_label(text, label) for label in mapped.split("."))
+
+
+def _refused(text: str, error: Exception) -> AddressError:
+    """A character younger than our tables may be allowed by those of the recipient."""
+    from unicodedata import category
+
+    if any(category(char) == "Cn" for char in text):
+        return UnsupportedDomain(text, "has a character that is not known here")
+    return AddressError(text, f"not a domain name: {error}")
 
 
 def _to_a_label(text: str, label: str) -> str:
@@ -292,7 +312,7 @@ def _to_ascii_2003(text: str) -> str:
     from stringprep import in_table_a1
 
     labels = []
-    for label in _DOTS.split(text):
+    for label in text.translate(_DOTS).split("."):
         if label.isascii():
             labels.append(label)
             continue

@@ -53,13 +53,10 @@ class Networks:
         self._networks = tuple(networks)
 
     def __contains__(self, address: str) -> bool:
-        return any(self._has(one) for one in _with_embedded(address))
+        return any(self.has(one) for one in _with_embedded(address))
 
-    def has_exactly(self, address: str) -> bool:
+    def has(self, address: Address) -> bool:
         """Return whether the address itself is in it, whatever it embeds."""
-        return self._has(ipaddress.ip_address(address))
-
-    def _has(self, address: Address) -> bool:
         # `in` is False, not an error, when the versions differ.
         return any(address in network for network in self._networks)
 
@@ -87,9 +84,10 @@ class Dialable:
         """Return why *address* is not dialled, in one or two words, or None if it may be."""
         if self.is_exempt(address):
             return None
-        for word, networks in self._never:
-            if address in networks:
-                return word
+        for one in _with_embedded(address):
+            for word, networks in self._never:
+                if networks.has(one):
+                    return word
         return None
 
     def is_exempt(self, address: str) -> bool:
@@ -98,7 +96,7 @@ class Dialable:
         It then is neither refused nor taken for ourselves only because the
         kernel says that it is local: that is what a test bed on loopback is.
         """
-        return self._allowed.has_exactly(address)
+        return self._allowed.has(ipaddress.ip_address(address))
 
 
 def parse_networks(texts: Iterable[str], option: str) -> tuple[Network, ...]:
@@ -132,11 +130,14 @@ def _with_embedded(text: str) -> Iterator[Address]:
 def _embedded(address: ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]:
     """The IPv4 addresses to which a packet for *address* may be taken."""
     packed = address.packed
-    if packed[:12] in (_MAPPED, _COMPATIBLE, _NAT64) or packed[:6] == _LOCAL_NAT64:
+    if packed[:12] in (_MAPPED, _COMPATIBLE, _NAT64):
         yield ipaddress.IPv4Address(packed[12:])
     if packed[:6] == _LOCAL_NAT64:
-        # RFC 6052 §2.2: with a /48 the IPv4 address lies around octet 8.
-        yield ipaddress.IPv4Address(packed[6:8] + packed[9:11])
+        # RFC 6052 §2.2: used as a /96, or as a /48 with the IPv4 address around
+        # octet 8. Where one reading is meant, the other is zeros.
+        for octets in (packed[12:], packed[6:8] + packed[9:11]):
+            if octets[0]:
+                yield ipaddress.IPv4Address(octets)
     if packed[:2] == _SIX_TO_FOUR:
         yield ipaddress.IPv4Address(packed[2:6])
     if packed[:4] == _TEREDO:
