@@ -92,5 +92,8 @@ class Hosts:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(str(self._control))
             connection.sendall(json.dumps({"ask": question, **more}).encode() + b"\n")
-            with connection.makefile("rb") as answer:
-                return json.load(answer)
+            with connection.makefile("rb") as reader:
+                answer = json.load(reader)
+        if "failed" in answer:
+            raise RuntimeError(f"SMTP hosts: {answer['failed']}")
+        return answer["is"]

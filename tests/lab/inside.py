@@ -77,6 +77,8 @@ SYSCTLS = {
         "net/ipv4/icmp_msgs_burst": "100000",
         "net/ipv6/icmp/ratelimit": "0",
     },
+    # Unlike IPv4's, an IPv6 address that is local by its route alone cannot be bound.
+    "net": {"net/ipv6/ip_nonlocal_bind": "1"},
 }
 
 

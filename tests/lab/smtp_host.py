@@ -348,7 +348,10 @@ class Internet:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         """Read one JSON line, answer with one, close."""
-        answer = await self.answer(json.loads(await reader.readline()))
+        try:
+            answer = {"is": await self.answer(json.loads(await reader.readline()))}
+        except (OSError, ValueError) as error:
+            answer = {"failed": str(error)}
         writer.write(json.dumps(answer).encode() + b"\n")
         await writer.drain()
         writer.close()

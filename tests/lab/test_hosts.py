@@ -98,6 +98,13 @@ def test_hushed_host_reads_on_and_says_nothing(world: World, hosts: Hosts) -> No
     assert hosts.sessions()[-1].ended == "closed by client"
 
 
+def test_host_has_an_ipv6_address_too(world: World, hosts: Hosts) -> None:
+    place(hosts, "2001:db8:18:1::1")
+    say(world, "2001:db8:18:1::1", ENVELOPE % b"six" + b"text\r\n.\r\n")
+    [message] = hosts.received("six@lab")
+    assert message.address == "2001:db8:18:1::1"
+
+
 def test_address_without_a_listener_refuses(world: World, hosts: Hosts) -> None:
     hosts.place([("198.18.1.5", "host.example", Behaviour(listens=False))])
     with pytest.raises(ConnectionRefusedError):
