@@ -6,7 +6,11 @@ import asyncio
 import contextlib
 import io
 import itertools
+import os
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import get_args
@@ -355,9 +359,21 @@ TOLD: list[tuple[events.Event, Step]] = [
 ]
 
 
-@pytest.mark.parametrize(("event", "step"), TOLD)
-def test_log_line_of_the_engine_becomes_a_step(event: events.Event, step: Step) -> None:
-    assert step_of(json_line(event, "DEMO", "now").encode()) == step
+# The log's own clock: one line a second, the first 0.25 s after the start.
+BEGAN = 1_700_000_000.0
+
+
+def logged() -> list[bytes]:
+    return [
+        json_line(event, "DEMO", f"2023-11-14T22:13:2{second}.250Z").encode() + b"\n"
+        for second, (event, _) in enumerate(TOLD)
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(TOLD)))
+def test_log_line_of_the_engine_becomes_a_step(number: int) -> None:
+    step = step_of(logged()[number], BEGAN)
+    assert step == TOLD[number][1]._replace(at=number + 0.25)
 
 
 def test_every_event_has_a_step() -> None:
@@ -373,35 +389,29 @@ def test_every_event_has_a_step() -> None:
         b"[]",
         b'"planned"',
         b'{"event": "planned"}',
-        b'{"event": "planned", "at": 1}',
-        b'{"event": "reached", "at": 1, "host": "mx1", "phase": "unheard of"}',
-        b'{"event": "started", "at": "soon", "host": "mx1"}',
-        b'{"event": "started", "at": 1, "host": 1}',
-        b'{"event": "something new", "at": 1}',
+        b'{"event": "planned", "time": "2023-11-14T22:13:20Z"}',
+        b'{"event": "reached", "time": "2023-11-14T22:13:20Z", "host": "mx1", "phase": "unheard of"}',
+        b'{"event": "started", "time": "soon", "host": "mx1"}',
+        b'{"event": "started", "time": "2023-11-14T22:13:20Z", "host": 1}',
+        b'{"event": "something new", "time": "2023-11-14T22:13:20Z"}',
         b"\xff",
     ],
 )
 def test_line_that_is_not_understood_is_skipped(line: bytes) -> None:
-    assert step_of(line) is None
+    assert step_of(line, BEGAN) is None
 
 
 def test_log_is_read_line_by_line_as_it_grows(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    log = LogFile(path)
-    assert log.new_steps(0.1) == []
-    lines = [json_line(event, "DEMO", "now").encode() + b"\n" for event, _ in TOLD]
-    whole = b"".join(lines[2:])
-    seen = []
+    log = LogFile(path, BEGAN)
+    assert log.new_steps() == []
+    whole = b"".join(logged())
+    seen: list[tuple[int, Step]] = []
     for size in range(1, len(whole) + 1):
         path.write_bytes(whole[:size])
-        seen += [(size, step) for step in log.new_steps(0.35)]
-    assert [size for size, _ in seen] == [
-        sum(map(len, lines[2:end])) for end in range(3, len(lines) + 1)
-    ]
-    # The command had a head start of 0.25 s, found with the first line.
-    assert [step.at for _, step in seen] == pytest.approx(
-        [step.at + 0.25 for _, step in TOLD[2:]]
-    )
+        seen += [(size, step) for step in log.new_steps()]
+    assert [size for size, _ in seen] == list(itertools.accumulate(map(len, logged())))
+    assert [step.kind for _, step in seen] == [step.kind for _, step in TOLD]
 
 
 # --- timeline and screen
@@ -543,3 +553,82 @@ def test_unknown_story_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> N
         main(["helathy"])
     assert left.value.code == 2
     assert "helathy" in capsys.readouterr().err
+
+
+# --- the whole of it, as a command
+
+DEMO = [sys.executable, "-m", "mxpolicy", "demo"]
+
+
+def run_demo(*arguments: str, tmp: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*DEMO, *arguments],
+        env={**os.environ, "TMPDIR": str(tmp), "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_demo_plays_its_quick_stories_as_they_must_be(tmp_path: Path) -> None:
+    quick = [story.name for story in STORIES if story.expected < 3]
+    done = run_demo(*quick, tmp=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert f"All {len(quick)} came out as they must; 3 delivered" in done.stdout
+    assert "mx2 is tried: SYN sent" in done.stdout
+    assert "mx1 is let go: no SYN-ACK" in done.stdout
+    assert re.search(
+        r"^dropped +mx2\.dropped\.example +[1-6]\.", done.stdout, re.MULTILINE
+    )
+    assert re.search(r"^nullmx +\(bounce\) .* 69 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^refused +\(try later\) .* 75 ", done.stdout, re.MULTILINE)
+    assert "\x1b" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_demo_leaves_nothing_behind(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    demo = subprocess.Popen(
+        [*DEMO, "silent"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert demo.stdout is not None
+    for line in demo.stdout:
+        if "mx1 answered the SYN" in line:
+            break
+    [directory] = tmp_path.iterdir()
+    children = children_of(demo.pid)
+    assert len(children) == 1
+    demo.send_signal(number)
+    rest, _ = demo.communicate(timeout=20)
+    assert demo.returncode == 128 + number
+    assert "everything is taken down" in rest
+    assert not directory.exists()
+    assert not any(Path("/proc", child).exists() for child in children)
+
+
+def children_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_demo_whose_watcher_leaves_ends_without_a_traceback(tmp_path: Path) -> None:
+    demo = subprocess.Popen(
+        [*DEMO, "healthy", "closed"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert demo.stdout is not None
+    assert demo.stderr is not None
+    demo.stdout.readline()
+    demo.stdout.close()
+    assert demo.stderr.read() == b""
+    assert demo.wait(timeout=20) == 1
+    demo.stderr.close()
+    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ the log may say more than the demo needs.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from mxpolicy.demo.timeline import Step, StepKind
@@ -25,30 +26,20 @@ PHASES = {phase.word: phase for phase in Phase}
 class LogFile:
     """The steps in a log file, given out as they appear.
 
-    The command counts its seconds from the moment it has the message; the demo
-    from the moment it starts the command. The first line read tells the
-    difference.
+    Args:
+        began: When the command was started, in seconds since the epoch; steps
+            are timed from there, by the time that each line carries.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, began: float) -> None:
         self._path = path
+        self._began = began
         self._read = 0
-        self._head_start: float | None = None
 
-    def new_steps(self, now: float) -> list[Step]:
-        """Return the steps of the lines completed since the last call.
-
-        Args:
-            now: Seconds since the command was started.
-        """
-        steps = []
-        for line in self._new_lines():
-            step = step_of(line)
-            if step is not None:
-                if self._head_start is None:
-                    self._head_start = max(0.0, now - step.at)
-                steps.append(step._replace(at=step.at + self._head_start))
-        return steps
+    def new_steps(self) -> list[Step]:
+        """Return the steps of the lines completed since the last call."""
+        steps = [step_of(line, self._began) for line in self._new_lines()]
+        return [step for step in steps if step is not None]
 
     def _new_lines(self) -> list[bytes]:
         try:
@@ -61,13 +52,13 @@ class LogFile:
         return whole.splitlines()
 
 
-def step_of(line: bytes) -> Step | None:
-    """Understand one line of the log, or return None."""
+def step_of(line: bytes, began: float) -> Step | None:
+    """Understand one line of the log, timed from *began*, or return None."""
     try:
         facts = json.loads(line)
         kind = KINDS[facts["event"]]
         step = Step(
-            at=float(facts["at"]),
+            at=max(0.0, datetime.fromisoformat(facts["time"]).timestamp() - began),
             kind=kind,
             host=_label(facts.get("host", "")),
             phase=PHASES[facts["phase"]] if "phase" in facts else None,

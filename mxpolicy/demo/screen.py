@@ -32,7 +32,7 @@ MAX_WIDTH = 110
 # "no answer to EHLO: let go at 11.25 s" fits.
 WORDS = 36
 # Rows below and above the hosts' rows: title, scale, and what the end adds.
-FRAME = 7
+FRAME = 9
 
 BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"
 
@@ -154,14 +154,14 @@ class Screen:
     def _closing(self, result: Result) -> list[str]:
         story, paint = result.story, self._paint
         meaning = EXITS.get(result.exit_status, "never allowed")
-        who = f"; {_who(result)} has the message" if result.taken_by else ""
+        who = f"; {_delivered_to(result)} has the message" if result.taken_by else ""
         colour = RED if result.faults else GREEN
         line = (
             f"  exit {result.exit_status} ({meaning}) after {result.seconds:.2f} s{who}"
         )
         lines = [paint.text(self._fit(line), colour)]
         if result.answer and result.exit_status != EXIT_DELIVERED:
-            lines.append(self._fit(f"  {printable(result.answer, 200)}"))
+            lines.extend(self._wrapped(f"answer: {printable(result.answer, 1000)}"))
         lines.extend(paint.text(f"  FAULT: {fault}", RED) for fault in result.faults)
         usual = f"  with defaults: Postfix {story.postfix}, Exim {story.exim}"
         return [*lines, paint.text(self._fit(usual), DIM)]
@@ -170,7 +170,7 @@ class Screen:
         story = result.story
         row = _table_row(
             story.name,
-            _who(result),
+            _delivered_to(result),
             f"{result.seconds:.2f}",
             str(result.exit_status),
             story.postfix,
@@ -234,6 +234,19 @@ class Screen:
         size = self._size()
         return size.columns >= MIN_WIDTH and size.lines >= hosts + FRAME
 
+    def _wrapped(self, text: str) -> list[str]:
+        """Return *text* as at most three indented lines; a pipe may have it in one."""
+        if not self._paint.live:
+            return [f"  {text}"]
+        return textwrap.wrap(
+            text,
+            self._width(),
+            initial_indent="  ",
+            subsequent_indent="    ",
+            max_lines=3,
+            placeholder=" ...",
+        )
+
     def _width(self) -> int:
         """One less than there is: a full last column makes some terminals wrap."""
         return max(MIN_WIDTH, min(MAX_WIDTH, self._size().columns)) - 1
@@ -244,8 +257,9 @@ class Screen:
 
 _HEADINGS = ("story", "delivered to", "seconds", "exit", "Postfix", "Exim")
 _NOTE = (
-    "Postfix, Exim: what smtp(8) of Postfix 3.7 and the smtp transport of Exim 4.96 take"
-    " for one message with their defaults, measured; ~ is a sum of measured waits."
+    "Postfix, Exim: what smtp(8) of Postfix 3.7 and the smtp transport of Exim 4.96"
+    " take for one message with their defaults. Waits are measured, ~ is a sum of them;"
+    " the rest is what their sources say."
 )
 
 
@@ -255,9 +269,9 @@ def _table_row(
     return f"{name:<9}{who:<21}{seconds:>7} {status:>4}  {postfix:<18}{exim}".rstrip()
 
 
-def _who(result: Result) -> str:
+def _delivered_to(result: Result) -> str:
     if not result.taken_by:
-        return "nobody"
+        return f"({EXITS.get(result.exit_status, '?')})"
     return ", ".join(result.story.host_name(place) for place in result.taken_by)
 
 

@@ -104,11 +104,12 @@ async def perform(story: Story, directory: Path, audience: Audience) -> Result:
     async with _world(story) as (hosts, resolver):
         log, config = _prepare(directory, hosts.port, resolver)
         message = message_of(story)
+        lines = LogFile(log, time.time())
         began = time.monotonic()
         async with _running(_arguments(story, config)) as process:
             talk = asyncio.create_task(process.communicate(message))
             try:
-                await _watch(talk, LogFile(log), audience, began)
+                await _watch(talk, lines, audience, began)
             finally:
                 talk.cancel()
                 await asyncio.wait([talk])
@@ -140,7 +141,7 @@ async def _watch(
         now = time.monotonic() - began
         if now > PATIENCE:
             raise DemoError(f"mxpolicy pipe did not end within {PATIENCE:.0f} s")
-        for step in log.new_steps(now):
+        for step in log.new_steps():
             audience.step(step)
         audience.tick(now)
         if running:

@@ -137,7 +137,7 @@ STORIES: tuple[Story, ...] = (
     ),
     _past(
         "silent",
-        "A firewall answers the SYN for a first MX that is not there: no greeting.",
+        "A firewall answers the SYN for a first MX that is not there.",
         Behaviour.SILENT,
         expected=8.3,
         postfix="300 s",
@@ -170,7 +170,7 @@ STORIES: tuple[Story, ...] = (
     ),
     _kept_back(
         "unknown",
-        "The first MX does not know the recipient; the second is not asked again.",
+        "The first MX does not know the recipient.",
         *_TWO,
         exit_status=EXIT_BOUNCE,
         says="bounced",
@@ -178,7 +178,7 @@ STORIES: tuple[Story, ...] = (
     ),
     _kept_back(
         "refused",
-        "Every MX refuses the connection: the mail server shall try later.",
+        "Every MX refuses the connection.",
         Behaviour.REFUSES,
         Behaviour.REFUSES,
         exit_status=EXIT_DEFER,

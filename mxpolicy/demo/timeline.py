@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
-from mxpolicy.routing.candidate import Phase
+from mxpolicy.routing.candidate import Phase, Verdict
 
 __all__ = ["Ending", "Step", "StepKind", "Timeline", "Track", "narrate"]
 
@@ -79,6 +79,10 @@ REACHED = {
 }
 
 
+# Verdicts of a host that did not answer.
+NOTHING_CAME = frozenset({Verdict.FILTERED.value, Verdict.SILENT.value})
+
+
 @dataclass(slots=True)
 class Track:
     """One host's part; times are seconds since the command was started.
@@ -118,14 +122,10 @@ class Track:
             return ""
         if self.ended is None:
             return f"{AWAITED[self.phase]} ({now - self.started:.1f} s)"
-        at = f"at {self.ended:.2f} s"
-        match self.ending:
-            case Ending.LET_GO:
-                return f"{AWAITED[self.phase]}: let go {at}"
-            case Ending.TOOK_IT:
-                return f"{self.text} {at}"
-            case _:
-                return f"{self.text} {at}"
+        words = AWAITED[self.phase] if self.ending is Ending.LET_GO else self.text
+        if self.ending is Ending.LET_GO:
+            words += ": let go"
+        return f"{words} at {self.ended:.2f} s"
 
     def end(self, at: float, ending: Ending, text: str = "") -> None:
         """Close the track, unless it is closed already."""
@@ -158,7 +158,7 @@ class Timeline:
             case StepKind.REACHED if step.phase is not None:
                 track.entered.append((step.at, step.phase))
             case StepKind.FAILED:
-                track.end(step.at, Ending.FAILED, step.word.replace("_", " "))
+                track.end(step.at, Ending.FAILED, _failure(step))
             case StepKind.DROPPED:
                 track.end(step.at, Ending.LET_GO)
             case StepKind.TAKEN:
@@ -187,13 +187,23 @@ def narrate(step: Step) -> str:
             return f"{step.host} {REACHED[step.phase]}"
         case StepKind.FAILED:
             said = f" ({step.text})" if step.text else ""
-            return f"{step.host} failed: {step.word.replace('_', ' ')}{said}"
+            return f"{step.host} {_failure(step)}{said}"
         case StepKind.DROPPED:
             awaited = AWAITED[step.phase] if step.phase is not None else ""
             return f"{step.host} is let go: {awaited}"
         case StepKind.TAKEN:
             return f"{step.host} gets the message"
         case StepKind.SETTLED:
-            return f"{step.word}: {step.text}"
+            # Of the others, the command's own answer says why.
+            said = f" ({step.text})" if step.word == "sent" else ""
+            return f"status={step.word}{said}"
         case _:
             return f"trouble: {step.text}"
+
+
+def _failure(step: Step) -> str:
+    """The verdict in words; where nothing came, what did not come."""
+    words = step.word.replace("_", " ")
+    if step.word in NOTHING_CAME and step.phase is not None:
+        return f"{AWAITED[step.phase]}: {words}"
+    return words
