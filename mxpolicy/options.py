@@ -125,11 +125,11 @@ class ResolverOptions:
     """How DNS is asked."""
 
     servers: NameServers = ()
-    """Name servers, ``ADDRESS`` or ``ADDRESS:PORT`` (``[V6]:PORT``). Default: those of /etc/resolv.conf."""
+    """Name servers, ``ADDRESS`` or ``ADDRESS:PORT`` (``[V6]:PORT``). Default: those of ``/etc/resolv.conf``."""
     timeout: Timeout = 15 * SECONDS
-    """Seconds one lookup may take over all servers and repetitions."""
+    """How long one lookup may take, over all servers and repetitions."""
     trust_ad: Switch = None
-    """Believe the AD bit of these servers: ``yes``, ``no``, or ``auto``: with ``options trust-ad`` in resolv.conf."""
+    """Believe the AD bit of these servers: ``yes``, ``no``, or ``auto``, which is yes with ``options trust-ad`` in resolv.conf."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ class Options:
     resolver: ResolverOptions = field(default_factory=ResolverOptions)
     race: RaceOptions = field(default_factory=RaceOptions)
     deadline: Timeout = 15 * MINUTES
-    """Seconds one message may take before it is deferred; ``--deadline`` says otherwise for a call."""
+    """How long one message may take before it is deferred; ``--deadline`` says otherwise for a call."""
     transaction: TransactionOptions = field(default_factory=TransactionOptions)
     greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT
     """A 5yz greeting: ``next`` host (it may be the firewall that speaks) or ``bounce``."""
@@ -221,4 +221,4 @@ class Options:
     tls: TlsOptions = field(default_factory=TlsOptions)
     log: LogOptions = field(default_factory=LogOptions)
     state: Directory = ""
-    """Directory for what is remembered. Default: $STATE_DIRECTORY, else /var/lib/mxpolicy."""
+    """Directory for what is remembered. Default: ``$STATE_DIRECTORY``, else ``/var/lib/mxpolicy``."""
