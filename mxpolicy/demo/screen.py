@@ -184,7 +184,10 @@ class Screen:
             text = f"Not as it must be: {', '.join(wrong)}."
             return self._paint.text(text, RED, BOLD)
         taken = sum(len(result.taken_by) for result in results)
-        text = f"All {len(results)} came out as they must; {taken} delivered, each once and unchanged."
+        text = f"{len(results)} of {len(results)} came out as they must"
+        if taken:
+            text += f"; {taken} delivered, each once and unchanged"
+        text += "."
         return self._paint.text(text, GREEN, BOLD)
 
     def _bars(self, now: float) -> list[str]:
