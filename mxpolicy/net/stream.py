@@ -237,7 +237,7 @@ class Stream:
         0 where the system cannot tell.
         """
         # tcp(7): SIOCOUTQ is TIOCOUTQ under another name, on every architecture.
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # ValueError: closed by ourselves
             found = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0" * 4)
             return int(struct.unpack("i", found)[0])
         return 0

@@ -1,0 +1,525 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+import trustme
+
+from mxpolicy.errors import LocalTrouble, RemoteProtocolError, TLSError
+from mxpolicy.net import stream as stream_module
+from mxpolicy.net import tls
+from mxpolicy.net.stream import Stream, StreamClosed, StreamSilent
+
+Pair = tuple[Stream, socket.socket]
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    """Return a stream and the socket at its other end, over real TCP."""
+    stream, peer = connected_pair()
+    yield stream, peer
+    stream.abort()
+    peer.close()
+
+
+def connected_pair() -> Pair:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # Small, so that a peer that does not read is felt soon.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        near = socket.create_connection(listener.getsockname())
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        peer, _ = listener.accept()
+    peer.setblocking(False)
+    return Stream(near), peer
+
+
+def watched_descriptors() -> set[int]:
+    """Return the descriptors that the running loop waits for, but for its own."""
+    loop: Any = asyncio.get_running_loop()
+    return set(loop._selector.get_map()) - {loop._ssock.fileno()}
+
+
+async def receive_all(peer: socket.socket, count: int) -> bytes:
+    loop = asyncio.get_running_loop()
+    received = b""
+    while len(received) < count:
+        data = await loop.sock_recv(peer, 65536)
+        if not data:
+            break
+        received += data
+    return received
+
+
+async def fill(stream: Stream, **how: Any) -> bool:
+    """Write until somebody objects."""
+    while await stream.write(bytes(65536), **how):
+        pass
+    return False
+
+
+class TestReading:
+    async def test_returns_what_has_come_and_then_the_end(self, pair: Pair) -> None:
+        stream, peer = pair
+        peer.sendall(b"220 hello\r\n")
+        assert await stream.read() == b"220 hello\r\n"
+        peer.close()
+        assert await stream.read() == b""
+        assert await stream.read() == b""
+
+    async def test_never_returns_more_than_asked_for(self, pair: Pair) -> None:
+        stream, peer = pair
+        peer.sendall(b"abcdef")
+        assert await stream.read(4) == b"abcd"
+        assert await stream.read(4) == b"ef"
+
+    async def test_what_came_before_a_reset_is_read_first(self, pair: Pair) -> None:
+        stream, peer = pair
+        await stream.write(b"unread")
+        await stream.drain()
+        peer.sendall(b"421 going\r\n")
+        peer.close()  # with unread bytes: the kernel resets
+        assert await stream.read() == b"421 going\r\n"
+        with pytest.raises(StreamClosed, match="Connection reset by peer"):
+            await stream.read()
+
+    async def test_a_cancelled_read_loses_nothing(self, pair: Pair) -> None:
+        stream, peer = pair
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await stream.read()
+        assert watched_descriptors() == set()
+        peer.sendall(b"late")
+        assert await stream.read() == b"late"
+
+
+class TestWriting:
+    async def test_everything_arrives_in_order(self, pair: Pair) -> None:
+        stream, peer = pair
+        data = os.urandom(1 << 20)
+        async with asyncio.TaskGroup() as group:
+            received = group.create_task(receive_all(peer, len(data)))
+            for start in range(0, len(data), 65536):
+                assert await stream.write(data[start : start + 65536])
+            assert await stream.drain()
+        assert received.result() == data
+        assert stream.unacknowledged() == 0
+
+    async def test_a_small_write_is_not_held_back(self, pair: Pair) -> None:
+        stream, _ = pair
+        nagle = stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert nagle != 0
+
+    async def test_a_peer_that_takes_nothing_is_found_silent(self, pair: Pair) -> None:
+        stream, _ = pair
+        with pytest.raises(StreamSilent) as caught:
+            await fill(stream, progress_timeout=0)
+        assert caught.value.unacknowledged > 0
+        assert watched_descriptors() == set()
+
+    async def test_acknowledged_bytes_are_progress_however_slow(
+        self, pair: Pair
+    ) -> None:
+        stream, peer = pair
+        clock = Clock()
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(
+                expect(StreamSilent, fill(stream, progress_timeout=180))
+            )
+            await clock.until(lambda: stream.unacknowledged() > 0)
+            for _ in range(3):
+                await clock.advance(170)
+                before = stream._acknowledged
+                await receive_all(peer, 16384)
+                await clock.until(lambda: stream._acknowledged > before)  # noqa: B023
+                assert not writing.done()
+            await clock.advance(170)
+            assert not writing.done()
+            await clock.advance(20)
+            await clock.until(writing.done)
+
+    async def test_handing_to_the_kernel_is_no_progress(self, pair: Pair) -> None:
+        stream, _ = pair
+        stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        assert await stream.write(bytes(200_000))  # all of it fits into our kernel
+        with pytest.raises(StreamSilent):
+            await stream.drain(progress_timeout=0)
+
+    async def test_draining_may_leave_some(self, pair: Pair) -> None:
+        stream, _ = pair
+        stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        assert await stream.write(bytes(200_000))
+        assert await stream.drain(leaving=200_000, progress_timeout=0)
+
+    async def test_a_reply_in_the_middle_of_the_mail_data_stops_it(
+        self, pair: Pair
+    ) -> None:
+        stream, peer = pair
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(fill(stream, heed_input=True))
+            await asyncio.sleep(0)
+            peer.sendall(b"552 too large\r\n")
+            assert await writing is False
+        assert await stream.read() == b"552 too large\r\n"
+
+    async def test_the_end_in_the_middle_of_the_mail_data_stops_it(
+        self, pair: Pair
+    ) -> None:
+        stream, peer = pair
+        peer.shutdown(socket.SHUT_WR)
+        assert await fill(stream, heed_input=True) is False
+        assert await stream.read() == b""
+
+    async def test_draining_stops_for_a_reply(self, pair: Pair) -> None:
+        stream, peer = pair
+        stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        assert await stream.write(bytes(200_000))
+        peer.sendall(b"552 too large\r\n")
+        assert await stream.drain(heed_input=True) is False
+
+    async def test_a_refusal_before_the_reset_can_still_be_read(
+        self, pair: Pair
+    ) -> None:
+        stream, peer = pair
+        await stream.write(b"mail data")
+        await stream.drain()
+        peer.sendall(b"552 5.3.4 too large\r\n")
+        peer.close()  # with unread bytes: the kernel resets
+        with pytest.raises(StreamClosed):
+            await fill(stream)
+        assert await stream.read() == b"552 5.3.4 too large\r\n"
+        with pytest.raises(StreamClosed):
+            await stream.read()
+
+    async def test_a_cancelled_write_cannot_be_gone_on_with(self, pair: Pair) -> None:
+        stream, _ = pair
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await fill(stream)
+        assert watched_descriptors() == set()
+        with pytest.raises(StreamClosed, match="cut short"):
+            await stream.write(b"QUIT\r\n")
+
+    @pytest.mark.parametrize("number", sorted(stream_module.OWN_TROUBLE))
+    def test_our_own_shortage_is_not_the_peers_fault(self, number: int) -> None:
+        error = stream_module._translate(OSError(number, os.strerror(number)))
+        assert isinstance(error, LocalTrouble)
+
+    def test_any_other_error_closes(self) -> None:
+        error = stream_module._translate(OSError(errno.EHOSTUNREACH, ""))
+        assert isinstance(error, StreamClosed)
+        assert str(error) == "No route to host"
+
+
+class TestTheEnd:
+    async def test_closing_says_last_words(self, pair: Pair) -> None:
+        stream, peer = pair
+        stream.close(b"QUIT\r\n")
+        assert await receive_all(peer, 100) == b"QUIT\r\n"
+        stream.close()
+
+    async def test_closing_delivers_what_the_kernel_holds(self, pair: Pair) -> None:
+        stream, peer = pair
+        await stream.write(b"x" * 5000)
+        stream.close()
+        assert await receive_all(peer, 10_000) == b"x" * 5000
+
+    async def test_no_last_words_after_half_a_command(self, pair: Pair) -> None:
+        stream, peer = pair
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await fill(stream)
+        stream.close(b"QUIT\r\n")
+        assert (await receive_all(peer, 1 << 30)).strip(b"\0") == b""
+
+    async def test_aborting_resets(self, pair: Pair) -> None:
+        stream, peer = pair
+        await stream.write(b"message")
+        stream.abort()
+        with pytest.raises(ConnectionResetError):
+            await receive_all(peer, 100)
+
+    async def test_nothing_works_afterwards(self, pair: Pair) -> None:
+        stream, _ = pair
+        stream.close()
+        assert stream.unacknowledged() == 0
+        with pytest.raises(StreamClosed):
+            await stream.read()
+        with pytest.raises(StreamClosed):
+            await stream.write(b"x")
+        with pytest.raises(StreamClosed):
+            await stream.ready(reading=True)
+
+    @pytest.mark.parametrize("end", [Stream.close, Stream.abort])
+    async def test_whoever_still_waits_is_told(
+        self, pair: Pair, end: Callable[[Stream], None]
+    ) -> None:
+        stream, _ = pair
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(expect(StreamClosed, stream.read()))
+            await asyncio.sleep(0)
+            end(stream)
+            await reading
+        assert watched_descriptors() == set()
+
+    async def test_a_descriptor_used_again_at_once_is_not_confused(
+        self, pair: Pair
+    ) -> None:
+        stream, _ = pair
+        task = asyncio.create_task(stream.read())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        number = stream._socket.fileno()
+        stream.close()
+        other, peer = connected_pair()
+        try:
+            assert number in (other._socket.fileno(), peer.fileno())
+            peer.sendall(b"for the new one")
+            assert await other.read() == b"for the new one"
+        finally:
+            other.close()
+            peer.close()
+
+    async def test_a_stream_that_ended_leaves_nothing_open(self) -> None:
+        before = set(os.listdir("/proc/self/fd"))
+        for end in (Stream.close, Stream.abort):
+            stream, peer = connected_pair()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await stream.read()
+            end(stream)
+            peer.close()
+        gc.collect()  # an unclosed socket would warn, and a warning is an error
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+# --- TLS
+
+Server = Callable[[socket.socket], None]
+
+
+@pytest.fixture(scope="module")
+def server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("mx.example").configure_cert(context)
+    return context
+
+
+@asynccontextmanager
+async def served(
+    server: Server, context: ssl.SSLContext | None = None
+) -> AsyncIterator[Stream]:
+    """Yield a stream whose other end *server* handles, in a thread, under TLS if *context*."""
+    stream, peer = connected_pair()
+    peer.settimeout(10)
+
+    def serve() -> None:
+        with peer:
+            if context is None:
+                server(peer)
+                return
+            with (
+                suppress(OSError),
+                context.wrap_socket(peer, server_side=True) as secured,
+            ):
+                server(secured)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.to_thread(serve))
+        try:
+            yield stream
+        finally:
+            stream.abort()
+
+
+def echo(peer: socket.socket) -> None:
+    with suppress(OSError):
+        while data := peer.recv(65536):
+            peer.sendall(data)
+
+
+def say_nothing(peer: socket.socket) -> None:
+    with suppress(OSError):
+        while peer.recv(65536):
+            pass
+
+
+def hang_up(peer: socket.socket) -> None:
+    peer.recv(1)
+
+
+def say_nonsense(peer: socket.socket) -> None:
+    peer.recv(65536)
+    peer.sendall(b"454 no TLS today\r\n")
+
+
+def say_too_much(peer: socket.socket) -> None:
+    peer.sendall(b"250 injected\r\n")
+    say_nothing(peer)
+
+
+class TestTls:
+    async def test_bytes_go_both_ways(self, server_context: ssl.SSLContext) -> None:
+        async with served(echo, server_context) as stream:
+            assert not stream.tls
+            await stream.start_tls(tls.opportunistic(), "mx.example")
+            assert stream.tls
+            await stream.write(b"EHLO me\r\n")
+            assert await stream.read(4) == b"EHLO"
+            assert await stream.read() == b" me\r\n"
+
+    async def test_large_data_arrives_whole(
+        self, server_context: ssl.SSLContext
+    ) -> None:
+        data = os.urandom(1 << 20)
+        taken = bytearray()
+
+        def take_all(peer: socket.socket) -> None:
+            while len(taken) < len(data):
+                taken.extend(peer.recv(65536))
+
+        async with served(take_all, server_context) as stream:
+            await stream.start_tls(tls.opportunistic(), "mx.example")
+            for start in range(0, len(data), 65536):
+                # The server's session tickets come now; they are no reply.
+                assert await stream.write(data[start : start + 65536], heed_input=True)
+            assert await stream.drain()
+            assert await stream.read() == b""
+        assert taken == data
+
+    async def test_a_reply_in_the_middle_of_the_mail_data_stops_it(
+        self, server_context: ssl.SSLContext
+    ) -> None:
+        def refuse(peer: socket.socket) -> None:
+            peer.recv(1)
+            peer.sendall(b"552 too large\r\n")
+            say_nothing(peer)
+
+        async with served(refuse, server_context) as stream:
+            await stream.start_tls(tls.opportunistic(), "mx.example")
+            assert await fill(stream, heed_input=True) is False
+            assert await stream.read() == b"552 too large\r\n"
+
+    async def test_the_end_without_a_goodbye_is_the_end(
+        self, server_context: ssl.SSLContext
+    ) -> None:
+        def break_off(peer: socket.socket) -> None:
+            peer.recv(1)
+            peer.shutdown(socket.SHUT_RDWR)
+
+        async with served(break_off, server_context) as stream:
+            await stream.start_tls(tls.opportunistic(), "mx.example")
+            await stream.write(b"x")
+            assert await stream.read() == b""
+
+    async def test_garbage_between_records_closes(
+        self, server_context: ssl.SSLContext
+    ) -> None:
+        def garble(peer: socket.socket) -> None:
+            peer.recv(1)
+            os.write(peer.fileno(), b"250 in clear after all\r\n")
+            say_nothing(peer)
+
+        async with served(garble, server_context) as stream:
+            await stream.start_tls(tls.opportunistic(), "mx.example")
+            await stream.write(b"x")
+            with pytest.raises(StreamClosed):
+                await stream.read()
+
+    async def test_closing_says_last_words_under_tls(
+        self, server_context: ssl.SSLContext
+    ) -> None:
+        heard = []
+
+        def listen(peer: socket.socket) -> None:
+            while data := peer.recv(100):
+                heard.append(data)
+            heard.append(b"end")
+
+        async with served(listen, server_context) as stream:
+            await stream.start_tls(tls.opportunistic(), "mx.example")
+            stream.close(b"QUIT\r\n")
+        assert heard == [b"QUIT\r\n", b"end"]
+
+    @pytest.mark.parametrize("server", [hang_up, say_nonsense])
+    async def test_a_handshake_that_fails(self, server: Server) -> None:
+        async with served(server) as stream:
+            with pytest.raises(TLSError):
+                await stream.start_tls(tls.opportunistic(), "mx.example")
+            assert not stream.tls
+
+    async def test_bytes_before_the_handshake_are_not_believed(self) -> None:
+        async with served(say_too_much) as stream:
+            await stream.ready(reading=True)
+            with pytest.raises(RemoteProtocolError):
+                await stream.start_tls(tls.opportunistic(), "mx.example")
+
+    async def test_a_cancelled_handshake_leaves_nothing(self) -> None:
+        async with served(say_nothing) as stream:
+            number = stream._socket.fileno()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await stream.start_tls(tls.opportunistic(), "mx.example")
+            assert number not in watched_descriptors()
+            stream.close(b"QUIT\r\n")
+
+    @pytest.mark.parametrize(
+        "name", ["192.0.2.1", "mx..example", "x" * 70 + ".example"]
+    )
+    async def test_a_name_that_is_no_sni_is_left_out(
+        self, server_context: ssl.SSLContext, name: str
+    ) -> None:
+        async with served(echo, server_context) as stream:
+            await stream.start_tls(tls.opportunistic(), name)
+            assert stream.tls
+
+    async def test_a_name_that_must_be_checked_is_not_left_out(self) -> None:
+        strict = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        async with served(say_nothing) as stream:
+            with pytest.raises(TLSError):
+                await stream.start_tls(strict, "mx..example")
+
+    async def test_a_certificate_that_must_be_trusted_is_checked(
+        self, server_context: ssl.SSLContext
+    ) -> None:
+        strict = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        async with served(echo, server_context) as stream:
+            with pytest.raises(TLSError, match="VERIFY"):
+                await stream.start_tls(strict, "mx.example")
+
+
+# --- help
+
+
+async def expect(error: type[Exception], work: Awaitable[object]) -> None:
+    with pytest.raises(error):
+        await work
+
+
+class Clock:
+    """The running loop's time, moved by hand; what waits for sockets really waits."""
+
+    def __init__(self) -> None:
+        loop: Any = asyncio.get_running_loop()
+        self.offset = 0.0
+        real = loop.time
+        loop.time = lambda: real() + self.offset
+
+    async def advance(self, seconds: float) -> None:
+        self.offset += seconds
+        for _ in range(10):  # let everything that is now due happen
+            await asyncio.sleep(0)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self.offset += 0.01
+            await asyncio.sleep(0)
