@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mxpolicy.delivery import trouble
+from mxpolicy.delivery.history import Failure, History, combine
+from mxpolicy.delivery.trouble import Misfit
+from mxpolicy.options import GreetingPolicy
+from mxpolicy.outcome import Bounced, Deferred
+from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.reply import Reply
+from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
+from mxpolicy.routing.race import GiveUpReason
+
+BEST = Candidate("a.example", "192.0.2.1", 25, preference=10)
+MIDDLE = Candidate("b.example", "192.0.2.2", 25, preference=20)
+WORST = Candidate("c.example", "192.0.2.3", 25, preference=30)
+EVERYBODY = (BEST, MIDDLE, WORST)
+EXHAUSTED = GiveUpReason.EXHAUSTED
+
+FILTERED = Finding(Verdict.FILTERED, Phase.CONNECT, 6.0)
+SILENT = Finding(Verdict.SILENT, Phase.GREETING, 30.0)
+NO_FILES = Finding(Verdict.CLOSED, Phase.CONNECT, 0.0, Scope.SITE, text="no files")
+
+
+def reply(text: str) -> Reply:
+    return Reply(int(text[:3]), (text[4:],))
+
+
+def refuse(
+    history: History, candidate: Candidate, text: str, index: int = 0
+) -> Bounced | None:
+    return history.refused(
+        candidate, index, Verb.RCPT, reply(text), waited=0.5, alone=True
+    )
+
+
+def nobody_better(_: Candidate) -> bool:
+    return False
+
+
+@pytest.fixture
+def history() -> History:
+    return History(nobody_better)
+
+
+# --- one thing after the other
+
+
+def test_a_refusal_that_stands_is_final_at_once(history: History) -> None:
+    outcome = refuse(history, BEST, "550 5.1.1 unknown")
+    assert isinstance(outcome, Bounced)
+    assert outcome.relay == str(BEST)
+
+
+def test_a_deferral_goes_on_with_any_other_host(history: History) -> None:
+    assert refuse(history, BEST, "450 4.2.1 busy") is None
+    assert history.open_to(WORST, [0, 1]) == [0, 1]
+
+
+def test_a_refusal_out_of_turn_is_asked_of_better_hosts_only() -> None:
+    better_pending = {MIDDLE}
+    history = History(better_pending.__contains__)
+    assert refuse(history, MIDDLE, "550 5.1.1 unknown") is None
+    assert history.open_to(BEST, [0, 1]) == [0, 1]
+    assert history.open_to(MIDDLE, [0, 1]) == [1]
+    assert history.open_to(WORST, [0, 1]) == [1]
+    better_pending.clear()
+    assert isinstance(history.combine(0, EXHAUSTED), Bounced)
+
+
+def test_what_is_said_to_one_recipient_concerns_no_other(history: History) -> None:
+    history.failed(BEST, FILTERED)
+    refuse(history, MIDDLE, "450 4.2.1 busy", index=1)
+    assert str(history.combine(0, EXHAUSTED).status) == "4.4.1"
+    assert str(history.combine(1, EXHAUSTED).status) == "4.2.1"
+    assert len(history.tried(0)) == 1
+    assert history.tried(1) == (
+        "a.example[192.0.2.1]:25 filtered 6.0s",
+        "b.example[192.0.2.2]:25 transient 0.5s (450 4.2.1 busy)",
+    )
+
+
+def test_a_name_that_we_gave_is_known(history: History) -> None:
+    history = History(nobody_better, helo="mta.us.example")
+    assert refuse(history, BEST, "550 who is mta.us.example") is None
+    finding, _ = history.ending(
+        [(Verb.RCPT, reply("550 who is mta.us.example"))], waited=1.0, alone=True
+    )
+    assert finding.verdict is Verdict.UNFIT
+
+
+def test_a_5xx_greeting_is_final_where_the_operator_says_so() -> None:
+    history = History(nobody_better, GreetingPolicy.BOUNCE)
+    greeting = Finding(Verdict.GREETING_5XX, Phase.GREETING, 0.1)
+    history.failed(BEST, greeting, reply("554 5.7.1 go away"))
+    assert isinstance(history.combine(0, EXHAUSTED), Bounced)
+
+
+# --- all of it together
+
+
+def test_a_message_that_fits_nowhere_bounces(history: History) -> None:
+    for candidate in EVERYBODY:
+        finding = history.unfit(candidate, Misfit.TOO_LARGE)
+        assert finding.verdict is Verdict.UNFIT
+    outcome = history.combine(0, EXHAUSTED)
+    assert isinstance(outcome, Bounced)
+    assert str(outcome.status) == "5.3.4"
+
+
+@pytest.mark.parametrize(
+    "reason", [GiveUpReason.DEADLINE, GiveUpReason.CAPPED], ids=lambda r: r.value
+)
+def test_a_message_that_fits_nowhere_we_asked_is_deferred(
+    history: History, reason: GiveUpReason
+) -> None:
+    history.unfit(BEST, Misfit.TOO_LARGE)
+    assert isinstance(history.combine(0, reason), Deferred)
+
+
+@pytest.mark.parametrize("other", [FILTERED, NO_FILES], ids=["filtered", "own_trouble"])
+def test_a_message_that_may_fit_elsewhere_is_deferred(
+    history: History, other: Finding
+) -> None:
+    history.unfit(BEST, Misfit.NO_SMTPUTF8)
+    history.failed(MIDDLE, other)
+    outcome = history.combine(0, EXHAUSTED)
+    assert isinstance(outcome, Deferred)
+    assert str(outcome.status) == "4.6.7"
+
+
+@pytest.mark.parametrize(
+    ("failures", "status"),
+    [
+        pytest.param([(BEST, FILTERED), (MIDDLE, SILENT)], "4.4.2", id="furthest"),
+        pytest.param([(BEST, FILTERED), (MIDDLE, NO_FILES)], "4.3.0", id="ourselves"),
+        pytest.param([], "4.4.1", id="nobody_was_asked"),
+    ],
+)
+def test_the_failure_that_tells_most_gives_the_status(
+    history: History, failures: Sequence[tuple[Candidate, Finding]], status: str
+) -> None:
+    for candidate, finding in failures:
+        history.failed(candidate, finding)
+    assert str(history.combine(0, EXHAUSTED).status) == status
+
+
+def test_what_was_said_about_the_mail_tells_more_than_anything(
+    history: History,
+) -> None:
+    history.failed(BEST, NO_FILES)
+    refuse(history, WORST, "451 4.7.1 greylisted")
+    history.failed(MIDDLE, SILENT)
+    outcome = history.combine(0, GiveUpReason.CAPPED)
+    assert outcome.text == (
+        "host c.example[192.0.2.3]:25 said: 451 4.7.1 greylisted (in reply to RCPT"
+        " command); others are not asked this time; tried:"
+        " a.example[192.0.2.1]:25 closed 0.0s (no files),"
+        " c.example[192.0.2.3]:25 transient 0.5s (451 4.7.1 greylisted),"
+        " b.example[192.0.2.2]:25 silent 30.0s"
+    )
+
+
+def test_one_failure_is_not_told_twice(history: History) -> None:
+    history.failed(BEST, FILTERED)
+    outcome = history.combine(0, GiveUpReason.DEADLINE)
+    assert outcome.text == (
+        "a.example[192.0.2.1]:25 did not answer the connection attempt"
+        " (connect, 6.0s); out of time"
+    )
+
+
+def test_a_hundred_failures_stay_one_line_under_1000_bytes(history: History) -> None:
+    for number in range(100):
+        candidate = Candidate(f"{'x' * 60}{number}.example", "2001:db8::1", 25)
+        history.failed(candidate, FILTERED)
+    text = history.combine(0, EXHAUSTED).text
+    assert len(text) <= trouble.MAX_OUTCOME_TEXT
+    named = text.count("filtered")
+    assert 5 < named < 100
+    assert text.endswith(f"and {100 - named} more")
+
+
+# --- whatever comes
+
+CODES = st.one_of(
+    st.integers(200, 599), st.sampled_from([421, 452, 503, 550, 552, 554])
+)
+TEXTS = st.sampled_from(
+    ["", "4.7.1 x", "5.1.1 x", "5.5.3 x", "HELO is bad", "\x1b[2J\r\n" * 9, "y" * 600]
+)
+REPLIES = st.builds(lambda code, text: Reply(code, (text,)), CODES, TEXTS)
+CANDIDATES = st.sampled_from(EVERYBODY)
+FINDINGS = st.builds(
+    Finding,
+    st.sampled_from(Verdict),
+    st.sampled_from(Phase),
+    st.floats(0, 1000),
+    st.sampled_from(Scope),
+    st.booleans(),
+    TEXTS,
+)
+REFUSALS = st.tuples(
+    st.sampled_from([Verb.MAIL, Verb.RCPT, Verb.DATA, Verb.DOT]), REPLIES, st.booleans()
+)
+SEEN = st.lists(
+    st.tuples(
+        CANDIDATES,
+        st.one_of(
+            REFUSALS, st.tuples(FINDINGS, st.none() | REPLIES), st.sampled_from(Misfit)
+        ),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=200)
+@given(
+    SEEN,
+    st.sets(CANDIDATES),
+    st.sampled_from(GiveUpReason),
+    st.sampled_from(GreetingPolicy),
+)
+def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
+    seen: list[tuple[Candidate, object]],
+    overruled: set[Candidate],
+    reason: GiveUpReason,
+    policy: GreetingPolicy,
+) -> None:
+    history = History(overruled.__contains__, policy)
+    stands = greeting_stands = False
+    for candidate, what in seen:
+        match what:
+            case (Verb() as verb, Reply() as answer, bool(alone)):
+                final = history.refused(
+                    candidate, 0, verb, answer, waited=1.0, alone=alone
+                )
+                if final is not None:
+                    assert answer.is_permanent
+                    assert not trouble.is_about_the_session(answer)
+                    assert candidate not in overruled
+                    stands = True
+            case (Finding() as finding, answer):
+                assert answer is None or isinstance(answer, Reply)
+                history.failed(candidate, finding, answer)
+                greeting_stands |= (
+                    policy is GreetingPolicy.BOUNCE
+                    and finding.verdict is Verdict.GREETING_5XX
+                    and finding.scope is not Scope.SITE
+                    and answer is not None
+                    and candidate not in overruled
+                )
+            case _:
+                assert isinstance(what, Misfit)
+                history.unfit(candidate, what)
+    fits_nowhere = (
+        bool(seen)
+        and reason is EXHAUSTED
+        and all(isinstance(what, Misfit) for _, what in seen)
+    )
+    outcome = history.combine(0, reason)
+    assert isinstance(outcome, Bounced) == (stands or greeting_stands or fits_nowhere)
+    assert outcome.status.class_ == (5 if isinstance(outcome, Bounced) else 4)
+    assert outcome.text
+    assert outcome.text.isascii()
+    assert outcome.text.isprintable()
+    assert len(outcome.text) <= trouble.MAX_OUTCOME_TEXT < 1000
+    assert len(history.tried(0)) == len(seen)
+
+
+@given(st.permutations(range(4)))
+def test_the_order_of_events_changes_no_status(order: list[int]) -> None:
+    failures = [
+        Failure(BEST, FILTERED, trouble.judge_finding(FILTERED, str(BEST))),
+        Failure(MIDDLE, SILENT, trouble.judge_finding(SILENT, str(MIDDLE))),
+        Failure(WORST, NO_FILES, trouble.judge_finding(NO_FILES, str(WORST))),
+        Failure(
+            WORST,
+            SILENT,
+            trouble.judge_reply(Verb.MAIL, reply("450 4.7.1 later"), str(WORST)),
+        ),
+    ]
+    outcome = combine(
+        [failures[place] for place in order],
+        reason=EXHAUSTED,
+        is_overruled=nobody_better,
+    )
+    assert str(outcome.status) == "4.7.1"

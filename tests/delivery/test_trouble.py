@@ -1,0 +1,448 @@
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mxpolicy.address import AddressError, UnsupportedDomain
+from mxpolicy.delivery import trouble
+from mxpolicy.delivery.trouble import Action, Judgement, Misfit
+from mxpolicy.errors import LocalTrouble
+from mxpolicy.options import GreetingPolicy
+from mxpolicy.outcome import Bounced, Deferred
+from mxpolicy.protocol.extensions import Extensions
+from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.reply import EnhancedStatus, Reply
+from mxpolicy.routing.candidate import Finding, Phase, Scope, Verdict
+
+RELAY = "mx.example[192.0.2.1]:25"
+IN_TRANSACTION = (Verb.MAIL, Verb.RCPT, Verb.DATA, Verb.DOT)
+
+
+def reply(text: str) -> Reply:
+    """Make a reply from its lines as a host writes them."""
+    lines = text.split("|")
+    return Reply(int(lines[0][:3]), tuple(line[4:] for line in lines))
+
+
+def said(verb: Verb, text: str, *, helo: str = "", alone: bool = False) -> Judgement:
+    return trouble.judge_reply(verb, reply(text), RELAY, helo=helo, alone=alone)
+
+
+def failed(
+    verdict: Verdict,
+    phase: Phase,
+    text: str = "",
+    policy: GreetingPolicy = GreetingPolicy.NEXT,
+) -> Judgement:
+    answer = reply(text) if text else None
+    return trouble.judge_finding(Finding(verdict, phase, 1.0), RELAY, answer, policy)
+
+
+# --- Postfix's table, row by row
+
+
+class Row(NamedTuple):
+    """What Postfix's smtp(8) does, what we do, and why where that differs."""
+
+    judgement: Judgement
+    next_host: bool
+    status: str
+    difference: str = ""
+
+
+POSTFIX = {
+    "connect_refused": Row(failed(Verdict.REFUSED, Phase.CONNECT), True, "4.4.1"),
+    "connect_times_out": Row(failed(Verdict.FILTERED, Phase.CONNECT), True, "4.4.1"),
+    "connect_unreachable": Row(failed(Verdict.NO_ROUTE, Phase.CONNECT), True, "4.4.1"),
+    "connect_prohibited": Row(failed(Verdict.PROHIBITED, Phase.CONNECT), True, "4.4.1"),
+    "no_banner": Row(failed(Verdict.SILENT, Phase.GREETING), True, "4.4.2"),
+    "closes_at_once": Row(failed(Verdict.CLOSED, Phase.GREETING), True, "4.4.2"),
+    "greeting_4xx": Row(
+        failed(Verdict.GREETING_4XX, Phase.GREETING, "421 4.3.2 busy"), True, "4.3.2"
+    ),
+    "greeting_5xx": Row(
+        failed(Verdict.GREETING_5XX, Phase.GREETING, "554 5.7.1 no"), True, "4.7.1"
+    ),
+    "helo_4xx": Row(
+        failed(Verdict.EHLO_REFUSED, Phase.EHLO, "450 4.7.1 later"), True, "4.7.1"
+    ),
+    "helo_5xx": Row(
+        failed(Verdict.EHLO_REFUSED, Phase.EHLO, "550 5.7.1 no"),
+        True,
+        "4.7.1",
+        "Postfix bounces: but it is our name that is refused, not the mail",
+    ),
+    "starttls_not_offered": Row(
+        failed(Verdict.STARTTLS_MISSING, Phase.TLS), True, "4.7.4"
+    ),
+    "starttls_4xx": Row(
+        failed(Verdict.STARTTLS_REFUSED, Phase.TLS, "454 4.7.0 no"), True, "4.7.0"
+    ),
+    "starttls_5xx": Row(
+        failed(Verdict.STARTTLS_REFUSED, Phase.TLS, "554 no"),
+        True,
+        "4.0.0",
+        "Postfix bounces: but it may be a firewall that strips TLS",
+    ),
+    "handshake_fails": Row(failed(Verdict.TLS_FAILED, Phase.TLS), True, "4.7.5"),
+    "certificate_mismatch": Row(
+        failed(Verdict.CERTIFICATE_REJECTED, Phase.TLS), True, "4.7.5"
+    ),
+    "message_over_size": Row(
+        trouble.judge_misfit(Misfit.TOO_LARGE, RELAY),
+        True,
+        "5.3.4",
+        "Postfix bounces at the first host: but the next may have a higher limit",
+    ),
+    "smtputf8_not_offered": Row(
+        trouble.judge_misfit(Misfit.NO_SMTPUTF8, RELAY), True, "5.6.7"
+    ),
+    "mail_4xx": Row(said(Verb.MAIL, "450 4.7.1 greylisted"), True, "4.7.1"),
+    "rcpt_4xx": Row(said(Verb.RCPT, "450 4.2.1 busy"), True, "4.2.1"),
+    "data_4xx": Row(said(Verb.DATA, "451 4.3.0 later"), True, "4.3.0"),
+    "dot_4xx": Row(said(Verb.DOT, "451 4.3.0 later"), True, "4.3.0"),
+    "mail_5xx": Row(said(Verb.MAIL, "550 5.7.1 no"), False, "5.7.1"),
+    "rcpt_5xx": Row(said(Verb.RCPT, "550 5.1.1 no such user"), False, "5.1.1"),
+    "data_5xx": Row(said(Verb.DATA, "554 5.7.1 no"), False, "5.7.1"),
+    "dot_5xx": Row(said(Verb.DOT, "554 5.6.0 spam"), False, "5.6.0"),
+    "lost_in_mail": Row(failed(Verdict.CLOSED, Phase.TRANSACTION), True, "4.4.2"),
+    "silent_in_rcpt": Row(failed(Verdict.SILENT, Phase.TRANSACTION), True, "4.4.2"),
+    "stalled_in_body": Row(failed(Verdict.STALLED, Phase.TRANSACTION), True, "4.4.2"),
+    "lost_in_body_after_5xx": Row(said(Verb.DATA, "552 5.3.4 big"), False, "5.3.4"),
+    "354_to_rcpt": Row(
+        said(Verb.RCPT, "354 go ahead"),
+        True,
+        "4.0.0",
+        "Postfix bounces 5.5.0: but nonsense is no refusal",
+    ),
+    "garbage": Row(
+        failed(Verdict.NOT_SMTP, Phase.GREETING),
+        True,
+        "4.5.0",
+        "Postfix bounces 5.5.0: but it may be a firewall that speaks",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", [pytest.param(r, id=i) for i, r in POSTFIX.items()])
+def test_what_postfix_does(row: Row) -> None:
+    assert (row.judgement.action is Action.NEXT_HOST) == row.next_host
+    assert str(row.judgement.outcome.status) == row.status
+    assert isinstance(row.judgement.outcome, Bounced) == row.status.startswith("5")
+
+
+def test_no_answer_to_the_dot_is_said_to_be_ambiguous() -> None:
+    # Postfix asks the next host, and makes a duplicate; this is final.
+    lost = Finding(Verdict.CLOSED, Phase.DOT, 12.3, text="Connection reset by peer")
+    outcome = trouble.in_doubt(lost, RELAY)
+    assert isinstance(outcome, Deferred)
+    assert str(outcome.status) == "4.4.2"
+    assert outcome.relay == RELAY
+    assert "message may be sent more than once: Connection reset" in outcome.text
+
+
+# --- replies
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        pytest.param("550 5.1.1 unknown", "5.1.1", id="its_own"),
+        pytest.param("550 unknown user", "5.0.0", id="none_is_invented"),
+        pytest.param("550 4.2.2 full", "5.0.0", id="class_contradicts"),
+        pytest.param("450 5.7.1 later", "4.0.0", id="class_contradicts_4yz"),
+        pytest.param("599 odd", "5.0.0", id="unknown_code_by_first_digit"),
+        pytest.param("499 odd", "4.0.0", id="unknown_4yz"),
+    ],
+)
+def test_the_status_of_a_refusal(text: str, status: str) -> None:
+    assert str(said(Verb.RCPT, text).outcome.status) == status
+
+
+@pytest.mark.parametrize("verb", IN_TRANSACTION)
+@pytest.mark.parametrize("code", [500, 501, 502, 503, 504, 530, 538])
+def test_codes_about_the_session_never_bounce(verb: Verb, code: int) -> None:
+    judgement = said(verb, f"{code} 5.5.1 something")
+    assert judgement.scope is Scope.HOST
+    assert judgement.action is Action.NEXT_HOST
+    assert isinstance(judgement.outcome, Deferred)
+    assert judgement.outcome.status.class_ == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("550 5.7.1 <us.example>: Helo command rejected", id="postfix"),
+        pytest.param(
+            "550 Access denied - Invalid HELO name (See RFC2821)", id="cpanel"
+        ),
+        pytest.param("554 5.7.1 bad HELO/EHLO", id="both"),
+        pytest.param("550-first line|550 EHLO argument is bad", id="second_line"),
+        pytest.param("550 5.7.1 <mta.us.example> is no good name", id="our_name"),
+        pytest.param("550 5.7.1 who is MTA.us.example?", id="our_name_in_capitals"),
+        pytest.param("550 5.7.10 Encryption needed", id="came_in_clear"),
+        pytest.param("554 5.7.11 Encryption needed for AUTH", id="auth_in_clear"),
+    ],
+)
+def test_a_refusal_of_how_we_came_never_bounces(text: str) -> None:
+    judgement = said(Verb.RCPT, text, helo="mta.us.example")
+    assert judgement.scope is Scope.HOST
+    assert isinstance(judgement.outcome, Deferred)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("550 5.1.1 <helo@them.example>: unknown", id="mailbox"),
+        pytest.param("550 <helo@them.example>: unknown", id="mailbox_without_status"),
+        pytest.param("550 no host helo.them.example", id="host"),
+        pytest.param("550 othello is dead", id="part_of_a_word"),
+        pytest.param("550 <joe@mta.us.example>: unknown", id="our_name_in_a_mailbox"),
+        pytest.param("550 no host x.mta.us.example", id="our_name_in_another"),
+        pytest.param("501 5.1.3 Bad recipient address syntax", id="501_of_an_address"),
+        pytest.param("501 5.1.7 Bad sender address syntax", id="501_of_the_sender"),
+    ],
+)
+def test_a_refusal_of_the_mail_that_only_sounds_so_bounces(text: str) -> None:
+    assert isinstance(said(Verb.RCPT, text, helo="mta.us.example").outcome, Bounced)
+
+
+@pytest.mark.parametrize(
+    ("text", "action"),
+    [
+        pytest.param("452 4.5.3 Too many recipients", Action.AGAIN_HERE, id="452"),
+        pytest.param("552 5.5.3 Too many recipients", Action.AGAIN_HERE, id="552"),
+        pytest.param("450 4.5.3 Error: too many", Action.AGAIN_HERE, id="450"),
+        pytest.param("452 no more", Action.AGAIN_HERE, id="452_bare"),
+        pytest.param("552 no more", Action.AGAIN_HERE, id="552_bare"),
+        pytest.param("452 4.3.0 Too many recipients", Action.AGAIN_HERE, id="by_words"),
+        pytest.param("452 4.3.1 disk full", Action.NEXT_HOST, id="452_disk"),
+        pytest.param("452 4.2.2 over quota", Action.NEXT_HOST, id="452_mailbox"),
+        pytest.param("552 5.2.2 over quota", Action.SETTLE, id="552_mailbox"),
+        pytest.param("421 4.5.3 too many", Action.NEXT_HOST, id="421_closes"),
+        pytest.param("550 too many errors", Action.SETTLE, id="550"),
+    ],
+)
+def test_too_many_recipients_is_asked_again_here(text: str, action: Action) -> None:
+    assert said(Verb.RCPT, text).action is action
+    again = action is Action.AGAIN_HERE
+    assert trouble.is_too_many_recipients(Verb.RCPT, reply(text)) is again
+    assert isinstance(said(Verb.RCPT, text).outcome, Bounced) == (
+        action is Action.SETTLE
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "bounces"),
+    [
+        pytest.param("552 5.5.3 Too many recipients", False, id="says_so_all_the_same"),
+        pytest.param("552 too many recipients", False, id="says_so_in_words"),
+        pytest.param("552 mailbox full", True, id="storage_exceeded"),
+        pytest.param("452 mailbox full", False, id="452"),
+    ],
+)
+def test_one_recipient_alone_is_not_too_many(text: str, bounces: bool) -> None:
+    outcome = said(Verb.RCPT, text, alone=True).outcome
+    assert isinstance(outcome, Bounced) == bounces
+
+
+@pytest.mark.parametrize("verb", [Verb.MAIL, Verb.DATA, Verb.DOT])
+def test_552_to_the_message_is_no_matter_of_recipients(verb: Verb) -> None:
+    assert isinstance(said(verb, "552 too large").outcome, Bounced)
+
+
+@pytest.mark.parametrize("verb", IN_TRANSACTION)
+def test_421_is_about_the_host(verb: Verb) -> None:
+    judgement = said(verb, "421 4.7.0 closing")
+    assert (judgement.scope, judgement.action) == (Scope.HOST, Action.NEXT_HOST)
+
+
+@pytest.mark.parametrize(
+    ("verb", "scope"),
+    [
+        (Verb.MAIL, Scope.MESSAGE),
+        (Verb.RCPT, Scope.RECIPIENT),
+        (Verb.DATA, Scope.MESSAGE),
+        (Verb.DOT, Scope.MESSAGE),
+    ],
+)
+@pytest.mark.parametrize("text", ["450 no", "550 no"])
+def test_whom_a_refusal_is_about(verb: Verb, scope: Scope, text: str) -> None:
+    assert said(verb, text).scope is scope
+
+
+@pytest.mark.parametrize(
+    ("text", "leave"),
+    [
+        ("421 closing", True),
+        ("450 4.7.1 greylisted", True),
+        ("451 5.7.1 contradicts itself", True),
+        ("450 4.2.1 busy", False),
+        ("450 busy", False),
+        ("550 5.7.1 never", False),
+    ],
+)
+def test_who_asks_to_be_left_alone(text: str, leave: bool) -> None:
+    assert trouble.asks_to_be_left_alone(reply(text)) is leave
+
+
+@given(
+    st.sampled_from(IN_TRANSACTION),
+    st.integers(200, 599),
+    st.sampled_from(["", "2.0.0 x", "4.7.1 x", "5.1.1 x", "5.5.3 x", "5.7.10 HELO"]),
+    st.booleans(),
+)
+def test_a_reply_bounces_only_if_it_is_5yz_and_about_the_mail(
+    verb: Verb, code: int, text: str, alone: bool
+) -> None:
+    answer = Reply(code, (text,))
+    judgement = trouble.judge_reply(verb, answer, RELAY, alone=alone)
+    outcome = judgement.outcome
+    bounces = isinstance(outcome, Bounced)
+    assert bounces == (judgement.action is Action.SETTLE)
+    assert outcome.status.class_ == (5 if bounces else 4)
+    if bounces:
+        assert code >= 500
+        assert not trouble.is_about_the_session(answer)
+
+
+def test_the_text_says_who_said_what_to_what() -> None:
+    outcome = said(Verb.RCPT, "550-5.1.1 unknown|550 sorry").outcome
+    assert outcome.text == (
+        f"host {RELAY} said: 550 5.1.1 unknown sorry (in reply to RCPT command)"
+    )
+    assert outcome.relay == RELAY
+    assert outcome.reply is not None
+
+
+# --- failures
+
+
+def test_a_5xx_greeting_bounces_where_the_operator_says_so() -> None:
+    how = Verdict.GREETING_5XX, Phase.GREETING, "554 5.7.1 go away"
+    assert isinstance(failed(*how).outcome, Deferred)
+    final = failed(*how, GreetingPolicy.BOUNCE)
+    assert isinstance(final.outcome, Bounced)
+    assert str(final.outcome.status) == "5.7.1"
+    # An HTTP server, say: there was no reply that could be final.
+    assert isinstance(failed(*how[:2], policy=GreetingPolicy.BOUNCE).outcome, Deferred)
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("text", ["", "550 5.1.1 no", "450 4.1.1 no"])
+def test_no_failure_bounces(verdict: Verdict, phase: Phase, text: str) -> None:
+    judgement = failed(verdict, phase, text)
+    assert isinstance(judgement.outcome, Deferred)
+    assert judgement.outcome.status.class_ == 4
+    assert judgement.outcome.text.startswith(RELAY)
+
+
+def test_our_own_trouble_is_4_3_0_and_blames_nobody() -> None:
+    finding = Finding(
+        Verdict.CLOSED, Phase.CONNECT, 0.0, Scope.SITE, text="Too many open files"
+    )
+    judgement = trouble.judge_finding(finding, RELAY)
+    assert judgement.scope is Scope.SITE
+    assert str(judgement.outcome.status) == "4.3.0"
+    assert judgement.outcome.text == "local trouble: Too many open files"
+
+
+def test_our_own_deadline_is_4_4_2() -> None:
+    finding = Finding(Verdict.SILENT, Phase.TRANSACTION, 9.0, Scope.SITE, text="late")
+    assert str(trouble.judge_finding(finding, RELAY).outcome.status) == "4.4.2"
+
+
+def test_a_loop_is_4_4_6() -> None:
+    outcome = failed(Verdict.LOOPS_TO_MYSELF, Phase.EHLO, "250 us.example").outcome
+    assert str(outcome.status) == "4.4.6"
+
+
+@pytest.mark.parametrize(
+    ("offers", "size", "utf8", "why"),
+    [
+        pytest.param({}, 10**9, False, None, id="nothing_said"),
+        pytest.param({"SIZE": ()}, 10**9, False, None, id="no_limit_said"),
+        pytest.param({"SIZE": ("0",)}, 10**9, False, None, id="zero_is_no_limit"),
+        pytest.param({"SIZE": ("1000",)}, 1000, False, None, id="just_fits"),
+        pytest.param({"SIZE": ("1000",)}, 1001, False, Misfit.TOO_LARGE, id="over"),
+        pytest.param({}, 1, True, Misfit.NO_SMTPUTF8, id="no_smtputf8"),
+        pytest.param({"SMTPUTF8": ()}, 1, True, None, id="smtputf8"),
+    ],
+)
+def test_what_an_ehlo_reply_rules_out(
+    offers: dict[str, tuple[str, ...]], size: int, utf8: bool, why: Misfit | None
+) -> None:
+    found = trouble.misfit(Extensions(offers), size=size, needs_smtputf8=utf8)
+    assert found is why
+
+
+# --- what the race is told
+
+
+@pytest.mark.parametrize(
+    ("texts", "verdict", "leave_alone"),
+    [
+        (["550 5.1.1 no"], Verdict.PERMANENT, False),
+        (["450 4.2.1 busy"], Verdict.TRANSIENT, False),
+        (["550 5.1.1 no", "450 4.7.1 greylisted"], Verdict.TRANSIENT, True),
+        (["550 5.1.1 no", "503 5.5.1 EHLO first"], Verdict.UNFIT, False),
+        (["552 full"], Verdict.UNFIT, False),
+    ],
+)
+def test_the_most_hopeful_refusal_sums_up_a_transaction(
+    texts: list[str], verdict: Verdict, leave_alone: bool
+) -> None:
+    refusals = [(Verb.RCPT, reply(text)) for text in texts]
+    finding, left = trouble.ending(refusals, waited=2.0, alone=False)
+    assert (finding.verdict, finding.phase, left) == (
+        verdict,
+        Phase.TRANSACTION,
+        leave_alone,
+    )
+
+
+# --- the rest
+
+
+def test_delivered_keeps_the_hosts_words() -> None:
+    outcome = trouble.delivered(reply("250 2.6.0 queued as 12345"), RELAY)
+    assert outcome.status == EnhancedStatus(2, 6, 0)
+    assert outcome.text == "250 2.6.0 queued as 12345"
+    assert trouble.delivered(reply("250 ok"), RELAY).status == EnhancedStatus(2, 0, 0)
+
+
+def test_an_address_that_is_none_bounces() -> None:
+    error = AddressError("joe@", "empty domain name")
+    assert isinstance(trouble.bad_recipient(error), Bounced)
+    assert str(trouble.bad_recipient(error).status) == "5.1.3"
+    assert str(trouble.bad_sender(error).status) == "5.1.7"
+
+
+def test_an_address_that_only_we_cannot_read_is_deferred() -> None:
+    error = UnsupportedDomain("joe@straße.example", "needs the Python package idna")
+    for outcome in (trouble.bad_recipient(error), trouble.bad_sender(error)):
+        assert isinstance(outcome, Deferred)
+        assert str(outcome.status) == "4.3.5"
+
+
+def test_the_operators_mistake_is_deferred() -> None:
+    assert str(trouble.bad_nexthop(ValueError("[mx")).status) == "4.3.5"
+
+
+@pytest.mark.parametrize("error", [LocalTrouble("disk full"), MemoryError()])
+def test_own_trouble_is_deferred(error: Exception) -> None:
+    outcome = trouble.own_trouble(error)
+    assert str(outcome.status) == "4.3.0"
+    assert outcome.text.startswith("local trouble: ")
+    assert len(outcome.text) > len("local trouble: ")
+
+
+def test_no_text_breaks_the_line_or_the_bound() -> None:
+    outcome = trouble.own_trouble(LocalTrouble("x\r\n\x1b[2J" * 1000))
+    assert outcome.text.isprintable()
+    assert outcome.text.isascii()
+    assert len(outcome.text) == trouble.MAX_OUTCOME_TEXT
