@@ -97,6 +97,13 @@ SHARE_FOR_FINDING = 1 / 3
 # Sessions that may end in 4yz. One that asks to be left alone uses up both.
 TRANSIENT_VISITS = 2
 
+# Seconds for which every host keeps a session that says nothing, the grace among
+# them. Postfix under stress hangs up after 10; RFC 5321 §4.5.3.2.7 asks for 300.
+TIRING = 1.0
+
+# How a session ends when the host speaks its mind; otherwise it just ends.
+_REPLIES = frozenset({Verdict.TRANSIENT, Verdict.PERMANENT})
+
 
 class Start(NamedTuple):
     """Dial *candidate* now."""
@@ -194,6 +201,7 @@ class _Runner:
         "since",
         "standing",
         "visits_used",
+        "was_kept_waiting",
     )
 
     def __init__(self, entry: Entry, place: int) -> None:
@@ -204,6 +212,7 @@ class _Runner:
         self.since = 0.0  # when the phase was entered
         self.is_second_run = False
         self.doubted: set[Phase] = set()
+        self.was_kept_waiting = False  # ready long before it was taken
         self.visits_used = 0  # of TRANSIENT_VISITS, by a session that ended in 4yz
 
     @property
@@ -335,6 +344,7 @@ class Race:
         again.
         """
         assert self._mode is _Mode.SUSPENDED, "nobody is taken"
+        self._taken.was_kept_waiting = False  # it did not mind
         return [self._let_go(runner, now) for runner in self._open()]
 
     def resume(
@@ -361,6 +371,12 @@ class Race:
         recipients were answered differently, say TRANSIENT, and offer one that
         was refused with 5yz only to candidates of a better rank than the
         refusing one.
+
+        One that was kept waiting before it was taken, and is lost without a
+        reply before `settled`, may have grown tired of that: it is asked again
+        when all others have been. Say CLOSED for a 421 that answers the very
+        first command of such a session: it is the host's idle timeout (RFC 5321
+        §4.5.3.2.7).
         """
         assert self._mode is _Mode.SUSPENDED, "nobody is taken"
         self._note_end_of_taken(finding, leave_alone)
@@ -496,6 +512,7 @@ class Race:
 
     def _take(self, runner: _Runner, now: float) -> Take:
         runner.standing = _Standing.TAKEN
+        runner.was_kept_waiting = runner.since + TIRING < now
         self._mode = _Mode.SUSPENDED
         self._budget = max(0.0, self._budget - (now - self._since))
         return Take(runner.candidate)
@@ -530,15 +547,24 @@ class Race:
         return GiveUpReason.DEADLINE if now >= self._limit else GiveUpReason.CAPPED
 
     def _note_end_of_taken(self, finding: Finding, leave_alone: bool) -> None:
-        (taken,) = self._all(_Standing.TAKEN)
-        is_ours = finding.scope is Scope.SITE
-        taken.standing = _Standing.SPOILT if is_ours else _Standing.FAILED
+        taken = self._taken
+        if finding.scope is Scope.SITE:
+            taken.standing = _Standing.SPOILT
+        elif taken.was_kept_waiting and finding.verdict not in _REPLIES:
+            taken.standing = _Standing.YIELDED
+        else:
+            taken.standing = _Standing.FAILED
         if finding.verdict is Verdict.TRANSIENT:
             taken.visits_used = TRANSIENT_VISITS if leave_alone else 1
         elif finding.verdict is Verdict.PERMANENT:
             self._ceiling = taken.rank  # lower than before, or it had not been asked
 
     # Who
+
+    @property
+    def _taken(self) -> _Runner:
+        (taken,) = self._all(_Standing.TAKEN)
+        return taken
 
     def _all(self, standing: _Standing) -> list[_Runner]:
         return [r for r in self._runners.values() if r.standing is standing]

@@ -8,6 +8,7 @@ is its referee: it asserts after every call what must hold at every moment.
 from __future__ import annotations
 
 import heapq
+from math import inf
 from typing import NamedTuple
 
 from mxpolicy.options import RaceOptions
@@ -51,11 +52,13 @@ class Host(NamedTuple):
     """What a host does: steps of (seconds since the one before, what).
 
     A step is a phase reached, a verdict it fails with, or None: our own trouble
-    in dialling it. After the last one nothing happens any more.
+    in dialling it. After the last one nothing happens any more. A session that
+    was ready for longer than *idle_time* is found closed when it is taken.
     """
 
     steps: tuple[Step, ...]
     answer: Answer = Answer()
+    idle_time: float = inf
 
 
 ACCEPTS = Answer()
@@ -152,6 +155,9 @@ class Simulation:
         self._racing = True
         self._open: dict[Candidate, int] = {}  # which dialling
         self._phase: dict[Candidate, Phase] = {}
+        self._may_not_be_asked: set[Candidate] = set()
+        self._answers: dict[Candidate, Answer] = {}
+        self._ready_since: dict[Candidate, float] = {}
         self._dialled = 0
         self._serial = 0
         self._wake_at: float | None = None
@@ -219,6 +225,7 @@ class Simulation:
             self._phase[candidate] = what
             if what is Phase.READY:
                 self.ready_at.setdefault(candidate, self.now)
+                self._ready_since[candidate] = self.now
             self._plan_step(candidate, dialling, step + 1)
             self._do(self.race.reached(candidate, what, self.now))
             return
@@ -228,7 +235,7 @@ class Simulation:
         self._do(self.race.failed(candidate, finding, self.now))
 
     def _answer(self, candidate: Candidate, step: int) -> None:
-        answer = self.world[candidate].answer
+        answer = self._answers[candidate]
         if step == -1 and (answer.settles or answer.verdict is None):
             self._do_drops(self.race.settled(self.now))
             assert not self._open, "settled left somebody open"
@@ -293,7 +300,7 @@ class Simulation:
 
     def _start(self, candidate: Candidate, now: float) -> None:
         assert candidate not in self._open
-        assert candidate not in self.taken, "whoever was taken is not asked again"
+        assert candidate not in self._may_not_be_asked, "nobody is asked twice"
         assert now < self.deadline, "nobody is dialled after the deadline"
         self._dialled += 1
         self._open[candidate] = self._dialled
@@ -307,7 +314,14 @@ class Simulation:
         self.taken.append(candidate)
         self._racing = False
         self.finding_time += now - self._round_began
-        self._schedule(self.world[candidate].answer.after, candidate, 0, -1)
+        host = self.world[candidate]
+        waited = now - self._ready_since[candidate]
+        answer = Answer(Verdict.CLOSED) if waited > host.idle_time else host.answer
+        self._answers[candidate] = answer
+        is_lost = answer.verdict in (Verdict.CLOSED, Verdict.SILENT, Verdict.STALLED)
+        if not (is_lost and waited and not answer.settles):
+            self._may_not_be_asked.add(candidate)
+        self._schedule(answer.after, candidate, 0, -1)
 
     def _give_up(self, reason: GiveUpReason) -> None:
         assert not self._open, "whoever is open is dropped before giving up"

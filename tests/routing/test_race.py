@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +23,6 @@ from mxpolicy.routing.race import (
     Wake,
 )
 from tests.routing.simulation import (
-    ACCEPTS,
     CLOSED,
     DROPPED,
     GOOD,
@@ -699,6 +699,48 @@ def test_one_that_grew_tired_twice_has_still_not_failed() -> None:
     assert race.resume(SAYS_5YZ, 4.4) == [Start(BEST), Wake(34.4)]
 
 
+def test_one_that_is_found_closed_after_it_was_kept_waiting_is_asked_again() -> None:
+    tired = greeting_after(9.0)._replace(idle_time=30.0)
+    slow_refusal = GOOD._replace(answer=Answer(Verdict.PERMANENT, after=40.0))
+    played = Simulation({BEST: tired, MIDDLE: slow_refusal}).run()
+    assert played.taken == [MIDDLE, BEST, BEST]
+    assert played.outcome == "delivered"
+
+
+def test_one_that_is_lost_after_a_moment_of_grace_did_not_mind_waiting() -> None:
+    silent_late = GOOD._replace(answer=Answer(Verdict.SILENT, after=40.0))
+    played = Simulation({BEST: SILENT, MIDDLE: silent_late}).run()
+    assert played.started == [BEST, MIDDLE]
+
+
+def test_one_that_is_lost_after_it_answered_rcpt_did_not_mind_waiting() -> None:
+    lost_late = Answer(Verdict.CLOSED, settles=True)
+    silent_late = GOOD._replace(answer=Answer(Verdict.SILENT, after=40.0))
+    world = {BEST: greeting_after(9.0, lost_late), MIDDLE: silent_late}
+    played = Simulation(world).run()
+    assert played.taken == [MIDDLE, BEST]
+    assert played.outcome == "deferred"
+
+
+@pytest.mark.parametrize("finding", [SAYS_4YZ, SAYS_5YZ])
+def test_one_that_answers_after_it_was_kept_waiting_is_not_asked_again(
+    finding: Finding,
+) -> None:
+    race = new_race(BEST, MIDDLE)
+    race.begin(0.0)
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.READY, 1.6)
+    race.reached(BEST, Phase.READY, 1.7)
+    assert race.resume(LOST, 60.0) == [Take(BEST)]
+    assert race.resume(finding, 60.1) == [GiveUp(GiveUpReason.EXHAUSTED)]
+
+
+def test_one_that_was_taken_fresh_and_is_lost_has_failed() -> None:
+    played = Simulation({BEST: answering(Verdict.CLOSED)}).run()
+    assert played.taken == [BEST]
+    assert played.given_up is GiveUpReason.EXHAUSTED
+
+
 def test_one_that_grew_tired_and_cannot_be_asked_again_stays_pending() -> None:
     race = new_race(BEST, MIDDLE, deadline=30.0)
     race.begin(0.0)
@@ -836,7 +878,8 @@ ANSWERS = st.builds(
 PRESETS = st.sampled_from(
     [GOOD, DROPPED, REFUSED, SILENT, CLOSED, SILENT_AT_TLS, POOLED]
 )
-HOSTS = st.one_of(PRESETS, st.builds(Host, scripts(), ANSWERS))
+IDLE_TIMES = st.sampled_from([inf, inf, 1.1, 5.0])
+HOSTS = st.one_of(PRESETS, st.builds(Host, scripts(), ANSWERS, IDLE_TIMES))
 ADDRESSES = st.builds(
     lambda host, is_ipv6, preference: Candidate(
         f"mx{host}.example",
@@ -947,13 +990,12 @@ def ranked_worlds(
 
 
 @settings(max_examples=400, deadline=None)
-@given(ranked_worlds(), st.randoms(use_true_random=False), TIMINGS)
+@given(ranked_worlds(), st.data(), TIMINGS)
 def test_racing_harms_nobody_whom_patience_would_have_served(
-    world: dict[Candidate, Host], chance: object, timing: RaceOptions
+    world: dict[Candidate, Host], data: st.DataObject, timing: RaceOptions
 ) -> None:
     """The law, with all the time in the world and whatever order memory gives."""
-    entries = [Entry(c) for c in world]
-    chance.shuffle(entries)  # type: ignore[attr-defined]
+    entries = [Entry(c) for c in data.draw(st.permutations(list(world)))]
     patient = ask_patiently(world)
     played = Simulation(world, entries=entries, timing=timing, deadline=1e6).run()
     allowed = {"delivered", patient.outcome}
@@ -962,7 +1004,7 @@ def test_racing_harms_nobody_whom_patience_would_have_served(
 
 @MANY
 @given(
-    ranked_worlds(st.builds(Host, scripts(), st.just(ACCEPTS)) | PRESETS),
+    ranked_worlds(scripts().map(Host) | PRESETS),
     st.sampled_from([61.0, 900.0, 1e6]),
 )
 def test_racing_finds_a_ready_host_no_later_than_patience(
