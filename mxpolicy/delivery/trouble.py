@@ -8,7 +8,7 @@ the host, or ourselves (site). Callers say what failed, never what to do about i
   5yz greeting where the operator has made it final, and a message that the EHLO
   replies of *all* hosts rule out.
 * A 5yz that is about our session (we greeted wrongly, spoke a command it does not
-  know, came without TLS) would be an other's mistake to bounce for: next host.
+  know, came without TLS) says nothing about the mail: next host.
 * "Too many recipients" is no refusal: a second transaction (RFC 5321 §4.5.3.1.10).
 * Everything else defers. When in doubt, defer.
 

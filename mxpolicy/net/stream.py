@@ -36,7 +36,7 @@ from mxpolicy.reply import printable
 
 __all__ = ["OWN_TROUBLE", "Stream", "StreamClosed", "StreamSilent"]
 
-# Our own machine, never the peer: DESIGN's list, and what send and recv may add.
+# Our own machine, never the peer: descriptors and memory have run out.
 OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 # One read from the kernel, and the most that is kept of what a peer sends unasked.
@@ -117,8 +117,9 @@ class Stream:
             LocalTrouble: our own kernel is out of something.
         """
         while not self._pull():
-            await self._flush()  # TLS may owe the peer an answer of its own
-            await self.ready(reading=True)
+            self._send_what_tls_owes()
+            if self._failure is None:
+                await self.ready(reading=True)
         if self._received:
             taken, self._received = self._received[:limit], self._received[limit:]
             return taken
@@ -165,6 +166,18 @@ class Stream:
         if data is not None:
             self._received = data
             self._at_eof = not data
+
+    def _send_what_tls_owes(self) -> None:
+        """Answer the peer's key update, as far as that goes without waiting.
+
+        Never the rest of a write that was cut short: a peer that has refused the
+        message takes no more of it, and we wait for the end of what it says.
+        """
+        if self._layer is not None and not self._is_torn:
+            self._outgoing += self._layer.outgoing()
+            with suppress(StreamClosed, LocalTrouble):  # kept for `read` to raise
+                if self._outgoing:
+                    self._send()
 
     # --- writing
 
@@ -221,7 +234,8 @@ class Stream:
         watch = self._watch(progress_timeout)
         look = _FIRST_LOOK
         while self.unacknowledged() > leaving:
-            if heed_input and self._pull():
+            # Looked at in any case: after a reset the count stays as it was.
+            if self._pull() and heed_input:
                 return False
             if self._failure is not None:
                 raise self._failure

@@ -184,6 +184,30 @@ class TestWriting:
         peer.sendall(b"552 too large\r\n")
         assert await stream.drain(heed_input=True) is False
 
+    async def test_all_of_a_long_reply_is_read_from_one_who_takes_no_more(
+        self, pair: Pair
+    ) -> None:
+        stream, peer = pair
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(fill(stream, heed_input=True))
+            await asyncio.sleep(0)
+            peer.sendall(b"552-too large\r\n")
+            assert await writing is False
+        assert await stream.read() == b"552-too large\r\n"
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(stream.read())
+            await asyncio.sleep(0)
+            peer.sendall(b"552 sorry\r\n")
+            assert await reading == b"552 sorry\r\n"
+
+    async def test_draining_notices_a_reset(self, pair: Pair) -> None:
+        stream, peer = pair
+        stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        assert await stream.write(bytes(200_000))
+        peer.close()
+        with pytest.raises(StreamClosed):
+            await stream.drain()
+
     async def test_a_refusal_before_the_reset_can_still_be_read(
         self, pair: Pair
     ) -> None:
