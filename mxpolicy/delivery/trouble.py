@@ -4,9 +4,9 @@ By scope, as in Postfix's smtp_trouble: it is about this recipient, the message,
 the host, or ourselves (site). Callers say what failed, never what to do about it.
 
 * Only a 5yz reply to MAIL, RCPT, DATA or the final dot bounces, and only when no
-  better host is still to be heard (`Race.has_better_pending`). Two exceptions: a
-  5yz greeting where the operator has made it final, and a message that the EHLO
-  replies of *all* hosts rule out.
+  better host is still to be heard (`Race.has_better_pending`). Three exceptions: a
+  5yz greeting where the operator has made it final, a message that the EHLO
+  replies of *all* hosts rule out, and an address that is none.
 * A 5yz that is about our session (we greeted wrongly, spoke a command it does not
   know, came without TLS) says nothing about the mail: next host.
 * "Too many recipients" is no refusal: a second transaction (RFC 5321 §4.5.3.1.10).
