@@ -37,6 +37,12 @@ MAX_CNAMES = 10
 MAX_NEGATIVE_TTL = 300.0
 MAX_TTL = 86400.0
 
+# Reading a message costs dnspython 25 microseconds a record; a stranger's zone may
+# make us read two hundred of them. No mail domain needs a thousand records.
+MAX_MESSAGE = 16384
+# As many addresses as a whole plan keeps.
+MAX_ADDRESSES = 100
+
 HEADER = 12
 
 # Extended DNS errors are free text of a name server (RFC 8914 §2).
@@ -127,18 +133,24 @@ def read_answer(wire: bytes, question: Question) -> Answer | None:
     try:
         # What follows a complete message is nobody's business (RFC 1035 §4.1).
         message = dns.message.from_wire(wire, ignore_trailing=True)
+        return _read(message, question)
     except Exception as error:
         # dnspython raises more than its own exceptions for broken bytes.
         return _failed(f"malformed answer ({type(error).__name__})")
+
+
+def _read(message: dns.message.Message, question: Question) -> Answer | None:
     rcode = message.rcode()
-    if not message.question and rcode not in _SPEAKING:
-        # Some name servers say FORMERR and the like without a question.
-        return _failed(dns.rcode.to_text(rcode), edns_refused=rcode in _NO_EDNS)
-    if not _asks(message, question):
+    if message.question and not _asks(message, question):
         return None
     if rcode not in _SPEAKING:
+        # Some name servers say FORMERR and the like without a question.
         reason = dns.rcode.to_text(rcode) + _extended_errors(message)
         return _failed(reason, edns_refused=rcode in _NO_EDNS)
+    if not message.question:
+        return None
+    if message.flags & dns.flags.TC:
+        return _failed("truncated answer")
     return _read_sections(message, question)
 
 
@@ -162,7 +174,11 @@ def _asks(message: dns.message.Message, question: Question) -> bool:
 
 
 def _read_sections(message: dns.message.Message, question: Question) -> Answer:
-    sets = {(one.name, one.rdtype): one for one in message.answer}
+    sets = {
+        (one.name, one.rdtype): one
+        for one in message.answer
+        if one.rdclass == dns.rdataclass.IN
+    }
     secure = bool(message.flags & dns.flags.AD)
     name, ttl = question.name, MAX_TTL
     seen = {name}
@@ -224,7 +240,10 @@ def _records(found: dns.rrset.RRset) -> Records:
             MxRecord(one.preference, one.exchange.to_text(omit_final_dot=True).lower())
             for one in found
         )
-    addresses = (canonical_address(one.address) for one in found)
+    # Sorted, so that a name server that rotates its records does not change which
+    # ones are kept: a retry shall meet the same hosts.
+    kept = sorted(one.address for one in found)[:MAX_ADDRESSES]
+    addresses = (canonical_address(address) for address in kept)
     return tuple(address for address in addresses if address is not None)
 
 

@@ -21,6 +21,7 @@ import dns.exception
 from mxpolicy.net.dns_cache import Cache
 from mxpolicy.net.dns_message import (
     MAX_CNAMES,
+    MAX_MESSAGE,
     Answer,
     Question,
     is_for,
@@ -49,9 +50,6 @@ ROUNDS = 3
 
 # Forged answers that a lookup reads before it gives up on this server.
 MAX_STRAYS = 100
-
-# The largest message there is.
-MAX_MESSAGE = 65535
 
 
 class Server(NamedTuple):
@@ -255,6 +253,8 @@ async def _over_tcp(
         await loop.sock_connect(connection, _socket_address(server))
         await loop.sock_sendall(connection, len(query).to_bytes(2, "big") + query)
         size = int.from_bytes(await _read_exactly(connection, 2), "big")
+        if size > MAX_MESSAGE:
+            return Answer(LookupStatus.FAILED, reason=f"answer of {size} bytes")
         wire = await _read_exactly(connection, size)
     return judge(wire) or Answer(LookupStatus.FAILED, reason="answer to another query")
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxpolicy.outcome import Bounced, Deferred
+from mxpolicy.reply import EnhancedStatus
 from mxpolicy.routing.mx import (
     Exchangers,
     Host,
@@ -71,7 +72,7 @@ def test_domain_never_stands_for_itself_after_a_failed_lookup() -> None:
     found = mail_exchangers("example.com", mx(status=FAILED))
     assert found.hosts == ()
     assert found.refusal == Deferred(
-        (4, 4, 3),
+        EnhancedStatus(4, 4, 3),
         "no DNS answer for example.com: MX of example.com: SERVFAIL from 192.0.2.53",
     )
 
@@ -80,7 +81,7 @@ def test_null_mx_bounces_when_it_is_alone() -> None:
     found = exchangers((0, "."))
     assert found.hosts == ()
     assert found.refusal == Bounced(
-        (5, 1, 10), "domain example.com does not accept mail (null MX)"
+        EnhancedStatus(5, 1, 10), "domain example.com does not accept mail (null MX)"
     )
 
 
@@ -117,7 +118,7 @@ def test_only_bad_host_names_bounce() -> None:
     found = exchangers((5, "a b.example"))
     assert found.hosts == ()
     assert found.refusal == Bounced(
-        (5, 4, 4), "no MX record of example.com names a host"
+        EnhancedStatus(5, 4, 4), "no MX record of example.com names a host"
     )
 
 
@@ -204,7 +205,7 @@ def test_undialable_addresses_bounce_without_telling_which() -> None:
 
 def test_operators_nexthop_never_bounces() -> None:
     assert operators_trouble(loops_back("relay.example")) == Deferred(
-        (4, 3, 5),
+        EnhancedStatus(4, 3, 5),
         "configured nexthop: mail for relay.example loops back to myself",
     )
     soft = refuse_failed_lookup("relay.example", [mx(status=FAILED)])

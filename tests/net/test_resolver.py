@@ -1,0 +1,478 @@
+"""The resolver against real servers on loopback, good ones and bad ones."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+import dns.flags
+import dns.rrset
+import pytest
+
+from mxpolicy.net.resolv_conf import ResolvConf
+from mxpolicy.net.resolver import Resolver, Server, parse_server
+from mxpolicy.options import ResolverOptions
+from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
+from tests.helpers.dns_server import DnsServer, dns_server, faults
+
+if TYPE_CHECKING:
+    from tests.helpers.dns_server import Fault
+
+# How long a server is given in tests where one is silent, in seconds; and where
+# none is, so that a busy machine cannot make a test fail.
+PATIENCE = 0.2
+AMPLE = 20.0
+
+FOUND, NODATA = LookupStatus.FOUND, LookupStatus.NODATA
+NXDOMAIN, FAILED = LookupStatus.NXDOMAIN, LookupStatus.FAILED
+
+ZONE = (
+    "example.com. 300 MX 20 b.example.com.",
+    "example.com. 300 MX 10 A.Example.Com.",
+    "a.example.com. 300 A 192.0.2.1",
+    "a.example.com. 300 AAAA 2001:DB8::1",
+    "alias.example.com. 60 CNAME other.example.com.",
+    "other.example.com. 90 CNAME a.example.com.",
+    "dangling.example.com. 60 CNAME nowhere.example.com.",
+    "loop.example.com. 60 CNAME pool.example.com.",
+    "pool.example.com. 60 CNAME loop.example.com.",
+    "null.example.com. 300 MX 0 .",
+    "brief.example.com. 0 A 192.0.2.2",
+)
+
+
+def resolver(
+    *servers: DnsServer, trust_ad: bool | None = None, patience: float = AMPLE
+) -> Resolver:
+    """A resolver that asks these servers in two rounds."""
+    return Resolver(
+        ResolverOptions(
+            servers=tuple(server.text for server in servers),
+            timeout=2 * AMPLE,
+            trust_ad=trust_ad,
+        ),
+        ResolvConf(timeout=patience, attempts=2),
+    )
+
+
+async def ask(server: DnsServer, name: str, rdtype: str) -> Lookup:
+    return await resolver(server).lookup(name, rdtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "rdtype", "status", "records", "ttl"),
+    [
+        pytest.param(
+            "example.com",
+            "MX",
+            FOUND,
+            {MxRecord(10, "a.example.com"), MxRecord(20, "b.example.com")},
+            300,
+            id="mx",
+        ),
+        pytest.param("a.example.com", "A", FOUND, {"192.0.2.1"}, 300, id="a"),
+        pytest.param("a.example.com", "AAAA", FOUND, {"2001:db8::1"}, 300, id="aaaa"),
+        pytest.param("alias.example.com", "A", FOUND, {"192.0.2.1"}, 60, id="cnames"),
+        pytest.param("a.example.com", "MX", NODATA, set(), 60, id="nodata"),
+        pytest.param("alias.example.com", "MX", NODATA, set(), 60, id="cname_nodata"),
+        pytest.param("nowhere.example.com", "A", NXDOMAIN, set(), 60, id="nxdomain"),
+        pytest.param("dangling.example.com", "A", NXDOMAIN, set(), 60, id="dangling"),
+        pytest.param(
+            "null.example.com", "MX", FOUND, {MxRecord(0, ".")}, 300, id="null_mx"
+        ),
+    ],
+)
+async def test_answer_is_told_with_its_ttl(
+    name: str,
+    rdtype: str,
+    status: LookupStatus,
+    records: set[object],
+    ttl: float,
+) -> None:
+    async with dns_server(*ZONE) as server:
+        lookup = await ask(server, name, rdtype)
+    assert (lookup.name, lookup.rdtype, lookup.status) == (name, rdtype, status)
+    assert set(lookup.records) == records
+    assert lookup.ttl == ttl
+    assert lookup.reason == ""
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        pytest.param(faults.silent, "no answer from", id="silent"),
+        pytest.param(faults.rcode("SERVFAIL"), "SERVFAIL from", id="servfail"),
+        pytest.param(faults.rcode("REFUSED"), "REFUSED from", id="refused"),
+        pytest.param(faults.rcode("NOTAUTH"), "NOTAUTH from", id="other_rcode"),
+        pytest.param(
+            faults.rcode("SERVFAIL", ede="signature expired"),
+            "SERVFAIL (dnssec bogus: signature expired) from",
+            id="bogus",
+        ),
+        pytest.param(
+            faults.rcode("SERVFAIL", question=False), "SERVFAIL from", id="no_question"
+        ),
+        pytest.param(faults.referral, "lame answer from", id="referral"),
+        pytest.param(faults.empty(), "lame answer from", id="says_nothing"),
+        pytest.param(
+            faults.empty(rcode="NXDOMAIN"),
+            "NXDOMAIN from a lame server",
+            id="nxdomain_without_standing",
+        ),
+        pytest.param(faults.garbage, "malformed answer", id="garbage"),
+        pytest.param(faults.of_another_id, "no answer from", id="wrong_id"),
+        pytest.param(faults.of_another_question, "no answer from", id="wrong_question"),
+        pytest.param(faults.echo, "no answer from", id="echo"),
+    ],
+)
+async def test_bad_server_is_no_answer_and_the_next_one_is_asked(
+    fault: Fault, reason: str
+) -> None:
+    async with dns_server(*ZONE) as bad, dns_server(*ZONE, address="127.0.0.2") as good:
+        bad.fault = fault
+        alone = await resolver(bad, patience=PATIENCE).lookup("a.example.com", "A")
+        assert alone.status is FAILED
+        assert alone.records == ()
+        assert alone.reason.startswith(reason)
+        asking = resolver(bad, good, patience=PATIENCE)
+        both = await asking.lookup("a.example.com", "A")
+        assert both.addresses == ("192.0.2.1",)
+
+
+@pytest.mark.parametrize(
+    ("flags", "rcode", "status"),
+    [
+        pytest.param(dns.flags.RA, "NOERROR", NODATA, id="forwarder_nodata"),
+        pytest.param(dns.flags.AA, "NOERROR", NODATA, id="authority_nodata"),
+        pytest.param(dns.flags.RA, "NXDOMAIN", NXDOMAIN, id="forwarder_nxdomain"),
+    ],
+)
+async def test_negative_answer_without_soa_counts_but_is_not_kept(
+    flags: int, rcode: str, status: LookupStatus
+) -> None:
+    async with dns_server() as server:
+        server.fault = faults.empty(flags, rcode)
+        asking = resolver(server)
+        for _ in range(2):
+            lookup = await asking.lookup("example.com", "MX")
+            assert (lookup.status, lookup.ttl) == (status, 0)
+        assert len(server.asked) == 2
+
+
+async def test_forged_answers_before_the_real_one_change_nothing() -> None:
+    async with dns_server(*ZONE) as server:
+
+        def flood(self: DnsServer, query: object) -> bytes:
+            transport = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            with transport:
+                # From another port: the kernel keeps these from us.
+                transport.sendto(
+                    faults.rcode("NXDOMAIN")(self, query) or b"",  # type: ignore[arg-type]
+                    ("127.0.0.1", self.source_ports[-1]),
+                )
+            return self.honest(query).to_wire()  # type: ignore[arg-type]
+
+        server.fault = flood
+        lookup = await ask(server, "a.example.com", "A")
+    assert lookup.status is FOUND
+
+
+async def test_every_query_has_its_own_port_and_id() -> None:
+    async with dns_server(*ZONE) as server:
+        asking = resolver(server)
+        for n in range(12):
+            await asking.lookup(f"n{n}.example.com", "A")
+    assert len(set(server.source_ports)) > 6
+    assert len(set(server.ids)) > 6
+    assert sorted(server.ids) != server.ids
+
+
+async def test_queries_offer_edns_of_a_size_that_passes() -> None:
+    async with dns_server(*ZONE) as server:
+        await ask(server, "a.example.com", "A")
+    assert server.edns == [1232]
+
+
+@pytest.mark.parametrize("rcode", ["FORMERR", "NOTIMP", "BADVERS"])
+async def test_server_without_edns_is_asked_without(rcode: str) -> None:
+    async with dns_server(*ZONE) as server:
+        server.fault = faults.no_edns(rcode)
+        lookup = await ask(server, "a.example.com", "A")
+    assert lookup.addresses == ("192.0.2.1",)
+    assert server.edns == [1232, -1]
+
+
+async def test_long_answer_is_fetched_over_tcp() -> None:
+    lines = [f"many.example.com. 60 A 192.0.2.{n}" for n in range(90)]
+    async with dns_server(*lines) as server:
+        lookup = await ask(server, "many.example.com", "A")
+    assert len(lookup.addresses) == 90
+    assert [one.split()[0] for one in server.asked] == ["udp", "tcp"]
+
+
+async def test_addresses_beyond_what_a_plan_keeps_are_left_out() -> None:
+    lines = [f"many.example.com. 60 A 192.0.2.{n}" for n in range(200)]
+    async with dns_server(*lines) as server:
+        first = await ask(server, "many.example.com", "A")
+        server.records[next(iter(server.records))] = dns.rrset.from_text(
+            "many.example.com.",
+            60,
+            "IN",
+            "A",
+            *(f"192.0.2.{n}" for n in range(199, -1, -1)),
+        )
+        again = await ask(server, "many.example.com", "A")
+    assert len(first.addresses) == 100
+    assert again.addresses == first.addresses
+
+
+async def test_endless_answer_is_not_read() -> None:
+    lines = [f"many.example.com. 60 A 192.0.{n >> 8}.{n & 255}" for n in range(1100)]
+    async with dns_server(*lines) as server:
+        lookup = await ask(server, "many.example.com", "A")
+    assert lookup.status is FAILED
+    assert lookup.reason.startswith("answer of 176")
+
+
+@pytest.mark.parametrize(
+    "tcp_fault",
+    [
+        pytest.param(faults.silent, id="closes"),
+        pytest.param(faults.truncated, id="cut_again"),
+        pytest.param(faults.garbage, id="garbage"),
+        pytest.param(faults.of_another_question, id="wrong_question"),
+        pytest.param(faults.of_another_id, id="wrong_id"),
+    ],
+)
+async def test_bad_answer_over_tcp_is_no_answer(tcp_fault: Fault) -> None:
+    async with dns_server(*ZONE) as server:
+        server.fault = faults.truncated
+        server.tcp_fault = tcp_fault
+        lookup = await ask(server, "a.example.com", "A")
+    assert lookup.status is FAILED
+    assert "127.0.0.1" in lookup.reason
+
+
+async def test_closed_port_is_told_at_once() -> None:
+    async with dns_server() as server:
+        pass
+    began = asyncio.get_running_loop().time()
+    lookup = await resolver(server).lookup("example.com", "MX")
+    assert lookup.status is FAILED
+    assert "Connection refused" in lookup.reason
+    assert asyncio.get_running_loop().time() - began < 2
+
+
+async def test_dead_servers_take_bounded_time_and_are_all_named() -> None:
+    async with dns_server() as one, dns_server(address="127.0.0.2") as two:
+        one.fault = two.fault = faults.silent
+        began = asyncio.get_running_loop().time()
+        asking = resolver(one, two, patience=PATIENCE)
+        lookup = await asking.lookup("example.com", "MX")
+        took = asyncio.get_running_loop().time() - began
+    assert lookup.status is FAILED
+    assert "127.0.0.1" in lookup.reason
+    assert "127.0.0.2" in lookup.reason
+    # Two rounds over two servers, the second with twice the patience.
+    assert len(one.asked) == len(two.asked) == 2
+    assert took + 0.01 >= 6 * PATIENCE
+
+
+async def test_no_lookup_takes_longer_than_the_option_says() -> None:
+    async with dns_server() as server:
+        server.fault = faults.silent
+        began = asyncio.get_running_loop().time()
+        asking = Resolver(
+            ResolverOptions(servers=(server.text,), timeout=PATIENCE),
+            ResolvConf(timeout=AMPLE),
+        )
+        lookup = await asking.lookup("example.com", "MX")
+        took = asyncio.get_running_loop().time() - began
+    assert lookup.status is FAILED
+    assert "no answer within 0.2 s" in lookup.reason
+    assert took < AMPLE / 2
+
+
+async def test_slow_server_is_heard_in_a_later_round() -> None:
+    async with dns_server(*ZONE) as server:
+        server.delay = 1.5 * PATIENCE
+        lookup = await resolver(server, patience=PATIENCE).lookup("a.example.com", "A")
+    assert lookup.status is FOUND
+    assert len(server.asked) == 2
+
+
+async def test_dead_server_goes_to_the_end_of_the_list() -> None:
+    async with dns_server() as dead, dns_server(*ZONE, address="127.0.0.2") as good:
+        dead.fault = faults.silent
+        asking = resolver(dead, good, patience=PATIENCE)
+        await asking.lookup("a.example.com", "A")
+        await asking.lookup("example.com", "MX")
+        await asking.lookup("a.example.com", "AAAA")
+    assert len(dead.asked) == 1
+    assert len(good.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        pytest.param(None, FAILED, id="server_shows_the_loop"),
+        pytest.param(faults.chain_without_end, FAILED, id="link_by_link"),
+    ],
+)
+async def test_cname_loop_is_deferred(
+    fault: Fault | None, status: LookupStatus
+) -> None:
+    # Postfix calls it permanent ("Name server loop"); whoever makes such a
+    # mistake repairs it, and meanwhile the mail can wait.
+    async with dns_server(*ZONE) as server:
+        server.fault = fault
+        lookup = await ask(server, "loop.example.com", "A")
+    assert lookup.status is status
+    assert "CNAME" in lookup.reason
+    assert len(server.asked) <= 20
+
+
+async def test_cname_left_to_us_is_followed() -> None:
+    async with dns_server(*ZONE) as server:
+        server.fault = faults.chain_without_end
+        server.authentic = True
+        lookup = await resolver(server, trust_ad=True).lookup("alias.example.com", "A")
+    assert lookup.addresses == ("192.0.2.1",)
+    assert lookup.name == "alias.example.com"
+    assert lookup.ttl == 60
+    # One link came without AD, and a chain is as strong as that.
+    assert not lookup.secure
+
+
+@pytest.mark.parametrize(
+    ("trust_ad", "authentic", "secure"),
+    [
+        (True, True, True),
+        (True, False, False),
+        (None, True, False),
+        (False, True, False),
+    ],
+)
+async def test_ad_is_believed_only_on_request(
+    trust_ad: bool | None, authentic: bool, secure: bool
+) -> None:
+    async with dns_server(*ZONE) as server:
+        server.authentic = authentic
+        asking = resolver(server, trust_ad=trust_ad)
+        assert (await asking.lookup("a.example.com", "A")).secure is secure
+        assert (await asking.lookup("a.example.com", "MX")).secure is secure
+
+
+@pytest.mark.parametrize("trust_ad", [True, False])
+async def test_trust_ad_of_resolv_conf_is_about_its_own_servers(
+    trust_ad: bool,
+) -> None:
+    async with dns_server(*ZONE) as server:
+        server.authentic = True
+        conf = ResolvConf(servers=(server.text,), trust_ad=trust_ad)
+        of_the_file = Resolver(ResolverOptions(), conf)
+        assert (await of_the_file.lookup("a.example.com", "A")).secure is trust_ad
+        named = Resolver(ResolverOptions(servers=(server.text,)), conf)
+        assert not (await named.lookup("a.example.com", "A")).secure
+
+
+async def test_answers_are_kept_and_spelling_does_not_matter() -> None:
+    async with dns_server(*ZONE) as server:
+        asking = resolver(server)
+        for name in ("a.example.com", "A.EXAMPLE.com", "a.example.com."):
+            lookup = await asking.lookup(name, "A")
+            assert lookup.addresses == ("192.0.2.1",)
+            assert 299 < lookup.ttl <= 300
+        await asking.lookup("a.example.com", "AAAA")
+    assert server.asked == ["udp A a.example.com.", "udp AAAA a.example.com."]
+
+
+async def test_answer_of_ttl_zero_is_used_once() -> None:
+    async with dns_server(*ZONE) as server:
+        asking = resolver(server)
+        for _ in range(2):
+            await asking.lookup("brief.example.com", "A")
+    assert len(server.asked) == 2
+
+
+async def test_failure_is_kept_for_a_while() -> None:
+    async with dns_server(*ZONE) as server:
+        server.fault = faults.rcode("SERVFAIL")
+        asking = resolver(server)
+        first = await asking.lookup("a.example.com", "A")
+        server.fault = None
+        again = await asking.lookup("a.example.com", "A")
+    assert again.status is FAILED
+    assert again.reason == first.reason
+    assert len(server.asked) == 1
+
+
+async def test_equal_questions_at_the_same_time_are_asked_once() -> None:
+    async with dns_server(*ZONE) as server:
+        server.delay = PATIENCE / 4
+        asking = resolver(server)
+        answers = await asyncio.gather(
+            *(asking.lookup("brief.example.com", "A") for _ in range(50))
+        )
+    assert len(server.asked) == 1
+    assert {one.addresses for one in answers} == {("192.0.2.2",)}
+
+
+async def test_waiting_ones_ask_themselves_when_the_first_is_cancelled() -> None:
+    async with dns_server(*ZONE) as server:
+        server.delay = PATIENCE / 2
+        asking = resolver(server)
+        first = asyncio.create_task(asking.lookup("a.example.com", "A"))
+        others = [
+            asyncio.create_task(asking.lookup("a.example.com", "A")) for _ in range(3)
+        ]
+        await server.was_asked.wait()
+        first.cancel()
+        answers = await asyncio.gather(*others)
+    assert {one.addresses for one in answers} == {("192.0.2.1",)}
+    assert len(server.asked) == 2
+
+
+async def test_search_list_is_never_used() -> None:
+    async with dns_server("short.example.com. 60 A 192.0.2.9") as server:
+        lookup = await ask(server, "short", "A")
+    assert lookup.status is NXDOMAIN
+    assert server.asked == ["udp A short."]
+
+
+@pytest.mark.parametrize("name", ["a" * 64 + ".example", "a..b", "x." * 200])
+async def test_what_dns_cannot_ask_fails_quietly(name: str) -> None:
+    async with dns_server() as server:
+        lookup = await ask(server, name, "A")
+    assert lookup.status is FAILED
+    assert lookup.reason == "not a domain name"
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("text", "server"),
+    [
+        ("192.0.2.53", Server("192.0.2.53")),
+        ("192.0.2.53:5353", Server("192.0.2.53", 5353)),
+        ("2001:db8::53", Server("2001:db8::53")),
+        ("[2001:db8::53]", Server("2001:db8::53")),
+        ("[2001:db8::53]:5353", Server("2001:db8::53", 5353)),
+        ("fe80::1%lo", Server("fe80::1%lo")),
+    ],
+)
+def test_server_is_written_in_these_forms(text: str, server: Server) -> None:
+    assert parse_server(text) == server
+
+
+async def test_server_on_ipv6_is_asked() -> None:
+    async with dns_server(*ZONE, address="::1") as server:
+        options = ResolverOptions(servers=(f"[::1]:{server.port}",))
+        lookup = await Resolver(options).lookup("a.example.com", "A")
+    assert lookup.addresses == ("192.0.2.1",)
+
+
+async def test_server_with_a_zone_that_is_gone_is_no_answer() -> None:
+    asking = Resolver(ResolverOptions(servers=("fe80::1%nosuchif",)))
+    lookup = await asking.lookup("example.com", "A")
+    assert lookup.status is FAILED
