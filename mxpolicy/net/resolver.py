@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dns.exception
 
+from mxpolicy.errors import LocalTrouble
 from mxpolicy.net.dns_cache import Cache
 from mxpolicy.net.dns_message import (
     MAX_CNAMES,
@@ -29,6 +30,7 @@ from mxpolicy.net.dns_message import (
     read_answer,
 )
 from mxpolicy.net.resolv_conf import read_resolv_conf
+from mxpolicy.net.stream import OWN_TROUBLE
 from mxpolicy.reply import printable
 from mxpolicy.routing.mx import Lookup, LookupStatus
 
@@ -115,10 +117,13 @@ class Resolver:
         try:
             lookup = await self._ask(*key)
             self._cache.put(lookup, _now())
-            return lookup
+        except LocalTrouble as error:
+            # It says nothing about the name, so it is not kept.
+            lookup = Lookup(*key, LookupStatus.FAILED, reason=str(error))
         finally:
             del self._asking[key]
             done.set_result(lookup)
+        return lookup
 
     async def _ask(self, name: str, rdtype: str) -> Lookup:
         reasons: list[str] = []
@@ -195,13 +200,19 @@ def parse_server(text: str) -> Server:
 async def _ask_server(
     server: Server, question: Question, patience: float
 ) -> Answer | None:
-    """Return what *server* says or does, or None if it is silent for *patience* seconds."""
+    """Return what *server* says or does, or None if it is silent for *patience* seconds.
+
+    Raises:
+        LocalTrouble: We have no descriptor or memory for a question.
+    """
     try:
         async with asyncio.timeout(patience):
             return await _exchange(server, question)
     except TimeoutError:
         return None
     except OSError as error:
+        if error.errno in OWN_TROUBLE:
+            raise LocalTrouble(error.strerror) from error
         return Answer(LookupStatus.FAILED, reason=error.strerror or str(error))
 
 

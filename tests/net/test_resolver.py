@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -406,6 +408,23 @@ async def test_failure_is_kept_for_a_while() -> None:
     assert again.status is FAILED
     assert again.reason == first.reason
     assert len(server.asked) == 1
+
+
+async def test_our_own_lack_of_descriptors_is_not_remembered() -> None:
+    async with dns_server(*ZONE) as server:
+        asking = resolver(server)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest_free = os.dup(0)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+        try:
+            lookup = await asking.lookup("a.example.com", "A")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        again = await asking.lookup("a.example.com", "A")
+    assert lookup.status is FAILED
+    assert lookup.reason == "Too many open files"
+    assert again.status is FOUND
 
 
 async def test_equal_questions_at_the_same_time_are_asked_once() -> None:
