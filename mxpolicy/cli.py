@@ -107,8 +107,11 @@ def _misused(command: str, rest: list[str]) -> int:
     close = difflib.get_close_matches(command, COMMANDS, n=1)
     near = f" (did you mean '{close[0]}'?)" if close else ""
     text = f"unknown command '{command[:60]}'{near}"
-    # `pipex`, `ppie` or `--config FILE pipe` in master.cf: status 2 would bounce.
-    if command.startswith("pipe") or close == ["pipe"] or "pipe" in rest:
+    # `pipex`, `ppie`, `--config FILE pipe` or no word at all before `-f` in
+    # master.cf: status 2 would bounce.
+    if command.startswith("pipe") or close == ["pipe"]:
+        _defer(text)
+    if {"pipe", "-f", "--"} & {command, *rest}:
         _defer(text)
     sys.stderr.write(f"mxpolicy: {text}; try mxpolicy --help\n")
     return EXIT_USAGE

@@ -7,25 +7,38 @@ this module keeps to it:
   process, whatever happens to it.
 - stdout and stderr are one pipe, and the first bytes on it are the whole
   answer: ``4.x.x text`` or ``5.x.x text`` in one line and one write. Postfix
-  lets it beat the exit status.
+  lets it beat the exit status, so the two are made to agree here.
 - Then `os._exit`, because the interpreter's own way out may fail to flush and
   make 120 of it, which bounces.
 
 The process leads three lives. Until the engine has answered, anything that goes
 wrong is 75. When every recipient has its outcome, that is the answer, also if a
 signal arrives while it is being written. Nothing can happen after the answer.
+
+Theory of operation
+    Whoever notices trouble calls `Door.defer` where it stands: a handler of a
+    signal, the loop's handler of exceptions, `main`. No way leads back from
+    there, so nothing has to be unwound, and nothing that hangs can prevent it.
+    Connections are closed by the kernel; a host that has not seen the final dot
+    drops what it has (RFC 5321 §4.1.1.10).
+
+The command line is described in `USAGE`. ``--socket`` names a daemon's socket,
+to which the message will be handed once there is a daemon. There is none in this
+version: the option is accepted and mxpolicy delivers by itself.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from mxpolicy.config import load
 from mxpolicy.errors import ConfigError, LocalTrouble, UsageError
-from mxpolicy.option_values import parse_duration
+from mxpolicy.option_values import ITEMS
 from mxpolicy.outcome import (
     EXIT_BOUNCE,
     EXIT_DEFER,
@@ -38,12 +51,14 @@ from mxpolicy.outcome import (
 from mxpolicy.reply import printable
 
 if TYPE_CHECKING:
+    import asyncio
     from types import FrameType
+    from typing import Any
 
     from mxpolicy.delivery.events import Event
     from mxpolicy.options import Options
 
-__all__ = ["Arguments", "main", "parse_arguments"]
+__all__ = ["Arguments", "answer", "main", "parse_arguments"]
 
 # pipe(8) reads 4096 bytes and closes; a bounce shows it all in one line.
 MAX_ANSWER = 4096
@@ -53,12 +68,23 @@ ALARM_SLACK = 15.0
 
 USAGE = (
     "usage: mxpolicy pipe -f SENDER [--nexthop HOP] [--queue-id ID] "
-    "[--deadline 900s] [--config FILE] -- RECIPIENT..."
+    "[--deadline 900s] [--socket PATH] [--config FILE] -- RECIPIENT..."
 )
 
-
 _OPTIONS = ("-f", "--nexthop", "--queue-id", "--deadline", "--socket", "--config")
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
+
+# Each of them would end the process in a way that Exim bounces. SIGXCPU comes
+# with a limit on processor time, SIGALRM is our own.
+_SIGNALS = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+    signal.SIGALRM,
+)
 
 
 class Arguments(NamedTuple):
@@ -81,62 +107,7 @@ class Arguments(NamedTuple):
     recipients: tuple[str, ...]
 
 
-class Door:
-    """The way out, held open from the first moment: the answer goes through here once.
-
-    Descriptors 0, 1 and 2 are made to exist (a socket that became descriptor 1
-    would be written into by any warning), and 1 and 2 are led away from the
-    mail server's pipe, so that nothing but the answer can come first.
-    """
-
-    def __init__(self) -> None:
-        self._outcomes: list[tuple[str, Outcome]] = []
-        self._expected: int | None = None
-        self.stdin_was_closed = not _is_open(0)
-        null = os.open(os.devnull, os.O_RDWR)
-        while null < 3:  # 0, 1 or 2 was closed: this is the new one
-            null = os.dup(null)
-        self._out = os.dup(1)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-
-    def expect(self, recipients: int) -> None:
-        """From now on *recipients* outcomes make the answer complete."""
-        self._expected = recipients
-
-    def settled(self, recipient: str, outcome: Outcome) -> None:
-        """Keep an outcome as soon as it exists: no later trouble may undo it."""
-        self._outcomes.append((recipient, outcome))
-
-    def leave(self, status: int, text: str) -> NoReturn:
-        """Answer once and end the process; never returns, never raises."""
-        line = printable(text, MAX_ANSWER - 1).encode("ascii", "replace") + b"\n"
-        try:
-            os.write(self._out, line)
-        except OSError:
-            pass  # nobody reads: the status alone is the answer
-        finally:
-            os._exit(status)
-
-    def defer(self, text: str) -> NoReturn:
-        """Leave with 75, unless every recipient already has its outcome."""
-        if self._expected is not None and len(self._outcomes) == self._expected:
-            self.leave(*answer(self._outcomes))
-        self.leave(EXIT_DEFER, text)
-
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Being asked to stop, and running into our own alarm, are "try later"."""
-        if number == signal.SIGALRM:
-            self.defer("4.3.0 mxpolicy: out of time: its own deadline passed")
-        self.defer(f"4.3.0 mxpolicy: ended by {signal.Signals(number).name}")
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
+# -- the answer -------------------------------------------------------------
 
 
 def answer(outcomes: Sequence[tuple[str, Outcome]]) -> tuple[int, str]:
@@ -164,6 +135,136 @@ def answer(outcomes: Sequence[tuple[str, Outcome]]) -> tuple[int, str]:
     return (EXIT_BOUNCE if bounced else EXIT_DELIVERED), text
 
 
+def _line(status: int, text: str) -> bytes:
+    """Return *text* as the line that leaves, its code made to agree with *status*.
+
+    To Postfix ``5.x.x`` is a bounce whatever the status, 75 included, and a code
+    of class 2 is one with any status but 0.
+    """
+    code = {EXIT_DEFER: "4.", EXIT_BOUNCE: "5."}.get(status, "")
+    if not text.startswith(code):
+        text = f"{code}3.0 mxpolicy: {text}"
+    return printable(text, MAX_ANSWER - 1).encode("ascii") + b"\n"
+
+
+def _deferral(trouble: BaseException) -> str:
+    """Return what is answered to the mail server about *trouble*."""
+    while isinstance(trouble, BaseExceptionGroup):
+        trouble = trouble.exceptions[0]
+    match trouble:
+        case UsageError() | ConfigError():
+            return f"4.3.5 mxpolicy: {trouble}"
+        case LocalTrouble():
+            return f"4.3.0 mxpolicy: {trouble}"
+        case MemoryError():
+            return "4.3.0 mxpolicy: out of memory"
+        case _:
+            place = _place(trouble)
+            return f"4.3.0 mxpolicy: {type(trouble).__name__}: {trouble}{place}"
+
+
+def _place(trouble: BaseException) -> str:
+    """Return where *trouble* was raised: a postmaster's report has only this line."""
+    traceback = trouble.__traceback__
+    if traceback is None:
+        return ""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    file = os.path.basename(traceback.tb_frame.f_code.co_filename)
+    return f" ({file}:{traceback.tb_lineno})"
+
+
+class Door:
+    """The way out, held open from the first moment: the answer goes through here once.
+
+    Descriptors 0, 1 and 2 are made to exist (a socket that became descriptor 1
+    would be written into by any warning), and 1 and 2 are led away from the
+    mail server's pipe, so that nothing but the answer can come first.
+
+    Attributes:
+        stdin_was_closed: There was no descriptor 0 to read a message from.
+    """
+
+    def __init__(self) -> None:
+        self._outcomes: list[tuple[str, Outcome]] = []
+        self._expected: int | None = None
+        self._leaving: int | None = None
+        self._parent = os.getppid()
+        self.stdin_was_closed = not _is_open(0)
+        null = os.open(os.devnull, os.O_RDWR)
+        while null < 3:  # 0, 1 or 2 was closed: this is the new one
+            null = os.dup(null)
+        self._out = os.dup(1)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+
+    def is_watched(self) -> bool:
+        """Return whether the mail server that started us is still there.
+
+        The end of stdin looks the same when it was killed in mid-message, and
+        then it will send all of it again. Its death is seen in two ways: we get
+        another parent (and process 1 is nobody's mail server); or, where a shell
+        stands between us, nobody has our stdout open for reading.
+        """
+        if not os.getppid() == self._parent != 1:
+            return False
+        poll = select.poll()
+        poll.register(self._out, 0)  # POLLERR and POLLHUP are always told
+        return not poll.poll(0)
+
+    def expect(self, recipients: int) -> None:
+        """From now on *recipients* outcomes make the answer complete."""
+        self._expected = recipients
+
+    def settled(self, recipient: str, outcome: Outcome) -> None:
+        """Keep an outcome as soon as it exists: no later trouble may undo it."""
+        self._outcomes.append((recipient, outcome))
+
+    def defer(self, why: str | BaseException) -> NoReturn:
+        """Leave with 75, unless every recipient already has its outcome.
+
+        It never returns and never raises, also without any memory left: then
+        the status, which needs none, is the answer.
+        """
+        status, text = EXIT_DEFER, ""
+        try:
+            if self._expected is not None and len(self._outcomes) == self._expected:
+                status, text = answer(self._outcomes)
+            else:
+                text = why if isinstance(why, str) else _deferral(why)
+        finally:
+            self._leave(status, text)
+
+    def _leave(self, status: int, text: str) -> NoReturn:
+        self._leaving = status
+        try:
+            os.write(self._out, _line(status, text))
+        finally:  # nobody reads, or no memory: the status alone is the answer
+            os._exit(status)
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Being asked to stop, and running into our own alarm, are "try later"."""
+        if self._leaving is not None:
+            # The answer is on its way; only a write that hangs is cut short.
+            if number == signal.SIGALRM:
+                os._exit(self._leaving)
+            return
+        if number == signal.SIGALRM:
+            self.defer("4.3.0 mxpolicy: out of time: its own deadline has passed")
+        self.defer(f"4.3.0 mxpolicy: ended by {signal.Signals(number).name}")
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+# -- the command line -------------------------------------------------------
+
+
 def parse_arguments(argv: Sequence[str]) -> Arguments:
     """Understand what follows ``mxpolicy pipe``.
 
@@ -176,21 +277,15 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     given: dict[str, str] = {}
     rest = list(argv)
     while rest and rest[0] != "--":
-        name, inline, value = rest.pop(0).partition("=")
-        if name not in _OPTIONS:
-            raise UsageError(f"unknown argument {printable(name, 60)!r}; {USAGE}")
+        name, value = _next_option(rest)
         if name in given:
             raise UsageError(f"{name} is given twice; {USAGE}")
-        if not inline:
-            if not rest:
-                raise UsageError(f"{name} needs a value; {USAGE}")
-            value = rest.pop(0)
         given[name] = value
-    recipients = tuple(rest[1:])
     if not rest:
         raise UsageError(f"no -- before the recipients; {USAGE}")
-    if not recipients:
-        raise UsageError(f"no recipient; {USAGE}")
+    recipients = tuple(rest[1:])
+    if not recipients or "" in recipients:
+        raise UsageError(f"no recipient, or an empty one; {USAGE}")
     if "-f" not in given:
         raise UsageError(f"no sender: give -f (an empty one is <>); {USAGE}")
     return Arguments(
@@ -203,81 +298,81 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     )
 
 
+def _next_option(rest: list[str]) -> tuple[str, str]:
+    """Take an option and its value from the front of *rest*."""
+    word = rest.pop(0)
+    name, inline, value = word.partition("=")
+    if name not in _OPTIONS or (inline and name == "-f"):
+        raise UsageError(f"unknown argument {printable(word, 60)!r}; {USAGE}")
+    if not inline:
+        if not rest:
+            raise UsageError(f"{name} needs a value; {USAGE}")
+        value = rest.pop(0)
+    return name, value
+
+
 def _deadline(text: str) -> float:
     try:
-        seconds = parse_duration(text)
+        seconds = ITEMS["Timeout"](text)
     except ValueError as error:
         raise UsageError(f"--deadline: {error}") from error
-    if not seconds:
-        raise UsageError("--deadline: must be more than nothing")
+    assert isinstance(seconds, float)
     return seconds
 
 
+# -- the work ---------------------------------------------------------------
+
+
 def main(argv: Sequence[str]) -> NoReturn:
-    """Deliver the message on stdin as *argv* says; never returns, never raises.
+    """Deliver the message on stdin as *argv* says; leave by `os._exit`.
 
     Args:
         argv: What follows ``mxpolicy pipe`` on the command line.
+
+    Raises:
+        OSError: There is not even a `Door`; the caller says "try later" on stdout.
     """
-    parent = os.getppid()
-    door = None
+    began = time.monotonic()
+    door = Door()
     try:
-        door = Door()
         for number in _SIGNALS:
             signal.signal(number, door.on_signal)
         # Exim's children inherit some of them ignored, others may be blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        _work(door, argv, parent)
-    except (UsageError, ConfigError) as exc:
-        text = f"4.3.5 mxpolicy: {exc}"
-    except LocalTrouble as exc:
-        text = f"4.3.0 mxpolicy: {exc}"
-    except MemoryError:
-        text = "4.3.0 mxpolicy: out of memory"
-    except BaseException as exc:  # whatever it is, the mail server shall try again
-        text = f"4.3.0 mxpolicy: {type(exc).__name__}: {exc}"
-    if door is not None:
-        door.defer(text)
-    os._exit(EXIT_DEFER)
+        _work(door, parse_arguments(argv), began)
+    except BaseException as trouble:  # whatever it is, the mail server shall try again
+        door.defer(trouble)
 
 
-def _work(door: Door, argv: Sequence[str], parent: int) -> NoReturn:
-    arguments = parse_arguments(argv)
+def _work(door: Door, arguments: Arguments, began: float) -> NoReturn:
     options = load(arguments.config, os.environ)
     deadline = arguments.deadline or options.deadline
     signal.setitimer(signal.ITIMER_REAL, deadline + ALARM_SLACK)
     if door.stdin_was_closed:
         raise LocalTrouble("no message: standard input is closed")
-    door.expect(len(arguments.recipients))
 
     # Late, so that a wrong command line costs nothing, and inside main's `try`.
     import asyncio
 
-    asyncio.run(_deliver(door, arguments, options, deadline, parent))
-    door.defer("4.3.0 mxpolicy: a recipient was left without an outcome")
+    # Not asyncio.run: its way out waits for tasks, and an exception has told us all.
+    asyncio.new_event_loop().run_until_complete(
+        _deliver(door, arguments, options, began + deadline)
+    )
+    raise AssertionError("_deliver never returns")
 
 
 async def _deliver(
-    door: Door, arguments: Arguments, options: Options, deadline: float, parent: int
-) -> None:
+    door: Door, arguments: Arguments, options: Options, deadline: float
+) -> NoReturn:
+    """Deliver until *deadline*, on the monotonic clock, and leave."""
+    import asyncio
+
     from mxpolicy.delivery.engine import Engine, Request
     from mxpolicy.delivery.events import RecipientSettled
     from mxpolicy.delivery.log import Log
     from mxpolicy.delivery.mail_data import spool
 
-    def input_is_complete() -> bool:
-        # EOF on stdin looks the same when the mail server was killed in
-        # mid-message and will send all of it again. No mail server runs us as
-        # a child of process 1.
-        return os.getppid() == parent != 1
-
-    request = Request(
-        sender=arguments.sender,
-        recipients=arguments.recipients,
-        nexthop=arguments.nexthop,
-        queue_id=arguments.queue_id,
-        deadline=deadline,
-    )
+    asyncio.get_running_loop().set_exception_handler(_loop_trouble(door))
     log = Log(options.log, arguments.queue_id)
 
     def observe(event: Event) -> None:
@@ -285,8 +380,37 @@ async def _deliver(
             door.settled(event.recipient, event.outcome)
         log.observe(event)
 
-    engine = Engine(options, observe, input_is_complete)
-    mail_data = await spool(0)
+    engine = Engine(options, observe, door.is_watched)
+    mail_data = await spool(0, memory_limit=options.limits.message_memory)
     if not mail_data.size:
         raise LocalTrouble("no message: standard input is empty")
+    if not door.is_watched():
+        raise LocalTrouble("the mail server that started us has gone away")
+    request = Request(
+        sender=arguments.sender,
+        recipients=arguments.recipients,
+        nexthop=arguments.nexthop,
+        queue_id=arguments.queue_id,
+        deadline=max(0.0, deadline - time.monotonic()),
+    )
+    door.expect(len(request.recipients))
     await engine.deliver(request, mail_data)
+    door.defer("4.3.0 mxpolicy: a recipient was left without an outcome")
+
+
+def _loop_trouble(
+    door: Door,
+) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
+    """Return what the event loop calls for an exception that reaches nobody.
+
+    When a callback raised it (no memory, or a bug), whoever waits for what the
+    callback should have done waits for ever. An exception that nobody asked a
+    finished task for ("handle" is not there) keeps nobody waiting.
+    """
+
+    def handler(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        trouble = context.get("exception")
+        if "handle" in context or isinstance(trouble, MemoryError):
+            door.defer(trouble or context["message"])
+
+    return handler

@@ -88,6 +88,8 @@ def test_pipe_in_too_little_memory_is_deferred(limit: int) -> None:
         ("ppie",),
         ("Pipe",),
         ("--config", "/etc/mxpolicy.yaml", "pipe", "--", "a@example.com"),
+        ("-f", "", "--", "a@example.com"),
+        ("--nexthop", "example.com", "--", "a@example.com"),
     ],
 )
 def test_misspelt_pipe_is_deferred(argv: tuple[str, ...]) -> None:
