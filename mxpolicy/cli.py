@@ -26,6 +26,7 @@ EXIT_DEFER = 75  # as in mxpolicy.outcome, which may be what cannot be imported
 # In the order of the help text. What is not built yet is not named.
 COMMANDS = {
     "pipe": "deliver the message on standard input; run by the mail server",
+    "route": "show whom a message would be tried at, and why; dials nothing",
     "demo": "see it work on loopback: no root, no mail server",
 }
 
@@ -41,6 +42,7 @@ commands:
   --version   the version
 
 Exit status: pipe: 0 delivered, 75 try later, 69 bounce, never another one;
+route: the same when there is nobody to dial, else 0;
 the others: 0 well, 1 not well, 2 misused.
 """
 
@@ -53,6 +55,10 @@ def main() -> int:
     command, *rest = sys.argv[1:] or [""]
     if command == "pipe":
         _pipe(rest)
+    if command == "route":
+        from mxpolicy import route
+
+        return route.main(rest)
     if command == "demo":
         from mxpolicy import demo
 

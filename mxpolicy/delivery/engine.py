@@ -10,6 +10,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
@@ -58,6 +59,7 @@ class Engine:
         observe: Told everything that happens; see `mxpolicy.delivery.events`.
         input_is_complete: Whether the mail data is known to be whole; asked
             just before the final dot.
+        clock: Seconds, monotonic, in step with the event loop's.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Engine:
         options: Options,
         observe: events.Observe,
         input_is_complete: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._port = options.port
         helo = options.helo or own_name()
@@ -76,17 +79,51 @@ class Engine:
             options,
             helo=helo,
             is_myself=lambda name: identity.has_name(name.lower().rstrip(".")),
-            clock=time.monotonic,
-            observe=observe,
+            clock=clock,
+            observe=_harmless(observe),
             input_is_complete=input_is_complete,
         )
+
+    async def plan(self, nexthop: str, sender: str, recipient: str) -> Plan:
+        """Return whom a message would be tried at, and why; nobody is dialled.
+
+        As `deliver` goes about it, so that what is shown is what will happen.
+
+        Args:
+            nexthop: ``""`` means the recipient's own domain.
+            sender: Reverse-path; ``""`` or ``<>`` is the null one.
+            recipient: Forward-path; ``""`` when it is not known. Then the nexthop
+                is taken for the operator's, whose trouble never bounces.
+        """
+        try:
+            reverse_path = parse_reverse_path(sender)
+        except AddressError as error:
+            return Plan(nexthop, (), refusal=trouble.bad_sender(error))
+        try:
+            mailbox = parse_mailbox(recipient) if recipient else None
+        except AddressError as error:
+            return Plan(nexthop, (), refusal=trouble.bad_recipient(error))
+        nexthop, domain = _aim(nexthop, mailbox.domain if mailbox else "")
+        try:
+            return await self._planner.plan(
+                parse_nexthop(nexthop, self._port),
+                destination_domain=domain,
+                reverse_path=reverse_path.wire if reverse_path else "",
+                forward_path=mailbox.wire if mailbox else "",
+            )
+        except NexthopError as error:
+            return Plan(nexthop, (), refusal=trouble.bad_nexthop(error))
+        except AddressError as error:  # an international name, see parse_nexthop
+            return Plan(nexthop, (), refusal=trouble.own_trouble(error))
 
     async def deliver(self, request: Request, mail_data: MailData) -> list[Outcome]:
         """Deliver *mail_data* and return the outcome of each recipient, in their order.
 
         Each outcome is also observed, as soon as it exists, as
         `events.RecipientSettled`. Nothing a host, a name server or a strange
-        address does makes this raise; our own bugs come out as `Deferred`.
+        address does makes this raise; our own bugs come out as `Deferred`. When the
+        task is cancelled, whoever is not settled yet is deferred, and
+        `asyncio.CancelledError` goes on.
         """
         return await _Delivery(
             self._around, self._planner, self._port, request, mail_data
@@ -115,18 +152,28 @@ class _Delivery:
 
     async def run(self) -> list[Outcome]:
         try:
+            await self._deliver()
+        except asyncio.CancelledError as stop:
+            self._settle_all(trouble.own_trouble(stop))
+            raise
+        except Exception as error:
+            self._observe_trouble(error)
+            self._settle_all(trouble.own_trouble(_cause(error)))
+        return [self._outcomes[place] for place in range(len(self._request.recipients))]
+
+    async def _deliver(self) -> None:
+        try:
             reverse_path = parse_reverse_path(self._request.sender)
         except AddressError as error:
             self._settle_all(trouble.bad_sender(error))
-        else:
-            self._understand_recipients()
-            envelope = Envelope(
-                reverse_path, tuple(self._recipients), self._request.queue_id
-            )
-            async with asyncio.TaskGroup() as group:
-                for (nexthop, domain), indices in self._groups().items():
-                    group.create_task(self._send(envelope, nexthop, domain, indices))
-        return [self._outcomes[place] for place in range(len(self._request.recipients))]
+            return
+        self._understand_recipients()
+        envelope = Envelope(
+            reverse_path, tuple(self._recipients), self._request.queue_id
+        )
+        async with asyncio.TaskGroup() as group:
+            for (nexthop, domain, _), indices in self._groups().items():
+                group.create_task(self._send(envelope, nexthop, domain, indices))
 
     def _understand_recipients(self) -> None:
         """Fill the envelope; whoever cannot be written to is settled at once."""
@@ -138,18 +185,17 @@ class _Delivery:
             else:
                 self._recipients.append(Recipient(place, printable(text), mailbox))
 
-    def _groups(self) -> dict[tuple[str, str], list[int]]:
-        """Return {(nexthop, destination domain): recipients' indices}.
+    def _groups(self) -> dict[tuple[str, str, bool], list[int]]:
+        """Return {(nexthop, destination domain, needs SMTPUTF8): recipients' indices}.
 
-        A nexthop that is not the recipient's own domain was written by the
-        operator: then the domain is empty, and DNS trouble is his to mend.
+        Those whose address needs SMTPUTF8 go by themselves: a host that cannot
+        take theirs is no reason to refuse the others.
         """
-        groups: dict[tuple[str, str], list[int]] = {}
+        groups: dict[tuple[str, str, bool], list[int]] = {}
         for index, recipient in enumerate(self._recipients):
-            domain = recipient.mailbox.domain
-            nexthop = self._request.nexthop or domain
-            own = nexthop.strip().rstrip(".").lower() == domain
-            groups.setdefault((nexthop, domain if own else ""), []).append(index)
+            mailbox = recipient.mailbox
+            aim = _aim(self._request.nexthop, mailbox.domain)
+            groups.setdefault((*aim, mailbox.needs_smtputf8), []).append(index)
         return groups
 
     async def _send(
@@ -177,7 +223,7 @@ class _Delivery:
             self._settle_group(indices, trouble.bad_nexthop(error))
         except Exception as error:
             self._observe_trouble(error)
-            self._settle_group(indices, trouble.own_trouble(error))
+            self._settle_group(indices, trouble.own_trouble(_cause(error)))
 
     async def _plan(
         self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
@@ -237,3 +283,35 @@ class _Delivery:
 
     def _now(self) -> float:
         return self._around.clock() - self._began
+
+
+def _aim(nexthop: str, domain: str) -> tuple[str, str]:
+    """Return the nexthop, and the destination domain of a recipient of *domain*.
+
+    A nexthop that is not the recipient's own domain was written by the operator:
+    then the destination domain is empty, and DNS trouble is his to mend.
+    """
+    nexthop = nexthop or domain
+    try:
+        # Read as the recipient's was: it may be spelt in U-labels, or [ipv6:...].
+        own = parse_mailbox(f"x@{nexthop.strip()}").domain == domain
+    except AddressError:
+        own = False
+    return nexthop, domain if own else ""
+
+
+def _cause(error: Exception) -> Exception:
+    """Return the first of those that a task group has put together."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _harmless(observe: events.Observe) -> events.Observe:
+    """Return *observe*, unable to do harm: no mail is lost or doubled for a log line."""
+
+    def tell(event: events.Event) -> None:
+        with suppress(Exception):
+            observe(event)
+
+    return tell

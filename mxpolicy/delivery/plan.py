@@ -77,6 +77,8 @@ class Plan(NamedTuple):
         own_preference: At which preference this system is itself an exchanger of
             the first nexthop; None when it is not. No candidate of the first
             nexthop is as bad as that.
+        lookups: What DNS said, in the order of the nexthops and of their hosts.
+            Hosts of our own name, and whoever is not better, were not asked for.
     """
 
     nexthop: str
@@ -84,6 +86,14 @@ class Plan(NamedTuple):
     remarks: tuple[str, ...] = ()
     refusal: Outcome | None = None
     own_preference: int | None = None
+    lookups: tuple[Lookup, ...] = ()
+
+
+class _Answered(NamedTuple):
+    """One nexthop: what is left of it, and the answers that it was made from."""
+
+    selection: Selection
+    lookups: tuple[Lookup, ...]
 
 
 class Planner:
@@ -125,7 +135,8 @@ class Planner:
                 group.create_task(self._select(nexthop, questions))
                 for nexthop in nexthops
             ]
-        selections = [task.result() for task in tasks]
+        answered = [task.result() for task in tasks]
+        selections = [one.selection for one in answered]
         seed = shuffle_seed(reverse_path, forward_path, destination_domain)
         candidates = arrange(_located(nexthops, selections), seed)
         refusal = None
@@ -137,38 +148,44 @@ class Planner:
             tuple(remark for one in selections for remark in one.remarks),
             refusal,
             selections[0].own_preference,
+            tuple(lookup for one in answered for lookup in one.lookups),
         )
 
     async def _select(
         self, nexthop: Nexthop, questions: asyncio.Semaphore
-    ) -> Selection:
+    ) -> _Answered:
         own = self._own if nexthop.port == LOOP_PORT else None
-        exchangers = await self._exchangers(nexthop)
+        exchangers, lookups = await self._exchangers(nexthop)
         hosts, named_at = exchangers.hosts, None
         if own is not None:
             hosts, named_at = better_than_own_name(hosts, own)
         if len(hosts) > MAX_HOSTS:
             remark = f"{len(hosts) - MAX_HOSTS} of {len(hosts)} mail servers left out"
             exchangers = exchangers._replace(remarks=(*exchangers.remarks, remark))
-        return select(
+        resolved = await self._resolve(hosts[:MAX_HOSTS], questions)
+        selection = select(
             nexthop.name,
             exchangers,
-            await self._resolve(hosts[:MAX_HOSTS], questions),
+            resolved,
             own,
             self._dialable,
             named_at=named_at,
             defer_missing=self._options.nxdomain is NxdomainPolicy.DEFER,
         )
+        lookups += tuple(lookup for one in resolved for lookup in one.lookups)
+        return _Answered(selection, lookups)
 
-    async def _exchangers(self, nexthop: Nexthop) -> Exchangers:
+    async def _exchangers(
+        self, nexthop: Nexthop
+    ) -> tuple[Exchangers, tuple[Lookup, ...]]:
         match nexthop.kind:
             case NexthopKind.DOMAIN:
                 lookup = await self._resolver.lookup(nexthop.name, "MX")
-                return mail_exchangers(nexthop.name, lookup)
+                return mail_exchangers(nexthop.name, lookup), (lookup,)
             case NexthopKind.HOST:
-                return Exchangers((Host(nexthop.name),))
+                return Exchangers((Host(nexthop.name),)), ()
             case NexthopKind.ADDRESS:
-                return Exchangers((Host(nexthop.name, address=nexthop.name),))
+                return Exchangers((Host(nexthop.name, address=nexthop.name),)), ()
 
     async def _resolve(
         self, hosts: Sequence[Host], questions: asyncio.Semaphore

@@ -1,0 +1,124 @@
+"""Text for whoever looks at it: wrapped and coloured on a terminal, plain elsewhere.
+
+In a pipe or a file every sentence and every row of a table is one line, without
+colour, so that it can be searched and compared. Colours only on a terminal, and
+not with ``NO_COLOR`` (https://no-color.org). What is written must be `printable`
+already: nothing is escaped here.
+"""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["BOLD", "DIM", "GREEN", "RED", "YELLOW", "Terminal"]
+
+BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"
+
+# Narrower, a table would be all wrapping; wider, a sentence is hard to read.
+MIN_WIDTH = 40
+MAX_WIDTH = 110
+
+GAP = "  "  # between columns
+
+
+class Terminal:
+    """A stream and what it can show.
+
+    Attributes:
+        width: Columns to fill; None where lines are not to be broken.
+    """
+
+    def __init__(
+        self, stream: TextIO, environ: Mapping[str, str], width: int | None = None
+    ) -> None:
+        """Judge by the stream and the environment.
+
+        Args:
+            stream: Where all goes.
+            environ: ``TERM``, ``NO_COLOR`` and ``COLUMNS`` are looked at.
+            width: Instead of what the terminal says of itself.
+        """
+        live = stream.isatty() and environ.get("TERM", "dumb") != "dumb"
+        self._stream = stream
+        self._colour = live and not environ.get("NO_COLOR")
+        self.width = _bounded(width or _columns()) if live or width else None
+
+    def paint(self, text: str, *codes: str) -> str:
+        """Colour *text* where that may be."""
+        if not self._colour or not codes or not text:
+            return text
+        return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
+
+    def line(self, text: str = "") -> None:
+        """Write *text*, which may hold colours, as it is."""
+        self._stream.write(f"{text}\n")
+
+    def heading(self, text: str) -> None:
+        """Write *text* as the beginning of something new."""
+        self.line()
+        self.line(self.paint(text, BOLD))
+
+    def say(self, text: str, first: str = "", hanging: str | None = None) -> None:
+        """Write a sentence.
+
+        Args:
+            text: One line, without colours.
+            first: What stands before it.
+            hanging: What stands before its further lines; blanks by default.
+        """
+        if hanging is None:
+            hanging = " " * len(first)
+        for line in self._wrapped(text, first, hanging):
+            self.line(line)
+
+    def table(
+        self, rows: Sequence[Sequence[str]], right: Sequence[int] = (), indent: int = 2
+    ) -> None:
+        """Write *rows* in columns; the last column is wrapped where there is a width.
+
+        Args:
+            rows: Equally many cells each, without colours.
+            right: The columns that are flush right.
+            indent: Blanks before each row.
+        """
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = [
+                cell.rjust(width) if place in right else cell.ljust(width)
+                for place, (cell, width) in enumerate(
+                    zip(row[:-1], widths, strict=False)
+                )
+            ]
+            first = " " * indent + "".join(cell + GAP for cell in cells)
+            if self.width is not None and len(first) > self.width * 2 // 3:
+                # Too much before it: the last cell gets lines of its own.
+                self.line(first.rstrip())
+                first = " " * (indent + 4)
+            self.say(row[-1], first)
+
+    def _wrapped(self, text: str, first: str, hanging: str) -> list[str]:
+        if self.width is None:
+            return [f"{first}{text}".rstrip()]
+        return textwrap.wrap(
+            text,
+            self.width,
+            initial_indent=first,
+            subsequent_indent=hanging,
+            break_on_hyphens=False,
+            # A command that is to be copied shall stay in one piece.
+            break_long_words=False,
+        ) or [first.rstrip()]
+
+
+def _columns() -> int:
+    # One less than there is: a full last column makes some terminals wrap.
+    return shutil.get_terminal_size((80, 24)).columns - 1
+
+
+def _bounded(width: int) -> int:
+    return max(MIN_WIDTH, min(MAX_WIDTH, width))
