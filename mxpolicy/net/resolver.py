@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import dns.exception
 
-from mxpolicy.errors import LocalTrouble
+from mxpolicy.address import canonical_address
+from mxpolicy.errors import ConfigError, LocalTrouble
 from mxpolicy.net.dns_cache import Cache
 from mxpolicy.net.dns_message import (
     MAX_CNAMES,
@@ -76,6 +77,9 @@ class Resolver:
             options: Servers named here replace those of resolv.conf, and then
                 its ``trust-ad``, which is about its own servers, means nothing.
             conf: What resolv.conf says; read from /etc when None.
+
+        Raises:
+            ConfigError: A server is not written as an address.
         """
         conf = conf or read_resolv_conf()
         named = options.servers
@@ -186,15 +190,22 @@ def parse_server(text: str) -> Server:
     """Return the server in ``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT``.
 
     Raises:
-        ValueError: The port is no number.
+        ConfigError: It is none of these; a host name is not, since nobody would
+            be there to look it up.
     """
+    address, port = text, ""
     if text.startswith("["):
-        address, _, rest = text[1:].partition("]")
-        return Server(address, int(rest[1:]) if rest else PORT)
-    address, colon, port = text.rpartition(":")
-    if colon and ":" not in address:
-        return Server(address, int(port))
-    return Server(text)
+        address, _, port = text[1:].partition("]")
+        port = port.removeprefix(":")
+    elif text.count(":") == 1:
+        address, _, port = text.partition(":")
+    number = int(port) if port.isascii() and port.isdigit() else 0
+    if canonical_address(address.partition("%")[0]) and (
+        0 < number < 65536 or not port
+    ):
+        return Server(address, number or PORT)
+    expected = "ADDRESS, ADDRESS:PORT or [V6]:PORT"
+    raise ConfigError([f"resolver.servers: expected {expected}, not {text!a}"])
 
 
 async def _ask_server(

@@ -12,6 +12,7 @@ import dns.flags
 import dns.rrset
 import pytest
 
+from mxpolicy.errors import ConfigError
 from mxpolicy.net.resolv_conf import ResolvConf
 from mxpolicy.net.resolver import Resolver, Server, parse_server
 from mxpolicy.options import ResolverOptions
@@ -482,6 +483,21 @@ async def test_what_dns_cannot_ask_fails_quietly(name: str) -> None:
 )
 def test_server_is_written_in_these_forms(text: str, server: Server) -> None:
     assert parse_server(text) == server
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ns.example.com",
+        "192.0.2.53:0",
+        "192.0.2.53:x",
+        "[::1]:65536",
+    ],
+)
+def test_server_written_otherwise_is_a_mistake_in_the_configuration(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"resolver\.servers: expected ADDRESS"):
+        Resolver(ResolverOptions(servers=(text,)))
 
 
 async def test_server_on_ipv6_is_asked() -> None:
