@@ -17,6 +17,7 @@ From the outside in:
 `lab`        the handle that tests get: send, look at the log, look at the hosts
 `cases`      the cases, a table; `expect` judges one
 `postfix`    the mail server: its configuration, its log, a client to give it mail
+`exim`       the other mail server, beside it, where it is asked for
 `smtp_host`  the SMTP hosts with faults, one process; `hosts` asks it what it saw
 `names`      zones, signatures, nsd, unbound
 `firewall`   the nftables rules

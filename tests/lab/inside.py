@@ -26,7 +26,7 @@ HIDDEN = ("/opt", "/var", "/dev")
 
 STAGE = Path("/run/lab")  # overlays, stashed directories, configuration of the servers
 
-USERS = ("postfix", "postdrop", "mxpolicy", "unbound", "nsd")
+USERS = ("postfix", "postdrop", "mxpolicy", "unbound", "nsd", "Debian-exim")
 FIRST_UID = 64100  # above Debian's dynamic ids, below its reserved ones
 
 HOSTNAME = "mail.lab.test"

@@ -14,8 +14,10 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from .cases import GOOD, Case, Host, Placed
+from .exim import Exim
 from .firewall import Firewall
 from .hosts import Hosts, Message
 from .names import NameService
@@ -27,6 +29,14 @@ HOME = Placed(Case("home", "Bounces arrive.", (Host("mx", 10),), {}), "", 0)
 HOME_DOMAIN = "home.lab.test"
 
 TRANSPORTS = ("mxpolicy", "smtp")
+
+EXIM_SMTP = "exim-smtp"
+"""The transport that is Exim's own: its cases go through `Lab.exim`, not Postfix."""
+
+EXIM_TAKES_AT_MOST = 900.0
+"""Seconds; no case says how Exim's attempt must end, it is only shown."""
+
+MESSAGE = b"Subject: from the lab\n\nOne line of text.\n"
 
 PACE = 0.3
 """Seconds between the messages of cases."""
@@ -42,12 +52,30 @@ class Sent:
     """Seconds since the epoch."""
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a case's first attempt ended, as the mail server logged it.
+
+    `status` is sent, deferred or bounced; `delay` is seconds since it had the message.
+    """
+
+    status: str
+    delay: float
+    text: str
+
+
+def patience(placed: Placed) -> float:
+    """Return the seconds that a case's first attempt may take."""
+    expected = placed.case.expected.get(placed.transport)
+    return expected.within if expected else EXIM_TAKES_AT_MOST
+
+
 class Lab:
     """A whole lab, started; a context manager that takes everything down.
 
     *transports* are more services for Postfix's master.cf, *settings* more lines for
     its main.cf, *fragments* more of contrib (see `Postfix`); mail for
-    `DOMAIN.NAME.lab.test` goes by transport NAME.
+    `DOMAIN.NAME.lab.test` goes by transport NAME. Exim is there once it is asked for.
     Raises LabUnavailable where this machine cannot have one.
     """
 
@@ -98,7 +126,7 @@ class Lab:
         self,
         recipients: Sequence[str],
         sender: str = f"sender@{HOME_DOMAIN}",
-        data: bytes = b"Subject: from the lab\n\nOne line of text.\n",
+        data: bytes = MESSAGE,
         options: Sequence[str] = (),
     ) -> str:
         """Give Postfix a message; return its queue id."""
@@ -126,12 +154,18 @@ class Lab:
         """Send a domain's mail by "transport:nexthop" from now on."""
         self.postfix.route(domain, transport)
 
+    @cached_property
+    def exim(self) -> Exim:
+        """Exim, started when it is first asked for."""
+        return Exim(self.world)
+
     # --- cases ---
 
     def send_case(self, placed: Placed) -> Sent:
         """Send a case's message."""
+        send = self.exim.send if placed.transport == EXIM_SMTP else self.send
         at = time.time()
-        return Sent(placed, self.send([placed.recipient], placed.sender), at)
+        return Sent(placed, send([placed.recipient], placed.sender, MESSAGE), at)
 
     def send_cases(self) -> dict[str, Sent]:
         """Send every case's message, the slowest first; return them by case name.
@@ -139,12 +173,19 @@ class Lab:
         All are under way at once, but do not start at once: starting a Python for each
         is work, and times are judged.
         """
-        slowest_first = sorted(self.placed, key=lambda one: -one.expected.within)
+        slowest_first = sorted(self.placed, key=patience, reverse=True)
         sent = {}
         for placed in slowest_first:
             sent[placed.name] = self.send_case(placed)
             time.sleep(PACE)
         return sent
+
+    def ended(self, sent: Sent) -> Ended | None:
+        """Return how a case's first attempt ended, or None while it goes on."""
+        server = self.exim if sent.placed.transport == EXIM_SMTP else self.postfix
+        for first in server.deliveries(sent.queue_id):
+            return Ended(first.status, first.delay, first.text)
+        return None
 
     def judge(self, sent: Sent) -> list[str]:
         """Wait for a case's first attempt to end; return what is not as expected."""

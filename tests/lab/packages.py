@@ -5,11 +5,13 @@ only that, into `.lab/debs`; dpkg-deb unpacks it into one tree, `.lab/roots/KEY/
 which `inside` lays over the machine's own `/usr` and `/etc` in a mount namespace. No
 maintainer script runs: what Postfix's would do, `postfix.py` does.
 
-A tree is complete when its `packages` file names the packages; then no network and no
-apt is needed. It is keyed by distribution, version and architecture.
+A tree is complete when its `packages` file is there; then no network and no apt is
+needed. It is keyed by distribution, version, architecture and the list of packages, so
+that a new list never takes the ground from under a lab that runs.
 """
 
 import fcntl
+import hashlib
 import platform
 import shutil
 import subprocess
@@ -26,6 +28,9 @@ PACKAGES: tuple[tuple[str, ...], ...] = (
     ("postfix",),
     ("nsd", "unbound", "ldnsutils", "bind9-dnsutils"),
     ("nftables", "ethtool", "iproute2"),
+    # Unpacked in order of their names: where Exim and Postfix have a file of one name,
+    # sendmail(1) above all, it is Postfix's.
+    ("exim4-daemon-light",),
 )
 
 
@@ -38,11 +43,12 @@ def root_tree() -> Path:
 
     Raises LabUnavailable when apt cannot fetch, with apt's own last words.
     """
-    home = LAB_DIRECTORY / "roots" / _key()
-    tree, stamp = home / "root", home / "packages"
     wanted = "".join(" ".join(group) + "\n" for group in PACKAGES)
+    digest = hashlib.sha256(wanted.encode()).hexdigest()[:8]
+    home = LAB_DIRECTORY / "roots" / f"{_key()}-{digest}"
+    tree, stamp = home / "root", home / "packages"
     with _alone():
-        if stamp.exists() and stamp.read_text() == wanted:
+        if stamp.exists():
             return tree
         shutil.rmtree(tree, ignore_errors=True)
         _make_skeleton(tree)

@@ -169,7 +169,7 @@ class Postfix:
         until = time.monotonic() + 20
         while True:
             try:
-                with _Client(self._world):
+                with Client(self._world):
                     return
             except (OSError, smtplib.SMTPException):
                 if time.monotonic() > until:
@@ -190,17 +190,11 @@ class Postfix:
         Lines of *data* may end in LF. *options* are parameters of MAIL, for example
         "BODY=8BITMIME". Raises smtplib.SMTPException when Postfix does not take it.
         """
-        data = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
-        with _Client(self._world) as client:
-            parameters = "".join(f" {option}" for option in options)
-            client.ask(f"MAIL FROM:<{sender}>{parameters}")
-            for recipient in recipients:
-                client.ask(f"RCPT TO:<{recipient}>")
-            code, text = client.data(data)
-            found = re.search(rb"queued as (\w+)", text)
-            if code != 250 or found is None:
-                raise smtplib.SMTPResponseException(code, text)
-            return found[1].decode()
+        with Client(self._world) as client:
+            text = client.submit(recipients, sender, data, options)
+        found = re.search(rb"queued as (\w+)", text)
+        assert found is not None, text
+        return found[1].decode()
 
     def flush(self) -> None:
         """Try everything in the queue now."""
@@ -239,18 +233,40 @@ class Postfix:
             time.sleep(0.1)
 
 
-class _Client(smtplib.SMTP):
-    """An SMTP client at Postfix's own door, made in the mail server's network."""
+class Client(smtplib.SMTP):
+    """An SMTP client at a mail server's own door, made in the mail server's network."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, port: int = 25) -> None:
         self._world = world
-        super().__init__("127.0.0.1", 25, local_hostname="localhost", timeout=60)
+        super().__init__("127.0.0.1", port, local_hostname="localhost", timeout=60)
         self.ehlo()
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:
         return self._world.connect("mta", (host, port), timeout)
 
-    def ask(self, command: str) -> None:
+    def submit(
+        self,
+        recipients: Sequence[str],
+        sender: str,
+        data: bytes,
+        options: Sequence[str] = (),
+    ) -> bytes:
+        """Hand over one message; return the text of the answer to its final dot.
+
+        Lines of *data* may end in LF. *options* are parameters of MAIL. Raises
+        smtplib.SMTPException when the mail server does not take it.
+        """
+        parameters = "".join(f" {option}" for option in options)
+        self._ask(f"MAIL FROM:<{sender}>{parameters}")
+        for recipient in recipients:
+            self._ask(f"RCPT TO:<{recipient}>")
+        crlf = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        code, text = self.data(crlf)
+        if code != 250:
+            raise smtplib.SMTPResponseException(code, text)
+        return text
+
+    def _ask(self, command: str) -> None:
         """Send a command as it is; raise unless the answer is positive."""
         code, text = self.docmd(command)
         if code >= 400:

@@ -1,0 +1,219 @@
+"""The real Exim of the lab, beside Postfix: its configuration, its log, mail for it.
+
+It stands for what a user of Exim has: the dnslookup router, the smtp transport and the
+retry rule of Debian's configuration, every option at its default. It takes mail at a
+port of its own and shares address, name and name server with Postfix.
+"""
+
+import re
+import smtplib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from .postfix import Client
+from .world import World
+
+PORT = 2525
+
+_SPOOL = "/var/spool/exim4"
+_LOG_DIRECTORY = "/var/log/exim4"
+_LOG = f"{_LOG_DIRECTORY}/mainlog"
+
+_CONFIGURATION = f"""
+primary_hostname = mail.lab.test
+domainlist local_domains = mail.lab.test
+daemon_smtp_ports = {PORT}
+local_interfaces = 127.0.0.1
+tls_advertise_hosts =
+acl_smtp_rcpt = accept
+message_size_limit = 100M
+exim_path = /usr/sbin/exim4
+log_file_path = {_LOG_DIRECTORY}/%slog
+log_selector = +millisec
+log_timezone = true
+keep_environment =
+
+begin routers
+
+dnslookup:
+  driver = dnslookup
+  domains = ! +local_domains
+  transport = remote_smtp
+  same_domain_copy_routing = yes
+  ignore_target_hosts = <; 0.0.0.0 ; 127.0.0.0/8 ; 192.168.0.0/16 ; 172.16.0.0/12 ; \\
+    10.0.0.0/8 ; 169.254.0.0/16 ; 255.255.255.255 ; ::/128 ; ::1/128 ; fc00::/7 ; \\
+    fe80::/10 ; 100::/64
+  no_more
+
+begin transports
+
+remote_smtp:
+  driver = smtp
+
+begin retry
+
+*  *  F,2h,15m; G,16h,1h,1.5; F,4d,6h
+"""
+
+# 2026-11-24 00:20:05.123 +0000 MESSAGE-ID => user@domain R=... T=... H=name [address] ...
+# Where no router took an address, a colon follows it.
+_LINE = re.compile(
+    r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [+-]\d{4}) (?P<message_id>\S+) "
+    r"(?P<mark><=|=>|->|==|\*\*) (?P<recipient>\S+?):? (?P<text>.*)"
+)
+
+_STATUSES = {"=>": "sent", "->": "sent", "==": "deferred", "**": "bounced"}
+
+# "  host mx1.example  [192.0.2.1]  MX=10"
+_HOST = re.compile(
+    r"\s+host (?P<name>\S+)\s+\[(?P<address>\S+)\](?:\s+MX=(?P<mx>\d+))?"
+)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One line of Exim's log: what became of one recipient in one attempt.
+
+    `status` is in Postfix's words: sent, deferred, bounced. `at` is seconds since the
+    epoch, `delay` since Exim had the message whole; `text` is all after the recipient.
+    """
+
+    message_id: str
+    recipient: str
+    status: str
+    at: float
+    delay: float
+    text: str
+
+
+@dataclass(frozen=True)
+class RouteHost:
+    """A host that Exim would try, with its MX preference if it came by MX."""
+
+    name: str
+    address: str
+    preference: int | None
+
+
+@dataclass(frozen=True)
+class Route:
+    """What Exim would do with an address now: try `hosts` in order, or what `text` says.
+
+    `status` is "routed", "deferred" (the routing cannot be done now) or "bounced".
+    """
+
+    status: str
+    hosts: tuple[RouteHost, ...]
+    text: str
+
+
+class Exim:
+    """Exim, started; it delivers what it is given at once, and runs no queue."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        world.path("/etc/exim4/exim4.conf").write_text(_CONFIGURATION)
+        # What the package's script does.
+        for directory in (_SPOOL, _LOG_DIRECTORY):
+            self._run("install", "-d", "-o", "Debian-exim", "-m", "750", directory)
+        world.start("mta", ["exim4", "-bdf"], log="/var/log/exim4.stderr")
+        self._await_daemon()
+
+    def _run(self, *argv: str) -> str:
+        return self._world.run("mta", argv).stdout.decode()
+
+    def _await_daemon(self) -> None:
+        until = time.monotonic() + 20
+        while True:
+            try:
+                with Client(self._world, PORT):
+                    return
+            except (OSError, smtplib.SMTPException):
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+
+    # --- mail ---
+
+    def send(self, recipients: Sequence[str], sender: str, data: bytes) -> str:
+        """Hand Exim a message over SMTP; return its message id.
+
+        Lines of *data* may end in LF. Raises smtplib.SMTPException when Exim does not
+        take it.
+        """
+        with Client(self._world, PORT) as client:
+            text = client.submit(recipients, sender, data)
+        found = re.search(rb"id=(\S+)", text)
+        assert found is not None, text
+        return found[1].decode()
+
+    def queue(self) -> str:
+        """Return what `exim -bp` shows."""
+        return self._run("exim4", "-bp")
+
+    # --- routing ---
+
+    def route(self, address: str) -> Route:
+        """Ask Exim how it would route *address* (`exim -bt`)."""
+        done = self._world.run("mta", ["exim4", "-bt", "--", address], check=False)
+        text = done.stdout.decode().strip()
+        status = {0: "routed", 1: "deferred"}.get(done.returncode, "bounced")
+        matches = filter(None, map(_HOST.match, text.splitlines()))
+        return Route(status, tuple(map(_route_host, matches)), text)
+
+    # --- log ---
+
+    def log(self, message_id: str = "") -> list[str]:
+        """Return the lines of the main log about *message_id*, or all of them."""
+        path = self._world.path(_LOG)
+        text = path.read_text(errors="replace") if path.exists() else ""
+        # The id is the fourth word; a bounce names that of its cause further on.
+        mark = f" {message_id} " if message_id else ""
+        return [line for line in text.splitlines() if mark in line[:60]]
+
+    def deliveries(self, message_id: str = "") -> list[Delivery]:
+        """Return the delivery lines of a message, or all, oldest first."""
+        return list(_deliveries(self.log(message_id)))
+
+    def is_completed(self, message_id: str) -> bool:
+        """Tell whether Exim is done with a message: no recipient is left in its queue."""
+        return any(line.endswith(f"{message_id} Completed") for line in self.log())
+
+    def await_deliveries(
+        self, message_id: str, timeout: float, count: int = 1
+    ) -> list[Delivery]:
+        """Wait until a message has *count* delivery lines; return those there are.
+
+        After *timeout* seconds fewer may come back, also none.
+        """
+        until = time.monotonic() + timeout
+        while True:
+            found = self.deliveries(message_id)
+            if len(found) >= count or time.monotonic() > until:
+                return found
+            time.sleep(0.1)
+
+
+def _route_host(match: re.Match[str]) -> RouteHost:
+    preference = None if match["mx"] is None else int(match["mx"])
+    return RouteHost(match["name"], match["address"], preference)
+
+
+def _deliveries(lines: Iterable[str]) -> Iterator[Delivery]:
+    arrived: dict[str, float] = {}
+    for match in filter(None, map(_LINE.match, lines)):
+        at = datetime.strptime(match["at"], "%Y-%m-%d %H:%M:%S.%f %z").timestamp()
+        message_id = match["message_id"]
+        if match["mark"] == "<=":
+            arrived[message_id] = at
+            continue
+        yield Delivery(
+            message_id=message_id,
+            recipient=match["recipient"],
+            status=_STATUSES[match["mark"]],
+            at=at,
+            delay=at - arrived.get(message_id, at),
+            text=match["text"],
+        )
