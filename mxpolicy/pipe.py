@@ -48,7 +48,7 @@ from mxpolicy.outcome import (
     Delivered,
     Outcome,
 )
-from mxpolicy.reply import printable
+from mxpolicy.reply import EnhancedStatus, printable
 
 if TYPE_CHECKING:
     import asyncio
@@ -58,13 +58,15 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.events import Event
     from mxpolicy.options import Options
 
-__all__ = ["Arguments", "answer", "main", "parse_arguments"]
+__all__ = ["Arguments", "answer", "answer_line", "main", "parse_arguments"]
 
 # pipe(8) reads 4096 bytes and closes; a bounce shows it all in one line.
 MAX_ANSWER = 4096
 # A loop that hangs in a system call is ended by the kernel's alarm this long
 # after the deadline, still inside what contrib gives us (3600 s to our 3500 s).
 ALARM_SLACK = 15.0
+# And where the answer to the alarm hangs as well, it rings again.
+ALARM_INTERVAL = 5.0
 
 USAGE = (
     "usage: mxpolicy pipe -f SENDER [--nexthop HOP] [--queue-id ID] "
@@ -135,15 +137,17 @@ def answer(outcomes: Sequence[tuple[str, Outcome]]) -> tuple[int, str]:
     return (EXIT_BOUNCE if bounced else EXIT_DELIVERED), text
 
 
-def _line(status: int, text: str) -> bytes:
+def answer_line(status: int, text: str) -> bytes:
     """Return *text* as the line that leaves, its code made to agree with *status*.
 
-    To Postfix ``5.x.x`` is a bounce whatever the status, 75 included, and a code
+    At most `MAX_ANSWER` bytes, printable ASCII and one line end. To Postfix ``5.x.x`` is a bounce whatever the status, 75 included, and a code
     of class 2 is one with any status but 0.
     """
-    code = {EXIT_DEFER: "4.", EXIT_BOUNCE: "5."}.get(status, "")
-    if not text.startswith(code):
-        text = f"{code}3.0 mxpolicy: {text}"
+    wanted = {EXIT_DEFER: 4, EXIT_BOUNCE: 5}.get(status)
+    text = printable(text, MAX_ANSWER)
+    found = EnhancedStatus.parse(text)
+    if wanted and (found is None or found.class_ != wanted):
+        text = f"{wanted}.3.0 mxpolicy: {text}"
     return printable(text, MAX_ANSWER - 1).encode("ascii") + b"\n"
 
 
@@ -238,7 +242,7 @@ class Door:
     def _leave(self, status: int, text: str) -> NoReturn:
         self._leaving = status
         try:
-            os.write(self._out, _line(status, text))
+            os.write(self._out, answer_line(status, text))
         finally:  # nobody reads, or no memory: the status alone is the answer
             os._exit(status)
 
@@ -347,7 +351,7 @@ def main(argv: Sequence[str]) -> NoReturn:
 def _work(door: Door, arguments: Arguments, began: float) -> NoReturn:
     options = load(arguments.config, os.environ)
     deadline = arguments.deadline or options.deadline
-    signal.setitimer(signal.ITIMER_REAL, deadline + ALARM_SLACK)
+    signal.setitimer(signal.ITIMER_REAL, deadline + ALARM_SLACK, ALARM_INTERVAL)
     if door.stdin_was_closed:
         raise LocalTrouble("no message: standard input is closed")
 

@@ -1,0 +1,910 @@
+"""The pipe door, run as a mail server runs it: a process, a pipe, an exit status.
+
+What goes wrong inside is provoked by code that runs in the process before mxpolicy
+does (`before`); what goes wrong around it, by what a mail server or a kernel can do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mxpolicy.errors import UsageError
+from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
+from mxpolicy.pipe import MAX_ANSWER, Arguments, answer, answer_line, parse_arguments
+from mxpolicy.reply import EnhancedStatus, Reply
+
+CHECKOUT = Path(__file__).parents[1]
+MESSAGE = b"Received: from a by b\nSubject: one\n\nOne line.\n"
+TIMEOUT = 60
+
+# -- a host -----------------------------------------------------------------
+
+GOOD = {
+    "CONNECT": "220 host.example ESMTP",
+    "EHLO": "250-host.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8",
+    "MAIL": "250 2.1.0 Ok",
+    "RCPT": "250 2.1.5 Ok",
+    "DATA": "354 Go on",
+    "DOT": "250 2.0.0 Ok: taken",
+    "QUIT": "221 Bye",
+}
+
+
+class Host:
+    """An SMTP host on loopback that says at each step what its script says.
+
+    An empty reply is silence. `reached` is set when *holds* is the step that is due,
+    and then the host waits for `release`.
+    """
+
+    def __init__(self, script: dict[str, str], holds: str = "") -> None:
+        self._script = {**GOOD, **script}
+        self._holds = holds
+        self.reached = threading.Event()
+        self.release = threading.Event()
+        self.commands: list[str] = []
+        self.messages: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.nexthop = f"[127.0.0.1]:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    @property
+    def mail_from(self) -> list[str]:
+        """What MAIL commands said after their colon."""
+        return [one[10:] for one in self.commands if one.startswith("MAIL")]
+
+    @property
+    def rcpt_to(self) -> list[str]:
+        """What RCPT commands said after their colon."""
+        return [one[8:] for one in self.commands if one.startswith("RCPT")]
+
+    def close(self) -> None:
+        """Take no further connection, and wait for the last one's end."""
+        self.release.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(TIMEOUT)
+        self._listener.close()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    self._converse(connection)
+
+    def _converse(self, connection: socket.socket) -> None:
+        self._say(connection, "CONNECT")
+        with connection.makefile("rb") as lines:
+            while line := lines.readline():
+                command = line.decode("utf-8").rstrip("\r\n")
+                self.commands.append(command)
+                verb = command[:4].upper()
+                self._say(connection, verb)
+                if verb == "DATA" and self._script["DATA"].startswith("3"):
+                    self._receive(connection, lines)
+
+    def _receive(self, connection: socket.socket, lines: Any) -> None:
+        data = bytearray()
+        while line := lines.readline():
+            if line == b".\r\n":
+                self.messages.append(bytes(data))
+                return self._say(connection, "DOT")
+            data += line
+        return None
+
+    def _say(self, connection: socket.socket, step: str) -> None:
+        if step == self._holds:
+            self.reached.set()
+            self.release.wait(TIMEOUT)
+        if self._script[step]:
+            connection.sendall(self._script[step].encode() + b"\r\n")
+
+
+@pytest.fixture
+def host() -> Iterator[Callable[..., Host]]:
+    """Make hosts by their scripts; close them afterwards."""
+    with contextlib.ExitStack() as hosts:
+
+        def make(holds: str = "", **script: str) -> Host:
+            one = Host(script, holds)
+            hosts.callback(one.close)
+            return one
+
+        yield make
+
+
+# -- the command ------------------------------------------------------------
+
+
+class Ended(NamedTuple):
+    """How a run ended: `answers` are the separate writes on its stdout and stderr."""
+
+    status: int
+    answers: list[bytes]
+
+
+class Runner:
+    """Runs ``mxpolicy pipe`` with a configuration that allows loopback."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.log = directory / "log"
+        self.config = directory / "mxpolicy.yaml"
+        self.configure()
+
+    def configure(self, *more: str) -> None:
+        """Write the configuration, with *more* lines."""
+        lines = ["allow_dial: [127.0.0.0/8]", "helo: mail.example.com", *more]
+        self.config.write_text("\n".join([*lines, f"log: {{to: {self.log}}}", ""]))
+
+    def argv(self, nexthop: str, *recipients: str, sender: str = "me@a.example") -> Any:
+        """Return the arguments of an ordinary call."""
+        options = ["-f", sender, "--nexthop", nexthop, "--queue-id", "QID"]
+        return [*options, "--config", str(self.config), "--", *recipients]
+
+    @contextlib.contextmanager
+    def started(
+        self, argv: Sequence[str], before: str = "", **more: Any
+    ) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+        """Start it; stdout and stderr are one socket that keeps writes apart."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(TIMEOUT)
+        program = f"from mxpolicy.cli import main\n{before}\nmain()"
+        command = [sys.executable, "-c", program, "pipe", *argv]
+        wrap = more.pop("wrap", [])
+        more = {"stdin": subprocess.PIPE, "cwd": CHECKOUT, **more}
+        with (
+            ours,
+            theirs,
+            _popen([*wrap, *command], stdout=theirs, stderr=theirs, **more) as process,
+        ):
+            theirs.close()
+            try:
+                yield process, ours
+            finally:
+                process.kill()
+
+    def run(self, argv: Sequence[str], message: bytes = MESSAGE, **more: Any) -> Ended:
+        """Run it to its end."""
+        with self.started(argv, **more) as (process, answers):
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+                    stdin.write(message)
+            found = all_answers(answers)
+            return Ended(process.wait(TIMEOUT), found)
+
+
+def _popen(command: list[str], **more: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, **more)
+
+
+def all_answers(answers: socket.socket) -> list[bytes]:
+    """Return every write until the process has let go of its stdout."""
+    return list(iter(lambda: answers.recv(65536), b""))
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Runner:
+    return Runner(tmp_path)
+
+
+def assert_answer(ended: Ended, status: int, text: str) -> None:
+    """It left with *status* and said one line in one write, beginning with *text*."""
+    assert len(ended.answers) == 1, ended
+    [line] = ended.answers
+    assert re.match(text.encode(), line), ended
+    assert re.fullmatch(rb"[ -~]+\n", line), ended
+    assert len(line) <= MAX_ANSWER
+    assert ended.status == status
+
+
+# -- the command line ---------------------------------------------------------
+
+
+def test_arguments_are_taken_as_they_are() -> None:
+    argv = ["-f", "-me@a.example", "--nexthop", "[h]:25", "--queue-id=4x=y"]
+    argv += ["--deadline", "1.5m", "--config", "", "--socket", "/run/x", "--"]
+    assert parse_arguments([*argv, "-b@b.example", "--", "-f"]) == Arguments(
+        sender="-me@a.example",
+        nexthop="[h]:25",
+        queue_id="4x=y",
+        deadline=90.0,
+        config="",
+        recipients=("-b@b.example", "--", "-f"),
+    )
+
+
+def test_what_is_not_given_has_its_default() -> None:
+    assert parse_arguments(["-f", "", "--", "b@b.example"]) == Arguments(
+        sender="",
+        nexthop="",
+        queue_id="",
+        deadline=None,
+        config=None,
+        recipients=("b@b.example",),
+    )
+
+
+WRONG = [
+    pytest.param([], "no -- before the recipients", id="nothing"),
+    pytest.param(["-f", "a@b"], "no -- before the recipients", id="no_dashes"),
+    pytest.param(["-f", "a@b", "--"], "no recipient", id="no_recipient"),
+    pytest.param(["-f", "a@b", "--", ""], "an empty one", id="empty_recipient"),
+    pytest.param(["--", "b@b"], "no sender: give -f", id="no_sender"),
+    pytest.param(["-f"], "-f needs a value", id="no_value"),
+    # Postfix without null_sender= and with a filter that drops empty arguments.
+    pytest.param(["-f", "--", "b@b"], "unknown argument 'b@b'", id="sender_dropped"),
+    pytest.param(["-fa@b", "--", "b@b"], "unknown argument", id="sender_glued"),
+    pytest.param(["-f=a@b", "--", "b@b"], "unknown argument", id="sender_inline"),
+    pytest.param(["b@b"], "unknown argument 'b@b'", id="bare_recipient"),
+    pytest.param(["--dead", "3s", "--", "b@b"], "unknown argument", id="abbreviated"),
+    pytest.param(["--quiet", "--", "b@b"], "unknown argument '--quiet'", id="unknown"),
+    pytest.param(["-f", "", "-f", "", "--", "b@b"], "-f is given twice", id="twice"),
+    pytest.param(["--deadline", "3", "--", "b@b"], "'3' is not a", id="no_unit"),
+    pytest.param(["-f", "", "--deadline", "0", "--", "b"], "--deadline: ", id="zero"),
+    pytest.param(["-f", "", "--deadline", "9d", "--", "b"], "--deadline", id="long"),
+    pytest.param(["-f", "", "--deadline", "\x1b[2J", "--", "b"], "is not", id="escape"),
+]
+
+
+@pytest.mark.parametrize(("argv", "said"), WRONG)
+def test_wrong_arguments_are_named(argv: list[str], said: str) -> None:
+    if "-f" not in argv and "--deadline" in argv:
+        argv = ["-f", "", *argv]
+    with pytest.raises(UsageError, match=re.escape(said)) as caught:
+        parse_arguments(argv)
+    assert "\x1b" not in str(caught.value)
+
+
+@given(st.lists(st.sampled_from(["-f", "--", "", "--nexthop", "a@b", "--deadline=1s"])))
+def test_arguments_are_understood_or_refused(argv: list[str]) -> None:
+    with contextlib.suppress(UsageError):
+        assert all(parse_arguments(argv).recipients)
+
+
+# -- the answer -----------------------------------------------------------------
+
+YES = Delivered(
+    EnhancedStatus(2, 0, 0), "250 Ok", Reply(250, ("Ok",)), "h[192.0.2.1]:25"
+)
+NO = Bounced(EnhancedStatus(5, 1, 1), "550 no such user")
+LATER = Deferred(EnhancedStatus(4, 2, 2), "452 full")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        pytest.param([YES], (0, "2.0.0 250 Ok"), id="delivered"),
+        pytest.param([NO], (69, "5.1.1 550 no such user"), id="bounced"),
+        pytest.param([LATER], (75, "4.2.2 452 full"), id="deferred"),
+        pytest.param([YES, YES], (0, "2.0.0 <r0>: 250 Ok; <r1>: 250 Ok"), id="all"),
+        pytest.param(
+            [YES, LATER, NO], (75, "4.2.2 <r1>: 452 full"), id="deferred_beats_all"
+        ),
+        pytest.param(
+            [YES, NO],
+            (69, "5.1.1 <r1>: 550 no such user; delivered: <r0>"),
+            id="bounce_says_who_got_it",
+        ),
+    ],
+)
+def test_one_answer_stands_for_all(
+    outcomes: list[Outcome], expected: tuple[int, str]
+) -> None:
+    rows = [(f"r{number}", outcome) for number, outcome in enumerate(outcomes)]
+    assert answer(rows) == expected
+
+
+@given(st.sampled_from([0, 69, 75]), st.text() | st.from_regex(r"[245]\.\d\.\d .*"))
+def test_line_is_what_postfix_understands_as_the_status_says(
+    status: int, text: str
+) -> None:
+    line = answer_line(status, text)
+    assert len(line) <= MAX_ANSWER
+    assert re.fullmatch(rb"[ -~]*\n", line)
+    code = {0: b"", 75: rb"4\.\d{1,3}\.\d{1,3}[ \n]", 69: rb"5\.\d{1,3}\.\d{1,3}[ \n]"}
+    assert re.match(code[status], line)
+
+
+def test_line_that_is_too_long_is_cut_at_what_postfix_reads() -> None:
+    line = answer_line(75, "4.4.1 " + "x" * 5000)
+    assert len(line) == MAX_ANSWER
+    assert line.endswith(b"x...\n")
+
+
+# -- ends of deliveries ------------------------------------------------------------
+
+
+def test_delivered_message_is_0_and_whole(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    ended = pipe.run(pipe.argv(there.nexthop, "b@b.example"))
+    assert_answer(ended, 0, r"2\.0\.0 250 2\.0\.0 Ok: taken")
+    assert there.messages == [MESSAGE.replace(b"\n", b"\r\n")]
+    assert there.commands[0] == "EHLO mail.example.com"
+    assert " QID: to=<b@b.example>, " in pipe.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "text"),
+    [
+        ({"RCPT": "550 5.1.1 No such user"}, 69, r"5\.1\.1 .*550 5\.1\.1 No such user"),
+        ({"RCPT": "452 4.2.2 Full"}, 75, r"4\.2\.2 .*452 4\.2\.2 Full"),
+        ({"DOT": "554 5.7.1 Spam"}, 69, r"5\.7\.1 .*554 5\.7\.1 Spam"),
+        ({"DOT": "450 5.7.1 Later"}, 75, r"4\.0\.0 .*450 5\.7\.1 Later"),
+        ({"DOT": "451 \x1b[2J\x85 4.1.1"}, 75, r"4\.\d\.\d .*451 \?\[2J"),
+    ],
+)
+def test_refusal_has_its_status_and_its_text(
+    script: dict[str, str],
+    status: int,
+    text: str,
+    pipe: Runner,
+    host: Callable[..., Host],
+) -> None:
+    there = host(**script)
+    assert_answer(pipe.run(pipe.argv(there.nexthop, "b@b.example")), status, text)
+
+
+def test_several_recipients_have_one_answer(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    many = [f"b{number}@b.example" for number in range(50)]
+    assert_answer(pipe.run(pipe.argv(there.nexthop, *many)), 0, r"2\.0\.0 <b0@b\.exa")
+    assert there.rcpt_to == [f"<{one}>" for one in many]
+    assert len(there.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("sender", "wire"),
+    [
+        ("", "<>"),
+        ("<>", "<>"),
+        ("MAILER-DAEMON", "<>"),
+        ("mailer-daemon@a.example", "<mailer-daemon@a.example>"),
+        ("-f@a.example", "<-f@a.example>"),
+        ("--", "<-->"),
+        ('"a b"@a.example', '<"a b"@a.example>'),
+    ],
+)
+def test_sender_is_said_as_it_was_given(
+    sender: str, wire: str, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example", sender=sender)
+    assert_answer(pipe.run(argv), 0, "2")
+    assert [one.split()[0] for one in there.mail_from] == [wire.split()[0]]
+    assert there.mail_from[0].startswith(wire)
+
+
+@pytest.mark.parametrize(
+    ("recipient", "wire"),
+    [
+        ("-b@b.example", "<-b@b.example>"),
+        ("--@b.example", "<--@b.example>"),
+        ("--nexthop=x@b.example", "<--nexthop=x@b.example>"),
+        ('"a b"@b.example', '<"a b"@b.example>'),
+        ('"a@c"@b.example', '<"a@c"@b.example>'),
+        (r'"a\\b\"c"@b.example', r'<"a\\b\"c"@b.example>'),
+        ("a b@b.example", '<"a b"@b.example>'),
+        ("b@B.Example.", "<b@b.example>"),
+        ("b@[192.0.2.1]", "<b@[192.0.2.1]>"),
+        ("büro@b.example", "<büro@b.example>"),
+    ],
+)
+def test_recipient_is_said_as_it_was_given(
+    recipient: str, wire: str, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    assert_answer(pipe.run(pipe.argv(there.nexthop, recipient)), 0, "2")
+    assert there.rcpt_to == [wire]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [b"a\r\nRCPT TO:<c@c.example>@b.example", b"\xff\xfe@b.example", b"x" * 3000],
+    ids=["line_end", "no_utf8", "long"],
+)
+def test_impossible_address_reaches_no_host(
+    address: bytes, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, os.fsdecode(address))
+    assert_answer(pipe.run(argv), 69, r"5\.1\.3 ")
+    argv = pipe.argv(there.nexthop, "b@b.example", sender=os.fsdecode(address))
+    assert_answer(pipe.run(argv), 69, r"5\.1\.7 ")
+    assert there.commands == []
+
+
+# -- the mail server's side ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(("argv", "said"), WRONG)
+def test_wrong_arguments_are_deferred(argv: list[str], said: str, pipe: Runner) -> None:
+    del said
+    assert_answer(pipe.run(argv), 75, r"4\.3\.5 mxpolicy: ")
+
+
+@pytest.mark.parametrize(
+    ("closing", "status"),
+    [(">&-", 0), ("2>&-", 0), (">&- 2>&-", 0), ("<&-", 75), ("<&- >&- 2>&-", 75)],
+)
+def test_closed_descriptors_do_no_harm(
+    closing: str, status: int, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    wrap = ["sh", "-c", f'exec "$@" {closing}', "sh"]
+    ended = pipe.run(pipe.argv(there.nexthop, "b@b.example"), wrap=wrap)
+    assert ended.status == status
+    assert len(there.messages) == (status == 0)
+    heard = ">&-" not in closing.split()
+    assert len(ended.answers) == heard
+
+
+def test_standard_input_that_is_closed_is_named(pipe: Runner) -> None:
+    wrap = ["sh", "-c", 'exec "$@" <&-', "sh"]
+    ended = pipe.run(pipe.argv("[127.0.0.1]:1", "b@b.example"), wrap=wrap)
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: no message: standard input is closed")
+
+
+def test_empty_message_is_deferred(pipe: Runner) -> None:
+    ended = pipe.run(pipe.argv("[127.0.0.1]:1", "b@b.example"), b"")
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: no message: standard input is empty")
+
+
+def test_standard_input_that_cannot_be_read_is_deferred(pipe: Runner) -> None:
+    file = os.open(pipe.directory / "message", os.O_WRONLY | os.O_CREAT)
+    ended = pipe.run(pipe.argv("[127.0.0.1]:1", "b@b.example"), stdin=file)
+    os.close(file)
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: cannot read the message: Bad file d")
+
+
+def test_message_from_a_file_is_delivered(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    file = pipe.directory / "message"
+    file.write_bytes(MESSAGE)
+    with file.open("rb") as stdin:
+        ended = pipe.run(pipe.argv(there.nexthop, "b@b.example"), stdin=stdin)
+    assert_answer(ended, 0, "2")
+    assert len(there.messages) == 1
+
+
+def test_pipe_that_is_full_costs_the_text_only(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host(RCPT="550 5.1.1 No such user")
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)  # as Postfix's is
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writes, b"x" * 4096)
+    argv = [sys.executable, "-m", "mxpolicy", "pipe"]
+    argv += pipe.argv(there.nexthop, "b@b.example")
+    ended = subprocess.run(
+        argv, input=MESSAGE, stdout=writes, stderr=writes, timeout=TIMEOUT, check=False
+    )
+    os.close(reads)
+    os.close(writes)
+    assert ended.returncode == 69
+
+
+def test_message_is_not_delivered_when_nobody_hears_the_answer(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    # pipe(8), killed, looks so to what it had started through a shell.
+    there = host()
+    reads, writes = os.pipe()
+    os.close(reads)
+    argv = [sys.executable, "-m", "mxpolicy", "pipe"]
+    argv += pipe.argv(there.nexthop, "b@b.example")
+    ended = subprocess.run(
+        ["sh", "-c", '"$@"; exit $?', "sh", *argv],
+        input=MESSAGE,
+        stdout=writes,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    os.close(writes)
+    assert ended.returncode == 75
+    assert there.messages == []
+
+
+def test_message_cut_short_by_the_end_of_the_mail_server_is_not_delivered(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    wrap = ["sh", "-c", '"$@"; exit $?', "sh"]
+    with pipe.started(argv, signal_when_spooling(), wrap=wrap) as (shell, answers):
+        assert shell.stdin is not None
+        shell.stdin.write(MESSAGE)
+        shell.stdin.flush()
+        assert answers.recv(10) == b"reading"
+        shell.kill()
+        shell.wait(TIMEOUT)
+        shell.stdin.close()
+        [line] = all_answers(answers)
+    assert line.startswith(b"4.3.0 mxpolicy: the mail server that started us has gone")
+    assert there.commands == []
+
+
+def test_final_dot_is_not_sent_once_the_mail_server_has_ended(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host("DATA")
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    wrap = ["sh", "-c", '"$@"; exit $?', "sh"]
+    with pipe.started(argv, wrap=wrap) as (shell, answers):
+        assert shell.stdin is not None
+        shell.stdin.write(MESSAGE)
+        shell.stdin.close()
+        assert there.reached.wait(TIMEOUT)
+        shell.kill()
+        shell.wait(TIMEOUT)
+        there.release.set()
+        [line] = all_answers(answers)
+    assert line.startswith(b"4.3.0 ")
+    there.close()
+    assert there.messages == []
+
+
+def signal_when_spooling() -> str:
+    """Return code that says so on stdout when the first of the message is read."""
+    return (
+        "import os\n"
+        "out, read = os.dup(1), os.read\n"
+        "def first(descriptor, size):\n"
+        "    data = read(descriptor, size)\n"
+        "    if descriptor == 0:\n"
+        "        os.read = read\n"
+        "        os.write(out, b'reading')\n"
+        "        os.close(out)\n"
+        "    return data\n"
+        "os.read = first"
+    )
+
+
+# -- signals ---------------------------------------------------------------------------
+
+ENDING = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_signal_is_deferred(name: str, pipe: Runner, host: Callable[..., Host]) -> None:
+    there = host("CONNECT")
+    with pipe.started(pipe.argv(there.nexthop, "b@b.example")) as (process, answers):
+        assert process.stdin is not None
+        process.stdin.write(MESSAGE)
+        process.stdin.close()
+        assert there.reached.wait(TIMEOUT)
+        process.send_signal(signal.Signals[name])
+        ended = Ended(process.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 75, rf"4\.3\.0 mxpolicy: ended by {name}\n")
+    assert there.messages == []
+
+
+@pytest.mark.parametrize(
+    "inherited",
+    [
+        pytest.param("signal.signal(signal.SIGTERM, signal.SIG_IGN)", id="ignored"),
+        pytest.param("signal.pthread_sigmask(0, {signal.SIGTERM})", id="blocked"),
+    ],
+)
+def test_signal_that_is_ignored_or_blocked_at_the_start_is_deferred_too(
+    inherited: str, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host("CONNECT")
+    program = (
+        f"import os, signal, sys; {inherited}; os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    wrap = [sys.executable, "-c", program]
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    with pipe.started(argv, wrap=wrap) as (process, answers):
+        assert process.stdin is not None
+        process.stdin.write(MESSAGE)
+        process.stdin.close()
+        assert there.reached.wait(TIMEOUT)
+        process.terminate()
+        ended = Ended(process.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: ended by SIGTERM\n")
+
+
+# Code that stands for the engine: settles, then something happens.
+SETTLE = (
+    "from mxpolicy.delivery import engine, events\n"
+    "from mxpolicy.delivery.events import Delays\n"
+    "from mxpolicy.outcome import Delivered, Bounced, Deferred\n"
+    "from mxpolicy.reply import EnhancedStatus, Reply\n"
+    "from mxpolicy import pipe\n"
+    "import asyncio, os, signal, sys, time\n"
+    "def settle(self, request, *recipients):\n"
+    "    for one in recipients or request.recipients:\n"
+    "        reply = Reply(250, ('Ok',))\n"
+    "        got = Delivered(EnhancedStatus(2, 0, 0), '250 Ok', reply, 'h')\n"
+    "        self._around.observe(events.RecipientSettled(\n"
+    "            0.0, one, got, Delays(), 'direct', ()))\n"
+    "async def deliver(self, request, mail_data):\n"
+    "    {}\n"
+    "    await asyncio.sleep(3600)\n"
+    "engine.Engine.deliver = deliver\n"
+)
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        pytest.param("os.kill(os.getpid(), signal.SIGTERM)", id="signal"),
+        pytest.param("raise ValueError", id="exception"),
+        pytest.param("raise MemoryError", id="out_of_memory"),
+        pytest.param("raise SystemExit(2)", id="exit"),
+        pytest.param("raise KeyboardInterrupt", id="interrupt"),
+        pytest.param("raise asyncio.CancelledError", id="cancelled"),
+        pytest.param("return", id="return"),
+        pytest.param(
+            "asyncio.get_running_loop().call_soon([].pop)", id="callback_that_fails"
+        ),
+        pytest.param("time.sleep(3600)", id="hangs"),
+        pytest.param("await asyncio.sleep(3600)", id="waits_for_nothing"),
+    ],
+)
+class TestTrouble:
+    """The same troubles, with all, some or none of the outcomes known."""
+
+    # With --deadline 2s: rings after 0.8 s.
+    quick = "pipe.ALARM_SLACK, pipe.ALARM_INTERVAL = -1.2, 0.2\n"
+
+    def run(self, pipe: Runner, does: str) -> Ended:
+        argv = ["--deadline", "2s", *pipe.argv("x.example", "b@b", "c@c")]
+        return pipe.run(argv, before=SETTLE.format(does) + self.quick)
+
+    def test_after_all_are_settled_leaves_with_their_outcome(
+        self, does: str, pipe: Runner
+    ) -> None:
+        ended = self.run(pipe, f"settle(self, request); {does}")
+        assert_answer(ended, 0, r"2\.0\.0 <b@b>: 250 Ok; <c@c>: 250 Ok\n")
+
+    def test_before_all_are_settled_is_deferred(self, does: str, pipe: Runner) -> None:
+        ended = self.run(pipe, f"settle(self, request, 'b@b'); {does}")
+        assert_answer(ended, 75, r"4\.3\.0 mxpolicy: [^:]")
+
+
+def test_exception_is_named_with_its_place(pipe: Runner) -> None:
+    before = SETTLE.format("raise ExceptionGroup('x', [ValueError('\\x1b bad\\n')])")
+    ended = pipe.run(pipe.argv("x.example", "b@b"), before=before)
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: ValueError: \? bad\?\n")
+    ended = pipe.run(pipe.argv("x.example", "b@b"), before=SETTLE.format("1 / 0"))
+    assert_answer(
+        ended, 75, r"4\.3\.0 mxpolicy: ZeroDivisionError: .* \(<string>:\d+\)"
+    )
+
+
+def test_exception_whose_text_fails_is_deferred(pipe: Runner) -> None:
+    before = "class Bad(Exception):\n    def __str__(self): raise MemoryError\n"
+    before += SETTLE.format("raise Bad")
+    ended = pipe.run(pipe.argv("x.example", "b@b"), before=before)
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy")
+
+
+def test_what_is_written_by_others_does_not_come_before_the_answer(
+    pipe: Runner,
+) -> None:
+    says = (
+        "os.write(2, b'warning\\n'), os.write(1, b'x'), print('y'), os.system('echo z')"
+    )
+    before = SETTLE.format(f"{says}; settle(self, request); return")
+    ended = pipe.run(pipe.argv("x.example", "b@b"), before=before)
+    assert_answer(ended, 0, r"2\.0\.0 250 Ok\n")
+
+
+def test_second_signal_does_not_make_a_second_answer(pipe: Runner) -> None:
+    # The first one's answer is under way when the second arrives.
+    before = SETTLE.format("os.kill(os.getpid(), signal.SIGTERM)") + (
+        "write = os.write\n"
+        "def slow(descriptor, data):\n"
+        "    signal.raise_signal(signal.SIGHUP)\n"
+        "    return write(descriptor, data)\n"
+        "os.write = slow\n"
+    )
+    ended = pipe.run(pipe.argv("x.example", "b@b"), before=before)
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: ended by SIGTERM\n")
+
+
+def test_answer_that_cannot_be_written_is_cut_short_by_the_alarm(pipe: Runner) -> None:
+    before = SETTLE.format("settle(self, request); return") + TestTrouble.quick
+    before += "os.write = lambda descriptor, data: time.sleep(3600)\n"
+    argv = ["--deadline", "2s", *pipe.argv("x.example", "b@b")]
+    assert pipe.run(argv, before=before) == (0, [])
+
+
+def test_exception_that_keeps_nobody_waiting_ends_nothing(pipe: Runner) -> None:
+    does = (
+        "lost = asyncio.get_running_loop().create_future(); "
+        "lost.set_exception(ValueError()); del lost; settle(self, request); return"
+    )
+    ended = pipe.run(pipe.argv("x.example", "b@b"), before=SETTLE.format(does))
+    assert_answer(ended, 0, r"2\.0\.0 250 Ok\n")
+
+
+# -- limits ------------------------------------------------------------------------------
+
+
+def test_own_deadline_is_deferred(pipe: Runner, host: Callable[..., Host]) -> None:
+    there = host(CONNECT="")
+    began = time.monotonic()
+    argv = ["--deadline", "1s", *pipe.argv(there.nexthop, "b@b.example")]
+    assert_answer(pipe.run(argv), 75, r"4\.4\.\d ")
+    assert time.monotonic() - began < 10
+
+
+def test_mail_server_that_writes_slowly_uses_up_the_deadline(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = ["--deadline", "300ms", *pipe.argv(there.nexthop, "b@b.example")]
+    with pipe.started(argv, signal_when_spooling()) as (process, answers):
+        assert process.stdin is not None
+        process.stdin.write(MESSAGE)
+        process.stdin.flush()
+        assert answers.recv(10) == b"reading"
+        time.sleep(0.4)  # the deadline is on the other process's clock
+        process.stdin.close()
+        ended = Ended(process.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 75, r"4\.")
+    assert there.messages == []
+
+
+def limits(**values: int) -> str:
+    """Return code that sets these resource limits."""
+    lines = [f"resource.setrlimit(resource.{k}, ({v}, {v}))" for k, v in values.items()]
+    return "\n".join(["import resource", *lines])
+
+
+def test_full_disk_is_deferred(pipe: Runner, host: Callable[..., Host]) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    before = limits(RLIMIT_FSIZE=1 << 20)
+    ended = pipe.run(argv, MESSAGE + b"x\n" * (1 << 20), before=before)
+    assert_answer(
+        ended, 75, r"4\.3\.0 mxpolicy: cannot spool the message: File too lar"
+    )
+    assert there.commands == []
+
+
+def test_message_memory_is_as_configured(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    pipe.configure("limits: {message_memory: 10MiB}", "tls: {default: none}")
+    message = MESSAGE + b"x\n" * (1 << 20)
+    ended = pipe.run(argv, message, before=limits(RLIMIT_FSIZE=1 << 20))
+    assert_answer(ended, 0, r"2\.")
+    assert there.messages == [message.replace(b"\n", b"\r\n")]
+
+
+@pytest.mark.parametrize("files", [3, 4, 5, 6, 7, 8])
+def test_too_few_descriptors_are_deferred(
+    files: int, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    before = "import mxpolicy.delivery.engine\n" + limits(RLIMIT_NOFILE=files)
+    ended = pipe.run(argv, before=before)
+    assert_answer(ended, 75, r"4\.3\.\d ")
+    assert there.messages == []
+
+
+def test_any_amount_of_memory_is_enough_or_deferred(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    message = MESSAGE + b"x" * 70 + b"\n"
+    message += message[-71:] * 20_000
+    ends = {}
+    for limit in (*range(24, 60, 3), 80, 160, 320):
+        ended = pipe.run(argv, message, before=limits(RLIMIT_AS=limit << 20))
+        assert ended.status in {0, 75}, (limit, ended)
+        assert len(ended.answers) <= 1, (limit, ended)
+        ends[limit] = ended.status
+    assert set(ends.values()) == {0, 75}
+    assert len(there.messages) == list(ends.values()).count(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "hello: mail.example.com\n",
+            r"4\.3\.5 mxpolicy: .*mxpolicy\.yaml:1:1: hello: ",
+        ),
+        ("port: [\n", r"4\.3\.5 mxpolicy: .*mxpolicy\.yaml:\d:\d: "),
+        ("\0", r"4\.3\.5 mxpolicy: .*mxpolicy\.yaml"),
+        ("a: 1\n" * 5000, r"4\.3\.5 mxpolicy: "),
+    ],
+)
+def test_invalid_configuration_is_deferred(text: str, said: str, pipe: Runner) -> None:
+    pipe.config.write_text(text)
+    assert_answer(pipe.run(pipe.argv("x.example", "b@b.example")), 75, said)
+
+
+def test_missing_configuration_is_deferred(pipe: Runner) -> None:
+    pipe.config.unlink()
+    ended = pipe.run(pipe.argv("x.example", "b@b.example"))
+    assert_answer(ended, 75, r"4\.3\.5 mxpolicy: .*cannot be read: No such file")
+
+
+def test_missing_library_is_deferred(pipe: Runner) -> None:
+    ended = pipe.run(
+        pipe.argv("x.example", "b@b"), before="import sys; sys.modules['dns'] = None"
+    )
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: ModuleNotFoundError: .*dns")
+
+
+def test_socket_of_a_daemon_is_accepted_and_nobody_is_asked(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = ["--socket", "/nonexistent", *pipe.argv(there.nexthop, "b@b.example")]
+    assert_answer(pipe.run(argv), 0, "2")
+    assert len(there.messages) == 1
+
+
+# -- imports -----------------------------------------------------------------------------
+
+# Each is millions of instructions, or belongs to something that is not used here.
+DEAR = {
+    *("argparse", "difflib", "tempfile", "subprocess", "email", "urllib.request"),
+    *("json", "sqlite3", "idna", "yaml", "http", "random", "secrets", "ctypes"),
+    *("dns.resolver", "dns.query", "dns.asyncquery", "dns.zone", "dns.dnssec"),
+    *("mxpolicy.demo", "mxpolicy.route", "importlib.metadata", "multiprocessing"),
+}
+
+
+def test_delivery_imports_nothing_dear(pipe: Runner, host: Callable[..., Host]) -> None:
+    there = host()
+    modules = pipe.directory / "modules"
+    before = (
+        # Without a file there is no YAML, and no leave to dial loopback either.
+        "from mxpolicy import config\n"
+        "from mxpolicy.options import Options\n"
+        "config.load = lambda *_: Options(allow_dial=('127.0.0.0/8',))\n"
+        "import os, sys\n"
+        "def list_modules(status, leave=os._exit):\n"
+        f"    with open({str(modules)!r}, 'w') as file:\n"
+        "        file.write(' '.join(sys.modules))\n"
+        "    leave(status)\n"
+        "os._exit = list_modules\n"
+    )
+    assert_answer(pipe.run(pipe.argv(there.nexthop, "b@b"), before=before), 0, "2")
+    found = set(modules.read_text().split())
+    assert "mxpolicy.delivery.session" in found
+    assert found & DEAR == imported_by_libraries() & DEAR
+
+
+def imported_by_libraries() -> set[str]:
+    """Return what asyncio and dnspython cannot do without, here and now."""
+    program = "import asyncio, dns.message, sys; print(' '.join(sys.modules))"
+    command = [sys.executable, "-c", program]
+    return set(subprocess.check_output(command, text=True).split())
