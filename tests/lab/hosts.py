@@ -8,20 +8,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import trustme
+
 from . import smtp_host
 from .smtp_host import Behaviour
 from .world import World
 
 _CONTROL = "/run/lab/hosts.socket"
+_CERTIFICATE = "/run/lab/hosts.pem"
 
 
 @dataclass(frozen=True)
 class Message:
     """A message that a host received whole, up to and with its final dot.
 
-    `time` is seconds since the epoch; `accepted` is whether the dot got a 2yz answer;
-    `data` is without dot-stuffing, lines ending in CRLF; `bare_cr` and `bare_lf` count
-    characters in it that are part of no CRLF.
+    `time` is seconds since the epoch; `accepted` is whether the dot got a 2yz answer,
+    `refused` whether it got another, and where neither is true it got none; `data` is
+    without dot-stuffing, lines ending in CRLF, in Latin-1; `bare_cr` and `bare_lf` count
+    characters in it that are part of no CRLF; `tls` is whether it came encrypted.
     """
 
     host: str
@@ -32,7 +36,9 @@ class Message:
     data: str
     bare_cr: int
     bare_lf: int
+    tls: bool
     accepted: bool
+    refused: bool
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,12 @@ class Hosts:
 
     def __init__(self, world: World) -> None:
         self._control = world.path(_CONTROL)
+        # Any name will do: whoever looks at names has a certificate of its own made.
+        pem = trustme.CA().issue_cert("*.lab.test").private_key_and_cert_chain_pem
+        world.path(_CERTIFICATE).write_bytes(pem.bytes())
         self._process = world.start(
             "net",
-            [sys.executable, "-I", smtp_host.__file__, _CONTROL],
+            [sys.executable, "-I", smtp_host.__file__, _CONTROL, _CERTIFICATE],
             log="/var/log/hosts.log",
         )
         until = time.monotonic() + 15

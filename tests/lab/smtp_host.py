@@ -7,7 +7,9 @@ every command with its time, every message that came whole.
 The receiving side is strict, for it is the judge. Commands and mail data end in CRLF and
 nothing else; only CRLF "." CRLF ends a message (RFC 5321 §4.1.1.4); a bare CR or LF in
 mail data is kept as it came and noted. A message counts as received once its final dot
-is here, whatever is answered then: that is what makes a copy.
+is here, whatever is answered then: only a host that has said no is known to have no copy.
+Parameters that were not offered are refused (RFC 5321 §4.1.1.11), and so is a client that
+sends ahead where PIPELINING was not offered (RFC 2920 §3.1), or after STARTTLS.
 
 Standard library only; one file, started by its path.
 """
@@ -16,6 +18,7 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -24,10 +27,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 # The steps of a session at which a behaviour can say something of its own. CONNECT is
-# the greeting, DOT the answer to the end of mail data, the rest are commands.
+# the greeting, TLS the handshake after STARTTLS, BODY the moment when the first of the
+# mail data is here, DOT the answer to its end; the rest are commands.
 STEPS = (
-    *("CONNECT", "EHLO", "HELO", "STARTTLS", "MAIL", "RCPT", "DATA", "DOT"),
-    *("RSET", "NOOP", "VRFY", "QUIT"),
+    *("CONNECT", "EHLO", "HELO", "STARTTLS", "TLS", "MAIL", "RCPT", "DATA", "BODY"),
+    *("DOT", "RSET", "NOOP", "VRFY", "QUIT"),
 )
 
 LONGEST_COMMAND = 4096
@@ -38,22 +42,29 @@ LARGEST_MESSAGE = 256 * 1024 * 1024
 class Step:
     """What happens at one step instead of the ordinary answer.
 
-    First `delay` seconds pass. Then the connection is ended if `end` says so, by FIN
-    ("close") or RST ("reset"); or nothing is answered any more ("hush": read on, say
-    nothing); else `reply`, lines without the final CRLF, is sent ("": the ordinary one).
+    First `delay` seconds pass. Then `reply` is sent, one or more lines without the final
+    CRLF, "{name}" standing for the host's; with `pace`, a byte every so many seconds;
+    with `endless`, as it is, again and again. Then the connection is ended if `end` says
+    so, by FIN ("close") or RST ("reset"); or nothing is said any more ("hush": read on;
+    "stall": read nothing either). Without `reply` and `end`, the ordinary reply is sent.
     """
 
     reply: str = ""
     delay: float = 0.0
-    end: Literal["", "close", "reset", "hush"] = ""
+    end: Literal["", "close", "reset", "hush", "stall"] = ""
+    pace: float = 0.0
+    endless: bool = False
 
 
 @dataclass(frozen=True)
 class Behaviour:
     """How a host speaks SMTP; without arguments, well.
 
-    `steps` are its faults by step, `keywords` what EHLO lists. With `listens` false
-    nothing listens at the address, and its kernel refuses.
+    `steps` are its faults by step, `keywords` what EHLO lists; with STARTTLS among them
+    it has a certificate of the lab's own CA. `recipients_max` is how many a transaction
+    may have before "too many". With `lockstep` it hangs up on a client that sends ahead
+    even though it offers PIPELINING (a firewall between does that). With `listens`
+    false nothing listens at the address, and its kernel refuses.
     """
 
     steps: Mapping[str, Step] = field(default_factory=dict)
@@ -63,6 +74,8 @@ class Behaviour:
         "8BITMIME",
         "ENHANCEDSTATUSCODES",
     )
+    recipients_max: int = 1000
+    lockstep: bool = False
     listens: bool = True
 
     def __post_init__(self) -> None:
@@ -77,8 +90,19 @@ class Behaviour:
     @classmethod
     def from_json(cls, table: dict[str, Any]) -> "Behaviour":
         """Read what `to_json` made."""
-        steps = {name: Step(**step) for name, step in table["steps"].items()}
-        return cls(steps, tuple(table["keywords"]), table["listens"])
+        steps = {name: Step(**step) for name, step in table.pop("steps").items()}
+        return cls(steps, tuple(table.pop("keywords")), **table)
+
+    @property
+    def offered(self) -> set[str]:
+        """The names of the keywords."""
+        return {keyword.split()[0].upper() for keyword in self.keywords}
+
+    @property
+    def size_limit(self) -> int:
+        """What SIZE says (RFC 1870 §4); 0 when it says nothing."""
+        [*limits] = [k.split()[1] for k in self.keywords if k.startswith("SIZE ")]
+        return int(limits[0]) if limits else 0
 
 
 ORDINARY = {
@@ -94,6 +118,21 @@ ORDINARY = {
     "STARTTLS": "502 5.5.1 Not offered",
     "CONNECT": "220 {name} ESMTP",
 }
+
+# Parameter of MAIL or RCPT -> the keyword that allows it.
+PARAMETERS = {
+    "SIZE": "SIZE",
+    "BODY": "8BITMIME",
+    "SMTPUTF8": "SMTPUTF8",
+    **dict.fromkeys(("RET", "ENVID", "NOTIFY", "ORCPT"), "DSN"),
+}
+
+# The TCP state of a connection that neither side has ended, in the first byte of
+# TCP_INFO; a session that reads nothing learns only so that the client has gone.
+TCP_ESTABLISHED = 1
+
+# How often an endless reply is sent: enough to drown a client, not this machine.
+ENDLESS_PAUSE = 0.001
 
 
 class EndOfSessionError(Exception):
@@ -132,6 +171,16 @@ class Wire:
         lines = (stuffed[2:] + b"\r\n").split(b"\r\n") if stuffed else [b""]
         return b"\r\n".join(line.removeprefix(b".") for line in lines)
 
+    async def some(self) -> None:
+        """Wait until there is anything at all."""
+        if not self._kept:
+            await self._more()
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether more has come than was asked for."""
+        return bool(self._kept)
+
     async def drain(self) -> None:
         """Read until the client goes."""
         while await self._reader.read(65536):
@@ -143,13 +192,16 @@ class Wire:
             if len(self._kept) > most:
                 raise EndOfSessionError("too long")
             searched = len(self._kept)
-            more = await self._reader.read(262144)
-            if not more:
-                raise EndOfSessionError("closed by client")
-            self._kept += more
+            await self._more()
         piece = bytes(self._kept[:found])
         del self._kept[: found + len(end)]
         return piece
+
+    async def _more(self) -> None:
+        more = await self._reader.read(262144)
+        if not more:
+            raise EndOfSessionError("closed by client")
+        self._kept += more
 
 
 class Session:
@@ -160,12 +212,18 @@ class Session:
         name: str,
         behaviour: Behaviour,
         records: Records,
+        tls: ssl.SSLContext,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> None:
         self._name = name
         self._behaviour = behaviour
         self._records = records
+        self._tls = tls
+        self._lockstep = behaviour.lockstep or "PIPELINING" not in behaviour.offered
+        self._offered: set[str] = set()
+        self._is_secured = False
+        self._is_utf8 = False
         self._wire = Wire(reader)
         self._writer = writer
         self._reverse_path: str | None = None
@@ -185,7 +243,10 @@ class Session:
         try:
             await self._answer("CONNECT", ORDINARY["CONNECT"])
             while True:
-                await self._command((await self._wire.line()).decode("latin-1"))
+                line = await self._wire.line()
+                if self._lockstep and self._wire.is_ahead:
+                    raise EndOfSessionError("client spoke out of turn")
+                await self._command(line.decode("latin-1"))
         except EndOfSessionError as how:
             self.record["ended"] = str(how)
         except OSError as error:
@@ -201,16 +262,14 @@ class Session:
         verb = verb.upper()
         match verb:
             case "EHLO":
-                self._forget_transaction()
-                lines = [self._name, *self._behaviour.keywords]
-                marks = ["-"] * (len(lines) - 1) + [" "]
-                pairs = zip(marks, lines, strict=True)
-                ordinary = "\r\n".join(f"250{mark}{text}" for mark, text in pairs)
+                return await self._hello()
+            case "STARTTLS" if "STARTTLS" in self._offered:
+                return await self._start_tls()
+            case "MAIL" | "RCPT" | "DATA":
+                return await self._transaction(verb, argument)
             case "HELO" | "RSET":
                 self._forget_transaction()
                 ordinary = ORDINARY[verb]
-            case "MAIL" | "RCPT" | "DATA":
-                return await self._transaction(verb, argument)
             case "STARTTLS" | "NOOP" | "VRFY" | "QUIT":
                 ordinary = ORDINARY[verb]
             case _:
@@ -220,6 +279,31 @@ class Session:
             raise EndOfSessionError("quit")
         return None
 
+    async def _hello(self) -> None:
+        self._forget_transaction()
+        hidden = {"STARTTLS"} if self._is_secured else set()
+        keywords = [k for k in self._behaviour.keywords if k not in hidden]
+        lines = [self._name, *keywords]
+        marks = ["-"] * len(keywords) + [" "]
+        pairs = zip(marks, lines, strict=True)
+        text = "\r\n".join(f"250{mark}{line}" for mark, line in pairs)
+        if await self._answer("EHLO", text):
+            self._offered = self._behaviour.offered - hidden
+
+    async def _start_tls(self) -> None:
+        """Go from clear text to TLS (RFC 3207), unless a fault stands there."""
+        if not await self._answer("STARTTLS", "220 2.0.0 Go ahead"):
+            return
+        fault = self._behaviour.steps.get("TLS")
+        if fault is not None:
+            await self._do(fault)
+            raise EndOfSessionError("closed by host")
+        if self._wire.is_ahead:
+            raise EndOfSessionError("client spoke in clear behind STARTTLS")
+        await self._writer.start_tls(self._tls)
+        self._offered = set()
+        self._is_secured = True
+
     async def _transaction(self, verb: str, argument: str) -> None:
         ready = {
             "MAIL": self._reverse_path is None,
@@ -228,6 +312,8 @@ class Session:
         }
         if not ready[verb]:
             return await self._send("503 5.5.1 Bad sequence of commands")
+        if verb != "DATA" and (objection := self._objection(verb, argument)):
+            return await self._send(objection)
         accepted = await self._answer(verb, ORDINARY[verb])
         if not accepted:
             return None
@@ -239,7 +325,30 @@ class Session:
             await self._receive()
         return None
 
+    def _objection(self, verb: str, argument: str) -> str:
+        """Return the refusal of a path or parameter that must not be there, or ""."""
+        path = path_in(argument)
+        after = argument[argument.find("<") + len(path) + 2 :]
+        for parameter in after.split():
+            name, _, value = parameter.partition("=")
+            if PARAMETERS.get(name.upper()) not in self._offered:
+                return f"555 5.5.4 {name} was not offered"
+            if name.upper() == "SIZE" and 0 < self._behaviour.size_limit < int(value):
+                return "552 5.3.4 Message too big"
+            self._is_utf8 = self._is_utf8 or name.upper() == "SMTPUTF8"
+        if not path.isascii() and not self._is_utf8:
+            return "553 5.6.7 Address beyond ASCII, but no SMTPUTF8"
+        if (
+            verb == "RCPT"
+            and len(self._forward_paths) >= self._behaviour.recipients_max
+        ):
+            return "452 4.5.3 Too many recipients"
+        return ""
+
     async def _receive(self) -> None:
+        if fault := self._behaviour.steps.get("BODY"):
+            await self._wire.some()
+            await self._do(fault)
         data = await self._wire.mail_data()
         bare = data.replace(b"\r\n", b"")
         message = {
@@ -251,39 +360,86 @@ class Session:
             "data": data.decode("latin-1"),
             "bare_cr": bare.count(b"\r"),
             "bare_lf": bare.count(b"\n"),
+            "tls": self._is_secured,
             "accepted": False,
+            "refused": False,
         }
         self._records.messages.append(message)
         self._forget_transaction()
         serial = f"L{len(self._records.messages):06d}"
         message["accepted"] = await self._answer("DOT", ORDINARY["DOT"], serial=serial)
+        message["refused"] = not message["accepted"]
 
     def _forget_transaction(self) -> None:
         self._reverse_path = None
         self._forward_paths = []
+        self._is_utf8 = False
 
     async def _answer(self, step: str, ordinary: str, serial: str = "") -> bool:
         """Do what is to be done at *step*; true when the answer was positive."""
         fault = self._behaviour.steps.get(step, Step())
+        await self._do(fault)
+        if fault.reply:
+            return fault.reply[0] in "23"
+        text = ordinary.format(name=self._name, serial=serial)
+        await self._send(text)
+        return text[0] in "23"
+
+    async def _do(self, fault: Step) -> None:
+        """Wait, say what is to be said, end the session if that is to be."""
         await asyncio.sleep(fault.delay)
+        if fault.reply:
+            await self._say(fault)
         match fault.end:
             case "close":
                 raise EndOfSessionError("closed by host")
             case "reset":
                 linger = struct.pack("ii", 1, 0)
-                connection = self._writer.get_extra_info("socket")
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                # Dropping what is unsent too: a close would wait for it.
+                self._writer.transport.abort()
                 raise EndOfSessionError("reset by host")
             case "hush":
                 await self._wire.drain()
                 raise EndOfSessionError("closed by client")
+            case "stall":
+                await self._stall()
+                raise EndOfSessionError("closed by client")
             case "":
-                text = fault.reply or ordinary.format(name=self._name, serial=serial)
-        await self._send(text)
-        return text[0] in "23"
+                pass
+
+    async def _say(self, fault: Step) -> None:
+        text = fault.reply.replace("{name}", self._name)
+        while fault.endless:
+            await self._write(text)
+            await asyncio.sleep(ENDLESS_PAUSE)
+        if not fault.pace:
+            return await self._send(text)
+        for character in text + "\r\n":
+            await self._write(character)
+            await asyncio.sleep(fault.pace)
+        return None
+
+    async def _stall(self) -> None:
+        transport = self._writer.transport
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+        while self._tcp_state() == TCP_ESTABLISHED:  # noqa: ASYNC110 - by the kernel
+            await asyncio.sleep(0.2)
+
+    def _tcp_state(self) -> int:
+        info: bytes = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return info[0]
+
+    @property
+    def _socket(self) -> Any:
+        return self._writer.get_extra_info("socket")
 
     async def _send(self, reply: str) -> None:
-        self._writer.write(reply.encode("latin-1") + b"\r\n")
+        await self._write(reply + "\r\n")
+
+    async def _write(self, text: str) -> None:
+        self._writer.write(text.encode("latin-1"))
         await self._writer.drain()
 
 
@@ -309,9 +465,14 @@ def path_in(argument: str) -> str:
 
 
 class Internet:
-    """All hosts, and the socket at which the lab asks about them."""
+    """All hosts, and the socket at which the lab asks about them.
 
-    def __init__(self) -> None:
+    *certificate* is a file with the private key and the chain of all of them.
+    """
+
+    def __init__(self, certificate: str) -> None:
+        self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._tls.load_cert_chain(certificate)
         self._records = Records()
         self._servers: dict[str, asyncio.Server] = {}
         self._sessions: set[asyncio.Task[None]] = set()
@@ -323,7 +484,7 @@ class Internet:
         behaviour = Behaviour.from_json(table)
 
         async def serve(r: asyncio.StreamReader, w: asyncio.StreamWriter) -> None:
-            await Session(name, behaviour, self._records, r, w).run()
+            await Session(name, behaviour, self._records, self._tls, r, w).run()
 
         if behaviour.listens:
             self._servers[address] = await asyncio.start_server(serve, address, 25)
@@ -357,9 +518,9 @@ class Internet:
         writer.close()
 
 
-async def main(control: str) -> None:
+async def main(control: str, certificate: str) -> None:
     """Serve for ever; the lab ends us."""
-    internet = Internet()
+    internet = Internet(certificate)
     # One line can place hundreds of hosts.
     server = await asyncio.start_unix_server(
         internet.serve_lab, control + ".new", limit=1 << 24
@@ -369,4 +530,4 @@ async def main(control: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(sys.argv[1], sys.argv[2]))
