@@ -7,10 +7,13 @@ directly from whichever task has something to tell, and its actions are carried
 out before that task goes on.
 
 Who is settled how
-    A recipient is settled at once by a delivery, and by a refusal that is final
-    for it. A refusal from a worse host while a better one is merely slow is
-    kept, and the race goes on for that recipient. What is unsettled at the end
-    is settled by `history.combine` from all that was seen.
+    A recipient is settled when a transaction ends by which it was delivered,
+    finally refused, or left in doubt. A refusal from a worse host while a better
+    one is merely slow is kept, and the race goes on for that recipient. What is
+    unsettled at the end is settled by `history.combine` from all that was seen.
+
+    What a host has said after the final dot stands, whatever happens to us after
+    it: an exception of our own, or the end of our task.
 """
 
 from __future__ import annotations
@@ -26,11 +29,13 @@ from mxpolicy.delivery.events import Delays, Observe
 from mxpolicy.delivery.history import History
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.plan import Plan
-from mxpolicy.delivery.session import Session, SessionFailed, TransactionResult
+from mxpolicy.delivery.session import Session, SessionFailed
+from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import ConnectError, LocalTrouble
 from mxpolicy.net.dial import dial
 from mxpolicy.options import Options, TlsLevel
 from mxpolicy.outcome import Outcome
+from mxpolicy.protocol.smtp_client import Verb
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing import race as racing
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
@@ -43,10 +48,10 @@ DOT_TIME = 600.0
 # others wait: the reply to RCPT may depend on a call-out to a third host.
 SHORTEST_PATIENCE = 10.0
 
+_Reason = racing.GiveUpReason
+
 # (recipient's index, outcome, delays, what was tried)
 Settle = Callable[[int, Outcome, Delays, tuple[str, ...]], None]
-
-_TLS_VERDICTS = frozenset({Verdict.TLS_FAILED, Verdict.TLS_SILENT, Verdict.STALLED})
 
 
 class OutOfTime(LocalTrouble):
@@ -139,25 +144,30 @@ class Attempt:
         self._unsettled = set(recipients)
         self._settle_in_door = settle
         self._history = History(
-            self._race.has_better_pending, self._options.greeting_5xx
+            self._race.has_better_pending, self._options.greeting_5xx, around.helo
         )
+        # Tasks that reach for a candidate, or offer it the message.
         self._runners: dict[Candidate, asyncio.Task[None]] = {}
+        # Ready: waiting to be taken, or taken.
         self._sessions: dict[Candidate, Session] = {}
-        self._started: set[Candidate] = set()
         self._phase: dict[Candidate, Phase] = {}
-        self._entered_at: dict[Candidate, float] = {}
+        self._results: list[tuple[Candidate, TransactionResult]] = []
+        # Why nobody could do better than the one whose transaction we had to end.
+        self._hopeless: _Reason | None = None
         self._delays = Delays(dns=self._planned - began)
         self._transfer_began = 0.0
         self._alarm: asyncio.TimerHandle | None = None
+        self._over: asyncio.Future[_Reason]
+        self._over = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Settle every recipient; never raises for anything a host does."""
-        self._over: asyncio.Future[racing.GiveUpReason]
-        self._over = asyncio.get_running_loop().create_future()
-        reason = racing.GiveUpReason.CAPPED
+        """Settle every recipient; never raises for anything a host does.
+
+        When it is cancelled, or raises for a bug, those whom a host has taken,
+        or may have taken, are settled all the same, and nobody else.
+        """
         try:
-            async with asyncio.TaskGroup() as group:
-                self._group = group
+            async with asyncio.TaskGroup() as self._group:
                 self._perform(self._race.begin(self._clock()))
                 reason = await self._over
                 for runner in self._runners.values():
@@ -166,6 +176,7 @@ class Attempt:
             self._set_alarm(None)
             for session in self._sessions.values():
                 session.quit()
+            self._settle_what_hosts_have()
         for index in sorted(self._unsettled):
             self._settle(index, self._history.combine(index, reason))
 
@@ -186,16 +197,14 @@ class Attempt:
                 case racing.Wake(at):
                     self._set_alarm(at)
                 case racing.GiveUp(reason):
-                    self._over.set_result(reason)
+                    self._end(reason)
                 case racing.Doubt():
                     pass  # a provisional verdict, for a memory to write
                 case _:
                     assert_never(action)
 
     def _start(self, candidate: Candidate) -> None:
-        self._started.add(candidate)
         self._phase[candidate] = Phase.CONNECT
-        self._entered_at[candidate] = self._clock()
         self._tell(events.CandidateStarted(self._now(), candidate))
         self._run(candidate, self._reach(candidate))
 
@@ -216,6 +225,9 @@ class Attempt:
         self._tell(events.CandidateTaken(self._now(), candidate))
         self._run(candidate, self._transact(candidate))
 
+    def _run(self, candidate: Candidate, work: Coroutine[None, None, None]) -> None:
+        self._runners[candidate] = self._group.create_task(work)
+
     def _set_alarm(self, at: float | None) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
@@ -226,13 +238,16 @@ class Attempt:
 
     def _ring(self) -> None:
         try:
-            if not self._over.done():
-                self._perform(self._race.wake(self._clock()))
-        except Exception as exc:  # a callback's exception would otherwise reach nobody
+            self._perform(self._race.wake(self._clock()))
+        except Exception as exc:  # a callback's exception would reach nobody
+            if self._over.done():
+                raise
             self._over.set_exception(exc)
 
-    def _run(self, candidate: Candidate, work: Coroutine[None, None, None]) -> None:
-        self._runners[candidate] = self._group.create_task(work)
+    def _end(self, reason: _Reason) -> None:
+        """Let `run` come to its end."""
+        if not self._over.done():
+            self._over.set_result(reason)
 
     # -- reaching a candidate ---------------------------------------------
 
@@ -242,38 +257,47 @@ class Attempt:
             session = await self._open(candidate)
         except SessionFailed as failed:
             self._failed(candidate, failed.finding, failed.reply)
-        except ConnectError as failed:
-            self._failed(candidate, self._finding(candidate, failed.verdict, failed))
         except LocalTrouble as failed:
             self._spoilt(candidate, failed)
         except Exception as failed:
             self._tell(events.Trouble(self._now(), traceback.format_exc()))
             self._spoilt(candidate, failed)
         else:
+            del self._runners[candidate]
             self._sessions[candidate] = session
             self._perform(self._race.reached(candidate, Phase.READY, self._clock()))
 
     async def _open(self, candidate: Candidate) -> Session:
-        """Dial and open a session; after broken TLS again, in clear (level ``may``)."""
-        if self._options.tls.default is TlsLevel.NONE:
-            return await self._open_once(candidate, use_tls=False)
-        try:
-            return await self._open_once(candidate, use_tls=True)
-        except SessionFailed as failed:
-            if failed.finding.verdict not in _TLS_VERDICTS:
-                raise
+        """Dial and open a session; when TLS fails again, in clear (level ``may``)."""
+        if self._options.tls.default is TlsLevel.MAY:
+            try:
+                return await self._open_once(candidate, use_tls=True)
+            except SessionFailed as failed:
+                if failed.finding.phase is not Phase.TLS:
+                    raise
         return await self._open_once(candidate, use_tls=False)
 
     async def _open_once(self, candidate: Candidate, *, use_tls: bool) -> Session:
-        stream = await dial(candidate)
-        session = Session(
-            stream,
-            candidate,
-            helo=self._around.helo,
-            is_myself=self._around.is_myself,
-            use_tls=use_tls,
-            clock=self._clock,
-        )
+        began = self._clock()
+        try:
+            stream = await dial(candidate)
+        except ConnectError as error:
+            waited = self._clock() - began
+            raise SessionFailed(
+                Finding(error.verdict, Phase.CONNECT, waited, text=str(error))
+            ) from error
+        try:
+            session = Session(
+                stream,
+                candidate,
+                helo=self._around.helo,
+                is_myself=self._around.is_myself,
+                use_tls=use_tls,
+                clock=self._clock,
+            )
+        except BaseException:
+            stream.abort()
+            raise
         await session.open(lambda phase: self._entered(candidate, phase))
         return session
 
@@ -282,21 +306,23 @@ class Attempt:
         if phase <= self._phase[candidate]:
             return
         self._phase[candidate] = phase
-        self._entered_at[candidate] = self._clock()
         self._tell(events.PhaseReached(self._now(), candidate, phase))
-        if phase is not Phase.READY:  # told when the session is in our hands
-            self._perform(self._race.reached(candidate, phase, self._clock()))
+        if phase is Phase.READY:
+            return  # the race is told when the session is in our hands
+        self._perform(self._race.reached(candidate, phase, self._clock()))
+        if candidate not in self._runners:
+            raise asyncio.CancelledError  # dropped in answer to what it has reached
 
     def _failed(
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
     ) -> None:
-        self._runners.pop(candidate, None)
+        del self._runners[candidate]
         self._record(candidate, finding, reply)
         self._perform(self._race.failed(candidate, finding, self._clock()))
 
     def _spoilt(self, candidate: Candidate, error: Exception) -> None:
         """Our own trouble kept us from *candidate*; nothing is said against it."""
-        self._runners.pop(candidate, None)
+        del self._runners[candidate]
         self._record(candidate, _own_finding(self._phase[candidate], error))
         self._perform(self._race.failed(candidate, None, self._clock()))
 
@@ -306,48 +332,51 @@ class Attempt:
         self._history.failed(candidate, finding, reply)
         self._tell(events.CandidateFailed(self._now(), candidate, finding))
 
-    def _finding(
-        self, candidate: Candidate, verdict: Verdict, error: Exception
-    ) -> Finding:
-        waited = self._clock() - self._entered_at[candidate]
-        return Finding(verdict, self._phase[candidate], waited, text=str(error))
-
     # -- the transaction --------------------------------------------------
 
     async def _transact(self, candidate: Candidate) -> None:
         """Offer the message to the winner; the owner of its whole trouble."""
-        session = self._sessions.pop(candidate)
+        session = self._sessions[candidate]
+        self._begin_transfer(session)
+        wanted = self._history.open_to(candidate, sorted(self._unsettled))
+        result = TransactionResult()
+        self._results.append((candidate, result))
+        ending = None
+        try:
+            unfit = self._misfit(session, wanted)
+            if unfit is not None:
+                ending = self._history.unfit(candidate, unfit)
+                self._tell(events.CandidateFailed(self._now(), candidate, ending))
+            elif wanted:
+                ending = await self._offer(session, wanted, result)
+            session.quit()  # unless it was aborted
+        except BaseException:
+            session.abort()
+            raise
+        finally:
+            del self._sessions[candidate], self._runners[candidate]
+        self._conclude(candidate, wanted, result, ending)
+
+    def _begin_transfer(self, session: Session) -> None:
         self._transfer_began = self._clock()
         self._delays = Delays(
             dns=self._planned - self._began,
             reach=self._transfer_began - self._planned - session.tls_seconds,
             tls=session.tls_seconds,
         )
-        wanted = self._history.open_to(candidate, sorted(self._unsettled))
-        unfit = trouble.misfit(
+
+    def _misfit(self, session: Session, wanted: list[int]) -> trouble.Misfit | None:
+        return trouble.misfit(
             session.extensions,
             size=self._mail_data.size,
-            needs_smtputf8=self._envelope.needs_smtputf8,
+            needs_smtputf8=self._envelope.needs_smtputf8(wanted),
         )
-        result = TransactionResult()
-        ending: Finding | None = None
-        try:
-            if unfit is not None:
-                ending = self._history.unfit(candidate, unfit)
-            elif wanted:
-                ending = await self._offer(session, candidate, wanted, result)
-        finally:
-            self._runners.pop(candidate, None)
-        self._conclude(candidate, wanted, result, ending)
 
     async def _offer(
-        self,
-        session: Session,
-        candidate: Candidate,
-        wanted: list[int],
-        result: TransactionResult,
+        self, session: Session, wanted: list[int], result: TransactionResult
     ) -> Finding | None:
         """Run the transaction; return how the session broke, None if it did not."""
+        reply = None
         try:
             await session.transact(
                 self._envelope,
@@ -359,22 +388,19 @@ class Attempt:
                 result=result,
             )
         except SessionFailed as failed:
-            session.abort()
-            if not result.in_doubt:
-                self._record(candidate, failed.finding, failed.reply)
-            return failed.finding
-        except BaseException as failed:
-            session.abort()
-            if not isinstance(failed, Exception):
-                raise
-            if not isinstance(failed, LocalTrouble):
-                self._tell(events.Trouble(self._now(), traceback.format_exc()))
+            finding, reply = failed.finding, failed.reply
+        except LocalTrouble as failed:
+            late = isinstance(failed, OutOfTime)
+            self._hopeless = _Reason.DEADLINE if late else _Reason.CAPPED
             finding = _own_finding(Phase.TRANSACTION, failed)
-            if not result.in_doubt:
-                self._record(candidate, finding)
-            return finding
-        session.quit()
-        return None
+        except Exception as failed:
+            self._tell(events.Trouble(self._now(), traceback.format_exc()))
+            finding = _own_finding(Phase.TRANSACTION, failed)
+        else:
+            return None
+        session.abort()
+        self._record(session.candidate, finding, reply)
+        return finding
 
     def _conclude(
         self,
@@ -384,15 +410,46 @@ class Attempt:
         ending: Finding | None,
     ) -> None:
         """Settle who can be settled; the race goes on for the others."""
-        waited = self._clock() - self._transfer_began
-        relay = str(candidate)
-        alone = len(wanted) == 1
+        now = self._clock()
+        waited = now - self._transfer_began
         self._delays = self._delays._replace(transfer=waited)
+        self._settle_taken(candidate, result, ending)
+        alone = len(wanted) == 1
+        undecided = self._settle_refused(candidate, result, waited, alone)
+        over = self._hopeless if self._unsettled else _Reason.EXHAUSTED
+        if over is not None:
+            self._perform(self._race.settled(now))
+            self._end(over)
+            return
+        # A TRANSIENT that broke the session is a 421.
+        leave_alone = ending is not None and ending.verdict is Verdict.TRANSIENT
+        if ending is None and undecided:
+            ending, leave_alone = self._history.ending(
+                undecided, waited=waited, alone=alone
+            )
+        elif ending is None:
+            # Those left were not offered: they have a refusal from a better host.
+            ending = Finding(Verdict.PERMANENT, Phase.TRANSACTION, waited)
+        self._perform(self._race.resume(ending, now, leave_alone=leave_alone))
+
+    def _settle_taken(
+        self, candidate: Candidate, result: TransactionResult, ending: Finding | None
+    ) -> None:
+        relay = str(candidate)
         for index, reply in result.delivered.items():
             self._settle(index, trouble.delivered(reply, relay))
-        for index in result.in_doubt:
+        for index in sorted(result.in_doubt):
             assert ending is not None, "a dot without an answer is a broken session"
             self._settle(index, trouble.in_doubt(ending, relay))
+
+    def _settle_refused(
+        self,
+        candidate: Candidate,
+        result: TransactionResult,
+        waited: float,
+        alone: bool,
+    ) -> list[tuple[Verb, Reply]]:
+        """Settle those whose refusal is final; return what the others were told."""
         undecided = []
         for index, (verb, reply) in result.refused.items():
             refusal = self._history.refused(
@@ -402,35 +459,25 @@ class Attempt:
                 undecided.append((verb, reply))
             else:
                 self._settle(index, refusal)
-        if not self._unsettled:
-            if not self._over.done():
-                self._over.set_result(racing.GiveUpReason.EXHAUSTED)
-            return
-        # A TRANSIENT that broke the session is a 421.
-        leave_alone = ending is not None and ending.verdict is Verdict.TRANSIENT
-        if ending is None and undecided:
-            ending, leave_alone = trouble.ending(
-                undecided, waited=waited, alone=alone, helo=self._around.helo
-            )
-        elif ending is None:
-            # Nobody was offered: those left have a refusal from a better host.
-            ending = Finding(Verdict.PERMANENT, Phase.TRANSACTION, waited)
-        self._perform(self._race.resume(ending, self._clock(), leave_alone=leave_alone))
+        return undecided
 
     # -- what a transaction asks: delivery.session.Control ------------------
 
     def patience(self, standard: float) -> float:
         """Return the seconds to wait for a reply: fewer when others are waiting.
 
-        Never under `SHORTEST_PATIENCE`, and never past the deadline.
+        Never under `SHORTEST_PATIENCE`, and never past the time for the dot.
         """
-        left = max(0.0, self._deadline - self._clock())
-        others = len(self._plan.candidates) - len(self._started)
-        others += len(self._runners) + len(self._sessions) - 1
-        if others <= 0:
+        left = self.time_before_dot()
+        others = self._race.others_left()
+        if not others:
             return min(standard, left)
         share = min(self._options.transaction.silence, left / others)
         return min(standard, left, max(SHORTEST_PATIENCE, share))
+
+    def time_before_dot(self) -> float:
+        """Return the seconds in which the final dot may still be sent."""
+        return max(0.0, self._deadline - self._dot_time - self._clock())
 
     def patience_at_dot(self) -> float:
         """Return the seconds to wait for the reply to the final dot."""
@@ -444,7 +491,7 @@ class Attempt:
 
     def permit_dot(self) -> None:
         """Raise when the final dot must not be sent (see `Control`)."""
-        if self._deadline - self._clock() < self._dot_time:
+        if not self.time_before_dot():
             raise OutOfTime("too little time is left for the end of the mail data")
         if not self._around.input_is_complete():
             raise LocalTrouble("the mail server that started us has gone away")
@@ -452,8 +499,29 @@ class Attempt:
     # -- the end of each recipient ------------------------------------------
 
     def _settle(self, index: int, outcome: Outcome) -> None:
-        self._unsettled.discard(index)
         self._settle_in_door(index, outcome, self._delays, self._history.tried(index))
+        self._unsettled.discard(index)
+
+    def _settle_what_hosts_have(self) -> None:
+        """Settle those for whom a dot was out when something stopped us.
+
+        Nothing to do unless a transaction was not concluded: by a bug, or because
+        our task was cancelled.
+        """
+        for candidate, result in self._results:
+            relay = str(candidate)
+            outcomes: dict[int, Outcome] = {
+                index: trouble.delivered(reply, relay)
+                for index, reply in result.delivered.items()
+            }
+            stopped = Finding(
+                Verdict.CLOSED, Phase.DOT, 0.0, Scope.SITE, text="stopped by ourselves"
+            )
+            for index in result.in_doubt:
+                outcomes[index] = trouble.in_doubt(stopped, relay)
+            for index in self._unsettled & outcomes.keys():
+                self._settle_in_door(index, outcomes[index], self._delays, ())
+                self._unsettled.discard(index)
 
     def _tell(self, event: events.Event) -> None:
         self._around.observe(event)

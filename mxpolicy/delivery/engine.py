@@ -20,6 +20,7 @@ from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.plan import Plan, Planner
+from mxpolicy.errors import LocalTrouble
 from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolver import Resolver
@@ -153,8 +154,9 @@ class _Delivery:
     async def run(self) -> list[Outcome]:
         try:
             await self._deliver()
-        except asyncio.CancelledError as stop:
-            self._settle_all(trouble.own_trouble(stop))
+        except asyncio.CancelledError:
+            stopped = LocalTrouble("the delivery was cancelled")
+            self._settle_all(trouble.own_trouble(stopped))
             raise
         except Exception as error:
             self._observe_trouble(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from mxpolicy.address import Mailbox
@@ -37,10 +38,12 @@ class Envelope(NamedTuple):
     recipients: tuple[Recipient, ...]
     queue_id: str = ""
 
-    @property
-    def needs_smtputf8(self) -> bool:
-        """True when a local part is not ASCII (RFC 6531 §3.3): nothing else needs it."""
-        mailboxes = [recipient.mailbox for recipient in self.recipients]
+    def needs_smtputf8(self, indices: Iterable[int]) -> bool:
+        """Return whether a transaction with these recipients needs RFC 6531.
+
+        It does when a local part is not ASCII (§3.3): nothing else needs it.
+        """
+        mailboxes = [self.recipients[index].mailbox for index in indices]
         if self.reverse_path is not None:
             mailboxes.append(self.reverse_path)
         return any(mailbox.needs_smtputf8 for mailbox in mailboxes)

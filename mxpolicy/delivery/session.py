@@ -1,7 +1,8 @@
 """One SMTP session with one candidate: the shell around `mxpolicy.protocol.smtp_client`.
 
-`Session.open` takes a connected stream to *ready* and has no timers: until then
-the race owns the time and ends a slow session by cancelling its task.
+`Session.open` takes a connected stream to *ready*. Until then the race owns the
+time and ends a slow session by cancelling its task; only TLS has a limit of its
+own, because what follows from it is not another host but the same one in clear.
 `Session.transact` runs a mail transaction (RFC 5321 §3.3) and bounds every wait
 itself, because after *ready* the time belongs to the message.
 
@@ -13,25 +14,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from mxpolicy.delivery import trouble
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.transaction import Control, Transaction, TransactionResult
 from mxpolicy.errors import MxPolicyError, RemoteProtocolError, TLSError
 from mxpolicy.net import tls
 from mxpolicy.net.stream import Stream, StreamClosed, StreamSilent
 from mxpolicy.options import LongLines
 from mxpolicy.protocol import smtp_client as smtp
-from mxpolicy.protocol.dot_stuffing import DotStuffer
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
 
-__all__ = ["Control", "Session", "SessionFailed", "TransactionResult"]
+__all__ = ["HANDSHAKE_TIME", "Session", "SessionFailed"]
 
-_CHUNK = 64 * 1024
+# Seconds from STARTTLS to the EHLO reply under TLS, the full time of a phase in the
+# race. Some middleboxes swallow a ClientHello; no host needs so long for one.
+HANDSHAKE_TIME = 30.0
 
 # Seconds for the rest of a refusal that began to arrive in the middle of the body.
 _EARLY_REPLY = 10.0
@@ -56,49 +58,6 @@ class SessionFailed(MxPolicyError):
         return f"{self.finding.verdict.value} {self.finding.text}".rstrip()
 
 
-class Control(Protocol):
-    """What a transaction asks of whoever owns the message; see `Attempt`."""
-
-    def patience(self, standard: float) -> float:
-        """Seconds to wait for a reply whose standard time-out is *standard*."""
-
-    def patience_at_dot(self) -> float:
-        """Seconds to wait for the reply to the final dot."""
-
-    def recipients_answered(self, result: TransactionResult) -> None:
-        """Every RCPT of the first batch has been answered, DATA not yet sent."""
-
-    def permit_dot(self) -> None:
-        """Raise when the final dot must not be sent: out of time, input not whole."""
-
-
-class TransactionResult:
-    """Who was answered what; filled in while the transaction runs.
-
-    It is as true after an exception as after a return: what was answered
-    before a session broke stays answered.
-
-    Attributes:
-        delivered: The 2yz to the final dot, by recipient index.
-        refused: The verb and the 4yz or 5yz that decided, by recipient index.
-        accepted: Recipients with a 2yz to RCPT, whatever came after it.
-        in_doubt: Recipients whose final dot is out and unanswered.
-    """
-
-    __slots__ = ("accepted", "delivered", "in_doubt", "refused")
-
-    def __init__(self) -> None:
-        self.delivered: dict[int, Reply] = {}
-        self.accepted: set[int] = set()
-        self.refused: dict[int, tuple[smtp.Verb, Reply]] = {}
-        self.in_doubt: frozenset[int] = frozenset()
-
-    def refuse(self, recipients: Iterable[int], verb: smtp.Verb, reply: Reply) -> None:
-        """*reply* to *verb* refused all of *recipients*."""
-        for index in recipients:
-            self.refused[index] = (verb, reply)
-
-
 class Session:
     """An SMTP session over *stream*.
 
@@ -109,6 +68,11 @@ class Session:
         is_myself: Whether a name given in an EHLO reply is ours (a loop).
         use_tls: Whether STARTTLS is used when it is offered.
         clock: Seconds, monotonic.
+        handshake_time: Seconds from STARTTLS to the EHLO reply under TLS.
+
+    Attributes:
+        candidate: As given.
+        tls_seconds: How long STARTTLS, handshake and EHLO took; 0 without TLS.
     """
 
     def __init__(
@@ -120,6 +84,7 @@ class Session:
         is_myself: Callable[[str], bool],
         use_tls: bool,
         clock: Callable[[], float],
+        handshake_time: float = HANDSHAKE_TIME,
     ) -> None:
         self.candidate = candidate
         self.tls_seconds = 0.0
@@ -128,9 +93,11 @@ class Session:
         self._is_myself = is_myself
         self._use_tls = use_tls
         self._clock = clock
+        self._handshake_time = handshake_time
         self._events: deque[smtp.Event] = deque()
         self._phase = Phase.GREETING
         self._entered = clock()
+        self._is_sent = True  # the kernel has taken all that we had to say
 
     @property
     def extensions(self) -> smtp.Extensions:
@@ -148,36 +115,44 @@ class Session:
         """Go from the connected stream to *ready*, calling *on_phase* for each phase.
 
         Raises:
-            SessionFailed: The host does not get us there. The stream is closed.
+            SessionFailed: The host does not get us there. The stream is closed,
+                after any exception.
         """
         try:
             self._enter(Phase.GREETING, on_phase)
-            self._judge_greeting((await self._next(smtp.Greeted)).reply)
+            await self._hear_greeting()
             self._enter(Phase.EHLO, on_phase)
             await self._say_hello()
             if self._use_tls and self.extensions.starttls:
                 self._enter(Phase.TLS, on_phase)
-                await self._start_tls()
+                await self._secure()
             self._enter(Phase.READY, on_phase)
-        except BaseException:
-            self._stream.abort()
+        except BaseException as exc:
+            if isinstance(exc, SessionFailed) and exc.reply is not None:
+                self.quit()  # it speaks SMTP, and may wait for that (RFC 5321 §3.1)
+            else:
+                self.abort()
             raise
 
-    def _enter(self, phase: Phase, on_phase: Callable[[Phase], None]) -> None:
+    def _enter(
+        self, phase: Phase, on_phase: Callable[[Phase], None] | None = None
+    ) -> None:
         self._phase, self._entered = phase, self._clock()
-        on_phase(phase)
+        if on_phase is not None:
+            on_phase(phase)
 
-    def _judge_greeting(self, reply: Reply) -> None:
+    async def _hear_greeting(self) -> None:
+        reply = (await self._next(smtp.Greeted)).reply
         if reply.is_transient:
             raise self._failed(Verdict.GREETING_4XX, reply=reply)
-        if not 200 <= reply.code < 300:
+        if reply.is_permanent:
             raise self._failed(Verdict.GREETING_5XX, reply=reply)
 
     async def _say_hello(self) -> None:
         """EHLO, and HELO to those who do not know it (RFC 5321 §3.2)."""
-        self._smtp.ehlo()
-        reply = (await self._next(smtp.EhloAnswered)).reply
+        reply = await self._ehlo()
         if reply.is_permanent:
+            self._heed_the_end()
             self._smtp.helo()
             reply = (await self._next(smtp.HeloAnswered)).reply
         if not reply.is_positive:
@@ -187,27 +162,40 @@ class Session:
         if self.candidate.port == 25 and self._is_myself(self._smtp.ehlo_name):
             raise self._failed(Verdict.LOOPS_TO_MYSELF, reply=reply)
 
-    async def _start_tls(self) -> None:
+    async def _ehlo(self) -> Reply:
+        self._heed_the_end()
+        self._smtp.ehlo()
+        return (await self._next(smtp.EhloAnswered)).reply
+
+    async def _secure(self) -> None:
         """STARTTLS (RFC 3207); a host that thinks better of it goes on in clear."""
         began = self._clock()
-        self._smtp.starttls()
-        event = await self._next(smtp.TlsReady, smtp.StartTlsRefused)
-        if isinstance(event, smtp.StartTlsRefused):
-            return
         try:
-            await self._stream.start_tls(tls.opportunistic(), self.candidate.host)
-        except TLSError as exc:
-            raise self._failed(Verdict.TLS_FAILED, str(exc)) from exc
-        except RemoteProtocolError as exc:
-            raise self._failed(Verdict.TLS_FAILED, str(exc)) from exc
-        self._smtp.tls_established()
-        self._smtp.ehlo()
-        reply = (await self._next(smtp.EhloAnswered)).reply
+            async with asyncio.timeout(self._handshake_time):
+                if not await self._start_tls():
+                    return
+                reply = await self._ehlo()
+        except TimeoutError:
+            raise self._failed(Verdict.TLS_SILENT, self._awaited()) from None
+        except (TLSError, RemoteProtocolError) as exc:
+            raise self._failed(Verdict.TLS_FAILED, printable(str(exc))) from exc
         if not reply.is_positive:
             raise self._failed(Verdict.TLS_FAILED, reply=reply)
         self.tls_seconds = self._clock() - began
 
-    # -- the transaction --------------------------------------------------
+    async def _start_tls(self) -> bool:
+        """Do the handshake; False when the host does not want it after all."""
+        self._heed_the_end()
+        self._smtp.starttls()
+        event: smtp.TlsReady | smtp.StartTlsRefused
+        event = await self._next(smtp.TlsReady, smtp.StartTlsRefused)
+        if isinstance(event, smtp.StartTlsRefused):
+            return False
+        await self._stream.start_tls(tls.opportunistic(), self.candidate.host)
+        self._smtp.tls_established()
+        return True
+
+    # -- the transactions -------------------------------------------------
 
     async def transact(
         self,
@@ -222,127 +210,131 @@ class Session:
     ) -> None:
         """Offer the message for *recipients* and write what was answered into *result*.
 
-        Recipients that the host has "too many" of get a second transaction in
-        this session (RFC 5321 §4.5.3.1.10), as long as each one takes some.
+        Takes several transactions when the host limits the recipients of one
+        (RFC 9422), and for those it had "too many" of (RFC 5321 §4.5.3.1.10) as
+        long as each takes some.
 
         Raises:
             SessionFailed: The session broke; *result* holds what had been
                 answered, and ``result.in_doubt`` whose dot was out.
             Exception: Whatever ``control.permit_dot`` raised; no dot was sent.
         """
-        self._phase, self._entered = Phase.TRANSACTION, self._clock()
-        self._body = (long_lines, body_progress)
-        pending = list(recipients)
+        self._enter(Phase.TRANSACTION)
+        await self._heed_what_has_come()
+        transaction = Transaction(
+            envelope, mail_data, long_lines, body_progress, control, result
+        )
+        limits = self.extensions.limits
+        pending, done = list(recipients), 0
         while pending:
-            limit = self._smtp.extensions.recipients_max or len(pending)
-            batch, later = pending[:limit], pending[limit:]
-            taken = await self._one_transaction(
-                envelope, batch, mail_data, control, result
-            )
-            crowded = [
-                index
-                for index in batch
-                if index in result.refused
-                and trouble.is_too_many_recipients(*result.refused[index])
+            if limits.mailmax is not None and done >= limits.mailmax:
+                raise self._failed(Verdict.UNFIT, f"takes {done} messages a session")
+            if done:
+                await self._clear(control)
+            size = limits.rcptmax or len(pending)
+            batch, later = pending[:size], pending[size:]
+            some_taken = await self._one_transaction(transaction, batch, later)
+            crowded = result.take_back_crowded(batch) if some_taken else []
+            pending = crowded + [
+                index for index in later if index not in result.refused
             ]
-            if not taken or not (crowded or later):
-                self._leave_out(later, result)
-                return
-            for index in crowded:
-                del result.refused[index]
-            pending = crowded + later
-            self._phase = Phase.TRANSACTION
+            done += 1
 
-    @staticmethod
-    def _leave_out(later: list[int], result: TransactionResult) -> None:
-        """The batch before was refused whole: its last word stands for the rest too."""
-        if later and result.refused:
-            verb, reply = next(reversed(result.refused.values()))
-            if verb is not smtp.Verb.RCPT:
-                result.refuse(later, verb, reply)
+    async def _clear(self, control: Control) -> None:
+        """Make the session fit for another transaction."""
+        self._enter(Phase.TRANSACTION)
+        self._heed_the_end()
+        if self._smtp.state is smtp.State.CLOSED:
+            raise self._failed(Verdict.CLOSED, "nothing more after its refusal")
+        if self._smtp.state is smtp.State.READY:
+            return
+        self._smtp.rset()
+        reply = (await self._answer(smtp.RsetAnswered, control)).reply
+        if not reply.is_positive:
+            raise self._failed(Verdict.CLOSED, reply=reply)
 
     async def _one_transaction(
-        self,
-        envelope: Envelope,
-        batch: list[int],
-        mail_data: MailData,
-        control: Control,
-        result: TransactionResult,
-    ) -> list[int]:
-        """MAIL to dot for one batch; return the recipients the host took."""
-        accepted = await self._offer(envelope, batch, mail_data, control, result)
+        self, transaction: Transaction, batch: Sequence[int], later: Sequence[int]
+    ) -> bool:
+        """MAIL to dot for *batch*; return whether the host has taken it for some."""
+        result, control = transaction.result, transaction.control
+        reply = await self._mail(transaction, batch)
+        accepted = []
+        if reply.is_positive:
+            accepted = await self._recipients(transaction, batch)
+        else:
+            # Said before any recipient was named: it holds for the others too.
+            result.refuse((*batch, *later), smtp.Verb.MAIL, reply)
         control.recipients_answered(result)
         if not accepted:
-            return []
-        self._smtp.data()
-        event = await self._next(
-            smtp.DataAnswered,
-            timeout=control.patience(smtp.facts(smtp.State.DATA).timeout),
-        )
-        if not event.reply.is_positive:
-            result.refuse(accepted, smtp.Verb.DATA, event.reply)
-            return []
-        early = await self._send_body(mail_data)
-        if early is not None:
-            result.refuse(accepted, smtp.Verb.DOT, early)
-            return []
-        control.permit_dot()
-        return await self._send_dot(accepted, control, result)
+            return False
+        control.permit_dot()  # else the mail data would be sent for nothing
+        refusal = await self._data(transaction)
+        if refusal is None:
+            control.permit_dot()
+            refusal = await self._dot(transaction, accepted)
+        if refusal is None:
+            return True
+        result.refuse(accepted, *refusal)
+        return False
 
-    async def _offer(
-        self,
-        envelope: Envelope,
-        batch: list[int],
-        mail_data: MailData,
-        control: Control,
-        result: TransactionResult,
-    ) -> list[int]:
-        """MAIL and RCPT, pipelined where offered; return who was accepted."""
+    async def _mail(self, transaction: Transaction, batch: Sequence[int]) -> Reply:
+        """Give MAIL and RCPT, which leave together where the host allows it."""
+        self._heed_the_end()
+        envelope, mail_data = transaction.envelope, transaction.mail_data
         self._smtp.mail(
             envelope.reverse_path.wire if envelope.reverse_path else "",
             size=mail_data.size,
             body8bit=mail_data.has_8bit,
-            smtputf8=envelope.needs_smtputf8,
+            smtputf8=envelope.needs_smtputf8(batch),
         )
         for index in batch:
             self._smtp.rcpt(envelope.recipients[index].mailbox.wire)
-        timeout = smtp.facts(smtp.State.MAIL).timeout
-        reply = (
-            await self._next(smtp.MailAnswered, timeout=control.patience(timeout))
-        ).reply
-        if not reply.is_positive:
-            result.refuse(batch, smtp.Verb.MAIL, reply)
-            return []
-        timeout = smtp.facts(smtp.State.RCPT).timeout
+        return (await self._answer(smtp.MailAnswered, transaction.control)).reply
+
+    async def _recipients(
+        self, transaction: Transaction, batch: Sequence[int]
+    ) -> list[int]:
+        """Hear the replies to RCPT; return who was accepted."""
+        result = transaction.result
         accepted = []
         for index in batch:
-            answer = await self._next(
-                smtp.RcptAnswered, timeout=control.patience(timeout)
-            )
+            answer = await self._answer(smtp.RcptAnswered, transaction.control)
             if answer.reply.is_positive:
                 accepted.append(index)
-                result.accepted.add(index)
             else:
                 result.refuse([index], smtp.Verb.RCPT, answer.reply)
+        result.accepted.update(accepted)
         return accepted
 
-    async def _send_body(self, mail_data: MailData) -> Reply | None:
+    async def _data(self, transaction: Transaction) -> tuple[smtp.Verb, Reply] | None:
+        """DATA and the mail data; return the refusal that ended it, if one did."""
+        control = transaction.control
+        self._heed_the_end()
+        self._smtp.data()
+        reply = (await self._answer(smtp.DataAnswered, control)).reply
+        if not reply.is_positive:
+            return smtp.Verb.DATA, reply
+        try:
+            async with asyncio.timeout(control.time_before_dot()):
+                early = await self._body(transaction)
+        except TimeoutError:
+            control.permit_dot()
+            raise self._failed(Verdict.SILENT, self._awaited()) from None
+        return None if early is None else (smtp.Verb.DOT, early)
+
+    async def _body(self, transaction: Transaction) -> Reply | None:
         """Stream the mail data; return a reply that came before the dot, if any."""
-        long_lines, progress = self._body
-        stuffer = DotStuffer(long_lines)
-        chunks = (stuffer.encode(chunk) for chunk in mail_data.chunks(_CHUNK))
-        for data in chunks:
-            if not await self._write_body(data, progress):
+        for piece in transaction.pieces():
+            if self._events or not await self._write_body(piece, transaction.progress):
                 return await self._early_reply()
-        if not await self._write_body(stuffer.finish(), progress):
-            return await self._early_reply()
         return None
 
-    async def _write_body(self, data: bytes, progress: float) -> bool:
+    async def _write_body(self, piece: bytes, progress: float) -> bool:
         """Write one piece; False when the host has said something before the dot."""
         try:
             return await self._stream.write(
-                data, progress_timeout=progress, heed_input=True
+                piece, progress_timeout=progress, heed_input=True
             )
         except StreamClosed:
             return False  # what it said before is still there to be read
@@ -355,24 +347,32 @@ class Session:
         event = await self._next(smtp.BodyRefused, smtp.Closing, timeout=_EARLY_REPLY)
         return event.reply
 
-    async def _send_dot(
-        self, accepted: list[int], control: Control, result: TransactionResult
-    ) -> list[int]:
+    async def _dot(
+        self, transaction: Transaction, accepted: Sequence[int]
+    ) -> tuple[smtp.Verb, Reply] | None:
         """The final dot, in a write of its own: the one moment of doubt."""
-        self._phase, self._entered = Phase.DOT, self._clock()
-        result.in_doubt = frozenset(accepted)
+        result = transaction.result
+        self._enter(Phase.DOT)
         self._smtp.dot()
+        result.in_doubt = frozenset(accepted)
         event: smtp.DotAnswered | smtp.Closing
-        event = await self._next(
-            smtp.DotAnswered, smtp.Closing, timeout=control.patience_at_dot()
-        )
-        reply = event.reply
+        try:
+            event = await self._next(
+                smtp.DotAnswered,
+                smtp.Closing,
+                timeout=transaction.control.patience_at_dot(),
+            )
+            if event.reply.is_positive and not self._is_sent:
+                raise self._failed(Verdict.CLOSED, "accepted what was not sent")
+        except SessionFailed:
+            if not self._is_sent:
+                result.in_doubt = frozenset()  # nobody can have read this dot
+            raise
         result.in_doubt = frozenset()
-        if reply.is_positive:
-            result.delivered.update(dict.fromkeys(accepted, reply))
-            return accepted
-        result.refuse(accepted, smtp.Verb.DOT, reply)
-        return []
+        if not event.reply.is_positive:
+            return smtp.Verb.DOT, event.reply
+        result.delivered.update(dict.fromkeys(accepted, event.reply))
+        return None
 
     # -- the end ----------------------------------------------------------
 
@@ -390,6 +390,11 @@ class Session:
         self._stream.abort()
 
     # -- bytes and events -------------------------------------------------
+
+    async def _answer(self, kind: type[E], control: Control) -> E:
+        """Return the next event, waited for as long as the message allows."""
+        timeout = smtp.facts(self._smtp.state).timeout
+        return await self._next(kind, timeout=control.patience(timeout))
 
     async def _next(self, *kinds: type[E], timeout: float | None = None) -> E:  # noqa: ASYNC109
         """Return the next event, which must be one of *kinds*.
@@ -411,32 +416,72 @@ class Session:
         event = self._events.popleft()
         if isinstance(event, kinds):
             return event
-        if isinstance(event, smtp.Closing):
-            raise self._failed(self._verdict_of_421(), reply=event.reply)
-        raise AssertionError(f"{event!r} in place of {kinds!r}")
+        raise self._unexpected(event)
 
     async def _exchange(self) -> None:
         """Send what may leave now, then take in whatever comes."""
         data = self._smtp.data_to_send()
         if data:
-            await self._stream.write(data)
+            self._is_sent = False
+            # Closed: what it said before that (421, 552) is still there to be read.
+            with suppress(StreamClosed):
+                await self._stream.write(data)
+                self._is_sent = True
+        await self._take_in()
+
+    async def _take_in(self) -> None:
         received = await self._stream.read()
         if not received:
             raise StreamClosed("connection closed by the host")
         self._events.extend(self._smtp.receive_data(received))
 
+    async def _heed_what_has_come(self) -> None:
+        """Fail when the host has ended a session that was kept waiting.
+
+        That is its idle timeout and nothing about the message, 421 or not (RFC
+        5321 §4.5.3.2.7).
+        """
+        try:
+            async with asyncio.timeout(0):  # what is there is read without waiting
+                while not self._events:
+                    await self._take_in()
+        except TimeoutError:
+            return
+        except (StreamClosed, RemoteProtocolError) as exc:
+            raise self._failed(Verdict.CLOSED, printable(str(exc))) from exc
+        goodbye = self._unexpected(self._events.popleft())
+        raise self._failed(Verdict.CLOSED, reply=goodbye.reply)
+
+    def _heed_the_end(self) -> None:
+        """Raise when the host has said goodbye right behind its last reply."""
+        if self._events:
+            raise self._unexpected(self._events.popleft())
+
+    def _unexpected(self, event: smtp.Event) -> SessionFailed:
+        """Return the failure for an event that nobody asked for, which can be a 421 only."""
+        if isinstance(event, smtp.Closing):
+            return self._failed(self._verdict_of_421(), reply=event.reply)
+        raise AssertionError(f"{event!r} is no answer")
+
     def _nonsense(self) -> Verdict:
+        if self._phase is Phase.TLS:
+            return Verdict.TLS_FAILED  # words in clear that nobody must believe
         return Verdict.NOT_SMTP if self._phase is Phase.GREETING else Verdict.CLOSED
 
     def _verdict_of_421(self) -> Verdict:
-        if self._phase is Phase.GREETING:
-            return Verdict.GREETING_4XX
-        if self._phase < Phase.READY:
-            return Verdict.EHLO_REFUSED
-        return Verdict.TRANSIENT
+        match self._phase:
+            case Phase.GREETING:
+                return Verdict.GREETING_4XX
+            case Phase.EHLO:
+                return Verdict.EHLO_REFUSED
+            case Phase.TLS:
+                return Verdict.STARTTLS_REFUSED
+            case _:
+                return Verdict.TRANSIENT
 
     def _awaited(self) -> str:
-        return smtp.facts(self._smtp.state).log_words
+        # What that means for the message, if anything, is `trouble`'s to say.
+        return smtp.facts(self._smtp.state).log_words.partition(";")[0]
 
     def _failed(
         self, verdict: Verdict, text: str = "", *, reply: Reply | None = None

@@ -406,6 +406,11 @@ class Race:
             return True
         return sum(runner.visits_used for runner in better) >= TRANSIENT_VISITS
 
+    def others_left(self) -> int:
+        """Return how many beside the taken one may still be asked in this attempt."""
+        waiting = self._queue(_Standing.WAITING) + self._queue(_Standing.YIELDED)
+        return min(len(waiting), MAX_DIALLED - self._dialled) + len(self._open())
+
     # The course of a round
 
     def _open_round(self, now: float) -> None:

@@ -1,0 +1,124 @@
+"""What goes into a mail transaction, and what comes out (RFC 5321 §3.3).
+
+`mxpolicy.delivery.session` carries it out; `mxpolicy.delivery.attempt` owns the
+message and judges the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from mxpolicy.delivery import trouble
+from mxpolicy.delivery.envelope import Envelope
+from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.options import LongLines
+from mxpolicy.protocol.dot_stuffing import DotStuffer
+from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.reply import Reply
+
+__all__ = ["Control", "Transaction", "TransactionResult"]
+
+_CHUNK = 64 * 1024
+
+
+class Control(Protocol):
+    """What a transaction asks of whoever owns the message; see `Attempt`."""
+
+    def patience(self, standard: float) -> float:
+        """Seconds to wait for a reply whose standard time-out is *standard*."""
+
+    def time_before_dot(self) -> float:
+        """Seconds from now on in which the final dot may still be sent."""
+
+    def patience_at_dot(self) -> float:
+        """Seconds to wait for the reply to the final dot."""
+
+    def recipients_answered(self, result: TransactionResult) -> None:
+        """Every RCPT of a transaction has been answered, DATA not yet sent."""
+
+    def permit_dot(self) -> None:
+        """Raise when the final dot must not be sent: out of time, input not whole."""
+
+
+class TransactionResult:
+    """Who was answered what; filled in while the transaction runs.
+
+    It is as true after an exception as after a return: what was answered
+    before a session broke stays answered.
+
+    Attributes:
+        delivered: The 2yz to the final dot, by recipient index.
+        refused: The verb and the 4yz or 5yz that decided, by recipient index.
+        accepted: Recipients with a 2yz to RCPT, whatever came after it.
+        in_doubt: Recipients whose final dot may be out and is unanswered.
+    """
+
+    __slots__ = ("accepted", "delivered", "in_doubt", "refused")
+
+    def __init__(self) -> None:
+        self.delivered: dict[int, Reply] = {}
+        self.accepted: set[int] = set()
+        self.refused: dict[int, tuple[Verb, Reply]] = {}
+        self.in_doubt: frozenset[int] = frozenset()
+
+    def refuse(self, recipients: Iterable[int], verb: Verb, reply: Reply) -> None:
+        """*reply* to *verb* refused all of *recipients*."""
+        for index in recipients:
+            self.refused[index] = (verb, reply)
+
+    def take_back_crowded(self, recipients: Iterable[int]) -> list[int]:
+        """Forget and return those refused only because there were "too many" of them."""
+        crowded = [
+            index
+            for index in recipients
+            if index in self.refused
+            and trouble.is_too_many_recipients(*self.refused[index])
+        ]
+        for index in crowded:
+            del self.refused[index]
+        return crowded
+
+
+class Transaction:
+    """What stays the same in all transactions of one `Session.transact`.
+
+    Attributes:
+        envelope: The whole envelope.
+        mail_data: Readable any number of times.
+        progress: Seconds without an acknowledged byte of the mail data.
+        control: Who owns the message.
+        result: Filled in.
+    """
+
+    __slots__ = (
+        "_long_lines",
+        "control",
+        "envelope",
+        "mail_data",
+        "progress",
+        "result",
+    )
+
+    def __init__(
+        self,
+        envelope: Envelope,
+        mail_data: MailData,
+        long_lines: LongLines,
+        progress: float,
+        control: Control,
+        result: TransactionResult,
+    ) -> None:
+        self.envelope = envelope
+        self.mail_data = mail_data
+        self.progress = progress
+        self.control = control
+        self.result = result
+        self._long_lines = long_lines
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the mail data as it goes over the wire, all but the final dot."""
+        stuffer = DotStuffer(self._long_lines)
+        for chunk in self.mail_data.chunks(_CHUNK):
+            yield stuffer.encode(chunk)
+        yield stuffer.finish()

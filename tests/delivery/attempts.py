@@ -1,0 +1,166 @@
+"""Plays one attempt against scripted hosts, and looks for what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from mxpolicy.address import parse_mailbox, parse_reverse_path
+from mxpolicy.delivery.attempt import Attempt, Surroundings
+from mxpolicy.delivery.envelope import Envelope, Recipient
+from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.plan import Plan
+from mxpolicy.options import Options
+from tests.helpers.scripted_smtp import ScriptedHost, serve
+from tests.helpers.socket_loop import run_with_sockets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+    from typing import Any
+
+    from mxpolicy.delivery.events import Delays, Event
+    from mxpolicy.outcome import Outcome
+
+__all__ = ["HELO", "MESSAGE", "Played", "deliver", "envelope", "mail_data", "play"]
+
+HELO = "client.example.net"
+MESSAGE = b"Subject: test\r\n\r\nHello.\r\n"
+
+E = TypeVar("E")
+T = TypeVar("T")
+
+
+class Played(NamedTuple):
+    """What came of an attempt.
+
+    Attributes:
+        outcomes: By recipient.
+        tried: By recipient: what was said to have been tried.
+        events: As observed.
+        seconds: What the clock says it took.
+    """
+
+    outcomes: list[Outcome]
+    tried: list[tuple[str, ...]]
+    events: list[Event]
+    seconds: float
+
+    @property
+    def outcome(self) -> Outcome:
+        """The only recipient's."""
+        (only,) = self.outcomes
+        return only
+
+    def all(self, kind: type[E]) -> list[E]:
+        """The events of one kind."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def envelope(*recipients: str, sender: str = "alice@example.net") -> Envelope:
+    """Make an envelope."""
+    mailboxes = [
+        Recipient(place, text, parse_mailbox(text))
+        for place, text in enumerate(recipients)
+    ]
+    return Envelope(parse_reverse_path(sender), tuple(mailboxes))
+
+
+def mail_data(data: bytes = MESSAGE) -> MailData:
+    """Make mail data."""
+    made = MailData()
+    made.append(data)
+    made.finish()
+    return made
+
+
+async def play(
+    *hosts: ScriptedHost,
+    recipients: Sequence[str] = ("bob@example.com",),
+    sender: str = "alice@example.net",
+    preferences: Sequence[int] | None = None,
+    data: bytes | MailData = MESSAGE,
+    options: Options | None = None,
+    deadline: float = 900.0,
+    is_complete: Callable[[], bool] = lambda: True,
+    observe: Callable[[Event], None] = lambda event: None,
+    helo: str = HELO,
+    is_myself: Callable[[str], bool] = lambda name: False,
+) -> Played:
+    """Attempt a delivery to *hosts*, which are open, best first, and check for leaks."""
+    if preferences is None:
+        preferences = [10 * (place + 1) for place in range(len(hosts))]
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    happened: list[Event] = []
+    settled: dict[int, Outcome] = {}
+    tried: dict[int, tuple[str, ...]] = {}
+
+    def note(event: Event) -> None:
+        happened.append(event)
+        observe(event)
+
+    def settle(
+        index: int, outcome: Outcome, delays: Delays, what: tuple[str, ...]
+    ) -> None:
+        assert index not in settled, "a recipient is settled once"
+        settled[index], tried[index] = outcome, what
+
+    attempt = Attempt(
+        Surroundings(
+            options or Options(),
+            helo=helo,
+            is_myself=is_myself,
+            clock=loop.time,
+            observe=note,
+            input_is_complete=is_complete,
+        ),
+        Plan(
+            "example.com",
+            tuple(map(ScriptedHost.candidate, hosts, preferences)),
+        ),
+        envelope(*recipients, sender=sender),
+        range(len(recipients)),
+        data if isinstance(data, MailData) else mail_data(data),
+        began=began,
+        deadline=began + deadline,
+        settle=settle,
+    )
+    await attempt.run()
+    outcomes = [settled[index] for index in range(len(recipients))]
+    what = [tried[index] for index in range(len(recipients))]
+    return Played(outcomes, what, happened, loop.time() - began)
+
+
+def deliver(*hosts: ScriptedHost, **more: Any) -> Played:
+    """`play`, on a loop of its own; see there for the arguments."""
+    return run(*hosts, work=lambda: play(*hosts, **more))
+
+
+def run(*hosts: ScriptedHost, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Serve *hosts* while *work* runs; no task and no descriptor may be left by it."""
+
+    async def main() -> T:
+        before = _descriptors()
+        async with serve(*hosts):
+            try:
+                return await work()
+            finally:
+                theirs = {task for host in hosts for task in host.tasks()}
+                ours = asyncio.all_tasks() - theirs - {asyncio.current_task()}
+                await asyncio.sleep(1)  # until the hosts have seen the end of it
+                for host in hosts:
+                    await host.close()
+                await asyncio.sleep(0)
+                assert not ours, "tasks are left behind"
+                assert _descriptors() == before, "descriptors are left behind"
+
+    return run_with_sockets(main())
+
+
+def _descriptors() -> set[str]:
+    own = os.open("/proc/self/fd", os.O_RDONLY)
+    try:
+        return set(os.listdir(own)) - {str(own)}
+    finally:
+        os.close(own)
