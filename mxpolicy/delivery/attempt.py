@@ -169,9 +169,7 @@ class Attempt:
         try:
             async with asyncio.TaskGroup() as self._group:
                 self._perform(self._race.begin(self._clock()))
-                reason = await self._over
-                for runner in self._runners.values():
-                    runner.cancel()
+                reason = await self._over  # everybody was dropped before it
         finally:
             self._set_alarm(None)
             for session in self._sessions.values():

@@ -79,21 +79,31 @@ async def play(
     recipients: Sequence[str] = ("bob@example.com",),
     sender: str = "alice@example.net",
     preferences: Sequence[int] | None = None,
-    data: bytes | MailData = MESSAGE,
+    data: bytes = MESSAGE,
     options: Options | None = None,
     deadline: float = 900.0,
     is_complete: Callable[[], bool] = lambda: True,
     observe: Callable[[Event], None] = lambda event: None,
     helo: str = HELO,
     is_myself: Callable[[str], bool] = lambda name: False,
+    spoil: Callable[[MailData], None] = lambda message: None,
+    settled: dict[int, Outcome] | None = None,
 ) -> Played:
-    """Attempt a delivery to *hosts*, which are open, best first, and check for leaks."""
+    """Attempt a delivery to *hosts*, which are open.
+
+    Args:
+        hosts: In the order of trying.
+        preferences: Theirs; 10, 20, 30 and so on if not given.
+        observe: Told everything too, and may raise.
+        spoil: Done to the mail data.
+        settled: Filled, for who will not get an answer.
+    """
+    settled = {} if settled is None else settled
     if preferences is None:
         preferences = [10 * (place + 1) for place in range(len(hosts))]
     loop = asyncio.get_running_loop()
     began = loop.time()
     happened: list[Event] = []
-    settled: dict[int, Outcome] = {}
     tried: dict[int, tuple[str, ...]] = {}
 
     def note(event: Event) -> None:
@@ -106,6 +116,8 @@ async def play(
         assert index not in settled, "a recipient is settled once"
         settled[index], tried[index] = outcome, what
 
+    message = mail_data(data)
+    spoil(message)
     attempt = Attempt(
         Surroundings(
             options or Options(),
@@ -121,12 +133,15 @@ async def play(
         ),
         envelope(*recipients, sender=sender),
         range(len(recipients)),
-        data if isinstance(data, MailData) else mail_data(data),
+        message,
         began=began,
         deadline=began + deadline,
         settle=settle,
     )
-    await attempt.run()
+    try:
+        await attempt.run()
+    finally:
+        message.close()
     outcomes = [settled[index] for index in range(len(recipients))]
     what = [tried[index] for index in range(len(recipients))]
     return Played(outcomes, what, happened, loop.time() - began)
@@ -151,7 +166,6 @@ def run(*hosts: ScriptedHost, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
                 await asyncio.sleep(1)  # until the hosts have seen the end of it
                 for host in hosts:
                     await host.close()
-                await asyncio.sleep(0)
                 assert not ours, "tasks are left behind"
                 assert _descriptors() == before, "descriptors are left behind"
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXTENSIONS", "End", "Message", "Script", "ScriptedHost", "serve"]
 
-EXTENSIONS = ("PIPELINING", "SIZE 1000000", "8BITMIME", "ENHANCEDSTATUSCODES")
+EXTENSIONS = ("PIPELINING", "SIZE 100000000", "8BITMIME", "ENHANCEDSTATUSCODES")
 TOP = 1000
 LINE_LIMIT = 1 << 22
 
@@ -134,6 +134,8 @@ class ScriptedHost:
         listener = socket.socket()
         self._sockets.append(listener)
         listener.setblocking(False)
+        # Small, so that a host that reads no more is noticed by who writes.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         listener.bind((address, 0))
         self._address = listener.getsockname()
         if self._is_refused:
@@ -155,6 +157,7 @@ class ScriptedHost:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # until the transports have closed their sockets
         for one in self._sockets:
             one.close()
 
@@ -178,7 +181,7 @@ class ScriptedHost:
         self.visits.append([])
         self.raw.append(bytearray())
         self.was_reset.append(False)
-        reader, writer = await asyncio.open_connection(sock=client, limit=LINE_LIMIT)
+        reader, writer = await _streams(client)
         try:
             await _Visit(self, place, reader, writer).run()
         except (_Over, asyncio.IncompleteReadError, BrokenPipeError):
@@ -332,6 +335,20 @@ class _Visit:
                 self._writer.transport.pause_reading()  # type: ignore[attr-defined]
                 await asyncio.get_running_loop().create_future()
         raise _Over
+
+
+async def _streams(
+    client: socket.socket,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return the streams over an accepted socket, on the server's side of any TLS."""
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(limit=LINE_LIMIT)
+    made: asyncio.Future[asyncio.StreamWriter] = loop.create_future()
+    protocol = asyncio.StreamReaderProtocol(
+        reader, lambda _, writer: made.set_result(writer)
+    )
+    await loop.connect_accepted_socket(lambda: protocol, client)
+    return reader, await made
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["run_with_sockets"]
+__all__ = ["let_pass", "run_with_sockets"]
 
 # Real seconds. The kernel may hand a segment over a little later when it is busy.
 SETTLING = 0.004
@@ -44,9 +44,9 @@ class _JumpingSelector(selectors.DefaultSelector):
 class _SocketLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._now = 1000.0
-        super().__init__(_JumpingSelector(self._move))
+        super().__init__(_JumpingSelector(self.let_pass))
 
-    def _move(self, seconds: float) -> None:
+    def let_pass(self, seconds: float) -> None:
         # Rounded up, or a timer could be missed by less than the clock can tell.
         self._now += seconds + 1e-9
 
@@ -58,3 +58,10 @@ def run_with_sockets(main: Coroutine[Any, Any, T]) -> T:
     """Run *main* on such a loop; ``loop.time`` is its clock."""
     with asyncio.Runner(loop_factory=_SocketLoop) as runner:
         return runner.run(main)
+
+
+def let_pass(seconds: float) -> None:
+    """Move the running loop's clock, as when the process was held up for so long."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, _SocketLoop)
+    loop.let_pass(seconds)
