@@ -699,6 +699,12 @@ def test_exception_is_named_with_its_place(pipe: Runner) -> None:
     )
 
 
+def test_callback_that_fails_ends_the_wait_for_it(pipe: Runner) -> None:
+    before = SETTLE.format("asyncio.get_running_loop().call_soon([].pop)")
+    ended = pipe.run(pipe.argv("x.example", "b@b"), before=before)
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: IndexError: pop from empty list")
+
+
 def test_exception_whose_text_fails_is_deferred(pipe: Runner) -> None:
     before = "class Bad(Exception):\n    def __str__(self): raise MemoryError\n"
     before += SETTLE.format("raise Bad")

@@ -104,11 +104,6 @@ class Session:
         """What the last EHLO reply offered."""
         return self._smtp.extensions
 
-    @property
-    def greeting_is_masked(self) -> bool:
-        """A firewall rewrites this host's SMTP."""
-        return self._smtp.banner_masked
-
     # -- to ready ---------------------------------------------------------
 
     async def open(self, on_phase: Callable[[Phase], None]) -> None:
@@ -227,6 +222,7 @@ class Session:
         limits = self.extensions.limits
         pending, done = list(recipients), 0
         while pending:
+            self._enter(Phase.TRANSACTION)
             if limits.mailmax is not None and done >= limits.mailmax:
                 raise self._failed(Verdict.UNFIT, f"takes {done} messages a session")
             if done:
@@ -242,7 +238,6 @@ class Session:
 
     async def _clear(self, control: Control) -> None:
         """Make the session fit for another transaction."""
-        self._enter(Phase.TRANSACTION)
         self._heed_the_end()
         if self._smtp.state is smtp.State.CLOSED:
             raise self._failed(Verdict.CLOSED, "nothing more after its refusal")

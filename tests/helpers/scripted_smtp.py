@@ -18,6 +18,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import errno
+import os
 import socket
 import ssl
 import struct
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["EXTENSIONS", "End", "Message", "Script", "ScriptedHost", "serve"]
 
 EXTENSIONS = ("PIPELINING", "SIZE 100000000", "8BITMIME", "ENHANCEDSTATUSCODES")
-TOP = 1000
 LINE_LIMIT = 1 << 22
+
+# Close with a RST.
+LINGER = struct.pack("ii", 1, 0)
 
 
 class End(enum.Enum):
@@ -82,6 +86,7 @@ class ScriptedHost:
         raw: All bytes of each session, in clear.
         messages: Everything that was ended by a dot.
         was_reset: Of each session, whether the client ended it with a RST.
+        was_pipelined: Whether a command was there before the one ahead was answered.
     """
 
     def __init__(
@@ -101,11 +106,14 @@ class ScriptedHost:
         self._asked: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._sockets: list[socket.socket] = []
+        self._clients: list[socket.socket] = []
+        self._errors: list[BaseException] = []
         self._address = ("", 0)
         self.visits: list[list[str]] = []
         self.raw: list[bytearray] = []
         self.messages: list[Message] = []
         self.was_reset: list[bool] = []
+        self.was_pipelined = False
 
     def candidate(self, preference: int = 10, *, place: int = 0) -> Candidate:
         """Return the candidate to dial."""
@@ -152,7 +160,7 @@ class ScriptedHost:
             self._own(self._accept(listener))
 
     async def close(self) -> None:
-        """Hang up on everybody."""
+        """Hang up on everybody; raise what went wrong with the script."""
         tasks = self.tasks()
         for task in tasks:
             task.cancel()
@@ -160,16 +168,38 @@ class ScriptedHost:
         await asyncio.sleep(0.01)  # until the transports have closed their sockets
         for one in self._sockets:
             one.close()
+        for error in self._errors:
+            raise error
+
+    def hang_up(self, last_words: bytes = b"") -> None:
+        """Say *last_words* and reset all connections, before this method returns."""
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for client in self._clients:
+            client.send(last_words)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER)
+            os.dup2(nothing, client.fileno(), inheritable=False)
+        os.close(nothing)
 
     def _own(self, work: object) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_end)
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self._errors.append(error)
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            client, _ = await loop.sock_accept(listener)
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError as exc:
+                if exc.errno != errno.EMFILE:
+                    raise
+                await asyncio.sleep(0.01)  # the test has taken all descriptors
+                continue
             # What is written has arrived: no waiting for acknowledgements.
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._own(self._serve(client))
@@ -178,6 +208,7 @@ class ScriptedHost:
 
     async def _serve(self, client: socket.socket) -> None:
         place = len(self.visits)
+        self._clients.append(client)
         self.visits.append([])
         self.raw.append(bytearray())
         self.was_reset.append(False)
@@ -238,6 +269,7 @@ class _Visit:
         while True:
             line = await self._reader.readuntil(b"\r\n")
             self._host.raw[self._place] += line
+            self._host.was_pipelined |= bool(self._reader._buffer)  # type: ignore[attr-defined]
             text = line.removesuffix(b"\r\n").decode("utf-8", "surrogateescape")
             self._host.visits[self._place].append(text)
             await self._command(text)
@@ -273,9 +305,11 @@ class _Visit:
         self._secured = True
 
     async def _mail_data(self) -> None:
-        data = b"\r\n"  # the end of the DATA line belongs to the final dot's pattern
-        answered = False
-        while b"\r\n.\r\n" not in data:
+        # The end of the DATA line belongs to the final dot's pattern.
+        data = bytearray(b"\r\n")
+        answered, looked = False, 0
+        while data.find(b"\r\n.\r\n", looked) < 0:
+            looked = max(0, len(data) - 4)
             received = await self._reader.read(65536)
             if not received:
                 raise _Over
@@ -284,11 +318,8 @@ class _Visit:
             if not answered and (answer := self._host.answer("BODY")) is not None:
                 answered = True
                 await self._perform(answer)
-        mail_data, _, rest = data[2:].partition(b"\r\n.\r\n")
-        if data.startswith(b"\r\n.\r\n"):
-            mail_data, rest = b"", data[5:]
-        else:
-            mail_data += b"\r\n"
+        end = data.find(b"\r\n.\r\n", looked)
+        mail_data, rest = bytes(data[2 : end + 2]), bytes(data[end + 5 :])
         assert not rest.strip(), f"the client went on without an answer: {rest!r}"
         message = Message(self._reverse_path, tuple(self._forward_paths), mail_data, 0)
         place = len(self._host.messages)
@@ -316,8 +347,8 @@ class _Visit:
                     await self._end(step)
                 case _:
                     await asyncio.sleep(step)
-        if _code(answer) == 421:
-            raise _Over
+            if isinstance(step, str) and step.startswith("421"):
+                raise _Over
 
     async def _end(self, end: End) -> None:
         match end:
@@ -325,8 +356,7 @@ class _Visit:
                 self._writer.close()
             case End.RESET:
                 sock = self._writer.get_extra_info("socket")
-                linger = struct.pack("ii", 1, 0)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER)
                 self._writer.transport.abort()
             case End.SILENT:
                 while received := await self._reader.read(65536):
@@ -364,10 +394,8 @@ async def serve(*hosts: ScriptedHost) -> AsyncIterator[None]:
 
 
 def _code(answer: Answer) -> int:
-    """Return the code of the last reply in *answer*, 0 if there is none."""
-    steps = answer if isinstance(answer, tuple) else (answer,)
-    code = 0
-    for step in steps:
+    """Return the code of the first reply in *answer*, 0 if there is none."""
+    for step in answer if isinstance(answer, tuple) else (answer,):
         if isinstance(step, str | bytes) and step[:3].isdigit():
-            code = int(step[:3])
-    return code
+            return int(step[:3])
+    return 0

@@ -1,0 +1,595 @@
+"""`mxpolicy.delivery.session` against scripted hosts: one session each."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from mxpolicy.address import Mailbox
+from mxpolicy.delivery.envelope import Envelope, Recipient
+from mxpolicy.delivery.session import Session, SessionFailed
+from mxpolicy.delivery.transaction import TransactionResult
+from mxpolicy.errors import LocalProtocolError, LocalTrouble
+from mxpolicy.net.dial import dial
+from mxpolicy.options import LongLines
+from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.routing.candidate import Phase
+from tests.delivery.attempts import HELO, MESSAGE, envelope, mail_data, run
+from tests.helpers.scripted_smtp import EXTENSIONS, End, ScriptedHost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.helpers.scripted_smtp import Answer, Script
+
+FIVE = tuple(f"{name}@example.com" for name in "abcde")
+EHLO = "250-mx.example.com\n250 PIPELINING"
+TLS = "250-mx.example.com\n250 STARTTLS"
+BIG = b"Subject: big\r\n\r\n" + (b"0123456789abcdef" * 60 + b"\r\n") * 8192
+
+
+class Owner:
+    """Of a message: all the time of the RFC, unless said otherwise."""
+
+    def __init__(
+        self,
+        before_dot: float = 1000.0,
+        at_dot: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.accepted: list[set[int]] = []
+        self._before_dot = before_dot
+        self._at_dot = at_dot
+        self._asked = 0
+
+    def patience(self, standard: float) -> float:
+        return standard
+
+    def time_before_dot(self) -> float:
+        return self._before_dot
+
+    def patience_at_dot(self) -> float:
+        return 600.0
+
+    def recipients_answered(self, result: TransactionResult) -> None:
+        self.accepted.append(set(result.accepted))
+
+    def permit_dot(self) -> None:
+        """Asked before DATA, where it does no harm, and before the dot."""
+        self._asked += 1
+        if self._asked % 2 == 0:
+            self._at_dot()
+
+
+class Told:
+    """What a session came to.
+
+    Attributes:
+        failure: How it failed, None if it did not.
+        phases: The phases it entered on its way to ready.
+        result: Of its transactions.
+        accepted: Who was accepted so far, each time that was told.
+        seconds: How long all took.
+    """
+
+    def __init__(self) -> None:
+        self.failure: SessionFailed | None = None
+        self.phases: list[Phase] = []
+        self.result = TransactionResult()
+        self.accepted: list[set[int]] = []
+        self.seconds = 0.0
+
+    @property
+    def failed(self) -> tuple[str, str]:
+        """Verdict and phase."""
+        assert self.failure is not None
+        return self.failure.finding.verdict.value, self.failure.finding.phase.word
+
+    @property
+    def refused(self) -> dict[int, tuple[Verb, int]]:
+        """Verb and code by recipient."""
+        return {
+            index: (verb, reply.code)
+            for index, (verb, reply) in self.result.refused.items()
+        }
+
+
+async def converse(
+    host: ScriptedHost,
+    told: Told,
+    *,
+    message: bytes = MESSAGE,
+    to: Envelope | None = None,
+    owner: Owner | None = None,
+    port: int | None = None,
+    is_myself: Callable[[str], bool] = lambda name: False,
+    use_tls: bool = True,
+) -> None:
+    """Open a session with *host*, and offer a message if there are recipients."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    candidate = host.candidate()
+    session = Session(
+        await dial(candidate),
+        candidate._replace(port=port or candidate.port),
+        helo=HELO,
+        is_myself=is_myself,
+        use_tls=use_tls,
+        clock=loop.time,
+    )
+    owner = owner or Owner()
+    told.accepted = owner.accepted
+    spooled = mail_data(message)
+    try:
+        await session.open(told.phases.append)
+        if to is not None:
+            await session.transact(
+                to,
+                range(len(to.recipients)),
+                spooled,
+                long_lines=LongLines.FOLD,
+                body_progress=5.0,
+                control=owner,
+                result=told.result,
+            )
+        session.quit()
+    except SessionFailed as failure:
+        told.failure = failure
+        session.abort()
+    except BaseException:
+        session.abort()
+        raise
+    finally:
+        spooled.close()
+        told.seconds = loop.time() - began
+
+
+def opened(host: ScriptedHost, **more: object) -> Told:
+    """Open a session with *host*."""
+    told = Told()
+    run(host, work=lambda: converse(host, told, **more))  # type: ignore[arg-type]
+    return told
+
+
+def offered(host: ScriptedHost, *recipients: str, **more: object) -> Told:
+    """Offer *host* a message for *recipients*, one if none are given."""
+    to = envelope(*(recipients or FIVE[:1]))
+    return opened(host, to=to, **more)
+
+
+# --- to ready
+
+
+def test_phases_are_told_in_their_order() -> None:
+    told = opened(ScriptedHost())
+    assert told.phases == [Phase.GREETING, Phase.EHLO, Phase.READY]
+    assert told.failure is None
+
+
+@pytest.mark.parametrize("ehlo", ["500 what?", "502 5.5.1 unknown", "554 no"])
+def test_host_that_does_not_know_ehlo_hears_helo(ehlo: str) -> None:
+    host = ScriptedHost({"EHLO": ehlo})
+    told = offered(host, message=b"\xff\r\n")
+    assert host.commands[1:3] == [f"HELO {HELO}", "MAIL FROM:<alice@example.net>"]
+    assert told.result.delivered
+
+
+@pytest.mark.parametrize(
+    ("script", "failed", "quits"),
+    [
+        ({"CONNECT": "554 5.7.1 no"}, ("greeting_5xx", "greeting"), True),
+        ({"CONNECT": "450 4.7.1 no"}, ("greeting_4xx", "greeting"), True),
+        ({"CONNECT": "421 busy"}, ("greeting_4xx", "greeting"), False),
+        ({"CONNECT": "354 hm"}, ("not_smtp", "greeting"), False),
+        ({"CONNECT": b"x" * 9000}, ("not_smtp", "greeting"), False),
+        ({"CONNECT": ("220 hi", "421 no")}, ("ehlo_refused", "ehlo"), False),
+        ({"CONNECT": ("220 hi", "250 no")}, ("closed", "ehlo"), False),
+        ({"EHLO": "421 busy"}, ("ehlo_refused", "ehlo"), False),
+        ({"EHLO": "450 busy"}, ("ehlo_refused", "ehlo"), True),
+        ({"EHLO": ("502 what", "421 no")}, ("ehlo_refused", "ehlo"), False),
+        ({"EHLO": "502 what", "HELO": "450 no"}, ("ehlo_refused", "ehlo"), True),
+        ({"EHLO": (TLS, "421 no")}, ("starttls_refused", "tls"), False),
+        ({"EHLO": TLS, "STARTTLS": "421 no"}, ("starttls_refused", "tls"), False),
+        ({"EHLO": TLS, "STARTTLS": End.SILENT}, ("tls_silent", "tls"), False),
+        ({"EHLO": TLS, "STARTTLS": End.CLOSE}, ("closed", "tls"), False),
+        (
+            {"EHLO": TLS, "STARTTLS": (b"220 a\r\n2", End.SILENT)},
+            ("tls_failed", "tls"),
+            False,
+        ),
+    ],
+    ids=str,
+)
+def test_host_that_does_not_get_us_to_ready(
+    script: Script, failed: tuple[str, str], quits: bool
+) -> None:
+    host = ScriptedHost(script)
+    told = opened(host)
+    assert told.failed == failed
+    assert ("QUIT" in host.commands) is quits
+
+
+def test_failure_says_verdict_and_words() -> None:
+    told = opened(ScriptedHost({"CONNECT": "450 4.7.1 not now"}))
+    assert str(told.failure) == "greeting_4xx 450 4.7.1 not now"
+
+
+@pytest.mark.parametrize(
+    "script", [{}, {"EHLO": "502 what", "HELO": "250 mx11.example.com hi"}]
+)
+def test_host_with_our_name_on_port_25_is_ourselves(script: Script) -> None:
+    told = opened(ScriptedHost(script), port=25, is_myself="mx11.example.com".__eq__)
+    assert told.failed == ("loops_to_myself", "ehlo")
+
+
+@pytest.mark.parametrize(
+    "more", [{"port": 26}, {"is_myself": "mx12.example.com".__eq__}]
+)
+def test_other_name_or_other_port_is_not_ourselves(more: dict[str, object]) -> None:
+    usual: dict[str, object] = {"port": 25, "is_myself": "mx11.example.com".__eq__}
+    assert opened(ScriptedHost(), **(usual | more)).failure is None
+
+
+def test_host_behind_a_masking_firewall_gets_one_command_at_a_time() -> None:
+    host = ScriptedHost({"CONNECT": "220 ****************", "MAIL": (1.0, "250 ok")})
+    told = offered(host, *FIVE[:2])
+    assert set(told.result.delivered) == {0, 1}
+    # In one write MAIL and RCPT would be there before the reply to MAIL.
+    assert host.was_pipelined is False
+    told = offered(host := ScriptedHost({"MAIL": (1.0, "250 ok")}), *FIVE[:2])
+    assert host.was_pipelined is True
+
+
+# --- what goes over the wire
+
+
+def test_parameters_are_given_as_offered() -> None:
+    host = ScriptedHost()
+    offered(host, message=b"caf\xc3\xa9\n")
+    assert host.commands[1] == "MAIL FROM:<alice@example.net> SIZE=7 BODY=8BITMIME"
+
+
+def test_8_bit_data_goes_as_it_is_to_a_host_without_8bitmime() -> None:
+    host = ScriptedHost(extensions=[])
+    offered(host, message=b"caf\xc3\xa9\n")
+    assert host.commands[1] == "MAIL FROM:<alice@example.net>"
+    assert host.taken[0].mail_data == b"caf\xc3\xa9\r\n"
+
+
+def test_null_reverse_path_is_two_brackets() -> None:
+    host = ScriptedHost(extensions=[])
+    opened(host, to=envelope("a@example.com", sender="<>"))
+    assert host.commands[1:3] == ["MAIL FROM:<>", "RCPT TO:<a@example.com>"]
+
+
+@pytest.mark.parametrize("evil", ["x\r\nRCPT TO:<eve", "x\nDATA", "x\0", "x\r"])
+def test_control_characters_in_an_address_never_reach_the_wire(evil: str) -> None:
+    # parse_mailbox refuses them long before; this is the second lock.
+    host = ScriptedHost()
+    to = Envelope(None, (Recipient(0, evil, Mailbox(evil, "example.com")),))
+    with pytest.raises(LocalProtocolError):
+        opened(host, to=to)
+    assert not [line for line in host.commands if "RCPT" in line]
+
+
+SMUGGLERS = [
+    b"a\n.\nMAIL FROM:<eve@example.com>\n",
+    b"a\r.\rb",
+    b"a\r\n.\rb\n",
+    b"a\n.\r\nb",
+    b"a\r\r\n.\r\r\nb",
+    b".\r\nb",
+    b".",
+    b"\n",
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"a", b"\0"])).map(b"".join))
+@example(b"a" * 65535 + b"\r\n.\r\n")
+def test_nothing_in_the_mail_data_can_end_it(data: bytes) -> None:
+    check_wire(data)
+
+
+@pytest.mark.parametrize("data", SMUGGLERS)
+def test_known_ways_of_smuggling_end_as_text(data: bytes) -> None:
+    check_wire(data)
+
+
+def check_wire(data: bytes) -> None:
+    host = ScriptedHost()
+    told = offered(host, message=data)
+    assert set(told.result.delivered) == {0}
+    wire = bytes(host.raw[0]).partition(b"DATA\r\n")[2]
+    text, end, rest = wire.partition(b"\r\n.\r\n")
+    assert (end, rest) in ((b"\r\n.\r\n", b"QUIT\r\n"), (b"", b""))
+    assert wire.endswith(b".\r\nQUIT\r\n")
+    for line in text.split(b"\r\n"):
+        assert b"\r" not in line
+        assert b"\n" not in line
+    assert len(host.messages) == 1
+
+
+# --- several transactions in a session
+
+
+def commands(host: ScriptedHost) -> list[str]:
+    """Return the verbs of the only session after EHLO."""
+    (visit,) = host.visits
+    return [line.partition(" ")[0] for line in visit[1:]]
+
+
+def test_those_there_were_too_many_of_get_a_second_transaction() -> None:
+    host = ScriptedHost(
+        {
+            "RCPT b@example.com": ["452 4.5.3 too many", "250 ok"],
+            "RCPT c@example.com": ["552 too many recipients", "452 too many", "250 ok"],
+        }
+    )
+    told = offered(host, *FIVE[:3])
+    assert set(told.result.delivered) == {0, 1, 2}
+    assert not told.refused
+    assert [one.forward_paths for one in host.taken] == [
+        (FIVE[0],),
+        (FIVE[1],),
+        (FIVE[2],),
+    ]
+    assert told.accepted == [{0}, {0, 1}, {0, 1, 2}]
+    assert len(host.visits) == 1
+
+
+def test_those_there_were_too_many_of_stay_refused_when_nobody_was_taken() -> None:
+    host = ScriptedHost({"RCPT": "452 4.5.3 too many"})
+    told = offered(host, *FIVE[:2])
+    assert told.refused == {0: (Verb.RCPT, 452), 1: (Verb.RCPT, 452)}
+    assert commands(host) == ["MAIL", "RCPT", "RCPT", "QUIT"]
+
+
+LIMITED = (*EXTENSIONS, "LIMITS RCPTMAX=2")
+
+
+def test_limit_of_recipients_is_kept() -> None:
+    host = ScriptedHost(extensions=LIMITED)
+    told = offered(host, *FIVE)
+    assert set(told.result.delivered) == {0, 1, 2, 3, 4}
+    assert [len(one.forward_paths) for one in host.taken] == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("script", "refused", "between"),
+    [
+        pytest.param(
+            {f"RCPT {one}": "550 no" for one in FIVE[:2]},
+            (Verb.RCPT, 550),
+            ["RSET"],
+            id="RCPT",
+        ),
+        pytest.param(
+            {"DATA": ["554 no", "354 go"]},
+            (Verb.DATA, 554),
+            ["DATA", "RSET"],
+            id="DATA",
+        ),
+        pytest.param({".": ["554 no", "250 ok"]}, (Verb.DOT, 554), ["DATA"], id="dot"),
+    ],
+)
+def test_refusal_of_some_is_none_of_those_beyond_the_limit(
+    script: Script, refused: tuple[Verb, int], between: list[str]
+) -> None:
+    host = ScriptedHost(script, extensions=LIMITED)
+    told = offered(host, *FIVE[:3])
+    assert told.refused == {0: refused, 1: refused}
+    assert set(told.result.delivered) == {2}
+    first = ["MAIL", "RCPT", "RCPT", *between]
+    assert commands(host) == [*first, "MAIL", "RCPT", "DATA", "QUIT"]
+
+
+def test_refusal_of_the_sender_is_one_of_those_beyond_the_limit() -> None:
+    host = ScriptedHost({"MAIL": "550 5.1.8 no"}, extensions=LIMITED)
+    told = offered(host, *FIVE[:3])
+    assert told.refused == dict.fromkeys(range(3), (Verb.MAIL, 550))
+    assert told.accepted == [set()]
+    assert [verb for verb in commands(host) if verb == "MAIL"] == ["MAIL"]
+
+
+def test_limit_of_transactions_is_kept() -> None:
+    host = ScriptedHost(extensions=[*EXTENSIONS, "LIMITS RCPTMAX=2 MAILMAX=1"])
+    told = offered(host, *FIVE)
+    assert set(told.result.delivered) == {0, 1}
+    assert told.failed == ("unfit", "transaction")
+    assert not told.refused
+
+
+@pytest.mark.parametrize(
+    ("script", "failed"),
+    [
+        ({".": ("250 ok", "421 enough")}, ("transient", "transaction")),
+        ({".": ("250 ok", End.CLOSE)}, ("closed", "transaction")),
+        ({"MAIL": ["250 ok", End.SILENT]}, ("silent", "transaction")),
+        ({"DATA": ["354 go", End.RESET]}, ("closed", "transaction")),
+    ],
+    ids=str,
+)
+def test_what_was_taken_stays_taken_when_the_next_transaction_fails(
+    script: Script, failed: tuple[str, str]
+) -> None:
+    host = ScriptedHost(script, extensions=LIMITED)
+    told = offered(host, *FIVE[:3])
+    assert set(told.result.delivered) == {0, 1}
+    assert told.failed == failed
+    assert not told.result.in_doubt
+    assert not told.refused
+
+
+def test_only_the_second_dot_is_in_doubt() -> None:
+    host = ScriptedHost({".": ["250 ok", End.CLOSE]}, extensions=LIMITED)
+    told = offered(host, *FIVE[:3])
+    assert set(told.result.delivered) == {0, 1}
+    assert told.result.in_doubt == {2}
+    assert told.failed == ("closed", "dot")
+
+
+@pytest.mark.parametrize(
+    ("script", "failed"),
+    [
+        ({"DATA": "554 no", "RSET": "554 no"}, ("closed", "transaction")),
+        ({"DATA": "554 no", "RSET": End.CLOSE}, ("closed", "transaction")),
+        ({"DATA": ("354 go", "554 no")}, ("closed", "transaction")),
+        ({"DATA": ("554 no", "421 no")}, ("transient", "transaction")),
+    ],
+    ids=str,
+)
+def test_session_that_cannot_go_on_leaves_those_beyond_the_limit_open(
+    script: Script, failed: tuple[str, str]
+) -> None:
+    told = offered(ScriptedHost(script, extensions=LIMITED), *FIVE[:3])
+    assert set(told.refused) == {0, 1}
+    assert told.failed == failed
+
+
+# --- replies in the wrong place
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA"])
+def test_421_ends_the_session_wherever_it_comes(verb: str) -> None:
+    told = offered(ScriptedHost({verb: "421 4.3.2 bye"}))
+    assert told.failed == ("transient", "transaction")
+    assert not told.refused
+
+
+@pytest.mark.parametrize(
+    ("reply", "behind"),
+    [("MAIL", "421 bye"), ("RCPT", "421 bye")],
+)
+def test_421_behind_another_reply_ends_the_session(reply: str, behind: str) -> None:
+    host = ScriptedHost({reply: ("250 ok", behind)}, extensions=[])
+    told = offered(host)
+    assert told.failed == ("transient", "transaction")
+    assert "DATA" not in host.commands
+
+
+def test_reply_that_nobody_asked_for_ends_the_session() -> None:
+    told = offered(ScriptedHost({"EHLO": (EHLO, "250 and another")}))
+    assert told.failed == ("closed", "transaction")
+
+
+@pytest.mark.parametrize(
+    ("script", "refused"),
+    [
+        pytest.param(
+            {"DATA": ("354 go", "552 5.3.4 big")}, (Verb.DOT, 552), id="at once"
+        ),
+        pytest.param({"DATA": ("354 go", "421 4.3.0 bye")}, (Verb.DOT, 421), id="421"),
+        pytest.param({"BODY": "552 5.3.4 big"}, (Verb.DOT, 552), id="goes on reading"),
+        pytest.param(
+            {"BODY": ("552 5.3.4 big", End.RESET)}, (Verb.DOT, 552), id="then resets"
+        ),
+        pytest.param(
+            {"BODY": ("552 5.3.4 big", End.CLOSE)}, (Verb.DOT, 552), id="then closes"
+        ),
+        pytest.param(
+            {"BODY": ("552 5.3.4 big", End.DEAF)}, (Verb.DOT, 552), id="then deaf"
+        ),
+        pytest.param(
+            {"BODY": (b"552-5.3.4 b", 2.0, b"ig\r\n552 \r\n", End.DEAF)},
+            (Verb.DOT, 552),
+            id="in pieces",
+        ),
+    ],
+)
+def test_refusal_before_the_dot_counts_and_no_dot_is_sent(
+    script: Script, refused: tuple[Verb, int]
+) -> None:
+    host = ScriptedHost(script)
+    told = offered(host, message=BIG)
+    assert told.refused == {0: refused}
+    assert told.failure is None
+    assert not host.messages
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(("250 ok", End.DEAF), id="positive"),
+        pytest.param((b"55", End.DEAF), id="never ends"),
+        pytest.param(End.CLOSE, id="closed"),
+        pytest.param(End.DEAF, id="reads no more"),
+    ],
+)
+def test_trouble_in_the_body_is_no_refusal_and_no_doubt(answer: Answer) -> None:
+    host = ScriptedHost({"BODY": answer})
+    told = offered(host, message=BIG)
+    assert told.failed[1] == "transaction"
+    assert not told.refused
+    assert not told.result.in_doubt
+    assert not host.messages
+    assert told.seconds < 20
+
+
+# --- the dot
+
+
+@pytest.mark.parametrize("answer", [End.CLOSE, End.RESET, End.SILENT, "999 x", "354 x"])
+def test_dot_without_a_reply_is_in_doubt(answer: Answer) -> None:
+    told = offered(ScriptedHost({".": answer}))
+    assert told.result.in_doubt == {0}
+    assert told.failed[1] == "dot"
+    assert not told.refused
+
+
+def test_421_is_a_reply_to_the_dot() -> None:
+    told = offered(ScriptedHost({".": "421 4.3.0 bye"}))
+    assert told.refused == {0: (Verb.DOT, 421)}
+    assert not told.result.in_doubt
+
+
+@pytest.mark.parametrize(
+    ("last_words", "refused"),
+    [
+        pytest.param(b"", {}, id="in silence"),
+        pytest.param(b"552 5.3.4 big\r\n", {0: (Verb.DOT, 552)}, id="with a refusal"),
+        pytest.param(b"250 ok\r\n", {}, id="with a reply to what it never got"),
+    ],
+)
+def test_dot_that_could_not_be_sent_is_not_in_doubt(
+    last_words: bytes, refused: dict[int, tuple[Verb, int]]
+) -> None:
+    host = ScriptedHost()
+    told = offered(host, owner=Owner(at_dot=lambda: host.hang_up(last_words)))
+    assert not told.result.in_doubt
+    assert not told.result.delivered
+    assert told.refused == refused
+    assert not host.messages
+
+
+def test_dot_is_not_sent_when_its_owner_forbids_it() -> None:
+    def forbid() -> None:
+        raise LocalTrouble("no")
+
+    host = ScriptedHost()
+    told = Told()
+    with pytest.raises(LocalTrouble):
+        run(
+            host,
+            work=lambda: converse(
+                host, told, to=envelope(*FIVE), owner=Owner(at_dot=forbid)
+            ),
+        )
+    assert not told.result.in_doubt
+    assert not host.messages
+    assert host.was_reset == [True]
+
+
+def test_body_ends_when_the_time_for_the_dot_is_up() -> None:
+    def forbid() -> None:
+        raise LocalTrouble("too late")
+
+    host = ScriptedHost({"BODY": End.DEAF})
+    with pytest.raises(LocalTrouble, match="too late"):
+        offered(host, message=BIG, owner=Owner(3.0, forbid))
+    told = offered(host, message=BIG, owner=Owner(3.0))
+    assert told.failed == ("silent", "transaction")
+    assert told.seconds == pytest.approx(3.0, abs=0.1)
