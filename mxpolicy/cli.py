@@ -81,9 +81,14 @@ def _pipe(argv: list[str]) -> NoReturn:
         # most of the time until then goes into importing it.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, _on_signal)
+        mail_server = None
+        if "--exim" in argv[: argv.index("--") if "--" in argv else None]:
+            from mxpolicy.supervisor import supervise
+
+            mail_server = supervise()
         from mxpolicy import pipe
 
-        pipe.main(argv)
+        pipe.main(argv, mail_server)
     except BaseException as exc:
         _defer(f"{type(exc).__name__}: {exc}")
 

@@ -22,7 +22,10 @@ Theory of operation
     Connections are closed by the kernel; a host that has not seen the final dot
     drops what it has (RFC 5321 §4.1.1.10).
 
-The command line is described in `USAGE`. ``--socket`` names a daemon's socket,
+The command line is described in `USAGE`. With ``--exim`` the sender is in the
+environment, as ``RETURN_PATH`` (since 4.96 Exim allows nothing on the command line
+that a stranger wrote, except the recipients), the message's id as ``MESSAGE_ID``, and
+a `mxpolicy.supervisor` stands between Exim and this process. ``--socket`` names a daemon's socket,
 to which the message will be handed once there is a daemon. There is none in this
 version: the option is accepted and mxpolicy delivers by itself.
 """
@@ -33,7 +36,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from mxpolicy.config import load
@@ -69,7 +72,7 @@ ALARM_SLACK = 15.0
 ALARM_INTERVAL = 5.0
 
 USAGE = (
-    "usage: mxpolicy pipe -f SENDER [--nexthop HOP] [--queue-id ID] "
+    "usage: mxpolicy pipe {-f SENDER | --exim} [--nexthop HOP] [--queue-id ID] "
     "[--deadline 900s] [--socket PATH] [--config FILE] -- RECIPIENT..."
 )
 
@@ -185,15 +188,19 @@ class Door:
     would be written into by any warning), and 1 and 2 are led away from the
     mail server's pipe, so that nothing but the answer can come first.
 
+    Args:
+        mail_server: Its process id where it is not our parent but our parent's.
+
     Attributes:
         stdin_was_closed: There was no descriptor 0 to read a message from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mail_server: int | None = None) -> None:
         self._outcomes: list[tuple[str, Outcome]] = []
         self._expected: int | None = None
         self._leaving: int | None = None
         self._parent = os.getppid()
+        self._mail_server = mail_server
         self.stdin_was_closed = not _is_open(0)
         null = os.open(os.devnull, os.O_RDWR)
         while null < 3:  # 0, 1 or 2 was closed: this is the new one
@@ -212,6 +219,11 @@ class Door:
         """
         if not os.getppid() == self._parent != 1:
             return False
+        if self._mail_server is not None:
+            from mxpolicy.supervisor import parent_of
+
+            if not parent_of(self._parent) == self._mail_server != 1:
+                return False
         poll = select.poll()
         poll.register(self._out, 0)  # POLLERR and POLLHUP are always told
         return not poll.poll(0)
@@ -269,8 +281,8 @@ def _is_open(descriptor: int) -> bool:
 # -- the command line -------------------------------------------------------
 
 
-def parse_arguments(argv: Sequence[str]) -> Arguments:
-    """Understand what follows ``mxpolicy pipe``.
+def parse_arguments(argv: Sequence[str], environ: Mapping[str, str]) -> Arguments:
+    """Understand what follows ``mxpolicy pipe``, and what Exim says in *environ*.
 
     By hand, because argparse takes 30 million instructions to import, abbreviates
     options on its own account and leaves with status 2, which bounces.
@@ -290,6 +302,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     recipients = tuple(rest[1:])
     if not recipients or "" in recipients:
         raise UsageError(f"no recipient, or an empty one; {USAGE}")
+    if "--exim" in given:
+        given = _as_exim_says(given, environ)
     if "-f" not in given:
         raise UsageError(f"no sender: give -f (an empty one is <>); {USAGE}")
     return Arguments(
@@ -306,6 +320,8 @@ def _next_option(rest: list[str]) -> tuple[str, str]:
     """Take an option and its value from the front of *rest*."""
     word = rest.pop(0)
     name, inline, value = word.partition("=")
+    if word == "--exim":
+        return word, ""
     if name not in _OPTIONS or (inline and name == "-f"):
         raise UsageError(f"unknown argument {printable(word, 60)!r}; {USAGE}")
     if not inline:
@@ -313,6 +329,21 @@ def _next_option(rest: list[str]) -> tuple[str, str]:
             raise UsageError(f"{name} needs a value; {USAGE}")
         value = rest.pop(0)
     return name, value
+
+
+def _as_exim_says(given: dict[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """Add what the environment of Exim's pipe transport holds to the options given."""
+    if "-f" in given:
+        raise UsageError(f"-f and --exim exclude each other; {USAGE}")
+    if "RETURN_PATH" not in environ:
+        # SENDER is no stand-in: it ignores what a router's errors_to has said.
+        raise UsageError(
+            "no sender: the transport needs "
+            "environment = RETURN_PATH=${listquote{:}{$return_path}}"
+        )
+    # Exim makes a blank of an empty item of a list.
+    sender = environ["RETURN_PATH"].strip(" ")
+    return {"--queue-id": environ.get("MESSAGE_ID", ""), **given, "-f": sender}
 
 
 def _deadline(text: str) -> float:
@@ -327,23 +358,24 @@ def _deadline(text: str) -> float:
 # -- the work ---------------------------------------------------------------
 
 
-def main(argv: Sequence[str]) -> NoReturn:
+def main(argv: Sequence[str], mail_server: int | None = None) -> NoReturn:
     """Deliver the message on stdin as *argv* says; leave by `os._exit`.
 
     Args:
         argv: What follows ``mxpolicy pipe`` on the command line.
+        mail_server: Its process id where a supervisor is our parent.
 
     Raises:
         OSError: There is not even a `Door`; the caller says "try later" on stdout.
     """
     began = time.monotonic()
-    door = Door()
+    door = Door(mail_server)
     try:
         for number in _SIGNALS:
             signal.signal(number, door.on_signal)
         # Exim's children inherit some of them ignored, others may be blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        _work(door, parse_arguments(argv), began)
+        _work(door, parse_arguments(argv, os.environ), began)
     except BaseException as trouble:  # whatever it is, the mail server shall try again
         door.defer(trouble)
 

@@ -43,7 +43,7 @@ __all__ = ["host", "pipe"]  # fixtures
 def test_arguments_are_taken_as_they_are() -> None:
     argv = ["-f", "-me@a.example", "--nexthop", "[h]:25", "--queue-id=4x=y"]
     argv += ["--deadline", "1.5m", "--config", "", "--socket", "/run/x", "--"]
-    assert parse_arguments([*argv, "-b@b.example", "--", "-f"]) == Arguments(
+    assert parse_arguments([*argv, "-b@b.example", "--", "-f"], {}) == Arguments(
         sender="-me@a.example",
         nexthop="[h]:25",
         queue_id="4x=y",
@@ -54,7 +54,7 @@ def test_arguments_are_taken_as_they_are() -> None:
 
 
 def test_what_is_not_given_has_its_default() -> None:
-    assert parse_arguments(["-f", "", "--", "b@b.example"]) == Arguments(
+    assert parse_arguments(["-f", "", "--", "b@b.example"], {}) == Arguments(
         sender="",
         nexthop="",
         queue_id="",
@@ -91,14 +91,14 @@ def test_wrong_arguments_are_named(argv: list[str], said: str) -> None:
     if "-f" not in argv and "--deadline" in argv:
         argv = ["-f", "", *argv]
     with pytest.raises(UsageError, match=re.escape(said)) as caught:
-        parse_arguments(argv)
+        parse_arguments(argv, {})
     assert "\x1b" not in str(caught.value)
 
 
 @given(st.lists(st.sampled_from(["-f", "--", "", "--nexthop", "a@b", "--deadline=1s"])))
 def test_arguments_are_understood_or_refused(argv: list[str]) -> None:
     with contextlib.suppress(UsageError):
-        assert all(parse_arguments(argv).recipients)
+        assert all(parse_arguments(argv, {}).recipients)
 
 
 # -- the answer -----------------------------------------------------------------

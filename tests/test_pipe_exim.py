@@ -1,0 +1,249 @@
+"""``mxpolicy pipe --exim``, run as Exim's pipe transport runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mxpolicy.errors import UsageError
+from mxpolicy.pipe import parse_arguments
+from mxpolicy.supervisor import parent_of
+from tests.helpers.piping import (
+    MESSAGE,
+    TIMEOUT,
+    Ended,
+    Host,
+    Runner,
+    all_answers,
+    assert_answer,
+    host,
+    pipe,
+)
+
+__all__ = ["host", "pipe"]  # fixtures
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return what Exim gives, with *more*."""
+    given = {"PATH": "/bin:/usr/bin", "MESSAGE_ID": "1wNG1T-0005Un-1x", **more}
+    return {"RETURN_PATH": "me@a.example", **given}
+
+
+def arguments(pipe: Runner, there: Host, *recipients: str) -> list[str]:
+    """Return what Exim's transport says."""
+    options = ["--nexthop", there.nexthop, "--config", str(pipe.config)]
+    return ["--exim", *options, "--", *(recipients or ["b@b.example"])]
+
+
+@contextlib.contextmanager
+def at_work(
+    pipe: Runner, there: Host, **more: Any
+) -> Iterator[tuple[subprocess.Popen[bytes], int, Any]]:
+    """Start a delivery and wait until its host is where it holds.
+
+    Yields the process that was started, the id of the one that delivers, and where
+    the answers come.
+    """
+    started = pipe.started(arguments(pipe, there), env=environment(), **more)
+    with started as (supervisor, answers):
+        assert supervisor.stdin is not None
+        supervisor.stdin.write(MESSAGE)
+        supervisor.stdin.close()
+        assert there.reached.wait(TIMEOUT)
+        [child] = children(supervisor.pid)
+        yield supervisor, child, answers
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(one) for one in text.split()]
+
+
+# -- sender and id ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("return_path", "wire"),
+    [
+        ("me@a.example", "<me@a.example>"),
+        ("", "<>"),
+        (" ", "<>"),
+        ("-f@a.example", "<-f@a.example>"),
+        ('"a b"@a.example', '<"a b"@a.example>'),
+        ("a:PYTHONPATH=/x@a.example", '<"a:PYTHONPATH=/x"@a.example>'),
+    ],
+)
+def test_sender_is_taken_from_the_environment(
+    return_path: str, wire: str, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    env = environment(RETURN_PATH=return_path, SENDER="not@this.example")
+    ended = pipe.run(arguments(pipe, there), env=env)
+    assert_answer(ended, 0, r"2\.0\.0 250 2\.0\.0 Ok: taken")
+    assert there.mail_from[0].startswith(wire)
+
+
+def test_id_in_the_log_is_that_of_exim(pipe: Runner, host: Callable[..., Host]) -> None:
+    pipe.run(arguments(pipe, host()), env=environment())
+    assert " 1wNG1T-0005Un-1x: to=<b@b.example>, " in pipe.log.read_text()
+
+
+def test_id_on_the_command_line_goes_first() -> None:
+    argv = ["--exim", "--queue-id", "mine", "--", "b@b.example"]
+    assert parse_arguments(argv, environment()).queue_id == "mine"
+
+
+def test_sender_unset_is_deferred_with_the_line_that_is_missing(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    env = environment()
+    del env["RETURN_PATH"]
+    ended = pipe.run(arguments(pipe, there), env={**env, "SENDER": "me@a.example"})
+    text = "no sender: the transport needs environment = RETURN_PATH=${listquote{:}"
+    assert_answer(ended, 75, re.escape(f"4.3.5 mxpolicy: {text}"))
+    assert there.commands == []
+
+
+def test_sender_in_both_places_is_refused() -> None:
+    with pytest.raises(UsageError, match="-f and --exim exclude each other"):
+        parse_arguments(["--exim", "-f", "a@b", "--", "b@b"], environment())
+
+
+def test_recipient_of_that_name_is_a_recipient() -> None:
+    given = parse_arguments(["-f", "", "--", "--exim"], environment())
+    assert given.recipients == ("--exim",)
+    assert given.sender == ""
+
+
+# -- refusals have their status -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "text"),
+    [("550 5.1.1 Who?", 69, r"5\.1\.1 "), ("450 4.2.0 Later", 75, r"4\.2\.0 ")],
+)
+def test_refusal_passes_the_supervisor(
+    reply: str, status: int, text: str, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    ended = pipe.run(arguments(pipe, host(RCPT=reply)), env=environment())
+    assert_answer(ended, status, text)
+
+
+# -- whatever kills the delivery -------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["CONNECT", "EHLO", "RCPT", "DATA"])
+def test_delivery_that_is_killed_is_deferred(
+    phase: str, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host(phase)
+    with at_work(pipe, there) as (supervisor, child, answers):
+        os.kill(child, signal.SIGKILL)
+        ended = Ended(supervisor.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: the delivery was killed by signal 9\n")
+    assert there.messages == []
+
+
+@pytest.mark.parametrize(
+    ("leaves", "text"),
+    [
+        ("os._exit(1)", "ended with status 1"),
+        ("os._exit(120)", "ended with status 120"),
+        ("os.abort()", "was killed by signal 6"),
+    ],
+)
+def test_end_that_no_door_has_said_is_deferred(
+    leaves: str, text: str, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    before = f"import os; from mxpolicy import pipe; pipe.main = lambda *_: {leaves}"
+    ended = pipe.run(arguments(pipe, host()), env=environment(), before=before)
+    assert_answer(ended, 75, rf"4\.3\.0 mxpolicy: the delivery {text}\n")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_signal_to_the_supervisor_is_answered_by_the_delivery(
+    name: str, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    # Exim has its children inherit these as ignored.
+    ignore = f"import os, signal, sys; signal.signal(signal.{name}, signal.SIG_IGN); "
+    wrap = [sys.executable, "-c", ignore + "os.execv(sys.argv[1], sys.argv[1:])"]
+    with at_work(pipe, host("CONNECT"), wrap=wrap) as (supervisor, _, answers):
+        supervisor.send_signal(signal.Signals[name])
+        ended = Ended(supervisor.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 75, rf"4\.3\.0 mxpolicy: ended by {name}\n")
+
+
+def test_whole_group_that_is_asked_to_stop_answers_once(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    more = {"start_new_session": True}
+    with at_work(pipe, host("CONNECT"), **more) as (supervisor, _, answers):
+        os.killpg(supervisor.pid, signal.SIGTERM)
+        ended = Ended(supervisor.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: ended by SIGTERM\n")
+
+
+def test_no_child_to_be_had_is_deferred(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    before = (
+        "import os\n"
+        "def fork(): raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+        "os.fork = fork"
+    )
+    ended = pipe.run(arguments(pipe, host()), env=environment(), before=before)
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: BlockingIOError: .*temporarily")
+
+
+# -- the mail server gone --------------------------------------------------------------
+
+
+def test_final_dot_is_not_sent_once_the_supervisor_is_killed(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host("DATA")
+    with at_work(pipe, there) as (supervisor, _, answers):
+        supervisor.kill()
+        supervisor.wait(TIMEOUT)
+        there.release.set()
+        [line] = all_answers(answers)
+    assert line.startswith(b"4.3.0 local trouble: the mail server that started us")
+    there.close()
+    assert there.messages == []
+
+
+def test_final_dot_is_not_sent_once_the_mail_server_is_killed(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    # The shell is the mail server; the supervisor lives on.
+    there = host("DATA")
+    wrap = ["sh", "-c", '"$@"; exit $?', "sh"]
+    with at_work(pipe, there, wrap=wrap) as (shell, supervisor, answers):
+        [child] = children(supervisor)
+        assert parent_of(child) == supervisor
+        shell.kill()
+        shell.wait(TIMEOUT)
+        there.release.set()
+        [line] = all_answers(answers)
+    assert line.startswith(b"4.3.0 local trouble: the mail server that started us")
+    there.close()
+    assert there.messages == []
+
+
+def test_parent_of_a_process_with_an_odd_name_is_found(tmp_path: Path) -> None:
+    odd = tmp_path / "a) S 1 (b"
+    odd.symlink_to("/bin/sleep")
+    with subprocess.Popen([odd, "60"]) as process:
+        assert parent_of(process.pid) == os.getpid()
+        process.kill()
+    assert parent_of(process.pid) is None
