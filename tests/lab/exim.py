@@ -1,8 +1,8 @@
 """The real Exim of the lab, beside Postfix: its configuration, its log, mail for it.
 
-It stands for what a user of Exim has: the dnslookup router, the smtp transport and the
-retry rule of Debian's configuration, every option at its default. It takes mail at a
-port of its own and shares address, name and name server with Postfix.
+It stands for what a user of Exim has: the dnslookup router and the smtp transport of
+Debian's configuration, every option at its default; and contrib/exim, as it is. It takes
+mail at a port of its own and shares address, name and name server with Postfix.
 """
 
 import re
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from .packages import CHECKOUT
 from .postfix import Client
 from .world import World
 
@@ -20,6 +21,11 @@ PORT = 2525
 _SPOOL = "/var/spool/exim4"
 _LOG_DIRECTORY = "/var/log/exim4"
 _LOG = f"{_LOG_DIRECTORY}/mainlog"
+
+CONTRIB = CHECKOUT / "contrib" / "exim"
+
+DOMAINS = "*.mxpolicy-exim.lab.test"
+"""Whose mail goes by the router and transport of contrib/exim."""
 
 _CONFIGURATION = f"""
 primary_hostname = mail.lab.test
@@ -39,7 +45,7 @@ begin routers
 
 dnslookup:
   driver = dnslookup
-  domains = ! +local_domains
+  domains = ! +local_domains : ! {DOMAINS}
   transport = remote_smtp
   same_domain_copy_routing = yes
   ignore_target_hosts = <; 0.0.0.0 ; 127.0.0.0/8 ; 192.168.0.0/16 ; 172.16.0.0/12 ; \\
@@ -47,14 +53,18 @@ dnslookup:
     fe80::/10 ; 100::/64
   no_more
 
+{(CONTRIB / "router").read_text()}
+
 begin transports
+
+{(CONTRIB / "transport").read_text()}
 
 remote_smtp:
   driver = smtp
 
 begin retry
 
-*  *  F,2h,15m; G,16h,1h,1.5; F,4d,6h
+{(CONTRIB / "retry").read_text()}
 """
 
 # 2026-11-24 00:20:05.123 +0000 MESSAGE-ID => user@domain R=... T=... H=name [address] ...
