@@ -259,6 +259,7 @@ ITEMS: dict[str, Reader] = {
     "Timeout": _seconds("1ms", "1d"),
     "Size": _size,
     "Port": _whole(1, 65535),
+    "Hops": _whole(1, 1000),
     "Places": _whole(1, 32),
     "Switch": _switch,
     "HostName": _helo,

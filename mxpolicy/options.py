@@ -20,6 +20,7 @@ __all__ = [
     "Delay",
     "Directory",
     "GreetingPolicy",
+    "Hops",
     "HostName",
     "HostNames",
     "LimitOptions",
@@ -60,6 +61,8 @@ Port = int
 """A TCP port, 1 to 65535."""
 Places = int
 """How many at once, 1 to 32: an attempt dials no more."""
+Hops = int
+"""Mail servers that a message has passed, 1 to 1000."""
 Switch = bool | None
 """``yes``, ``no``, or None for ``auto``."""
 HostName = str
@@ -168,6 +171,8 @@ class LimitOptions:
 
     message_memory: Size = 1 * MIB
     """Mail data kept in memory; what is beyond it goes to an unlinked file."""
+    hops: Hops = 50
+    """``Received:`` fields that make a message a loop; it bounces with 5.4.6 (RFC 5321 §6.3, Postfix: hopcount_limit)."""
 
 
 @dataclass(frozen=True, slots=True)

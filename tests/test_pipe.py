@@ -736,3 +736,16 @@ def imported_by_libraries() -> set[str]:
     program = "import asyncio, dns.message, sys; print(' '.join(sys.modules))"
     command = [sys.executable, "-c", program]
     return set(subprocess.check_output(command, text=True).split())
+
+
+@pytest.mark.parametrize(("passed", "status"), [(49, 0), (50, 69), (3000, 69)])
+def test_message_that_goes_in_circles_is_bounced(
+    passed: int, status: int, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    message = b"Received: from a by b\nreceived : from b\n\tby a\n" * (passed // 2)
+    message += b"Received: from a by b\n" * (passed % 2) + b"Subject: round\n\nx\n"
+    ended = pipe.run(pipe.argv(there.nexthop, "b@b.example"), message)
+    text = rf"5\.4\.6 mail loop: {passed} Received: fields" if status else r"2\.0\.0"
+    assert_answer(ended, status, text)
+    assert len(there.messages) == (status == 0)

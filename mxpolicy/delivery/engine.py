@@ -169,6 +169,10 @@ class _Delivery:
         except AddressError as error:
             self._settle_all(trouble.bad_sender(error))
             return
+        hops = self._mail_data.received_count
+        if hops >= self._around.options.limits.hops:
+            self._settle_all(trouble.too_many_hops(hops))
+            return
         self._understand_recipients()
         envelope = Envelope(
             reverse_path, tuple(self._recipients), self._request.queue_id

@@ -59,6 +59,7 @@ __all__ = [
     "one_line",
     "own_trouble",
     "soft",
+    "too_many_hops",
     "verdict_of",
 ]
 
@@ -394,6 +395,12 @@ def bad_recipient(error: AddressError) -> Deferred | Bounced:
 def bad_sender(error: AddressError) -> Deferred | Bounced:
     """Return the outcome of a reverse-path that is no address: X.1.7 (RFC 3463 §3.2)."""
     return _bad_address("sender", EnhancedStatus(5, 1, 7), error)
+
+
+def too_many_hops(count: int) -> Bounced:
+    """Return the outcome of a message that goes in circles: X.4.6 (RFC 3463 §3.5)."""
+    text = f"mail loop: {count} Received: fields, one for each mail server passed"
+    return Bounced(EnhancedStatus(5, 4, 6), text)
 
 
 def _bad_address(
