@@ -15,7 +15,8 @@ namespace, where also the users they need exist.
 From the outside in:
 
 `lab`        the handle that tests get: send, look at the log, look at the hosts
-`cases`      the cases, a table; `expect` judges one
+`cases`      the cases, tables; `case` says what one is, `judge` how one came out
+`transports` further ways to call mxpolicy that some cases need
 `postfix`    the mail server: its configuration, its log, a client to give it mail
 `exim`       the other mail server, beside it, where it is asked for
 `smtp_host`  the SMTP hosts with faults, one process; `hosts` asks it what it saw

@@ -12,10 +12,14 @@ import sys
 import time
 from collections.abc import Sequence
 
-from .cases import CASES, Placed, place
-from .lab import EXIM_SMTP, TRANSPORTS, Lab, Sent, patience
+from .cases import CASES, Placed, place, place_judged
+from .judge import Sent
+from .lab import EXIM_SMTP, TRANSPORTS, Lab, patience
 from .packages import LabUnavailable
+from .transports import ALL_TRANSPORTS, lab_of_cases
 from .world import ENVIRONMENT
+
+NAME_WIDTH = max(len(case.name) for case in CASES)
 
 SHELL_GREETING = """\
 You are root on the mail server mail.lab.test, in the lab; leave with "exit".
@@ -30,15 +34,14 @@ You are root on the mail server mail.lab.test, in the lab; leave with "exit".
 def main(arguments: Sequence[str]) -> int:
     """Return 0 when everything was as expected."""
     options = _parser().parse_intermixed_args(arguments)
-    transports = (options.transport,) if options.transport else TRANSPORTS
     try:
         match options.action:
             case "cases":
                 return show_cases()
             case "shell":
-                return shell(place(CASES, transports))
+                return shell(place(CASES, (options.transport or TRANSPORTS[0],)))
             case _:
-                return run(_chosen(options.cases, transports))
+                return run(_chosen(options.cases, options.transport))
     except LabUnavailable as why:
         print(why, file=sys.stderr)
         return 1
@@ -48,28 +51,36 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m tests.lab")
     parser.add_argument("action", choices=["cases", "run", "shell"])
     parser.add_argument("cases", nargs="*", metavar="CASE")
-    parser.add_argument("--transport", choices=[*TRANSPORTS, EXIM_SMTP])
+    parser.add_argument("--transport", choices=[*ALL_TRANSPORTS, EXIM_SMTP])
     return parser
 
 
-def _chosen(names: Sequence[str], transports: tuple[str, ...]) -> tuple[Placed, ...]:
+def _chosen(names: Sequence[str], transport: str | None) -> tuple[Placed, ...]:
+    """Return the cases of these names, or all: with *transport*, or with every one
+    that something is expected of.
+    """
     known = {case.name: case for case in CASES}
     for name in names:
         if name not in known:
             sys.exit(f"no case {name!r}; there are: {' '.join(known)}")
-    return place(tuple(known[name] for name in names) or CASES, transports)
+    cases = [known[name] for name in names] or CASES
+    if transport is None:
+        return place_judged(cases, ALL_TRANSPORTS)
+    return place(cases, (transport,))
 
 
 def show_cases() -> int:
     """Print every case with its story."""
     for case in CASES:
-        print(f"{case.name:16} {case.story}")
+        print(f"{case.name:{NAME_WIDTH}} {case.story}")
+        for transport, expected in case.expected.items():
+            print(f"{'':{NAME_WIDTH}}   {transport}: {expected}")
     return 0
 
 
 def run(placed: Sequence[Placed]) -> int:
     """Send a message for each, all at once; print what became of it as it ends."""
-    with Lab(placed) as lab:
+    with lab_of_cases(placed) as lab:
         under_way = lab.send_cases().values()
         quickest_first = sorted(under_way, key=lambda one: patience(one.placed))
         wrong = sum(_report(lab, sent) for sent in quickest_first)
@@ -77,13 +88,12 @@ def run(placed: Sequence[Placed]) -> int:
 
 
 def _report(lab: Lab, sent: Sent) -> int:
-    if sent.placed.transport == EXIM_SMTP:
+    if not sent.placed.is_judged:
         return _show(lab, sent)
     misfits = lab.judge(sent)
     for line in lab.postfix_log(sent.queue_id):
         print(
-            f"{sent.placed.case.name:16} {sent.placed.transport:9} {line.delay:7.2f} s"
-            f"  {line.status} {line.dsn}  {line.text}",
+            f"{_title(sent)} {line.delay:7.2f} s  {line.status} {line.dsn}  {line.text}",
             flush=True,
         )
     for text in misfits:
@@ -97,13 +107,17 @@ def _show(lab: Lab, sent: Sent) -> int:
     while (ended := lab.ended(sent)) is None and time.monotonic() < until:
         time.sleep(0.1)
     what = f"{ended.delay:7.2f} s  {ended.status}  {ended.text}" if ended else "no end"
-    print(f"{sent.placed.case.name:16} {EXIM_SMTP:9} {what}", flush=True)
+    print(f"{_title(sent)} {what}", flush=True)
     return 0
+
+
+def _title(sent: Sent) -> str:
+    return f"{sent.placed.case.name:{NAME_WIDTH}} {sent.placed.transport:9}"
 
 
 def shell(placed: Sequence[Placed]) -> int:
     """Give the terminal to a shell on the mail server."""
-    with Lab(placed) as lab:
+    with lab_of_cases(placed) as lab:
         print(SHELL_GREETING.format(transport=placed[0].transport))
         environment = {**ENVIRONMENT, "TERM": "xterm", "PS1": "mail:\\w# "}
         command = lab.world.command("mta", ["bash", "--norc", "-i"])

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from .cases import CASES, Placed, place
-from .lab import Lab, Sent
+from .cases import CASES, Placed, place_judged
+from .judge import Sent
+from .lab import Lab
 from .packages import LabUnavailable
+from .transports import ALL_TRANSPORTS, lab_of_cases
 
 # smtp(8) goes through those cases that it can do in this time, which shows that the lab
 # is right; `python -m tests.lab run --transport smtp` takes the minutes for the others.
@@ -22,14 +24,14 @@ SMTP_TAKES_AT_MOST = 10.0
 def transports_here() -> tuple[str, ...]:
     """Return the transports that can be tried: ours only where it is installed."""
     installed = (Path(sys.prefix) / "bin" / "mxpolicy").exists()
-    return ("mxpolicy", "smtp") if installed else ("smtp",)
+    return ALL_TRANSPORTS if installed else ("smtp",)
 
 
 def placed_cases() -> list[Placed]:
     """Return what is tried in the shared lab."""
     return [
         one
-        for one in place(CASES, transports_here())
+        for one in place_judged(CASES, transports_here())
         if one.transport != "smtp" or one.expected.within <= SMTP_TAKES_AT_MOST
     ]
 
@@ -38,7 +40,7 @@ def placed_cases() -> list[Placed]:
 def lab() -> Iterator[Lab]:
     """The lab, started, with all cases; skips where there can be none."""
     try:
-        lab = Lab(placed_cases())
+        lab = lab_of_cases(placed_cases())
     except LabUnavailable as why:
         pytest.skip(str(why))
     with lab:

@@ -23,7 +23,7 @@ class Message:
     """A message that a host received whole, up to and with its final dot.
 
     `time` is seconds since the epoch; `accepted` is whether the dot got a 2yz answer,
-    `refused` whether it got another, and where neither is true it got none; `data` is
+    `refused` whether 4yz or 5yz; where neither is true, none or no reply; `data` is
     without dot-stuffing, lines ending in CRLF, in Latin-1; `bare_cr` and `bare_lf` count
     characters in it that are part of no CRLF; `tls` is whether it came encrypted.
     """
@@ -85,13 +85,12 @@ class Hosts:
 
     def received(self, forward_path: str = "") -> list[Message]:
         """Return the messages that came whole, for one recipient or for all."""
-        messages = [Message(**record) for record in self._ask("messages")]
-        return [m for m in messages if forward_path in ("", *m.forward_paths)]
+        records = self._ask("messages", forward_path=forward_path)
+        return [Message(**record) for record in records]
 
     def sessions(self, host: str = "") -> list[Session]:
         """Return the sessions with one host, or with all."""
-        sessions = [Session(**record) for record in self._ask("sessions")]
-        return [one for one in sessions if host in ("", one.host)]
+        return [Session(**record) for record in self._ask("sessions", host=host)]
 
     def forget(self) -> None:
         """Drop what was recorded, but for sessions that go on."""

@@ -9,23 +9,27 @@ Parts: `lab.world` (run and start commands in the namespaces, read and write fil
 `lab.firewall`, `lab.names`, `lab.hosts`, `lab.postfix`. What most tests need is here.
 """
 
-import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from .cases import GOOD, Case, Host, Placed
+from .case import GOOD, Case, Host, Mail, Placed
 from .exim import Exim
 from .firewall import Firewall
-from .hosts import Hosts, Message
-from .names import NameService
+from .hosts import Hosts
+from .judge import Judge, Sent
+from .names import DEAD, NameService
 from .postfix import Delivery, Postfix
+from .smtp_host import Behaviour
 from .world import World
 
 # Where senders live: one good host, reached by smtp(8) whatever is being tried.
-HOME = Placed(Case("home", "Bounces arrive.", (Host("mx", 10),), {}), "", 0)
+# What a message with SMTPUTF8 comes back as needs it, too.
+_TAKES_ALL = Behaviour(keywords=(*GOOD.keywords, "SMTPUTF8"))
+_HOME_MX = Host("mx", 10, _TAKES_ALL)
+HOME = Placed(Case("home", "Bounces arrive.", (_HOME_MX,), {}), "", 0)
 HOME_DOMAIN = "home.lab.test"
 
 TRANSPORTS = ("mxpolicy", "smtp")
@@ -36,20 +40,8 @@ EXIM_SMTP = "exim-smtp"
 EXIM_TAKES_AT_MOST = 900.0
 """Seconds; no case says how Exim's attempt must end, it is only shown."""
 
-MESSAGE = b"Subject: from the lab\n\nOne line of text.\n"
-
 PACE = 0.3
 """Seconds between the messages of cases."""
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A case's message under way."""
-
-    placed: Placed
-    queue_id: str
-    at: float
-    """Seconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +66,9 @@ class Lab:
     """A whole lab, started; a context manager that takes everything down.
 
     *transports* are more services for Postfix's master.cf, *settings* more lines for
-    its main.cf, *fragments* more of contrib (see `Postfix`); mail for
-    `DOMAIN.NAME.lab.test` goes by transport NAME. Exim is there once it is asked for.
+    its main.cf, *fragments* more of contrib (see `Postfix`), *files* what to write
+    where in the lab before anything starts; mail for `DOMAIN.NAME.lab.test` goes by
+    transport NAME. Exim is there once it is asked for.
     Raises LabUnavailable where this machine cannot have one.
     """
 
@@ -85,14 +78,17 @@ class Lab:
         transports: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
         fragments: Sequence[str] = (),
+        files: Mapping[str, str] | None = None,
     ) -> None:
         self.placed = tuple(placed)
         self.world = World()
         try:
+            self._write_files(files or {})
             self.firewall = Firewall(self.world)
             self.hosts = Hosts(self.world)
             self._place_hosts()
-            self.names = NameService(self.world, self._records())
+            forged = [name for placed in self.placed for name in placed.forged()]
+            self.names = NameService(self.world, self._records(), forged)
             names = (*TRANSPORTS, *(transports or {}))
             routes = [(HOME_DOMAIN, "smtp:")]
             routes += [(f".{name}.lab.test", f"{name}:") for name in names]
@@ -101,15 +97,22 @@ class Lab:
             self.world.close()
             raise
 
+    def _write_files(self, files: Mapping[str, str]) -> None:
+        for name, text in files.items():
+            path = self.world.path(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
     def _place_hosts(self) -> None:
         home = HOME.addresses(HOME.case.hosts[0])[0]
-        rows = [(home, f"mx.{HOME_DOMAIN}", GOOD)]
-        treated: dict[str, list[str]] = {}
+        rows = [(home, f"mx.{HOME_DOMAIN}", _HOME_MX.behaviour)]
+        treated = {"drop": [DEAD]}
         for placed in self.placed:
             for host in placed.case.hosts:
-                for address in placed.addresses(host):
-                    rows.append((address, placed.host_name(host), host.behaviour))
-                    treated.setdefault(host.firewall, []).append(address)
+                name, how = placed.host_name(host), host.behaviour
+                rows += [(address, name, how) for address in placed.addresses(host)]
+                of_this_host = placed.firewalled(host)
+                treated.setdefault(host.firewall, []).extend(of_this_host)
         self.hosts.place(rows)
         for treatment in ("drop", "reset", "prohibit"):
             self.firewall.treat(treatment, treated.get(treatment, []))
@@ -126,7 +129,7 @@ class Lab:
         self,
         recipients: Sequence[str],
         sender: str = f"sender@{HOME_DOMAIN}",
-        data: bytes = MESSAGE,
+        data: bytes = Mail().data,
         options: Sequence[str] = (),
     ) -> str:
         """Give Postfix a message; return its queue id."""
@@ -163,9 +166,11 @@ class Lab:
 
     def send_case(self, placed: Placed) -> Sent:
         """Send a case's message."""
-        send = self.exim.send if placed.transport == EXIM_SMTP else self.send
-        at = time.time()
-        return Sent(placed, send([placed.recipient], placed.sender, MESSAGE), at)
+        whom, data, at = placed.recipients, placed.case.mail.data, time.time()
+        if placed.transport == EXIM_SMTP:
+            return Sent(placed, self.exim.send(whom, placed.sender, data), at)
+        options = placed.case.mail.options
+        return Sent(placed, self.send(whom, placed.sender, data, options), at)
 
     def send_cases(self) -> dict[str, Sent]:
         """Send every case's message, the slowest first; return them by case name.
@@ -189,35 +194,7 @@ class Lab:
 
     def judge(self, sent: Sent) -> list[str]:
         """Wait for a case's first attempt to end; return what is not as expected."""
-        expected = sent.placed.expected
-        left = sent.at + expected.within + 20 - time.time()
-        deliveries = self.postfix.await_deliveries(sent.queue_id, max(left, 1.0))
-        if len(deliveries) != 1:
-            log = "\n".join(self.postfix.log(sent.queue_id)) or "nothing"
-            return [f"{len(deliveries)} delivery lines in the log, not one:\n{log}"]
-        bounces = 1 if expected.status == "bounced" else 0
-        return [
-            *_misfits(sent, deliveries[0]),
-            *self._wrong_copies(sent),
-            *self._wrong_bounces(sent, bounces),
-        ]
-
-    def _wrong_copies(self, sent: Sent) -> list[str]:
-        placed = sent.placed
-        wanted = {f"{h}.{placed.domain}": n for h, n in placed.expected.copies.items()}
-        found: dict[str, int] = {}
-        for message in self.hosts.received(placed.recipient):
-            found[message.host] = found.get(message.host, 0) + 1
-        return [] if found == wanted else [f"copies are {found}, not {wanted}"]
-
-    def _wrong_bounces(self, sent: Sent, wanted: int) -> list[str]:
-        until = time.monotonic() + (10 if wanted else 0)
-        while len(found := self._bounces(sent)) < wanted and time.monotonic() < until:
-            time.sleep(0.1)
-        return [] if len(found) == wanted else [f"{len(found)} bounces, not {wanted}"]
-
-    def _bounces(self, sent: Sent) -> list[Message]:
-        return self.hosts.received(sent.placed.sender)
+        return Judge(self.postfix, self.hosts).misfits(sent)
 
     def leftovers(self) -> list[str]:
         """Return what deliveries left behind: processes, connections, sessions.
@@ -247,21 +224,3 @@ class Lab:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
-
-
-def _misfits(sent: Sent, delivery: Delivery) -> list[str]:
-    """Return what in the log line differs from the expectation."""
-    expected = sent.placed.expected
-    found = []
-    if (delivery.status, delivery.dsn) != (expected.status, expected.dsn):
-        found.append(
-            f"status={delivery.status} dsn={delivery.dsn}, not "
-            f"{expected.status} {expected.dsn}: {delivery.text}"
-        )
-    if not re.search(expected.text, delivery.text):
-        found.append(f"no {expected.text!r} in: {delivery.text}")
-    if not expected.after <= delivery.delay <= expected.within:
-        found.append(
-            f"took {delivery.delay} s, not {expected.after} to {expected.within} s"
-        )
-    return found

@@ -3,8 +3,12 @@
 nsd serves both zones on 203.0.113.53, behind the firewall. unbound beside the mail
 server knows only that root and its key, validates, and is all that resolv.conf names.
 There is no other DNS: a name outside `lab.test` does not exist, provably.
+
+For zones that cannot be looked up: `LAME` is the address of a server that refuses every
+question, and at `DEAD` nobody answers. Both lie among the SMTP hosts, where none comes.
 """
 
+import re
 import time
 from collections.abc import Iterable
 
@@ -12,6 +16,9 @@ from .world import World
 
 DOMAIN = "lab.test"
 NAME_SERVER = "203.0.113.53"
+LAME = "198.19.255.1"
+DEAD = "198.19.255.2"
+MAIL_SERVER = "192.0.2.25"
 
 _HOME = "/run/lab/dns"
 
@@ -37,6 +44,22 @@ zone:
 zone:
     name: "{DOMAIN}"
     zonefile: "{DOMAIN}.zone.signed"
+"""
+
+_NSD_LAME = f"""
+server:
+    ip-address: {LAME}
+    username: ""
+    chroot: ""
+    zonesdir: "{_HOME}"
+    database: ""
+    pidfile: "{_HOME}/lame.pid"
+    xfrdfile: "{_HOME}/lame.state"
+    zonelistfile: "{_HOME}/lame.list"
+    server-count: 1
+    rrl-ratelimit: 0
+remote-control:
+    control-enable: no
 """
 
 _UNBOUND = f"""
@@ -70,13 +93,20 @@ $TTL 3600
 
 
 class NameService:
-    """nsd and unbound, running. *records* are lines of a master file for `lab.test`."""
+    """nsd and unbound, running.
 
-    def __init__(self, world: World, records: Iterable[str]) -> None:
+    *records* are lines of a master file for `lab.test`; those of the owners *forged*
+    (in full, with the final dot) get signatures that are wrong.
+    """
+
+    def __init__(
+        self, world: World, records: Iterable[str], forged: Iterable[str] = ()
+    ) -> None:
         self._world = world
         world.path(_HOME).mkdir()
-        lines = [f"ns A {NAME_SERVER}", *records]
+        lines = [f"ns A {NAME_SERVER}", f"mail A {MAIL_SERVER}", *records]
         delegation_signer = self._sign(DOMAIN, f"{DOMAIN}.", lines)
+        self._forge(forged)
         delegation = [
             f"{DOMAIN}. NS ns.{DOMAIN}.",
             f"ns.{DOMAIN}. A {NAME_SERVER}",
@@ -85,6 +115,7 @@ class NameService:
         self._sign("root", ".", delegation)
         self._write("root.hints", f". NS ns.{DOMAIN}.\nns.{DOMAIN}. A {NAME_SERVER}\n")
         self._write("nsd.conf", _NSD)
+        self._write("lame.conf", _NSD_LAME)
         self._write("unbound.conf", _UNBOUND)
         self._start_both()
 
@@ -98,6 +129,17 @@ class NameService:
             f'cp "$key.key" {name}.anchor && cat "$key.ds"'
         )
         return self._world.run("net", ["sh", "-c", script]).stdout.decode().strip()
+
+    def _forge(self, owners: Iterable[str]) -> None:
+        """Spoil the signatures of what *owners* have; what they say stays."""
+        path = self._world.path(f"{_HOME}/{DOMAIN}.zone.signed")
+        text = path.read_text()
+        for owner in owners:
+            line = rf"^({re.escape(owner)}\s.*\sRRSIG\s+(?:MX|A|AAAA)\s.*\s)(.)(\S+)$"
+            text, found = re.subn(line, _spoil, text, flags=re.M)
+            if not found:
+                raise ValueError(f"{owner} has no signature to spoil")
+        path.write_text(text)
 
     def _write(self, name: str, text: str) -> None:
         self._world.path(f"{_HOME}/{name}").write_text(text)
@@ -116,7 +158,9 @@ class NameService:
 
     def _start_both(self) -> None:
         logs = f"{_HOME}/log"
-        self._world.start("net", ["nsd", "-d", "-c", f"{_HOME}/nsd.conf"], log=logs)
+        for name in ("nsd", "lame"):
+            command = ["nsd", "-d", "-c", f"{_HOME}/{name}.conf"]
+            self._world.start("net", command, log=logs)
         self.start_resolver()
 
     def _await_answer(self) -> None:
@@ -134,3 +178,7 @@ class NameService:
             if line.startswith(";; flags:"):
                 return line.split(";")[2].removeprefix(" flags:").split()
         return []
+
+
+def _spoil(line: re.Match[str]) -> str:
+    return line[1] + ("A" if line[2] != "A" else "B") + line[3]

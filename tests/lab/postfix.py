@@ -26,6 +26,9 @@ _MAIN = {
     "maillog_file": _LOG,
     "alias_maps": "",
     "transport_maps": "hash:/etc/postfix/transport",
+    # As much as the hosts say they take.
+    "message_size_limit": "104857600",
+    "mailbox_size_limit": "0",
     # Many cases fail on purpose, and each tells its sender; none tells the postmaster.
     "notify_classes": "",
 }
@@ -239,6 +242,8 @@ class Client(smtplib.SMTP):
     def __init__(self, world: World, port: int = 25) -> None:
         self._world = world
         super().__init__("127.0.0.1", port, local_hostname="localhost", timeout=60)
+        # Without SMTPUTF8 among the options, it is the mail server that will object.
+        self.command_encoding = "utf-8"
         self.ehlo()
 
     def _get_socket(self, host: str, port: int, timeout: float) -> socket.socket:

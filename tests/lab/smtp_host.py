@@ -146,6 +146,14 @@ class Records:
         self.sessions: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = []
 
+    def of_recipient(self, forward_path: str) -> list[dict[str, Any]]:
+        """Return the messages for one recipient, or all where that is empty."""
+        return [m for m in self.messages if forward_path in ("", *m["forward_paths"])]
+
+    def of_host(self, host: str) -> list[dict[str, Any]]:
+        """Return the sessions with one host, or all where that is empty."""
+        return [one for one in self.sessions if host in ("", one["host"])]
+
     def forget(self) -> None:
         """Forget what has ended."""
         self.sessions = [one for one in self.sessions if not one["ended"]]
@@ -224,6 +232,7 @@ class Session:
         self._offered: set[str] = set()
         self._is_secured = False
         self._is_utf8 = False
+        self._said = ""
         self._wire = Wire(reader)
         self._writer = writer
         self._reverse_path: str | None = None
@@ -367,8 +376,13 @@ class Session:
         self._records.messages.append(message)
         self._forget_transaction()
         serial = f"L{len(self._records.messages):06d}"
-        message["accepted"] = await self._answer("DOT", ORDINARY["DOT"], serial=serial)
-        message["refused"] = not message["accepted"]
+        self._said = ""
+        try:
+            await self._answer("DOT", ORDINARY["DOT"], serial=serial)
+        finally:
+            # Also where the session ended with that answer.
+            message["accepted"] = self._said[:1] == "2"
+            message["refused"] = self._said[:1] in ("4", "5")
 
     def _forget_transaction(self) -> None:
         self._reverse_path = None
@@ -418,6 +432,7 @@ class Session:
         for character in text + "\r\n":
             await self._write(character)
             await asyncio.sleep(fault.pace)
+        self._said = text
         return None
 
     async def _stall(self) -> None:
@@ -437,6 +452,7 @@ class Session:
 
     async def _send(self, reply: str) -> None:
         await self._write(reply + "\r\n")
+        self._said = reply
 
     async def _write(self, text: str) -> None:
         self._writer.write(text.encode("latin-1"))
@@ -497,9 +513,9 @@ class Internet:
                     await self.place(*host)
                 return len(request["hosts"])
             case "messages":
-                return self._records.messages
+                return self._records.of_recipient(request["forward_path"])
             case "sessions":
-                return self._records.sessions
+                return self._records.of_host(request["host"])
             case "forget":
                 return self._records.forget()
             case other:

@@ -4,7 +4,8 @@ import pytest
 
 from .cases import Placed
 from .conftest import placed_cases
-from .lab import Lab, Sent
+from .judge import Sent
+from .lab import Lab
 
 pytestmark = pytest.mark.lab
 
@@ -13,7 +14,8 @@ pytestmark = pytest.mark.lab
 def test_message_ends_as_expected(
     placed: Placed, lab: Lab, sent: dict[str, Sent]
 ) -> None:
-    assert lab.judge(sent[placed.name]) == []
+    misfits = lab.judge(sent[placed.name])
+    assert not misfits, "\n".join(misfits)
 
 
 def test_no_delivery_leaves_anything_behind(lab: Lab, sent: dict[str, Sent]) -> None:
