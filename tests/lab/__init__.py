@@ -17,6 +17,7 @@ From the outside in:
 `lab`        the handle that tests get: send, look at the log, look at the hosts
 `cases`      the cases, tables; `case` says what one is, `judge` how one came out
 `transports` further ways to call mxpolicy that some cases need
+`domains`    domains by the hundred, generated; `routes` asks everybody about them
 `postfix`    the mail server: its configuration, its log, a client to give it mail
 `exim`       the other mail server, beside it, where it is asked for
 `smtp_host`  the SMTP hosts with faults, one process; `hosts` asks it what it saw
