@@ -36,7 +36,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from mxpolicy.config import load
@@ -65,10 +65,13 @@ __all__ = ["Arguments", "answer", "answer_line", "main", "parse_arguments"]
 
 # pipe(8) reads 4096 bytes and closes; a bounce shows it all in one line.
 MAX_ANSWER = 4096
-# A loop that hangs in a system call is ended by the kernel's alarm this long
-# after the deadline, still inside what contrib gives us (3600 s to our 3500 s).
+MAX_TEXT = MAX_ANSWER - len("5.999.999 \n")
+# What a host said is not worth quoting if less than this is left of it.
+SHORTEST_TEXT = 25
+# A loop that hangs in a system call is ended by the kernel's alarm. It rings so
+# long after the deadline, still inside what contrib gives us (3600 s to our 3500 s).
 ALARM_SLACK = 15.0
-# And where the answer to the alarm hangs as well, it rings again.
+# The second ring ends the delivery; where the answer hangs as well, there is a third.
 ALARM_INTERVAL = 5.0
 
 USAGE = (
@@ -128,23 +131,47 @@ def answer(outcomes: Sequence[tuple[str, Outcome]]) -> tuple[int, str]:
     delivered = [(who, what) for who, what in outcomes if isinstance(what, Delivered)]
     decisive = deferred or bounced or delivered
     first = decisive[0][1]
-    text = f"{first.status} {first.text}"
-    if len(outcomes) > 1:
-        text = f"{first.status} " + "; ".join(
-            f"<{who}>: {what.text}" for who, what in decisive
-        )
-        if bounced and not deferred and delivered:
-            text += "; delivered: " + ", ".join(f"<{who}>" for who, _ in delivered)
+    if len(outcomes) == 1:
+        text = first.text
+    elif bounced and not deferred:
+        text = _for_several(bounced, [who for who, _ in delivered])
+    else:
+        text = _for_several(decisive, [])
     if deferred:
-        return EXIT_DEFER, text
-    return (EXIT_BOUNCE if bounced else EXIT_DELIVERED), text
+        return EXIT_DEFER, f"{first.status} {text}"
+    return (EXIT_BOUNCE if bounced else EXIT_DELIVERED), f"{first.status} {text}"
+
+
+def _for_several(told: Sequence[tuple[str, Outcome]], delivered: Sequence[str]) -> str:
+    """Return one text for all of *told*, and that *delivered* have the message.
+
+    Where there is not room for all, the texts are shortened and not the names:
+    a sender who cannot see who got the message sends it to everybody again.
+    """
+    last = "; delivered: " + _listed(delivered) if delivered else ""
+    text = "; ".join(f"<{who}>: {what.text}" for who, what in told) + last
+    if len(text) <= MAX_TEXT:
+        return text
+    names = sum(len(f"<{who}>: ; ") for who, _ in told)
+    share = (MAX_TEXT - names - len(last)) // len(told)
+    if share >= SHORTEST_TEXT:
+        short = (f"<{who}>: {printable(what.text, share)}" for who, what in told)
+        return "; ".join(short) + last
+    count = f"{len(told)} of {len(told) + len(delivered)} recipients"
+    text = f"{count}: {printable(told[0][1].text, MAX_TEXT // 8)}: "
+    return text + _listed([who for who, _ in told]) + last
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"<{who}>" for who in names)
 
 
 def answer_line(status: int, text: str) -> bytes:
     """Return *text* as the line that leaves, its code made to agree with *status*.
 
-    At most `MAX_ANSWER` bytes, printable ASCII and one line end. To Postfix ``5.x.x`` is a bounce whatever the status, 75 included, and a code
-    of class 2 is one with any status but 0.
+    At most `MAX_ANSWER` bytes, printable ASCII and one line end. To Postfix ``5.x.x``
+    is a bounce whatever the status, 75 included, and a code of class 2 is one with
+    any status but 0.
     """
     wanted = {EXIT_DEFER: 4, EXIT_BOUNCE: 5}.get(status)
     text = printable(text, MAX_ANSWER)
@@ -199,6 +226,7 @@ class Door:
         self._outcomes: list[tuple[str, Outcome]] = []
         self._expected: int | None = None
         self._leaving: int | None = None
+        self._has_rung = False
         self._parent = os.getppid()
         self._mail_server = mail_server
         self.stdin_was_closed = not _is_open(0)
@@ -259,13 +287,22 @@ class Door:
             os._exit(status)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Being asked to stop, and running into our own alarm, are "try later"."""
+        """Being asked to stop, and running into our own alarm, are "try later".
+
+        Only the alarm's second ring is. If we were stopped (SIGSTOP, a frozen
+        machine), the first one comes before the event loop has seen what the host
+        said meanwhile, and that may be that it has the message.
+        """
         if self._leaving is not None:
             # The answer is on its way; only a write that hangs is cut short.
             if number == signal.SIGALRM:
                 os._exit(self._leaving)
             return
         if number == signal.SIGALRM:
+            if not self._has_rung:
+                self._has_rung = True
+                signal.setitimer(signal.ITIMER_REAL, ALARM_INTERVAL, ALARM_INTERVAL)
+                return
             self.defer("4.3.0 mxpolicy: out of time: its own deadline has passed")
         self.defer(f"4.3.0 mxpolicy: ended by {signal.Signals(number).name}")
 

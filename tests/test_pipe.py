@@ -134,6 +134,23 @@ def test_one_answer_stands_for_all(
     assert answer(rows) == expected
 
 
+def test_bounce_names_everybody_however_much_hosts_say() -> None:
+    loud = Bounced(EnhancedStatus(5, 1, 1), "550 5.1.1 " + "no such user here " * 40)
+    refused = [(f"refused{number}@b.example", loud) for number in range(45)]
+    taken = [(f"taken{number}@b.example", YES) for number in range(5)]
+    line = answer_line(*answer([*taken, *refused])).decode()
+    assert line.startswith("5.1.1 <refused0@b.example>: 550 5.1.1 no such user")
+    assert all(f"<{who}>: 550 5.1.1 no su" in line for who, _ in refused)
+    assert line.endswith("; delivered: " + ", ".join(f"<{w}>" for w, _ in taken) + "\n")
+
+
+def test_bounce_of_more_than_there_is_room_for_begins_with_how_many() -> None:
+    refused = [(f"refused{number}@b.example", NO) for number in range(300)]
+    status, text = answer([("taken@b.example", YES), *refused])
+    assert text.startswith("5.1.1 300 of 301 recipients: 550 no such user: <refused0@")
+    assert len(answer_line(status, text)) <= MAX_ANSWER
+
+
 @given(st.sampled_from([0, 69, 75]), st.text() | st.from_regex(r"[245]\.\d\.\d .*"))
 def test_line_is_what_postfix_understands_as_the_status_says(
     status: int, text: str
@@ -563,6 +580,25 @@ def test_answer_that_cannot_be_written_is_cut_short_by_the_alarm(pipe: Runner) -
     before += "os.write = lambda descriptor, data: time.sleep(3600)\n"
     argv = ["--deadline", "2s", *pipe.argv("x.example", "b@b")]
     assert pipe.run(argv, before=before) == (0, [])
+
+
+def test_reply_to_the_dot_counts_that_came_while_the_process_was_stopped(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host(holds="DOT")
+    argv = ["--deadline", "2s", *pipe.argv(there.nexthop, "b@b.example")]
+    before = "from mxpolicy import pipe\npipe.ALARM_SLACK = 0.1"
+    with pipe.started(argv, before) as (process, answers):
+        assert process.stdin is not None
+        process.stdin.write(MESSAGE)
+        process.stdin.close()
+        assert there.reached.wait(TIMEOUT)
+        os.kill(process.pid, signal.SIGSTOP)
+        there.release.set()
+        time.sleep(3)  # its deadline passes, and its alarm rings
+        os.kill(process.pid, signal.SIGCONT)
+        ended = Ended(process.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 0, r"2\.0\.0 250 2\.0\.0 Ok: taken")
 
 
 def test_exception_that_keeps_nobody_waiting_ends_nothing(pipe: Runner) -> None:
