@@ -349,6 +349,7 @@ class Session:
         result = transaction.result
         self._enter(Phase.DOT)
         self._smtp.dot()
+        self._is_sent = False  # nor will it be, if something came too early
         result.in_doubt = frozenset(accepted)
         event: smtp.DotAnswered | smtp.Closing
         try:
@@ -399,9 +400,7 @@ class Session:
                 answered 421, or did not speak SMTP.
         """
         try:
-            async with asyncio.timeout(timeout):
-                while not self._events:
-                    await self._exchange()
+            await self._wait_for_event(timeout)
         except TimeoutError:
             raise self._failed(Verdict.SILENT, self._awaited()) from None
         except StreamClosed as exc:
@@ -412,6 +411,21 @@ class Session:
         if isinstance(event, kinds):
             return event
         raise self._unexpected(event)
+
+    async def _wait_for_event(self, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Exchange bytes until there is an event; raise TimeoutError without one.
+
+        Before it gives up it looks once more. Somebody may have stopped us
+        (SIGSTOP, a frozen machine): then the reply has come in time, and to leave
+        the one to the final dot unread is to send the message twice.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while not self._events:
+                    await self._exchange()
+        async with asyncio.timeout(0):  # what is there is read without waiting
+            while not self._events:
+                await self._take_in()
 
     async def _exchange(self) -> None:
         """Send what may leave now, then take in whatever comes."""

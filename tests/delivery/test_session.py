@@ -511,6 +511,18 @@ def test_refusal_before_the_dot_counts_and_no_dot_is_sent(
 
 
 @pytest.mark.parametrize(
+    "answer", [b"354 go\r\n354 go\r\n", b"354 go\r\n250 ok\r\n", b"354 go\r\n25"]
+)
+def test_dot_that_never_left_leaves_no_doubt(answer: bytes) -> None:
+    host = ScriptedHost({"DATA": answer})
+    told = offered(host)
+    assert told.failure is not None
+    assert not told.result.in_doubt
+    assert not told.result.delivered
+    assert not host.messages
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         pytest.param(("250 ok", End.DEAF), id="positive"),
