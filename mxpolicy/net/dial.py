@@ -110,7 +110,11 @@ async def _connect(
             raise _failed_later(number)
     elif number:
         raise _failed_at_once(number, sock, address)
-    if sock.getsockname() == sock.getpeername():
+    try:
+        peer = sock.getpeername()
+    except OSError as error:  # ENOTCONN: reset as soon as it was there
+        raise ConnectError(Verdict.REFUSED, _text(error)) from error
+    if sock.getsockname() == peer:
         # TCP's simultaneous open: the port we were given was the one we called.
         raise ConnectError(Verdict.REFUSED, "connected to itself")
 

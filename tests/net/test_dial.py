@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from mxpolicy.errors import ConnectError, LocalTrouble
-from mxpolicy.net.dial import dial
+from mxpolicy.net.dial import _connect, dial
+from mxpolicy.net.stream import Stream
 from mxpolicy.routing.candidate import Candidate, Verdict
 
 LOOPBACK = pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
@@ -46,6 +47,18 @@ async def test_a_host_that_listens_is_reached(address: str) -> None:
             peer.sendall(b"220 mx.example\r\n")
             assert await stream.read() == b"220 mx.example\r\n"
         stream.close()
+
+
+async def test_a_host_that_resets_at_once_has_refused() -> None:
+    class Reset(socket.socket):
+        """Connected, says the kernel, and is not any more when it is asked."""
+
+        def connect_ex(self, address: object) -> int:
+            return 0
+
+    with Reset() as sock, pytest.raises(ConnectError) as caught:
+        await _connect(Stream(sock), sock, "127.0.0.1", 25)
+    assert caught.value.verdict is Verdict.REFUSED
 
 
 @LOOPBACK
