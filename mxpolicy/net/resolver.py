@@ -89,7 +89,8 @@ class Resolver:
         else:
             self._trust_ad = conf.trust_ad and not named
         self._timeout = options.timeout
-        self._first_timeout = conf.timeout or FIRST_TIMEOUT
+        # Never so long that a dead first server leaves the second one no time.
+        self._first_timeout = min(conf.timeout or FIRST_TIMEOUT, self._timeout / 2)
         self._rounds = conf.attempts or ROUNDS
         self._cache = Cache()
         self._asking: dict[tuple[str, str], asyncio.Future[Lookup | None]] = {}

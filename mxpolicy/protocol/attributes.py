@@ -1,0 +1,116 @@
+"""Bytes -> requests of ``name=value`` lines, each ended by an empty line.
+
+The form of Postfix's policy protocol (SMTPD_POLICY_README; attr_scan_plain): names
+and values in lines that end in LF, then an empty line. The server's side; what the
+attributes mean is `mxpolicy.protocol.access_policy`'s to say.
+
+A request that cannot be understood does not spoil the connection: it is read to its
+empty line like any other and given as `Malformed` in its turn. So every request has
+its answer, and no answer is taken for another request's.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+__all__ = [
+    "MAX_ATTRIBUTES",
+    "MAX_REQUEST",
+    "AttributeReader",
+    "Attributes",
+    "Malformed",
+]
+
+# Postfix 3.12 sends 33 attributes. The longest values are parameters and addresses
+# of SMTP (2048 bytes a line) and what a client's certificate calls its owner.
+MAX_ATTRIBUTES = 200
+MAX_REQUEST = 64 * 1024
+
+MAX_SHOWN = 40  # characters of a wrong line
+
+# The end of a request. CRs before LF are left out, as everywhere; nobody's clients
+# send them, but people with a terminal do.
+_END = re.compile(rb"(?:\A|\n)\r?\n")
+_END_LENGTH = 3
+
+
+class Attributes(NamedTuple):
+    """One request: name -> value, as sent.
+
+    Bytes that are no UTF-8 are kept as lone surrogates (``surrogateescape``), which
+    no address and no domain has.
+    """
+
+    values: dict[str, str]
+
+
+class Malformed(NamedTuple):
+    """A request that is none.
+
+    Attributes:
+        reason: Why, for a log; it may hold what the client sent.
+    """
+
+    reason: str
+
+
+class AttributeReader:
+    """A parser that is fed bytes and gives requests. It never raises.
+
+    Of a request that has no end it holds `MAX_REQUEST` bytes at most; what comes
+    beyond them is dropped, but for the empty line.
+    """
+
+    __slots__ = ("_data", "_is_cut", "_searched")
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+        self._searched = 0  # no end begins among the first so many bytes
+        self._is_cut = False
+
+    def __bool__(self) -> bool:
+        """True in the middle of a request: the peer owes us the rest."""
+        return bool(self._data)
+
+    def receive_data(self, data: bytes) -> list[Attributes | Malformed]:
+        """Take *data* and return the requests that it completed, in their order."""
+        self._data += data
+        requests = []
+        while end := _END.search(self._data, self._searched):
+            requests.append(self._request(end.start()))
+            del self._data[: end.end()]
+            self._searched, self._is_cut = 0, False
+        if len(self._data) > MAX_REQUEST:
+            self._cut()
+        self._searched = max(0, len(self._data) - _END_LENGTH)
+        return requests
+
+    def _request(self, length: int) -> Attributes | Malformed:
+        if self._is_cut or length > MAX_REQUEST:
+            return Malformed(f"over {MAX_REQUEST} bytes without an empty line")
+        return _parse(bytes(self._data[:length]))
+
+    def _cut(self) -> None:
+        # The byte in front keeps the rest from looking like the start of a request,
+        # where one LF alone is the end.
+        self._data[:-_END_LENGTH] = b"?"
+        self._is_cut = True
+
+
+def _parse(data: bytes) -> Attributes | Malformed:
+    lines = data.decode("utf-8", "surrogateescape").split("\n")
+    if len(lines) > MAX_ATTRIBUTES:
+        return Malformed(f"over {MAX_ATTRIBUTES} attributes")
+    values: dict[str, str] = {}
+    for line in lines:
+        text = line.rstrip("\r")
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            return Malformed(f"expected name=value, not {text[:MAX_SHOWN]!a}")
+        if name in values:
+            # Whoever takes the first and whoever takes the last would judge
+            # different things; Postfix sends each once.
+            return Malformed(f"attribute given twice: {name[:MAX_SHOWN]!a}")
+        values[name] = value
+    return Attributes(values)
