@@ -26,6 +26,7 @@ EXIT_DEFER = 75  # as in mxpolicy.outcome, which may be what cannot be imported
 # In the order of the help text. What is not built yet is not named.
 COMMANDS = {
     "pipe": "deliver the message on standard input; run by the mail server",
+    "policy": "answer the mail server's questions; run by it (spawn(8))",
     "route": "show whom a message would be tried at, and why; dials nothing",
     "demo": "see it work on loopback: no root, no mail server",
 }
@@ -43,6 +44,7 @@ commands:
 
 Exit status: pipe: 0 delivered, 75 try later, 69 bounce, never another one;
 route: the same when there is nobody to dial, else 0;
+policy: 0, and nothing but its answers says what it thinks;
 the others: 0 well, 1 not well, 2 misused.
 """
 
@@ -55,6 +57,8 @@ def main() -> int:
     command, *rest = sys.argv[1:] or [""]
     if command == "pipe":
         _pipe(rest)
+    if command == "policy":
+        return _policy(rest)
     if command == "route":
         from mxpolicy import route
 
@@ -108,6 +112,20 @@ def _defer(text: str) -> NoReturn:
         os._exit(EXIT_DEFER)
 
 
+def _policy(argv: list[str]) -> int:
+    """Run the policy door, and answer "I do not know" where it cannot even begin."""
+    from mxpolicy import dunno
+
+    out = dunno.take_stdout()
+    try:
+        from mxpolicy import policy
+
+        serve = policy.prepare(argv, out)
+    except BaseException as exc:
+        return dunno.serve(out, f"{type(exc).__name__}: {exc}")
+    return serve()
+
+
 def _misused(command: str, rest: list[str]) -> int:
     """Say which commands there are; to a mail server, "try later"."""
     if not command:
@@ -124,6 +142,11 @@ def _misused(command: str, rest: list[str]) -> int:
         _defer(text)
     if {"pipe", "-f", "--"} & {command, *rest}:
         _defer(text)
+    # `polcy` in master.cf: what stderr says there would be taken for an answer.
+    if command.startswith("policy") or close == ["policy"]:
+        from mxpolicy import dunno
+
+        return dunno.serve(dunno.take_stdout(), text)
     sys.stderr.write(f"mxpolicy: {text}; try mxpolicy --help\n")
     return EXIT_USAGE
 

@@ -17,7 +17,7 @@ import errno
 import os
 import re
 import stat
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -44,7 +44,7 @@ DEFAULT_PATH = "/etc/mxpolicy/mxpolicy.yaml"
 
 # Far more than anybody writes, and little enough to read for every message.
 MAX_FILE = 1024 * 1024
-# Ours nest three deep. The parser of PyYAML recurses, and a file of a million
+# Ours nest five deep. The parser of PyYAML recurses, and a file of a million
 # brackets would end the process with a signal instead of a sentence.
 MAX_DEPTH = 16
 MAX_MISTAKES = 50
@@ -235,14 +235,15 @@ def _section(node: Node | None, record: Any, path: str, mistakes: _Mistakes) -> 
     """Return *record* with the values of the mapping *node*.
 
     A section with nothing in it (all its keys are comments) is the default one.
+    None when a key that has no default is missing, which is a mistake.
     """
-    if node is None or _is_null(node):
+    if node is None or (_is_null(node) and not _required(record)):
         return record()
     if node.id != "mapping":
         keys = ", ".join(one.name for one in fields(record))
         what = f"expected a section with the keys {keys}"
         mistakes.at(node, path.rstrip("."), what)
-        return record()
+        return None if _required(record) else record()
     known = {one.name: str(one.type) for one in fields(record)}
     values: dict[str, object] = {}
     lines: dict[str, int] = {}
@@ -259,7 +260,23 @@ def _section(node: Node | None, record: Any, path: str, mistakes: _Mistakes) -> 
             values[key] = _value(value_node, known[key], path + key, mistakes)
         except ValueError as exc:
             mistakes.at(value_node, path + key, str(exc))
-    return record(**values)
+        else:
+            if values[key] == () and not value_node.value and key in _required(record):
+                mistakes.at(value_node, path + key, "expected at least one")
+    for key in _required(record):
+        if key not in lines:
+            mistakes.at(node, path.rstrip("."), f"the key '{key}' is missing")
+    is_whole = values.keys() >= set(_required(record))
+    return record(**values) if is_whole else None
+
+
+def _required(record: Any) -> list[str]:
+    """Return the keys of a section that have no default."""
+    return [
+        one.name
+        for one in fields(record)
+        if one.default is MISSING and one.default_factory is MISSING
+    ]
 
 
 def _key(
@@ -289,7 +306,9 @@ def _all_paths(record: Any, path: str) -> Iterator[str]:
     for one in fields(record):
         yield path + one.name
         kind = getattr(kinds, str(one.type))
-        if hasattr(kind, "__dataclass_fields__"):
+        if record := _record_of_list(kind):
+            yield from _all_paths(record, f"{path}{one.name}[].")
+        elif hasattr(kind, "__dataclass_fields__"):
             yield from _all_paths(kind, f"{path}{one.name}.")
 
 
@@ -300,6 +319,8 @@ def _value(node: Node, kind: str, path: str, mistakes: _Mistakes) -> object:
     if kind in LISTS:
         return _list(node, LISTS[kind], path, mistakes)
     record_or_enum: Any = getattr(kinds, kind)
+    if record := _record_of_list(record_or_enum):
+        return _sections(node, record, path, mistakes)
     if isinstance(record_or_enum, type) and issubclass(record_or_enum, Enum):
         return choice(_word(node), record_or_enum)
     return _section(node, record_or_enum, f"{path}.", mistakes)
@@ -337,3 +358,21 @@ def _list(
         except ValueError as exc:
             mistakes.at(item, f"{path}[{number}]", str(exc))
     return tuple(items)
+
+
+def _record_of_list(kind: Any) -> Any:
+    """Return the record that *kind* is a list of (``tuple[Record, ...]``), else None."""
+    first, *_ = getattr(kind, "__args__", (None,))
+    return first if hasattr(first, "__dataclass_fields__") else None
+
+
+def _sections(
+    node: Node, record: Any, path: str, mistakes: _Mistakes
+) -> tuple[object, ...]:
+    if node.id != "sequence":
+        keys = ", ".join(f"{name}: ..." for name in _required(record))
+        raise ValueError(f"expected a list, for example [{{{keys}}}], or [] for none")
+    return tuple(
+        _section(item, record, f"{path}[{number}].", mistakes)
+        for number, item in enumerate(node.value)
+    )

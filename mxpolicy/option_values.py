@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from mxpolicy.options import AccessFinding
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from enum import Enum
@@ -38,6 +40,8 @@ _BARE = re.compile(r"[1-9][0-9]{0,5}|0?\.[0-9]{1,3}")
 _WHOLE = re.compile(r"0|[1-9][0-9]{0,8}")
 _WITH_PORT = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]+)")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+# smtpd(8)'s names; BDAT is shown as DATA.
+_STATES = ("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN")  # fmt: skip
 _SWITCHES = {
     **dict.fromkeys(("yes", "on", "true"), True),
     **dict.fromkeys(("no", "off", "false"), False),
@@ -253,6 +257,44 @@ def _is_path(text: str) -> bool:
     return text.startswith("/") and text.isprintable() and len(text) <= MAX_PATH
 
 
+def _access_action(text: str) -> str:
+    # Imported when somebody has a rule: most messages are piped without.
+    from mxpolicy.protocol.access_policy import VERBS, parse_action
+
+    try:
+        return str(parse_action(text))
+    except ValueError as error:
+        verb = text.partition(" ")[0].lower()
+        known = tuple(map(str.lower, VERBS))
+        near = "" if verb in known else near_miss(verb, known)
+        raise ValueError(f"{error}{near}") from None
+
+
+def _access_finding(text: str) -> Enum:
+    return choice(text, AccessFinding)
+
+
+def _protocol_state(text: str) -> str:
+    state = text.upper()
+    if state not in _STATES:
+        raise ValueError(
+            f"{_quoted(text)}: expected one of {', '.join(_STATES)}"
+            + near_miss(text, tuple(map(str.lower, _STATES)))
+        )
+    return state
+
+
+def _destination(text: str) -> str:
+    dot = "." if text.startswith(".") else ""
+    return dot + _host_name(text.removeprefix("."))
+
+
+def _text(text: str) -> str:
+    if not text or not text.isprintable():
+        raise ValueError(f"{_quoted(text)}: expected a word, in one line")
+    return text
+
+
 # The annotation of a field in options.py -> how its text is read.
 ITEMS: dict[str, Reader] = {
     "Delay": _seconds("0s", "1h"),
@@ -265,10 +307,15 @@ ITEMS: dict[str, Reader] = {
     "HostName": _helo,
     "LogTarget": _log_target,
     "Directory": _directory,
+    "AccessAction": _access_action,
 }
 LISTS: dict[str, Reader] = {
     "HostNames": _host_name,
     "Networks": _network,
     "NetworksOrPrivate": _network_or_private,
     "NameServers": _name_server,
+    "AccessFindings": _access_finding,
+    "ProtocolStates": _protocol_state,
+    "Destinations": _destination,
+    "Texts": _text,
 }

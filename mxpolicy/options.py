@@ -17,7 +17,15 @@ from enum import Enum
 
 __all__ = [
     "MIB",
+    "AccessAbout",
+    "AccessAction",
+    "AccessFinding",
+    "AccessFindings",
+    "AccessPolicyOptions",
+    "AccessRule",
+    "AccessRules",
     "Delay",
+    "Destinations",
     "Directory",
     "GreetingPolicy",
     "Hops",
@@ -36,10 +44,12 @@ __all__ = [
     "Options",
     "Places",
     "Port",
+    "ProtocolStates",
     "RaceOptions",
     "ResolverOptions",
     "Size",
     "Switch",
+    "Texts",
     "Timeout",
     "TlsLevel",
     "TlsOptions",
@@ -79,6 +89,14 @@ LogTarget = str
 """``syslog``, ``journald``, ``stderr`` or an absolute path."""
 Directory = str
 """An absolute path; empty for the default."""
+AccessAction = str
+"""An action of access(5), as `mxpolicy.protocol.access_policy` knows them."""
+ProtocolStates = tuple[str, ...]
+"""Postfix's names for where an SMTP session is, upper case."""
+Destinations = tuple[str, ...]
+"""Domains as A-labels; ``.example.com`` stands for all below it."""
+Texts = tuple[str, ...]
+"""Words taken as they are."""
 
 
 class GreetingPolicy(Enum):
@@ -188,11 +206,66 @@ class LogOptions:
     """Where a delivery is logged, and how."""
 
     to: LogTarget = "syslog"
-    """``syslog``, ``journald``, ``stderr`` (not under pipe) or a file's absolute path."""
+    """``syslog``, ``journald``, ``stderr`` (not under pipe(8) and spawn(8)) or a file's absolute path."""
     format: LogFormat = LogFormat.POSTFIX
     """``postfix``, a line like Postfix's own, or ``json``."""
     detail: LogDetail = LogDetail.RECIPIENTS
     """``recipients``, one line for each, or ``events``: every step as it happens too."""
+
+
+class AccessFinding(Enum):
+    """What is known about the domain of an address without dialling anybody."""
+
+    NULL_MX = "null_mx"
+    NO_SUCH_DOMAIN = "no_such_domain"
+    NO_ADDRESS = "no_address"
+    NEVER_DIALLED = "never_dialled"
+    LOOPS_TO_MYSELF = "loops_to_myself"
+
+
+class AccessAbout(Enum):
+    """Whose domain."""
+
+    RECIPIENT = "recipient"
+    SENDER = "sender"
+
+
+AccessFindings = tuple[AccessFinding, ...]
+"""Findings, at least one."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRule:
+    """What is answered to the mail server about one finding, and when."""
+
+    finding: AccessFindings
+    """Required. ``null_mx``; ``no_such_domain``; ``no_address`` (it exists, no host of it has one); ``never_dialled`` (only loopback and the like); ``loops_to_myself``."""
+    action: AccessAction
+    """Required. ``DUNNO``, ``REJECT``, ``DEFER``, ``DEFER_IF_PERMIT``, ``WARN``, ``4NN`` or ``5NN``, each with a text or with mxpolicy's own; ``PREPEND HEADER: TEXT``; ``FILTER mxpolicy:``."""
+    about: AccessAbout = AccessAbout.RECIPIENT
+    """Whose domain was found to be so: that of the ``recipient`` or of the ``sender``."""
+    protocol_state: ProtocolStates = ()
+    """Only in these states of the SMTP session: ``RCPT``, ``MAIL``, ``DATA``, ... Default: in all."""
+    client: Networks = ()
+    """Only for clients of these addresses or networks. Default: for all."""
+    sasl_username: Texts = ()
+    """Only for clients that logged in by one of these names; ``*`` is any name. Default: for all, logged in or not."""
+    domain: Destinations = ()
+    """Only for these domains; ``.example.com`` is whatever ends in it. Default: for all."""
+
+
+AccessRules = tuple[AccessRule, ...]
+"""In the order of trying; the first one that matches decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessPolicyOptions:
+    """What ``mxpolicy policy`` answers to the mail server (SMTPD_POLICY_README)."""
+
+    timeout: Timeout = 8 * SECONDS
+    """How long one answer may take; DUNNO when DNS has not told enough by then. Below ``timeout=`` in main.cf."""
+    rules: AccessRules = ()
+    """What is answered about which finding; the first rule that matches decides. After them come two, ``{finding: [null_mx], action: 550}`` about recipients and the same about senders (RFC 7505), then DUNNO."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +297,7 @@ class Options:
     """Lines over 998 bytes: ``fold`` as Postfix does, or ``pass``."""
     limits: LimitOptions = field(default_factory=LimitOptions)
     tls: TlsOptions = field(default_factory=TlsOptions)
+    policy: AccessPolicyOptions = field(default_factory=AccessPolicyOptions)
     log: LogOptions = field(default_factory=LogOptions)
     state: Directory = ""
     """Directory for what is remembered. Default: ``$STATE_DIRECTORY``, else ``/var/lib/mxpolicy``."""

@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,11 +46,13 @@ class Option(NamedTuple):
         path: ``resolver.timeout``.
         default: As it is written in YAML; None for a section.
         text: The docstring, in one line.
+        keys: Where it is a list of sections, the options of each.
     """
 
     path: str
     default: str | None
     text: str
+    keys: tuple["Option", ...] = ()
 
     @property
     def depth(self) -> int:
@@ -62,21 +64,38 @@ def all_options(record: Any = Options, path: str = "") -> Iterator[Option]:
     """Yield every option and section in the order of `options.py`."""
     texts = _docstrings(record.__name__)
     for one in fields(record):
-        default = getattr(record(), one.name)
+        default = _default(one)
         if is_dataclass(default):
             kind = type(default)
             text = _one_line(kind.__doc__ or "")
             yield Option(path + one.name, None, text)
             yield from all_options(kind, f"{path}{one.name}.")
         else:
-            text = texts[one.name]
-            yield Option(path + one.name, as_yaml(default, str(one.type)), text)
+            yield Option(
+                path + one.name,
+                as_yaml(default, str(one.type)),
+                texts[one.name],
+                _keys(str(one.type), f"{path}{one.name}[]."),
+            )
+
+
+def _default(option: Field[Any]) -> object:
+    if option.default_factory is not MISSING:
+        return option.default_factory()
+    return option.default
+
+
+def _keys(kind: str, path: str) -> tuple[Option, ...]:
+    first, *_ = getattr(getattr(options, kind), "__args__", (None,))
+    return tuple(all_options(first, path)) if is_dataclass(first) else ()
 
 
 def as_yaml(value: object, kind: str) -> str:
     """Return the default *value* of an option of *kind* as one would write it."""
     if isinstance(value, Enum):
         return str(value.value)
+    if value is MISSING:
+        return ""
     if value is None:
         return "auto"
     if value == ():
@@ -126,10 +145,24 @@ def sample() -> str:
         text = one.text.replace("``", "")
         if not one.depth:
             lines.append("")
-        lines += textwrap.wrap(text, WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ", break_on_hyphens=False)  # fmt: skip
+        lines += _comment(text, f"{indent}# ")
+        for key in one.keys:
+            word = key.path.rpartition(".")[2]
+            said = key.text.replace("``", "")
+            lines += _comment(f"{word}: {said}", f"{indent}#   ", hanging="  ")
         name = one.path.rpartition(".")[2]
         lines.append(f"#{indent}{name}:{' ' + one.default if one.default else ''}")
     return "\n".join(lines).replace("\n\n\n", "\n\n") + "\n"
+
+
+def _comment(text: str, margin: str, hanging: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=margin,
+        subsequent_indent=margin + hanging,
+        break_on_hyphens=False,
+    )
 
 
 def switched_on(text: str) -> str:
@@ -141,10 +174,15 @@ def table() -> str:
     """Return README's table of options."""
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for one in all_options():
-        text = one.text.replace("``", "`").replace("|", "\\|")
         if one.default is not None:
-            rows.append(f"| `{one.path}` | `{one.default}` | {text} |")
+            rows += [_row(one), *map(_row, one.keys)]
     return "\n".join(rows)
+
+
+def _row(one: Option) -> str:
+    text = one.text.replace("``", "`").replace("|", "\\|")
+    default = f"`{one.default}`" if one.default else ""
+    return f"| `{one.path}` | {default} | {text} |"
 
 
 def with_table(readme: str) -> str:

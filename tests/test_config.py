@@ -15,6 +15,10 @@ from hypothesis import strategies as st
 from mxpolicy import config
 from mxpolicy.errors import ConfigError
 from mxpolicy.options import (
+    AccessAbout,
+    AccessFinding,
+    AccessPolicyOptions,
+    AccessRule,
     GreetingPolicy,
     LimitOptions,
     LogDetail,
@@ -33,7 +37,29 @@ from mxpolicy.options import (
 HERE = Path(__file__).parent / "config"
 BAD = sorted(HERE.glob("bad/*.yaml"))
 
+NEVER_DIALLED = (AccessFinding.NEVER_DIALLED,)
+
 GOOD = {
+    "policy_rules": Options(
+        policy=AccessPolicyOptions(
+            timeout=4.0,
+            rules=(
+                AccessRule(
+                    (AccessFinding.NO_SUCH_DOMAIN, AccessFinding.NO_ADDRESS),
+                    "550 5.7.1 no   such   domain",
+                    about=AccessAbout.SENDER,
+                    protocol_state=("RCPT", "END-OF-MESSAGE"),
+                    client=("192.0.2.0/24", "2001:db8::1"),
+                    sasl_username=("kim", "*"),
+                    domain=("example.com", ".example.net"),
+                ),
+                AccessRule((AccessFinding.NULL_MX,), "DUNNO"),
+                AccessRule((AccessFinding.LOOPS_TO_MYSELF,), "450"),
+                AccessRule(NEVER_DIALLED, "PREPEND X-Mail: never dialled"),
+                AccessRule(NEVER_DIALLED, "FILTER mxpolicy:"),
+            ),
+        )
+    ),
     "all_defaults_by_comments": Options(),
     "empty": Options(),
     "only_a_document_mark": Options(),

@@ -16,10 +16,11 @@ from tests.reference import (
 )
 
 OPTIONS = [one for one in all_options() if one.default is not None]
+KEYS = [key for one in OPTIONS for key in one.keys]
 AGAIN = "python -m tests.reference writes it anew"
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.path)
+@pytest.mark.parametrize("option", [*OPTIONS, *KEYS], ids=lambda option: option.path)
 def test_option_has_a_sentence(option: object) -> None:
     assert option.text.endswith((".", ")", ".)"))  # type: ignore[attr-defined]
     assert option.text[0].isupper() or option.text.startswith("``")  # type: ignore[attr-defined]

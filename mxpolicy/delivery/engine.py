@@ -117,6 +117,10 @@ class Engine:
         except AddressError as error:  # an international name, see parse_nexthop
             return Plan(nexthop, (), refusal=trouble.own_trouble(error))
 
+    def is_own_name(self, domain: str) -> bool:
+        """Return whether *domain* is the name given in EHLO or one of ``own_names``."""
+        return self._around.is_myself(domain)
+
     async def deliver(self, request: Request, mail_data: MailData) -> list[Outcome]:
         """Deliver *mail_data* and return the outcome of each recipient, in their order.
 

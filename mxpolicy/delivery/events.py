@@ -15,6 +15,8 @@ from mxpolicy.outcome import Outcome
 from mxpolicy.routing.candidate import Candidate, Finding, Phase
 
 __all__ = [
+    "DUNNO",
+    "AccessJudged",
     "CandidateDropped",
     "CandidateFailed",
     "CandidateStarted",
@@ -105,6 +107,32 @@ class RecipientSettled(NamedTuple):
     tried: tuple[str, ...]
 
 
+DUNNO = "DUNNO"
+"""The answer that decides nothing, to the mail server's question (access(5))."""
+
+
+class AccessJudged(NamedTuple):
+    """A mail server asked about a sender and a recipient, and was answered.
+
+    Attributes:
+        at: Seconds from the question to the answer.
+        protocol_state: Where the SMTP session is, Postfix's name.
+        client: The SMTP client's address; empty when there is none.
+        sender, recipient: As asked, printable; empty when not known.
+        found: ``finding domain`` for each thing that was found, printable.
+        action: The answer.
+    """
+
+    at: float
+    queue_id: str
+    protocol_state: str
+    client: str
+    sender: str
+    recipient: str
+    found: tuple[str, ...]
+    action: str
+
+
 class Trouble(NamedTuple):
     """Our own trouble, for the log: never a fact about a host."""
 
@@ -120,6 +148,7 @@ Event = (
     | CandidateDropped
     | CandidateTaken
     | RecipientSettled
+    | AccessJudged
     | Trouble
 )
 

@@ -16,7 +16,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from mxpolicy.delivery.events import RecipientSettled, Trouble
+from mxpolicy.delivery.events import DUNNO, AccessJudged, RecipientSettled, Trouble
 from mxpolicy.delivery.log_line import json_line, text_line
 from mxpolicy.options import LogDetail, LogFormat
 
@@ -41,7 +41,7 @@ STDERR = 2
 
 
 class Log:
-    """The log of one message (`mxpolicy pipe`), an observer of its events.
+    """The log of one message, or of one mail server's questions: observes the events.
 
     Nothing is opened before the first line, and no method raises.
 
@@ -51,7 +51,8 @@ class Log:
 
     Args:
         options: Where to, which form, how much.
-        queue_id: The mail server's name for the message; may be empty.
+        queue_id: The mail server's name for the message; may be empty, and is where
+            events bring their own.
         syslog_socket, journal_socket: Where the two listen.
     """
 
@@ -81,7 +82,7 @@ class Log:
 
     def observe(self, event: Event) -> None:
         """Write *event* if it is to be logged. It is lost where that would mean waiting."""
-        if not self._every_step and not isinstance(event, RecipientSettled | Trouble):
+        if not self._every_step and not _is_an_end(event):
             return
         if self.lost:
             text = f"log lines lost: {self.lost}; {self.trouble}"
@@ -125,6 +126,13 @@ class Log:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _is_an_end(event: Event) -> bool:
+    """Return whether *event* is logged where not every step is."""
+    if isinstance(event, AccessJudged):
+        return event.action != DUNNO
+    return isinstance(event, RecipientSettled | Trouble)
 
 
 def _now() -> str:

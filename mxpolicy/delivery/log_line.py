@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from mxpolicy.delivery.events import (
+    AccessJudged,
     CandidateDropped,
     CandidateFailed,
     CandidateStarted,
@@ -52,7 +53,7 @@ MAX_ID = 100
 def text_line(event: Event, queue_id: str) -> str:
     """Return *event* as a line in the form of Postfix's own: ``ID: key=value, …``."""
     words = _settled(event) if isinstance(event, RecipientSettled) else _step(event)
-    return printable(f"{_identity(queue_id)}: {words}", MAX_LINE)
+    return printable(f"{_identity(event, queue_id)}: {words}", MAX_LINE)
 
 
 def json_line(event: Event, queue_id: str, time: str) -> str:
@@ -63,7 +64,7 @@ def json_line(event: Event, queue_id: str, time: str) -> str:
     """
     import json  # 30 million instructions, so only where JSON is wanted
 
-    facts = {"time": time, "id": _identity(queue_id), **_facts(event)}
+    facts = {"time": time, "id": _identity(event, queue_id), **_facts(event)}
     line = json.dumps(facts, separators=(",", ":"))
     while len(line) > MAX_LINE:
         _shorten(facts)
@@ -93,6 +94,7 @@ def _step(
     | CandidateFailed
     | CandidateDropped
     | CandidateTaken
+    | AccessJudged
     | Trouble,
 ) -> str:
     at = f"at={_seconds(event.at)}"
@@ -116,9 +118,21 @@ def _step(
             return f"dropped, {at}, candidate={_way(candidate)}, phase={phase.word}"
         case CandidateTaken(_, candidate):
             return f"taken, {at}, candidate={_way(candidate)}"
+        case AccessJudged():
+            return _judged(event)
         case Trouble(_, text):
             return f"trouble, {at} ({text})"
     assert_never(event)
+
+
+def _judged(event: AccessJudged) -> str:
+    found = "; ".join(event.found) or "nothing"
+    return (
+        f"access, delay={_seconds(event.at)}, state={event.protocol_state},"
+        f" client={event.client}, from=<{printable(event.sender, MAX_ADDRESS)}>,"
+        f" to=<{printable(event.recipient, MAX_ADDRESS)}>, found={found},"
+        f" action={event.action}"
+    )
 
 
 def _way(candidate: Candidate) -> str:
@@ -170,6 +184,8 @@ def _facts(event: Event) -> Facts:
             }
         case CandidateTaken(_, candidate):
             return {"event": "taken", "at": at, **_candidate_facts(candidate)}
+        case AccessJudged():
+            return _judged_facts(event)
         case Trouble(_, text):
             return {"event": "trouble", "at": at, "text": printable(text, MAX_TEXT)}
     assert_never(event)
@@ -188,6 +204,19 @@ def _settled_facts(event: RecipientSettled) -> Facts:
         "status": _status(outcome),
         "text": printable(outcome.text, MAX_TEXT),
         "tried": list(event.tried),
+    }
+
+
+def _judged_facts(event: AccessJudged) -> Facts:
+    return {
+        "event": "access",
+        "delay": round(event.at, 6),
+        "state": event.protocol_state,
+        "client": event.client,
+        "from": event.sender[:MAX_ADDRESS],
+        "to": event.recipient[:MAX_ADDRESS],
+        "found": list(event.found),
+        "action": event.action,
     }
 
 
@@ -220,7 +249,9 @@ def _shorten(facts: Facts) -> None:
 # Words
 
 
-def _identity(queue_id: str) -> str:
+def _identity(event: Event, queue_id: str) -> str:
+    if isinstance(event, AccessJudged):  # the only one that brings its own
+        queue_id = event.queue_id
     return printable(queue_id, MAX_ID) or "NOQUEUE"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mxpolicy.delivery.events import (
+    AccessJudged,
     CandidateStarted,
     Delays,
     Event,
@@ -78,6 +79,18 @@ def test_steps_are_logged_only_where_asked(tmp_path: Path) -> None:
         with to_syslog(tmp_path / "log", detail=LogDetail.EVENTS) as log:
             log.observe(STARTED)
         assert b": started, at=0.1" in syslogd.recv(5000)
+
+
+def test_judgement_is_logged_when_it_decided_something(tmp_path: Path) -> None:
+    judged = AccessJudged(0.1, "", "RCPT", "", "", "", (), "DUNNO")
+    with listener(tmp_path / "log") as syslogd:
+        with to_syslog(tmp_path / "log") as log:
+            log.observe(judged)
+            log.observe(judged._replace(action="WARN"))
+        assert syslogd.recv(5000).endswith(b" action=WARN")
+        with to_syslog(tmp_path / "log", detail=LogDetail.EVENTS) as log:
+            log.observe(judged)
+        assert syslogd.recv(5000).endswith(b" action=DUNNO")
 
 
 def test_syslog_takes_json(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxpolicy.delivery.events import (
+    AccessJudged,
     CandidateDropped,
     CandidateFailed,
     CandidateStarted,
@@ -46,6 +47,17 @@ def settled(outcome: Outcome, *, tried: tuple[str, ...] = ()) -> RecipientSettle
         1.704, "kim@example.com", outcome, delays, "direct", tried
     )  # fmt: skip
 
+
+JUDGED = AccessJudged(
+    0.0312,
+    "4bOwn",
+    "RCPT",
+    "192.0.2.9",
+    "kim@example.com",
+    "pat@example.net",
+    ("recipient example.net null_mx", "sender example.com no_address"),
+    "550 5.1.10 no",
+)
 
 FILTERED = Finding(Verdict.FILTERED, Phase.CONNECT, 1.5, full=False)
 NOT_SMTP = Finding(Verdict.NOT_SMTP, Phase.GREETING, 0.01, text="HTTP/1.1 400")
@@ -237,6 +249,29 @@ def test_json_has_the_status_of_the_text(outcome: Outcome) -> None:
     line = text_line(settled(outcome), "x")
     status = json.loads(json_line(settled(outcome), "x", TIME))["status"]
     assert f" status={status} (" in line
+
+
+def test_judgement_has_the_id_of_its_own_message() -> None:
+    assert text_line(JUDGED, "4bXyz1") == (
+        "4bOwn: access, delay=0.03, state=RCPT, client=192.0.2.9,"
+        " from=<kim@example.com>, to=<pat@example.net>, found=recipient example.net"
+        " null_mx; sender example.com no_address, action=550 5.1.10 no"
+    )
+    assert json.loads(json_line(JUDGED, "4bXyz1", TIME)) == {
+        "time": TIME,
+        "id": "4bOwn",
+        "event": "access",
+        "delay": 0.0312,
+        "state": "RCPT",
+        "client": "192.0.2.9",
+        "from": "kim@example.com",
+        "to": "pat@example.net",
+        "found": list(JUDGED.found),
+        "action": "550 5.1.10 no",
+    }
+    nothing = JUDGED._replace(queue_id="", found=())
+    assert text_line(nothing, "").startswith("NOQUEUE: access, ")
+    assert ", found=nothing, action=" in text_line(nothing, "")
 
 
 def test_message_without_a_queue_id_is_noqueue() -> None:

@@ -1,0 +1,177 @@
+"""What is known about a domain without dialling anybody, and what is answered then.
+
+`finding` reads it off a plan that came to nobody; `AccessRules` are the operator's
+rules and, after them, those of RFC 7505. Pure: plans are made elsewhere.
+
+A finding is only what the domain's owner has published and DNS has said in full. No
+answer, half an answer, an address that cannot be understood, whatever deferred the
+mail for another reason: all these are no finding, and nothing is refused for them.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.address import canonical_address
+from mxpolicy.options import AccessAbout, AccessFinding, AccessRule
+from mxpolicy.outcome import Bounced
+from mxpolicy.reply import EnhancedStatus
+from mxpolicy.routing.dialable import Networks, parse_networks
+from mxpolicy.routing.mx import LOOP, NO_ROUTE, NO_SUCH_DOMAIN, NULL_MX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from mxpolicy.outcome import Outcome
+    from mxpolicy.routing.mx import Lookup
+
+__all__ = ["ANY_NAME", "AccessRules", "Situation", "finding", "words"]
+
+ANY_NAME = "*"
+"""In ``sasl_username``: whoever has logged in."""
+
+# RFC 7505 §4.1: "550 5.1.10 Recipient address has null MX". §4.2: "550 5.7.27 Sender
+# address has null MX". Everything else may be right for this mail system: a domain
+# that has no MX for the world, or that loops, can be a local one here.
+_LAST = (
+    AccessRule((AccessFinding.NULL_MX,), "550"),
+    AccessRule((AccessFinding.NULL_MX,), "550", AccessAbout.SENDER),
+)
+
+_STATUSES = {
+    NULL_MX: AccessFinding.NULL_MX,
+    NO_SUCH_DOMAIN: AccessFinding.NO_SUCH_DOMAIN,
+    LOOP: AccessFinding.LOOPS_TO_MYSELF,
+}
+
+# Finding -> the status for a recipient, and what is said of the domain. The plan's
+# own status, so that the answer and a later bounce say the same.
+_WORDS = {
+    AccessFinding.NULL_MX: (NULL_MX, "does not accept mail (null MX)"),
+    AccessFinding.NO_SUCH_DOMAIN: (NO_SUCH_DOMAIN, "does not exist"),
+    AccessFinding.NO_ADDRESS: (NO_ROUTE, "has no mail server with an address"),
+    AccessFinding.NEVER_DIALLED: (
+        NO_ROUTE,
+        "has no mail server that mail can be sent to",
+    ),
+    AccessFinding.LOOPS_TO_MYSELF: (LOOP, "loops back to this mail system"),
+}
+
+# RFC 7505 §5.1: sender address has null MX. RFC 3463 §3.2: X.1.8, bad sender's
+# system address.
+_SENDER_NULL_MX = EnhancedStatus(5, 7, 27)
+_BAD_SENDER_DOMAIN = EnhancedStatus(5, 1, 8)
+
+
+class Situation(NamedTuple):
+    """One finding, and what the mail server said beside the address.
+
+    Attributes:
+        finding: The finding.
+        about: Whose domain.
+        domain: A `mxpolicy.address.Domain` or an address literal.
+        protocol_state: Upper case.
+        client_address: Canonical, or empty.
+        sasl_username: Empty when nobody logged in.
+    """
+
+    finding: AccessFinding
+    about: AccessAbout
+    domain: str
+    protocol_state: str = ""
+    client_address: str = ""
+    sasl_username: str = ""
+
+
+class AccessRules:
+    """The operator's rules, ready to be asked, and those of RFC 7505 after them."""
+
+    def __init__(self, rules: Iterable[AccessRule]) -> None:
+        """Prepare.
+
+        Raises:
+            ConfigError: A network cannot be understood.
+        """
+        self._rules = [
+            (rule, Networks(parse_networks(rule.client, "policy.rules")))
+            for rule in (*rules, *_LAST)
+        ]
+
+    def action(self, situation: Situation) -> str | None:
+        """Return the action of the first rule that matches; None when none does."""
+        for rule, clients in self._rules:
+            if _matches(rule, clients, situation):
+                return rule.action
+        return None
+
+
+def _matches(rule: AccessRule, clients: Networks, situation: Situation) -> bool:
+    return (
+        situation.finding in rule.finding
+        and situation.about is rule.about
+        and _is_one(situation.protocol_state, rule.protocol_state)
+        and (not rule.client or _is_in(situation.client_address, clients))
+        and (not rule.sasl_username or _is_name(situation, rule.sasl_username))
+        and (not rule.domain or _is_below(situation.domain, rule.domain))
+    )
+
+
+def _is_one(word: str, words: Sequence[str]) -> bool:
+    return not words or word in words
+
+
+def _is_in(address: str, networks: Networks) -> bool:
+    return bool(address) and networks.has(ip_address(address))
+
+
+def _is_name(situation: Situation, names: Sequence[str]) -> bool:
+    name = situation.sasl_username
+    return bool(name) and (name in names or ANY_NAME in names)
+
+
+def _is_below(domain: str, patterns: Sequence[str]) -> bool:
+    return any(
+        domain.endswith(one) if one.startswith(".") else domain == one
+        for one in patterns
+    )
+
+
+def finding(refusal: Outcome | None, lookups: Iterable[Lookup]) -> AccessFinding | None:
+    """Return what is certain about a domain, from the plan for mail to it.
+
+    Args:
+        refusal: Why there is nobody to dial; None when there is somebody. Only a
+            bounce is certain.
+        lookups: What DNS said.
+    """
+    if not isinstance(refusal, Bounced):
+        return None
+    if refusal.status == NO_ROUTE:
+        # An address literal has no lookups: it was the address that was refused.
+        asked = list(lookups)
+        if not asked or any(map(_has_address, asked)):
+            return AccessFinding.NEVER_DIALLED
+        return AccessFinding.NO_ADDRESS
+    return _STATUSES.get(refusal.status)
+
+
+def _has_address(lookup: Lookup) -> bool:
+    # An MX record may hold an address where a name should be.
+    exchanges = (one.exchange for one in lookup.exchanges)
+    return bool(lookup.addresses) or any(map(canonical_address, exchanges))
+
+
+def words(situation: Situation, class_: int) -> str:
+    """Return status and text for a refusal without words of its own.
+
+    Args:
+        situation: Why it is refused.
+        class_: 4 or 5, of the status; 0 for a text without one.
+    """
+    status, said = _WORDS[situation.finding]
+    if situation.about is AccessAbout.SENDER:
+        is_null_mx = situation.finding is AccessFinding.NULL_MX
+        status = _SENDER_NULL_MX if is_null_mx else _BAD_SENDER_DOMAIN
+    text = f"{situation.about.value} domain {situation.domain} {said}"
+    return f"{status._replace(class_=class_)} {text}" if class_ else text

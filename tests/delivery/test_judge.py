@@ -1,0 +1,330 @@
+"""Judgements by the engine's own plans, made from the answers of a real name server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.events import AccessJudged, Trouble
+from mxpolicy.delivery.judge import Judge, hurried
+from mxpolicy.options import (
+    AccessAbout,
+    AccessFinding,
+    AccessPolicyOptions,
+    AccessRule,
+    NxdomainPolicy,
+    Options,
+    ResolverOptions,
+)
+from mxpolicy.protocol.access_policy import AccessRequest
+from tests.helpers.dns_server import DnsServer, dns_server, faults
+
+if TYPE_CHECKING:
+    from mxpolicy.delivery.events import Event
+
+ZONE = (
+    "good.example. 60 MX 10 mx.good.example.",
+    "mx.good.example. 60 A 192.0.2.10",
+    "null.example. 60 MX 0 .",
+    "half-null.example. 60 MX 0 .",
+    "half-null.example. 60 MX 10 mx.good.example.",
+    "empty.example. 60 TXT x",
+    "nowhere.example. 60 MX 10 mx.nowhere.example.",
+    "literal.example. 60 MX 10 127.0.0.1.",
+    "loopback.example. 60 MX 10 mx.loopback.example.",
+    "mx.loopback.example. 60 A 127.0.0.1",
+    "loop.example. 60 MX 10 mail.own.example.",
+    "behind-nat.example. 60 A 198.51.100.25",
+    "backup.example. 60 MX 10 mx.nowhere.example.",
+    "backup.example. 60 MX 20 mail.own.example.",
+    "mail.own.example. 60 MX 0 .",
+    "lists.own.example. 60 MX 0 .",
+)
+
+# The domain -> what is certain about it.
+FINDINGS = {
+    "good.example": None,
+    "half-null.example": None,
+    "backup.example": None,
+    "mail.own.example": None,
+    "lists.own.example": None,
+    "[192.0.2.1]": None,
+    "null.example": AccessFinding.NULL_MX,
+    "nxdomain.example": AccessFinding.NO_SUCH_DOMAIN,
+    "empty.example": AccessFinding.NO_ADDRESS,
+    "nowhere.example": AccessFinding.NO_ADDRESS,
+    "literal.example": AccessFinding.NEVER_DIALLED,
+    "loopback.example": AccessFinding.NEVER_DIALLED,
+    "[127.0.0.1]": AccessFinding.NEVER_DIALLED,
+    "loop.example": AccessFinding.LOOPS_TO_MYSELF,
+    "behind-nat.example": AccessFinding.LOOPS_TO_MYSELF,
+}
+
+# Every finding has an action that names it.
+TELLING = tuple(
+    AccessRule((one,), f"WARN {about.value} {one.value}", about)
+    for one in AccessFinding
+    for about in AccessAbout
+)
+
+
+class Court:
+    """A judge with the engine of these options, and what was observed."""
+
+    def __init__(
+        self,
+        server: DnsServer,
+        *rules: AccessRule,
+        timeout: float = 8.0,
+        nxdomain: NxdomainPolicy = NxdomainPolicy.BOUNCE,
+    ) -> None:
+        options = Options(
+            helo="mail.own.example",
+            own_names=("lists.own.example",),
+            own_addresses=("198.51.100.25",),
+            resolver=ResolverOptions(servers=(server.text,)),
+            nxdomain=nxdomain,
+            policy=AccessPolicyOptions(timeout, rules),
+        )
+        self.events: list[Event] = []
+        engine = Engine(hurried(options), self.events.append)
+        self.judge = Judge(engine, options, self.events.append)
+
+    async def ask(self, recipient: str = "", sender: str = "", **more: str) -> str:
+        """Return the action."""
+        request = AccessRequest("RCPT", sender, recipient, **more)
+        return await self.judge.judge(request)
+
+    @property
+    def trouble(self) -> list[str]:
+        """What was said of troubles."""
+        return [one.text for one in self.events if isinstance(one, Trouble)]
+
+
+@pytest.mark.parametrize(("domain", "found"), FINDINGS.items())
+async def test_what_is_certain_about_a_domain(
+    domain: str, found: AccessFinding | None
+) -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server, *TELLING)
+        said = await court.ask(f"user@{domain}"), await court.ask("", f"user@{domain}")
+        if found is None:
+            assert said == ("DUNNO", "DUNNO")
+        else:
+            assert said == (
+                f"WARN recipient {found.value}",
+                f"WARN sender {found.value}",
+            )
+        assert not court.trouble
+
+
+async def test_null_mx_is_refused_as_rfc_7505_says() -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server)
+        assert await court.ask("user@null.example", "me@good.example") == (
+            "550 5.1.10 recipient domain null.example does not accept mail (null MX)"
+        )
+        assert await court.ask("user@good.example", "me@null.example") == (
+            "550 5.7.27 sender domain null.example does not accept mail (null MX)"
+        )
+        for domain, found in FINDINGS.items():
+            if found is not AccessFinding.NULL_MX:
+                assert await court.ask(f"a@{domain}", f"b@{domain}") == "DUNNO"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "root", "@null.example", "user@", "user@null..example", "user@null.example\0"],
+)
+async def test_what_is_no_address_is_not_judged(address: str) -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server, *TELLING)
+        assert await court.ask(address, address) == "DUNNO"
+        assert not server.asked
+        assert not court.trouble
+
+
+@pytest.mark.parametrize(
+    "address", ["a b@NULL.example.", "a@b@null.example", "-@null.example"]
+)
+async def test_local_part_comes_unquoted(address: str) -> None:
+    async with dns_server(*ZONE) as server:
+        assert (await Court(server).ask(address)).startswith("550 5.1.10 ")
+
+
+async def test_context_says_whom_to_judge() -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server)
+        addresses = ("a@null.example", "b@null.example")
+        for context, status in [
+            ("", "5.1.10"),
+            ("recipient", "5.1.10"),
+            ("sender", "5.7.27"),
+        ]:
+            said = await court.ask(*addresses, policy_context=context)
+            assert said.startswith(f"550 {status} ")
+        assert await court.ask(*addresses, policy_context="greylisting") == "DUNNO"
+
+
+async def test_refusal_goes_before_everything_else() -> None:
+    async with dns_server(*ZONE) as server:
+        null_mx = (AccessFinding.NULL_MX,)
+        court = Court(
+            server,
+            AccessRule((AccessFinding.NO_ADDRESS,), "PREPEND X-A: b"),
+            AccessRule(null_mx, "DEFER_IF_PERMIT", AccessAbout.SENDER),
+        )
+        assert await court.ask("a@empty.example") == "PREPEND X-A: b"
+        assert (await court.ask("a@empty.example", "b@null.example")).startswith(
+            "DEFER_IF_PERMIT 4.7.27 sender domain null.example "
+        )
+        # A DUNNO for one is none for the other.
+        court = Court(server, AccessRule(null_mx, "DUNNO"))
+        assert (await court.ask("a@null.example", "b@null.example")).startswith(
+            "550 5.7.27 "
+        )
+
+
+async def test_rules_know_the_client() -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(
+            server,
+            AccessRule((AccessFinding.NULL_MX,), "450 not you", sasl_username=("kim",)),
+            AccessRule((AccessFinding.NULL_MX,), "WARN", client=("192.0.2.0/24",)),
+        )
+        recipient = "a@null.example"
+        assert await court.ask(recipient, sasl_username="kim") == "450 not you"
+        assert await court.ask(recipient, client_address="192.0.2.7") == (
+            "WARN recipient domain null.example does not accept mail (null MX)"
+        )
+        assert (await court.ask(recipient)).startswith("550 ")
+
+
+async def test_judgement_is_told() -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server)
+        action = await court.ask("a@null.example", "b@good.example", queue_id="4b")
+        [event] = court.events
+        assert isinstance(event, AccessJudged)
+        assert 0 <= event.at < 5
+        assert event[1:] == (
+            "4b",
+            "RCPT",
+            "",
+            "b@good.example",
+            "a@null.example",
+            ("recipient null.example null_mx",),
+            action,
+        )
+
+
+async def test_domain_whose_absence_defers_is_not_refused() -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server, *TELLING, nxdomain=NxdomainPolicy.DEFER)
+        assert await court.ask("a@nxdomain.example") == "DUNNO"
+        assert await court.ask("a@null.example") == "WARN recipient null_mx"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [faults.rcode("SERVFAIL"), faults.rcode("REFUSED"), faults.garbage, faults.silent],
+    ids=["servfail", "refused", "garbage", "silent"],
+)
+async def test_dead_dns_is_dunno_and_a_line_in_the_log(fault: object) -> None:
+    async with dns_server(*ZONE) as server:
+        server.fault = fault  # type: ignore[assignment]
+        court = Court(server, *TELLING, timeout=1.0)
+        began = time.monotonic()
+        assert await court.ask("a@null.example") == "DUNNO"
+        assert time.monotonic() - began < 3
+        [text] = court.trouble
+        assert text.startswith("no DNS answer for null.example: MX of null.example")
+        assert text.endswith("; answered DUNNO")
+
+
+async def test_dead_dns_is_remembered_for_a_while() -> None:
+    async with dns_server(*ZONE) as server:
+        server.fault = faults.silent
+        court = Court(server, timeout=1.0)
+        await court.ask("a@null.example")
+        asked = len(server.asked)
+        began = time.monotonic()
+        assert await court.ask("b@null.example") == "DUNNO"
+        assert time.monotonic() - began < 0.3
+        assert len(server.asked) == asked
+
+
+async def test_hundreds_at_once_are_all_answered_in_time_by_dead_dns() -> None:
+    async with dns_server(*ZONE) as server:
+        server.fault = faults.silent
+        court = Court(server, timeout=1.0)
+        began = time.monotonic()
+        said = await asyncio.gather(
+            *(court.ask(f"a@{n}.example", f"b@{n}.example") for n in range(300))
+        )
+        assert set(said) == {"DUNNO"}
+        assert time.monotonic() - began < 5
+        assert "no judgement within 1 s; answered DUNNO" in court.trouble
+        # They leave nothing behind: the next one is judged.
+        server.fault = None
+        assert (await court.ask("a@null.example")).startswith("550 ")
+
+
+async def test_what_is_known_of_one_counts_while_the_other_is_waited_for() -> None:
+    async with dns_server(*ZONE) as server:
+
+        def one_is_silent(server: DnsServer, query: object) -> bytes | None:
+            if "slow" in str(query):
+                return None
+            return server.honest(query).to_wire()  # type: ignore[arg-type]
+
+        server.fault = one_is_silent
+        court = Court(server, timeout=0.6)
+        said = await court.ask("a@null.example", "b@slow.example")
+        assert said.startswith("550 5.1.10 ")
+
+
+async def test_second_server_is_asked_in_time() -> None:
+    async with dns_server(*ZONE) as dead, dns_server(*ZONE) as alive:
+        dead.fault = faults.silent
+        servers = ResolverOptions(servers=(dead.text, alive.text))
+        options = Options(resolver=servers, policy=AccessPolicyOptions(timeout=1.0))
+        judge = Judge(Engine(hurried(options), print), options, lambda _: None)
+        request = AccessRequest("RCPT", "", "a@null.example")
+        assert (await judge.judge(request)).startswith("550 5.1.10 ")
+
+
+async def test_fault_of_ours_is_dunno_and_a_line_in_the_log() -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server)
+
+        class Broken(Engine):
+            async def plan(self, *_: object) -> None:  # type: ignore[override]
+                raise ZeroDivisionError("a bug")
+
+        options = Options(resolver=ResolverOptions(servers=(server.text,)))
+        court.judge = Judge(Broken(options, print), options, court.events.append)
+        assert await court.ask("a@null.example", "b@null.example") == "DUNNO"
+        assert "ZeroDivisionError: a bug" in court.trouble[0]
+
+
+async def test_without_descriptors_the_answer_is_dunno() -> None:
+    import os
+    import resource
+
+    async with dns_server(*ZONE) as server:
+        court = Court(server)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        spare = os.dup(0)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare, limits[1]))
+        try:
+            assert await court.ask("a@null.example") == "DUNNO"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            os.close(spare)
+        assert "Too many open files" in court.trouble[0]
+        assert (await court.ask("a@null.example")).startswith("550 5.1.10 ")
