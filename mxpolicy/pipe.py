@@ -383,6 +383,25 @@ def _as_exim_says(given: dict[str, str], environ: Mapping[str, str]) -> dict[str
     return {"--queue-id": environ.get("MESSAGE_ID", ""), **given, "-f": sender}
 
 
+def _in_utf8(arguments: Arguments) -> Arguments:
+    """Return *arguments* as they were written, whatever the locale made of them.
+
+    A mail server writes UTF-8 (RFC 6531). Python has read the language of the
+    environment, which Postfix hands on as ``LANG``: in a Latin-1 locale the mail
+    would go to another address, or to another domain.
+    """
+    return arguments._replace(
+        sender=_utf8(arguments.sender),
+        nexthop=_utf8(arguments.nexthop),
+        queue_id=_utf8(arguments.queue_id),
+        recipients=tuple(map(_utf8, arguments.recipients)),
+    )
+
+
+def _utf8(text: str) -> str:
+    return os.fsencode(text).decode("utf-8", "surrogateescape")
+
+
 def _deadline(text: str) -> float:
     try:
         seconds = ITEMS["Timeout"](text)
@@ -412,7 +431,7 @@ def main(argv: Sequence[str], mail_server: int | None = None) -> NoReturn:
             signal.signal(number, door.on_signal)
         # Exim's children inherit some of them ignored, others may be blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-        _work(door, parse_arguments(argv, os.environ), began)
+        _work(door, _in_utf8(parse_arguments(argv, os.environ)), began)
     except BaseException as trouble:  # whatever it is, the mail server shall try again
         door.defer(trouble)
 

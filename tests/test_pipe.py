@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -201,6 +203,25 @@ def test_refusal_has_its_status_and_its_text(
 ) -> None:
     there = host(**script)
     assert_answer(pipe.run(pipe.argv(there.nexthop, "b@b.example")), status, text)
+
+
+def test_addresses_are_utf8_in_every_locale(
+    pipe: Runner, host: Callable[..., Host], tmp_path: Path
+) -> None:
+    made = shutil.which("localedef") and subprocess.run(
+        ["localedef", "-f", "ISO-8859-1", "-i", "de_DE", tmp_path / "de_DE"],
+        capture_output=True,
+        check=False,
+    )
+    if not made or not (tmp_path / "de_DE").exists():
+        pytest.skip("no localedef, or no sources of locales")
+    there = host()
+    latin = {**os.environ, "LOCPATH": str(tmp_path), "LC_ALL": "de_DE"}
+    argv = pipe.argv(there.nexthop, "\u00fc@b\u00fc.example", sender="\u00e9@a.example")
+    ended = pipe.run([os.fsencode(one) for one in argv], env=latin)
+    assert_answer(ended, 0, r"2\.0\.0 ")
+    assert there.mail_from == ["<\u00e9@a.example> SMTPUTF8"]
+    assert there.rcpt_to == ["<\u00fc@xn--b-eha.example>"]
 
 
 def test_several_recipients_have_one_answer(
