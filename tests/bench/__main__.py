@@ -1,0 +1,31 @@
+"""python -m tests.bench NAME [ARGUMENT...]; `NAME --help` says more about one."""
+
+import pkgutil
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import tests.bench
+
+_NOT_PROGRAMS = {"__main__", "report", "servers"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return what the measurement returned, or 2 where it is not known."""
+    here = [module.name for module in pkgutil.iter_modules(tests.bench.__path__)]
+    programs = [name for name in here if name not in _NOT_PROGRAMS]
+    if not arguments or arguments[0] not in programs:
+        print(__doc__, file=sys.stderr)
+        for name in programs:
+            print(f"  {name:12} {_first_line(name)}", file=sys.stderr)
+        return 2
+    status: int = import_module(f"tests.bench.{arguments[0]}").main(arguments[1:])
+    return status
+
+
+def _first_line(name: str) -> str:
+    return (import_module(f"tests.bench.{name}").__doc__ or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,71 @@
+"""The measurements of `tests.bench` still measure; what comes out is not judged."""
+
+import re
+
+import pytest
+
+from tests.bench import faults, large, processor
+from tests.bench.__main__ import main
+
+from .packages import LabUnavailable
+from .world import World
+
+pytestmark = pytest.mark.lab
+
+NAMES = ("mxpolicy", "Postfix smtp(8)", "Exim smtp")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _lab_is_possible() -> None:
+    try:
+        World().close()
+    except LabUnavailable as why:
+        pytest.skip(str(why))
+
+
+def cells(table: str) -> list[list[str]]:
+    """Return the cells of a Markdown table that is alone in a text, row by row."""
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_faults_gives_each_client_a_time_and_two_a_ratio(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert faults.main(["good", "reset"]) == 0
+    head, _, *rows = cells(capsys.readouterr().out)
+    assert [name for name in head if name in NAMES] == list(NAMES)
+    assert len(rows) == 2
+    for _, ours, postfix, first, exim, second in rows:
+        for time in (ours, postfix, exim):
+            assert re.fullmatch(r"[\d.]+ m?s", time)
+        for ratio in (first, second):
+            assert re.fullmatch(r"[\d.]+x", ratio)
+
+
+def test_processor_has_a_row_for_each_client_and_a_yard_stick(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert processor.main(["3"]) == 0
+    _, _, *rows = cells(capsys.readouterr().out)
+    assert [row[0] for row in rows] == [*NAMES, "`python3 -I -c pass`"]
+    assert rows[0][2] == "1.0x"
+
+
+def test_large_has_time_and_memory_of_each_client(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert large.main(["2"]) == 0
+    head, _, *rows = cells(capsys.readouterr().out)
+    assert head[0] == "2 MiB"
+    for row in rows:
+        assert re.fullmatch(r"[\d.]+ MiB", row[3])
+        assert row[3] != "0.0 MiB", "its process was never seen"
+
+
+def test_whoever_asks_for_nothing_is_told_what_there_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 2
+    told = capsys.readouterr().err
+    assert all(name in told for name in ("faults", "large", "processor"))
