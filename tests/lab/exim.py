@@ -180,7 +180,8 @@ class Exim:
 
     def routes(self, addresses: Sequence[str]) -> list[Route]:
         """Ask the same of many addresses."""
-        done = self._world.run("mta", ["sh", "-c", _ROUTE_EACH, "-", *addresses])
+        command = ["sh", "-c", _ROUTE_EACH, "-", *addresses]
+        done = self._world.run("mta", command, timeout=60 + len(addresses))
         *answers, _ = done.stdout.decode().split("\0")
         return [_route(*answer.rsplit("\n", 1)) for answer in answers]
 

@@ -130,6 +130,8 @@ def ask_postfix(
     ends = postfix.await_deliveries(queue_id, timeout, len(recipients))
     tried = _tried(postfix.log())
     by_recipient = {end.recipient: end for end in ends}
+    if missing := sorted(set(recipients) - set(by_recipient)):
+        raise RuntimeError(f"no end after {timeout:.0f} s for {', '.join(missing)}")
     return {
         domain: _done(by_recipient[recipient], tried[recipient])
         for domain, recipient in zip(domains, recipients, strict=True)
