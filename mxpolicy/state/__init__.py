@@ -1,0 +1,1 @@
+"""What outlives a message: a store of small values, kept by several means."""

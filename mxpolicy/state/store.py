@@ -1,0 +1,91 @@
+"""The store: small values by key, each with an end; shared by all who open it.
+
+Values are bytes, and what they mean is the business of pure modules
+(`mxpolicy.routing.reachability`). One contract (tests/state/test_store.py) holds
+for all implementations.
+
+A store is an aid. Nobody who uses one may rely on what was put into it: rows go
+when they expire, when there is no room, and when an operator clears them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from mxpolicy.errors import StoreError
+
+__all__ = ["Store", "StoreBusy", "Stored"]
+
+
+class StoreBusy(StoreError):
+    """Others kept the store for too long: this one operation was not done."""
+
+
+class Stored(NamedTuple):
+    """One row.
+
+    Attributes:
+        key: Printable text.
+        value: What was put there.
+        expires: When it will be gone, UTC seconds.
+    """
+
+    key: str
+    value: bytes
+    expires: float
+
+
+class Store(Protocol):
+    """What every implementation does.
+
+    Times are UTC seconds as `time.time` gives them: several machines, or one before
+    and after a restart, have no other clock in common. A row is gone from the
+    moment *expires*.
+
+    Every method raises `StoreBusy` when it was not done and may be tried again,
+    and `StoreError` when the store is away or broken.
+    """
+
+    async def get(self, key: str) -> bytes | None:
+        """Return the value, None when there is none."""
+        ...
+
+    async def put(
+        self, key: str, value: bytes, expires: float, *, durable: bool = False
+    ) -> None:
+        """Keep *value*, whatever was there before.
+
+        With *durable* it survives a loss of power once this has returned; without,
+        a crash of the process only.
+        """
+        ...
+
+    async def add(self, key: str, value: bytes, expires: float) -> bool:
+        """Keep *value* if nothing is there; return whether it was kept.
+
+        Of any number who add one key at the same time, one is told True.
+        """
+        ...
+
+    async def replace(self, key: str, old: bytes, new: bytes, expires: float) -> bool:
+        """Keep *new* if *old* is what is there; return whether it was."""
+        ...
+
+    async def delete(self, key: str) -> bool:
+        """Forget *key*; return whether there was anything."""
+        ...
+
+    async def count(self, key: str, n: int, expires: float) -> int:
+        """Add *n* to a number, which begins with 0, and return the sum.
+
+        *expires* is that of the first addition; later ones do not move it.
+        """
+        ...
+
+    async def scan(self, prefix: str) -> list[Stored]:
+        """Return the rows whose key begins with *prefix*, by key."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it. What was put is kept, as far as this kind of store keeps."""
+        ...
