@@ -1,0 +1,347 @@
+"""What must hold for every reader of a stranger's bytes.
+
+A target takes an input of any bytes and raises AssertionError, or whatever else the
+reader should not have raised. Each reads its input as it likes: most through
+`Choices`, which makes decisions of bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+import dns.message
+
+from mxpolicy.address import AddressError, Mailbox, parse_mailbox, parse_reverse_path
+from mxpolicy.config import parse
+from mxpolicy.delivery import trouble
+from mxpolicy.delivery.events import CandidateFailed, Delays, RecipientSettled
+from mxpolicy.delivery.history import History
+from mxpolicy.delivery.log_line import MAX_LINE, json_line, text_line
+from mxpolicy.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from mxpolicy.net.dns_message import MAX_ADDRESSES, Question, read_answer
+from mxpolicy.options import LongLines
+from mxpolicy.outcome import EXIT_BOUNCE, EXIT_DEFER, Bounced, Deferred, Outcome
+from mxpolicy.pipe import MAX_ANSWER, answer, answer_line
+from mxpolicy.protocol.dot_stuffing import FINAL_DOT, MAX_TEXT_LINE, DotStuffer
+from mxpolicy.protocol.reply_reader import MAX_LINES, ReplyReader
+from mxpolicy.protocol.smtp_client import (
+    BodyRefused,
+    Closing,
+    DotAnswered,
+    Event,
+    RcptAnswered,
+    SmtpClient,
+    State,
+    Verb,
+)
+from mxpolicy.reply import MAX_TEXT, Reply
+from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
+from mxpolicy.routing.mx import Lookup, LookupStatus, mail_exchangers
+from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
+from mxpolicy.routing.race import GiveUpReason
+from tests.fuzz.attempts import attempts
+from tests.fuzz.choices import Choices
+
+__all__ = ["TARGETS", "Target"]
+
+Target = Callable[[bytes], None]
+
+CANDIDATE = Candidate("mx.example.com", "192.0.2.1", 25, 10)
+VERBS = (Verb.MAIL, Verb.RCPT, Verb.DATA, Verb.DOT)
+
+
+def assert_shown(text: str, limit: int) -> None:
+    """*text* does nothing to a terminal, ends no line, and is not long."""
+    assert text.isascii(), text
+    assert text.isprintable() or not text, text
+    assert len(text) <= limit
+
+
+# -- replies -------------------------------------------------------------------
+
+
+def replies(data: bytes) -> None:
+    """Replies are the same however they arrive, bounded, and fit to be shown."""
+    choices = Choices(data)
+    pieces = choices.cut(data[: choices.number(256) * 256])
+    cut, cut_error = _read(pieces)
+    whole, error = _read([b"".join(pieces)])
+    assert cut == whole
+    assert cut_error == error
+    assert_shown(error, 500)
+    for reply in whole:
+        assert 200 <= reply.code <= 599
+        assert 1 <= len(reply.lines) <= MAX_LINES
+        for line in reply.lines:
+            assert_shown(line, MAX_TEXT)
+        assert_shown(reply.text, MAX_TEXT)
+        enhanced = reply.enhanced
+        assert enhanced is None or enhanced.class_ == reply.code // 100
+
+
+def _read(pieces: Iterable[bytes]) -> tuple[list[Reply], str]:
+    reader = ReplyReader()
+    found = []
+    try:
+        for piece in pieces:
+            reader.receive_data(piece)
+            while (reply := reader.next_reply()) is not None:
+                found.append(reply)
+    except RemoteProtocolError as error:
+        return found, str(error)
+    return found, ""
+
+
+def judgements(data: bytes) -> None:
+    """What a host says is shown harmlessly at every exit, and bounces only by a 5yz."""
+    choices = Choices(data)
+    verb, helo = choices.of(VERBS), choices.of(("", "client.example.net"))
+    alone = choices.number(2) == 0
+    for reply in _read([choices.rest()])[0]:
+        if reply.is_positive and verb is not Verb.DATA:
+            continue
+        history = History(lambda candidate: False, helo=helo)
+        final = history.refused(CANDIDATE, 0, verb, reply, waited=1.0, alone=alone)
+        trouble.ending([(verb, reply)], waited=1.0, alone=alone, helo=helo)
+        assert final is None or reply.is_permanent
+        combined = final or history.combine(0, GiveUpReason.EXHAUSTED)
+        assert isinstance(combined, Deferred) or reply.is_permanent
+        finding = Finding(Verdict.CLOSED, Phase.EHLO, 1.0, text=reply.text)
+        _show(combined, history.tried(0), finding)
+
+
+def _show(outcome: Outcome, tried: tuple[str, ...], finding: Finding) -> None:
+    """Take *outcome* to every exit."""
+    recipient = "bob@example.com"
+    status, text = answer([(recipient, outcome)])
+    assert (status == EXIT_BOUNCE) == isinstance(outcome, Bounced)
+    assert (status == EXIT_DEFER) == isinstance(outcome, Deferred)
+    line = answer_line(status, text).decode("ascii")
+    assert_shown(line.removesuffix("\n"), MAX_ANSWER - 1)
+    assert re.match(r"[45]\.\d{1,3}\.\d{1,3} ", line), line
+    assert (line[0] == "5") == (status == EXIT_BOUNCE)
+    settled = RecipientSettled(1.0, recipient, outcome, Delays(), "direct", tried)
+    for event in (settled, CandidateFailed(1.0, CANDIDATE, finding)):
+        assert_shown(text_line(event, "QID"), MAX_LINE)
+        written = json_line(event, "QID", "2000-01-01T00:00:00Z")
+        assert_shown(written, MAX_LINE)
+        for one in _strings(json.loads(written)):
+            assert_shown(one, MAX_LINE)
+
+
+def _strings(value: object) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _strings(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _strings(one)
+
+
+# -- the state table -----------------------------------------------------------
+
+
+class _Caller:
+    """Gives commands in any order and keeps count of what was asked and answered."""
+
+    def __init__(self) -> None:
+        self.client = SmtpClient("client.example.net")
+        self._asked = 1  # connecting asks for the greeting
+        self._dots = 0
+        self._places: list[int] = []
+        self._given = 0  # RCPT of this transaction
+        self._is_over = False
+
+    def give(self, number: int) -> None:
+        """Give a command; the protocol may not allow it."""
+        client = self.client
+        match number:
+            case 0:
+                client.ehlo()
+            case 1:
+                client.helo()
+            case 2:
+                client.starttls()
+            case 3:
+                client.tls_established()
+            case 4:
+                before = client.state
+                client.mail("a@example.net", size=1, body8bit=True)
+                if before is not client.state:
+                    self._places, self._given = [], 0
+            case 5:
+                client.rcpt("b@example.com")
+                self._given += 1
+            case 6:
+                client.data()
+            case 7:
+                client.dot()
+            case 8:
+                client.rset()
+            case _:
+                client.quit()
+
+    def send(self) -> None:
+        """Let what may leave now leave."""
+        wire = self.client.data_to_send()
+        assert not wire or wire.endswith(b"\r\n")
+        if wire == FINAL_DOT:
+            self._dots += 1
+        else:
+            assert b"\r\n" + FINAL_DOT not in wire
+            assert not wire.startswith(FINAL_DOT)
+        self._asked += wire.count(b"\r\n")
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the host."""
+        for event in self.client.receive_data(data):
+            self._note(event)
+
+    def _note(self, event: Event) -> None:
+        assert not self._is_over, "something happened after the end"
+        if isinstance(event, Closing | BodyRefused):  # nobody had asked
+            self._is_over = True
+            assert self.client.state is State.CLOSED
+            return
+        if isinstance(event, RcptAnswered):
+            assert 0 <= event.place < self._given
+            assert event.place not in self._places, "answered twice"
+            self._places.append(event.place)
+        if isinstance(event, DotAnswered):
+            self._dots -= 1
+            assert self._dots == 0, "an answer to a dot that was never sent"
+        self._asked -= 1
+        assert self._asked >= 0, "more answers than questions"
+
+
+def states(data: bytes) -> None:
+    """No host and no caller brings the client out of step, or out of its table."""
+    choices = Choices(data)
+    caller = _Caller()
+    failed = False
+    while choices:
+        number = choices.number(16)
+        try:
+            if number < 10:
+                caller.give(number)
+                caller.send()
+            elif number < 15:
+                caller.receive(choices.line() + b"\r\n")
+            else:
+                caller.client.receive_eof()
+            assert not failed or caller.client.state is State.CLOSED
+        except LocalProtocolError:
+            pass
+        except RemoteProtocolError:
+            failed = True
+            assert caller.client.state is State.CLOSED
+            assert caller.client.awaits is None
+
+
+# -- what name servers, senders and operators write --------------------------------
+
+
+def dns_answers(data: bytes) -> None:
+    """Any message gives an answer or none, bounded, and fit to be shown."""
+    choices = Choices(data)
+    rdtype = choices.of(("MX", "A", "AAAA"))
+    question = Question.of("example.com", rdtype)
+    wire = choices.rest()
+    with suppress(Exception):  # made to answer our question, where that can be
+        message = dns.message.from_wire(wire, ignore_trailing=True)
+        message.question = dns.message.make_query(
+            question.name, question.rdtype
+        ).question
+        wire = message.to_wire(max_size=65535)
+    found = read_answer(wire, question)
+    if found is None:
+        return
+    assert (found.status is LookupStatus.FOUND) == bool(found.records)
+    assert 0 <= found.ttl < 1e6
+    assert_shown(found.reason, 500)
+    if rdtype != "MX":
+        assert len(found.records) <= MAX_ADDRESSES
+        return
+    lookup = Lookup("example.com", "MX", found.status, found.records)
+    for remark in mail_exchangers("example.com", lookup).remarks:
+        assert_shown(remark, MAX_TEXT)
+    for host in mail_exchangers("example.com", lookup).hosts:
+        assert re.fullmatch(r"[a-z0-9._:-]{1,253}", host.name)
+
+
+def addresses(data: bytes) -> None:
+    """An address is refused, or is one line in a command and reads back as itself."""
+    text = data.decode("utf-8", "surrogateescape")
+    for read in (parse_mailbox, parse_reverse_path):
+        try:
+            mailbox: Mailbox | None = read(text)
+        except AddressError as error:
+            assert_shown(str(trouble.bad_recipient(error).text), 950)
+            continue
+        if mailbox is not None:
+            assert not re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", mailbox.wire)
+            assert read(mailbox.wire) == mailbox
+    try:
+        hops = parse_nexthop(text, 25)
+    except (NexthopError, AddressError) as error:
+        assert_shown(str(trouble.bad_nexthop(error).text), 950)
+        return
+    for hop in hops:
+        assert re.fullmatch(r"[a-z0-9._:-]{1,253}", hop.name)
+        assert 0 < hop.port < 65536
+
+
+def configurations(data: bytes) -> None:
+    """A file is understood, or each of its mistakes is one line fit to be shown."""
+    try:
+        parse(data, "/etc/mxpolicy/mxpolicy.yaml")
+    except ConfigError as error:
+        mistakes = error.mistakes
+    else:
+        return
+    assert mistakes
+    for line in mistakes:
+        assert line.isprintable(), line
+        assert len(line) < 1000
+
+
+def mail_data(data: bytes) -> None:
+    """Whatever a message holds, its lines are the same and no line ends it."""
+    choices = Choices(data)
+    long_lines = choices.of(tuple(LongLines))
+    pieces = choices.cut(choices.rest() * (1 + 40 * choices.number(2)))
+    stuffer = DotStuffer(long_lines)
+    wire = b"".join(map(stuffer.encode, pieces)) + stuffer.finish()
+    whole = b"".join(pieces)
+    at_once = DotStuffer(long_lines)
+    assert wire == at_once.encode(whole) + at_once.finish()
+    assert not re.search(rb"\r(?!\n)|(?<!\r)\n|(?:\A|\r\n)\.(?!\.)", wire)
+    assert not wire or wire.endswith(b"\r\n")
+    lines = [line.removeprefix(b".") for line in wire.split(b"\r\n")[:-1]]
+    if long_lines is LongLines.FOLD:
+        assert all(len(line) <= MAX_TEXT_LINE for line in lines)
+        lines = b"\n".join(lines).replace(b"\n ", b"").split(b"\n") if lines else []
+        whole = re.sub(rb"(?:\r\n|\r|\n) ", b"", whole)
+    text = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    expected = text.removesuffix(b"\n").split(b"\n") if text else []
+    assert lines == expected
+
+
+TARGETS: dict[str, Target] = {
+    one.__name__: one
+    for one in (
+        attempts,
+        replies,
+        judgements,
+        states,
+        dns_answers,
+        addresses,
+        configurations,
+        mail_data,
+    )
+}
