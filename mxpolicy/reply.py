@@ -93,6 +93,18 @@ class Reply(NamedTuple):
             return EnhancedStatus(self.code // 100, 0, 0)
         return found
 
+    def shortened(self) -> Reply:
+        """Return it with no more lines than `text` has room for.
+
+        A host may say 64 KiB to each of a thousand recipients, and all is kept.
+        """
+        room = MAX_TEXT
+        for place, line in enumerate(self.lines):
+            room -= len(line) + 1
+            if room < 0:
+                return self._replace(lines=self.lines[: place + 1])
+        return self
+
     @property
     def text(self) -> str:
         """Code and all lines in one line, for a log or a bounce."""

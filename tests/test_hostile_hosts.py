@@ -206,10 +206,11 @@ def _configure(pipe: Runner, **log: str) -> None:
     )
 
 
-def _memory(pipe: Runner, nexthop: str) -> tuple[Ended, int]:
+def _memory(pipe: Runner, nexthop: str, *recipients: str) -> tuple[Ended, int]:
     """Deliver; return how that ended, and the most KiB that it took."""
     file = pipe.directory / "memory"
-    argv = ["--deadline", f"{DEADLINE:g}s", *pipe.argv(nexthop, "b@b.example")]
+    recipients = recipients or ("b@b.example",)
+    argv = ["--deadline", f"{DEADLINE:g}s", *pipe.argv(nexthop, *recipients)]
     ended = pipe.run(argv, LARGE, before=MEASURE.format(file=str(file)))
     return ended, int(file.read_text().split()[1])
 
@@ -245,6 +246,19 @@ def test_host_takes_no_memory_no_time_and_no_message(
         assert len(good.messages) <= 1
     else:
         assert len(good.messages) + len(bad.messages) == (ended.status == 0)
+
+
+def test_long_refusals_of_many_recipients_take_no_memory(
+    pipe: Runner, healthy_memory: int
+) -> None:
+    _configure(pipe)
+    long = b"550-" + b"no such user here, " * 33 + b"\r\n"
+    deed = say(long * 98, b"550 really\r\n")
+    many = [f"user{number}@b.example" for number in range(500)]
+    with contextlib.closing(HostileHost("RCPT", deed)) as bad:
+        ended, memory = _memory(pipe, bad.nexthop, *many)
+    assert ended.status == 69
+    assert memory < healthy_memory + MORE_MEMORY
 
 
 # -- what they say -------------------------------------------------------------------

@@ -371,12 +371,14 @@ class SmtpClient:
                 f"{command.verb.value} in state {was.name} was answered {reply.text}"
             )
         self.state = following
+        if command.verb is not Verb.EHLO:  # its lines are keywords
+            reply = reply.shortened()
         return self._describe(was, command, reply)
 
     def _take_421(self, reply: Reply) -> Event:
         awaited = Verb.DOT if self.state is State.BODY else self._asked
         self._end()
-        return Closing(reply, awaited)
+        return Closing(reply.shortened(), awaited)
 
     @property
     def _asked(self) -> Verb | None:

@@ -78,6 +78,10 @@ def replies(data: bytes) -> None:
         for line in reply.lines:
             assert_shown(line, MAX_TEXT)
         assert_shown(reply.text, MAX_TEXT)
+        short = reply.shortened()
+        assert (short.code, short.text) == (reply.code, reply.text)
+        assert sum(map(len, short.lines)) <= 2 * MAX_TEXT
+        assert short.enhanced == reply.enhanced
         enhanced = reply.enhanced
         assert enhanced is None or enhanced.class_ == reply.code // 100
 
