@@ -28,12 +28,12 @@ from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays, Observe
 from mxpolicy.delivery.history import History
 from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.opening import Way, open_session
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.session import Session, SessionFailed
 from mxpolicy.delivery.transaction import TransactionResult
-from mxpolicy.errors import ConnectError, LocalTrouble
-from mxpolicy.net.dial import dial
-from mxpolicy.options import Options, TlsLevel
+from mxpolicy.errors import LocalTrouble
+from mxpolicy.options import Options
 from mxpolicy.outcome import Outcome
 from mxpolicy.protocol.smtp_client import Verb
 from mxpolicy.reply import Reply, printable
@@ -47,6 +47,10 @@ DOT_TIME = 600.0
 # A silent host is never left sooner than this in the transaction, however many
 # others wait: the reply to RCPT may depend on a call-out to a third host.
 SHORTEST_PATIENCE = 10.0
+
+# Seconds for a second connection to a host whose path has swallowed the first one's
+# packets: to connect and to greet, TLS included.
+RETRY_TIME = 60.0
 
 _Reason = racing.GiveUpReason
 
@@ -265,39 +269,13 @@ class Attempt:
             self._sessions[candidate] = session
             self._perform(self._race.reached(candidate, Phase.READY, self._clock()))
 
-    async def _open(self, candidate: Candidate) -> Session:
-        """Dial and open a session; when TLS fails again, in clear (level ``may``)."""
-        if self._options.tls.default is TlsLevel.MAY:
-            try:
-                return await self._open_once(candidate, use_tls=True)
-            except SessionFailed as failed:
-                if failed.finding.phase is not Phase.TLS:
-                    raise
-        return await self._open_once(candidate, use_tls=False)
-
-    async def _open_once(self, candidate: Candidate, *, use_tls: bool) -> Session:
-        began = self._clock()
-        try:
-            stream = await dial(candidate)
-        except ConnectError as error:
-            waited = self._clock() - began
-            raise SessionFailed(
-                Finding(error.verdict, Phase.CONNECT, waited, text=str(error))
-            ) from error
-        try:
-            session = Session(
-                stream,
-                candidate,
-                helo=self._around.helo,
-                is_myself=self._around.is_myself,
-                use_tls=use_tls,
-                clock=self._clock,
-            )
-        except BaseException:
-            stream.abort()
-            raise
-        await session.open(lambda phase: self._entered(candidate, phase))
-        return session
+    async def _open(self, candidate: Candidate, way: Way = Way.ORDINARY) -> Session:
+        return await open_session(
+            self._around,
+            candidate,
+            lambda phase: self._entered(candidate, phase),
+            way,
+        )
 
     def _entered(self, candidate: Candidate, phase: Phase) -> None:
         """Tell of a phase once, also when the candidate is dialled a second time."""
@@ -347,13 +325,58 @@ class Attempt:
                 self._tell(events.CandidateFailed(self._now(), candidate, ending))
             elif wanted:
                 ending = await self._offer(session, wanted, result)
-            session.quit()  # unless it was aborted
+                ending = await self._offer_past_a_stall(session, wanted, result, ending)
+            self._sessions[candidate].quit()  # unless it was aborted
         except BaseException:
-            session.abort()
+            self._sessions[candidate].abort()
             raise
         finally:
             del self._sessions[candidate], self._runners[candidate]
         self._conclude(candidate, wanted, result, ending)
+
+    async def _offer_past_a_stall(
+        self,
+        session: Session,
+        wanted: list[int],
+        result: TransactionResult,
+        ending: Finding | None,
+    ) -> Finding | None:
+        """Offer it again, in other ways, where what we sent did not arrive.
+
+        To the same host, before anybody else: it is the best one that is there, was
+        alive a moment ago, and has not seen a dot. Returns how the last session broke.
+        """
+        candidate = session.candidate
+        for way in (Way.SMALL_SEGMENTS, Way.DOT_UNSEEN):
+            left = [
+                index
+                for index in wanted
+                if index not in result.delivered and index not in result.refused
+            ]
+            if ending is None or ending.verdict is not Verdict.STALLED or not left:
+                break
+            if way is Way.SMALL_SEGMENTS and session.has_small_segments:
+                continue
+            if way is Way.DOT_UNSEEN and self._race.others_left():
+                break  # they may do better than a dot that leaves us in doubt
+            again = await self._open_again(candidate, way)
+            if again is None:
+                break
+            session = self._sessions[candidate] = again
+            ending = await self._offer(session, left, result)
+        return ending
+
+    async def _open_again(self, candidate: Candidate, way: Way) -> Session | None:
+        try:
+            async with asyncio.timeout(min(RETRY_TIME, self.time_before_dot())):
+                return await self._open(candidate, way)
+        except SessionFailed as failed:
+            self._record(candidate, failed.finding, failed.reply)
+        except LocalTrouble as failed:
+            self._record(candidate, _own_finding(Phase.CONNECT, failed))
+        except TimeoutError:
+            pass  # that it stalled has been said
+        return None
 
     def _begin_transfer(self, session: Session) -> None:
         self._transfer_began = self._clock()

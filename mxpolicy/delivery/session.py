@@ -23,7 +23,8 @@ from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.transaction import Control, Transaction, TransactionResult
 from mxpolicy.errors import MxPolicyError, RemoteProtocolError, TLSError
 from mxpolicy.net import tls
-from mxpolicy.net.stream import Stream, StreamClosed, StreamSilent
+from mxpolicy.net.ack_watch import AckWatch, StreamSilent, StreamStalled
+from mxpolicy.net.stream import Stream, StreamClosed
 from mxpolicy.options import LongLines
 from mxpolicy.protocol import smtp_client as smtp
 from mxpolicy.reply import Reply, printable
@@ -38,6 +39,9 @@ HANDSHAKE_TIME = 30.0
 # Seconds for the rest of a refusal that began to arrive in the middle of the body.
 _EARLY_REPLY = 10.0
 
+# Seconds between two looks at what has become of a command that nobody answers.
+_LOOK = 1.0
+
 E = TypeVar("E")
 
 
@@ -47,12 +51,15 @@ class SessionFailed(MxPolicyError):
     Attributes:
         finding: Verdict, phase, and how long that phase had lasted.
         reply: What the host said, None when it said nothing.
+        client_hello_was_sent: It failed after that (RFC 8446 §4.1.2), which is the
+            first packet of a session that may be large.
     """
 
     def __init__(self, finding: Finding, reply: Reply | None = None) -> None:
         super().__init__(finding, reply)
         self.finding = finding
         self.reply = reply
+        self.client_hello_was_sent = False
 
     def __str__(self) -> str:
         return f"{self.finding.verdict.value} {self.finding.text}".rstrip()
@@ -67,11 +74,15 @@ class Session:
         helo: Our name for EHLO.
         is_myself: Whether a name given in an EHLO reply is ours (a loop).
         use_tls: Whether STARTTLS is used when it is offered.
+        has_small_segments: *stream* was dialled so.
+        sends_dot_unseen: Whether the dot goes out also when the host's kernel is
+            not known to have the body, as any other sender's does; see `_drain`.
         clock: Seconds, monotonic.
         handshake_time: Seconds from STARTTLS to the EHLO reply under TLS.
 
     Attributes:
         candidate: As given.
+        has_small_segments: As given.
         tls_seconds: How long STARTTLS, handshake and EHLO took; 0 without TLS.
     """
 
@@ -84,10 +95,14 @@ class Session:
         is_myself: Callable[[str], bool],
         use_tls: bool,
         clock: Callable[[], float],
+        has_small_segments: bool = False,
+        sends_dot_unseen: bool = False,
         handshake_time: float = HANDSHAKE_TIME,
     ) -> None:
         self.candidate = candidate
+        self.has_small_segments = has_small_segments
         self.tls_seconds = 0.0
+        self._sends_dot_unseen = sends_dot_unseen
         self._stream = stream
         self._smtp = smtp.SmtpClient(helo)
         self._is_myself = is_myself
@@ -98,6 +113,8 @@ class Session:
         self._phase = Phase.GREETING
         self._entered = clock()
         self._is_sent = True  # the kernel has taken all that we had to say
+        self._client_hello_was_sent = False
+        self._dot_progress = 0.0  # seconds for the dot to leave in
 
     @property
     def extensions(self) -> smtp.Extensions:
@@ -171,7 +188,9 @@ class Session:
                     return
                 reply = await self._ehlo()
         except TimeoutError:
-            raise self._failed(Verdict.TLS_SILENT, self._awaited()) from None
+            failed = self._failed(Verdict.TLS_SILENT, self._awaited())
+            failed.client_hello_was_sent = self._client_hello_was_sent
+            raise failed from None
         except (TLSError, RemoteProtocolError) as exc:
             raise self._failed(Verdict.TLS_FAILED, printable(str(exc))) from exc
         if not reply.is_positive:
@@ -186,6 +205,7 @@ class Session:
         event = await self._next(smtp.TlsReady, smtp.StartTlsRefused)
         if isinstance(event, smtp.StartTlsRefused):
             return False
+        self._client_hello_was_sent = True
         await self._stream.start_tls(tls.opportunistic(), self.candidate.host)
         self._smtp.tls_established()
         return True
@@ -313,6 +333,8 @@ class Session:
         try:
             async with asyncio.timeout(control.time_before_dot()):
                 early = await self._body(transaction)
+                if early is None and not await self._drain(transaction):
+                    early = await self._early_reply()
         except TimeoutError:
             control.permit_dot()
             raise self._failed(Verdict.SILENT, self._awaited()) from None
@@ -334,7 +356,30 @@ class Session:
         except StreamClosed:
             return False  # what it said before is still there to be read
         except StreamSilent as exc:
-            raise self._failed(Verdict.SILENT, str(exc)) from exc
+            raise self._unheard(exc) from exc
+
+    async def _drain(self, transaction: Transaction) -> bool:
+        """Wait until the host's kernel has the body; False when the host spoke first.
+
+        A path that swallows the body, or our acknowledgements, shows itself here,
+        before the final dot: the last moment at which another host may be asked
+        without a second copy. It costs a round trip, and what the host takes its
+        time for before it acknowledges the last segment.
+        """
+        if self._sends_dot_unseen:
+            return True
+        try:
+            return await self._stream.drain(
+                progress_timeout=transaction.progress, heed_input=True
+            )
+        except StreamClosed:
+            return False
+        except StreamSilent as exc:
+            raise self._unheard(exc) from exc
+
+    def _unheard(self, exc: StreamSilent) -> SessionFailed:
+        stalled = isinstance(exc, StreamStalled)
+        return self._failed(Verdict.STALLED if stalled else Verdict.SILENT, str(exc))
 
     async def _early_reply(self) -> Reply:
         """Return the refusal that came in the middle of the body; fail if it was none."""
@@ -350,6 +395,7 @@ class Session:
         self._enter(Phase.DOT)
         self._smtp.dot()
         self._is_sent = False  # nor will it be, if something came too early
+        self._dot_progress = transaction.progress
         result.in_doubt = frozenset(accepted)
         event: smtp.DotAnswered | smtp.Closing
         try:
@@ -361,7 +407,7 @@ class Session:
             if event.reply.is_positive and not self._is_sent:
                 raise self._failed(Verdict.CLOSED, "accepted what was not sent")
         except SessionFailed:
-            if not self._is_sent:
+            if not self._is_sent or self._dot_never_left():
                 result.in_doubt = frozenset()  # nobody can have read this dot
             raise
         result.in_doubt = frozenset()
@@ -369,6 +415,18 @@ class Session:
             return smtp.Verb.DOT, event.reply
         result.delivered.update(dict.fromkeys(accepted, event.reply))
         return None
+
+    def _dot_never_left(self) -> bool:
+        """Take the dot back, if the kernel still has it: the host's window is closed.
+
+        Part of it is none, and of a TLS record less. The reset comes right behind
+        the look, so that the kernel cannot send it after all when the window opens.
+        """
+        state = self._stream.send_state()
+        if state is None or not state.unsent:
+            return False
+        self.abort()
+        return True
 
     # -- the end ----------------------------------------------------------
 
@@ -436,7 +494,37 @@ class Session:
             with suppress(StreamClosed):
                 await self._stream.write(data)
                 self._is_sent = True
+        if self._phase in (Phase.TRANSACTION, Phase.DOT):
+            await self._watch_what_was_sent()
         await self._take_in()
+
+    async def _watch_what_was_sent(self) -> None:
+        """Wait until something comes, or all that was sent is acknowledged.
+
+        Before *ready* nobody watches: there, whoever is slow is merely overtaken.
+        """
+        watch = AckWatch(self._stream)
+        while self._stream.unacknowledged():
+            if await self._stream.wait_for_input(_LOOK):
+                return
+            self._look(watch)
+
+    def _look(self, watch: AckWatch) -> None:
+        """Raise when what was sent provably does not arrive.
+
+        After the dot only the dot that has not left in all the time a slow reader
+        is given for the body.
+        """
+        if self._phase is not Phase.DOT:
+            try:
+                watch.check()
+            except StreamStalled as exc:
+                raise self._unheard(exc) from exc
+            return
+        state = self._stream.send_state()
+        patient = self._clock() - self._entered < self._dot_progress
+        if state is not None and state.unsent and not patient:
+            raise self._failed(Verdict.SILENT, "its window is closed")
 
     async def _take_in(self) -> None:
         received = await self._stream.read()

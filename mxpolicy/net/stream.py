@@ -32,9 +32,12 @@ from mxpolicy.errors import (
     RemoteProtocolError,
     TLSError,
 )
+from mxpolicy.net.ack_watch import AckWatch
+from mxpolicy.net.tcp_info import send_state
 from mxpolicy.reply import printable
+from mxpolicy.routing.evidence import SendState
 
-__all__ = ["OWN_TROUBLE", "Stream", "StreamClosed", "StreamSilent"]
+__all__ = ["OWN_TROUBLE", "Stream", "StreamClosed"]
 
 # Our own machine, never the peer: descriptors and memory have run out.
 OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -43,7 +46,10 @@ OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM
 _READ_SIZE = 65536
 
 # How often acknowledgements are looked for: nothing in the kernel announces them.
-_FIRST_LOOK = 0.005
+# The first millisecond matters where the peer is near; one that waits 40 ms before it
+# acknowledges the last segment (RFC 9293 §3.8.6.3) is noticed 10 ms late at most.
+_FIRST_LOOK = 0.001
+_LATER_LOOK = 1.25  # times the one before
 _LONGEST_LOOK = 0.25
 
 
@@ -60,23 +66,6 @@ class StreamClosed(MxPolicyError):
 
     def __str__(self) -> str:
         return self.reason
-
-
-class StreamSilent(MxPolicyError):
-    """The peer acknowledged not one byte for as long as we are willing to wait.
-
-    Attributes:
-        seconds: How long that was.
-        unacknowledged: Bytes that the kernel still holds for it.
-    """
-
-    def __init__(self, seconds: float, unacknowledged: int) -> None:
-        super().__init__(seconds, unacknowledged)
-        self.seconds = seconds
-        self.unacknowledged = unacknowledged
-
-    def __str__(self) -> str:
-        return f"no byte acknowledged for {self.seconds:.0f} seconds"
 
 
 class Stream:
@@ -127,6 +116,12 @@ class Stream:
             return b""
         assert self._failure is not None
         raise self._failure
+
+    async def wait_for_input(self, seconds: float) -> bool:
+        """Wait for at most *seconds*; return whether `read` has something to say."""
+        if not self._pull():
+            await self._pause(seconds, reading=True)
+        return self._pull()
 
     def _pull(self) -> bool:
         """Take what the kernel has; True when `read` has something to say."""
@@ -205,6 +200,8 @@ class Stream:
             StreamClosed: reset or closed. What the peer said before that (a 5yz
                 in the middle of DATA) is kept: `read` returns it first.
             StreamSilent: *progress_timeout* went by.
+            StreamStalled: The same, sooner, because nothing arrives there: only
+                with a *progress_timeout*, see `mxpolicy.routing.evidence`.
             LocalTrouble: our own kernel is out of something.
         """
         if self._is_torn:
@@ -221,28 +218,26 @@ class Stream:
     async def drain(
         self,
         *,
-        leaving: int = 0,
         progress_timeout: float | None = None,
         heed_input: bool = False,
     ) -> bool:
-        """Wait until at most *leaving* bytes are unacknowledged; then return True.
+        """Wait until all that was written is acknowledged; then return True.
 
-        Meant for the end of the mail data: what is not acknowledged when the
-        final dot leaves makes the outcome harder to know. *progress_timeout*,
+        True at once where the system cannot tell. *progress_timeout*,
         *heed_input*, the result False and the errors are those of `write`.
         """
         watch = self._watch(progress_timeout)
         look = _FIRST_LOOK
-        while self.unacknowledged() > leaving:
+        while self.unacknowledged():
             # Looked at in any case: after a reset the count stays as it was.
             if self._pull() and heed_input:
                 return False
             if self._failure is not None:
                 raise self._failure
             if watch is not None:
-                watch.check(self)
+                watch.check()
             await self._pause(look, reading=heed_input)
-            look = min(2 * look, _LONGEST_LOOK)
+            look = min(_LATER_LOOK * look, _LONGEST_LOOK)
         return True
 
     def unacknowledged(self) -> int:
@@ -255,6 +250,12 @@ class Stream:
             found = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0" * 4)
             return int(struct.unpack("i", found)[0])
         return 0
+
+    def send_state(self) -> SendState | None:
+        """Return what the kernel knows of what we send; None where it does not tell."""
+        with suppress(OSError, ValueError):
+            return send_state(self._socket, self.unacknowledged)
+        return None
 
     async def _flush(
         self, progress_timeout: float | None = None, heed_input: bool = False
@@ -272,7 +273,7 @@ class Stream:
             if watch is None:
                 await self.ready(reading=heed_input, writing=True)
             else:
-                watch.check(self)
+                watch.check()
                 await self._pause(_LONGEST_LOOK, reading=heed_input, writing=True)
         return True
 
@@ -293,11 +294,11 @@ class Stream:
         del self._outgoing[:count]
         return True
 
-    def _watch(self, progress_timeout: float | None) -> _AckWatch | None:
-        return None if progress_timeout is None else _AckWatch(self, progress_timeout)
+    def _watch(self, progress_timeout: float | None) -> AckWatch | None:
+        return None if progress_timeout is None else AckWatch(self, progress_timeout)
 
     @property
-    def _acknowledged(self) -> int:
+    def acknowledged(self) -> int:
         """How many bytes the peer's kernel has confirmed; it only grows."""
         return self._handed_over - self.unacknowledged()
 
@@ -471,24 +472,6 @@ class _TlsLayer:
         """Make a close_notify, without waiting for the peer's (RFC 8446 §6.1)."""
         with suppress(ssl.SSLWantReadError):
             self._object.unwrap()
-
-
-class _AckWatch:
-    """Since when the peer has acknowledged nothing more."""
-
-    def __init__(self, stream: Stream, timeout: float) -> None:
-        self._timeout = timeout
-        self._acknowledged = stream._acknowledged
-        self._since = asyncio.get_running_loop().time()
-
-    def check(self, stream: Stream) -> None:
-        """Note progress; raise StreamSilent when there was none for too long."""
-        now = asyncio.get_running_loop().time()
-        acknowledged = stream._acknowledged
-        if acknowledged > self._acknowledged:
-            self._acknowledged, self._since = acknowledged, now
-        elif now - self._since >= self._timeout:
-            raise StreamSilent(self._timeout, stream.unacknowledged())
 
 
 def _wake(woken: asyncio.Future[None]) -> None:

@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["send_state"]
 
 # struct tcp_info of <linux/tcp.h>, which only ever grows at its end. The offsets are
-# those of tcpi_retransmits, tcpi_probes, tcpi_sacked and tcpi_notsent_bytes (Linux 4.6).
+# those of tcpi_retransmits and tcpi_notsent_bytes (Linux 4.6).
 _RETRANSMITS = 2
-_PROBES = 3
-_SACKED = 28
 _NOTSENT = 144
 _LENGTH = 148
 
@@ -40,12 +38,9 @@ def send_state(
         return None
     if len(info) < _LENGTH:
         return None
-    (sacked,) = struct.unpack_from("=I", info, _SACKED)
     (unsent,) = struct.unpack_from("=I", info, _NOTSENT)
     return SendState(
         unsent=unsent,
         unacknowledged=unacknowledged(),
-        sacked=sacked,
         retransmissions=info[_RETRANSMITS],
-        probes=info[_PROBES],
     )

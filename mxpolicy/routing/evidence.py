@@ -3,9 +3,14 @@
 A black hole for large packets (a firewall that drops them and the ICMP message that
 would say so, RFC 2923 §2.1) lets the whole SMTP dialogue pass and swallows the
 message. Nobody says anything; only the kernel sees segments that are never
-acknowledged. The same knowledge is the one proof that a host cannot have a
-message although its final dot was written: without some byte before the dot,
-there is no message.
+acknowledged.
+
+It is asked before the final dot, while moving on to another host is harmless. That
+is why the dot leaves only when all that was written before it is acknowledged. After
+the dot one thing alone proves that the host cannot have the message: that the dot
+has never left. Not that it is unacknowledged: lost acknowledgements look just so.
+And not a hole, acknowledged segments behind a missing one: a retransmission may have
+filled it, and the path back may have died.
 
 Pure: `mxpolicy.net.tcp_info` reads the kernel, these functions judge. What they
 say holds on a direct connection only: through a proxy it is about the proxy.
@@ -15,7 +20,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["STALL_TIME", "SendState", "is_missing_bytes", "is_stalled"]
+__all__ = ["STALL_TIME", "AckProgress", "SendState", "is_stalled"]
 
 # Seconds without one more byte acknowledged, before retransmissions mean anything: a
 # radio link or a rerouted path may be away that long. Linux sends again after 0.2 s at
@@ -31,20 +36,37 @@ class SendState(NamedTuple):
     Attributes:
         unsent: Bytes that have never left (SIOCOUTQNSD).
         unacknowledged: Bytes not acknowledged, sent or not (SIOCOUTQ).
-        sacked: Segments that the peer has, behind a hole (RFC 2018).
         retransmissions: Of the oldest unacknowledged segment, in a row.
-        probes: Unanswered probes of a closed window (RFC 9293 §3.8.6.1).
     """
 
     unsent: int
     unacknowledged: int
-    sacked: int
     retransmissions: int
-    probes: int
+
+
+class AckProgress:
+    """Since when the peer has acknowledged nothing more.
+
+    Args:
+        acknowledged: Bytes that it has acknowledged by now.
+        now: Seconds, on any clock.
+    """
+
+    __slots__ = ("_acknowledged", "_since")
+
+    def __init__(self, acknowledged: int, now: float) -> None:
+        self._acknowledged = acknowledged
+        self._since = now
+
+    def still_for(self, acknowledged: int, now: float) -> float:
+        """Return the seconds without progress, looking again *now*."""
+        if acknowledged > self._acknowledged:
+            self._acknowledged, self._since = acknowledged, now
+        return now - self._since
 
 
 def is_stalled(state: SendState, still_for: float) -> bool:
-    """Return whether what we send does not arrive.
+    """Return whether what we send does not arrive, or nobody can say so.
 
     Args:
         state: Now.
@@ -58,16 +80,3 @@ def is_stalled(state: SendState, still_for: float) -> bool:
         and state.unacknowledged > state.unsent
         and state.retransmissions >= RETRANSMISSIONS
     )
-
-
-def is_missing_bytes(state: SendState, still_for: float) -> bool:
-    """Return whether the peer provably lacks bytes that were written before the last.
-
-    Bytes that never left prove it. So does a hole: segments behind it are
-    acknowledged and those in it are not, however often they were sent. Mere
-    silence proves nothing, since lost acknowledgements look just so.
-    """
-    if still_for < STALL_TIME:
-        return False
-    hole = state.sacked > 0 and state.unacknowledged > 0
-    return state.unsent > 0 or (hole and state.retransmissions >= RETRANSMISSIONS)

@@ -42,8 +42,12 @@ class Firewall:
         self._nft("\n".join(commands))
 
     def add_rule(self, rule: str) -> None:
-        """Append a rule in nft's words to the forward chain."""
-        self._nft(f"add rule inet lab forward {rule}")
+        """Append a rule in nft's words to those that packets on their way pass."""
+        self._nft(f"add rule inet lab added {rule}")
+
+    def forget_rules(self) -> None:
+        """Take away what `add_rule` added."""
+        self._nft("flush chain inet lab added")
 
     def _nft(self, script: str) -> None:
         self._world.run("fw", ["nft", "-f", "-"], stdin=script.encode())
@@ -65,5 +69,8 @@ def _ruleset() -> str:
             rules.append(f"{family} daddr @{name}{version} {_ACTIONS[name]}")
     chain = "type filter hook forward priority 0; policy accept;"
     return "\n".join(
-        ["table inet lab {", *sets, f"chain forward {{ {chain}", *rules, "}", "}"]
+        [
+            *("table inet lab {", *sets, "chain added {}"),
+            *(f"chain forward {{ {chain}", *rules, "jump added", "}", "}"),
+        ]
     )

@@ -1,0 +1,110 @@
+"""From a candidate to a session that is ready: dial, open, and the second ways to try.
+
+Two things stand between us and a host that a second connection gets around: TLS that
+fails, which at level ``may`` means in clear, and a path that swallows large packets,
+which means small segments. The race knows one candidate, whatever is tried here.
+
+And a third one: a firewall that passes the body and drops the bare acknowledgements
+for it looks like one that drops the body. To somebody who sends the dot regardless,
+the reply comes through. So that, last and with nobody else to ask, is what we do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from mxpolicy.delivery.session import HANDSHAKE_TIME, Session, SessionFailed
+from mxpolicy.errors import ConnectError
+from mxpolicy.net.dial import dial
+from mxpolicy.options import TlsLevel
+from mxpolicy.routing.candidate import Candidate, Finding, Phase
+
+if TYPE_CHECKING:
+    from mxpolicy.delivery.attempt import Surroundings
+
+__all__ = ["SMALL_SEGMENT", "Way", "open_session"]
+
+# Bytes. What every host must take (RFC 9293 §3.7.1), so every path lets it pass.
+SMALL_SEGMENT = 536
+
+# Seconds for the second handshake: the first one had `session.HANDSHAKE_TIME`.
+_SECOND_HANDSHAKE_TIME = 10.0
+
+
+class Way(Enum):
+    """How a connection is made, and what is asked of it before the final dot."""
+
+    ORDINARY = "ordinary"
+    SMALL_SEGMENTS = "small segments"
+    DOT_UNSEEN = "the dot is sent before the body is acknowledged"
+
+
+async def open_session(
+    around: Surroundings,
+    candidate: Candidate,
+    on_phase: Callable[[Phase], None],
+    way: Way = Way.ORDINARY,
+) -> Session:
+    """Connect to *candidate* and go on to ready.
+
+    A ClientHello that nobody answers may be one that was too large for the path, or
+    the answer was (both grow with every new kind of key): then once more with small
+    segments. TLS that fails otherwise, or again, is left out.
+
+    Args:
+        on_phase: Called for each phase, again on a second connection.
+        way: Of a second or third connection to the same host.
+
+    Raises:
+        SessionFailed: The host does not get us there.
+        LocalTrouble: We do not get there.
+    """
+    if around.options.tls.default is TlsLevel.NONE:
+        return await _open_once(around, candidate, on_phase, way, tls=False)
+    try:
+        return await _open_once(around, candidate, on_phase, way, tls=True)
+    except SessionFailed as failed:
+        if failed.finding.phase is not Phase.TLS:
+            raise
+        may_be_too_large = failed.client_hello_was_sent
+    if may_be_too_large and way is Way.ORDINARY:
+        return await open_session(around, candidate, on_phase, Way.SMALL_SEGMENTS)
+    return await _open_once(around, candidate, on_phase, way, tls=False)
+
+
+async def _open_once(
+    around: Surroundings,
+    candidate: Candidate,
+    on_phase: Callable[[Phase], None],
+    way: Way,
+    *,
+    tls: bool,
+) -> Session:
+    began = around.clock()
+    small = way is Way.SMALL_SEGMENTS
+    try:
+        stream = await dial(candidate, mss=SMALL_SEGMENT if small else None)
+    except ConnectError as error:
+        waited = around.clock() - began
+        raise SessionFailed(
+            Finding(error.verdict, Phase.CONNECT, waited, text=str(error))
+        ) from error
+    try:
+        session = Session(
+            stream,
+            candidate,
+            helo=around.helo,
+            is_myself=around.is_myself,
+            use_tls=tls,
+            clock=around.clock,
+            has_small_segments=small,
+            sends_dot_unseen=way is Way.DOT_UNSEEN,
+            handshake_time=_SECOND_HANDSHAKE_TIME if small else HANDSHAKE_TIME,
+        )
+    except BaseException:
+        stream.abort()
+        raise
+    await session.open(on_phase)
+    return session

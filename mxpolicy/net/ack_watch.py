@@ -1,0 +1,63 @@
+"""Waiting for acknowledgements, and when to stop: the clock beside `mxpolicy.net.stream`."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING
+
+from mxpolicy.errors import MxPolicyError
+from mxpolicy.routing.evidence import STALL_TIME, AckProgress, is_stalled
+
+if TYPE_CHECKING:
+    from mxpolicy.net.stream import Stream
+
+__all__ = ["AckWatch", "StreamSilent", "StreamStalled"]
+
+
+class StreamSilent(MxPolicyError):
+    """The peer acknowledged not one byte for as long as we are willing to wait.
+
+    Attributes:
+        seconds: How long that was.
+        unacknowledged: Bytes that the kernel still holds for it.
+    """
+
+    def __init__(self, seconds: float, unacknowledged: int) -> None:
+        super().__init__(seconds, unacknowledged)
+        self.seconds = seconds
+        self.unacknowledged = unacknowledged
+
+    def __str__(self) -> str:
+        return f"no byte acknowledged for {self.seconds:.0f} seconds"
+
+
+class StreamStalled(StreamSilent):
+    """It acknowledges nothing though its window is open: what we send gets lost."""
+
+    def __str__(self) -> str:
+        return f"{self.unacknowledged} bytes not acknowledged for {self.seconds:.0f} s"
+
+
+class AckWatch:
+    """Watches, from now on, whether what *stream* has sent arrives.
+
+    Args:
+        timeout: Seconds without progress that are too many, whatever the reason.
+    """
+
+    def __init__(self, stream: Stream, timeout: float = math.inf) -> None:
+        self._stream = stream
+        self._timeout = timeout
+        self._clock = asyncio.get_running_loop().time
+        self._progress = AckProgress(stream.acknowledged, self._clock())
+
+    def check(self) -> None:
+        """Look again; raise StreamStalled, or StreamSilent after too long a time."""
+        still_for = self._progress.still_for(self._stream.acknowledged, self._clock())
+        if still_for >= STALL_TIME:
+            state = self._stream.send_state()
+            if state is not None and is_stalled(state, still_for):
+                raise StreamStalled(still_for, state.unacknowledged)
+        if still_for >= self._timeout:
+            raise StreamSilent(still_for, self._stream.unacknowledged())
