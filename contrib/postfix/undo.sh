@@ -4,12 +4,26 @@
 # own /etc/postfix/transport; take the lines with "mxpolicy:" out of it and run postmap.
 set -eu
 
-postconf -X mxpolicy_destination_recipient_limit mxpolicy_time_limit
-
 # These may have been there before, so only with our value.
 drop() {
     if [ "$(postconf -h "$1")" = "$2" ]; then postconf -X "$1"; fi
 }
+
+# First whoever asks: smtpd(8) does not start with a list that names what is gone.
+check='check_policy_service { $mxpolicy_policy, policy_context='
+ours='permit_mynetworks, permit_sasl_authenticated'
+drop smtpd_relay_restrictions \
+    "permit_auth_destination, ${check}recipient }, $ours, reject_unauth_destination"
+drop smtpd_sender_restrictions "$ours, ${check}sender }"
+if { postconf -n; postconf -P; } | grep -F '$mxpolicy_policy'; then
+    echo "take it out of these lists of yours, then run this again; nothing else is undone" >&2
+    exit 1
+fi
+postconf -X mxpolicy_policy mxpolicy-policy_time_limit
+postconf -MX mxpolicy-policy/unix
+
+postconf -X mxpolicy_destination_recipient_limit mxpolicy_time_limit
+
 drop default_transport mxpolicy:
 drop smtp_fallback_relay '[127.0.0.1]:10026'
 drop pipe_delivery_status_filter \
