@@ -46,11 +46,13 @@ class Choices:
         """Return all that is left."""
         return self.take(len(self._data))
 
-    def cut(self, data: bytes) -> list[bytes]:
-        """Return *data* in pieces, none of them empty."""
-        pieces = []
+    def pieces(self, times: int = 1) -> list[bytes]:
+        """Return all that is left, *times* over, in pieces of four sizes in turn."""
+        sizes = [one or 1 << 16 for one in self.take(4)] or [1]
+        data = self.rest() * times
+        pieces: list[bytes] = []
         while data:
-            size = self.number(256) or len(data)
+            size = sizes[len(pieces) % len(sizes)]
             pieces.append(data[:size])
             data = data[size:]
         return pieces

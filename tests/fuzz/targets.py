@@ -25,6 +25,9 @@ from mxpolicy.net.dns_message import MAX_ADDRESSES, Question, read_answer
 from mxpolicy.options import LongLines
 from mxpolicy.outcome import EXIT_BOUNCE, EXIT_DEFER, Bounced, Deferred, Outcome
 from mxpolicy.pipe import MAX_ANSWER, answer, answer_line
+from mxpolicy.protocol.access_policy import RequestError, parse_request
+from mxpolicy.protocol.access_policy import answer as access_answer
+from mxpolicy.protocol.attributes import AttributeReader, Malformed
 from mxpolicy.protocol.dot_stuffing import FINAL_DOT, MAX_TEXT_LINE, DotStuffer
 from mxpolicy.protocol.reply_reader import MAX_LINES, ReplyReader
 from mxpolicy.protocol.smtp_client import (
@@ -65,8 +68,7 @@ def assert_shown(text: str, limit: int) -> None:
 
 def replies(data: bytes) -> None:
     """Replies are the same however they arrive, bounded, and fit to be shown."""
-    choices = Choices(data)
-    pieces = choices.cut(data[: choices.number(256) * 256])
+    pieces = Choices(data).pieces()
     cut, cut_error = _read(pieces)
     whole, error = _read([b"".join(pieces)])
     assert cut == whole
@@ -300,6 +302,25 @@ def addresses(data: bytes) -> None:
         assert 0 < hop.port < 65536
 
 
+def requests(data: bytes) -> None:
+    """Each request has its answer, however it arrives, and one line answers it."""
+    pieces = Choices(data).pieces()
+    cut, whole = AttributeReader(), AttributeReader()
+    found = [one for piece in pieces for one in cut.receive_data(piece)]
+    assert found == whole.receive_data(b"".join(pieces))
+    assert bool(cut) == bool(whole)
+    for one in found:
+        if isinstance(one, Malformed):
+            said = one.reason
+        else:
+            try:
+                said = parse_request(one.values).recipient
+            except RequestError as error:
+                said = str(error)
+        line = access_answer(said).decode("ascii")
+        assert_shown(line.removesuffix("\n\n"), 1000)
+
+
 def configurations(data: bytes) -> None:
     """A file is understood, or each of its mistakes is one line fit to be shown."""
     try:
@@ -318,7 +339,7 @@ def mail_data(data: bytes) -> None:
     """Whatever a message holds, its lines are the same and no line ends it."""
     choices = Choices(data)
     long_lines = choices.of(tuple(LongLines))
-    pieces = choices.cut(choices.rest() * (1 + 40 * choices.number(2)))
+    pieces = choices.pieces(choices.of((1, 50)))
     stuffer = DotStuffer(long_lines)
     wire = b"".join(map(stuffer.encode, pieces)) + stuffer.finish()
     whole = b"".join(pieces)
@@ -327,13 +348,14 @@ def mail_data(data: bytes) -> None:
     assert not re.search(rb"\r(?!\n)|(?<!\r)\n|(?:\A|\r\n)\.(?!\.)", wire)
     assert not wire or wire.endswith(b"\r\n")
     lines = [line.removeprefix(b".") for line in wire.split(b"\r\n")[:-1]]
+    text = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if text and not text.endswith(b"\n"):
+        text += b"\n"
+    read = b"".join(line + b"\n" for line in lines)
     if long_lines is LongLines.FOLD:
         assert all(len(line) <= MAX_TEXT_LINE for line in lines)
-        lines = b"\n".join(lines).replace(b"\n ", b"").split(b"\n") if lines else []
-        whole = re.sub(rb"(?:\r\n|\r|\n) ", b"", whole)
-    text = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    expected = text.removesuffix(b"\n").split(b"\n") if text else []
-    assert lines == expected
+        read, text = read.replace(b"\n ", b""), text.replace(b"\n ", b"")
+    assert read == text
 
 
 TARGETS: dict[str, Target] = {
@@ -345,6 +367,7 @@ TARGETS: dict[str, Target] = {
         states,
         dns_answers,
         addresses,
+        requests,
         configurations,
         mail_data,
     )

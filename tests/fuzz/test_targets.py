@@ -39,7 +39,19 @@ def test_choices_end_with_the_bytes() -> None:
     choices = Choices(b"\x05ab\ncd")
     assert choices.number(4) == 1
     assert choices.line() == b"ab"
-    assert choices.cut(b"xyz" * 40) == [b"xyz" * 33, b"xyz" * 7]
+    assert choices.rest() == b"cd"
     assert not choices
     assert choices.number(4) == 0
-    assert choices.rest() == b""
+    assert choices.pieces() == []
+
+
+def test_pieces_are_all_there_is() -> None:
+    assert Choices(b"\1\2\1\3abcdefghi").pieces() == [
+        b"a",
+        b"bc",
+        b"d",
+        b"efg",
+        b"h",
+        b"i",
+    ]
+    assert Choices(b"\0\0\0\2abc").pieces(2) == [b"abcabc"]
