@@ -44,7 +44,7 @@ commands:
 
 Exit status: pipe: 0 delivered, 75 try later, 69 bounce, never another one;
 route: the same when there is nobody to dial, else 0;
-policy: 0, and nothing but its answers says what it thinks;
+policy: 0 when the mail server has hung up, 1 when it ended by its own fault;
 the others: 0 well, 1 not well, 2 misused.
 """
 

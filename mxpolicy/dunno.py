@@ -20,8 +20,10 @@ def take_stdout() -> int:
     Under spawn(8) standard error is the mail server's connection, too: any warning
     would be taken for an answer. Where it is another file it stays as it is.
     """
+    null = os.open(os.devnull, os.O_RDWR)
+    while null < 3:  # 0, 1 or 2 was closed: this is the new one
+        null = os.dup(null)
     out = os.dup(1)
-    null = os.open(os.devnull, os.O_WRONLY)
     is_shared = any(_is_same_file(2, other) for other in (0, 1))
     os.dup2(null, 1)
     if is_shared and not os.isatty(2):
@@ -31,10 +33,7 @@ def take_stdout() -> int:
 
 
 def _is_same_file(one: int, other: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(one), os.fstat(other))
-    except OSError:  # one of them is closed
-        return False
+    return os.path.samestat(os.fstat(one), os.fstat(other))
 
 
 def serve(out: int, why: str) -> int:

@@ -488,3 +488,23 @@ async def test_file_of_questions_is_answered(door: Runner, tmp_path: Path) -> No
         async with asyncio.timeout(TIMEOUT):
             out, _ = await process.communicate()
     assert (out, process.returncode) == (NULL_MX + DUNNO, 0)
+
+
+@pytest.mark.parametrize(
+    ("closed", "answers"),
+    [("<&-", b""), (">&-", b""), ("2>&-", NULL_MX), ("<&- >&- 2>&-", b"")],
+)
+async def test_descriptors_that_are_closed_are_no_trouble(
+    door: Runner, tmp_path: Path, closed: str, answers: bytes
+) -> None:
+    (tmp_path / "questions").write_bytes(TO_NULL)
+    process = await asyncio.create_subprocess_exec(
+        *("/bin/sh", "-c", f'"$0" -m mxpolicy policy <"$1" {closed}'),
+        *(sys.executable, str(tmp_path / "questions")),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={"MXPOLICY_CONFIG": str(door.config)},
+    )
+    async with asyncio.timeout(TIMEOUT):
+        out, err = await process.communicate()
+    assert (out, err, process.returncode) == (answers, b"", 0)

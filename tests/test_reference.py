@@ -1,5 +1,7 @@
 """The sample file and README say what `options.py` says."""
 
+import re
+
 import pytest
 
 from mxpolicy import config
@@ -60,6 +62,13 @@ def test_readme_has_the_table_of_options() -> None:
     if BEGIN not in text:
         pytest.skip(f"README has no {BEGIN}")
     assert text == with_table(text), AGAIN
+
+
+def test_rules_in_readme_are_right() -> None:
+    found = re.search(r"\n    policy:\n((?:      .*\n)+)", README.read_text())
+    assert found is not None
+    options = config.parse(f"policy:\n{found[1]}".encode(), "README")
+    assert len(options.policy.rules) == found[1].count("- {finding: ")
 
 
 def test_table_goes_between_the_marks_only() -> None:
