@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from tests.bench import policy as bench
 from tests.helpers.dns_server import DnsServer, dns_server, faults
 
 if TYPE_CHECKING:
@@ -508,3 +509,10 @@ async def test_descriptors_that_are_closed_are_no_trouble(
     async with asyncio.timeout(TIMEOUT):
         out, err = await process.communicate()
     assert (out, err, process.returncode) == (answers, b"", 0)
+
+
+def test_measurement_still_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["20"]) == 0
+    assert re.search(
+        r"^\| about a good domain +\| +\d+/s ", capsys.readouterr().out, re.M
+    )
