@@ -112,6 +112,7 @@ class Session:
         self._events: deque[smtp.Event] = deque()
         self._phase = Phase.GREETING
         self._entered = clock()
+        self._is_cut_short = False  # in the middle of the mail data
         self._is_sent = True  # the kernel has taken all that we had to say
         self._client_hello_was_sent = False
         self._dot_progress = 0.0  # seconds for the dot to leave in
@@ -385,6 +386,7 @@ class Session:
         """Return the refusal that came in the middle of the body; fail if it was none."""
         event: smtp.BodyRefused | smtp.Closing
         event = await self._next(smtp.BodyRefused, smtp.Closing, timeout=_EARLY_REPLY)
+        self._is_cut_short = True
         return event.reply
 
     async def _dot(
@@ -431,7 +433,14 @@ class Session:
     # -- the end ----------------------------------------------------------
 
     def quit(self) -> None:
-        """Say QUIT and let go, without waiting for the answer (as Postfix does)."""
+        """Say QUIT and let go, without waiting for the answer (as Postfix does).
+
+        A host that has judged the message before it had all of it gets no more of
+        it, and no orderly end that it might take for the end of the mail data.
+        """
+        if self._is_cut_short:
+            self.abort()
+            return
         last_words = b""
         # A reply may have come that makes QUIT pointless or wrong; then go silently.
         with suppress(MxPolicyError):

@@ -510,6 +510,13 @@ def test_refusal_before_the_dot_counts_and_no_dot_is_sent(
     assert not host.messages
 
 
+def test_host_that_refuses_in_the_body_gets_no_end_of_it() -> None:
+    host = ScriptedHost({"BODY": ("452 4.3.1 full", End.SILENT)})
+    told = offered(host, message=BIG)
+    assert told.refused == {0: (Verb.DOT, 452)}
+    assert host.was_reset == [True]
+
+
 @pytest.mark.parametrize(
     "answer", [b"354 go\r\n354 go\r\n", b"354 go\r\n250 ok\r\n", b"354 go\r\n25"]
 )
