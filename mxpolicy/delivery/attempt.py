@@ -391,6 +391,7 @@ class Attempt:
             session.extensions,
             size=self._mail_data.size,
             needs_smtputf8=self._envelope.needs_smtputf8(wanted),
+            masked=session.is_masked,
         )
 
     async def _offer(

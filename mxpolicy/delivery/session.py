@@ -122,6 +122,11 @@ class Session:
         """What the last EHLO reply offered."""
         return self._smtp.extensions
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether a firewall overwrites what the host says."""
+        return self._smtp.banner_masked or self.extensions.starttls_masked
+
     # -- to ready ---------------------------------------------------------
 
     async def open(self, on_phase: Callable[[Phase], None]) -> None:

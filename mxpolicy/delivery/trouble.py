@@ -123,13 +123,20 @@ class Misfit(Enum):
 
     TOO_LARGE = "message too large"  # RFC 1870 §6.1
     NO_SMTPUTF8 = "SMTPUTF8 is required, but not offered"  # RFC 6531 §3.2
+    SMTPUTF8_MASKED = "SMTPUTF8 is required, and a firewall masks what is offered"
 
     @property
     def status(self) -> EnhancedStatus:
         """The status, if every host says so."""
-        if self is Misfit.TOO_LARGE:
-            return EnhancedStatus(5, 3, 4)
-        return EnhancedStatus(5, 6, 7)
+        return _MISFITS[self]
+
+
+_MISFITS = {
+    Misfit.TOO_LARGE: EnhancedStatus(5, 3, 4),
+    Misfit.NO_SMTPUTF8: EnhancedStatus(5, 6, 7),
+    # It speaks for the firewall and not for the host, so it bounces nothing.
+    Misfit.SMTPUTF8_MASKED: EnhancedStatus(4, 6, 7),
+}
 
 
 # --- replies
@@ -322,14 +329,18 @@ def in_doubt(finding: Finding, relay: str) -> Deferred:
     return Deferred(_BAD_CONNECTION, one_line(text + more), None, relay)
 
 
-def misfit(extensions: Extensions, *, size: int, needs_smtputf8: bool) -> Misfit | None:
+def misfit(
+    extensions: Extensions, *, size: int, needs_smtputf8: bool, masked: bool = False
+) -> Misfit | None:
     """Return why a host with these *extensions* cannot take the message, if so.
+
+    *masked*: a firewall overwrites what the host says.
 
     8-bit data without 8BITMIME is no misfit: it goes as it is, since every host
     of this century passes it on, and a conversion would break signatures.
     """
     if needs_smtputf8 and not extensions.smtputf8:
-        return Misfit.NO_SMTPUTF8
+        return Misfit.SMTPUTF8_MASKED if masked else Misfit.NO_SMTPUTF8
     if extensions.size and size > extensions.size:
         return Misfit.TOO_LARGE
     return None
@@ -338,8 +349,9 @@ def misfit(extensions: Extensions, *, size: int, needs_smtputf8: bool) -> Misfit
 def judge_misfit(why: Misfit, relay: str) -> Judgement:
     """Judge a message that one host's EHLO reply rules out: another may take it."""
     text = one_line(f"{why.value} (EHLO reply of host {relay})")
+    outcome = Bounced if why.status.class_ == 5 else Deferred
     return Judgement(
-        Scope.MESSAGE, Action.NEXT_HOST, Bounced(why.status, text, None, relay)
+        Scope.MESSAGE, Action.NEXT_HOST, outcome(why.status, text, None, relay)
     )
 
 

@@ -333,6 +333,19 @@ def test_smtputf8_nowhere_bounces_and_is_never_faked() -> None:
     assert not any("MAIL" in line for host in hosts for line in host.commands)
 
 
+@pytest.mark.parametrize(
+    "host",
+    [
+        pytest.param({"CONNECT": "220 *****2****", "EHLO": "500 what?"}, id="banner"),
+        pytest.param({"EHLO": "250-mx.example.com\n250 XXXXXXXB"}, id="keyword"),
+    ],
+)
+def test_smtputf8_behind_a_firewall_that_masks_is_deferred(host: Script) -> None:
+    played = deliver(ScriptedHost(host), recipients=["b\u00fcro@example.com"])
+    assert isinstance(played.outcome, Deferred)
+    assert str(played.outcome.status) == "4.6.7"
+
+
 def test_smtputf8_is_used_where_offered() -> None:
     host = ScriptedHost(extensions=(*EXTENSIONS, "SMTPUTF8"))
     played = deliver(host, recipients=["jürgen@example.com"])

@@ -261,7 +261,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
     fits_nowhere = (
         bool(seen)
         and reason is EXHAUSTED
-        and all(isinstance(what, Misfit) for _, what in seen)
+        and all(what in (Misfit.TOO_LARGE, Misfit.NO_SMTPUTF8) for _, what in seen)
     )
     outcome = history.combine(0, reason)
     assert isinstance(outcome, Bounced) == (stands or greeting_stands or fits_nowhere)
