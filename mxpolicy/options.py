@@ -37,6 +37,7 @@ __all__ = [
     "LogOptions",
     "LogTarget",
     "LongLines",
+    "MemoryOptions",
     "NameServers",
     "Networks",
     "NetworksOrPrivate",
@@ -54,6 +55,7 @@ __all__ = [
     "TlsLevel",
     "TlsOptions",
     "TransactionOptions",
+    "YesNo",
 ]
 
 MS = 0.001
@@ -97,6 +99,13 @@ Destinations = tuple[str, ...]
 """Domains as A-labels; ``.example.com`` stands for all below it."""
 Texts = tuple[str, ...]
 """Words taken as they are."""
+
+
+class YesNo(Enum):
+    """Whether something is done."""
+
+    YES = "yes"
+    NO = "no"
 
 
 class GreetingPolicy(Enum):
@@ -191,6 +200,18 @@ class LimitOptions:
     """Mail data kept in memory; what is beyond it goes to an unlinked file."""
     hops: Hops = 50
     """``Received:`` fields that make a message a loop; it bounces with 5.4.6 (RFC 5321 §6.3, Postfix: hopcount_limit)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryOptions:
+    """How long a host that failed is asked last."""
+
+    pause: Timeout = 60 * SECONDS
+    """After its first failure; it doubles each time the host is found still to fail."""
+    longest_pause: Timeout = 10 * MINUTES
+    """To this at most: a host that has recovered is used again no later."""
+    fast_deferral: YesNo = YesNo.YES
+    """When every host has failed and is in its pause: ``yes`` defers the message at once, ``no`` asks them all again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +317,7 @@ class Options:
     long_lines: LongLines = LongLines.FOLD
     """Lines over 998 bytes: ``fold`` as Postfix does, or ``pass``."""
     limits: LimitOptions = field(default_factory=LimitOptions)
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     tls: TlsOptions = field(default_factory=TlsOptions)
     policy: AccessPolicyOptions = field(default_factory=AccessPolicyOptions)
     log: LogOptions = field(default_factory=LogOptions)

@@ -1,0 +1,439 @@
+"""What is remembered of a candidate, and what follows from it. Pure.
+
+One law: remembering only makes delivery sooner. It never causes a bounce, a
+deferral or a duplicate that patient trying in order of preference would not have
+caused. So what is remembered changes the order in which candidates are asked, and
+how long one is waited for; it takes none of them away. The one exception is said
+plainly, and can be switched off: when *every* candidate has failed fully within
+its pause, a message is deferred at once (`Advice.is_hopeless`).
+
+Theory of operation
+-------------------
+
+A *full* verdict is a definite answer, or 6 s without SYN-ACK, or 30 s in a later
+phase. A *provisional* one says that our patience ended, because another could be
+asked beside it. After either the candidate is in its *pause*: it is asked last.
+
+When the pause is over the candidate is *due*: one message, the holder of a lease,
+looks after it beside its own delivery (a probe), and all others still ask it
+last. A verdict that is older than twice its pause means nothing any more, and the
+candidate is again where the order of preference puts it. So a host can only be
+lost for as long as it fails, or nobody has mail for it.
+
+The pause begins with a minute, and doubles when a full verdict is confirmed by
+another one after its end, to ten minutes at most: one SYN in ten minutes is cheap,
+a recovered host left aside is not. It is never shorter than one try took.
+
+What is kept for all mail to a candidate depends on neither message nor nexthop:
+how connecting, greeting and EHLO failed. A verdict that may be due to either is
+kept beside the nexthop, and only changes the order there: nobody can pause
+another's host by pointing his own domain at it.
+
+Times are UTC seconds, because processes and machines share what is remembered. A
+clock that is set back or forward makes a verdict unknown, never a pause longer.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from math import isfinite
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.reply import printable
+from mxpolicy.routing.candidate import Phase, Scope, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mxpolicy.options import MemoryOptions
+    from mxpolicy.routing.candidate import Candidate, Finding
+
+__all__ = [
+    "KEPT",
+    "LEASE",
+    "NOTHING",
+    "Advice",
+    "Record",
+    "Standing",
+    "advise",
+    "after_doubtful_probe",
+    "after_failure",
+    "after_ready",
+    "after_taking",
+    "decode",
+    "encode",
+    "is_about_host",
+    "is_about_nexthop",
+    "standing",
+]
+
+# How long what is known of a candidate is of use: latencies change.
+KEPT = 14 * 86400.0
+
+# Seconds for which who probes a candidate is not disturbed by others. A probe takes
+# 45 at most; whoever has died has left it to the next one after this time.
+LEASE = 60.0
+
+# Clocks of machines that share a store differ.
+SKEW = 5.0
+
+# For how long STARTTLS that failed is not tried again where TLS is not required.
+BROKEN_TLS = 3600.0
+
+# So many SYNs go unanswered in this time (0, 1 and 3 s) that it looks no better.
+DOUBTFUL_CONNECT = 3.0
+
+# Never reason for a longer pause: the host says "not now", or our own kernel has no
+# route, which changes for all hosts of an address family at once.
+_NEVER_DOUBLED = frozenset({Verdict.GREETING_4XX, Verdict.NO_ROUTE})
+
+_SAID_LENGTH = 80
+
+
+class Record(NamedTuple):
+    """What is remembered of one candidate. All of it may be unknown.
+
+    Attributes:
+        verdict: How it failed when last tried; None when it did not.
+        phase: In which phase that was.
+        full: See above.
+        since: When, UTC seconds.
+        pause: Seconds from then in which it is asked last.
+        waited: Seconds that were waited for it in *phase*.
+        connect_time: Seconds from SYN to SYN-ACK when it was last ready.
+        greeting_latency: Seconds from there to the 220.
+        last_ready: When that was, UTC seconds.
+        tls_broken: When a TLS handshake failed that clear text went without.
+        segment_size: The largest TCP segment by which it can be reached, when that
+            is less than what is usual.
+        witness: By which message it was seen to stall.
+        said: What the host or the system said, printable.
+    """
+
+    verdict: Verdict | None = None
+    phase: Phase = Phase.CONNECT
+    full: bool = False
+    since: float = 0.0
+    pause: float = 0.0
+    waited: float = 0.0
+    connect_time: float | None = None
+    greeting_latency: float | None = None
+    last_ready: float | None = None
+    tls_broken: float | None = None
+    segment_size: int | None = None
+    witness: str = ""
+    said: str = ""
+
+    def is_tls_broken(self, now: float) -> bool:
+        """Return whether STARTTLS had better not be tried."""
+        return self.tls_broken is not None and 0 <= now - self.tls_broken < BROKEN_TLS
+
+
+NOTHING = Record()
+
+
+# -- what happened ------------------------------------------------------------
+
+
+def is_about_host(finding: Finding) -> bool:
+    """Return whether *finding* concerns all mail to the candidate."""
+    if finding.scope is not Scope.HOST:
+        return False
+    if finding.verdict is Verdict.STALLED:
+        return True
+    return (
+        finding.phase <= Phase.EHLO and finding.verdict is not Verdict.LOOPS_TO_MYSELF
+    )
+
+
+def is_about_nexthop(finding: Finding) -> bool:
+    """Return whether *finding* is remembered, but for mail to the same nexthop only.
+
+    Not what came after the final dot: the host may have the message, and is the
+    one that can best tell when it is sent again.
+    """
+    if finding.scope is not Scope.HOST or is_about_host(finding):
+        return False
+    if finding.phase is Phase.TRANSACTION:
+        return finding.verdict in {Verdict.CLOSED, Verdict.SILENT}
+    return finding.phase < Phase.TRANSACTION
+
+
+def after_failure(
+    record: Record,
+    finding: Finding,
+    now: float,
+    options: MemoryOptions,
+    chance: float,
+    witness: str = "",
+) -> Record:
+    """Return what is remembered after *finding*, which is about host or nexthop.
+
+    Args:
+        record: What was remembered before.
+        finding: What was seen.
+        now: UTC seconds.
+        options: For the pauses.
+        chance: 0 to 1. It makes the pause shorter, by up to a fifth, so that not all
+            candidates of a network that failed together are due together.
+        witness: Names the message; a stall seen by one message alone may be its own.
+    """
+    full = finding.full
+    if finding.verdict is Verdict.STALLED:
+        full = record.verdict is Verdict.STALLED and record.witness != witness
+    before = standing(record, now, options)
+    if not full and record.full and before is not Standing.UNKNOWN:
+        return record  # it is known better than that
+    return record._replace(
+        verdict=finding.verdict,
+        phase=finding.phase,
+        full=full,
+        since=now,
+        pause=_next_pause(record, before, finding, full, options, chance),
+        waited=finding.waited,
+        witness=witness if finding.verdict is Verdict.STALLED else "",
+        said=printable(finding.text, _SAID_LENGTH),
+    )
+
+
+def _next_pause(
+    record: Record,
+    before: Standing,
+    finding: Finding,
+    full: bool,
+    options: MemoryOptions,
+    chance: float,
+) -> float:
+    pause = options.pause
+    if full and record.full:
+        if before is Standing.PAUSED:
+            # Many who found it out at the same time make it no worse.
+            return min(record.pause, options.longest_pause)
+        if before is Standing.DUE and finding.verdict not in _NEVER_DOUBLED:
+            pause = 2 * record.pause
+    shortened = min(pause, options.longest_pause) * (1 - chance / 5)
+    return min(max(shortened, finding.waited), options.longest_pause)
+
+
+def after_ready(
+    record: Record,
+    now: float,
+    connect_time: float | None = None,
+    greeting_latency: float | None = None,
+) -> Record:
+    """Return what is remembered of a candidate that is ready: one success clears.
+
+    A stall is not cleared by it, for it comes after that; see `after_taking`.
+    """
+    if record.verdict is not Verdict.STALLED:
+        record = _cleared(record)
+    if connect_time is not None:
+        record = record._replace(connect_time=connect_time)
+    if greeting_latency is not None:
+        record = record._replace(greeting_latency=greeting_latency)
+    return record._replace(last_ready=now)
+
+
+def after_taking(record: Record) -> Record:
+    """Return what is remembered of a candidate that has taken a message."""
+    return _cleared(record)
+
+
+def _cleared(record: Record) -> Record:
+    return record._replace(
+        verdict=None, phase=Phase.CONNECT, full=False, since=0.0, pause=0.0,
+        waited=0.0, witness="", said="",
+    )  # fmt: skip
+
+
+def after_doubtful_probe(
+    record: Record, phase: Phase, waited: float, now: float, options: MemoryOptions
+) -> Record:
+    """Return what is remembered when a probe had to end before it could tell.
+
+    Args:
+        record: What was remembered before.
+        phase: How far it came.
+        waited: Seconds in that phase.
+        now: UTC seconds.
+        options: For the pauses.
+    """
+    if record.verdict is None:
+        return record
+    if phase > record.phase:
+        return _cleared(record)  # what it failed in it has now passed
+    if phase is Phase.CONNECT and waited >= DOUBTFUL_CONNECT:
+        return record._replace(
+            full=False, since=now, pause=min(options.pause, options.longest_pause)
+        )
+    return record  # soon unknown, and then found out in the order of preference
+
+
+# -- what it means ------------------------------------------------------------
+
+
+class Standing(Enum):
+    """Where a candidate stands by what is remembered."""
+
+    UNKNOWN = "unknown"  # in the order of preference
+    PAUSED = "paused"  # asked last
+    DUE = "due"  # asked last, and one message looks after it
+
+
+def standing(record: Record, now: float, options: MemoryOptions) -> Standing:
+    """Return where a candidate stands at *now*, UTC seconds."""
+    if record.verdict is None:
+        return Standing.UNKNOWN
+    pause = min(record.pause, options.longest_pause)
+    age = now - record.since
+    # With a clock that was set back, the whole is never longer than the longest.
+    if age < -min(SKEW, options.longest_pause - pause):
+        return Standing.UNKNOWN
+    if age < pause:
+        return Standing.PAUSED
+    if age < 2 * pause and record.verdict is not Verdict.STALLED:
+        return Standing.DUE
+    return Standing.UNKNOWN
+
+
+class Advice(NamedTuple):
+    """What is best done with the candidates of a plan.
+
+    Attributes:
+        order: All of them, in the order in which they are to be asked.
+        due: Those to look after, for whom a lease has to be got.
+        has_other: There is one of whom nothing full is known, or not any more.
+        is_hopeless: Everyone has failed fully, and is in its pause.
+    """
+
+    order: tuple[Candidate, ...]
+    due: tuple[Candidate, ...]
+    has_other: bool
+    is_hopeless: bool
+
+
+def advise(
+    candidates: Sequence[Candidate],
+    of_host: Mapping[Candidate, Record],
+    of_nexthop: Mapping[Candidate, Record],
+    now: float,
+    options: MemoryOptions,
+) -> Advice:
+    """Return what is best done, by what is remembered.
+
+    Args:
+        candidates: In the order of preference.
+        of_host: What is kept for all, by candidate; those not in it are unknown.
+        of_nexthop: What is kept for mail to this nexthop.
+        now: UTC seconds.
+        options: For the pauses.
+    """
+    places: dict[Candidate, _Place] = {}
+    for candidate in candidates:
+        host = of_host.get(candidate, NOTHING)
+        nexthop = of_nexthop.get(candidate, NOTHING)
+        places[candidate] = _place(host, nexthop, now, options)
+    due = [one for one, place in places.items() if place in _DUE]
+    return Advice(
+        tuple(sorted(candidates, key=lambda one: places[one].value)),
+        tuple(due),
+        any(place not in _FULL for place in places.values()),
+        all(place is _Place.FULLY_PAUSED for place in places.values()),
+    )
+
+
+class _Place(Enum):
+    """In which part of the order a candidate is; smaller is sooner."""
+
+    ORDINARY = 0
+    BAD_FOR_NEXTHOP = 1
+    DUE = 2
+    FULLY_DUE = 3
+    PAUSED = 4
+    FULLY_PAUSED = 5
+
+
+_DUE = frozenset({_Place.DUE, _Place.FULLY_DUE})
+_FULL = frozenset({_Place.FULLY_DUE, _Place.FULLY_PAUSED})
+
+
+def _place(host: Record, nexthop: Record, now: float, options: MemoryOptions) -> _Place:
+    match standing(host, now, options):
+        case Standing.PAUSED:
+            return _Place.FULLY_PAUSED if host.full else _Place.PAUSED
+        case Standing.DUE:
+            return _Place.FULLY_DUE if host.full else _Place.DUE
+        case Standing.UNKNOWN:
+            is_bad = standing(nexthop, now, options) is Standing.PAUSED
+            return _Place.BAD_FOR_NEXTHOP if is_bad else _Place.ORDINARY
+
+
+# -- bytes --------------------------------------------------------------------
+
+# One line of text: the version, then a word for each field in this order, ``-``
+# for what is not known, and what was said, which may have blanks, at the end.
+_VERSION = "1"
+
+
+def encode(record: Record) -> bytes:
+    """Return *record* as a store keeps it."""
+    words = [
+        _VERSION,
+        record.verdict.value if record.verdict else "-",
+        record.phase.word,
+        "full" if record.full else "-",
+        *map(_number, (record.since, record.pause, record.waited)),
+        *map(_number, (record.connect_time, record.greeting_latency)),
+        *map(_number, (record.last_ready, record.tls_broken, record.segment_size)),
+        record.witness or "-",
+        record.said,
+    ]
+    return " ".join(words).encode("ascii", "replace")
+
+
+def decode(value: bytes | None) -> Record:
+    """Return what was encoded; `NOTHING` for what cannot be understood.
+
+    It may have been written by another version, or by a disk that fails: wrong
+    knowledge costs a message some seconds, no knowledge costs no more.
+    """
+    words = (value or b"").decode("ascii", "replace").split(" ", 13)
+    if len(words) != 14 or words[0] != _VERSION:
+        return NOTHING
+    try:
+        return _understood(words)
+    except (ValueError, KeyError):
+        return NOTHING
+
+
+def _understood(words: Sequence[str]) -> Record:
+    since, pause, waited, *known = map(_read, words[4:12])
+    connect_time, greeting_latency, last_ready, tls_broken, segment_size = known
+    return Record(
+        None if words[1] == "-" else Verdict(words[1]),
+        Phase[words[2].upper()],
+        words[3] == "full",
+        since or 0.0,
+        pause or 0.0,
+        waited or 0.0,
+        connect_time,
+        greeting_latency,
+        last_ready,
+        tls_broken,
+        None if segment_size is None else int(segment_size),
+        "" if words[12] == "-" else words[12],
+        printable(words[13], _SAID_LENGTH),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _read(word: str) -> float | None:
+    if word == "-":
+        return None
+    value = float(word)
+    if not (isfinite(value) and value >= 0):
+        raise ValueError(word)
+    return value
