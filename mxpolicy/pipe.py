@@ -460,9 +460,10 @@ async def _deliver(
     import asyncio
 
     from mxpolicy.delivery.engine import Engine, Request
-    from mxpolicy.delivery.events import RecipientSettled
+    from mxpolicy.delivery.events import RecipientSettled, Trouble
     from mxpolicy.delivery.log import Log
     from mxpolicy.delivery.mail_data import spool
+    from mxpolicy.state.opening import open_store, state_file
 
     asyncio.get_running_loop().set_exception_handler(_loop_trouble(door))
     log = Log(options.log, arguments.queue_id)
@@ -472,7 +473,11 @@ async def _deliver(
             door.settled(event.recipient, event.outcome)
         log.observe(event)
 
-    engine = Engine(options, observe, door.is_watched)
+    def tell(trouble: str) -> None:
+        log.observe(Trouble(0.0, trouble))
+
+    store = open_store(state_file(options.state, os.environ), tell)
+    engine = Engine(options, observe, door.is_watched, store=store)
     mail_data = await spool(0, memory_limit=options.limits.message_memory)
     if not mail_data.size:
         raise LocalTrouble("no message: standard input is empty")

@@ -30,6 +30,7 @@ from mxpolicy.delivery.history import History
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.opening import Way, open_session
 from mxpolicy.delivery.plan import Plan
+from mxpolicy.delivery.recalled import NOTHING_RECALLED, Recalled
 from mxpolicy.delivery.session import Session, SessionFailed
 from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import LocalTrouble
@@ -101,6 +102,17 @@ class Surroundings:
         self.observe = observe
         self.input_is_complete = input_is_complete
 
+    def observed_by(self, observe: Observe) -> Surroundings:
+        """Return the same for one attempt, everything told to *observe* instead."""
+        return Surroundings(
+            self.options,
+            helo=self.helo,
+            is_myself=self.is_myself,
+            clock=self.clock,
+            observe=observe,
+            input_is_complete=self.input_is_complete,
+        )
+
 
 class Attempt:
     """Deliver one message to *recipients* over *plan*; use once, by `run`.
@@ -127,11 +139,13 @@ class Attempt:
         began: float,
         deadline: float,
         settle: Settle,
+        recalled: Recalled = NOTHING_RECALLED,
     ) -> None:
         self._around = around
         self._options = around.options
         self._clock = around.clock
         self._plan = plan
+        self._recalled = recalled
         self._envelope = envelope
         self._mail_data = mail_data
         self._began = began
@@ -141,7 +155,7 @@ class Attempt:
         # two thirds of it: nothing would ever be sent otherwise.
         self._dot_time = min(DOT_TIME, (deadline - began) * 2 / 3)
         self._race = racing.Race(
-            [racing.Entry(candidate) for candidate in plan.candidates],
+            [recalled.entry(candidate) for candidate in plan.candidates],
             self._options.race,
             deadline,
         )
@@ -200,8 +214,8 @@ class Attempt:
                     self._set_alarm(at)
                 case racing.GiveUp(reason):
                     self._end(reason)
-                case racing.Doubt():
-                    pass  # a provisional verdict, for a memory to write
+                case racing.Doubt(candidate, finding):
+                    self._tell(events.CandidateDoubted(self._now(), candidate, finding))
                 case _:
                     assert_never(action)
 
@@ -256,7 +270,8 @@ class Attempt:
     async def _reach(self, candidate: Candidate) -> None:
         """Take *candidate* to ready and tell the race; the owner of its whole trouble."""
         try:
-            session = await self._open(candidate)
+            session = await self._open(candidate, self._recalled.way(candidate))
+            self._tell_of_detour(session)
         except SessionFailed as failed:
             self._failed(candidate, failed.finding, failed.reply)
         except LocalTrouble as failed:
@@ -269,13 +284,26 @@ class Attempt:
             self._sessions[candidate] = session
             self._perform(self._race.reached(candidate, Phase.READY, self._clock()))
 
-    async def _open(self, candidate: Candidate, way: Way = Way.ORDINARY) -> Session:
+    async def _open(self, candidate: Candidate, way: Way) -> Session:
         return await open_session(
             self._around,
             candidate,
             lambda phase: self._entered(candidate, phase),
             way,
+            tls=self._recalled.may_use_tls(candidate),
         )
+
+    def _tell_of_detour(self, session: Session) -> None:
+        """Tell that the ordinary way had failed and another one has not."""
+        if session.has_small_segments or session.had_to_be_in_clear:
+            self._tell(
+                events.WorkedAround(
+                    self._now(),
+                    session.candidate,
+                    session.has_small_segments,
+                    session.had_to_be_in_clear,
+                )
+            )
 
     def _entered(self, candidate: Candidate, phase: Phase) -> None:
         """Tell of a phase once, also when the candidate is dialled a second time."""
@@ -364,6 +392,8 @@ class Attempt:
                 break
             session = self._sessions[candidate] = again
             ending = await self._offer(session, left, result)
+            if ending is None:
+                self._tell_of_detour(session)
         return ending
 
     async def _open_again(self, candidate: Candidate, way: Way) -> Session | None:

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from hashlib import blake2b
 from typing import NamedTuple
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
@@ -20,6 +21,7 @@ from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.plan import Plan, Planner
+from mxpolicy.delivery.recall import Memory, Visit
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name
@@ -30,6 +32,8 @@ from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import DIRECT
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
 from mxpolicy.routing.own import OwnIdentity
+from mxpolicy.state.memory import MemoryStore
+from mxpolicy.state.store import Store
 
 __all__ = ["Engine", "Request"]
 
@@ -60,6 +64,8 @@ class Engine:
         observe: Told everything that happens; see `mxpolicy.delivery.events`.
         input_is_complete: Whether the mail data is known to be whole; asked
             just before the final dot.
+        store: What is remembered, in a store that never raises; by default only as
+            long as this engine lives.
         clock: Seconds, monotonic, in step with the event loop's.
     """
 
@@ -68,6 +74,8 @@ class Engine:
         options: Options,
         observe: events.Observe,
         input_is_complete: Callable[[], bool] = lambda: True,
+        *,
+        store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._port = options.port
@@ -84,6 +92,7 @@ class Engine:
             observe=_harmless(observe),
             input_is_complete=input_is_complete,
         )
+        self._memory = Memory(store or MemoryStore(), options.memory)
 
     async def plan(self, nexthop: str, sender: str, recipient: str) -> Plan:
         """Return whom a message would be tried at, and why; nobody is dialled.
@@ -131,7 +140,7 @@ class Engine:
         `asyncio.CancelledError` goes on.
         """
         return await _Delivery(
-            self._around, self._planner, self._port, request, mail_data
+            self._around, self._planner, self._memory, self._port, request, mail_data
         ).run()
 
 
@@ -142,12 +151,14 @@ class _Delivery:
         self,
         around: Surroundings,
         planner: Planner,
+        memory: Memory,
         port: int,
         request: Request,
         mail_data: MailData,
     ) -> None:
         self._around = around
         self._planner = planner
+        self._memory = memory
         self._port = port
         self._request = request
         self._mail_data = mail_data
@@ -218,22 +229,61 @@ class _Delivery:
                 for index in indices:
                     self._settle(envelope.recipients[index].place, plan.refusal)
                 return
-            attempt = Attempt(
-                self._around,
-                plan,
-                envelope,
-                indices,
-                self._mail_data,
-                began=self._began,
-                deadline=self._began + self._request.deadline,
-                settle=self._settle_recipient,
-            )
-            await attempt.run()
+            await self._attempt(envelope, plan, indices)
         except NexthopError as error:
             self._settle_group(indices, trouble.bad_nexthop(error))
         except Exception as error:
             self._observe_trouble(error)
             self._settle_group(indices, trouble.own_trouble(_cause(error)))
+
+    async def _attempt(
+        self, envelope: Envelope, plan: Plan, indices: list[int]
+    ) -> None:
+        """Attempt a delivery, with what is remembered of the candidates."""
+        visit = Visit(
+            self._memory, self._around, plan.nexthop, self._witness(), self._began
+        )
+
+        def observe(event: events.Event) -> None:
+            visit.observe(event)
+            self._around.observe(event)
+
+        def settle(
+            index: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
+        ) -> None:
+            self._settle_recipient(index, outcome, delays, tried)
+            visit.settled(outcome)
+
+        linger = 0.0
+        deadline = self._began + self._request.deadline
+        try:
+            advised = await visit.consult(plan.candidates, deadline)
+            if advised.refusal is not None:
+                for index in indices:
+                    self._settle_recipient(index, advised.refusal, None, advised.tried)
+                return
+            visit.probe()
+            attempt = Attempt(
+                self._around.observed_by(observe),
+                plan._replace(candidates=advised.candidates),
+                envelope,
+                indices,
+                self._mail_data,
+                began=self._began,
+                deadline=deadline,
+                settle=settle,
+                recalled=advised.recalled,
+            )
+            await attempt.run()
+            linger = self._memory.linger
+        finally:
+            await visit.finish(linger)
+
+    def _witness(self) -> str:
+        """Return a name for the message, the same when it is tried again."""
+        request = self._request
+        name = request.queue_id or f"{request.sender} {request.recipients}"
+        return blake2b(name.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
     async def _plan(
         self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
@@ -260,7 +310,11 @@ class _Delivery:
             self._settle(self._recipients[index].place, outcome)
 
     def _settle_recipient(
-        self, index: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
+        self,
+        index: int,
+        outcome: Outcome,
+        delays: Delays | None,
+        tried: tuple[str, ...],
     ) -> None:
         self._settle(self._recipients[index].place, outcome, delays, tried)
 

@@ -17,6 +17,7 @@ from mxpolicy.routing.candidate import Candidate, Finding, Phase
 __all__ = [
     "DUNNO",
     "AccessJudged",
+    "CandidateDoubted",
     "CandidateDropped",
     "CandidateFailed",
     "CandidateStarted",
@@ -28,6 +29,7 @@ __all__ = [
     "Planned",
     "RecipientSettled",
     "Trouble",
+    "WorkedAround",
     "nobody",
 ]
 
@@ -66,6 +68,28 @@ class CandidateFailed(NamedTuple):
     at: float
     candidate: Candidate
     finding: Finding
+
+
+class CandidateDoubted(NamedTuple):
+    """Our patience with a candidate has ended: the next one may start beside it."""
+
+    at: float
+    candidate: Candidate
+    finding: Finding
+
+
+class WorkedAround(NamedTuple):
+    """A candidate was reached in a second way, after the ordinary one had failed.
+
+    Attributes:
+        small_segments: By small TCP segments.
+        in_clear: Without STARTTLS, though it was offered.
+    """
+
+    at: float
+    candidate: Candidate
+    small_segments: bool
+    in_clear: bool
 
 
 class CandidateDropped(NamedTuple):
@@ -145,6 +169,8 @@ Event = (
     | CandidateStarted
     | PhaseReached
     | CandidateFailed
+    | CandidateDoubted
+    | WorkedAround
     | CandidateDropped
     | CandidateTaken
     | RecipientSettled

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from mxpolicy.delivery.events import (
     AccessJudged,
+    CandidateDoubted,
     CandidateDropped,
     CandidateFailed,
     CandidateStarted,
@@ -27,6 +28,7 @@ from mxpolicy.delivery.events import (
     Planned,
     RecipientSettled,
     Trouble,
+    WorkedAround,
 )
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import printable
@@ -92,6 +94,8 @@ def _step(
     | CandidateStarted
     | PhaseReached
     | CandidateFailed
+    | CandidateDoubted
+    | WorkedAround
     | CandidateDropped
     | CandidateTaken
     | AccessJudged
@@ -113,6 +117,16 @@ def _step(
                 f"failed, {at}, candidate={_way(candidate)}, phase={finding.phase.word},"
                 f" verdict={finding.verdict.value}, waited={_seconds(finding.waited)}"
                 f"{'' if finding.full else ', provisional'}{said}"
+            )
+        case CandidateDoubted(_, candidate, finding):
+            return (
+                f"doubted, {at}, candidate={_way(candidate)}, phase={finding.phase.word},"
+                f" waited={_seconds(finding.waited)}"
+            )
+        case WorkedAround(_, candidate, small_segments, in_clear):
+            return (
+                f"worked around, {at}, candidate={_way(candidate)},"
+                f" by={_detour(small_segments, in_clear)}"
             )
         case CandidateDropped(_, candidate, phase):
             return f"dropped, {at}, candidate={_way(candidate)}, phase={phase.word}"
@@ -174,6 +188,21 @@ def _facts(event: Event) -> Facts:
                 "waited": round(finding.waited, 6),
                 "full": finding.full,
                 "text": finding.text,
+            }
+        case CandidateDoubted(_, candidate, finding):
+            return {
+                "event": "doubted",
+                "at": at,
+                **_candidate_facts(candidate),
+                "phase": finding.phase.word,
+                "waited": round(finding.waited, 6),
+            }
+        case WorkedAround(_, candidate, small_segments, in_clear):
+            return {
+                "event": "worked around",
+                "at": at,
+                **_candidate_facts(candidate),
+                "by": _detour(small_segments, in_clear),
             }
         case CandidateDropped(_, candidate, phase):
             return {
@@ -265,6 +294,11 @@ def _status(outcome: Outcome) -> str:
         case Bounced():
             return "bounced"
     assert_never(outcome)
+
+
+def _detour(small_segments: bool, in_clear: bool) -> str:
+    words = ["small segments"] * small_segments + ["clear text"] * in_clear
+    return " and ".join(words)
 
 
 def _seconds(value: float) -> str:

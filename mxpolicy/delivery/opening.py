@@ -46,6 +46,8 @@ async def open_session(
     candidate: Candidate,
     on_phase: Callable[[Phase], None],
     way: Way = Way.ORDINARY,
+    *,
+    tls: bool = True,
 ) -> Session:
     """Connect to *candidate* and go on to ready.
 
@@ -55,13 +57,15 @@ async def open_session(
 
     Args:
         on_phase: Called for each phase, again on a second connection.
-        way: Of a second or third connection to the same host.
+        way: Of a second or third connection to the same host, or of the first where
+            the ordinary one is known to fail.
+        tls: False where TLS is known to fail.
 
     Raises:
         SessionFailed: The host does not get us there.
         LocalTrouble: We do not get there.
     """
-    if around.options.tls.default is TlsLevel.NONE:
+    if around.options.tls.default is TlsLevel.NONE or not tls:
         return await _open_once(around, candidate, on_phase, way, tls=False)
     try:
         return await _open_once(around, candidate, on_phase, way, tls=True)
@@ -71,7 +75,9 @@ async def open_session(
         may_be_too_large = failed.client_hello_was_sent
     if may_be_too_large and way is Way.ORDINARY:
         return await open_session(around, candidate, on_phase, Way.SMALL_SEGMENTS)
-    return await _open_once(around, candidate, on_phase, way, tls=False)
+    session = await _open_once(around, candidate, on_phase, way, tls=False)
+    session.had_to_be_in_clear = True
+    return session
 
 
 async def _open_once(

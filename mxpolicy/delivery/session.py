@@ -83,6 +83,7 @@ class Session:
     Attributes:
         candidate: As given.
         has_small_segments: As given.
+        had_to_be_in_clear: TLS had failed before, in a session of its own.
         tls_seconds: How long STARTTLS, handshake and EHLO took; 0 without TLS.
     """
 
@@ -101,6 +102,7 @@ class Session:
     ) -> None:
         self.candidate = candidate
         self.has_small_segments = has_small_segments
+        self.had_to_be_in_clear = False
         self.tls_seconds = 0.0
         self._sends_dot_unseen = sends_dot_unseen
         self._stream = stream

@@ -233,7 +233,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 def _prepare(directory: Path, port: int, resolver: str) -> tuple[Path, Path]:
     """Make *directory* with a configuration in it; return the log's path and its own."""
-    directory.mkdir()
+    (directory / "state").mkdir(parents=True)
     log, config = directory / "log", directory / "mxpolicy.yaml"
     lines = [
         f"helo: {HELO}",

@@ -64,6 +64,8 @@ __all__ = [
     "encode",
     "is_about_host",
     "is_about_nexthop",
+    "is_lease_stale",
+    "is_news",
     "standing",
 ]
 
@@ -74,11 +76,17 @@ KEPT = 14 * 86400.0
 # 45 at most; whoever has died has left it to the next one after this time.
 LEASE = 60.0
 
+# A host that is as it was is written down again after this time.
+NEWS_EVERY = 300.0
+
 # Clocks of machines that share a store differ.
 SKEW = 5.0
 
 # For how long STARTTLS that failed is not tried again where TLS is not required.
 BROKEN_TLS = 3600.0
+
+# For how long small segments are used. They cost little; a stall costs half a minute.
+NARROW_PATH = 86400.0
 
 # So many SYNs go unanswered in this time (0, 1 and 3 s) that it looks no better.
 DOUBTFUL_CONNECT = 3.0
@@ -104,8 +112,8 @@ class Record(NamedTuple):
         greeting_latency: Seconds from there to the 220.
         last_ready: When that was, UTC seconds.
         tls_broken: When a TLS handshake failed that clear text went without.
-        segment_size: The largest TCP segment by which it can be reached, when that
-            is less than what is usual.
+        small_segments: When only small TCP segments got through to it.
+        name: The host's name when it was last met.
         witness: By which message it was seen to stall.
         said: What the host or the system said, printable.
     """
@@ -120,13 +128,19 @@ class Record(NamedTuple):
     greeting_latency: float | None = None
     last_ready: float | None = None
     tls_broken: float | None = None
-    segment_size: int | None = None
+    small_segments: float | None = None
+    name: str = ""
     witness: str = ""
     said: str = ""
 
     def is_tls_broken(self, now: float) -> bool:
         """Return whether STARTTLS had better not be tried."""
         return self.tls_broken is not None and 0 <= now - self.tls_broken < BROKEN_TLS
+
+    def needs_small_segments(self, now: float) -> bool:
+        """Return whether larger segments had better not be tried."""
+        since = self.small_segments
+        return since is not None and 0 <= now - since < NARROW_PATH
 
 
 NOTHING = Record()
@@ -234,6 +248,26 @@ def after_ready(
     return record._replace(last_ready=now)
 
 
+def is_news(before: Record, after: Record) -> bool:
+    """Return whether the difference is worth being written.
+
+    A healthy host is found so by every message; that need not cost a write each.
+    """
+    return not (
+        before._replace(last_ready=None, connect_time=None, greeting_latency=None)
+        == after._replace(last_ready=None, connect_time=None, greeting_latency=None)
+        and abs((after.last_ready or 0) - (before.last_ready or 0)) < NEWS_EVERY
+        and _is_near(before.connect_time, after.connect_time)
+        and _is_near(before.greeting_latency, after.greeting_latency)
+    )
+
+
+def _is_near(before: float | None, after: float | None) -> bool:
+    if before is None or after is None:
+        return before is after
+    return abs(after - before) <= 0.1 + before / 4
+
+
 def after_taking(record: Record) -> Record:
     """Return what is remembered of a candidate that has taken a message."""
     return _cleared(record)
@@ -294,6 +328,20 @@ def standing(record: Record, now: float, options: MemoryOptions) -> Standing:
     if age < 2 * pause and record.verdict is not Verdict.STALLED:
         return Standing.DUE
     return Standing.UNKNOWN
+
+
+def is_lease_stale(value: bytes, now: float) -> bool:
+    """Return whether a lease, as it was written, is none any more.
+
+    Args:
+        value: When it was taken, UTC seconds in decimal.
+        now: UTC seconds.
+    """
+    try:
+        age = now - float(value)
+    except ValueError:
+        return True
+    return not -SKEW <= age < LEASE
 
 
 class Advice(NamedTuple):
@@ -384,7 +432,8 @@ def encode(record: Record) -> bytes:
         "full" if record.full else "-",
         *map(_number, (record.since, record.pause, record.waited)),
         *map(_number, (record.connect_time, record.greeting_latency)),
-        *map(_number, (record.last_ready, record.tls_broken, record.segment_size)),
+        *map(_number, (record.last_ready, record.tls_broken, record.small_segments)),
+        record.name or "-",
         record.witness or "-",
         record.said,
     ]
@@ -397,8 +446,8 @@ def decode(value: bytes | None) -> Record:
     It may have been written by another version, or by a disk that fails: wrong
     knowledge costs a message some seconds, no knowledge costs no more.
     """
-    words = (value or b"").decode("ascii", "replace").split(" ", 13)
-    if len(words) != 14 or words[0] != _VERSION:
+    words = (value or b"").decode("ascii", "replace").split(" ", 14)
+    if len(words) != 15 or words[0] != _VERSION:
         return NOTHING
     try:
         return _understood(words)
@@ -408,7 +457,7 @@ def decode(value: bytes | None) -> Record:
 
 def _understood(words: Sequence[str]) -> Record:
     since, pause, waited, *known = map(_read, words[4:12])
-    connect_time, greeting_latency, last_ready, tls_broken, segment_size = known
+    connect_time, greeting_latency, last_ready, tls_broken, small_segments = known
     return Record(
         None if words[1] == "-" else Verdict(words[1]),
         Phase[words[2].upper()],
@@ -420,9 +469,10 @@ def _understood(words: Sequence[str]) -> Record:
         greeting_latency,
         last_ready,
         tls_broken,
-        None if segment_size is None else int(segment_size),
-        "" if words[12] == "-" else words[12],
-        printable(words[13], _SAID_LENGTH),
+        small_segments,
+        name="" if words[12] == "-" else words[12],
+        witness="" if words[13] == "-" else words[13],
+        said=printable(words[14], _SAID_LENGTH),
     )
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mxpolicy.delivery.events import (
     AccessJudged,
+    CandidateDoubted,
     CandidateDropped,
     CandidateFailed,
     CandidateStarted,
@@ -19,6 +20,7 @@ from mxpolicy.delivery.events import (
     Planned,
     RecipientSettled,
     Trouble,
+    WorkedAround,
 )
 from mxpolicy.delivery.log_line import MAX_LINE, json_line, text_line
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
@@ -129,6 +131,18 @@ NOT_SMTP = Finding(Verdict.NOT_SMTP, Phase.GREETING, 0.01, text="HTTP/1.1 400")
             id="failed",
         ),
         pytest.param(
+            CandidateDoubted(1.5, FIRST, FILTERED._replace(waited=1.5, full=False)),
+            "4bXyz1: doubted, at=1.5, candidate=mx1.example.com[192.0.2.1]:25,"
+            " egress=direct, phase=connect, waited=1.5",
+            id="doubted",
+        ),
+        pytest.param(
+            WorkedAround(1.6, FIRST, True, True),
+            "4bXyz1: worked around, at=1.6, candidate=mx1.example.com[192.0.2.1]:25,"
+            " egress=direct, by=small segments and clear text",
+            id="worked around",
+        ),
+        pytest.param(
             CandidateDropped(1.6, FIRST, Phase.CONNECT),
             "4bXyz1: dropped, at=1.6, candidate=mx1.example.com[192.0.2.1]:25,"
             " egress=direct, phase=connect",
@@ -221,6 +235,16 @@ MX2 = {
                 "text": "",
             },
             id="failed",
+        ),
+        pytest.param(
+            CandidateDoubted(1.5, FIRST, FILTERED._replace(waited=1.5, full=False)),
+            {"event": "doubted", "at": 1.5, **MX1, "phase": "connect", "waited": 1.5},
+            id="doubted",
+        ),
+        pytest.param(
+            WorkedAround(1.6, FIRST, False, True),
+            {"event": "worked around", "at": 1.6, **MX1, "by": "clear text"},
+            id="worked around",
         ),
         pytest.param(
             CandidateDropped(1.6, FIRST, Phase.CONNECT),

@@ -151,11 +151,14 @@ class Runner:
         self.directory = directory
         self.log = directory / "log"
         self.config = directory / "mxpolicy.yaml"
+        self.state = directory / "state"
+        self.state.mkdir()
         self.configure()
 
     def configure(self, *more: str) -> None:
         """Write the configuration, with *more* lines."""
         lines = ["allow_dial: [127.0.0.0/8]", "helo: mail.example.com", *more]
+        lines.append(f"state: {self.state}")
         self.config.write_text("\n".join([*lines, f"log: {{to: {self.log}}}", ""]))
 
     def argv(self, nexthop: str, *recipients: str, sender: str = "me@a.example") -> Any:

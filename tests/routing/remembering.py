@@ -273,7 +273,7 @@ class World:
 
     def _lease_all(self, at: float) -> bool:
         free = [at - self._leases.get(one, -LEASE) >= LEASE for one in self.candidates]
-        return all(free) and all([self._lease(one, at) for one in self.candidates])
+        return all(free) and all(self._lease(one, at) for one in self.candidates)
 
     def _lease(self, candidate: Candidate, at: float) -> bool:
         if at - self._leases.get(candidate, -LEASE) < LEASE:

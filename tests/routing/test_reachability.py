@@ -22,6 +22,7 @@ from mxpolicy.routing.reachability import (
     encode,
     is_about_host,
     is_about_nexthop,
+    is_news,
     standing,
 )
 from tests.routing.remembering import DEFAULTS, START, World
@@ -196,6 +197,28 @@ def test_probe_that_could_not_tell_leaves_a_slow_greeter_to_the_next_message() -
     assert after == record
 
 
+def test_healthy_host_is_written_down_now_and_then_only() -> None:
+    first = after_ready(NOTHING, START, 0.03, 0.5)
+    assert is_news(NOTHING, first)
+    assert not is_news(first, after_ready(first, START + 60, 0.05, 0.55))
+    assert is_news(first, after_ready(first, START + 60, 0.05, 6.0))
+    assert is_news(first, after_ready(first, START + 301, 0.03, 0.5))
+    assert is_news(first, fail(first, FILTERED, START + 1))
+    failed = fail(first, FILTERED, START + 1)
+    assert is_news(failed, after_ready(failed, START + 2, 0.03, 0.5))
+
+
+def test_what_was_worked_around_is_not_tried_for_a_while() -> None:
+    record = Record(tls_broken=START, small_segments=START)
+    assert record.is_tls_broken(START + 3599)
+    assert not record.is_tls_broken(START + 3600)
+    assert not record.is_tls_broken(START - 1)
+    assert record.needs_small_segments(START + 86399)
+    assert not record.needs_small_segments(START + 86400)
+    assert not NOTHING.is_tls_broken(START)
+    assert not NOTHING.needs_small_segments(START)
+
+
 # --- whom a finding is about
 
 
@@ -208,7 +231,7 @@ def test_probe_that_could_not_tell_leaves_a_slow_greeter_to_the_next_message() -
         (Finding(Verdict.EHLO_REFUSED, Phase.EHLO, 0.1), True, False),
         (STALLED, True, False),
         (Finding(Verdict.LOOPS_TO_MYSELF, Phase.EHLO, 0.1), False, True),
-        (Finding(Verdict.STARTTLS_MISSING, Phase.EHLO + 1, 0.1), False, True),
+        (Finding(Verdict.STARTTLS_MISSING, Phase.TLS, 0.1), False, True),
         (Finding(Verdict.TLS_FAILED, Phase.TLS, 0.1), False, True),
         (Finding(Verdict.SILENT, Phase.TRANSACTION, 60.0), False, True),
         (Finding(Verdict.CLOSED, Phase.TRANSACTION, 60.0), False, True),
@@ -299,7 +322,8 @@ records = st.builds(
     greeting_latency=st.none() | st.integers(0, 300000).map(lambda ms: ms / 1000),
     last_ready=st.none() | st.integers(0, 2**33).map(float),
     tls_broken=st.none() | st.integers(0, 2**33).map(float),
-    segment_size=st.none() | st.integers(1, 65535),
+    small_segments=st.none() | st.integers(0, 2**33).map(float),
+    name=st.sampled_from(["", "mx.example.com"]),
     witness=st.text("0123456789abcdef", max_size=16),
     said=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=80),
 )

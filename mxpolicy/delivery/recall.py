@@ -1,0 +1,510 @@
+"""The memory at work: read before an attempt, written as it goes, probes beside it.
+
+The shell of `mxpolicy.routing.reachability` and `mxpolicy.routing.sighting`, which
+decide everything. A `Memory` is the engine's; a `Visit` is one attempt's.
+
+Nothing here may delay mail by more than the store's own bound, or change an
+outcome: whatever goes wrong is told, and nothing is remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import traceback
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery.opening import open_session
+from mxpolicy.delivery.recalled import Recalled
+from mxpolicy.delivery.session import SessionFailed
+from mxpolicy.errors import LocalTrouble
+from mxpolicy.options import YesNo
+from mxpolicy.outcome import Deferred, Delivered
+from mxpolicy.reply import printable
+from mxpolicy.routing.candidate import Candidate, Finding, Phase
+from mxpolicy.routing.reachability import (
+    KEPT,
+    LEASE,
+    NOTHING,
+    Record,
+    advise,
+    after_doubtful_probe,
+    after_failure,
+    after_ready,
+    after_taking,
+    decode,
+    encode,
+    is_about_host,
+    is_about_nexthop,
+    is_lease_stale,
+    is_news,
+)
+from mxpolicy.routing.sighting import Ready, Sighting
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from mxpolicy.delivery.attempt import Surroundings
+    from mxpolicy.options import MemoryOptions
+    from mxpolicy.outcome import Outcome
+    from mxpolicy.routing.reachability import Advice
+    from mxpolicy.routing.sighting import Lesson
+    from mxpolicy.state.store import Store
+
+    Change = Callable[[Record], Record]
+
+__all__ = ["HOST", "LINGER", "Memory", "Visit", "host_key"]
+
+# What keys begin with: knowledge of a candidate, the same for one nexthop, a lease.
+HOST = "host "
+NEXTHOP = "nexthop "
+LEASED = "lease "
+
+# Seconds that a process of its own goes on for a probe after its message is settled.
+LINGER = 3.0
+
+# Seconds that a message without any other host waits for somebody else's probe, and
+# between two looks at what has come of it.
+LONGEST_WAIT = 15.0
+LOOK_AGAIN = 0.25
+
+# Probes beside one message: a domain may have a hundred addresses that are due.
+MAX_PROBES = 4
+
+# Others may write the same row at the same time; one of them wins each time.
+MAX_TRIES = 4
+
+_MAX_NEXTHOP = 255
+
+
+def host_key(candidate: Candidate) -> str:
+    """Return the key of what is remembered of *candidate*.
+
+    Without the host's name: thousands of domains have names of their own for the
+    same few addresses.
+    """
+    return f"{HOST}{candidate.egress} {candidate.address} {candidate.port}"
+
+
+class Advised(NamedTuple):
+    """What is to be done with a plan.
+
+    Attributes:
+        candidates: In the order of asking.
+        recalled: For the attempt.
+        refusal: The outcome of every recipient; then nobody is dialled.
+        tried: With a refusal: one printable text for each candidate.
+    """
+
+    candidates: tuple[Candidate, ...]
+    recalled: Recalled
+    refusal: Deferred | None = None
+    tried: tuple[str, ...] = ()
+
+
+class Memory:
+    """What the engine remembers.
+
+    Args:
+        store: Where it is kept; no method of it may raise (`FallbackStore`).
+        options: The pauses.
+        utc: Seconds, as `time.time`.
+        chance: 0 to 1, as `random.random`.
+        linger: Seconds for which probes may go on after their message is settled.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        options: MemoryOptions,
+        *,
+        utc: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+        linger: float = LINGER,
+    ) -> None:
+        self.store = store
+        self.options = options
+        self.utc = utc
+        self.chance = chance
+        self.linger = linger
+
+    async def records(self, keys: Mapping[Candidate, str]) -> dict[Candidate, Record]:
+        """Return what is remembered, by candidate; nothing for who is unknown."""
+        values = await asyncio.gather(*(self.store.get(key) for key in keys.values()))
+        return {
+            candidate: decode(value)
+            for candidate, value in zip(keys, values, strict=True)
+            if value is not None
+        }
+
+    async def change(self, key: str, change: Change) -> None:
+        """Replace what is remembered by what *change* makes of it."""
+        for _ in range(MAX_TRIES):
+            old = await self.store.get(key)
+            before = decode(old)
+            after = change(before)
+            if not is_news(before, after):
+                return
+            expires = self.utc() + KEPT
+            if old is None:
+                done = await self.store.add(key, encode(after), expires)
+            else:
+                done = await self.store.replace(key, old, encode(after), expires)
+            if done:
+                return
+
+    async def lease(self, key: str) -> bool:
+        """Get the lease of *key*; False when somebody else has it."""
+        now = self.utc()
+        value = b"%.3f" % now
+        if await self.store.add(LEASED + key, value, now + LEASE):
+            return True
+        held = await self.store.get(LEASED + key)
+        # The clock was set back: the store would keep it until that time comes again.
+        return (
+            held is not None
+            and is_lease_stale(held, now)
+            and await self.store.replace(LEASED + key, held, value, now + LEASE)
+        )
+
+    async def release(self, key: str) -> None:
+        """Give the lease of *key* back."""
+        await self.store.delete(LEASED + key)
+
+
+class Visit:
+    """One attempt's use of the memory.
+
+    Call `consult` first, then `probe`, tell everything to `observe` and `settled`,
+    and in the end, whatever has happened, `finish`.
+
+    Args:
+        memory: The engine's.
+        around: The engine's; told of our own trouble.
+        nexthop: Whose verdicts of its own are kept.
+        witness: Names the message.
+        began: When it was taken in hand, on the clock: events count from there.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        around: Surroundings,
+        nexthop: str,
+        witness: str,
+        began: float,
+    ) -> None:
+        self._memory = memory
+        self._around = around
+        self._nexthop = printable(nexthop.lower(), _MAX_NEXTHOP)
+        self._witness = witness
+        self._began = began
+        self._due: list[Candidate] = []
+        self._leased: list[str] = []
+        self._sightings: dict[Candidate, Sighting] = {}
+        self._alarms: dict[Candidate, asyncio.TimerHandle] = {}
+        self._taken: set[Candidate] = set()
+        self._queue: deque[Callable[[], Awaitable[None]]] = deque()
+        self._writer: asyncio.Task[None] | None = None
+        self._probes: set[asyncio.Task[None]] = set()
+
+    # -- before the attempt -------------------------------------------------
+
+    async def consult(
+        self, candidates: Sequence[Candidate], deadline: float
+    ) -> Advised:
+        """Return in which order *candidates* are asked, or why nobody is.
+
+        Waits, when everyone has failed and somebody else is looking after them, for
+        what he finds, but not until *deadline*, on the clock.
+        """
+        until = min(self._around.clock() + LONGEST_WAIT, deadline - LONGEST_WAIT)
+        while True:
+            advice, records = await self._advise(candidates)
+            advised = Advised(advice.order, Recalled(records, self._memory.utc()))
+            if advice.has_other or not self._defers_fast:
+                if advice.has_other:
+                    self._due = await self._lease_some(advice.due)
+                return advised
+            if not advice.is_hopeless and await self._lease_all(candidates):
+                advice, records = await self._advise(candidates)
+                if not advice.is_hopeless:
+                    return advised
+                await self._release_all()
+            if advice.is_hopeless or self._around.clock() >= until:
+                return self._hopeless(candidates, records, advised)
+            await asyncio.sleep(LOOK_AGAIN)
+
+    @property
+    def _defers_fast(self) -> bool:
+        return self._memory.options.fast_deferral is YesNo.YES
+
+    async def _advise(
+        self, candidates: Sequence[Candidate]
+    ) -> tuple[Advice, dict[Candidate, Record]]:
+        of_host = await self._memory.records({one: host_key(one) for one in candidates})
+        of_nexthop = await self._memory.records(
+            {one: self._nexthop_key(one) for one in candidates}
+        )
+        now = self._memory.utc()
+        advice = advise(candidates, of_host, of_nexthop, now, self._memory.options)
+        return advice, of_host
+
+    def _hopeless(
+        self,
+        candidates: Sequence[Candidate],
+        records: Mapping[Candidate, Record],
+        advised: Advised,
+    ) -> Advised:
+        now = self._memory.utc()
+        tried = tuple(_tried(one, records.get(one, NOTHING), now) for one in candidates)
+        text = "no host can be reached, as was found before: "
+        refusal = Deferred(
+            trouble.UNREACHABLE,
+            trouble.one_line(text + "; ".join(tried)),
+            relay=str(candidates[0]),
+        )
+        return advised._replace(refusal=refusal, tried=tried)
+
+    async def _lease_some(self, due: Sequence[Candidate]) -> list[Candidate]:
+        leased = []
+        for candidate in due[:MAX_PROBES]:
+            if await self._memory.lease(host_key(candidate)):
+                self._leased.append(host_key(candidate))
+                leased.append(candidate)
+        return leased
+
+    async def _lease_all(self, candidates: Sequence[Candidate]) -> bool:
+        """Get the leases of all, or none.
+
+        In the order of their keys: of two messages with some candidates in common
+        one gets ahead.
+        """
+        for key in sorted({host_key(one) for one in candidates}):
+            if not await self._memory.lease(key):
+                await self._release_all()
+                return False
+            self._leased.append(key)
+        return True
+
+    async def _release_all(self) -> None:
+        while self._leased:
+            await self._memory.release(self._leased.pop())
+
+    # -- while it goes on ---------------------------------------------------
+
+    def observe(self, event: events.Event) -> None:
+        """Learn from what happens; never raises, never waits."""
+        try:
+            self._observe(event)
+        except Exception:
+            self._tell_trouble()
+
+    def _observe(self, event: events.Event) -> None:
+        match event:
+            case events.CandidateStarted(at, candidate):
+                self._sightings[candidate] = Sighting(candidate, at)
+                self._watch(candidate)
+            case events.PhaseReached(at, candidate, phase):
+                if sighting := self._sightings.get(candidate):
+                    self._learn(candidate, sighting.reached(phase, at))
+                    self._watch(candidate)
+            case events.CandidateDoubted(_, candidate, finding):
+                self._failed(candidate, finding)
+            case events.CandidateFailed(_, candidate, finding):
+                self._failed(candidate, finding)
+                self._forget(candidate)
+            case events.CandidateDropped(_, candidate, _):
+                self._forget(candidate)
+            case events.CandidateTaken(_, candidate):
+                self._taken.add(candidate)
+            case events.WorkedAround():
+                self._worked_around(event)
+            case _:
+                pass
+
+    def settled(self, outcome: Outcome) -> None:
+        """Learn from a recipient's outcome: who has taken a message is well."""
+        if not isinstance(outcome, Delivered):
+            return
+        for candidate in self._taken:
+            if str(candidate) == outcome.relay:
+                self._change(host_key(candidate), after_taking)
+                self._change(self._nexthop_key(candidate), after_taking)
+
+    def _failed(self, candidate: Candidate, finding: Finding) -> None:
+        sighting = self._sightings.get(candidate)
+        self._learn(candidate, sighting.failed(finding) if sighting else finding)
+
+    def _watch(self, candidate: Candidate) -> None:
+        """See to it that a full verdict is written as soon as it is one."""
+        if alarm := self._alarms.pop(candidate, None):
+            alarm.cancel()
+        at = self._sightings[candidate].full_at()
+        if at is not None:
+            loop = asyncio.get_running_loop()
+            delay = max(0.0, at - self._now())
+            self._alarms[candidate] = loop.call_later(delay, self._ring, candidate)
+
+    def _ring(self, candidate: Candidate) -> None:
+        sighting = self._sightings.get(candidate)
+        if sighting is not None:
+            self._learn(candidate, sighting.overdue(self._now()))
+
+    def _forget(self, candidate: Candidate) -> None:
+        self._sightings.pop(candidate, None)
+        if alarm := self._alarms.pop(candidate, None):
+            alarm.cancel()
+
+    def _learn(self, candidate: Candidate, lesson: Lesson | None) -> None:
+        if isinstance(lesson, Ready):
+            ready = lesson
+            now = self._memory.utc()
+            self._change(
+                host_key(candidate),
+                lambda record: after_ready(
+                    record._replace(name=candidate.host), now, *ready
+                ),
+            )
+        elif lesson is not None:
+            self._learn_failure(candidate, lesson)
+
+    def _learn_failure(self, candidate: Candidate, finding: Finding) -> None:
+        if is_about_host(finding):
+            key = host_key(candidate)
+        elif is_about_nexthop(finding):
+            key = self._nexthop_key(candidate)
+        else:
+            return
+        memory, now, chance = self._memory, self._memory.utc(), self._memory.chance()
+
+        def fail(record: Record) -> Record:
+            named = record._replace(name=candidate.host)
+            return after_failure(
+                named, finding, now, memory.options, chance, self._witness
+            )
+
+        self._change(key, fail)
+
+    def _worked_around(self, event: events.WorkedAround) -> None:
+        now = self._memory.utc()
+
+        def note(record: Record) -> Record:
+            if event.small_segments and not record.needs_small_segments(now):
+                record = record._replace(small_segments=now)
+            if event.in_clear:
+                record = record._replace(tls_broken=now)
+            return record
+
+        self._change(host_key(event.candidate), note)
+
+    def _nexthop_key(self, candidate: Candidate) -> str:
+        return f"{NEXTHOP}{self._nexthop} {host_key(candidate)}"
+
+    # -- writing: one after the other, in the order in which it happened ------
+
+    def _change(self, key: str, change: Change) -> None:
+        self._do_later(lambda: self._memory.change(key, change))
+
+    def _do_later(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._queue.append(work)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while self._queue:
+                await self._queue.popleft()()
+        except Exception:
+            self._tell_trouble()
+        finally:
+            self._writer = None
+
+    # -- probes ---------------------------------------------------------------
+
+    def probe(self) -> None:
+        """Begin to look after those for whom we have the lease, beside the attempt."""
+        for candidate in self._due:
+            task = asyncio.create_task(self._probe(candidate))
+            self._probes.add(task)
+            task.add_done_callback(self._probes.discard)
+
+    async def _probe(self, candidate: Candidate) -> None:
+        """Dial *candidate* until it is ready or has failed fully; the owner of its trouble."""
+        sighting = Sighting(candidate, self._now())
+        try:
+            await self._reach(sighting)
+        except SessionFailed as failed:
+            self._learn(candidate, sighting.failed(failed.finding))
+        except TimeoutError:
+            self._learn(candidate, sighting.overdue(self._now()))
+        except asyncio.CancelledError:
+            self._end_in_doubt(sighting)
+            raise
+        except LocalTrouble:
+            pass  # nothing is known of the host, and the lease runs out
+        except Exception:
+            self._tell_trouble()
+
+    async def _reach(self, sighting: Sighting) -> None:
+        candidate = sighting.candidate
+
+        def entered(phase: Phase) -> None:
+            self._learn(candidate, sighting.reached(phase, self._now()))
+            limit.reschedule(self._limit(sighting))
+
+        async with asyncio.timeout_at(self._limit(sighting)) as limit:
+            session = await open_session(self._around, candidate, entered)
+        session.quit()
+
+    def _limit(self, sighting: Sighting) -> float | None:
+        """When the probe ends in a full failure, on the loop's clock."""
+        at = sighting.full_at()
+        if at is None:
+            return None
+        return asyncio.get_running_loop().time() + max(0.0, at - self._now())
+
+    def _end_in_doubt(self, sighting: Sighting) -> None:
+        now, phase = self._memory.utc(), sighting.phase
+        waited = self._now() - sighting.since
+        options = self._memory.options
+        self._change(
+            host_key(sighting.candidate),
+            lambda record: after_doubtful_probe(record, phase, waited, now, options),
+        )
+
+    # -- the end --------------------------------------------------------------
+
+    async def finish(self, linger: float) -> None:
+        """Wait *linger* seconds for the probes, and for what is to be written."""
+        for candidate in list(self._alarms):
+            self._forget(candidate)
+        if self._probes and linger:
+            await asyncio.wait(self._probes, timeout=linger)
+        probes = list(self._probes)
+        for task in probes:
+            task.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+        if self._leased:
+            self._do_later(self._release_all)
+        while writer := self._writer:
+            await writer
+
+    def _tell_trouble(self) -> None:
+        with suppress(Exception):
+            text = traceback.format_exc()
+            self._around.observe(events.Trouble(self._now(), text))
+
+    def _now(self) -> float:
+        return self._around.clock() - self._began
+
+
+def _tried(candidate: Candidate, record: Record, now: float) -> str:
+    word = record.verdict.value if record.verdict else "failed"
+    said = f" ({record.said})" if record.said else ""
+    age = max(0.0, now - record.since)
+    return f"{candidate} {word} {record.waited:.1f}s, {age:.0f}s ago{said}"

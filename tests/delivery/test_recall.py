@@ -1,0 +1,389 @@
+"""`mxpolicy.delivery.recall`: several messages, one memory, real sockets on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from mxpolicy.delivery import events
+from mxpolicy.delivery.engine import Engine, Request
+from mxpolicy.delivery.recall import HOST, Memory, host_key
+from mxpolicy.options import MemoryOptions, Options, YesNo
+from mxpolicy.outcome import Deferred, Delivered, Outcome
+from mxpolicy.routing.candidate import Verdict
+from mxpolicy.routing.reachability import Record, decode, encode
+from mxpolicy.state.memory import MemoryStore
+from tests.delivery.attempts import mail_data, run
+from tests.helpers.scripted_smtp import End, ScriptedHost
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mxpolicy.delivery.events import Event
+
+START = 1_800_000_000.0
+
+
+class Utc:
+    """UTC that goes on with the loop's clock, and can be moved by the test."""
+
+    def __init__(self) -> None:
+        self.offset = START - asyncio.get_running_loop().time()
+
+    def __call__(self) -> float:
+        return asyncio.get_running_loop().time() + self.offset
+
+
+class Sent(NamedTuple):
+    """What became of a message."""
+
+    outcome: Outcome
+    seconds: float
+    events: list[Event]
+
+    @property
+    def dialled(self) -> list[str]:
+        return [
+            one.candidate.address
+            for one in self.events
+            if isinstance(one, events.CandidateStarted)
+        ]
+
+
+class Site:
+    """An engine whose memory outlives a message, and hosts by preference."""
+
+    def __init__(
+        self, *hosts: ScriptedHost, options: MemoryOptions | None = None
+    ) -> None:
+        self.hosts = hosts
+        self.utc = Utc()
+        self.store = MemoryStore(self.utc)
+        self.options = Options(
+            helo="mail.example.com",
+            allow_dial=("127.0.0.0/8",),
+            memory=options or MemoryOptions(),
+        )
+        self.happened: list[Event] = []
+        self.engine = Engine(
+            self.options,
+            self.happened.append,
+            store=self.store,
+            clock=asyncio.get_running_loop().time,
+        )
+        self.engine._memory.utc = self.utc
+        self.engine._memory.chance = lambda: 0.0
+        self.number = 0
+
+    @property
+    def nexthop(self) -> str:
+        found = [one.candidate() for one in self.hosts]
+        return ", ".join(f"[{one.address}]:{one.port}" for one in found)
+
+    async def send(self, nexthop: str = "") -> Sent:
+        self.number += 1
+        request = Request(
+            "alice@example.net",
+            ("bob@example.com",),
+            nexthop or self.nexthop,
+            f"Q{self.number}",
+            900.0,
+        )
+        began, seen = asyncio.get_running_loop().time(), len(self.happened)
+        message = mail_data()
+        try:
+            (outcome,) = await self.engine.deliver(request, message)
+        finally:
+            message.close()
+        settled = [
+            one.at
+            for one in self.happened[seen:]
+            if isinstance(one, events.RecipientSettled)
+        ]
+        assert asyncio.get_running_loop().time() - began < settled[-1] + 4
+        return Sent(outcome, settled[0], self.happened[seen:])
+
+    async def record(self, host: ScriptedHost) -> Record:
+        return decode(await self.store.get(host_key(host.candidate())))
+
+    def troubles(self) -> Sequence[Event]:
+        return [one for one in self.happened if isinstance(one, events.Trouble)]
+
+
+def test_second_message_does_not_wait_for_a_dropped_first_host() -> None:
+    dead, good = ScriptedHost(is_filtered=True), ScriptedHost()
+
+    async def work() -> None:
+        site = Site(dead, good)
+        first, second = await site.send(), await site.send()
+        assert isinstance(first.outcome, Delivered)
+        assert 1.4 < first.seconds < 2
+        assert isinstance(second.outcome, Delivered)
+        assert second.seconds < 0.3
+        assert second.dialled == [good.candidate().address]
+        record = await site.record(dead)
+        assert record.verdict is not None
+        assert not record.full
+        assert not site.troubles()
+
+    run(dead, good, work=work)
+
+
+def test_second_message_does_not_wait_for_a_silent_first_host() -> None:
+    silent, good = ScriptedHost({"CONNECT": End.SILENT}), ScriptedHost()
+
+    async def work() -> None:
+        site = Site(silent, good)
+        first, second = await site.send(), await site.send()
+        assert 7.5 < first.seconds < 9
+        assert second.seconds < 0.3
+        assert second.dialled == [good.candidate().address]
+
+    run(silent, good, work=work)
+
+
+def test_all_dead_hosts_defer_at_once_and_are_asked_again_after_the_pause() -> None:
+    dead, refused = ScriptedHost(is_filtered=True), ScriptedHost(is_refused=True)
+
+    async def work() -> None:
+        site = Site(dead, refused)
+        first, second = await site.send(), await site.send()
+        assert isinstance(first.outcome, Deferred)
+        assert isinstance(second.outcome, Deferred)
+        assert second.dialled == []
+        assert second.seconds < 0.1
+        assert str(second.outcome.status) == "4.4.1"
+        assert "filtered" in second.outcome.text
+        assert "refused" in second.outcome.text
+        assert " ago" in second.outcome.text
+        site.utc.offset += 61
+        third = await site.send()
+        assert len(third.dialled) == 2
+        assert (await site.record(refused)).pause == 120
+        assert not site.troubles()
+
+    run(dead, refused, work=work)
+
+
+def test_all_dead_hosts_are_asked_again_where_that_is_wanted() -> None:
+    refused = ScriptedHost(is_refused=True)
+
+    async def work() -> None:
+        site = Site(refused, options=MemoryOptions(fast_deferral=YesNo.NO))
+        await site.send()
+        assert len((await site.send()).dialled) == 1
+
+    run(refused, work=work)
+
+
+def test_doubted_host_alone_is_never_deferred_without_being_asked() -> None:
+    slow, good = ScriptedHost({"CONNECT": (9.0, "220 hello")}), ScriptedHost()
+
+    async def work() -> None:
+        site = Site(slow, good)
+        await site.send()
+        assert (await site.record(slow)).verdict is not None
+        only = slow.candidate()
+        sent = await site.send(f"[{only.address}]:{only.port}")
+        assert isinstance(sent.outcome, Delivered)
+        record = await site.record(slow)
+        assert record.verdict is None
+        assert 8.9 < (record.greeting_latency or 0) < 9.1
+        # And now it is known how long it takes, and nobody overtakes it.
+        third = await site.send()
+        assert third.dialled == [only.address]
+        assert len(slow.taken) == 2
+
+    run(slow, good, work=work)
+
+
+def test_recovered_host_is_found_by_a_probe_that_delays_nobody() -> None:
+    first, good = ScriptedHost({"CONNECT": [End.CLOSE, "220 hello"]}), ScriptedHost()
+
+    async def work() -> None:
+        site = Site(first, good)
+        await site.send()
+        assert (await site.record(first)).full
+        site.utc.offset += 61
+        probing = await site.send()
+        assert isinstance(probing.outcome, Delivered)
+        assert probing.seconds < 0.3
+        assert probing.dialled == [good.candidate().address]
+        assert first.visits[1] == ["EHLO mail.example.com", "QUIT"]
+        assert (await site.record(first)).verdict is None
+        after = await site.send()
+        assert after.dialled == [first.candidate().address]
+
+    run(first, good, work=work)
+
+
+def test_probe_of_a_dead_host_ends_soon_after_the_message() -> None:
+    dead, good = ScriptedHost(is_filtered=True), ScriptedHost()
+
+    async def work() -> None:
+        site = Site(dead, good)
+        await site.send()
+        site.utc.offset += 61
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        sent = await site.send()
+        assert sent.seconds < 0.3
+        assert 2.9 < loop.time() - began < 3.5
+        # No answer to three SYNs: the pause begins anew, and nobody else probes.
+        began = loop.time()
+        await site.send()
+        assert loop.time() - began < 0.3
+
+    run(dead, good, work=work)
+
+
+def test_one_of_many_probes_and_one_of_many_goes_ahead() -> None:
+    back = ScriptedHost({"CONNECT": [End.CLOSE, "220 hello"]})
+
+    async def work() -> None:
+        site = Site(back)
+        await site.send()
+        site.utc.offset += 61
+        loop = asyncio.get_running_loop()
+        ends: list[float] = []
+
+        async def send() -> None:
+            sent = await site.send()
+            assert isinstance(sent.outcome, Delivered)
+            ends.append(loop.time() - began)
+
+        began = loop.time()
+        await asyncio.gather(*(send() for _ in range(12)))
+        assert len(back.taken) == 12
+        # One went ahead; the others came when it was known that they may.
+        assert sum(end < 0.2 for end in ends) == 1
+        assert max(ends) < 0.6
+
+    run(back, work=work)
+
+
+def test_lease_of_who_has_died_is_waited_for_fifteen_seconds() -> None:
+    back = ScriptedHost({"CONNECT": [End.CLOSE, "220 hello"]})
+
+    async def work() -> None:
+        site = Site(back)
+        await site.send()
+        site.utc.offset += 61
+        await site.engine._memory.lease(host_key(back.candidate()))
+        sent = await site.send()
+        assert isinstance(sent.outcome, Deferred)
+        assert 14.9 < sent.seconds < 15.5
+        assert sent.dialled == []
+
+    run(back, work=work)
+
+
+def test_lease_taken_before_the_clock_was_set_back_is_none() -> None:
+    async def work() -> None:
+        site = Site()
+        memory = Memory(site.store, MemoryOptions(), utc=site.utc)
+        assert await memory.lease("host x")
+        site.utc.offset -= 86400
+        assert await memory.lease("host x")
+        assert not await memory.lease("host x")
+
+    run(work=work)
+
+
+def test_verdict_of_a_transaction_is_kept_for_its_nexthop_only() -> None:
+    hangs = ScriptedHost({"RCPT": [End.CLOSE, "250 ok"]})
+    good = ScriptedHost()
+
+    async def work() -> None:
+        site = Site(hangs, good)
+        await site.send()
+        assert (await site.record(hangs)).verdict is None
+        again = await site.send()
+        assert again.dialled == [good.candidate().address]
+        # Another nexthop with the same host.
+        only = hangs.candidate()
+        elsewhere = await site.send(f"[{only.address}]:{only.port}")
+        assert elsewhere.dialled == [only.address]
+
+    run(hangs, good, work=work)
+
+
+def test_starttls_that_failed_is_not_tried_again_for_a_while() -> None:
+    # A context without a certificate: every handshake fails.
+    broken = ScriptedHost(context=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+
+    async def work() -> None:
+        site = Site(broken)
+        assert isinstance((await site.send()).outcome, Delivered)
+        assert (await site.record(broken)).tls_broken is not None
+        assert isinstance((await site.send()).outcome, Delivered)
+        assert broken.commands.count("STARTTLS") == 1
+        site.utc.offset += 3601
+        await site.send()
+        assert broken.commands.count("STARTTLS") == 2
+
+    run(broken, work=work)
+
+
+def test_refusal_of_a_backup_does_not_bounce_while_the_better_one_is_paused() -> None:
+    primary = ScriptedHost({"CONNECT": [End.CLOSE, "220 hello"]})
+    backup = ScriptedHost({"RCPT": ["250 ok", "550 5.1.1 stale list of users"]})
+
+    async def work() -> None:
+        site = Site(primary, backup)
+        assert isinstance((await site.send()).outcome, Delivered)
+        second = await site.send()
+        assert isinstance(second.outcome, Delivered), second
+        assert len(primary.taken) == 1
+
+    run(primary, backup, work=work)
+
+
+class Broken(MemoryStore):
+    """A store that breaks its promise."""
+
+    async def get(self, key: str) -> bytes | None:
+        if key.startswith(HOST) and self.breaks:
+            raise RuntimeError("a bug of the store's")
+        return None
+
+    breaks = False
+
+
+def test_bug_in_writing_is_told_and_mail_goes_on() -> None:
+    good = ScriptedHost()
+
+    async def work() -> None:
+        site = Site(good)
+        store = Broken(site.utc)
+        site.engine._memory.store = store
+
+        async def get_twice(key: str) -> bytes | None:
+            store.breaks = True  # from the second look on: that of a writer
+            return None
+
+        store.get = get_twice  # type: ignore[method-assign]
+        store.add = None  # type: ignore[assignment, method-assign]
+        assert isinstance((await site.send()).outcome, Delivered)
+        assert len(site.troubles()) == 1
+
+    run(good, work=work)
+
+
+def test_cancelled_delivery_leaves_no_probe_behind() -> None:
+    dead, hangs = ScriptedHost(is_filtered=True), ScriptedHost({"MAIL": End.SILENT})
+
+    async def work() -> None:
+        site = Site(dead, hangs)
+        value = encode(Record(Verdict.FILTERED, since=site.utc() - 61, pause=60))
+        await site.store.put(host_key(dead.candidate()), value, START * 2)
+        task = asyncio.create_task(site.send())
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(dead, hangs, work=work)
