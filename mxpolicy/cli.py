@@ -28,6 +28,7 @@ COMMANDS = {
     "pipe": "deliver the message on standard input; run by the mail server",
     "policy": "answer the mail server's questions; run by it (spawn(8))",
     "route": "show whom a message would be tried at, and why; dials nothing",
+    "hosts": "show what is remembered of hosts, or forget it (hosts clear)",
     "demo": "see it work on loopback: no root, no mail server",
 }
 
@@ -63,6 +64,10 @@ def main() -> int:
         from mxpolicy import route
 
         return route.main(rest)
+    if command == "hosts":
+        from mxpolicy import hosts
+
+        return hosts.main(rest)
     if command == "demo":
         from mxpolicy import demo
 

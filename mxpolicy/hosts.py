@@ -1,0 +1,295 @@
+"""``mxpolicy hosts``: what is remembered, as a table or as JSON; and ``hosts clear``.
+
+Reads the state file that the mail server's user has made, and never makes one:
+root, who will call this most often, would make one that this user cannot write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.config import load
+from mxpolicy.delivery.recall import HOST, LEASED, NEXTHOP
+from mxpolicy.errors import ConfigError, StoreError
+from mxpolicy.reply import printable
+from mxpolicy.routing.reachability import Record, Standing, decode, standing
+from mxpolicy.state.opening import state_file
+from mxpolicy.terminal import BOLD, Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mxpolicy.options import MemoryOptions
+    from mxpolicy.state.store import Store, Stored
+
+__all__ = ["Entry", "as_json", "clear", "entries", "main", "show"]
+
+SCHEMA = 1
+
+Json = dict[str, object]
+
+
+class Entry(NamedTuple):
+    """One thing remembered.
+
+    Attributes:
+        key: In the store.
+        egress: The way out.
+        address: Of the host.
+        port: TCP port.
+        nexthop: What it is limited to; empty for what holds for all mail.
+        record: What is remembered.
+    """
+
+    key: str
+    egress: str
+    address: str
+    port: int
+    nexthop: str
+    record: Record
+
+    def has_name(self, name: str) -> bool:
+        """Return whether an operator may mean this one by *name*."""
+        name = name.lower().rstrip(".")
+        place = f"[{self.address}]" if ":" in self.address else self.address
+        return bool(name) and name in {
+            self.record.name,
+            self.address,
+            f"{place}:{self.port}",
+            self.nexthop,
+        }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Show or clear what is remembered, as *argv* asks.
+
+    Returns:
+        0; 1 when the file cannot be used, or there is nothing to clear. Leaves by
+        `SystemExit` with 2 on a wrong command line.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        options = load(arguments.config, os.environ)
+    except ConfigError as error:
+        print(f"mxpolicy: {error}", file=sys.stderr)
+        return 1
+    path = state_file(options.state, os.environ)
+    try:
+        if arguments.action == "clear":
+            return asyncio.run(_clear(path, arguments.key))
+        # Without a file nothing has been remembered yet.
+        found = asyncio.run(_read(path)) if os.path.exists(path) else []
+    except StoreError as error:
+        print(f"mxpolicy: {error}", file=sys.stderr)
+        return 1
+    now = time.time()
+    try:
+        if arguments.json:
+            print(json.dumps(as_json(found, now, options.memory), indent=2))
+        else:
+            show(found, now, options.memory, Terminal(sys.stdout, os.environ))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has left. The interpreter would try to flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mxpolicy hosts",
+        description="Show what is remembered of hosts, or forget it.",
+        epilog="KEY is a host's name, an address, ADDRESS:PORT or a nexthop; "
+        "without it everything is forgotten.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("action", nargs="?", choices=["show", "clear"], default="show")
+    parser.add_argument("key", nargs="?", metavar="KEY", help="what to clear")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--config", metavar="FILE", help="the configuration")
+    return parser
+
+
+# -- the store -----------------------------------------------------------------
+
+
+async def _read(path: str) -> list[Entry]:
+    store = _open(path)
+    try:
+        return await entries(store)
+    finally:
+        await store.close()
+
+
+async def _clear(path: str, key: str | None) -> int:
+    store = _open(path)
+    try:
+        count = await clear(store, key)
+    finally:
+        await store.close()
+    print(f"{count} forgotten")
+    return 0 if count or key is None else 1
+
+
+def _open(path: str) -> Store:
+    from mxpolicy.state.sqlite import SqliteStore
+
+    return SqliteStore(path, create=False)
+
+
+async def entries(store: Store) -> list[Entry]:
+    """Return what *store* has about hosts, what holds for all first."""
+    rows = [*await store.scan(HOST), *await store.scan(NEXTHOP)]
+    found = [_entry(row) for row in rows]
+    return [one for one in found if one is not None]
+
+
+def _entry(row: Stored) -> Entry | None:
+    head, _, tail = row.key.rpartition(HOST)
+    words = tail.split(" ")
+    if len(words) != 3 or not words[2].isdecimal():
+        return None
+    nexthop = head.removeprefix(NEXTHOP).rstrip(" ")
+    egress, address, port = words
+    return Entry(row.key, egress, address, int(port), nexthop, decode(row.value))
+
+
+async def clear(store: Store, name: str | None) -> int:
+    """Forget what *name* means, or everything; return how much that was."""
+    chosen = [one for one in await entries(store) if name is None or one.has_name(name)]
+    for one in chosen:
+        await store.delete(one.key)
+        await store.delete(LEASED + one.key)
+    return len(chosen)
+
+
+# -- for people ------------------------------------------------------------------
+
+
+def show(
+    found: Sequence[Entry], now: float, options: MemoryOptions, terminal: Terminal
+) -> None:
+    """Write *found* as a table, those that fail first."""
+    if not found:
+        terminal.line("Nothing is remembered.")
+        return
+    ordered = sorted(found, key=lambda one: (one.record.verdict is None, one.key))
+    failing = sum(one.record.verdict is not None for one in found)
+    terminal.line(
+        terminal.paint(f"{len(found)} remembered, {failing} of them as failing", BOLD)
+    )
+    heads = ("host", "address", "connects", "greets", "what is known")
+    rows = [heads, *(_row(one, now, options) for one in ordered)]
+    terminal.table(rows, right=(2, 3))
+
+
+def _row(one: Entry, now: float, options: MemoryOptions) -> tuple[str, ...]:
+    place = f"[{one.address}]" if ":" in one.address else one.address
+    way = "" if one.egress == "direct" else f" by {one.egress}"
+    return (
+        one.record.name or "-",
+        f"{place}:{one.port}{way}",
+        _milliseconds(one.record.connect_time),
+        _milliseconds(one.record.greeting_latency),
+        printable("; ".join(_known(one, now, options))),
+    )
+
+
+def _known(one: Entry, now: float, options: MemoryOptions) -> list[str]:
+    record = one.record
+    known = []
+    if record.verdict is not None:
+        where = f" for {one.nexthop}" if one.nexthop else ""
+        doubt = "" if record.full else ", in doubt"
+        known.append(
+            f"{record.verdict.value} ({record.phase.word}, {record.waited:.1f}s)"
+            f"{doubt}{where} {_span(now - record.since)} ago"
+        )
+        known.append(_meaning(record, now, options))
+        if record.said:
+            known.append(f"said: {record.said}")
+    elif record.last_ready is not None:
+        known.append(f"ready {_span(now - record.last_ready)} ago")
+    if record.is_tls_broken(now):
+        known.append("STARTTLS fails")
+    if record.needs_small_segments(now):
+        known.append("needs small segments")
+    return known or ["nothing bad"]
+
+
+def _meaning(record: Record, now: float, options: MemoryOptions) -> str:
+    match standing(record, now, options):
+        case Standing.PAUSED:
+            return f"asked last for {_span(record.since + record.pause - now)}"
+        case Standing.DUE:
+            return "asked last, the next message looks after it"
+        case Standing.UNKNOWN:
+            return "too long ago to matter"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.0f} ms"
+
+
+def _span(seconds: float) -> str:
+    """Return a time in the largest unit of which it has two: ``90s``, ``3h``."""
+    seconds = max(0.0, seconds)
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+# -- for machines ------------------------------------------------------------------
+
+
+def as_json(found: Sequence[Entry], now: float, options: MemoryOptions) -> Json:
+    """Return *found* in the shape that ``route`` and ``probe`` have, too."""
+    return {
+        "schema": SCHEMA,
+        "candidates": [_facts(one, now, options) for one in found],
+    }
+
+
+def _facts(one: Entry, now: float, options: MemoryOptions) -> Json:
+    record = one.record
+    facts: dict[str, object | None] = {
+        "egress": one.egress,
+        "host": record.name or None,
+        "address": one.address,
+        "port": one.port,
+        "nexthop": one.nexthop or None,
+        "connect_time": record.connect_time,
+        "greeting_latency": record.greeting_latency,
+        "last_ready": _time(record.last_ready),
+        "starttls": "broken" if record.is_tls_broken(now) else None,
+        "small_segments": record.needs_small_segments(now) or None,
+    }
+    if record.verdict is not None:
+        facts |= {
+            "verdict": record.verdict.value,
+            "phase": record.phase.word,
+            "full": record.full,
+            "since": _time(record.since),
+            "until": _time(record.since + record.pause),
+            "standing": standing(record, now, options).value,
+            "text": record.said or None,
+        }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _time(utc: float | None) -> str | None:
+    """Return a time as RFC 3339 says, None for what is no time of this calendar."""
+    if utc is None:
+        return None
+    try:
+        return datetime.fromtimestamp(utc, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return None

@@ -1,0 +1,189 @@
+"""``mxpolicy hosts``: what an operator sees, and what clear takes away."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mxpolicy.delivery.recall import HOST, LEASED, NEXTHOP
+from mxpolicy.hosts import Entry, as_json, clear, entries, show
+from mxpolicy.options import MemoryOptions
+from mxpolicy.routing.candidate import Phase, Verdict
+from mxpolicy.routing.reachability import Record, encode
+from mxpolicy.state.memory import MemoryStore
+from mxpolicy.state.sqlite import SqliteStore
+from mxpolicy.terminal import Terminal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mxpolicy.state.store import Store
+
+NOW = 1_800_000_000.0
+OPTIONS = MemoryOptions()
+
+RECORDS = {
+    f"{HOST}direct 192.0.2.1 25": Record(
+        Verdict.FILTERED,
+        Phase.CONNECT,
+        True,
+        NOW - 20,
+        60.0,
+        6.0,
+        name="mx1.example.com",
+    ),
+    f"{HOST}direct 2001:db8::2 25": Record(
+        connect_time=0.012,
+        greeting_latency=6.1,
+        last_ready=NOW - 7200,
+        tls_broken=NOW - 5,
+        small_segments=NOW - 5,
+        name="mx2.example.com",
+    ),
+    f"{NEXTHOP}example.org, [192.0.2.9]:25 {HOST}direct 192.0.2.1 25": Record(
+        Verdict.CLOSED, Phase.TRANSACTION, True, NOW - 300, 60.0, 0.1, said="\x1b[31m"
+    ),
+    f"{HOST}direct nonsense": Record(),
+}
+
+
+async def filled(store: Store) -> Store:
+    for key, record in RECORDS.items():
+        await store.put(key, encode(record), NOW + 1e9)
+        await store.put(LEASED + key, b"1", NOW + 1e9)
+    return store
+
+
+def shown(columns: str = "200") -> str:
+    stream = io.StringIO()
+    found = asyncio.run(_entries())
+    show(found, NOW, OPTIONS, Terminal(stream, {"COLUMNS": columns}))
+    return stream.getvalue()
+
+
+async def _entries() -> list[Entry]:
+    return await entries(await filled(MemoryStore(lambda: NOW)))
+
+
+def test_table_says_what_is_known_and_what_follows() -> None:
+    lines = shown().splitlines()
+    assert lines[0] == "3 remembered, 2 of them as failing"
+    assert "mx1.example.com  192.0.2.1:25" in lines[2]
+    assert "filtered (connect, 6.0s) 20s ago; asked last for 40s" in lines[2]
+    assert "closed (transaction, 0.1s) for example.org, [192.0.2.9]:25" in lines[3]
+    assert "too long ago to matter" in lines[3]
+    assert "12 ms" in lines[4]
+    assert "6100 ms" in lines[4]
+    assert "ready 2h ago; STARTTLS fails; needs small segments" in lines[4]
+    assert "\x1b" not in shown()
+
+
+def test_empty_memory_is_said_to_be_so() -> None:
+    stream = io.StringIO()
+    show([], NOW, OPTIONS, Terminal(stream, {}))
+    assert stream.getvalue() == "Nothing is remembered.\n"
+
+
+def test_json_has_the_shape_of_route() -> None:
+    found = asyncio.run(_entries())
+    facts = json.loads(json.dumps(as_json(found, NOW, OPTIONS)))
+    assert facts["schema"] == 1
+    first, second, third = facts["candidates"]
+    assert first == {
+        "egress": "direct",
+        "host": "mx1.example.com",
+        "address": "192.0.2.1",
+        "port": 25,
+        "verdict": "filtered",
+        "phase": "connect",
+        "full": True,
+        "since": "2027-01-15T07:59:40+00:00",
+        "until": "2027-01-15T08:00:40+00:00",
+        "standing": "paused",
+    }
+    assert second["starttls"] == "broken"
+    assert "verdict" not in second
+    assert third["nexthop"] == "example.org, [192.0.2.9]:25"
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        (None, 0),
+        ("mx1.example.com", 2),
+        ("MX1.example.com.", 2),
+        ("192.0.2.1", 1),
+        ("192.0.2.1:25", 1),
+        ("[2001:db8::2]:25", 2),
+        ("example.org, [192.0.2.9]:25", 2),
+        ("nobody", 3),
+        ("", 3),
+    ],
+)
+def test_clear_takes_what_was_named(name: str | None, left: int) -> None:
+    async def work() -> None:
+        store = await filled(MemoryStore(lambda: NOW))
+        assert await clear(store, name) == 3 - left
+        found = await entries(store)
+        assert len(found) == left
+        leases = {row.key.removeprefix(LEASED) for row in await store.scan(LEASED)}
+        assert leases >= {one.key for one in found}
+        assert len(leases) == left + 1
+
+    asyncio.run(work())
+
+
+# --- the command
+
+
+def run(state: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mxpolicy", "hosts", "--config", "/dev/null", *argv],
+        env={"STATE_DIRECTORY": str(state), "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_command_shows_and_clears_the_state_file(tmp_path: Path) -> None:
+    async def fill() -> None:
+        store = SqliteStore(str(tmp_path / "state.sqlite3"))
+        record = Record(Verdict.REFUSED, full=True, since=time.time(), pause=60.0)
+        await store.put(f"{HOST}direct 192.0.2.1 25", encode(record), time.time() + 60)
+        await store.close()
+
+    asyncio.run(fill())
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "refused (connect" in done.stdout
+    assert json.loads(run(tmp_path, "--json").stdout)["candidates"][0]["port"] == 25
+    assert run(tmp_path, "clear", "192.0.2.2").returncode == 1
+    assert run(tmp_path, "clear", "192.0.2.1").stdout == "1 forgotten\n"
+    assert run(tmp_path).stdout == "Nothing is remembered.\n"
+    assert run(tmp_path, "clear").returncode == 0
+    assert run(tmp_path, "nonsense").returncode == 2
+
+
+def test_command_never_makes_the_state_file(tmp_path: Path) -> None:
+    assert run(tmp_path).stdout == "Nothing is remembered.\n"
+    cleared = run(tmp_path, "clear")
+    assert cleared.returncode == 1
+    assert "no such file" in cleared.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_command_says_what_is_wrong_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "state.sqlite3").write_bytes(b"no database" * 1000)
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert "not a database" in done.stderr
+    assert "Traceback" not in done.stderr
