@@ -35,6 +35,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -242,10 +243,16 @@ class Door:
 
         The end of stdin looks the same when it was killed in mid-message, and
         then it will send all of it again. Its death is seen in two ways: we get
-        another parent (and process 1 is nobody's mail server); or, where a shell
-        stands between us, nobody has our stdout open for reading.
+        another parent; or, where a shell stands between us or it died before our
+        first line, nobody has our stdout open for reading.
+
+        Process 1 may have had us from the beginning (in a container), or have got us
+        before our first line. Then stdout alone can tell, and what has no other end
+        (a file, /dev/null) tells nothing.
         """
-        if not os.getppid() == self._parent != 1:
+        if os.getppid() != self._parent:
+            return False
+        if self._parent == 1 and not _has_another_end(self._out):
             return False
         if self._mail_server is not None:
             from mxpolicy.supervisor import parent_of
@@ -305,6 +312,12 @@ class Door:
                 return
             self.defer("4.3.0 mxpolicy: out of time: its own deadline has passed")
         self.defer(f"4.3.0 mxpolicy: ended by {signal.Signals(number).name}")
+
+
+def _has_another_end(descriptor: int) -> bool:
+    """Return whether poll(2) would tell that nobody reads what is written to it."""
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)
 
 
 def _is_open(descriptor: int) -> bool:

@@ -26,6 +26,7 @@ from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.pipe import MAX_ANSWER, Arguments, answer, answer_line, parse_arguments
 from mxpolicy.reply import EnhancedStatus, Reply
 from tests.helpers.piping import (
+    CHECKOUT,
     MESSAGE,
     TIMEOUT,
     Ended,
@@ -426,6 +427,48 @@ def test_final_dot_is_not_sent_once_the_mail_server_has_ended(
         [line] = all_answers(answers)
     assert line.startswith(b"4.3.0 ")
     there.close()
+    assert there.messages == []
+
+
+def as_child_of_process_1(script: str) -> list[str]:
+    """Return what runs a command in a shell that is process 1 to it, or skip."""
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    try:
+        subprocess.run([*alone, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no process namespaces for users here")
+    return [*alone, "sh", "-c", script, "sh"]
+
+
+def test_process_1_may_be_the_mail_server(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    wrap = as_child_of_process_1('"$@"; exit $?')
+    ended = pipe.run(pipe.argv(there.nexthop, "b@b.example"), wrap=wrap)
+    assert_answer(ended, 0, r"2\.0\.0 ")
+    assert len(there.messages) == 1
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param('"$@" >file; exit $?', id="nobody_need_read_it"),
+        pytest.param(
+            # It ends at once, and cannot have read what comes after.
+            'mkfifo gone; true <gone & exec 3>gone; wait; "$@" >&3; exit $?',
+            id="nobody_reads_it",
+        ),
+    ],
+)
+def test_process_1_may_have_got_us_from_a_mail_server_that_ended(
+    script: str, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    wrap = as_child_of_process_1(f"cd {pipe.directory}; {script}")
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    path = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    assert pipe.run(argv, wrap=wrap, env=path) == (75, [])
     assert there.messages == []
 
 
