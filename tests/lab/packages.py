@@ -38,12 +38,12 @@ class LabUnavailable(Exception):
     """The lab cannot run here; the text says what is missing, in one sentence."""
 
 
-def root_tree() -> Path:
+def root_tree(packages: tuple[tuple[str, ...], ...] = PACKAGES) -> Path:
     """Return the unpacked tree for this machine, fetching it where it is not there.
 
     Raises LabUnavailable when apt cannot fetch, with apt's own last words.
     """
-    wanted = "".join(" ".join(group) + "\n" for group in PACKAGES)
+    wanted = "".join(" ".join(group) + "\n" for group in packages)
     digest = hashlib.sha256(wanted.encode()).hexdigest()[:8]
     home = LAB_DIRECTORY / "roots" / f"{_key()}-{digest}"
     tree, stamp = home / "root", home / "packages"
@@ -52,8 +52,10 @@ def root_tree() -> Path:
             return tree
         shutil.rmtree(tree, ignore_errors=True)
         _make_skeleton(tree)
-        archives = LAB_DIRECTORY / "debs" / _key()
-        for package_file in _fetch(archives):
+        # Everything that lies among the archives of a list gets into its tree.
+        of_its_own = "" if packages == PACKAGES else f"-{digest}"
+        archives = LAB_DIRECTORY / "debs" / f"{_key()}{of_its_own}"
+        for package_file in _fetch(archives, packages):
             _unpack(package_file, tree)
         stamp.write_text(wanted)
     return tree
@@ -82,13 +84,13 @@ def _make_skeleton(tree: Path) -> None:
     (tree / "etc").mkdir()
 
 
-def _fetch(archives: Path) -> list[Path]:
+def _fetch(archives: Path, packages: Sequence[Sequence[str]]) -> list[Path]:
     """Fetch all packages into *archives*; return the files there."""
     if shutil.which("apt-get") is None:
-        raise LabUnavailable("no apt-get here to fetch Postfix, nsd and unbound with")
+        raise LabUnavailable(f"no apt-get here to fetch {packages[0][0]} with")
     (archives / "partial").mkdir(parents=True, exist_ok=True)
     own_lists: list[str] = []
-    for group in PACKAGES:
+    for group in packages:
         answer = _install(archives, group, own_lists)
         if answer.returncode != 0 and not own_lists:
             # The machine's package lists are absent or old. Ours go under .lab, too.

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.bench import faults, large, processor
+from tests.bench import faults, imports, large, processor
 from tests.bench.__main__ import main
 
 from .packages import LabUnavailable
@@ -61,6 +61,20 @@ def test_large_has_time_and_memory_of_each_client(
     for row in rows:
         assert re.fullmatch(r"[\d.]+ MiB", row[3])
         assert row[3] != "0.0 MiB", "its process was never seen"
+
+
+def test_imports_counts_both_deliveries_and_tells_of_the_dearest_modules(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert imports.main(["5", "3"]) == 0
+    costs, packages, modules = capsys.readouterr().out.split("\n\n")[:3]
+    _, _, bare, without, configured = cells(costs)
+    assert bare[0] == "`python3 -I -c pass`"
+    assert (bare[2], bare[4]) == ("1.0x", "1.0x")
+    for row in (without, configured):
+        assert float(row[2].rstrip("x")) > 2
+    assert cells(packages)[-1][2] == "100.0 %"
+    assert len(cells(modules)) == 2 + 5
 
 
 def test_whoever_asks_for_nothing_is_told_what_there_is(
