@@ -17,6 +17,7 @@ from typing import NamedTuple
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import events, trouble
 from mxpolicy.delivery.attempt import Attempt, Surroundings
+from mxpolicy.delivery.domains import Domains, StandIn
 from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.mail_data import MailData
@@ -27,11 +28,12 @@ from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolver import Resolver
 from mxpolicy.options import Options
-from mxpolicy.outcome import Outcome
+from mxpolicy.outcome import Bounced, Delivered, Outcome
 from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import DIRECT
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
 from mxpolicy.routing.own import OwnIdentity
+from mxpolicy.routing.track_record import is_missing, is_stand_in
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import Store
 
@@ -83,7 +85,11 @@ class Engine:
         identity = OwnIdentity(
             (helo, *options.own_names), options.own_addresses, is_local_address
         )
-        self._planner = Planner(Resolver(options.resolver), options, identity)
+        store = store or MemoryStore()
+        self._memory = Memory(store, options.memory)
+        self._domains = Domains(store)
+        lookups = StandIn(Resolver(options.resolver), self._domains)
+        self._planner = Planner(lookups, options, identity)
         self._around = Surroundings(
             options,
             helo=helo,
@@ -92,7 +98,6 @@ class Engine:
             observe=_harmless(observe),
             input_is_complete=input_is_complete,
         )
-        self._memory = Memory(store or MemoryStore(), options.memory)
 
     async def plan(self, nexthop: str, sender: str, recipient: str) -> Plan:
         """Return whom a message would be tried at, and why; nobody is dialled.
@@ -140,7 +145,13 @@ class Engine:
         `asyncio.CancelledError` goes on.
         """
         return await _Delivery(
-            self._around, self._planner, self._memory, self._port, request, mail_data
+            self._around,
+            self._planner,
+            self._memory,
+            self._domains,
+            self._port,
+            request,
+            mail_data,
         ).run()
 
 
@@ -152,6 +163,7 @@ class _Delivery:
         around: Surroundings,
         planner: Planner,
         memory: Memory,
+        domains: Domains,
         port: int,
         request: Request,
         mail_data: MailData,
@@ -159,6 +171,7 @@ class _Delivery:
         self._around = around
         self._planner = planner
         self._memory = memory
+        self._domains = domains
         self._port = port
         self._request = request
         self._mail_data = mail_data
@@ -226,10 +239,11 @@ class _Delivery:
         try:
             plan = await self._plan(envelope, nexthop, domain, indices)
             if plan.refusal is not None:
-                for index in indices:
-                    self._settle(envelope.recipients[index].place, plan.refusal)
+                refusal = await self._reprieved(domain, plan.refusal)
+                self._settle_group(indices, _as_far_as_known(plan, refusal))
                 return
-            await self._attempt(envelope, plan, indices)
+            if await self._attempt(envelope, plan, indices):
+                await self._remember_domain(domain, plan)
         except NexthopError as error:
             self._settle_group(indices, trouble.bad_nexthop(error))
         except Exception as error:
@@ -238,11 +252,16 @@ class _Delivery:
 
     async def _attempt(
         self, envelope: Envelope, plan: Plan, indices: list[int]
-    ) -> None:
-        """Attempt a delivery, with what is remembered of the candidates."""
+    ) -> bool:
+        """Attempt a delivery, with what is remembered of the candidates.
+
+        Returns whether anybody took the message.
+        """
         visit = Visit(
             self._memory, self._around, plan.nexthop, self._witness(), self._began
         )
+
+        was_taken = False
 
         def observe(event: events.Event) -> None:
             visit.observe(event)
@@ -251,8 +270,11 @@ class _Delivery:
         def settle(
             index: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
         ) -> None:
+            nonlocal was_taken
+            outcome = _as_far_as_known(plan, outcome)
             self._settle_recipient(index, outcome, delays, tried)
             visit.settled(outcome)
+            was_taken = was_taken or isinstance(outcome, Delivered)
 
         linger = 0.0
         deadline = self._began + self._request.deadline
@@ -261,7 +283,7 @@ class _Delivery:
             if advised.refusal is not None:
                 for index in indices:
                     self._settle_recipient(index, advised.refusal, None, advised.tried)
-                return
+                return False
             visit.probe()
             attempt = Attempt(
                 self._around.observed_by(observe),
@@ -278,6 +300,23 @@ class _Delivery:
             linger = self._memory.linger
         finally:
             await visit.finish(linger)
+        return was_taken
+
+    async def _reprieved(self, domain: str, refusal: Outcome) -> Outcome:
+        """Return *refusal*, deferred where the domain took mail until just now."""
+        if not domain or not isinstance(refusal, Bounced) or not is_missing(refusal):
+            return refusal
+        if not await self._domains.is_reprieved(domain):
+            return refusal
+        text = (
+            f"{refusal.text}; it took mail not long ago, so this is doubted for a day"
+        )
+        return trouble.soft(refusal)._replace(text=trouble.one_line(text))
+
+    async def _remember_domain(self, domain: str, plan: Plan) -> None:
+        for lookup in plan.lookups:
+            if lookup.rdtype == "MX" and lookup.name == domain:
+                await self._domains.took(domain, lookup)
 
     def _witness(self) -> str:
         """Return a name for the message, the same when it is tried again."""
@@ -294,6 +333,12 @@ class _Delivery:
             reverse_path=envelope.reverse_path.wire if envelope.reverse_path else "",
             forward_path=envelope.recipients[indices[0]].mailbox.wire,
         )
+        remarks = tuple(
+            printable(f"remembered: MX of {one.name}; DNS says: {one.reason}")
+            for one in plan.lookups
+            if is_stand_in(one)
+        )
+        plan = plan._replace(remarks=plan.remarks + remarks)
         self._around.observe(
             events.Planned(self._now(), nexthop, plan.candidates, plan.remarks)
         )
@@ -362,6 +407,14 @@ def _aim(nexthop: str, domain: str) -> tuple[str, str]:
     except AddressError:
         own = False
     return nexthop, domain if own else ""
+
+
+def _as_far_as_known(plan: Plan, outcome: Outcome) -> Outcome:
+    """Return *outcome*; a bounce is none where the hosts are those of yesterday."""
+    if isinstance(outcome, Bounced) and any(map(is_stand_in, plan.lookups)):
+        text = f"{outcome.text} (DNS fails; by MX records of before)"
+        return trouble.soft(outcome)._replace(text=trouble.one_line(text))
+    return outcome
 
 
 def _cause(error: Exception) -> Exception:

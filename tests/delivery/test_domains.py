@@ -1,0 +1,142 @@
+"""`mxpolicy.delivery.domains` in the engine: DNS that changes its mind."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from mxpolicy.delivery import events
+from mxpolicy.delivery.domains import Domains, StandIn
+from mxpolicy.delivery.engine import Engine, Request
+from mxpolicy.delivery.plan import Planner
+from mxpolicy.options import Options
+from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
+from mxpolicy.routing.own import OwnIdentity
+from mxpolicy.state.memory import MemoryStore
+from tests.delivery.attempts import mail_data, run
+from tests.helpers.fake_resolver import FakeResolver
+from tests.helpers.scripted_smtp import ScriptedHost
+
+if TYPE_CHECKING:
+    from mxpolicy.delivery.events import Event
+
+START = 1_800_000_000.0
+DAY = 86400.0
+
+
+class Site:
+    """An engine that asks a table in place of DNS, and one good or bad host."""
+
+    def __init__(self, host: ScriptedHost) -> None:
+        candidate = host.candidate()
+        self.now = START
+        self.happened: list[Event] = []
+        options = Options(
+            helo="mail.example.net", allow_dial=("127.0.0.0/8",), port=candidate.port
+        )
+        loop = asyncio.get_running_loop()
+        self.engine = Engine(options, self.happened.append, clock=loop.time)
+        store = MemoryStore(lambda: self.now)
+        domains = Domains(store, utc=lambda: self.now)
+        self.resolver = FakeResolver(
+            mx={"example.com": [(10, "mx.example.com")]},
+            a={"mx.example.com": [candidate.address]},
+        )
+        self.options = options
+        self.domains = self.engine._domains = domains
+        self.ask(self.resolver)
+
+    def ask(self, resolver: FakeResolver) -> None:
+        own = OwnIdentity(("mail.example.net",), (), lambda address: False)
+        lookups = StandIn(resolver, self.domains)
+        self.engine._planner = Planner(lookups, self.options, own)
+
+    async def send(self, nexthop: str = "") -> Outcome:
+        request = Request(
+            "alice@example.net", ("bob@example.com",), nexthop, "Q", 900.0
+        )
+        message = mail_data()
+        try:
+            (outcome,) = await self.engine.deliver(request, message)
+        finally:
+            message.close()
+        return outcome
+
+
+def test_domain_that_vanishes_after_taking_mail_is_deferred_for_a_day() -> None:
+    host = ScriptedHost()
+
+    async def work() -> None:
+        site = Site(host)
+        site.ask(FakeResolver())
+        assert isinstance(await site.send(), Bounced)
+        site.ask(site.resolver)
+        assert isinstance(await site.send(), Delivered)
+        for vanished in (
+            FakeResolver(),
+            FakeResolver(mx={"example.com": [(0, ".")]}),
+            FakeResolver(mx={"example.com": [(10, "gone.example.com")]}),
+        ):
+            site.ask(vanished)
+            site.now += DAY / 4
+            outcome = await site.send()
+            assert isinstance(outcome, Deferred)
+            assert "it took mail not long ago" in outcome.text
+        site.now += DAY
+        assert isinstance(await site.send(), Bounced)
+
+    run(host, work=work)
+
+
+def test_last_mx_records_are_used_while_dns_fails() -> None:
+    host = ScriptedHost()
+
+    async def work() -> None:
+        site = Site(host)
+        failing = FakeResolver(
+            a=site.resolver.addresses["A"], fail=["MX example.com"]
+        )  # fmt: skip
+        site.ask(failing)
+        assert isinstance(await site.send(), Deferred)
+        site.ask(site.resolver)
+        await site.send()
+        site.ask(failing)
+        site.now += DAY / 2
+        assert isinstance(await site.send(), Delivered)
+        planned = [one for one in site.happened if isinstance(one, events.Planned)]
+        assert planned[-1].remarks == (
+            "remembered: MX of example.com; DNS says: SERVFAIL",
+        )
+        site.now += DAY / 2
+        assert isinstance(await site.send(), Deferred)
+
+    run(host, work=work)
+
+
+def test_host_of_yesterdays_mx_records_bounces_nothing() -> None:
+    host = ScriptedHost({"RCPT": ["250 ok", "550 5.1.1 we are not their host"]})
+
+    async def work() -> None:
+        site = Site(host)
+        await site.send()
+        site.ask(FakeResolver(a=site.resolver.addresses["A"], fail=["MX example.com"]))
+        outcome = await site.send()
+        assert isinstance(outcome, Deferred)
+        assert str(outcome.status) == "4.1.1"
+        assert "by MX records of before" in outcome.text
+
+    run(host, work=work)
+
+
+def test_nexthop_of_the_operators_is_no_track_of_the_domain() -> None:
+    host = ScriptedHost()
+
+    async def work() -> None:
+        site = Site(host)
+        only = host.candidate()
+        outcome = await site.send(f"[{only.address}]:{only.port}")
+        assert isinstance(outcome, Delivered)
+        site.ask(FakeResolver())
+        assert isinstance(await site.send(), Bounced)
+
+    run(host, work=work)
