@@ -6,11 +6,13 @@ What Postfix does with an ending is in its manual page of pipe(8); what matters 
 that it never takes trouble of ours for a reason to bounce.
 """
 
+import contextlib
 import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +60,8 @@ class Trouble:
     """A service of Postfix's that runs mxpolicy in trouble, and what is to be logged.
 
     `around` is what runs the command, `arguments` what follows it, `options` are more
-    of those; `dsn` and `text` (a regular expression) are of the log.
+    of those; `dsn` and `text` (a regular expression) are of the log: Postfix's where
+    the delivery is deferred, mxpolicy's own where it is not.
     """
 
     name: str
@@ -130,6 +133,9 @@ CONFIGURATIONS = {
     "silent-name-server": "resolver: {servers: [198.19.255.53], timeout: 2s}\n",
     "no-state": "state: /proc/nowhere\n",
     "state-not-ours": "state: /etc/door\n",
+    "state-full": "state: /run/door/full\n",
+    "state-broken": "state: /run/door/broken\n",
+    "state-locked": "state: /run/door/locked\n",
     "full-log": "log: {to: /dev/full}\n",
     "log-not-ours": "log: {to: /etc/door/log}\n",
 }
@@ -242,7 +248,7 @@ DEFERRED = [
     ),
     Trouble(
         *("deadline", r"4.4.2", "."),
-        arguments=f"pipe -f ${{sender}} --nexthop ${{nexthop}} --deadline 4s {TO}",
+        arguments=f"pipe -f ${{sender}} --nexthop ${{nexthop}} --deadline 6s {TO}",
         case=HELD,
     ),
     Trouble("time-limit", "4.3.0", "Command time limit exceeded", case=HELD),
@@ -253,8 +259,26 @@ DELIVERED = [
     Trouble("no-stdout", "2.0.0", "", around=shell('exec "$@" >&-')),
     Trouble("no-stderr", "2.0.0", "", around=shell('exec "$@" 2>&-')),
     Trouble("no-output", "2.0.0", "", around=shell('exec "$@" >&- 2>&-')),
-    Trouble("no-state", "2.0.0", "", options=configured("no-state")),
-    Trouble("state-not-ours", "2.0.0", "", options=configured("state-not-ours")),
+    Trouble(
+        *("no-state", "2.0.0", "/proc/nowhere: No such file"),
+        options=configured("no-state"),
+    ),
+    Trouble(
+        *("state-not-ours", "2.0.0", "Permission denied"),
+        options=configured("state-not-ours"),
+    ),
+    Trouble(
+        *("state-full", "2.0.0", "database or disk is full"),
+        options=configured("state-full"),
+    ),
+    Trouble(
+        *("state-broken", "2.0.0", "file is not a database"),
+        options=configured("state-broken"),
+    ),
+    Trouble(
+        *("state-locked", "2.0.0", "no answer from the store"),
+        options=configured("state-locked"),
+    ),
     Trouble("full-log", "2.0.0", "", options=configured("full-log")),
     Trouble("log-not-ours", "2.0.0", "", options=configured("log-not-ours")),
     Trouble(
@@ -348,7 +372,12 @@ def mail() -> Iterator[Mail]:
         pytest.skip(str(why))
     with lab:
         lab.world.path("/etc/door/unreadable.yaml").chmod(0o600)
-        mount_small_disk(lab)
+        lab.world.path("/run/door").mkdir()
+        lab.world.path("/run/door").chmod(0o1777)
+        mount_disk(lab, "small", "256k")
+        fill(mount_disk(lab, "full", "16k"))
+        break_state(lab)
+        lock_state(lab)
         forms = nexthop_forms(lab)
         for name, nexthop in forms.items():
             lab.route(f"{name}.lab.test", f"mxpolicy:{nexthop}")
@@ -377,14 +406,53 @@ def send_ordinary(mail: Mail, forms: Iterable[str]) -> None:
         mail.send(f"fifty-{transport}", *fifty(transport))
 
 
-def mount_small_disk(lab: Lab) -> None:
-    """Give Postfix, which has a mount namespace of its own, a disk of 256 KiB."""
-    lab.world.path("/run/door/small").mkdir(parents=True)
-    lab.world.path("/run/door").chmod(0o1777)
+def mount_disk(lab: Lab, name: str, size: str) -> Path:
+    """Mount a small disk where Postfix sees it; return where it is to us.
+
+    Postfix has a mount namespace of its own.
+    """
+    place = f"/run/door/{name}"
+    lab.world.path(place).mkdir()
     [master] = processes(lab, "/master -w")
-    options = ["-t", "tmpfs", "-o", "size=256k,mode=1777"]
+    options = ["-t", "tmpfs", "-o", f"size={size},mode=1777"]
     enter = ["nsenter", "-t", str(master), "--mount"]
-    lab.world.run("mta", [*enter, "mount", *options, "door", "/run/door/small"])
+    lab.world.run("mta", [*enter, "mount", *options, "door", place])
+    return lab.world.path(f"/proc/{master}/root{place}")
+
+
+def fill(disk: Path) -> None:
+    file = (disk / "all-of-it").open("wb", buffering=0)
+    with file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def break_state(lab: Lab) -> None:
+    directory = lab.world.path("/run/door/broken")
+    directory.mkdir()
+    directory.chmod(0o777)
+    file = directory / "state.sqlite3"
+    file.write_bytes(b"SQLite format 3\0" + b"\xff" * 20_000)
+    file.chmod(0o666)
+
+
+# A process that holds the file for as long as there is a lab.
+LOCK = """
+import os, sqlite3, time
+os.umask(0)
+os.mkdir("/run/door/locked")
+db = sqlite3.connect("/run/door/locked/state.sqlite3", isolation_level=None)
+db.execute("CREATE TABLE held (x)")
+os.chmod("/run/door/locked/state.sqlite3", 0o666)
+db.execute("BEGIN EXCLUSIVE")
+open("/run/door/locked/now", "w").close()
+time.sleep(3600)
+"""
+
+
+def lock_state(lab: Lab) -> None:
+    lab.world.start("mta", ["/opt/mxpolicy/bin/python", "-c", LOCK])
+    wait_until(lab.world.path("/run/door/locked/now").exists)
 
 
 def processes(lab: Lab, words: str) -> list[int]:
@@ -422,6 +490,9 @@ def test_trouble_beside_the_delivery_does_not_stop_it(
     delivery = mail.end(trouble.name)
     assert (delivery.status, delivery.dsn) == ("sent", trouble.dsn), delivery
     assert len(mail.lab.hosts.received(trouble.recipient)) == 1
+    if trouble.text:
+        syslog = mail.lab.world.path("/var/log/syslog").read_text()
+        assert re.search(f" {delivery.queue_id}: .*{trouble.text}", syslog)
 
 
 @pytest.mark.parametrize("name", SIGNALS)
