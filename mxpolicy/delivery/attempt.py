@@ -451,6 +451,7 @@ class Attempt:
         else:
             return None
         session.abort()
+        result.goodbye = reply
         self._record(session.candidate, finding, reply)
         return finding
 
@@ -473,8 +474,8 @@ class Attempt:
             self._perform(self._race.settled(now))
             self._end(over)
             return
-        # A TRANSIENT that broke the session is a 421.
-        leave_alone = ending is not None and ending.verdict is Verdict.TRANSIENT
+        goodbye = result.goodbye
+        leave_alone = goodbye is not None and trouble.asks_to_be_left_alone(goodbye)
         if ending is None and undecided:
             ending, leave_alone = self._history.ending(
                 undecided, waited=waited, alone=alone

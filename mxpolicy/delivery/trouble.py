@@ -219,11 +219,15 @@ def _may_mean_a_full_mailbox(reply: Reply) -> bool:
 
 
 def asks_to_be_left_alone(reply: Reply) -> bool:
-    """421, or a 4yz for reasons of policy (x.7.z): another visit makes it worse."""
+    """421, or a 4yz for reasons of policy (x.7.z): another visit makes it worse.
+
+    A 421 that speaks of the host's own system or network (x.3.z, x.4.z; RFC 3463 §3.4,
+    §3.5) is not meant for us: it is shutting down, and its backup is there for that.
+    """
     status = _said_status(reply)
-    return reply.code == 421 or (
-        reply.is_transient and status is not None and status.subject == 7
-    )
+    if reply.code == 421:
+        return status is None or status.subject not in (3, 4)
+    return reply.is_transient and status is not None and status.subject == 7
 
 
 def delivered(reply: Reply, relay: str) -> Delivered:

@@ -361,8 +361,8 @@ class Race:
                 other verdict when no reply decided (CLOSED, SILENT, STALLED, a
                 reply that was about the session). `Scope.SITE` as in `failed`.
             now: The time.
-            leave_alone: With TRANSIENT: the reply was 421 or its enhanced
-                status was x.7.x. The site is not visited again, where otherwise
+            leave_alone: With TRANSIENT: the reply was one that asks for it
+                (421, or x.7.z). The site is not visited again, where otherwise
                 two sessions may end in 4yz.
 
         Returns actions as `begin` does. One of the others that is ready is

@@ -235,6 +235,7 @@ def test_helo_that_cannot_be_sent_is_our_own_trouble() -> None:
         pytest.param(ScriptedHost({"EHLO": End.SILENT}), 8.2, id="ehlo silent"),
         pytest.param(ScriptedHost({"CONNECT": "554 no"}), 0, id="greets 5yz"),
         pytest.param(ScriptedHost({"MAIL": "421 go away"}), None, id="421 ends it"),
+        pytest.param(ScriptedHost({"MAIL": "421 4.3.2 down"}), 0, id="421 of its own"),
         pytest.param(ScriptedHost({"RCPT": "450 4.7.1 no"}), None, id="x.7.x ends it"),
         pytest.param(ScriptedHost({"RCPT": "450 4.2.1 no"}), 0, id="4yz"),
         pytest.param(ScriptedHost({"MAIL": End.SILENT}), 60, id="MAIL silent"),

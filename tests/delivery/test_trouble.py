@@ -278,6 +278,9 @@ def test_whom_a_refusal_is_about(verb: Verb, scope: Scope, text: str) -> None:
     ("text", "leave"),
     [
         ("421 closing", True),
+        ("421 4.7.0 too many connections from you", True),
+        ("421 4.3.2 shutting down", False),
+        ("421 4.4.2 timeout exceeded", False),
         ("450 4.7.1 greylisted", True),
         ("451 5.7.1 contradicts itself", True),
         ("450 4.2.1 busy", False),

@@ -240,8 +240,8 @@ VISITS: tuple[Case, ...] = (
     greylisted(
         "greylisted-421",
         "Four MX say 421 to RCPT: one is asked.",
-        "421 4.3.2 Come back later",
-        "4.3.2",
+        "421 4.7.0 Too many connections from you",
+        "4.7.0",
         1,
     ),
     greylisted(
