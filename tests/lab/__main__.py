@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from .cases import CASES, Placed, place, place_judged
 from .judge import Sent
-from .lab import EXIM_SMTP, TRANSPORTS, Lab, patience
+from .lab import EXIM_TRANSPORTS, TRANSPORTS, Lab, patience
 from .packages import LabUnavailable
 from .transports import ALL_TRANSPORTS, lab_of_cases
 from .world import ENVIRONMENT
@@ -51,22 +51,25 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m tests.lab")
     parser.add_argument("action", choices=["cases", "run", "shell"])
     parser.add_argument("cases", nargs="*", metavar="CASE")
-    parser.add_argument("--transport", choices=[*ALL_TRANSPORTS, EXIM_SMTP])
+    parser.add_argument("--transport", choices=[*ALL_TRANSPORTS, *EXIM_TRANSPORTS])
     return parser
 
 
 def _chosen(names: Sequence[str], transport: str | None) -> tuple[Placed, ...]:
-    """Return the cases of these names, or all: with *transport*, or with every one
-    that something is expected of.
+    """Return the cases of these names with *transport*, or with every one there is.
+
+    Only those that something is expected of, unless a case and a transport are named
+    or nothing is expected of the transport at all: then what comes is shown.
     """
     known = {case.name: case for case in CASES}
     for name in names:
         if name not in known:
             sys.exit(f"no case {name!r}; there are: {' '.join(known)}")
     cases = [known[name] for name in names] or CASES
-    if transport is None:
-        return place_judged(cases, ALL_TRANSPORTS)
-    return place(cases, (transport,))
+    transports = ALL_TRANSPORTS if transport is None else (transport,)
+    if transport is None or not names:
+        return place_judged(cases, transports) or place(cases, transports)
+    return place(cases, transports)
 
 
 def show_cases() -> int:
@@ -91,7 +94,7 @@ def _report(lab: Lab, sent: Sent) -> int:
     if not sent.placed.is_judged:
         return _show(lab, sent)
     misfits = lab.judge(sent)
-    for line in lab.postfix_log(sent.queue_id):
+    for line in lab.server(sent.placed).deliveries(sent.queue_id):
         print(
             f"{_title(sent)} {line.delay:7.2f} s  {line.status} {line.dsn}  {line.text}",
             flush=True,
@@ -112,7 +115,7 @@ def _show(lab: Lab, sent: Sent) -> int:
 
 
 def _title(sent: Sent) -> str:
-    return f"{sent.placed.case.name:{NAME_WIDTH}} {sent.placed.transport:9}"
+    return f"{sent.placed.case.name:{NAME_WIDTH}} {sent.placed.transport:13}"
 
 
 def shell(placed: Sequence[Placed]) -> int:

@@ -13,6 +13,9 @@ from .smtp_host import Behaviour
 
 GOOD = Behaviour()
 
+ALIKE = {"mxpolicy-exim": "mxpolicy"}
+"""Of these transports the same is expected as of others, if nothing else is said."""
+
 # Classes of time, in seconds. Where many start at once on a machine that has other work,
 # a Python may need two to come up; what is told apart here is several times as long.
 AT_ONCE = 5.0
@@ -91,7 +94,7 @@ class Expected:
 class Case:
     """A domain, the hosts in its way, and what comes of a message to it.
 
-    `expected` is by transport; those not named are not judged. `records` are further
+    `expected` is by transport (see `ALIKE`); those not named are not judged. `records` are further
     lines of a master file: their owner relative to the case's domain ("@" is the domain
     itself), and after that "{domain}" for the domain and "{NAME}" for the (first) address
     of the host NAME. `forged` are owners whose records have a wrong signature.
@@ -104,6 +107,11 @@ class Case:
     records: tuple[str, ...] = ()
     forged: tuple[str, ...] = ()
     mail: Mail = Mail()
+
+    def expected_with(self, transport: str) -> Expected | None:
+        """Return what must be seen with a transport, None where it is not known."""
+        alike = self.expected.get(ALIKE.get(transport, transport))
+        return self.expected.get(transport, alike)
 
 
 @dataclass(frozen=True)
@@ -148,12 +156,15 @@ class Placed:
     @property
     def is_judged(self) -> bool:
         """Whether it is known what must be seen with this transport."""
-        return self.transport in self.case.expected
+        return self.case.expected_with(self.transport) is not None
 
     @property
     def expected(self) -> Expected:
-        """What must be seen with this transport."""
-        return self.case.expected[self.transport]
+        """What must be seen with this transport; KeyError where it is not known."""
+        expected = self.case.expected_with(self.transport)
+        if expected is None:
+            raise KeyError(self.name)
+        return expected
 
     def host_name(self, host: Host) -> str:
         """Return the host's name in DNS and in its greeting."""
@@ -223,7 +234,7 @@ def place_judged(
         (case, transport)
         for transport in transports
         for case in cases
-        if transport in case.expected
+        if case.expected_with(transport) is not None
     )
 
 

@@ -69,10 +69,18 @@ begin retry
 """
 
 # 2026-11-24 00:20:05.123 +0000 MESSAGE-ID => user@domain R=... T=... H=name [address] ...
-# Where no router took an address, a colon follows it.
+# Where no router took an address, a colon follows it; a local transport's address
+# stands behind its local part.
 _LINE = re.compile(
     r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [+-]\d{4}) (?P<message_id>\S+) "
-    r"(?P<mark><=|=>|->|==|\*\*) (?P<recipient>\S+?):? (?P<text>.*)"
+    r"(?P<mark><=|=>|->|==|\*\*) (?:(?P<recipient>\S+@\S+?):?|.*? <(?P<local>\S.*?)>) "
+    r"(?P<text>.*)"
+)
+
+# What contrib's log_fail_output and log_defer_output have Exim log before that.
+_OUTPUT = re.compile(
+    r"\S+ \S+ \S+ (?P<message_id>\S+) <(?P<recipient>.*)>: "
+    r"mxpolicy transport output: (?P<text>(?P<dsn>\d\.\d+\.\d+)? ?.*)"
 )
 
 # One Exim for each address, and after its answer its exit status and a NUL.
@@ -95,7 +103,9 @@ class Delivery:
     """One line of Exim's log: what became of one recipient in one attempt.
 
     `status` is in Postfix's words: sent, deferred, bounced. `at` is seconds since the
-    epoch, `delay` since Exim had the message whole; `text` is all after the recipient.
+    epoch, `delay` since Exim had the message whole; `text` is all after the recipient,
+    and what the command of a pipe transport said. `dsn` is what that begins with (2.0.0
+    on success, which is silent); no other transport logs one.
     """
 
     message_id: str
@@ -103,6 +113,7 @@ class Delivery:
     status: str
     at: float
     delay: float
+    dsn: str
     text: str
 
 
@@ -155,14 +166,20 @@ class Exim:
 
     # --- mail ---
 
-    def send(self, recipients: Sequence[str], sender: str, data: bytes) -> str:
+    def send(
+        self,
+        recipients: Sequence[str],
+        sender: str,
+        data: bytes,
+        options: Sequence[str] = (),
+    ) -> str:
         """Hand Exim a message over SMTP; return its message id.
 
-        Lines of *data* may end in LF. Raises smtplib.SMTPException when Exim does not
-        take it.
+        Lines of *data* may end in LF. *options* are parameters of MAIL. Raises
+        smtplib.SMTPException when Exim does not take it.
         """
         with Client(self._world, PORT) as client:
-            text = client.submit(recipients, sender, data)
+            text = client.submit(recipients, sender, data, options)
         found = re.search(rb"id=(\S+)", text)
         assert found is not None, text
         return found[1].decode()
@@ -231,17 +248,21 @@ def _route_host(match: re.Match[str]) -> RouteHost:
 
 def _deliveries(lines: Iterable[str]) -> Iterator[Delivery]:
     arrived: dict[str, float] = {}
-    for match in filter(None, map(_LINE.match, lines)):
+    outputs: dict[tuple[str, str], re.Match[str]] = {}
+    for line in lines:
+        if said := _OUTPUT.match(line):
+            outputs[said["message_id"], said["recipient"]] = said
+        if not (match := _LINE.match(line)):
+            continue
         at = datetime.strptime(match["at"], "%Y-%m-%d %H:%M:%S.%f %z").timestamp()
         message_id = match["message_id"]
         if match["mark"] == "<=":
             arrived[message_id] = at
             continue
-        yield Delivery(
-            message_id=message_id,
-            recipient=match["recipient"],
-            status=_STATUSES[match["mark"]],
-            at=at,
-            delay=at - arrived.get(message_id, at),
-            text=match["text"],
-        )
+        recipient = match["recipient"] or match["local"]
+        status, text = _STATUSES[match["mark"]], match["text"]
+        dsn = "2.0.0" if status == "sent" and "T=mxpolicy" in text else ""
+        if output := outputs.pop((message_id, recipient), None):
+            dsn, text = output["dsn"] or "", f"{text}: {output['text']}"
+        delay = at - arrived.get(message_id, at)
+        yield Delivery(message_id, recipient, status, at, delay, dsn, text)

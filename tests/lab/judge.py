@@ -1,11 +1,13 @@
-"""Judges one case's first attempt: what Postfix logged, what the hosts got."""
+"""Judges one case's first attempt: what the mail server logged, what the hosts got."""
 
 import re
 import time
 from collections import Counter
 from dataclasses import dataclass
 
+from . import exim
 from .case import Placed
+from .exim import Exim
 from .hosts import Hosts, Message
 from .postfix import Delivery, Postfix
 
@@ -28,8 +30,8 @@ class Sent:
 class Judge:
     """Knows where to look."""
 
-    def __init__(self, postfix: Postfix, hosts: Hosts) -> None:
-        self._postfix = postfix
+    def __init__(self, server: Postfix | Exim, hosts: Hosts) -> None:
+        self._server = server
         self._hosts = hosts
 
     def misfits(self, sent: Sent) -> list[str]:
@@ -37,11 +39,11 @@ class Judge:
         expected = sent.placed.expected
         recipients = len(sent.placed.recipients)
         left = sent.at + expected.within + _LATENESS - time.time()
-        deliveries = self._postfix.await_deliveries(
+        deliveries = self._server.await_deliveries(
             sent.queue_id, max(left, 1.0), recipients
         )
         if len(deliveries) != recipients:
-            log = "\n".join(self._postfix.log(sent.queue_id)) or "nothing"
+            log = "\n".join(self._server.log(sent.queue_id)) or "nothing"
             return [
                 f"{len(deliveries)} delivery lines in the log, not {recipients}:\n{log}"
             ]
@@ -89,7 +91,7 @@ class Judge:
         return self._hosts.received(sent.placed.sender)
 
 
-def _wrong_words(sent: Sent, delivery: Delivery) -> list[str]:
+def _wrong_words(sent: Sent, delivery: Delivery | exim.Delivery) -> list[str]:
     """Return what in a log line differs from the expectation."""
     expected = sent.placed.expected
     found = []

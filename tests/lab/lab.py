@@ -35,7 +35,10 @@ HOME_DOMAIN = "home.lab.test"
 TRANSPORTS = ("mxpolicy", "smtp")
 
 EXIM_SMTP = "exim-smtp"
-"""The transport that is Exim's own: its cases go through `Lab.exim`, not Postfix."""
+"""Exim's own smtp transport."""
+
+EXIM_TRANSPORTS = (EXIM_SMTP, "mxpolicy-exim")
+"""Cases with these go through `Lab.exim`, not Postfix."""
 
 EXIM_TAKES_AT_MOST = 900.0
 """Seconds; no case says how Exim's attempt must end, it is only shown."""
@@ -164,13 +167,16 @@ class Lab:
 
     # --- cases ---
 
+    def server(self, placed: Placed) -> Postfix | Exim:
+        """Return the mail server that a case's message goes through."""
+        return self.exim if placed.transport in EXIM_TRANSPORTS else self.postfix
+
     def send_case(self, placed: Placed) -> Sent:
         """Send a case's message."""
         whom, data, at = placed.recipients, placed.case.mail.data, time.time()
-        if placed.transport == EXIM_SMTP:
-            return Sent(placed, self.exim.send(whom, placed.sender, data), at)
         options = placed.case.mail.options
-        return Sent(placed, self.send(whom, placed.sender, data, options), at)
+        queue_id = self.server(placed).send(whom, placed.sender, data, options)
+        return Sent(placed, queue_id, at)
 
     def send_cases(self) -> dict[str, Sent]:
         """Send every case's message, the slowest first; return them by case name.
@@ -187,14 +193,13 @@ class Lab:
 
     def ended(self, sent: Sent) -> Ended | None:
         """Return how a case's first attempt ended, or None while it goes on."""
-        server = self.exim if sent.placed.transport == EXIM_SMTP else self.postfix
-        for first in server.deliveries(sent.queue_id):
+        for first in self.server(sent.placed).deliveries(sent.queue_id):
             return Ended(first.status, first.delay, first.text)
         return None
 
     def judge(self, sent: Sent) -> list[str]:
         """Wait for a case's first attempt to end; return what is not as expected."""
-        return Judge(self.postfix, self.hosts).misfits(sent)
+        return Judge(self.server(sent.placed), self.hosts).misfits(sent)
 
     def leftovers(self) -> list[str]:
         """Return what deliveries left behind: processes, connections, sessions.
