@@ -73,7 +73,7 @@ begin retry
 # stands behind its local part.
 _LINE = re.compile(
     r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [+-]\d{4}) (?P<message_id>\S+) "
-    r"(?P<mark><=|=>|->|==|\*\*) (?:(?P<recipient>\S+@\S+?):?|.*? <(?P<local>\S.*?)>) "
+    r"(?P<mark><=|=>|->|==|\*\*) (?:(?P<recipient>\S+@\S+?|<>):?|.*? <(?P<local>\S.*?)>) "
     r"(?P<text>.*)"
 )
 
