@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.bench import faults, imports, large, processor
+from tests.bench import faults, imports, large, memory, processor
 from tests.bench.__main__ import main
 
 from .packages import LabUnavailable
@@ -61,6 +61,18 @@ def test_large_has_time_and_memory_of_each_client(
     for row in rows:
         assert re.fullmatch(r"[\d.]+ MiB", row[3])
         assert row[3] != "0.0 MiB", "its process was never seen"
+
+
+def test_memory_has_rates_and_their_ratio_for_both_clients(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert memory.main(["2"]) == 0
+    _, _, *rows = cells(capsys.readouterr().out)
+    assert [row[0] for row in rows] == list(NAMES[:2])
+    for _, first, *rates, ratio in rows:
+        assert re.fullmatch(r"[\d.]+ m?s", first)
+        assert all(re.fullmatch(r"[\d.]+/s", rate) for rate in rates)
+        assert re.fullmatch(r"[\d.]+x", ratio)
 
 
 def test_imports_counts_both_deliveries_and_tells_of_the_dearest_modules(
