@@ -264,6 +264,21 @@ STARTTLS: tuple[Case, ...] = (
         ours(sent("mx1", tls=False, visits={"mx1": 1})),
     ),
     first_then_good(
+        "starttls-5xx",
+        "STARTTLS is offered, and refused for good: in clear, in the same session.",
+        Behaviour({"STARTTLS": Step("554 5.7.0 Not with you")}, keywords=TLS_KEYWORDS),
+        ours(sent("mx1", tls=False, visits={"mx1": 1})),
+    ),
+    first_then_good(
+        "starttls-421",
+        "STARTTLS is answered 421: once more, in clear.",
+        Behaviour(
+            {"STARTTLS": Step("421 4.7.0 TLS trouble", end="close")},
+            keywords=TLS_KEYWORDS,
+        ),
+        ours(sent("mx1", tls=False, visits={"mx1": 2})),
+    ),
+    first_then_good(
         "starttls-hung",
         "STARTTLS is never answered.",
         Behaviour({"STARTTLS": Step(end="hush")}, keywords=TLS_KEYWORDS),

@@ -112,7 +112,13 @@ COMMANDS: tuple[Case, ...] = (
         "quit-hung",
         "QUIT is never answered.",
         Behaviour({"QUIT": Step(end="hush")}),
-        either(sent("mx1")),
+        either(sent("mx1", visits={"mx1": 1, "mx2": 0})),
+    ),
+    first_then_good(
+        "quit-refused",
+        "QUIT is answered 421, and the message was taken before that.",
+        Behaviour({"QUIT": Step("421 4.4.2 Too late", end="reset")}),
+        either(sent("mx1", visits={"mx1": 1, "mx2": 0})),
     ),
     first_then_good(
         "helo-objected",
