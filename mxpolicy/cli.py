@@ -29,6 +29,7 @@ COMMANDS = {
     "policy": "answer the mail server's questions; run by it (spawn(8))",
     "route": "show whom a message would be tried at, and why; dials nothing",
     "hosts": "show what is remembered of hosts, or forget it (hosts clear)",
+    "check": "show the configuration as understood, and whether all around it fits",
     "demo": "see it work on loopback: no root, no mail server",
 }
 
@@ -68,6 +69,10 @@ def main() -> int:
         from mxpolicy import hosts
 
         return hosts.main(rest)
+    if command == "check":
+        from mxpolicy import check
+
+        return check.main(rest)
     if command == "demo":
         from mxpolicy import demo
 

@@ -63,17 +63,18 @@ class Terminal:
         self.line()
         self.line(self.paint(text, BOLD))
 
-    def say(self, text: str, first: str = "", hanging: str | None = None) -> None:
-        """Write a sentence.
+    def say(self, text: str, first: str = "", marked: str = "") -> None:
+        """Write a sentence; its further lines begin where it began.
 
         Args:
             text: One line, without colours.
             first: What stands before it.
-            hanging: What stands before its further lines; blanks by default.
+            marked: The same with colours.
         """
-        if hanging is None:
-            hanging = " " * len(first)
-        for line in self._wrapped(text, first, hanging):
+        for line in self._wrapped(text, first):
+            if marked and line.startswith(first):
+                line = marked + line[len(first) :]
+                marked = ""
             self.line(line)
 
     def table(
@@ -101,14 +102,14 @@ class Terminal:
                 first = " " * (indent + 4)
             self.say(row[-1], first)
 
-    def _wrapped(self, text: str, first: str, hanging: str) -> list[str]:
+    def _wrapped(self, text: str, first: str) -> list[str]:
         if self.width is None:
             return [f"{first}{text}".rstrip()]
         return textwrap.wrap(
             text,
             self.width,
             initial_indent=first,
-            subsequent_indent=hanging,
+            subsequent_indent=" " * len(first),
             break_on_hyphens=False,
             # A command that is to be copied shall stay in one piece.
             break_long_words=False,

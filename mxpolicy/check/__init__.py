@@ -1,0 +1,209 @@
+"""``mxpolicy check``: the configuration as understood, and whether its surroundings fit.
+
+Configuration, name servers, our name in DNS, what a delivery needs of this machine,
+and the Postfix that is here. For each thing that would bite: what would happen, and
+the line that mends it. Nothing is changed, no mail is sent, nobody is dialled but
+the name servers.
+
+Themes have a module each: `configuration`, `names`, `surroundings` (with `access`),
+`postfix` (with `postconf`, which asks, and `master_cf`, which reads).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import threading
+import traceback
+from typing import TYPE_CHECKING
+
+from mxpolicy.check import configuration, names, postfix, surroundings
+from mxpolicy.check.access import current
+from mxpolicy.check.postconf import Postconf, PostfixUnseen
+from mxpolicy.check.report import Item, Level, Section, fail, ok, warn
+from mxpolicy.config import load
+from mxpolicy.errors import ConfigError
+from mxpolicy.terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mxpolicy.check.configuration import Setting
+    from mxpolicy.options import Options
+
+__all__ = ["main"]
+
+SCHEMA = 1
+
+# Every step has its own, shorter bound; this one is for what has none, such as a
+# directory service behind getpwnam(3) or a file on a server that is away.
+PATIENCE = 90.0
+
+_COLOURS = {Level.OK: GREEN, Level.WARN: YELLOW, Level.FAIL: RED}
+
+
+class _Looking:
+    """What has been seen so far, and what is being looked at."""
+
+    def __init__(self, config: str | None) -> None:
+        self._config = config
+        self.sections: list[Section] = []
+        self.settings: list[Setting] = []
+        self.title = "configuration"
+
+    def run(self) -> None:
+        """Look at one thing after the other; the owner of its whole trouble."""
+        try:
+            options = load(self._config, os.environ)
+        except ConfigError as error:
+            text = "mail is deferred (4.3.5): "
+            items = tuple(fail(text + mistake) for mistake in error.mistakes)
+            self.sections.append(Section(self.title, items))
+            return
+        self.settings = configuration.settings(options, os.environ)
+        seen: list[postfix.Postfix] = []
+        self._add("configuration", lambda: self._configuration(options))
+        self._add(
+            "name servers", lambda: asyncio.run(names.look_at_name_servers(options))
+        )
+        self._add("our name", lambda: asyncio.run(names.look_at_our_name(options)))
+        self._add("Postfix", lambda: self._postfix(options, seen))
+        self._add("this machine", lambda: self._machine(options, seen))
+
+    def _add(self, title: str, look: Callable[[], Sequence[Item]]) -> None:
+        self.title = title
+        try:
+            items = tuple(look())
+        except PostfixUnseen as error:
+            items = (warn(f"could not be seen: {error}; try as root"),)
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"could not be checked: {type(error).__name__}: {error}"
+            items = (warn(f"{text} ({where.name}, line {where.lineno})"),)
+        self.sections.append(Section(title, items))
+
+    def _configuration(self, options: Options) -> list[Item]:
+        return configuration.look(self._config, options, os.environ)
+
+    def _postfix(self, options: Options, seen: list[postfix.Postfix]) -> list[Item]:
+        postconf = Postconf.find(os.environ.get("PATH", ""))
+        if postconf is None:
+            return [ok("there is no Postfix on this machine (no postconf found)")]
+        seen.append(postfix.see(postconf))
+        return postfix.look(seen[0], options, self._config)
+
+    def _machine(self, options: Options, seen: list[postfix.Postfix]) -> list[Item]:
+        who = postfix.user_of(seen[0]) if seen else None
+        return surroundings.look(options, os.environ, who or current())
+
+
+def main(argv: Sequence[str]) -> int:
+    """Look at everything and say how it is.
+
+    Args:
+        argv: What follows ``mxpolicy check`` on the command line.
+
+    Returns:
+        0 when nothing fails, else 1. Leaves by `SystemExit` with 2 on a wrong
+        command line.
+    """
+    arguments = _parser().parse_args(argv)
+    looking = _Looking(arguments.config)
+    # A thread that can be left behind: no signal ends a call into a file system or
+    # a directory service that does not answer.
+    thread = threading.Thread(target=looking.run, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    sections = list(looking.sections)
+    if thread.is_alive():
+        text = f"no answer within {PATIENCE:.0f} s; the rest was not looked at"
+        sections.append(Section(looking.title, (fail(text),)))
+    failed = any(one.level is Level.FAIL for part in sections for one in part.items)
+    try:
+        if arguments.json:
+            print(json.dumps(_as_json(sections, looking.settings), indent=2))
+        else:
+            _show(sections, looking.settings, Terminal(sys.stdout, os.environ))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has left. The interpreter would try to flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if thread.is_alive():
+        os._exit(1)
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mxpolicy check",
+        description="Show the configuration as understood, and whether its "
+        "surroundings fit: name servers, our name, this machine, Postfix.",
+        epilog="Exit status: 0 when nothing fails, else 1.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="instead of the usual one")
+    parser.add_argument("--json", action="store_true", help="for machines")
+    return parser
+
+
+def _as_json(
+    sections: Sequence[Section], settings: Sequence[Setting]
+) -> dict[str, object]:
+    items = []
+    for section in sections:
+        for one in section.items:
+            item = {"about": section.title, "level": one.level.value, "text": one.text}
+            items.append(item | ({"mend": one.mend} if one.mend else {}))
+    return {
+        "schema": SCHEMA,
+        "options": {one.path: one.value for one in settings},
+        "changed": [one.path for one in settings if not one.is_default],
+        "items": items,
+    }
+
+
+def _show(
+    sections: Sequence[Section], settings: Sequence[Setting], terminal: Terminal
+) -> None:
+    if settings:
+        terminal.line(terminal.paint("options", BOLD))
+        rows = [
+            (
+                " " if one.is_default else "*",
+                one.path,
+                one.value + (f"  ({one.meaning})" if one.meaning else ""),
+            )
+            for one in settings
+        ]
+        terminal.table(rows)
+        terminal.line(terminal.paint("  * not the default", DIM))
+    for section in sections:
+        terminal.heading(section.title)
+        for item in section.items:
+            _show_item(item, terminal)
+    _show_sum([one for part in sections for one in part.items], terminal)
+
+
+def _show_item(item: Item, terminal: Terminal) -> None:
+    level = terminal.paint(f"{item.level.value:<4}", _COLOURS[item.level])
+    # The colour takes no column: wrap with the bare word, then put it in its place.
+    bare = f"  {item.level.value:<4}  "
+    terminal.say(item.text, bare, marked=f"  {level}  ")
+    if item.mend:
+        # Never wrapped: it is there to be copied.
+        terminal.line(terminal.paint(f"        {item.mend}", BOLD))
+
+
+def _show_sum(items: Sequence[Item], terminal: Terminal) -> None:
+    fails = sum(one.level is Level.FAIL for one in items)
+    warns = sum(one.level is Level.WARN for one in items)
+    terminal.line()
+    if any(one.mend.startswith("postconf ") for one in items):
+        terminal.line("After postconf: postfix reload")
+    colour = RED if fails else YELLOW if warns else GREEN
+    wells = len(items) - fails - warns
+    text = f"{fails} fail, {warns} warn, {wells} ok"
+    terminal.line(terminal.paint(text, colour, BOLD))

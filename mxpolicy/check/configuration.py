@@ -1,0 +1,125 @@
+"""The configuration as it was understood, with the defaults filled in."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mxpolicy.check.report import ok, warn
+from mxpolicy.config import DEFAULT_PATH
+from mxpolicy.net.own_name import own_name
+from mxpolicy.net.resolv_conf import read_resolv_conf
+from mxpolicy.options import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from mxpolicy.check.report import Item
+
+__all__ = ["Setting", "as_written", "look", "settings"]
+
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+_SIZES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
+
+
+class Setting(NamedTuple):
+    """One option.
+
+    Attributes:
+        path: ``resolver.timeout``.
+        value: As it could be written in YAML.
+        is_default: Whether it is as it would be without any file.
+        meaning: What the value stands for, where it does not say so itself.
+    """
+
+    path: str
+    value: str
+    is_default: bool
+    meaning: str = ""
+
+
+def settings(options: Options, environ: Mapping[str, str]) -> list[Setting]:
+    """Return every option with its value, in the order of the sample file."""
+    return list(_settings(options, Options(), "", _meanings(options, environ)))
+
+
+def _settings(
+    record: Any, default: Any, path: str, meanings: Mapping[str, str]
+) -> Iterator[Setting]:
+    for one in fields(record):
+        value, usual = getattr(record, one.name), getattr(default, one.name)
+        name = path + one.name
+        if is_dataclass(value):
+            yield from _settings(value, usual, f"{name}.", meanings)
+        else:
+            text = as_written(value, str(one.type))
+            yield Setting(name, text, value == usual, meanings.get(name, ""))
+
+
+def _meanings(options: Options, environ: Mapping[str, str]) -> dict[str, str]:
+    """What an empty or an "auto" value stands for on this machine."""
+    conf = read_resolv_conf()
+    found = {}
+    if not options.helo:
+        found["helo"] = own_name()
+    if not options.resolver.servers:
+        found["resolver.servers"] = f"resolv.conf: {', '.join(conf.servers)}"
+    if options.resolver.trust_ad is None:
+        believed = conf.trust_ad and not options.resolver.servers
+        found["resolver.trust_ad"] = "yes" if believed else "no"
+    if not options.state:
+        found["state"] = environ.get("STATE_DIRECTORY") or "/var/lib/mxpolicy"
+    return found
+
+
+def as_written(value: object, kind: str) -> str:
+    """Return *value* of an option of *kind*, an annotation in `options`, as in YAML."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    if kind == "Switch":
+        return {True: "yes", False: "no", None: "auto"}[value]  # type: ignore[index]
+    if kind in {"Delay", "Timeout"}:
+        return _duration(float(str(value)))
+    if kind == "Size":
+        return _size(int(str(value)))
+    return str(value) if value != "" else '""'
+
+
+def _duration(seconds: float) -> str:
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:.10g}ms"
+    for unit, letter in _UNITS:
+        if seconds >= unit and seconds % unit == 0:
+            return f"{seconds / unit:.0f}{letter}"
+    return f"{seconds:.10g}s"
+
+
+def _size(size: int) -> str:
+    for unit, name in _SIZES:
+        if size >= unit and size % unit == 0:
+            return f"{size // unit}{name}"
+    return "0B"
+
+
+def look(path: str | None, options: Options, environ: Mapping[str, str]) -> list[Item]:
+    """Say which file was read and what is missing of what could be installed."""
+    file = path or environ.get("MXPOLICY_CONFIG") or DEFAULT_PATH
+    if path or environ.get("MXPOLICY_CONFIG") or os.path.exists(file):
+        changed = sum(not one.is_default for one in settings(options, environ))
+        items = [ok(f"{file} is understood; {changed} options are not as by default")]
+    else:
+        items = [ok(f"there is no {file}: everything is as by default")]
+    if environ.get("MXPOLICY_CONFIG") and not path:
+        text = "$MXPOLICY_CONFIG was followed here; Postfix does not hand it to pipe(8)"
+        text += " commands, which will read another file"
+        items.append(warn(text, f"mxpolicy pipe ... --config {file}"))
+    if importlib.util.find_spec("idna") is None:
+        text = "the Python package idna is missing: mail to international domains is"
+        text += " deferred where old and new rules differ (names with sharp s, joiners)"
+        items.append(warn(text, "pip install 'mxpolicy[idna]'"))
+    return items

@@ -1,0 +1,152 @@
+"""What a line of Postfix's master.cf says; master(5), pipe(8). Pure.
+
+The lines are those that ``postconf -M`` prints: one for each service, comments and
+continuation lines already gone.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+__all__ = ["Service", "parse_services", "substitute", "words"]
+
+FIELDS = 8  # service type private unpriv chroot wakeup maxproc command
+
+PROGRAM = "mxpolicy"
+
+# pipe(8); envid came with 3.9. Another name makes Postfix defer the mail (4.3.5).
+MACROS = frozenset(
+    (
+        *("client_address", "client_helo", "client_hostname", "client_port"),
+        *("client_protocol", "domain", "envid", "extension", "mailbox", "nexthop"),
+        *("original_recipient", "queue_id", "recipient", "sasl_method"),
+        *("sasl_sender", "sasl_username", "sender", "size", "user"),
+    )
+)
+
+_MACRO = re.compile(r"\$(?:\{(\w+)\}|\((\w+)\)|(\w+))")
+
+
+class Service(NamedTuple):
+    """A pipe(8) service.
+
+    Attributes:
+        name: Of the transport.
+        kind: ``unix``, or what else the second column says.
+        unprivileged, chroot, process_limit: As written; ``-`` is the default.
+        command: The last column as it is, from ``pipe`` on.
+        overrides: The ``-o name=value`` of the line.
+        attributes: ``flags``, ``user``, ``null_sender`` and so on.
+        argv: The command that is run, macros and all.
+    """
+
+    name: str
+    kind: str
+    unprivileged: str
+    chroot: str
+    process_limit: str
+    command: str
+    overrides: dict[str, str]
+    attributes: dict[str, str]
+    argv: tuple[str, ...]
+
+    @property
+    def arguments(self) -> tuple[str, ...] | None:
+        """What follows our program in `argv`; None when it is not in there."""
+        for place, word in enumerate(self.argv):
+            if word.rpartition("/")[2] == PROGRAM:
+                return self.argv[place + 1 :]
+        return None
+
+
+def parse_services(text: str) -> list[Service]:
+    """Return the pipe(8) services in the output of ``postconf -M``."""
+    found = []
+    for line in text.splitlines():
+        columns = line.split(None, FIELDS - 1)
+        if len(columns) < FIELDS:
+            continue
+        name, kind, _, unprivileged, chroot, _, process_limit, command = columns
+        program, *rest = words(command)
+        if program.rpartition("/")[2] != "pipe":
+            continue
+        overrides, rest = _overrides(rest)
+        attributes, argv = _attributes(rest)
+        found.append(
+            Service(
+                name,
+                kind,
+                unprivileged,
+                chroot,
+                process_limit,
+                command.strip(),
+                overrides,
+                attributes,
+                argv,
+            )
+        )
+    return found
+
+
+def words(text: str, separators: str = " \t") -> list[str]:
+    """Return the words of *text*; what is in braces is not taken apart (postconf(5))."""
+    found: list[str] = []
+    depth, word = 0, ""
+    for char in text:
+        depth += (char == "{") - (char == "}")
+        if char in separators and depth <= 0:
+            found.append(word)
+            word = ""
+        else:
+            word += char
+    found.append(word)
+    return [one for one in found if one]
+
+
+def _overrides(rest: list[str]) -> tuple[dict[str, str], list[str]]:
+    found: dict[str, str] = {}
+    while rest and rest[0].startswith("-"):
+        option, *rest = rest
+        text = option[2:]
+        if not text and rest:
+            text, *rest = rest
+        if option.startswith("-o"):
+            name, _, value = _unbraced(text).partition("=")
+            found[name.strip()] = value.strip()
+    return found, rest
+
+
+def _attributes(rest: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    found: dict[str, str] = {}
+    for place, word in enumerate(rest):
+        name, _, value = _unbraced(word).partition("=")
+        if name == "argv":
+            argv = [value, *rest[place + 1 :]]
+            return found, tuple(_unbraced(one) for one in argv)
+        found[name] = value
+    return found, ()
+
+
+def _unbraced(word: str) -> str:
+    if word.startswith("{") and word.endswith("}"):
+        return word[1:-1].strip()
+    return word
+
+
+def substitute(argv: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
+    """Return *argv* as the command may see it, and the macros that there are not.
+
+    Addresses stand for the macros; what the words are matters to nobody.
+    """
+    unknown: list[str] = []
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2] or found[3]
+        if name not in MACROS:
+            unknown.append(name)
+        if name in {"recipient", "sender", "original_recipient"}:
+            return "user@example.com"
+        return "1" if name == "size" else "example.com"
+
+    return tuple(_MACRO.sub(value, word) for word in argv), unknown

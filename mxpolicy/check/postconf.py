@@ -1,0 +1,106 @@
+"""Asks the Postfix of this machine what its configuration is, by its own programs.
+
+Every call has an end: a program that does not answer is killed. What could not be
+seen is an error with Postfix's own words, never an answer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from mxpolicy.errors import MxPolicyError
+from mxpolicy.reply import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Postconf", "PostfixUnseen"]
+
+# postconf reads two files; postmap may ask a database over the network.
+PATIENCE = 10.0
+
+# Not always on the PATH of somebody who is not root.
+_PLACES = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/lib/postfix/sbin")
+
+# sysexits aside, postmap(1) says so with status 1 and nothing on stderr.
+_NOT_FOUND = 1
+
+
+class PostfixUnseen(MxPolicyError):
+    """A program of Postfix did not say what it was asked for; the text says why."""
+
+
+class Postconf:
+    """The programs of one Postfix installation."""
+
+    def __init__(self, directory: str, patience: float = PATIENCE) -> None:
+        """Use the programs of *directory*; kill them after *patience* seconds."""
+        self._directory = directory
+        self._patience = patience
+
+    @classmethod
+    def find(cls, search: str) -> Postconf | None:
+        """Return those on the path *search* or in the usual places, if any."""
+        path = os.pathsep.join((search, *_PLACES))
+        found = shutil.which("postconf", path=path)
+        return cls(os.path.dirname(found)) if found else None
+
+    def services(self) -> str:
+        """Return what ``postconf -M`` says.
+
+        Raises:
+            PostfixUnseen: It says nothing.
+        """
+        return self._run("postconf", "-M")
+
+    def settings(self, names: Sequence[str]) -> dict[str, str]:
+        """Return the values of main.cf, ``$name`` filled in; unknown names are absent.
+
+        Raises:
+            PostfixUnseen: Nothing was said.
+        """
+        lines = self._run("postconf", "-x", *names).splitlines()
+        pairs = (line.partition("=") for line in lines)
+        return {name.strip(): value.strip() for name, _, value in pairs}
+
+    def raw(self, name: str) -> str:
+        """Return a value as it is written.
+
+        Raises:
+            PostfixUnseen: It is not said.
+        """
+        return self._run("postconf", "-h", name).strip()
+
+    def look_up(self, key: str, table: str) -> str | None:
+        """Return what *table* (``type:name``) has for *key*, None when nothing.
+
+        Raises:
+            PostfixUnseen: The table cannot be asked.
+        """
+        return self._run("postmap", "-q", key, table, absent=True).strip() or None
+
+    def _run(self, program: str, *argv: str, absent: bool = False) -> str:
+        try:
+            done = subprocess.run(  # noqa: S603 - no shell, our own words
+                [os.path.join(self._directory, program), *argv],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=self._patience,
+                check=False,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        except subprocess.TimeoutExpired as error:
+            raise PostfixUnseen(
+                f"{program} did not answer within {self._patience:g} s"
+            ) from error
+        except OSError as error:
+            raise PostfixUnseen(f"{program}: {error.strerror}") from error
+        words = printable(done.stderr.strip())
+        if done.returncode == 0 or (
+            absent and done.returncode == _NOT_FOUND and not words
+        ):
+            return done.stdout.decode("utf-8", "replace")
+        raise PostfixUnseen(words or f"{program} ended with status {done.returncode}")
