@@ -137,9 +137,11 @@ def _judge_service(
 ) -> Iterator[Item]:
     yield ok(f"transport {service.name} runs {' '.join(service.argv)}")
     yield from _judge_process(service, postfix)
-    yield from _judge_user(service, postfix)
-    yield from _judge_flags(service)
-    yield _judge_null_sender(service)
+    # One line for all of them: each alone would undo what the others mend.
+    mend = _command_mend(service, _attributes_wanted(service, postfix))
+    yield from _judge_user(service, postfix, mend)
+    yield from _judge_flags(service, mend)
+    yield _judge_null_sender(service, mend)
     yield from _judge_recipients(service, postfix)
     yield from _judge_command(service, postfix, config)
     yield from _judge_filter(service, postfix)
@@ -173,15 +175,13 @@ def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _judge_user(service: Service, postfix: Postfix) -> Iterator[Item]:
+def _judge_user(service: Service, postfix: Postfix, mend: str) -> Iterator[Item]:
     user = service.attributes.get("user", "")
-    name = user.partition(":")[0]
-    mend = _command_mend(service, "user", "mxpolicy")
     if not user:
         text = f"{service.name} has no user=: pipe(8) ends, and all mail is deferred"
         yield fail(text, mend)
         return
-    if name in {"root", postfix.settings.get("mail_owner", "postfix")}:
+    if _is_refused(user, postfix):
         text = f"{service.name} has user={user}, which pipe(8) refuses: all mail is"
         yield fail(f"{text} deferred", mend)
         return
@@ -202,19 +202,17 @@ def _judge_user(service: Service, postfix: Postfix) -> Iterator[Item]:
         yield fail(text)
 
 
-def _judge_flags(service: Service) -> Iterator[Item]:
+def _judge_flags(service: Service, mend: str) -> Iterator[Item]:
     flags = service.attributes.get("flags", "")
     harmful = [one for one in "FB.>" if one in flags]
     if harmful:
         text = f"{service.name} has the flags {''.join(harmful)}, which change the"
         text += " message: signatures (DKIM) break"
-        rest = "".join(one for one in flags if one not in harmful)
-        yield fail(text, _command_mend(service, "flags", rest))
+        yield fail(text, mend)
     if "u" in flags:
         text = f"{service.name} has the flag u: local parts arrive in lower case, and"
         text += " hosts that tell A from a refuse them"
-        rest = flags.replace("u", "")
-        yield warn(text, _command_mend(service, "flags", rest))
+        yield warn(text, mend)
     added = [one for one in "DOR" if one in flags]
     if added:
         text = f"{service.name} has the flags {''.join(added)}, which add header fields"
@@ -222,21 +220,19 @@ def _judge_flags(service: Service) -> Iterator[Item]:
             " (Delivered-To, X-Original-To, Return-Path) that are for mailboxes, and"
         )
         text += " tell the recipient what he need not know"
-        rest = "".join(one for one in flags if one not in added)
-        yield warn(text, _command_mend(service, "flags", rest))
+        yield warn(text, mend)
     if "q" not in flags:
         text = f"{service.name} lacks the flag q: a local part with blanks or quotes"
         text += " cannot be told from another one"
-        yield warn(text, _command_mend(service, "flags", f"{flags}q"))
+        yield warn(text, mend)
 
 
-def _judge_null_sender(service: Service) -> Item:
+def _judge_null_sender(service: Service, mend: str) -> Item:
     if service.attributes.get("null_sender") == "":
         return ok(f"{service.name}: the sender of a bounce stays empty")
     text = f"{service.name} lacks null_sender=: the empty sender of a bounce arrives as"
     text += " a name, by default MAILER-DAEMON; mxpolicy takes that one, and no other"
     text += " one, for the empty sender"
-    mend = _command_mend(service, "null_sender", "")
     if service.attributes.get("null_sender", "MAILER-DAEMON") == "MAILER-DAEMON":
         return warn(text, mend)
     text = f"{service.name} has null_sender={service.attributes['null_sender']}:"
@@ -400,19 +396,37 @@ def _set(service: Service, name: str, value: str) -> str:
     return f"postconf -e {name}={value}"
 
 
-def _command_mend(service: Service, attribute: str, value: str) -> str:
-    """Return the line that gives *attribute* this value in master.cf."""
-    new = f"{attribute}={value}"
-    old = re.compile(rf"(?<=\s){attribute}=\S*(?=\s)")
+def _is_refused(user: str, postfix: Postfix) -> bool:
+    """Whether pipe(8) does not run a command as *user*, ``name`` or ``name:group``."""
+    owner = postfix.settings.get("mail_owner", "postfix")
+    return user.partition(":")[0] in {"", "root", owner}
+
+
+def _attributes_wanted(service: Service, postfix: Postfix) -> dict[str, str]:
+    """Return the attributes of the entry as they should be, where they are not."""
+    flags = service.attributes.get("flags", "")
+    kept = "".join(one for one in flags if one not in "FB.>uDOR")
+    wanted = {"flags": kept if "q" in kept else f"{kept}q", "null_sender": ""}
+    if _is_refused(service.attributes.get("user", ""), postfix):
+        wanted["user"] = "mxpolicy"
+    return {
+        name: value
+        for name, value in wanted.items()
+        if service.attributes.get(name) != value
+    }
+
+
+def _command_mend(service: Service, wanted: Mapping[str, str]) -> str:
+    """Return the line that gives the entry in master.cf the attributes *wanted*."""
     before, argv, after = service.command.partition("argv=")
-    if old.search(before):
-        before = old.sub(new.replace("\\", r"\\"), before, count=1)
-    else:
-        before += f"{new} "
-    command = shlex.quote(
-        f"{service.name}/{service.kind}/command={before}{argv}{after}"
-    )
-    return f"postconf -F {command}"
+    for name, value in wanted.items():
+        old = re.compile(rf"(?<=\s){name}=\S*(?=\s)")
+        if old.search(before):
+            before = old.sub(f"{name}={value}", before, count=1)
+        else:
+            before += f"{name}={value} "
+    command = f"{service.name}/{service.kind}/command={before}{argv}{after}"
+    return f"postconf -F {shlex.quote(command)}"
 
 
 # All of them together

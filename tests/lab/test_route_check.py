@@ -338,3 +338,21 @@ def test_name_server_that_is_away_fails(lab: Lab) -> None:
     assert "no name server answers" in "\n".join(
         one["text"] for one in items if one["level"] == "fail"
     )
+
+
+def test_every_line_of_one_check_in_a_row_mends_all(lab: Lab) -> None:
+    saved = {
+        name: lab.world.path(f"/etc/postfix/{name}").read_text()
+        for name in ("main.cf", "master.cf")
+    }
+    try:
+        edit(lab, command("flags=q user=mxpolicy null_sender=", "flags=FuR user=root"))
+        edit(lab, ["-X", "mxpolicy_time_limit", "pipe_delivery_status_filter"])
+        found = bad(check(lab))
+        assert len(found) >= 7
+        for one in found:
+            assert lab.mta_exec(["sh", "-c", one["mend"]]).returncode == 0
+        assert bad(check(lab)) == []
+    finally:
+        for name, text in saved.items():
+            lab.world.path(f"/etc/postfix/{name}").write_text(text)
