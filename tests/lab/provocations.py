@@ -1,0 +1,174 @@
+"""Everything that can happen to the pipe command, as data: one row each.
+
+A row is a shell script that runs the command with what stands in its way, once under
+each mail server, and what that mail server must make of it. `test_contract` provokes them
+and asserts; README's table "What happens when" says the same in words.
+"""
+
+from dataclasses import dataclass
+
+GOOD, HELD, LATER, REFUSES = "good", "held", "later", "refuses"
+"""Who is delivered to: a host that is well, falls silent at RCPT, answers it 450, 550."""
+
+SENT, DEFERRED, BOUNCED = "sent", "deferred", "bounced"
+
+COMMAND = "/opt/mxpolicy/bin/mxpolicy"
+PYTHON = "/opt/mxpolicy/bin/python"
+
+FULL_DISK = "/mnt/full"
+"""A file system of 64 KiB."""
+
+
+@dataclass(frozen=True)
+class Provocation:
+    """What is done, and what comes of it.
+
+    `script` is run by sh with the arguments of the command ("pipe ..."). `status` and
+    `dsn` are what Postfix logs (Exim has no codes); `text`, a regular expression, is in
+    the log of both. `copies` is how many the host gets.
+    """
+
+    name: str
+    script: str
+    status: str = DEFERRED
+    dsn: str = "4.3.0"
+    text: str = ""
+    to: str = GOOD
+    copies: int = 0
+    mail_data: bytes = b"Subject: one\n\nOne line.\n"
+
+
+def run(before: str = "", after: str = "", options: str = "") -> str:
+    """Return a script that runs the command; *options* come right behind "pipe"."""
+    return f'{before}\n{_with(options)}exec {COMMAND} "$@" {after}\n'
+
+
+def inject(code: str, options: str = "") -> str:
+    """Return a script that runs *code* in the interpreter before the command."""
+    return (
+        f"{_with(options)}exec {PYTHON} - 3<&0 \"$@\" <<'END'\n"
+        "import os\n"
+        "os.dup2(3, 0)\n"  # the message; the program has been read by now
+        f"{code}\n"
+        "from mxpolicy.cli import main\n"
+        "main()\n"
+        "END\n"
+    )
+
+
+def engine(does: str, code: str = "", options: str = "") -> str:
+    """Return a script whose engine does that instead of delivering."""
+    return inject(
+        "from mxpolicy.delivery import engine\n"
+        "async def deliver(self, request, mail_data):\n"
+        f"    {does}\n"
+        f"engine.Engine.deliver = deliver\n{code}",
+        options,
+    )
+
+
+def _with(options: str) -> str:
+    return f'shift; set -- pipe {options} "$@"\n' if options else ""
+
+
+LARGE = b"Subject: large\n\n" + (b"0123456789abcdef" * 60 + b"\n") * 4096
+
+HANGS = engine(
+    "import time; time.sleep(60)",
+    "from mxpolicy import pipe; pipe.ALARM_SLACK = 1",
+    options="--deadline 1s",
+)
+WARNS = inject("import sys, warnings; warnings.warn('careful'); print('hello')")
+
+SIGNALS = (
+    ("HUP", 1, "ended by SIGHUP"),
+    ("INT", 2, "ended by SIGINT"),
+    ("QUIT", 3, "ended by SIGQUIT"),
+    ("ABRT", 6, "signal 6"),
+    ("KILL", 9, "signal 9"),
+    ("USR1", 10, "ended by SIGUSR1"),
+    ("SEGV", 11, "signal 11"),
+    ("USR2", 12, "ended by SIGUSR2"),
+    ("TERM", 15, "ended by SIGTERM"),
+    ("XCPU", 24, "ended by SIGXCPU"),
+)
+
+FILES = {
+    "/lab/bad.yaml": "helo: [\nrace: {opened: 3}\n",
+    "/lab/wrong.yaml": "race: {opened: 3}\nport: smtp\n",
+    "/lab/state.yaml": "state: /proc/1\n",
+    "/lab/dns.yaml": "resolver: {servers: ['127.0.0.1:1'], timeout: 3s}\n",
+    "/lab/silent.yaml": "resolver: {servers: [198.19.255.254], timeout: 2s}\n",
+}
+
+P = Provocation
+
+PROVOCATIONS = (
+    # What hosts say.
+    P("well", run(), SENT, "2.0.0", copies=1),
+    P("put-off", run(), dsn="4.2.0", text="450 4.2.0 Later", to=LATER),
+    P("refused", run(), BOUNCED, "5.1.1", "550 5.1.1 No such user", to=REFUSES),
+    # The command line and the configuration.
+    P(
+        "wrong-option",
+        run(options="--nexthopp x"),
+        dsn="4.3.5",
+        text="unknown argument",
+    ),
+    P("twice", run(options="--config '' --config ''"), dsn="4.3.5", text="given twice"),
+    P("no-dashes", f"exec {COMMAND} pipe c@d.example\n", dsn="4.3.5", text="unknown"),
+    P("misspelt", f'shift; exec {COMMAND} ppie "$@"\n', text="unknown command"),
+    P("no-file", run(options="--config /none.yaml"), dsn="4.3.5", text="/none.yaml"),
+    P("unreadable", run(options="--config /etc/shadow"), dsn="4.3.5", text="denied"),
+    P("no-yaml", run(options="--config /lab/bad.yaml"), dsn="4.3.5", text="bad.yaml:"),
+    P("invalid", run(options="--config /lab/wrong.yaml"), dsn="4.3.5", text="yaml:1:8"),
+    # The interpreter.
+    P("not-there", "exec /opt/mxpolicy/bin/none\n"),
+    P("not-executable", "exec /etc/passwd\n"),
+    P("module-missing", inject("import sys; sys.modules['dns'] = None"), text="dns"),
+    P("package-missing", f"exec {PYTHON} -c 'import mxpolicyy'\n"),
+    P("no-standard-library", run(before="export PYTHONHOME=/none")),
+    P("other-status", engine("os._exit(3)")),
+    # What goes wrong inside.
+    P("exception", engine("1 / 0"), text="ZeroDivisionError"),
+    P("out-of-memory", engine("raise MemoryError"), text="out of memory"),
+    P("recursion", engine("await deliver(self, request, mail_data)"), text="Recursion"),
+    P("system-exit", engine("raise SystemExit(2)"), text="SystemExit"),
+    P("hangs", HANGS, text="out of time"),
+    P("warns", WARNS, SENT, "2.0.0", copies=1),
+    # Limits and descriptors.
+    P("address-space", run(before="ulimit -v 20000")),
+    P("less-address-space", run(before="ulimit -v 30000")),
+    P("next-to-no-address-space", run(before="ulimit -v 6000")),
+    P("descriptors", run(before="ulimit -n 6")),
+    P("file-size", run(before="ulimit -f 8"), text="cannot spool", mail_data=LARGE),
+    P(
+        "disk-full",
+        run(before=f"export TMPDIR={FULL_DISK}"),
+        text="cannot spool the message: No space left",
+        mail_data=LARGE,
+    ),
+    P("stdin-closed", run(after="<&-"), text="standard input is closed"),
+    P("stdin-empty", run(after="</dev/null"), text="standard input is empty"),
+    P("stdout-closed", run(after=">&-"), to=LATER),
+    P("stdout-closed-and-well", run(after=">&-"), SENT, "2.0.0", copies=1),
+    P("all-closed", run(after="<&- >&- 2>&-")),
+    P("output-to-a-full-device", run(after=">/dev/full 2>&1"), to=LATER),
+    P(
+        "state-unwritable",
+        run(options="--config /lab/state.yaml"),
+        SENT,
+        "2.0.0",
+        copies=1,
+    ),
+    # Name servers.
+    P("dns-refuses", run(options="--config /lab/dns.yaml"), dsn="4.4.3"),
+    P("dns-silent", run(options="--config /lab/silent.yaml"), dsn="4.4.3"),
+    # Time.
+    P("own-deadline", run(options="--deadline 2s"), dsn="4.4.2", to=HELD),
+    # Signals to the process that delivers.
+    *(
+        P(f"sig{name.lower()}", engine(f"os.kill(os.getpid(), {number})"), text=text)
+        for name, number, text in SIGNALS
+    ),
+)
