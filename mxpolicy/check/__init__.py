@@ -21,7 +21,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from mxpolicy.check import configuration, names, postfix, surroundings
-from mxpolicy.check.access import current
+from mxpolicy.check.access import account, current
 from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Item, Level, Section, fail, ok, warn
 from mxpolicy.config import load
@@ -97,7 +97,9 @@ class _Looking:
 
     def _machine(self, options: Options, seen: list[postfix.Postfix]) -> list[Item]:
         who = postfix.user_of(seen[0]) if seen else None
-        return surroundings.look(options, os.environ, who or current())
+        # Without a Postfix that says so: the account that contrib's samples name.
+        who = who or account("mxpolicy") or current()
+        return surroundings.look(options, os.environ, who)
 
 
 def main(argv: Sequence[str]) -> int:

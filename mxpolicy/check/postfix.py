@@ -459,7 +459,7 @@ def _judge_routing(postfix: Postfix) -> Iterator[Item]:
     relay = postfix.settings.get("relayhost", "")
     if nexthop or relay:
         text = f"all of it is aimed at {nexthop or relay}, no MX is looked up for it"
-        yield warn(text, "postconf -e default_transport=mxpolicy: relayhost=")
+        yield warn(text, f"postconf -e default_transport={transport}: relayhost=")
     if maps := postfix.settings.get("sender_dependent_relayhost_maps", ""):
         text = f"senders in {maps} have a relay of their own, which is the nexthop then"
         yield warn(text)

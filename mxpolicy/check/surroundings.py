@@ -32,6 +32,11 @@ def look(options: Options, environ: Mapping[str, str], who: Account) -> list[Ite
     ]
 
 
+def _owner(who: Account) -> str:
+    """Who shall own what is made: never root, as whom no delivery is to run."""
+    return who.name if who.uid else "mxpolicy"
+
+
 def _judge_user(who: Account) -> Item:
     if who.uid == 0:
         text = "deliveries would run as root, which they need for nothing; Postfix"
@@ -44,7 +49,7 @@ def _judge_state(options: Options, environ: Mapping[str, str], who: Account) -> 
     why_not = objection(who, path, WRITE | EXECUTE)
     if why_not:
         text = f"nothing can be kept in {path} between two messages: {why_not}"
-        return warn(text, f"install -d -o {who.name} -m 0750 {path}")
+        return warn(text, f"install -d -o {_owner(who)} -m 0750 {path}")
     if not os.path.isdir(path):
         return fail(f"{path} is no directory: nothing can be kept between two messages")
     return ok(f"{path} can be written by {who.name}")
@@ -84,5 +89,5 @@ def _judge_file(path: str, who: Account) -> Item:
     why_not = objection(who, where, WRITE if exists else WRITE | EXECUTE)
     if why_not:
         text = f"the log {path} cannot be written: {why_not}; its lines are lost"
-        return warn(text, f"install -o {who.name} -m 0640 /dev/null {path}")
+        return warn(text, f"install -o {_owner(who)} -m 0640 /dev/null {path}")
     return ok(f"the log {path} can be written by {who.name}")

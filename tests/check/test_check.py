@@ -1,0 +1,164 @@
+"""``mxpolicy check`` as an operator runs it: bounded in time, safe on a terminal."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mxpolicy.check.names import look_at_our_name
+from mxpolicy.check.postconf import Postconf, PostfixUnseen
+from mxpolicy.check.report import Level
+from mxpolicy.net.resolv_conf import read_resolv_conf
+from mxpolicy.options import Options, ResolverOptions
+from tests.helpers.dns_server import dns_server
+
+CHECKOUT = Path(__file__).parents[2]
+# As the zone file spells ESC ] 0 ; x BEL and ESC [ 2 J, in a label.
+HOSTILE = r"a\027[2J\027]0\;x\007.example."
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def name_server() -> Iterator[str]:
+    """A name server in a thread of its own; its address."""
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    end = asyncio.Event()
+    seen: list[str] = []
+
+    async def serve() -> None:
+        records = (
+            "mail.example.net. 300 A 192.0.2.25",
+            f"25.2.0.192.in-addr.arpa. 300 PTR {HOSTILE}",
+            f"evil.example. 300 MX 10 {HOSTILE}",
+            f"{HOSTILE} 300 A 198.51.100.1",
+        )
+        async with dns_server(*records) as server:
+            seen.append(server.text)
+            ready.set()
+            await end.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert ready.wait(10)
+    yield seen[0]
+    loop.call_soon_threadsafe(end.set)
+    thread.join()
+    loop.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path, name_server: str) -> Run:
+    """Runs mxpolicy with that name server, and with *postconf* as Postfix's, if any."""
+
+    def run(
+        *argv: str, postconf: str = "exit 1", yaml: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        program(tmp_path, postconf)
+        file = tmp_path / "mxpolicy.yaml"
+        file.write_text(
+            yaml
+            or "helo: mail.example.net\nown_addresses: [192.0.2.25]\n"
+            f"resolver: {{servers: ['{name_server}']}}\n"
+        )
+        return subprocess.run(
+            [sys.executable, "-m", "mxpolicy", *argv, "--config", str(file)],
+            capture_output=True,
+            text=True,
+            cwd=CHECKOUT,
+            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+def program(directory: Path, text: str) -> None:
+    file = directory / "postconf"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+
+
+def test_wrong_configuration_fails_with_its_place(run: Run) -> None:
+    ended = run("check", yaml="helo: [\n")
+    assert ended.returncode == 1
+    assert "mxpolicy.yaml:2:1" in ended.stdout
+    assert ended.stderr == ""
+
+
+def test_postfix_that_refuses_to_say_is_not_called_well(run: Run) -> None:
+    ended = run("check", "--json", postconf="echo main.cf: nobody may >&2; exit 1")
+    items = json.loads(ended.stdout)["items"]
+    [item] = [one for one in items if one["about"] == "Postfix"]
+    assert item["level"] == "warn"
+    assert item["text"] == "could not be seen: main.cf: nobody may; try as root"
+
+
+def test_postfix_that_hangs_is_given_up(tmp_path: Path) -> None:
+    # A process of its own in between, which holds the pipe open as a real one may.
+    program(tmp_path, "sleep 20; true")
+    begun = time.monotonic()
+    with pytest.raises(PostfixUnseen, match=r"did not answer within 0\.2 s"):
+        Postconf(str(tmp_path), patience=0.2).services()
+    assert time.monotonic() - begun < 10
+
+
+def test_garbage_from_postfix_is_neither_believed_nor_shown_raw(run: Run) -> None:
+    ended = run(
+        "check", postconf=r"printf '\033[31mx\000\377 a b c d e f pipe g=\nm\n'"
+    )
+    assert ended.stderr == ""
+    assert is_plain(ended.stdout)
+    assert "service of it runs mxpolicy" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        pytest.param(["check"], "2J", id="pointer"),  # there, without its teeth
+        # No name of a host, and so not even shown.
+        pytest.param(["route", "evil.example"], "names a host", id="mx"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_names_in_dns_do_nothing_to_a_terminal(
+    run: Run, command: list[str], shown: str, more: list[str]
+) -> None:
+    ended = run(*command, *more)
+    assert ended.stderr == ""
+    assert is_plain(ended.stdout)
+    assert shown in ended.stdout
+    if more:
+        said: dict[str, Any] = json.loads(ended.stdout)
+        assert said["schema"] == 1
+        assert is_plain(json.dumps(said, ensure_ascii=False))
+
+
+def is_plain(text: str) -> bool:
+    return all(one == "\n" or " " <= one <= "~" for one in text)
+
+
+async def test_pointer_that_does_not_resolve_back_is_told_with_its_record() -> None:
+    async with dns_server(
+        "mail.example.net. 300 A 192.0.2.25",
+        "25.2.0.192.in-addr.arpa. 300 PTR other.example.net.",
+    ) as server:
+        options = Options(
+            helo="mail.example.net",
+            own_addresses=("192.0.2.25",),
+            resolver=ResolverOptions(servers=(server.text,)),
+        )
+        items = await look_at_our_name(options, read_resolv_conf())
+    [item] = [one for one in items if one.text.startswith("the PTR of 192.0.2.25")]
+    assert item.level is Level.WARN
+    assert "other.example.net, which does not resolve to it" in item.text
+    assert item.mend == "25.2.0.192.in-addr.arpa. PTR mail.example.net."
