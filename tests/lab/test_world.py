@@ -18,7 +18,8 @@ pytestmark = pytest.mark.lab
 
 # Says the outer pid of process 1, then waits for whatever ends it.
 HOLD_A_WORLD = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup(1) ignores it
 from tests.lab.world import World
 with World() as world:
     world.start("net", ["sleep", "600"])
