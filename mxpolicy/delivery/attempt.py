@@ -24,24 +24,25 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import assert_never
 
 from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.envelope import Envelope
-from mxpolicy.delivery.events import Delays, Observe
+from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.history import History
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.opening import Way, open_session
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.recalled import NOTHING_RECALLED, Recalled
-from mxpolicy.delivery.session import Session, SessionFailed
+from mxpolicy.delivery.session import Session
+from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import LocalTrouble
-from mxpolicy.options import Options
 from mxpolicy.outcome import Outcome
 from mxpolicy.protocol.smtp_client import Verb
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing import race as racing
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
 
-__all__ = ["DOT_TIME", "Attempt", "OutOfTime", "Surroundings"]
+__all__ = ["DOT_TIME", "Attempt", "OutOfTime"]
 
 # RFC 5321 §4.5.3.2.6: whoever gives up on the final dot sooner makes duplicates.
 DOT_TIME = 600.0
@@ -61,57 +62,6 @@ Settle = Callable[[int, Outcome, Delays, tuple[str, ...]], None]
 
 class OutOfTime(LocalTrouble):
     """Too little time is left for the final dot; it was not sent."""
-
-
-class Surroundings:
-    """What an attempt takes from the engine; the same for every message.
-
-    Attributes:
-        options: The configuration.
-        helo: Our name.
-        is_myself: Whether a name is ours.
-        clock: Seconds, monotonic.
-        observe: Told everything that happens.
-        input_is_complete: Whether the mail data is known to be whole. Asked
-            before the final dot (RFC 5321 §4.1.1.4 makes it ours after that).
-    """
-
-    __slots__ = (
-        "clock",
-        "helo",
-        "input_is_complete",
-        "is_myself",
-        "observe",
-        "options",
-    )
-
-    def __init__(
-        self,
-        options: Options,
-        *,
-        helo: str,
-        is_myself: Callable[[str], bool],
-        clock: Callable[[], float],
-        observe: Observe,
-        input_is_complete: Callable[[], bool],
-    ) -> None:
-        self.options = options
-        self.helo = helo
-        self.is_myself = is_myself
-        self.clock = clock
-        self.observe = observe
-        self.input_is_complete = input_is_complete
-
-    def observed_by(self, observe: Observe) -> Surroundings:
-        """Return the same for one attempt, everything told to *observe* instead."""
-        return Surroundings(
-            self.options,
-            helo=self.helo,
-            is_myself=self.is_myself,
-            clock=self.clock,
-            observe=observe,
-            input_is_complete=self.input_is_complete,
-        )
 
 
 class Attempt:

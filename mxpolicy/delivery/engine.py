@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import events, trouble
-from mxpolicy.delivery.attempt import Attempt, Surroundings
+from mxpolicy.delivery.attempt import Attempt
 from mxpolicy.delivery.domains import Domains, StandIn
 from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.plan import Plan, Planner
 from mxpolicy.delivery.recall import Memory, Visit
+from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING
 
-from mxpolicy.delivery.session import HANDSHAKE_TIME, Session, SessionFailed
+from mxpolicy.delivery.dialogue import SessionFailed
+from mxpolicy.delivery.session import HANDSHAKE_TIME, Session
+from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.errors import ConnectError
 from mxpolicy.net.dial import dial
 from mxpolicy.options import TlsLevel
 from mxpolicy.routing.candidate import Candidate, Finding, Phase
-
-if TYPE_CHECKING:
-    from mxpolicy.delivery.attempt import Surroundings
 
 __all__ = ["SMALL_SEGMENT", "Way", "open_session"]
 

@@ -18,9 +18,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.opening import open_session
 from mxpolicy.delivery.recalled import Recalled
-from mxpolicy.delivery.session import SessionFailed
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import YesNo
 from mxpolicy.outcome import Deferred, Delivered
@@ -48,7 +48,7 @@ from mxpolicy.routing.sighting import Ready, Sighting
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from mxpolicy.delivery.attempt import Surroundings
+    from mxpolicy.delivery.surroundings import Surroundings
     from mxpolicy.options import MemoryOptions
     from mxpolicy.outcome import Outcome
     from mxpolicy.routing.reachability import Advice

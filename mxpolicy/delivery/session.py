@@ -13,24 +13,23 @@ answered what; `mxpolicy.delivery.trouble` judges.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import TypeVar
 
+from mxpolicy.delivery.dialogue import Dialogue, SessionFailed
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.transaction import Control, Transaction, TransactionResult
-from mxpolicy.errors import MxPolicyError, RemoteProtocolError, TLSError
+from mxpolicy.errors import RemoteProtocolError, TLSError
 from mxpolicy.net import tls
-from mxpolicy.net.ack_watch import AckWatch, StreamSilent, StreamStalled
+from mxpolicy.net.ack_watch import StreamSilent
 from mxpolicy.net.stream import Stream, StreamClosed
 from mxpolicy.options import LongLines
 from mxpolicy.protocol import smtp_client as smtp
 from mxpolicy.reply import Reply, printable
-from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
+from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 
-__all__ = ["HANDSHAKE_TIME", "Session", "SessionFailed"]
+__all__ = ["HANDSHAKE_TIME", "Session"]
 
 # Seconds from STARTTLS to the EHLO reply under TLS, the full time of a phase in the
 # race. Some middleboxes swallow a ClientHello; no host needs so long for one.
@@ -39,33 +38,10 @@ HANDSHAKE_TIME = 30.0
 # Seconds for the rest of a refusal that began to arrive in the middle of the body.
 _EARLY_REPLY = 10.0
 
-# Seconds between two looks at what has become of a command that nobody answers.
-_LOOK = 1.0
-
 E = TypeVar("E")
 
 
-class SessionFailed(MxPolicyError):
-    """The session cannot be used any more.
-
-    Attributes:
-        finding: Verdict, phase, and how long that phase had lasted.
-        reply: What the host said, None when it said nothing.
-        client_hello_was_sent: It failed after that (RFC 8446 §4.1.2), which is the
-            first packet of a session that may be large.
-    """
-
-    def __init__(self, finding: Finding, reply: Reply | None = None) -> None:
-        super().__init__(finding, reply)
-        self.finding = finding
-        self.reply = reply
-        self.client_hello_was_sent = False
-
-    def __str__(self) -> str:
-        return f"{self.finding.verdict.value} {self.finding.text}".rstrip()
-
-
-class Session:
+class Session(Dialogue):
     """An SMTP session over *stream*.
 
     Args:
@@ -100,24 +76,16 @@ class Session:
         sends_dot_unseen: bool = False,
         handshake_time: float = HANDSHAKE_TIME,
     ) -> None:
+        super().__init__(stream, smtp.SmtpClient(helo), clock)
         self.candidate = candidate
         self.has_small_segments = has_small_segments
         self.had_to_be_in_clear = False
         self.tls_seconds = 0.0
         self._sends_dot_unseen = sends_dot_unseen
-        self._stream = stream
-        self._smtp = smtp.SmtpClient(helo)
         self._is_myself = is_myself
         self._use_tls = use_tls
-        self._clock = clock
         self._handshake_time = handshake_time
-        self._events: deque[smtp.Event] = deque()
-        self._phase = Phase.GREETING
-        self._entered = clock()
-        self._is_cut_short = False  # in the middle of the mail data
-        self._is_sent = True  # the kernel has taken all that we had to say
         self._client_hello_was_sent = False
-        self._dot_progress = 0.0  # seconds for the dot to leave in
 
     @property
     def extensions(self) -> smtp.Extensions:
@@ -153,13 +121,6 @@ class Session:
             else:
                 self.abort()
             raise
-
-    def _enter(
-        self, phase: Phase, on_phase: Callable[[Phase], None] | None = None
-    ) -> None:
-        self._phase, self._entered = phase, self._clock()
-        if on_phase is not None:
-            on_phase(phase)
 
     async def _hear_greeting(self) -> None:
         reply = (await self._next(smtp.Greeted)).reply
@@ -385,10 +346,6 @@ class Session:
         except StreamSilent as exc:
             raise self._unheard(exc) from exc
 
-    def _unheard(self, exc: StreamSilent) -> SessionFailed:
-        stalled = isinstance(exc, StreamStalled)
-        return self._failed(Verdict.STALLED if stalled else Verdict.SILENT, str(exc))
-
     async def _early_reply(self) -> Reply:
         """Return the refusal that came in the middle of the body; fail if it was none."""
         event: smtp.BodyRefused | smtp.Closing
@@ -437,174 +394,7 @@ class Session:
         self.abort()
         return True
 
-    # -- the end ----------------------------------------------------------
-
-    def quit(self) -> None:
-        """Say QUIT and let go, without waiting for the answer (as Postfix does).
-
-        A host that has judged the message before it had all of it gets no more of
-        it, and no orderly end that it might take for the end of the mail data.
-        """
-        if self._is_cut_short:
-            self.abort()
-            return
-        last_words = b""
-        # A reply may have come that makes QUIT pointless or wrong; then go silently.
-        with suppress(MxPolicyError):
-            self._smtp.quit()
-            last_words = self._smtp.data_to_send()
-        self._stream.close(last_words)
-
-    def abort(self) -> None:
-        """Reset the connection: the host must not take what it has for a message."""
-        self._stream.abort()
-
-    # -- bytes and events -------------------------------------------------
-
     async def _answer(self, kind: type[E], control: Control) -> E:
         """Return the next event, waited for as long as the message allows."""
         timeout = smtp.facts(self._smtp.state).timeout
         return await self._next(kind, timeout=control.patience(timeout))
-
-    async def _next(self, *kinds: type[E], timeout: float | None = None) -> E:  # noqa: ASYNC109
-        """Return the next event, which must be one of *kinds*.
-
-        Raises:
-            SessionFailed: The peer closed, was silent for *timeout* seconds,
-                answered 421, or did not speak SMTP.
-        """
-        try:
-            await self._wait_for_event(timeout)
-        except TimeoutError:
-            raise self._failed(Verdict.SILENT, self._awaited()) from None
-        except StreamClosed as exc:
-            raise self._failed(Verdict.CLOSED, str(exc)) from exc
-        except RemoteProtocolError as exc:
-            raise self._failed(self._nonsense(), printable(str(exc))) from exc
-        event = self._events.popleft()
-        if isinstance(event, kinds):
-            return event
-        raise self._unexpected(event)
-
-    async def _wait_for_event(self, timeout: float | None) -> None:  # noqa: ASYNC109
-        """Exchange bytes until there is an event; raise TimeoutError without one.
-
-        Before it gives up it looks once more. Somebody may have stopped us
-        (SIGSTOP, a frozen machine): then the reply has come in time, and to leave
-        the one to the final dot unread is to send the message twice.
-        """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                while not self._events:
-                    await self._exchange()
-        async with asyncio.timeout(0):  # what is there is read without waiting
-            while not self._events:
-                await self._take_in()
-
-    async def _exchange(self) -> None:
-        """Send what may leave now, then take in whatever comes."""
-        data = self._smtp.data_to_send()
-        if data:
-            self._is_sent = False
-            # Closed: what it said before that (421, 552) is still there to be read.
-            with suppress(StreamClosed):
-                await self._stream.write(data)
-                self._is_sent = True
-        if self._phase in (Phase.TRANSACTION, Phase.DOT):
-            await self._watch_what_was_sent()
-        await self._take_in()
-
-    async def _watch_what_was_sent(self) -> None:
-        """Wait until something comes, or all that was sent is acknowledged.
-
-        Before *ready* nobody watches: there, whoever is slow is merely overtaken.
-        """
-        watch = AckWatch(self._stream)
-        while self._stream.unacknowledged():
-            if await self._stream.wait_for_input(_LOOK):
-                return
-            self._look(watch)
-
-    def _look(self, watch: AckWatch) -> None:
-        """Raise when what was sent provably does not arrive.
-
-        After the dot only the dot that has not left in all the time a slow reader
-        is given for the body.
-        """
-        if self._phase is not Phase.DOT:
-            try:
-                watch.check()
-            except StreamStalled as exc:
-                raise self._unheard(exc) from exc
-            return
-        state = self._stream.send_state()
-        patient = self._clock() - self._entered < self._dot_progress
-        if state is not None and state.unsent and not patient:
-            raise self._failed(Verdict.SILENT, "its window is closed")
-
-    async def _take_in(self) -> None:
-        received = await self._stream.read()
-        if not received:
-            raise StreamClosed("connection closed by the host")
-        self._events.extend(self._smtp.receive_data(received))
-
-    async def _heed_what_has_come(self) -> None:
-        """Fail when the host has ended a session that was kept waiting.
-
-        That is its idle timeout and nothing about the message, 421 or not (RFC
-        5321 §4.5.3.2.7).
-        """
-        try:
-            async with asyncio.timeout(0):  # what is there is read without waiting
-                while not self._events:
-                    await self._take_in()
-        except TimeoutError:
-            return
-        except (StreamClosed, RemoteProtocolError) as exc:
-            raise self._failed(Verdict.CLOSED, printable(str(exc))) from exc
-        goodbye = self._unexpected(self._events.popleft())
-        raise self._failed(Verdict.CLOSED, reply=goodbye.reply)
-
-    def _heed_the_end(self) -> None:
-        """Raise when the host has said goodbye right behind its last reply."""
-        if self._events:
-            raise self._unexpected(self._events.popleft())
-
-    def _unexpected(self, event: smtp.Event) -> SessionFailed:
-        """Return the failure for an event that nobody asked for, which can be a 421 only."""
-        if isinstance(event, smtp.Closing):
-            return self._failed(self._verdict_of_421(), reply=event.reply)
-        raise AssertionError(f"{event!r} is no answer")
-
-    def _nonsense(self) -> Verdict:
-        if self._phase is Phase.TLS:
-            return Verdict.TLS_FAILED  # words in clear that nobody must believe
-        return Verdict.NOT_SMTP if self._phase is Phase.GREETING else Verdict.CLOSED
-
-    def _verdict_of_421(self) -> Verdict:
-        match self._phase:
-            case Phase.GREETING:
-                return Verdict.GREETING_4XX
-            case Phase.EHLO:
-                return Verdict.EHLO_REFUSED
-            case Phase.TLS:
-                return Verdict.STARTTLS_REFUSED
-            case _:
-                return Verdict.TRANSIENT
-
-    def _awaited(self) -> str:
-        # What that means for the message, if anything, is `trouble`'s to say.
-        return smtp.facts(self._smtp.state).log_words.partition(";")[0]
-
-    def _failed(
-        self, verdict: Verdict, text: str = "", *, reply: Reply | None = None
-    ) -> SessionFailed:
-        """Make the exception for a failure now, in this phase."""
-        finding = Finding(
-            verdict,
-            self._phase,
-            self._clock() - self._entered,
-            Scope.HOST,
-            text=reply.text if reply else text,
-        )
-        return SessionFailed(finding, reply)

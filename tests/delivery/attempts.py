@@ -7,10 +7,11 @@ import os
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mxpolicy.address import parse_mailbox, parse_reverse_path
-from mxpolicy.delivery.attempt import Attempt, Surroundings
+from mxpolicy.delivery.attempt import Attempt
 from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.plan import Plan
+from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.options import Options
 from tests.helpers.scripted_smtp import ScriptedHost, serve
 from tests.helpers.socket_loop import run_with_sockets

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,16 +12,18 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mxpolicy.address import Mailbox
+from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.envelope import Envelope, Recipient
-from mxpolicy.delivery.session import Session, SessionFailed
+from mxpolicy.delivery.session import Session
 from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import LocalProtocolError, LocalTrouble
 from mxpolicy.net.dial import dial
 from mxpolicy.options import LongLines
 from mxpolicy.protocol.smtp_client import Verb
-from mxpolicy.routing.candidate import Phase
+from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 from tests.delivery.attempts import HELO, MESSAGE, envelope, mail_data, run
 from tests.helpers.scripted_smtp import EXTENSIONS, End, ScriptedHost
+from tests.helpers.socket_loop import run_with_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -612,3 +616,82 @@ def test_body_ends_when_the_time_for_the_dot_is_up() -> None:
     told = offered(host, message=BIG, owner=Owner(3.0))
     assert told.failed == ("silent", "transaction")
     assert told.seconds == pytest.approx(3.0, abs=0.1)
+
+
+# --- a dot that never left ------------------------------------------------------------
+
+GREETED = b"220 mx.example.com\r\n", b"250 mx.example.com\r\n"
+TAKEN = (b"250 ok\r\n", b"250 ok\r\n", b"354 go on\r\n")
+
+
+async def to_the_dot(size: int) -> tuple[SessionFailed, TransactionResult, bytes]:
+    """Offer *size* bytes to a host that reads nothing more after DATA.
+
+    Returns how the session failed, its result, and what the host could read after that.
+    """
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.setblocking(False)
+        candidate = Candidate("mx", "127.0.0.1", listener.getsockname()[1], 10)
+        stream = await dial(candidate)
+        peer, _ = await loop.sock_accept(listener)
+    session = Session(
+        stream,
+        candidate,
+        helo=HELO,
+        is_myself=lambda name: False,
+        use_tls=False,
+        clock=loop.time,
+    )
+    result, spooled = TransactionResult(), mail_data(b"x" * 78 + b"\r\n")
+    spooled.append(b"y" * (size - spooled.size - 2))
+    spooled.finish()
+
+    async def answer() -> None:
+        await loop.sock_sendall(peer, GREETED[0])
+        for reply in (GREETED[1], *TAKEN):
+            await loop.sock_recv(peer, 4096)
+            await loop.sock_sendall(peer, reply)
+
+    answering = asyncio.create_task(answer())
+    with peer:
+        await session.open(lambda phase: None)
+        with pytest.raises(SessionFailed) as caught:
+            await session.transact(
+                envelope(FIVE[0]),
+                [0],
+                spooled,
+                long_lines=LongLines.PASS,
+                body_progress=60.0,
+                control=Owner(),
+                result=result,
+            )
+        session.abort()
+        await answering
+        read = b""
+        with suppress(ConnectionResetError):
+            while data := await loop.sock_recv(peer, 65536):
+                read += data
+    return caught.value, result, read
+
+
+def test_dot_that_the_kernel_still_has_leaves_no_doubt_and_never_arrives() -> None:
+    # What just fits into the host's closed window is acknowledged, and the dot is not
+    # sent; one byte more is not acknowledged, and many fewer leave room for the dot.
+    fits, too_large = 100, 60_000
+    ends = {}
+    while too_large - fits > 1:
+        size = (fits + too_large) // 2
+        failed, result, read = run_with_sockets(to_the_dot(size))
+        assert failed.finding.verdict is Verdict.SILENT
+        if not result.in_doubt:
+            assert not read.endswith(b"\r\n.\r\n")
+        if failed.finding.phase is Phase.DOT:
+            fits = size
+            ends[size] = result.in_doubt
+        else:
+            assert not result.in_doubt
+            too_large = size
+    assert ends[fits] == frozenset(), "the dot was there, and nobody can have read it"
+    assert {0} in ends.values(), "with room for the dot there is doubt"

@@ -1,0 +1,249 @@
+"""The bytes under a session: what leaves, what comes, and how waiting for it ends.
+
+A `Dialogue` moves bytes between a stream and `mxpolicy.protocol.smtp_client` and turns
+every way in which that can fail into a `SessionFailed`. Which commands are said and
+what their answers mean is `mxpolicy.delivery.session`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from mxpolicy.errors import MxPolicyError, RemoteProtocolError
+from mxpolicy.net.ack_watch import AckWatch, StreamSilent, StreamStalled
+from mxpolicy.net.stream import Stream, StreamClosed
+from mxpolicy.protocol import smtp_client as smtp
+from mxpolicy.reply import Reply, printable
+from mxpolicy.routing.candidate import Finding, Phase, Scope, Verdict
+
+__all__ = ["Dialogue", "SessionFailed"]
+
+# Seconds between two looks at what has become of a command that nobody answers.
+_LOOK = 1.0
+
+E = TypeVar("E")
+
+
+class SessionFailed(MxPolicyError):
+    """The session cannot be used any more.
+
+    Attributes:
+        finding: Verdict, phase, and how long that phase had lasted.
+        reply: What the host said, None when it said nothing.
+        client_hello_was_sent: It failed after that (RFC 8446 §4.1.2), which is the
+            first packet of a session that may be large.
+    """
+
+    def __init__(self, finding: Finding, reply: Reply | None = None) -> None:
+        super().__init__(finding, reply)
+        self.finding = finding
+        self.reply = reply
+        self.client_hello_was_sent = False
+
+    def __str__(self) -> str:
+        return f"{self.finding.verdict.value} {self.finding.text}".rstrip()
+
+
+class Dialogue:
+    """SMTP over *stream*, which it owns from now on.
+
+    Args:
+        stream: Connected.
+        client: The protocol's side of it.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self, stream: Stream, client: smtp.SmtpClient, clock: Callable[[], float]
+    ) -> None:
+        self._stream = stream
+        self._smtp = client
+        self._clock = clock
+        self._events: deque[smtp.Event] = deque()
+        self._phase = Phase.GREETING
+        self._entered = clock()
+        self._is_cut_short = False  # in the middle of the mail data
+        self._is_sent = True  # the kernel has taken all that we had to say
+        self._dot_progress = 0.0  # seconds for the dot to leave in
+
+    def _enter(
+        self, phase: Phase, on_phase: Callable[[Phase], None] | None = None
+    ) -> None:
+        self._phase, self._entered = phase, self._clock()
+        if on_phase is not None:
+            on_phase(phase)
+
+    # -- the end ----------------------------------------------------------
+
+    def quit(self) -> None:
+        """Say QUIT and let go, without waiting for the answer (as Postfix does).
+
+        A host that has judged the message before it had all of it gets no more of
+        it, and no orderly end that it might take for the end of the mail data.
+        """
+        if self._is_cut_short:
+            self.abort()
+            return
+        last_words = b""
+        # A reply may have come that makes QUIT pointless or wrong; then go silently.
+        with suppress(MxPolicyError):
+            self._smtp.quit()
+            last_words = self._smtp.data_to_send()
+        self._stream.close(last_words)
+
+    def abort(self) -> None:
+        """Reset the connection: the host must not take what it has for a message."""
+        self._stream.abort()
+
+    # -- bytes and events -------------------------------------------------
+
+    async def _next(self, *kinds: type[E], timeout: float | None = None) -> E:  # noqa: ASYNC109
+        """Return the next event, which must be one of *kinds*.
+
+        Raises:
+            SessionFailed: The peer closed, was silent for *timeout* seconds,
+                answered 421, or did not speak SMTP.
+        """
+        try:
+            await self._wait_for_event(timeout)
+        except TimeoutError:
+            raise self._failed(Verdict.SILENT, self._awaited()) from None
+        except StreamClosed as exc:
+            raise self._failed(Verdict.CLOSED, str(exc)) from exc
+        except RemoteProtocolError as exc:
+            raise self._failed(self._nonsense(), printable(str(exc))) from exc
+        event = self._events.popleft()
+        if isinstance(event, kinds):
+            return event
+        raise self._unexpected(event)
+
+    async def _wait_for_event(self, timeout: float | None) -> None:  # noqa: ASYNC109
+        """Exchange bytes until there is an event; raise TimeoutError without one.
+
+        Before it gives up it looks once more. Somebody may have stopped us
+        (SIGSTOP, a frozen machine): then the reply has come in time, and to leave
+        the one to the final dot unread is to send the message twice.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while not self._events:
+                    await self._exchange()
+        async with asyncio.timeout(0):  # what is there is read without waiting
+            while not self._events:
+                await self._take_in()
+
+    async def _exchange(self) -> None:
+        """Send what may leave now, then take in whatever comes."""
+        data = self._smtp.data_to_send()
+        if data:
+            self._is_sent = False
+            # Closed: what it said before that (421, 552) is still there to be read.
+            with suppress(StreamClosed):
+                await self._stream.write(data)
+                self._is_sent = True
+        if self._phase in (Phase.TRANSACTION, Phase.DOT):
+            await self._watch_what_was_sent()
+        await self._take_in()
+
+    async def _watch_what_was_sent(self) -> None:
+        """Wait until something comes, or all that was sent is acknowledged.
+
+        Before *ready* nobody watches: there, whoever is slow is merely overtaken.
+        """
+        watch = AckWatch(self._stream)
+        while self._stream.unacknowledged():
+            if await self._stream.wait_for_input(_LOOK):
+                return
+            self._look(watch)
+
+    def _look(self, watch: AckWatch) -> None:
+        """Raise when what was sent provably does not arrive.
+
+        After the dot only the dot that has not left in all the time a slow reader
+        is given for the body.
+        """
+        if self._phase is not Phase.DOT:
+            try:
+                watch.check()
+            except StreamStalled as exc:
+                raise self._unheard(exc) from exc
+            return
+        state = self._stream.send_state()
+        patient = self._clock() - self._entered < self._dot_progress
+        if state is not None and state.unsent and not patient:
+            raise self._failed(Verdict.SILENT, "its window is closed")
+
+    async def _take_in(self) -> None:
+        received = await self._stream.read()
+        if not received:
+            raise StreamClosed("connection closed by the host")
+        self._events.extend(self._smtp.receive_data(received))
+
+    async def _heed_what_has_come(self) -> None:
+        """Fail when the host has ended a session that was kept waiting.
+
+        That is its idle timeout and nothing about the message, 421 or not (RFC
+        5321 §4.5.3.2.7).
+        """
+        try:
+            async with asyncio.timeout(0):  # what is there is read without waiting
+                while not self._events:
+                    await self._take_in()
+        except TimeoutError:
+            return
+        except (StreamClosed, RemoteProtocolError) as exc:
+            raise self._failed(Verdict.CLOSED, printable(str(exc))) from exc
+        goodbye = self._unexpected(self._events.popleft())
+        raise self._failed(Verdict.CLOSED, reply=goodbye.reply)
+
+    def _heed_the_end(self) -> None:
+        """Raise when the host has said goodbye right behind its last reply."""
+        if self._events:
+            raise self._unexpected(self._events.popleft())
+
+    def _unexpected(self, event: smtp.Event) -> SessionFailed:
+        """Return the failure for an event that nobody asked for, which can be a 421 only."""
+        if isinstance(event, smtp.Closing):
+            return self._failed(self._verdict_of_421(), reply=event.reply)
+        raise AssertionError(f"{event!r} is no answer")
+
+    def _nonsense(self) -> Verdict:
+        if self._phase is Phase.TLS:
+            return Verdict.TLS_FAILED  # words in clear that nobody must believe
+        return Verdict.NOT_SMTP if self._phase is Phase.GREETING else Verdict.CLOSED
+
+    def _verdict_of_421(self) -> Verdict:
+        match self._phase:
+            case Phase.GREETING:
+                return Verdict.GREETING_4XX
+            case Phase.EHLO:
+                return Verdict.EHLO_REFUSED
+            case Phase.TLS:
+                return Verdict.STARTTLS_REFUSED
+            case _:
+                return Verdict.TRANSIENT
+
+    def _awaited(self) -> str:
+        # What that means for the message, if anything, is `trouble`'s to say.
+        return smtp.facts(self._smtp.state).log_words.partition(";")[0]
+
+    def _failed(
+        self, verdict: Verdict, text: str = "", *, reply: Reply | None = None
+    ) -> SessionFailed:
+        """Make the exception for a failure now, in this phase."""
+        finding = Finding(
+            verdict,
+            self._phase,
+            self._clock() - self._entered,
+            Scope.HOST,
+            text=reply.text if reply else text,
+        )
+        return SessionFailed(finding, reply)
+
+    def _unheard(self, exc: StreamSilent) -> SessionFailed:
+        stalled = isinstance(exc, StreamStalled)
+        return self._failed(Verdict.STALLED if stalled else Verdict.SILENT, str(exc))
