@@ -61,6 +61,12 @@ class Domains:
         await self._write(domain, before, after)
         return is_reprieved(after, now)
 
+    async def would_be_reprieved(self, domain: str) -> bool:
+        """Return what `is_reprieved` would, and write nothing."""
+        now = self.utc()
+        before = await self.record(domain)
+        return is_reprieved(after_missing(before, now), now)
+
     async def _write(
         self, domain: str, before: TrackRecord, after: TrackRecord
     ) -> None:

@@ -21,6 +21,7 @@ from mxpolicy.delivery.domains import Domains, StandIn
 from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.outlook import Outlook, foreseen
 from mxpolicy.delivery.plan import Plan, Planner
 from mxpolicy.delivery.recall import Memory, Visit
 from mxpolicy.delivery.surroundings import Surroundings
@@ -121,16 +122,39 @@ class Engine:
             return Plan(nexthop, (), refusal=trouble.bad_recipient(error))
         nexthop, domain = _aim(nexthop, mailbox.domain if mailbox else "")
         try:
-            return await self._planner.plan(
+            plan = await self._planner.plan(
                 parse_nexthop(nexthop, self._port),
                 destination_domain=domain,
                 reverse_path=reverse_path.wire if reverse_path else "",
                 forward_path=mailbox.wire if mailbox else "",
             )
+            return _with_remarks(plan)
         except NexthopError as error:
             return Plan(nexthop, (), refusal=trouble.bad_nexthop(error))
         except AddressError as error:  # an international name, see parse_nexthop
             return Plan(nexthop, (), refusal=trouble.own_trouble(error))
+
+    async def outlook(self, nexthop: str, sender: str, recipient: str) -> Outlook:
+        """Return what would become of a message now: the plan, and what is remembered.
+
+        As `deliver` goes about it; nobody is dialled, and nothing is written.
+
+        Args:
+            nexthop: See `plan`.
+            sender: See `plan`.
+            recipient: See `plan`.
+        """
+        plan = await self.plan(nexthop, sender, recipient)
+        if plan.refusal is None:
+            known = await self._memory.advise(plan.nexthop, plan.candidates)
+            return foreseen(plan, known, self._memory.utc(), self._memory.options)
+        refusal = plan.refusal
+        if isinstance(refusal, Bounced) and is_missing(refusal):
+            # It was understood, or there would be another refusal.
+            domain = _aim(nexthop, parse_mailbox(recipient).domain)[1]
+            if domain and await self._domains.would_be_reprieved(domain):
+                refusal = _doubted(refusal)
+        return Outlook(plan._replace(refusal=_as_far_as_known(plan, refusal)))
 
     def is_own_name(self, domain: str) -> bool:
         """Return whether *domain* is the name given in EHLO or one of ``own_names``."""
@@ -309,10 +333,7 @@ class _Delivery:
             return refusal
         if not await self._domains.is_reprieved(domain):
             return refusal
-        text = (
-            f"{refusal.text}; it took mail not long ago, so this is doubted for a day"
-        )
-        return trouble.soft(refusal)._replace(text=trouble.one_line(text))
+        return _doubted(refusal)
 
     async def _remember_domain(self, domain: str, plan: Plan) -> None:
         for lookup in plan.lookups:
@@ -334,12 +355,7 @@ class _Delivery:
             reverse_path=envelope.reverse_path.wire if envelope.reverse_path else "",
             forward_path=envelope.recipients[indices[0]].mailbox.wire,
         )
-        remarks = tuple(
-            printable(f"remembered: MX of {one.name}; DNS says: {one.reason}")
-            for one in plan.lookups
-            if is_stand_in(one)
-        )
-        plan = plan._replace(remarks=plan.remarks + remarks)
+        plan = _with_remarks(plan)
         self._around.observe(
             events.Planned(self._now(), nexthop, plan.candidates, plan.remarks)
         )
@@ -408,6 +424,21 @@ def _aim(nexthop: str, domain: str) -> tuple[str, str]:
     except AddressError:
         own = False
     return nexthop, domain if own else ""
+
+
+def _with_remarks(plan: Plan) -> Plan:
+    """Return *plan*, which tells what in it was remembered instead of looked up."""
+    remarks = tuple(
+        printable(f"remembered: MX of {one.name}; DNS says: {one.reason}")
+        for one in plan.lookups
+        if is_stand_in(one)
+    )
+    return plan._replace(remarks=plan.remarks + remarks)
+
+
+def _doubted(refusal: Bounced) -> Outcome:
+    text = f"{refusal.text}; it took mail not long ago, so this is doubted for a day"
+    return trouble.soft(refusal)._replace(text=trouble.one_line(text))
 
 
 def _as_far_as_known(plan: Plan, outcome: Outcome) -> Outcome:

@@ -30,6 +30,7 @@ from mxpolicy.routing.reachability import (
     KEPT,
     LEASE,
     NOTHING,
+    Advice,
     Record,
     advise,
     after_doubtful_probe,
@@ -51,13 +52,21 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.surroundings import Surroundings
     from mxpolicy.options import MemoryOptions
     from mxpolicy.outcome import Outcome
-    from mxpolicy.routing.reachability import Advice
     from mxpolicy.routing.sighting import Lesson
     from mxpolicy.state.store import Store
 
     Change = Callable[[Record], Record]
 
-__all__ = ["HOST", "LINGER", "Memory", "Visit", "host_key"]
+__all__ = [
+    "HOST",
+    "LINGER",
+    "Known",
+    "Memory",
+    "Visit",
+    "hopeless",
+    "host_key",
+    "nexthop_key",
+]
 
 # What keys begin with: knowledge of a candidate, the same for one nexthop, a lease.
 HOST = "host "
@@ -90,6 +99,11 @@ def host_key(candidate: Candidate) -> str:
     return f"{HOST}{candidate.egress} {candidate.address} {candidate.port}"
 
 
+def nexthop_key(nexthop: str, candidate: Candidate) -> str:
+    """Return the key of what is remembered of *candidate* for mail to *nexthop* only."""
+    return f"{NEXTHOP}{printable(nexthop.lower(), _MAX_NEXTHOP)} {host_key(candidate)}"
+
+
 class Advised(NamedTuple):
     """What is to be done with a plan.
 
@@ -104,6 +118,28 @@ class Advised(NamedTuple):
     recalled: Recalled
     refusal: Deferred | None = None
     tried: tuple[str, ...] = ()
+
+
+class Known(NamedTuple):
+    """What is remembered of the candidates of a plan; those not in it are unknown.
+
+    Attributes:
+        advice: What is best done.
+        of_host: What is kept for all mail.
+        of_nexthop: What is kept for mail to their nexthop.
+    """
+
+    advice: Advice
+    of_host: dict[Candidate, Record]
+    of_nexthop: dict[Candidate, Record]
+
+    def record(self, candidate: Candidate) -> Record:
+        """Return what counts for *candidate*: its own failure before the nexthop's."""
+        of_host = self.of_host.get(candidate, NOTHING)
+        of_nexthop = self.of_nexthop.get(candidate, NOTHING)
+        if of_host.verdict is None and of_nexthop.verdict is not None:
+            return of_nexthop
+        return of_host
 
 
 class Memory:
@@ -140,6 +176,15 @@ class Memory:
             for candidate, value in zip(keys, values, strict=True)
             if value is not None
         }
+
+    async def advise(self, nexthop: str, candidates: Sequence[Candidate]) -> Known:
+        """Return what is remembered of *candidates* for mail to *nexthop*, by now."""
+        of_host = await self.records({one: host_key(one) for one in candidates})
+        of_nexthop = await self.records(
+            {one: nexthop_key(nexthop, one) for one in candidates}
+        )
+        advice = advise(candidates, of_host, of_nexthop, self.utc(), self.options)
+        return Known(advice, of_host, of_nexthop)
 
     async def change(self, key: str, change: Change) -> None:
         """Replace what is remembered by what *change* makes of it."""
@@ -200,7 +245,7 @@ class Visit:
     ) -> None:
         self._memory = memory
         self._around = around
-        self._nexthop = printable(nexthop.lower(), _MAX_NEXTHOP)
+        self._nexthop = nexthop
         self._witness = witness
         self._began = began
         self._due: list[Candidate] = []
@@ -246,13 +291,8 @@ class Visit:
     async def _advise(
         self, candidates: Sequence[Candidate]
     ) -> tuple[Advice, dict[Candidate, Record]]:
-        of_host = await self._memory.records({one: host_key(one) for one in candidates})
-        of_nexthop = await self._memory.records(
-            {one: self._nexthop_key(one) for one in candidates}
-        )
-        now = self._memory.utc()
-        advice = advise(candidates, of_host, of_nexthop, now, self._memory.options)
-        return advice, of_host
+        known = await self._memory.advise(self._nexthop, candidates)
+        return known.advice, known.of_host
 
     def _hopeless(
         self,
@@ -260,14 +300,7 @@ class Visit:
         records: Mapping[Candidate, Record],
         advised: Advised,
     ) -> Advised:
-        now = self._memory.utc()
-        tried = tuple(_tried(one, records.get(one, NOTHING), now) for one in candidates)
-        text = "no host can be reached, as was found before: "
-        refusal = Deferred(
-            trouble.UNREACHABLE,
-            trouble.one_line(text + "; ".join(tried)),
-            relay=str(candidates[0]),
-        )
+        refusal, tried = hopeless(candidates, records, self._memory.utc())
         return advised._replace(refusal=refusal, tried=tried)
 
     async def _lease_some(self, due: Sequence[Candidate]) -> list[Candidate]:
@@ -403,7 +436,7 @@ class Visit:
         self._change(host_key(event.candidate), note)
 
     def _nexthop_key(self, candidate: Candidate) -> str:
-        return f"{NEXTHOP}{self._nexthop} {host_key(candidate)}"
+        return nexthop_key(self._nexthop, candidate)
 
     # -- writing: one after the other, in the order in which it happened ------
 
@@ -501,6 +534,20 @@ class Visit:
 
     def _now(self) -> float:
         return self._around.clock() - self._began
+
+
+def hopeless(
+    candidates: Sequence[Candidate], records: Mapping[Candidate, Record], now: float
+) -> tuple[Deferred, tuple[str, ...]]:
+    """Return the outcome when all have failed, and a text for each of them."""
+    tried = tuple(_tried(one, records.get(one, NOTHING), now) for one in candidates)
+    text = "no host can be reached, as was found before: "
+    refusal = Deferred(
+        trouble.UNREACHABLE,
+        trouble.one_line(text + "; ".join(tried)),
+        relay=str(candidates[0]),
+    )
+    return refusal, tried
 
 
 def _tried(candidate: Candidate, record: Record, now: float) -> str:

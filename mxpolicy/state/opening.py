@@ -10,7 +10,9 @@ from mxpolicy.state.fallback import FallbackStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["DEFAULT_DIRECTORY", "FILE", "open_store", "state_file"]
+    from mxpolicy.state.reading import ReadingStore
+
+__all__ = ["DEFAULT_DIRECTORY", "FILE", "open_store", "open_to_read", "state_file"]
 
 DEFAULT_DIRECTORY = "/var/lib/mxpolicy"
 FILE = "state.sqlite3"
@@ -49,3 +51,16 @@ def open_store(
     from mxpolicy.state.sqlite import SqliteStore
 
     return FallbackStore(SqliteStore(path, create=create), tell)
+
+
+def open_to_read(path: str, tell: Callable[[str], None]) -> ReadingStore:
+    """Return the store for who changes nothing; see `mxpolicy.state.reading`.
+
+    Args:
+        path: From `state_file`; the file may come later.
+        tell: Given one line when it cannot be read.
+    """
+    from mxpolicy.state.reading import ReadingStore
+    from mxpolicy.state.sqlite import SqliteStore
+
+    return ReadingStore(SqliteStore(path, create=False, read_only=True), tell)

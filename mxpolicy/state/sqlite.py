@@ -22,11 +22,11 @@ from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.errors import StoreError
-from mxpolicy.state.store import StoreBusy, Stored
+from mxpolicy.state.store import StoreAbsent, StoreBusy, Stored
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["MAX_BYTES", "SqliteStore"]
 
@@ -87,6 +87,7 @@ class SqliteStore:
     Args:
         path: The file.
         create: Make it where it does not exist; else that is a `StoreError`.
+        read_only: Change nothing, and go along when the file is replaced.
         clock: UTC seconds.
         max_bytes: What the file may take, its log aside.
     """
@@ -96,16 +97,24 @@ class SqliteStore:
         path: str,
         *,
         create: bool = True,
+        read_only: bool = False,
         clock: Callable[[], float] = time.time,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        self._file = _File(path, create, clock, max_bytes)
+        if read_only:
+            self._file: _File = _FileToRead(path, False, clock, max_bytes)
+        else:
+            self._file = _File(path, create, clock, max_bytes)
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: Thread | None = None
 
     async def get(self, key: str) -> bytes | None:
         """See `Store.get`."""
         return await self._call(lambda: self._file.get(key))
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return what `get` would for each of *keys*, by one visit to the file."""
+        return await self._call(lambda: [self._file.get(key) for key in keys])
 
     async def put(
         self, key: str, value: bytes, expires: float, *, durable: bool = False
@@ -292,7 +301,7 @@ class _File:
 
         if not os.path.exists(self._path):
             if not self._create:
-                raise StoreError(f"{self._path}: no such file")
+                raise StoreAbsent(f"{self._path}: no such file")
             self._make()
         # Asked first: for a file that may only be read the library says so later.
         if not os.access(self._path, os.R_OK | os.W_OK):
@@ -333,6 +342,64 @@ class _File:
             for suffix in ("", "-wal", "-shm"):
                 with suppress(FileNotFoundError):
                     os.unlink(temporary + suffix)
+
+
+class _FileToRead(_File):
+    """The file as it is at every moment: it may come, go and be replaced.
+
+    The library may add a log and an index of it beside the file, as it does for
+    whoever opens it; as root it gives them to the file's owner.
+    """
+
+    _identity: tuple[int, int] | None = None
+
+    def _do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        if self._connection is not None and _identity(self._path) != self._identity:
+            self.close()
+        try:
+            return super()._do(operation)
+        except StoreBusy:
+            raise
+        except StoreError:
+            self.close()
+            raise
+
+    def _open(self) -> sqlite3.Connection:
+        import sqlite3
+
+        # Before it is opened: what replaces it in between is seen the next time.
+        self._identity = _identity(self._path)
+        if self._identity is None:
+            raise StoreAbsent(f"{self._path}: no such file")
+        if not os.access(self._path, os.R_OK):
+            raise StoreError(f"{self._path}: may not be read")
+        db = sqlite3.connect(
+            f"file:{_escaped(self._path)}?mode=ro",
+            uri=True,
+            timeout=BUSY,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        try:
+            _check(db, self._path)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return which file this is, None for none."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _escaped(path: str) -> str:
+    """Return *path* as a URI has it (https://sqlite.org/uri.html)."""
+    return "".join(f"%{ord(one):02x}" if one in "%?#" else one for one in path)
 
 
 def _check(db: sqlite3.Connection, path: str) -> None:

@@ -14,11 +14,15 @@ from typing import NamedTuple, Protocol
 
 from mxpolicy.errors import StoreError
 
-__all__ = ["Store", "StoreBusy", "Stored"]
+__all__ = ["Store", "StoreAbsent", "StoreBusy", "Stored"]
 
 
 class StoreBusy(StoreError):
     """Others kept the store for too long: this one operation was not done."""
+
+
+class StoreAbsent(StoreError):
+    """There is none, and none was to be made."""
 
 
 class Stored(NamedTuple):
