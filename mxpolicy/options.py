@@ -242,6 +242,7 @@ class AccessFinding(Enum):
     NO_ADDRESS = "no_address"
     NEVER_DIALLED = "never_dialled"
     LOOPS_TO_MYSELF = "loops_to_myself"
+    ALL_PAUSED = "all_paused"
 
 
 class AccessAbout(Enum):
@@ -260,9 +261,9 @@ class AccessRule:
     """What is answered to the mail server about one finding, and when."""
 
     finding: AccessFindings
-    """Required. ``null_mx``; ``no_such_domain``; ``no_address`` (it exists, no host of it has one); ``never_dialled`` (only loopback and the like); ``loops_to_myself``."""
+    """Required. ``null_mx``; ``no_such_domain``; ``no_address`` (it exists, no host of it has one); ``never_dialled`` (only loopback and the like); ``loops_to_myself``; ``all_paused`` (every host of it has failed and is in its pause)."""
     action: AccessAction
-    """Required. ``DUNNO``, ``REJECT``, ``DEFER``, ``DEFER_IF_PERMIT``, ``WARN``, ``4NN`` or ``5NN``, each with a text or with mxpolicy's own; ``PREPEND HEADER: TEXT``; ``FILTER mxpolicy:``."""
+    """Required. ``DUNNO``, ``REJECT``, ``DEFER``, ``DEFER_IF_PERMIT``, ``WARN``, ``4NN`` or ``5NN``, each with a text or with mxpolicy's own; ``PREPEND HEADER: TEXT``; ``FILTER mxpolicy:``. About ``all_paused``, ``REJECT`` and ``5NN`` become ``DEFER`` and ``4NN``."""
     about: AccessAbout = AccessAbout.RECIPIENT
     """Whose domain was found to be so: that of the ``recipient`` or of the ``sender``."""
     protocol_state: ProtocolStates = ()

@@ -36,6 +36,7 @@ from mxpolicy.errors import UsageError
 from mxpolicy.protocol.access_policy import RequestError, answer, parse_request
 from mxpolicy.protocol.attributes import AttributeReader, Malformed
 from mxpolicy.reply import printable
+from mxpolicy.state.opening import open_to_read, state_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -73,7 +74,11 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
     """
     options = load(_config(argv), os.environ)
     log = Log(options.log, "")
-    engine = Engine(hurried(options), log.observe)
+    store = open_to_read(
+        state_file(options.state, os.environ),
+        lambda text: log.observe(Trouble(0.0, text)),
+    )
+    engine = Engine(hurried(options), log.observe, store=store)
     judge = Judge(engine, options, log.observe)
     # Any descriptor will do: epoll would not take a file, which is how one tries it.
     loop = asyncio.SelectorEventLoop(selectors.PollSelector())

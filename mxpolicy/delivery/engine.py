@@ -149,7 +149,7 @@ class Engine:
             known = await self._memory.advise(plan.nexthop, plan.candidates)
             return foreseen(plan, known, self._memory.utc(), self._memory.options)
         refusal = plan.refusal
-        if isinstance(refusal, Bounced) and is_missing(refusal):
+        if recipient and isinstance(refusal, Bounced) and is_missing(refusal):
             # It was understood, or there would be another refusal.
             domain = _aim(nexthop, parse_mailbox(recipient).domain)[1]
             if domain and await self._domains.would_be_reprieved(domain):

@@ -1,7 +1,7 @@
 """Judges senders and recipients for the mail server, before it takes the message.
 
-With the engine's own plan, so that what is refused is what would bounce; nobody is
-dialled. Findings and rules are `mxpolicy.routing.access_rules`'s; this is their
+With the engine's own plan and memory, so that what is refused is what would bounce, or
+be deferred from memory; nobody is dialled, and nothing is remembered for it. Findings and rules are `mxpolicy.routing.access_rules`'s; this is their
 shell: it waits for DNS, for a bounded time, and answers DUNNO whatever goes wrong.
 """
 
@@ -20,7 +20,13 @@ from mxpolicy.options import AccessAbout
 from mxpolicy.outcome import Deferred
 from mxpolicy.protocol.access_policy import AccessRequest, Action, parse_action
 from mxpolicy.reply import printable
-from mxpolicy.routing.access_rules import AccessRules, Situation, finding, words
+from mxpolicy.routing.access_rules import (
+    AccessRules,
+    Situation,
+    finding,
+    unreachable,
+    words,
+)
 from mxpolicy.routing.mx import DIRECTORY_FAILURE
 
 if TYPE_CHECKING:
@@ -103,7 +109,7 @@ class Judge:
         began = self._clock()
         try:
             domain = parse_mailbox(address).domain
-            found = await self._finding(domain, address, began)
+            found, detail = await self._finding(domain, address, began)
         except AddressError:
             return None  # Postfix has its own checks for that
         except Exception:
@@ -118,20 +124,26 @@ class Judge:
             request.protocol_state,
             request.client_address,
             request.sasl_username,
+            detail,
         )
 
     async def _finding(
         self, domain: str, address: str, began: float
-    ) -> AccessFinding | None:
+    ) -> tuple[AccessFinding | None, str]:
+        """Return what is found about *domain*, and in which detail."""
         # The names of this very system are local, whatever DNS says about them.
         if self._engine.is_own_name(domain):
-            return None
+            return None, ""
         async with self._places:
-            plan = await self._engine.plan("", "", address)
+            outlook = await self._engine.outlook("", "", address)
+        plan = outlook.plan
         match plan.refusal:
             case Deferred(status, text) if status == DIRECTORY_FAILURE:
                 self._trouble(began, text)
-        return finding(plan.refusal, plan.lookups)
+        found = finding(plan.refusal, plan.lookups, is_hopeless=outlook.is_hopeless)
+        if not outlook.is_hopeless:
+            return found, ""
+        return found, unreachable(plan.candidates, outlook.records, outlook.at)
 
     def _action(self, situations: list[Situation]) -> str:
         """Return the answer to all that was found: a refusal goes before the rest."""
@@ -162,6 +174,8 @@ def _addresses(request: AccessRequest) -> Iterator[tuple[AccessAbout, str]]:
 
 def _with_words(action: Action, situation: Situation) -> Action:
     """Return *action* with a text, where it may have one and the operator gave none."""
+    if situation.is_passing:
+        action = action.for_now()
     if action.text or action.verb == DUNNO:
         return action
     return action._replace(text=words(situation, action.class_))

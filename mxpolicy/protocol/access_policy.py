@@ -100,6 +100,16 @@ class Action(NamedTuple):
             return int(self.verb[0])
         return {"REJECT": 5, "DEFER": 4, "DEFER_IF_PERMIT": 4}.get(self.verb, 0)
 
+    def for_now(self) -> Action:
+        """Return the same, not for good: a later try may go well."""
+        if self.class_ != 5:
+            return self
+        verb = "DEFER" if self.verb == "REJECT" else f"4{self.verb[1:]}"
+        text = self.text
+        if status := EnhancedStatus.parse(text):
+            text = f"{status._replace(class_=4)}{text.removeprefix(str(status))}"
+        return Action(verb, text)
+
     def __str__(self) -> str:
         return f"{self.verb} {self.text}".rstrip()
 

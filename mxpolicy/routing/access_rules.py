@@ -6,6 +6,9 @@ rules and, after them, those of RFC 7505. Pure: plans are made elsewhere.
 A finding is only what the domain's owner has published and DNS has said in full. No
 answer, half an answer, an address that cannot be understood, whatever deferred the
 mail for another reason: all these are no finding, and nothing is refused for them.
+
+The one exception is what deliveries have found a moment ago: that no host of the
+domain can be reached now. It is never a reason to refuse for good.
 """
 
 from __future__ import annotations
@@ -16,17 +19,26 @@ from typing import TYPE_CHECKING, NamedTuple
 from mxpolicy.address import canonical_address
 from mxpolicy.options import AccessAbout, AccessFinding, AccessRule
 from mxpolicy.outcome import Bounced
-from mxpolicy.reply import EnhancedStatus
+from mxpolicy.reply import EnhancedStatus, printable
 from mxpolicy.routing.dialable import Networks, parse_networks
 from mxpolicy.routing.mx import LOOP, NO_ROUTE, NO_SUCH_DOMAIN, NULL_MX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mxpolicy.outcome import Outcome
+    from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.mx import Lookup
+    from mxpolicy.routing.reachability import Record
 
-__all__ = ["ANY_NAME", "AccessRules", "Situation", "finding", "words"]
+__all__ = [
+    "ANY_NAME",
+    "AccessRules",
+    "Situation",
+    "finding",
+    "unreachable",
+    "words",
+]
 
 ANY_NAME = "*"
 """In ``sasl_username``: whoever has logged in."""
@@ -45,6 +57,16 @@ _STATUSES = {
     LOOP: AccessFinding.LOOPS_TO_MYSELF,
 }
 
+# RFC 3463 §3.5: X.4.1, no answer from host.
+_UNREACHABLE = EnhancedStatus(4, 4, 1)
+
+# Findings that may be over in a minute.
+_PASSING = frozenset({AccessFinding.ALL_PAUSED})
+
+# A reply line should not be over 512 bytes (RFC 5321 §4.5.3.1.5), and the mail server
+# puts the address before it; names may be 253.
+_DETAIL_LENGTH = 200
+
 # Finding -> the status for a recipient, and what is said of the domain. The plan's
 # own status, so that the answer and a later bounce say the same.
 _WORDS = {
@@ -56,6 +78,10 @@ _WORDS = {
         "has no mail server that mail can be sent to",
     ),
     AccessFinding.LOOPS_TO_MYSELF: (LOOP, "loops back to this mail system"),
+    AccessFinding.ALL_PAUSED: (
+        _UNREACHABLE,
+        "has no mail server that could be reached",
+    ),
 }
 
 # RFC 7505 §5.1: sender address has null MX. RFC 3463 §3.2: X.1.8, bad sender's
@@ -74,6 +100,7 @@ class Situation(NamedTuple):
         protocol_state: Upper case.
         client_address: Canonical, or empty.
         sasl_username: Empty when nobody logged in.
+        detail: What was seen, printable; may be empty.
     """
 
     finding: AccessFinding
@@ -82,6 +109,12 @@ class Situation(NamedTuple):
     protocol_state: str = ""
     client_address: str = ""
     sasl_username: str = ""
+    detail: str = ""
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether it may be over in a minute: then nothing is refused for good."""
+        return self.finding in _PASSING
 
 
 class AccessRules:
@@ -137,14 +170,19 @@ def _is_below(domain: str, patterns: Sequence[str]) -> bool:
     )
 
 
-def finding(refusal: Outcome | None, lookups: Iterable[Lookup]) -> AccessFinding | None:
+def finding(
+    refusal: Outcome | None, lookups: Iterable[Lookup], *, is_hopeless: bool = False
+) -> AccessFinding | None:
     """Return what is certain about a domain, from the plan for mail to it.
 
     Args:
         refusal: Why there is nobody to dial; None when there is somebody. Only a
             bounce is certain.
         lookups: What DNS said.
+        is_hopeless: Everybody who could be dialled has failed a moment ago.
     """
+    if is_hopeless:
+        return AccessFinding.ALL_PAUSED
     if not isinstance(refusal, Bounced):
         return None
     if refusal.status == NO_ROUTE:
@@ -154,6 +192,26 @@ def finding(refusal: Outcome | None, lookups: Iterable[Lookup]) -> AccessFinding
             return AccessFinding.NEVER_DIALLED
         return AccessFinding.NO_ADDRESS
     return _STATUSES.get(refusal.status)
+
+
+def unreachable(
+    candidates: Sequence[Candidate], records: Mapping[Candidate, Record], now: float
+) -> str:
+    """Return what is said of hosts that all have failed: who, how, and how long ago.
+
+    Args:
+        candidates: At least one, with its record; it is the best that is named.
+        records: How each of them failed.
+        now: UTC seconds.
+    """
+    best = min(candidates, key=lambda one: one.rank)
+    record = records[best]
+    word = record.verdict.value if record.verdict else "failed"
+    age = max(0.0, now - record.since)
+    place = printable(str(best), _DETAIL_LENGTH)
+    text = f"{place} {word} {age:.0f}s ago"
+    others = len(candidates) - 1
+    return f"{text}, and {others} more" if others else text
 
 
 def _has_address(lookup: Lookup) -> bool:
@@ -170,8 +228,11 @@ def words(situation: Situation, class_: int) -> str:
         class_: 4 or 5, of the status; 0 for a text without one.
     """
     status, said = _WORDS[situation.finding]
-    if situation.about is AccessAbout.SENDER:
+    # About hosts that are away the same is true of both.
+    if situation.about is AccessAbout.SENDER and not situation.is_passing:
         is_null_mx = situation.finding is AccessFinding.NULL_MX
         status = _SENDER_NULL_MX if is_null_mx else _BAD_SENDER_DOMAIN
     text = f"{situation.about.value} domain {situation.domain} {said}"
+    if situation.detail:
+        text += f": {situation.detail}"
     return f"{status._replace(class_=class_)} {text}" if class_ else text
