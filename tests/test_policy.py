@@ -13,12 +13,18 @@ import re
 import resource
 import signal
 import socket
+import sqlite3
 import sys
 import textwrap
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from mxpolicy.delivery.recall import host_key
+from mxpolicy.routing.candidate import Candidate, Phase, Verdict
+from mxpolicy.routing.reachability import Record, encode
+from mxpolicy.state.sqlite import SqliteStore
 from tests.bench import policy as bench
 from tests.helpers.dns_server import DnsServer, dns_server, faults
 
@@ -98,6 +104,9 @@ class Runner:
         self.server = server
         self.log = directory / "log"
         self.config = directory / "mxpolicy.yaml"
+        self.state = directory / "state"
+        self.state.mkdir()
+        self.file = self.state / "state.sqlite3"
         self.configure()
 
     def configure(self, text: str = "", timeout: str = "8s") -> None:
@@ -105,8 +114,25 @@ class Runner:
         self.config.write_text(
             f"resolver: {{servers: ['{self.server.text}']}}\n"
             f"log: {{to: {self.log}}}\n"
+            f"state: {self.state}\n"
             f"policy:\n  timeout: {timeout}\n{textwrap.indent(text, '  ')}"
         )
+
+    async def remember(self, **record: object) -> None:
+        """Write, as a delivery does, that mx.good.example has failed 30 s ago."""
+        failed = Record(
+            Verdict.FILTERED, Phase.CONNECT, True, time.time() - 30, 600.0, 6.0
+        )
+        known = failed._replace(**record)  # type: ignore[arg-type]
+        store = SqliteStore(str(self.file))
+        key = host_key(Candidate("mx", "192.0.2.10", 25))
+        await store.put(key, encode(known), time.time() + 1e6)
+        await store.close()
+
+    def forget(self) -> None:
+        """Delete the state file and what belongs to it."""
+        for one in self.state.iterdir():
+            one.unlink()
 
     def lines(self) -> list[str]:
         """Return what was logged, without the times and tags."""
@@ -285,6 +311,105 @@ async def test_recipient_that_is_none_is_dunno(door: Runner, recipient: str) -> 
     async with door.run() as one:
         assert await one.ask(data) == DUNNO
         assert await one.ask(TO_NULL) == NULL_MX
+
+
+# -- what is remembered -------------------------------------------------------
+
+ALL_PAUSED = "rules: [{finding: [all_paused], action: DEFER}]\n"
+PAUSED = (
+    b"action=DEFER 4.4.1 recipient domain good.example has no mail server that could be"
+    b" reached: mx.good.example[192.0.2.10]:25 filtered *s ago\n\n"
+)
+
+
+def without_age(answer: bytes) -> bytes:
+    return re.sub(rb"\b\d+s ago", b"*s ago", answer)
+
+
+async def test_what_deliveries_find_out_is_seen_while_it_lives(door: Runner) -> None:
+    door.configure(ALL_PAUSED)
+    async with door.run() as one:
+        assert await one.ask(TO_GOOD) == DUNNO
+        assert not list(door.state.iterdir())  # it makes no file
+        await door.remember()
+        assert without_age(await one.ask(TO_GOOD)) == PAUSED
+        await door.remember(verdict=None)
+        assert await one.ask(TO_GOOD) == DUNNO
+        await door.remember()
+        assert without_age(await one.ask(TO_GOOD)) == PAUSED
+        door.forget()
+        assert await one.ask(TO_GOOD) == DUNNO
+        assert not list(door.state.iterdir())
+        await door.remember()
+        assert without_age(await one.ask(TO_GOOD)) == PAUSED
+        assert await one.hang_up() == 0
+    [*found] = (line for line in door.lines() if "found=" in line)
+    assert len(found) == len(door.lines()) == 3
+    assert "found=recipient good.example all_paused" in found[0]
+
+
+async def test_state_file_that_is_spoilt_is_logged_once_and_harms_nobody(
+    door: Runner,
+) -> None:
+    door.configure(ALL_PAUSED)
+    async with door.run() as one:
+        for spoilt in (os.urandom(9000), b"", b"SQLite format 3\0" + bytes(9000)):
+            await door.remember()
+            assert without_age(await one.ask(TO_GOOD)) == PAUSED
+            door.forget()
+            door.file.write_bytes(spoilt)
+            assert await one.ask(TO_GOOD) == DUNNO
+            assert await one.ask(TO_NULL) == NULL_MX
+            door.forget()
+        assert await one.hang_up() == 0
+    lines = [line for line in door.lines() if "found=" not in line]
+    assert len(lines) == 1
+    assert "what is remembered cannot be read" in lines[0]
+
+
+async def test_state_file_that_is_locked_costs_little(door: Runner) -> None:
+    door.configure(ALL_PAUSED)
+    await door.remember()
+    async with door.run() as one:
+        with contextlib.closing(
+            sqlite3.connect(door.file, isolation_level=None)
+        ) as other:
+            other.execute("PRAGMA locking_mode = EXCLUSIVE")
+            other.execute("BEGIN EXCLUSIVE")
+            async with asyncio.timeout(4):
+                one.writer.write(50 * TO_GOOD)
+                for _ in range(50):
+                    assert await one.answer() == DUNNO
+                assert await one.ask(TO_NULL) == NULL_MX
+        await asyncio.sleep(1)
+        assert without_age(await one.ask(TO_GOOD)) == PAUSED
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param("sys.modules['sqlite3'] = None", id="without_sqlite"),
+        pytest.param(
+            "import threading\n"
+            "def start(*_): raise RuntimeError('no thread')\n"
+            "threading.Thread.start = start",
+            id="without_threads",
+        ),
+    ],
+)
+async def test_without_what_reads_it_nothing_is_remembered(
+    door: Runner, before: str
+) -> None:
+    door.configure(ALL_PAUSED)
+    await door.remember()
+    async with door.run(before=before) as one:
+        assert await one.ask(TO_GOOD) == DUNNO
+        assert await one.ask(TO_GOOD) == DUNNO
+        assert await one.ask(TO_NULL) == NULL_MX
+        assert await one.hang_up() == 0
+    lines = [line for line in door.lines() if "found=" not in line]
+    assert len(lines) == 1
+    assert "what is remembered cannot be read" in lines[0]
 
 
 # -- the end ------------------------------------------------------------------

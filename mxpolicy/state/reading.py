@@ -110,13 +110,15 @@ class ReadingStore:
     ) -> Sequence[bytes | None]:
         nothing = [None] * len(keys)
         try:
-            return await store.get_many(keys)
+            values = await store.get_many(keys)
         except (StoreAbsent, StoreBusy):
             return nothing  # nothing is remembered yet, or not to be had now
         except Exception as error:
             # Whatever it is, a thread or a module that cannot be had, too.
             self._tell_once(str(error) or type(error).__name__)
             return nothing
+        # A file that somebody has repaired may hold anything.
+        return [one if isinstance(one, bytes) else None for one in values]
 
     def _tell_once(self, why: str) -> None:
         if not self._has_told:

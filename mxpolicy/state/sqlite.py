@@ -105,6 +105,7 @@ class SqliteStore:
             self._file: _File = _FileToRead(path, False, clock, max_bytes)
         else:
             self._file = _File(path, create, clock, max_bytes)
+        self._path = path
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: Thread | None = None
 
@@ -171,11 +172,15 @@ class SqliteStore:
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(settle, result, error)
 
-        self._work.put(work)
         if self._thread is None:
             # A daemon: a disk that hangs must not keep the process from ending.
-            self._thread = Thread(target=self._run, daemon=True)
-            self._thread.start()
+            thread = Thread(target=self._run, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # the user may have no more, or no memory
+                raise StoreError(f"{self._path}: {error}") from error
+            self._thread = thread
+        self._work.put(work)
         return await future
 
     def _run(self) -> None:
@@ -278,8 +283,10 @@ class _File:
 
     def _do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Do *operation* with the open file, and make the library's errors ours."""
-        import sqlite3  # only where there is a file to be opened
-
+        try:
+            import sqlite3  # only where there is a file to be opened
+        except ImportError as error:  # a part of Python that some systems leave out
+            raise StoreError(f"{self._path}: {error}") from error
         try:
             if self._connection is None:
                 self._connection = self._open()

@@ -11,22 +11,38 @@ import pytest
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import AccessJudged, Trouble
 from mxpolicy.delivery.judge import Judge, hurried
+from mxpolicy.delivery.recall import host_key
 from mxpolicy.options import (
     AccessAbout,
     AccessFinding,
     AccessPolicyOptions,
     AccessRule,
+    MemoryOptions,
     NxdomainPolicy,
     Options,
     ResolverOptions,
+    YesNo,
 )
 from mxpolicy.protocol.access_policy import AccessRequest
+from mxpolicy.routing.candidate import Candidate, Phase, Verdict
+from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
+from mxpolicy.routing.reachability import Record, encode
+from mxpolicy.routing.track_record import TrackRecord, after_delivery
+from mxpolicy.routing.track_record import encode as encode_track
+from mxpolicy.state.memory import MemoryStore
 from tests.helpers.dns_server import DnsServer, dns_server, faults
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.events import Event
 
+FAILED = Record(Verdict.FILTERED, Phase.CONNECT, True, 0.0, 600.0, 6.0)
+FAR = time.time() + 1e6
+
 ZONE = (
+    "two.example. 60 MX 10 mx.good.example.",
+    "two.example. 60 MX 20 mx.two.example.",
+    "mx.two.example. 60 A 192.0.2.20",
+    "two.example. 60 MX 20 mx.unresolvable.example.",
     "good.example. 60 MX 10 mx.good.example.",
     "mx.good.example. 60 A 192.0.2.10",
     "null.example. 60 MX 0 .",
@@ -81,8 +97,11 @@ class Court:
         *rules: AccessRule,
         timeout: float = 8.0,
         nxdomain: NxdomainPolicy = NxdomainPolicy.BOUNCE,
+        fast_deferral: YesNo = YesNo.YES,
     ) -> None:
+        self.store = MemoryStore()
         options = Options(
+            memory=MemoryOptions(fast_deferral=fast_deferral),
             helo="mail.own.example",
             own_names=("lists.own.example",),
             own_addresses=("198.51.100.25",),
@@ -91,8 +110,18 @@ class Court:
             policy=AccessPolicyOptions(timeout, rules),
         )
         self.events: list[Event] = []
-        engine = Engine(hurried(options), self.events.append)
+        engine = Engine(hurried(options), self.events.append, store=self.store)
         self.judge = Judge(engine, options, self.events.append)
+
+    async def remember(self, address: str, **record: object) -> None:
+        """Let the host at *address* have failed 30 s ago, or as *record* says."""
+        known = FAILED._replace(since=time.time() - 30)._replace(**record)  # type: ignore[arg-type]
+        candidate = Candidate("mx", address, 25)
+        await self.store.put(host_key(candidate), encode(known), FAR)
+
+    async def rows(self) -> dict[str, bytes]:
+        """Return all that is remembered."""
+        return {one.key: one.value for one in await self.store.scan("")}
 
     async def ask(self, recipient: str = "", sender: str = "", **more: str) -> str:
         """Return the action."""
@@ -328,3 +357,132 @@ async def test_without_descriptors_the_answer_is_dunno() -> None:
             os.close(spare)
         assert "Too many open files" in court.trouble[0]
         assert (await court.ask("a@null.example")).startswith("550 5.1.10 ")
+
+
+# -- what is remembered ----------------------------------------------------------
+
+
+async def test_hosts_that_all_are_in_their_pause_are_found() -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server, *TELLING)
+        await court.remember("192.0.2.10")
+        assert await court.ask("a@two.example") == "DUNNO"  # the other one is unknown
+        await court.remember("192.0.2.20", since=time.time() - 20)
+        assert await court.ask("a@two.example") == "WARN recipient all_paused"
+        assert await court.ask("", "a@two.example") == "WARN sender all_paused"
+        assert await court.ask("a@good.example") == "WARN recipient all_paused"
+        await court.remember("192.0.2.10", verdict=None)
+        assert await court.ask("a@two.example") == "DUNNO"
+        assert not court.trouble
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"full": False},  # only our patience ended
+        {"since": time.time() - 700},  # due: the next message looks after it
+        {"since": time.time() - 5000},  # too long ago
+        {"since": time.time() + 5000},  # the clock was set back
+        {"verdict": None},
+    ],
+    ids=str,
+)
+async def test_host_that_may_be_well_again_is_no_finding(
+    record: dict[str, object],
+) -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server, *TELLING)
+        await court.remember("192.0.2.10", **record)
+        assert await court.ask("a@good.example") == "DUNNO"
+
+
+async def test_hosts_in_their_pause_are_dunno_by_default() -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server)
+        await court.remember("192.0.2.10")
+        assert await court.ask("a@good.example", "b@good.example") == "DUNNO"
+
+
+@pytest.mark.parametrize("fast_deferral", YesNo)
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ("DEFER_IF_PERMIT", "DEFER_IF_PERMIT 4.4.1 {}"),
+        ("DEFER", "DEFER 4.4.1 {}"),
+        ("450", "450 4.4.1 {}"),
+        ("WARN", "WARN {}"),
+        ("PREPEND X-Slow: yes", "PREPEND X-Slow: yes"),
+        ("FILTER mxpolicy:", "FILTER mxpolicy:"),
+        # What may be over in a minute is never refused for good.
+        ("REJECT", "DEFER 4.4.1 {}"),
+        ("550", "450 4.4.1 {}"),
+        ("554 5.7.1 go away", "454 4.7.1 go away"),
+    ],
+)
+async def test_hosts_in_their_pause_are_answered_as_rules_say(
+    action: str, said: str, fast_deferral: YesNo
+) -> None:
+    async with dns_server(*ZONE) as server:
+        rule = AccessRule((AccessFinding.ALL_PAUSED,), action)
+        court = Court(server, rule, fast_deferral=fast_deferral)
+        await court.remember("192.0.2.10")
+        await court.remember("192.0.2.20")
+        text = (
+            "recipient domain two.example has no mail server that could be reached:"
+            " mx.good.example[192.0.2.10]:25 filtered 30s ago, and 1 more"
+        )
+        assert await court.ask("a@two.example") == said.format(text)
+
+
+async def test_judging_changes_nothing_that_is_remembered() -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server, *TELLING)
+        await court.remember("192.0.2.10")
+        await court.remember("192.0.2.20", since=time.time() - 700)
+        lookup = Lookup("null.example", "MX", LookupStatus.FOUND)
+        track = after_delivery(TrackRecord(), lookup, time.time() - 9e4)
+        await court.store.put("domain null.example", encode_track(track), FAR)
+        before = await court.rows()
+        for domain in FINDINGS:
+            await court.ask(f"a@{domain}", f"b@{domain}")
+        assert await court.rows() == before
+
+
+async def test_domain_that_took_mail_until_now_is_not_refused() -> None:
+    # What `deliver` defers for a day must not be refused before.
+    async with dns_server(*ZONE) as server:
+        court = Court(server, *TELLING)
+        now = time.time()
+        lookup = Lookup("null.example", "MX", LookupStatus.FOUND)
+        track = after_delivery(TrackRecord(), lookup, now - 2 * 86400)
+        for domain in ("null.example", "nxdomain.example", "empty.example"):
+            await court.store.put(f"domain {domain}", encode_track(track), FAR)
+            assert await court.ask(f"a@{domain}") == "DUNNO"
+        # A delivery has seen it to be so for more than a day.
+        track = track._replace(missing=now - 90_000)
+        await court.store.put("domain null.example", encode_track(track), FAR)
+        assert await court.ask("a@null.example") == "WARN recipient null_mx"
+
+
+async def test_mx_records_of_before_refuse_nobody_while_dns_fails() -> None:
+    async with dns_server(*ZONE) as server:
+        court = Court(server, *TELLING)
+
+        def mx_fails(server: DnsServer, query: object) -> bytes | None:
+            if " MX" in str(query):
+                return faults.rcode("SERVFAIL")(server, query)  # type: ignore[arg-type]
+            return server.honest(query).to_wire()  # type: ignore[arg-type]
+
+        server.fault = mx_fails
+        record = MxRecord(10, "mx.nowhere.example")
+        lookup = Lookup("good.example", "MX", LookupStatus.FOUND, (record,))
+        track = after_delivery(TrackRecord(), lookup, time.time() - 60)
+        await court.store.put("domain good.example", encode_track(track), FAR)
+        assert await court.ask("a@good.example") == "DUNNO"
+        # They are those to whom a message would go, so what is known of them counts.
+        records = (MxRecord(10, "mx.two.example"),)
+        lookup = lookup._replace(records=records)
+        track = after_delivery(TrackRecord(), lookup, time.time() - 60)
+        await court.store.put("domain good.example", encode_track(track), FAR)
+        await court.remember("192.0.2.20")
+        assert await court.ask("a@good.example") == "WARN recipient all_paused"

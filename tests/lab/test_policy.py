@@ -1,6 +1,7 @@
 """The fragments of contrib/postfix/policy: the real smtpd(8) asks, spawn(8) runs us."""
 
 import contextlib
+import json
 import re
 import socket
 import time
@@ -213,6 +214,78 @@ def test_postfix_does_what_rules_say(lab: Lab) -> None:
         text = client.submit([NULL_MX, GOOD], ME, Mail().data)
     lab.postfix.await_deliveries(queued_as(text), 30, count=2)
     assert "X-Judged: null MX\r\n" in lab.hosts.received(GOOD)[-1].data
+
+
+# In its pause for as long as a test takes; the address is nobody's.
+REMEMBER = """\
+import asyncio, sys, time
+from mxpolicy.delivery.recall import host_key
+from mxpolicy.routing.candidate import Candidate, Phase, Verdict
+from mxpolicy.routing.reachability import Record, encode
+from mxpolicy.state.sqlite import SqliteStore
+address, failed = sys.argv[1:]
+record = Record(Verdict.FILTERED, Phase.CONNECT, True, time.time(), 600.0, 6.0)
+if failed == "no":
+    record = Record(last_ready=time.time())
+async def main():
+    store = SqliteStore("/var/lib/mxpolicy/state.sqlite3")
+    key = host_key(Candidate("mx", address, 25))
+    await store.put(key, encode(record), time.time() + 1e6)
+    await store.close()
+asyncio.run(main())
+"""
+
+
+def remember(lab: Lab, domain: str, *, failed: bool) -> None:
+    """Write as a delivery does, as its user, what became of every host of *domain*."""
+    done = lab.mta_exec(["/opt/mxpolicy/bin/mxpolicy", "route", domain, "--json"])
+    candidates = json.loads(done.stdout)["candidates"]
+    assert candidates
+    for one in candidates:
+        lab.mta_exec(
+            [
+                *("/opt/mxpolicy/bin/python", "-c", REMEMBER, one["address"]),
+                "yes" if failed else "no",
+            ],
+            user="mxpolicy",
+        )
+
+
+def test_hosts_in_their_pause_defer_where_a_rule_says_so(lab: Lab) -> None:
+    lab.world.path(CONFIG).write_text(
+        "policy: {rules: [{finding: [all_paused], action: REJECT}]}\n"
+    )
+    domain = GOOD.partition("@")[2]
+    with Client(lab.world) as client:
+        assert rcpt(client, [GOOD]) == [TAKEN]
+        remember(lab, domain, failed=True)
+        try:
+            # The process that judges is the one that was there before.
+            [answer] = rcpt(client, [GOOD])
+            assert re.fullmatch(
+                rf"450 4\.4\.1 <{GOOD}>: Recipient address rejected: recipient domain"
+                rf" {domain} has no mail server that could be reached:"
+                r" \S+ filtered \d+s ago(, and \d+ more)?",
+                answer,
+            ), answer
+            [null_mx, *others] = rcpt(client, [NULL_MX, *OTHERS[1:]])
+            assert null_mx == NO_RECIPIENT
+            assert set(others) == {TAKEN}
+            # Root that looks leaves nothing that the others could not use.
+            files = lab.mta_exec(["ls", "-l", "/var/lib/mxpolicy"]).stdout.decode()
+            assert " root " not in files
+        finally:
+            remember(lab, domain, failed=False)
+        assert rcpt(client, [GOOD]) == [TAKEN]
+
+
+def test_hosts_in_their_pause_are_no_reason_without_a_rule(lab: Lab) -> None:
+    domain = GOOD.partition("@")[2]
+    remember(lab, domain, failed=True)
+    try:
+        assert timed(lab, GOOD)[0] == TAKEN
+    finally:
+        remember(lab, domain, failed=False)
 
 
 def test_filter_hands_a_message_to_mxpolicy(lab: Lab) -> None:

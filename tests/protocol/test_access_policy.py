@@ -149,3 +149,26 @@ def test_answer_is_one_bounded_line_whatever_it_holds(text: str) -> None:
     assert wire.count(b"\n") == 2
     assert wire[:-2].decode("ascii").isprintable()
     assert len(wire) <= 2 * MAX_ACTION + 9
+
+
+@pytest.mark.parametrize(
+    ("text", "softer"),
+    [
+        ("REJECT", "DEFER"),
+        ("REJECT 5.1.2 no", "DEFER 4.1.2 no"),
+        ("550", "450"),
+        ("554 5.7.1 5.7.1", "454 4.7.1 5.7.1"),
+        ("550 no", "450 no"),
+        ("451 4.4.1 x", "451 4.4.1 x"),
+        ("DEFER", "DEFER"),
+        ("DEFER_IF_PERMIT", "DEFER_IF_PERMIT"),
+        ("WARN 5.1.2", "WARN 5.1.2"),
+        ("DUNNO", "DUNNO"),
+        ("FILTER mxpolicy:", "FILTER mxpolicy:"),
+        ("PREPEND X-A: 5.1.2", "PREPEND X-A: 5.1.2"),
+    ],
+)
+def test_action_for_now_refuses_nothing_for_good(text: str, softer: str) -> None:
+    action = parse_action(text).for_now()
+    assert str(action) == softer
+    assert action.class_ != 5

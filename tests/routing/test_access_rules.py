@@ -9,8 +9,17 @@ import pytest
 from mxpolicy.errors import ConfigError
 from mxpolicy.options import AccessAbout, AccessFinding, AccessRule
 from mxpolicy.outcome import Bounced, Deferred
+from mxpolicy.protocol.access_policy import MAX_ACTION
 from mxpolicy.reply import EnhancedStatus
-from mxpolicy.routing.access_rules import AccessRules, Situation, finding, words
+from mxpolicy.routing.access_rules import (
+    AccessRules,
+    Situation,
+    finding,
+    unreachable,
+    words,
+)
+from mxpolicy.routing.candidate import Candidate, Phase, Verdict
+from mxpolicy.routing.reachability import Record
 
 NULL_MX = (AccessFinding.NULL_MX,)
 RULE = AccessRule(NULL_MX, "DUNNO")
@@ -115,6 +124,7 @@ def test_network_that_is_none_is_a_mistake() -> None:
         (AccessFinding.NO_ADDRESS, "5.4.4", "5.1.8"),
         (AccessFinding.NEVER_DIALLED, "5.4.4", "5.1.8"),
         (AccessFinding.LOOPS_TO_MYSELF, "5.4.6", "5.1.8"),
+        (AccessFinding.ALL_PAUSED, "5.4.1", "5.4.1"),
     ],
 )
 def test_refusal_without_words_has_status_and_domain(
@@ -142,3 +152,44 @@ def test_refusal_without_words_has_status_and_domain(
 )
 def test_what_is_not_certain_is_no_finding(refusal: Bounced | Deferred | None) -> None:
     assert finding(refusal, ()) is None
+
+
+# -- hosts that are away for now ---------------------------------------------------
+
+HERE = Candidate("mx1.example.com", "192.0.2.1", 25, 10)
+BACKUP = Candidate("mx2.example.com", "192.0.2.2", 25, 20)
+RECORDS = {
+    HERE: Record(Verdict.FILTERED, Phase.CONNECT, True, 1000.0, 60.0, 6.0),
+    BACKUP: Record(Verdict.REFUSED, Phase.CONNECT, True, 1030.0, 60.0, 0.1),
+}
+
+
+def test_hosts_in_their_pause_are_a_finding_whatever_becomes_of_mail() -> None:
+    for refusal in (None, Deferred(EnhancedStatus(4, 4, 1), "paused")):
+        found = finding(refusal, (), is_hopeless=True)
+        assert found is AccessFinding.ALL_PAUSED
+
+
+def test_best_host_is_named_with_its_age() -> None:
+    # As memory orders them the best is not always the first.
+    text = unreachable((BACKUP, HERE), RECORDS, 1042.4)
+    assert text == "mx1.example.com[192.0.2.1]:25 filtered 42s ago, and 1 more"
+    # A clock that was set back.
+    text = unreachable((BACKUP,), RECORDS, 1029.0)
+    assert text == "mx2.example.com[192.0.2.2]:25 refused 0s ago"
+
+
+def test_text_about_the_longest_names_is_short_enough() -> None:
+    label = "x" * 60
+    name = ".".join([label] * 4)
+    long = HERE._replace(host=name, address="2001:db8:1111:2222:3333:4444:5555:6666")
+    detail = unreachable((long,), {long: RECORDS[HERE]}, 1e6)
+    one = FOUND._replace(
+        finding=AccessFinding.ALL_PAUSED, domain="example.com", detail=detail
+    )
+    assert len(words(one, 4)) < MAX_ACTION
+
+
+def test_only_what_passes_is_never_refused_for_good() -> None:
+    passing = [one for one in AccessFinding if FOUND._replace(finding=one).is_passing]
+    assert passing == [AccessFinding.ALL_PAUSED]

@@ -352,3 +352,30 @@ def test_state_file_is_where_the_operator_or_systemd_says() -> None:
     assert state_file("/x", given) == "/x/state.sqlite3"
     assert state_file("", given) == "/var/lib/one/state.sqlite3"
     assert state_file("", {}) == "/var/lib/mxpolicy/state.sqlite3"
+
+
+@pytest.mark.parametrize(
+    "without",
+    ["import sys; sys.modules['sqlite3'] = None", "threading.Thread.start = no"],
+)
+def test_without_a_thread_or_the_library_nothing_outlives_us(
+    tmp_path: Path, without: str
+) -> None:
+    code = f"""
+import asyncio, threading
+from mxpolicy.state.opening import open_store
+def no(*_): raise RuntimeError("can't start new thread")
+{without}
+async def use():
+    store = open_store({str(tmp_path / "state")!r}, print)
+    await store.put("a", b"1", 2e9)
+    assert await store.get("a") == b"1"
+    await store.close()
+asyncio.run(use())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    assert "nothing outlives this process: " in done.stdout
