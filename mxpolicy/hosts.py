@@ -12,14 +12,14 @@ import json
 import os
 import sys
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.config import load
 from mxpolicy.delivery.recall import HOST, LEASED, NEXTHOP
 from mxpolicy.errors import ConfigError, StoreError
+from mxpolicy.remembered import facts, sentences
 from mxpolicy.reply import printable
-from mxpolicy.routing.reachability import Record, Standing, decode, standing
+from mxpolicy.routing.reachability import Record, decode
 from mxpolicy.state.opening import state_file
 from mxpolicy.terminal import BOLD, Terminal
 
@@ -198,53 +198,12 @@ def _row(one: Entry, now: float, options: MemoryOptions) -> tuple[str, ...]:
         f"{place}:{one.port}{way}",
         _milliseconds(one.record.connect_time),
         _milliseconds(one.record.greeting_latency),
-        printable("; ".join(_known(one, now, options))),
+        printable("; ".join(sentences(one.record, now, options, one.nexthop))),
     )
-
-
-def _known(one: Entry, now: float, options: MemoryOptions) -> list[str]:
-    record = one.record
-    known = []
-    if record.verdict is not None:
-        where = f" for {one.nexthop}" if one.nexthop else ""
-        doubt = "" if record.full else ", in doubt"
-        known.append(
-            f"{record.verdict.value} ({record.phase.word}, {record.waited:.1f}s)"
-            f"{doubt}{where} {_span(now - record.since)} ago"
-        )
-        known.append(_meaning(record, now, options))
-        if record.said:
-            known.append(f"said: {record.said}")
-    elif record.last_ready is not None:
-        known.append(f"ready {_span(now - record.last_ready)} ago")
-    if record.is_tls_broken(now):
-        known.append("STARTTLS fails")
-    if record.needs_small_segments(now):
-        known.append("needs small segments")
-    return known or ["nothing bad"]
-
-
-def _meaning(record: Record, now: float, options: MemoryOptions) -> str:
-    match standing(record, now, options):
-        case Standing.PAUSED:
-            return f"asked last for {_span(record.since + record.pause - now)}"
-        case Standing.DUE:
-            return "asked last, the next message looks after it"
-        case Standing.UNKNOWN:
-            return "too long ago to matter"
 
 
 def _milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1000:.0f} ms"
-
-
-def _span(seconds: float) -> str:
-    """Return a time in the largest unit of which it has two: ``90s``, ``3h``."""
-    seconds = max(0.0, seconds)
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{seconds:.0f}s"
 
 
 # -- for machines ------------------------------------------------------------------
@@ -259,37 +218,12 @@ def as_json(found: Sequence[Entry], now: float, options: MemoryOptions) -> Json:
 
 
 def _facts(one: Entry, now: float, options: MemoryOptions) -> Json:
-    record = one.record
-    facts: dict[str, object | None] = {
+    whose: dict[str, object | None] = {
         "egress": one.egress,
-        "host": record.name or None,
+        "host": one.record.name or None,
         "address": one.address,
         "port": one.port,
         "nexthop": one.nexthop or None,
-        "connect_time": record.connect_time,
-        "greeting_latency": record.greeting_latency,
-        "last_ready": _time(record.last_ready),
-        "starttls": "broken" if record.is_tls_broken(now) else None,
-        "small_segments": record.needs_small_segments(now) or None,
     }
-    if record.verdict is not None:
-        facts |= {
-            "verdict": record.verdict.value,
-            "phase": record.phase.word,
-            "full": record.full,
-            "since": _time(record.since),
-            "until": _time(record.since + record.pause),
-            "standing": standing(record, now, options).value,
-            "text": record.said or None,
-        }
-    return {name: value for name, value in facts.items() if value is not None}
-
-
-def _time(utc: float | None) -> str | None:
-    """Return a time as RFC 3339 says, None for what is no time of this calendar."""
-    if utc is None:
-        return None
-    try:
-        return datetime.fromtimestamp(utc, UTC).isoformat(timespec="seconds")
-    except (ValueError, OverflowError, OSError):
-        return None
+    known = {name: value for name, value in whose.items() if value is not None}
+    return {**known, **facts(one.record, now, options)}

@@ -1,10 +1,10 @@
 """``mxpolicy route NEXTHOP``: the plan for a message, and its reasons; dials nothing.
 
-Who would be tried, in which order and when, what was left out and why, and what
-DNS said. The plan is the engine's own, made for the sender and the recipient
-that are given, so that what is shown is what ``mxpolicy pipe`` would do. When
-there is nobody to dial, the exit status is the one that the mail server would
-have got.
+Who would be tried, in which order and when, what is remembered of him, what was
+left out and why, and what DNS said. The plan and the memory are the engine's own,
+for the sender and the recipient that are given, so that what is shown is what
+``mxpolicy pipe`` would do now. When nobody would be dialled, the exit status is
+the one that the mail server would have got. What is remembered is only read.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from mxpolicy.address import AddressError, UnsupportedDomain, parse_mailbox
 from mxpolicy.config import load
 from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.outlook import Outlook
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.errors import ConfigError
+from mxpolicy.options import Options, YesNo
 from mxpolicy.outcome import (
     EXIT_BOUNCE,
     EXIT_DEFER,
@@ -29,16 +31,19 @@ from mxpolicy.outcome import (
     Deferred,
     Delivered,
 )
+from mxpolicy.remembered import facts, sentences
 from mxpolicy.reply import EnhancedStatus, printable
 from mxpolicy.routing.mx import Lookup, LookupStatus
 from mxpolicy.routing.order import MAX_ADDRESSES
-from mxpolicy.routing.race import MAX_DIALLED, Entry, Race, Start, Wake
+from mxpolicy.routing.race import MAX_DIALLED, Race, Start, Wake
+from mxpolicy.routing.race_timing import REMEMBERED_FACTOR
+from mxpolicy.state.opening import open_to_read, state_file
 from mxpolicy.terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from mxpolicy.options import Options, RaceOptions
+    from mxpolicy.options import RaceOptions
     from mxpolicy.outcome import Outcome
     from mxpolicy.routing.candidate import Candidate
 
@@ -62,7 +67,8 @@ class Finding(NamedTuple):
     """One thing worth knowing about a plan.
 
     Attributes:
-        about: ``dns``, ``implicit_mx``, ``own``, ``left_out``, ``order``, ``start``.
+        about: ``dns``, ``implicit_mx``, ``own``, ``left_out``, ``order``, ``memory``,
+            ``start``.
         text: One printable line.
         facts: The same for machines: further members of the JSON object.
     """
@@ -87,37 +93,41 @@ def main(argv: Sequence[str]) -> int:
     recipient = arguments.recipient or _anybody(arguments.nexthop)
     try:
         options = load(arguments.config, os.environ)
-        engine = Engine(options, lambda _: None)
+        told: list[str] = []
+        store = open_to_read(state_file(options.state, os.environ), told.append)
+        engine = Engine(options, lambda _: None, store=store)
     except ConfigError as error:
+        options = Options()
         text = "; ".join(error.mistakes)
         refusal = Deferred(MISCONFIGURED, printable(text, 4000))
-        plan = Plan(printable(arguments.nexthop), (), refusal=refusal)
+        outlook = Outlook(Plan(printable(arguments.nexthop), (), refusal=refusal))
         found, when = [], {}
     else:
-        plan = asyncio.run(engine.plan(arguments.nexthop, sender, recipient))
-        when = starts(plan, options)
-        found = findings(plan, options, when, printable(sender), printable(recipient))
+        outlook = asyncio.run(engine.outlook(arguments.nexthop, sender, recipient))
+        when = starts(outlook, options)
+        found = findings(
+            outlook, options, when, printable(sender), printable(recipient)
+        )
+        found += [Finding("memory", printable(text, 500)) for text in told]
     try:
         if arguments.json:
-            level = "" if not plan.candidates else options.tls.default.value
-            print(json.dumps(as_json(plan, found, level), indent=2))
+            print(json.dumps(as_json(outlook, found, options), indent=2))
         else:
-            race = options.race if plan.candidates else None
-            show(plan, found, when, race, Terminal(sys.stdout, os.environ))
+            show(outlook, found, when, options, Terminal(sys.stdout, os.environ))
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read has left. The interpreter would try to flush again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return exit_status(plan)
+    return exit_status(outlook.plan)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mxpolicy route",
         description="Show whom a message would be tried at, when and why. "
-        "Asks DNS; dials nothing.",
+        "Asks DNS and what is remembered; dials nothing.",
         epilog="Exit status: 0 there is somebody to dial; 75 and 69 as "
-        "mxpolicy pipe would answer when there is nobody.",
+        "mxpolicy pipe would answer when nobody would be dialled.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -167,14 +177,17 @@ def exit_status(plan: Plan) -> int:
 # What is found
 
 
-def starts(plan: Plan, options: Options) -> dict[Candidate, float]:
+def starts(outlook: Outlook, options: Options) -> dict[Candidate, float]:
     """Return when each candidate would be dialled, in seconds, if nobody ever answers.
 
     By a real race in which nothing happens. Who is not in it would not be dialled
     in one attempt.
     """
+    plan = outlook.plan
+    if plan.refusal is not None:
+        return {}
     race = Race(
-        [Entry(candidate) for candidate in plan.candidates],
+        [outlook.recalled.entry(candidate) for candidate in plan.candidates],
         options.race,
         options.deadline,
     )
@@ -194,21 +207,22 @@ def starts(plan: Plan, options: Options) -> dict[Candidate, float]:
 
 
 def findings(
-    plan: Plan,
+    outlook: Outlook,
     options: Options,
     when: Mapping[Candidate, float],
     sender: str,
     recipient: str,
 ) -> list[Finding]:
-    """Return what is worth knowing about *plan*, apart from its candidates.
+    """Return what is worth knowing about a plan, apart from its candidates.
 
     Args:
-        plan: The plan.
+        outlook: The plan, and what is remembered.
         options: By which it was made.
         when: From `starts`.
         sender: Printable.
         recipient: Printable; empty when not known.
     """
+    plan = outlook.plan
     found = [_dns(lookup) for lookup in plan.lookups]
     found += _implicit(plan.lookups)
     found += [Finding("left_out", remark) for remark in plan.remarks]
@@ -219,11 +233,25 @@ def findings(
         if recipient:
             text += f"; this is the order for <{sender}> to <{recipient}>"
         found.append(Finding("order", text))
-    if plan.candidates:
+    found += _memory(outlook, options)
+    if when:
         seconds = [_rounded(when.get(one)) for one in plan.candidates]
         text = "when each candidate is dialled if nobody answers, in seconds"
         found.append(Finding("start", text, {"seconds": seconds}))
     return found
+
+
+def _memory(outlook: Outlook, options: Options) -> Iterator[Finding]:
+    """What follows when everybody is known to have failed."""
+    fast = options.memory.fast_deferral is YesNo.YES
+    if outlook.is_hopeless:
+        text = "every host has failed and is in its pause"
+        said = "mail is deferred at once" if fast else "all are asked again"
+        setting = f"memory.fast_deferral: {options.memory.fast_deferral.value}"
+        yield Finding("memory", f"{text}: {said} ({setting})")
+    elif not outlook.has_other and fast:
+        text = "every host has failed; one message of all asks them again, the others"
+        yield Finding("memory", f"{text} wait for what it finds, 15 s at most")
 
 
 def _rounded(seconds: float | None) -> float | None:
@@ -309,14 +337,15 @@ def _has_equals(candidates: Sequence[Candidate]) -> bool:
 # For machines
 
 
-def as_json(plan: Plan, found: Sequence[Finding], tls: str) -> Json:
+def as_json(outlook: Outlook, found: Sequence[Finding], options: Options) -> Json:
     """Return the plan in the one shape of route, probe and hosts; no unused member.
 
     Args:
-        plan: The plan.
+        outlook: The plan, and what is remembered.
         found: From `findings`.
-        tls: The TLS level of the candidates.
+        options: By which it was made.
     """
+    plan = outlook.plan
     whole: Json = {
         "schema": SCHEMA,
         "nexthop": printable(plan.nexthop),
@@ -330,7 +359,8 @@ def as_json(plan: Plan, found: Sequence[Finding], tls: str) -> Json:
                 "preference": one.preference,
                 "address": one.address,
                 "port": one.port,
-                "tls": tls,
+                "tls": options.tls.default.value,
+                **_remembered(outlook, one, options),
             }
             for one in plan.candidates
         ],
@@ -340,6 +370,14 @@ def as_json(plan: Plan, found: Sequence[Finding], tls: str) -> Json:
         whole["status"] = str(plan.refusal.status)
         whole["text"] = plan.refusal.text
     return whole
+
+
+def _remembered(outlook: Outlook, one: Candidate, options: Options) -> Json:
+    record = outlook.records.get(one)
+    if record is None:
+        return {}
+    whose = {"nexthop": outlook.plan.nexthop} if one in outlook.of_nexthop else {}
+    return {**whose, **facts(record, outlook.at, options.memory)}
 
 
 def _action(refusal: Outcome | None) -> str:
@@ -356,25 +394,29 @@ def _action(refusal: Outcome | None) -> str:
 
 
 def show(
-    plan: Plan,
+    outlook: Outlook,
     found: Sequence[Finding],
     when: Mapping[Candidate, float],
-    race: RaceOptions | None,
+    options: Options,
     terminal: Terminal,
 ) -> None:
     """Write the plan as text.
 
     Args:
-        plan: The plan.
+        outlook: The plan, and what is remembered.
         found: From `findings`.
         when: From `starts`.
-        race: The delays that made *when*; None when there is nobody to dial.
+        options: By which all that was made.
         terminal: Where to.
     """
+    plan = outlook.plan
     _show_verdict(plan, terminal)
-    if plan.candidates and race is not None:
+    if plan.refusal is None:
         terminal.heading("Who is tried, and when, if nobody answers")
-        terminal.table(_rows(plan, when, race), right=(0, 1))
+        terminal.table(_rows(outlook, when, options), right=(0, 1))
+    elif plan.candidates:
+        terminal.heading("Who is not tried now")
+        terminal.table(_rows_of_paused(outlook, options), right=(0,))
     notes = [one.text for one in found if one.about not in {"dns", "start"}]
     if notes:
         terminal.heading("Why")
@@ -394,7 +436,8 @@ def _show_verdict(plan: Plan, terminal: Terminal) -> None:
             said = terminal.paint(f"{some} address{plural} to try", GREEN)
             terminal.line(f"{nexthop}: {said} {terminal.paint('(exit 0)', DIM)}")
         case Deferred(status, text):
-            said = terminal.paint("nobody to dial, deferred", YELLOW)
+            whom = "nobody is dialled now" if plan.candidates else "nobody to dial"
+            said = terminal.paint(f"{whom}, deferred", YELLOW)
             terminal.line(f"{nexthop}: {said} (exit {EXIT_DEFER})")
             terminal.say(f"{status} {text}", "  ")
         case Bounced(status, text):
@@ -404,22 +447,48 @@ def _show_verdict(plan: Plan, terminal: Terminal) -> None:
 
 
 def _rows(
-    plan: Plan, when: Mapping[Candidate, float], race: RaceOptions
+    outlook: Outlook, when: Mapping[Candidate, float], options: Options
 ) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("start", "pref", "host", "address", "reason")]
     before: Candidate | None = None
     for one in sorted(when, key=lambda one: when[one]):
         reason = "first"
         if before is not None:
-            reason = _reason(before, one, when[one] - when[before], race)
+            slow = outlook.recalled.entry(before).connect_time
+            gap = when[one] - when[before]
+            reason = _reason(before, one, gap, options.race, slow)
+        reason += _and_known(outlook, one, options)
         rows.append((f"{when[one]:.2f} s", *_cells(one), reason))
         before = one
-    for one in plan.candidates:
+    for one in outlook.plan.candidates:
         if one not in when:
             reason = f"not in one attempt: {MAX_DIALLED} are dialled at most,"
             reason += " within a third of the deadline"
+            reason += _and_known(outlook, one, options)
             rows.append(("never", *_cells(one), reason))
     return rows
+
+
+def _rows_of_paused(outlook: Outlook, options: Options) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [("pref", "host", "address", "what is remembered")]
+    for one in outlook.plan.candidates:
+        known = _known(outlook, one, options)
+        rows.append((*_cells(one), known))
+    return rows
+
+
+def _and_known(outlook: Outlook, one: Candidate, options: Options) -> str:
+    known = _known(outlook, one, options)
+    return f"; {known}" if known else ""
+
+
+def _known(outlook: Outlook, one: Candidate, options: Options) -> str:
+    record = outlook.records.get(one)
+    if record is None:
+        return ""
+    whose = outlook.plan.nexthop if one in outlook.of_nexthop else ""
+    words = sentences(record, outlook.at, options.memory, whose)
+    return printable("; ".join(words), 500)
 
 
 def _cells(one: Candidate) -> tuple[str, str, str]:
@@ -427,20 +496,31 @@ def _cells(one: Candidate) -> tuple[str, str, str]:
     return str(one.preference), one.host, f"{address}:{one.port}"
 
 
-def _reason(before: Candidate, one: Candidate, gap: float, race: RaceOptions) -> str:
-    """Say why *one* starts *gap* seconds after *before*."""
+def _reason(
+    before: Candidate,
+    one: Candidate,
+    gap: float,
+    race: RaceOptions,
+    connect_time: float | None,
+) -> str:
+    """Say why *one* starts *gap* seconds after *before*, who took *connect_time*."""
     if one.nexthop_place != before.nexthop_place:
         delay, words = race.rank_delay, "the next nexthop of the list"
     elif one.rank > before.rank:
         delay, words = race.rank_delay, "a worse preference"
     elif one.rank < before.rank:
-        delay, words = 0.0, "a better preference"
+        # In the order of preference it never comes later.
+        delay, words = race.host_delay, "a better preference, asked later"
     elif one.host != before.host:
         delay, words = race.host_delay, "another host of this preference"
     elif one.is_ipv6 != before.is_ipv6:
         delay, words = race.address_delay, "the same host's other address family"
     else:
         delay, words = race.host_delay, "another address of the same host"
+    slow = REMEMBERED_FACTOR * (connect_time or 0.0)
+    if slow > delay:
+        delay = slow
+        words += f", beside one that takes {_seconds(connect_time or 0.0)} to connect"
     if gap > delay + 0.001:
         words += f", when one of {race.open} places is free"
         words += f" ({race.open_per_rank} for one preference)"

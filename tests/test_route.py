@@ -4,11 +4,14 @@ import asyncio
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,19 @@ import pytest
 
 from mxpolicy import route
 from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.outlook import Outlook, foreseen
 from mxpolicy.delivery.plan import Plan, Planner
-from mxpolicy.options import Options, RaceOptions
+from mxpolicy.delivery.recall import Known, host_key, nexthop_key
+from mxpolicy.options import MemoryOptions, Options, RaceOptions, YesNo
 from mxpolicy.outcome import Bounced, Deferred
+from mxpolicy.routing.candidate import Candidate, Phase, Verdict
+from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
 from mxpolicy.routing.nexthop import parse_nexthop
 from mxpolicy.routing.own import OwnIdentity
+from mxpolicy.routing.reachability import Record, advise, encode
+from mxpolicy.routing.track_record import TrackRecord, after_delivery
+from mxpolicy.routing.track_record import encode as encode_track
+from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.terminal import Terminal
 from tests.helpers.dns_server import DnsServer, dns_server
 from tests.helpers.fake_resolver import FakeResolver
@@ -81,6 +92,7 @@ def config(name_server: DnsServer, tmp_path: Path) -> str:
     file = tmp_path / "mxpolicy.yaml"
     file.write_text(
         f"helo: mail.example.net\nresolver: {{servers: ['{name_server.text}']}}\n"
+        f"state: {tmp_path / 'state'}\n"
     )
     return str(file)
 
@@ -118,19 +130,25 @@ def planned(
     return plan
 
 
-def shown(plan: Plan, options: Options | None = None, width: int | None = None) -> str:
+def shown(
+    plan: Plan | Outlook, options: Options | None = None, width: int | None = None
+) -> str:
     options = options or Options()
-    when = route.starts(plan, options)
-    found = route.findings(plan, options, when, "", "user@example.com")
+    outlook = plan if isinstance(plan, Outlook) else Outlook(plan)
+    when = route.starts(outlook, options)
+    found = route.findings(outlook, options, when, "", "user@example.com")
     stream = io.StringIO()
-    route.show(plan, found, when, options.race, Terminal(stream, {}, width))
+    route.show(outlook, found, when, options, Terminal(stream, {}, width))
     return stream.getvalue()
 
 
-def texts(plan: Plan, about: str, options: Options | None = None) -> list[str]:
+def texts(
+    plan: Plan | Outlook, about: str, options: Options | None = None
+) -> list[str]:
     options = options or Options()
-    when = route.starts(plan, options)
-    found = route.findings(plan, options, when, "", "user@example.com")
+    outlook = plan if isinstance(plan, Outlook) else Outlook(plan)
+    when = route.starts(outlook, options)
+    found = route.findings(outlook, options, when, "", "user@example.com")
     return [one.text for one in found if one.about == about]
 
 
@@ -327,13 +345,13 @@ def test_plan_keeps_every_answer_in_the_order_of_hosts() -> None:
 
 def test_starts_are_those_of_a_race_that_nobody_answers() -> None:
     plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
-    assert list(route.starts(plan, Options()).values()) == [0.0, 0.25, 1.75]
+    assert list(route.starts(Outlook(plan), Options()).values()) == [0.0, 0.25, 1.75]
 
 
 def test_starts_follow_the_configured_delays() -> None:
     plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
     options = Options(race=RaceOptions(address_delay=0.5, rank_delay=3.0))
-    assert list(route.starts(plan, options).values()) == [0.0, 0.5, 3.5]
+    assert list(route.starts(Outlook(plan), options).values()) == [0.0, 0.5, 3.5]
 
 
 def test_who_is_beyond_the_most_that_are_dialled_never_starts() -> None:
@@ -343,7 +361,7 @@ def test_who_is_beyond_the_most_that_are_dialled_never_starts() -> None:
         a={name: [f"198.51.100.{n}"] for n, name in enumerate(many)},
     )
     plan = planned(resolver)
-    assert len(route.starts(plan, Options())) == 32
+    assert len(route.starts(Outlook(plan), Options())) == 32
     assert shown(plan).count("never ") == 8
 
 
@@ -451,7 +469,7 @@ def test_hostile_names_reach_no_terminal() -> None:
         a={"b.example.com": ["198.51.100.2"]},
     )
     plan = planned(resolver)
-    whole = shown(plan) + json.dumps(route.as_json(plan, [], "may"))
+    whole = shown(plan) + json.dumps(route.as_json(Outlook(plan), [], Options()))
     assert "\x1b" not in whole
     assert "\u202e" not in whole
 
@@ -485,3 +503,201 @@ def test_no_socket_but_the_name_server_s_is_connected(
         assert f"127.0.0.1:{port}" in ended.stdout
         with pytest.raises(BlockingIOError):
             mail.accept()
+
+
+# What is remembered
+
+FAILED = Record(Verdict.FILTERED, Phase.CONNECT, True, 0.0, 600.0, 6.0)
+MX1, MX1_V6, MX2 = "198.51.100.1", "2001:db8::1", "198.51.100.2"
+
+
+def host(address: str) -> str:
+    return host_key(Candidate("mx", address, 25))
+
+
+def remember(tmp_path: Path, rows: dict[str, bytes]) -> dict[str, bytes]:
+    """Write *rows* as deliveries do, and return the files that there are then."""
+
+    async def write() -> None:
+        store = SqliteStore(str(tmp_path / "state" / "state.sqlite3"))
+        for key, value in rows.items():
+            await store.put(key, value, time.time() + 1e6)
+        await store.close()
+
+    (tmp_path / "state").mkdir(exist_ok=True)
+    asyncio.run(write())
+    return files(tmp_path)
+
+
+def files(tmp_path: Path) -> dict[str, bytes]:
+    """Return what is kept; the library's index and empty log say nothing of it."""
+    found = {one.name: one.read_bytes() for one in (tmp_path / "state").iterdir()}
+    return {name: data for name, data in found.items() if data and "-shm" not in name}
+
+
+def failed(seconds: float = 30.0, **more: Any) -> bytes:
+    return encode(FAILED._replace(since=time.time() - seconds)._replace(**more))
+
+
+def test_host_in_its_pause_is_shown_and_asked_last(config: str, tmp_path: Path) -> None:
+    before = remember(
+        tmp_path,
+        {
+            host(MX1): failed(said="no answer"),
+            host(MX1_V6): failed(40, verdict=Verdict.REFUSED, full=False),
+            host(MX2): encode(Record(connect_time=0.02, last_ready=time.time() - 60)),
+        },
+    )
+    ended = run("example.com", "--config", config)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    rows = [line.split() for line in ended.stdout.splitlines() if ":25 " in line]
+    assert [row[4] for row in rows] == [f"{MX2}:25", f"[{MX1_V6}]:25", f"{MX1}:25"]
+    lines = [line for line in ended.stdout.splitlines() if ":25 " in line]
+    assert re.search(r"first; ready 6\ds ago$", lines[0])
+    assert re.search(
+        r"\+1 s: a better preference, asked later; refused \(connect, 6\.0s\),"
+        r" in doubt 4\ds ago; asked last for 9m$",
+        lines[1],
+    )
+    assert re.search(r"; filtered .* 3\ds ago; .*; said: no answer$", lines[2])
+    assert files(tmp_path) == before
+
+
+def test_json_has_what_is_remembered(config: str, tmp_path: Path) -> None:
+    remember(tmp_path, {host(MX1): failed()})
+    ended = run("example.com", "--json", "--config", config)
+    assert ended.returncode == 0
+    *others, last = json.loads(ended.stdout)["candidates"]
+    assert not any("verdict" in one for one in others)
+    since, until = (datetime.fromisoformat(last.pop(key)) for key in ("since", "until"))
+    assert last == {
+        "egress": "direct",
+        "host": "mx1.example.com",
+        "preference": 10,
+        "address": MX1,
+        "port": 25,
+        "tls": "may",
+        "verdict": "filtered",
+        "phase": "connect",
+        "full": True,
+        "standing": "paused",
+    }
+    assert (until - since).total_seconds() == 600
+    assert 25 < time.time() - since.timestamp() < 60
+
+
+def test_answer_is_the_pipe_s_when_all_are_in_their_pause(
+    config: str, tmp_path: Path
+) -> None:
+    rows = {host(one): failed() for one in (MX1, MX1_V6, MX2)}
+    before = remember(tmp_path, rows)
+    ended = run("example.com", "--json", "--config", config)
+    said = json.loads(ended.stdout)
+    assert ended.returncode == 75
+    assert (said["action"], said["status"]) == ("defer", "4.4.1")
+    assert said["text"].startswith("no host can be reached, as was found before: mx1.")
+    assert [one["verdict"] for one in said["candidates"]] == ["filtered"] * 3
+    assert not [one for one in said["findings"] if one["about"] == "start"]
+    ended = run("example.com", "--config", config)
+    assert ended.returncode == 75
+    assert "nobody is dialled now, deferred (exit 75)" in ended.stdout
+    assert ended.stdout.count("filtered (connect, 6.0s) 3") == 3
+    assert "mail is deferred at once (memory.fast_deferral: yes)" in ended.stdout
+    with open(config, "a") as file:
+        file.write("memory: {fast_deferral: no}\n")
+    ended = run("example.com", "--config", config)
+    assert ended.returncode == 0
+    assert "all are asked again (memory.fast_deferral: no)" in ended.stdout
+    assert files(tmp_path) == before
+
+
+def test_verdict_for_a_nexthop_only_is_said_to_be_so(
+    config: str, tmp_path: Path
+) -> None:
+    closed = failed(verdict=Verdict.CLOSED, phase=Phase.TRANSACTION, waited=0.1)
+    key = nexthop_key("example.com", Candidate("mx", MX1, 25))
+    remember(tmp_path, {key: closed})
+    ended = run("example.com", "--json", "--config", config)
+    *others, last = json.loads(ended.stdout)["candidates"]
+    assert (last["address"], last["nexthop"]) == (MX1, "example.com")
+    assert (last["verdict"], last["phase"]) == ("closed", "transaction")
+    assert not any("nexthop" in one for one in others)
+    ended = run("example.com", "--config", config)
+    assert "closed (transaction, 0.1s) for example.com 3" in ended.stdout
+    # Another port is another candidate, and another nexthop.
+    ended = run("example.com:26", "--json", "--config", config)
+    assert "closed" not in ended.stdout
+
+
+def test_domain_that_took_mail_until_now_is_deferred_as_by_the_pipe(
+    config: str, tmp_path: Path
+) -> None:
+    lookup = Lookup("null.example", "MX", LookupStatus.FOUND)
+    track = after_delivery(TrackRecord(), lookup, time.time() - 86400)
+    before = remember(tmp_path, {"domain null.example": encode_track(track)})
+    ended = run("null.example", "--json", "--config", config)
+    said = json.loads(ended.stdout)
+    assert (ended.returncode, said["status"]) == (75, "4.1.10")
+    assert "it took mail not long ago" in said["text"]
+    assert files(tmp_path) == before
+
+
+def test_records_of_before_are_said_to_be_so_while_dns_fails(
+    config: str, tmp_path: Path, name_server: DnsServer
+) -> None:
+    def mx_fails(server: DnsServer, query: Any) -> bytes:
+        if " MX" in str(query):
+            return _servfail(query)
+        return server.honest(query).to_wire()
+
+    name_server.fault = mx_fails
+    records = (MxRecord(10, "mx2.example.com"),)
+    lookup = Lookup("example.com", "MX", LookupStatus.FOUND, records)
+    track = after_delivery(TrackRecord(), lookup, time.time() - 60)
+    remember(tmp_path, {"domain example.com": encode_track(track)})
+    ended = run("example.com", "--config", config)
+    assert ended.returncode == 0
+    assert f"{MX2}:25" in ended.stdout
+    assert "remembered: MX of example.com; DNS says: " in ended.stdout
+
+
+def test_nothing_is_made_where_nothing_is_remembered(
+    config: str, tmp_path: Path
+) -> None:
+    (tmp_path / "state").mkdir()
+    ended = run("example.com", "--config", config)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert not list((tmp_path / "state").iterdir())
+    assert "remembered" not in ended.stdout
+
+
+def test_state_file_that_cannot_be_read_is_said(config: str, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "state.sqlite3").write_bytes(b"nonsense" * 2000)
+    ended = run("example.com", "--config", config)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.count("what is remembered cannot be read: ") == 1
+
+
+def test_slow_host_is_waited_for_and_that_is_said() -> None:
+    plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
+    records = {plan.candidates[0]: Record(connect_time=0.8)}
+    options = MemoryOptions()
+    known = Known(advise(plan.candidates, records, {}, 0.0, options), records, {})
+    outlook = foreseen(plan, known, 0.0, options)
+    assert list(route.starts(outlook, Options()).values()) == [0.0, 1.6, 3.1]
+    assert (
+        "+1.6 s: the same host's other address family, beside one that takes 800 ms to"
+        " connect\n"
+    ) in shown(outlook)
+
+
+def test_all_that_are_due_are_asked_by_one_message() -> None:
+    plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
+    records = dict.fromkeys(plan.candidates, FAILED)
+    for fast, count in ((YesNo.YES, 1), (YesNo.NO, 0)):
+        options = MemoryOptions(fast_deferral=fast)
+        advice = advise(plan.candidates, records, {}, 700.0, options)
+        outlook = foreseen(plan, Known(advice, records, {}), 700.0, options)
+        assert outlook.plan.refusal is None
+        assert len(texts(outlook, "memory", Options(memory=options))) == count

@@ -36,6 +36,7 @@ class Outlook(NamedTuple):
         of_nexthop: Those of whom it holds for mail to this nexthop only.
         is_hopeless: Every candidate has failed fully and is in its pause, whether
             or not a message is deferred for it (``memory.fast_deferral``).
+        has_other: Somebody is not known to have failed fully, or not any more.
         recalled: For the race.
         at: When that was so, UTC seconds.
     """
@@ -44,6 +45,7 @@ class Outlook(NamedTuple):
     records: Mapping[Candidate, Record] = {}
     of_nexthop: frozenset[Candidate] = frozenset()
     is_hopeless: bool = False
+    has_other: bool = True
     recalled: Recalled = NOTHING_RECALLED
     at: float = 0.0
 
@@ -71,6 +73,7 @@ def foreseen(plan: Plan, known: Known, now: float, options: MemoryOptions) -> Ou
             if records[one] is not known.of_host.get(one, NOTHING)
         ),
         is_hopeless,
+        known.advice.has_other,
         Recalled(known.of_host, now),
         now,
     )

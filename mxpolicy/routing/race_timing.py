@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from mxpolicy.options import RaceOptions
     from mxpolicy.routing.candidate import Candidate
 
-__all__ = ["Entry", "full_time", "patience", "slow_verdict", "utmost_time"]
+__all__ = [
+    "REMEMBERED_FACTOR",
+    "Entry",
+    "full_time",
+    "patience",
+    "slow_verdict",
+    "utmost_time",
+]
 
 # A host that was slow before may be as slow again, and a bit: twice.
 REMEMBERED_FACTOR = 2.0
