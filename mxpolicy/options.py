@@ -31,6 +31,7 @@ __all__ = [
     "Hops",
     "HostName",
     "HostNames",
+    "JournalOptions",
     "LimitOptions",
     "LogDetail",
     "LogFormat",
@@ -215,6 +216,16 @@ class MemoryOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalOptions:
+    """Which message has gone to whom, so that nobody gets it twice."""
+
+    keep: YesNo = YesNo.YES
+    """``yes``: a retry goes to those only who have not had the message; ``no``: to all of its recipients again."""
+    wait: Delay = 30 * SECONDS
+    """How long a delivery waits for another one of the same message to the same recipient; then it is deferred."""
+
+
+@dataclass(frozen=True, slots=True)
 class TlsOptions:
     """TLS towards the hosts."""
 
@@ -319,6 +330,7 @@ class Options:
     """Lines over 998 bytes: ``fold`` as Postfix does, or ``pass``."""
     limits: LimitOptions = field(default_factory=LimitOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    journal: JournalOptions = field(default_factory=JournalOptions)
     tls: TlsOptions = field(default_factory=TlsOptions)
     policy: AccessPolicyOptions = field(default_factory=AccessPolicyOptions)
     log: LogOptions = field(default_factory=LogOptions)

@@ -65,12 +65,14 @@ class Deferred(NamedTuple):
         text: One line, the important part first.
         reply: The reply that decided, None when none did.
         relay: ``host[address]:port`` that decided, or ``none``.
+        may_have_arrived: The relay has seen the final dot and did not answer it.
     """
 
     status: EnhancedStatus
     text: str
     reply: Reply | None = None
     relay: str = "none"
+    may_have_arrived: bool = False
 
 
 class Bounced(NamedTuple):

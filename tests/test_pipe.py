@@ -752,7 +752,8 @@ def test_any_amount_of_memory_is_enough_or_deferred(
     message += message[-71:] * 20_000
     ends = {}
     for limit in (*range(24, 60, 3), 80, 160, 320):
-        ended = pipe.run(argv, message, before=limits(RLIMIT_AS=limit << 20))
+        another = b"X-Limit: %d\n" % limit + message
+        ended = pipe.run(argv, another, before=limits(RLIMIT_AS=limit << 20))
         assert ended.status in {0, 75}, (limit, ended)
         assert len(ended.answers) <= 1, (limit, ended)
         ends[limit] = ended.status

@@ -7,8 +7,8 @@ directly from whichever task has something to tell, and its actions are carried
 out before that task goes on.
 
 Who is settled how
-    A recipient is settled when a transaction ends by which it was delivered,
-    finally refused, or left in doubt. A refusal from a worse host while a better
+    A recipient is settled when a host takes the message for it, and when a
+    transaction ends that finally refused it or left it in doubt. A refusal from a worse host while a better
     one is merely slow is kept, and the race goes on for that recipient. What is
     unsettled at the end is settled by `history.combine` from all that was seen.
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import assert_never
 
 from mxpolicy.delivery import events, trouble
@@ -42,7 +42,7 @@ from mxpolicy.reply import Reply, printable
 from mxpolicy.routing import race as racing
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
 
-__all__ = ["DOT_TIME", "Attempt", "OutOfTime"]
+__all__ = ["DOT_TIME", "Attempt", "BeforeDot", "OutOfTime"]
 
 # RFC 5321 §4.5.3.2.6: whoever gives up on the final dot sooner makes duplicates.
 DOT_TIME = 600.0
@@ -58,6 +58,9 @@ _Reason = racing.GiveUpReason
 
 # (recipient's index, outcome, delays, what was tried)
 Settle = Callable[[int, Outcome, Delays, tuple[str, ...]], None]
+
+# (relay, recipients' indices)
+BeforeDot = Callable[[str, Sequence[int]], Awaitable[None]]
 
 
 class OutOfTime(LocalTrouble):
@@ -76,6 +79,9 @@ class Attempt:
         began: When the message was taken in hand, on the clock.
         deadline: When it must be settled, on the clock.
         settle: Called once for each of *recipients*, as soon as its outcome is known.
+        before_dot: Called before each final dot, which is sent when it has returned,
+            and not sent when it raises `LocalTrouble`.
+        recalled: What is remembered of the candidates.
     """
 
     def __init__(
@@ -89,6 +95,7 @@ class Attempt:
         began: float,
         deadline: float,
         settle: Settle,
+        before_dot: BeforeDot,
         recalled: Recalled = NOTHING_RECALLED,
     ) -> None:
         self._around = around
@@ -111,6 +118,7 @@ class Attempt:
         )
         self._unsettled = set(recipients)
         self._settle_in_door = settle
+        self._before_dot = before_dot
         self._history = History(
             self._race.has_better_pending, self._options.greeting_5xx, around.helo
         )
@@ -439,8 +447,8 @@ class Attempt:
         self, candidate: Candidate, result: TransactionResult, ending: Finding | None
     ) -> None:
         relay = str(candidate)
-        for index, reply in result.delivered.items():
-            self._settle(index, trouble.delivered(reply, relay))
+        for index in result.delivered.keys() & self._unsettled:  # `taken` has failed
+            self._settle(index, trouble.delivered(result.delivered[index], relay))
         for index in sorted(result.in_doubt):
             assert ending is not None, "a dot without an answer is a broken session"
             self._settle(index, trouble.in_doubt(ending, relay))
@@ -491,6 +499,17 @@ class Attempt:
         open_questions = self._unsettled - result.accepted
         if not open_questions:
             self._perform(self._race.settled(self._clock()))
+
+    async def dot_is_next(self, relay: str, recipients: Sequence[int]) -> None:
+        """Let the owner of the message know (see `Control`)."""
+        await self._before_dot(relay, recipients)
+
+    def taken(self, relay: str, recipients: Sequence[int], reply: Reply) -> None:
+        """Settle *recipients* at once: nothing that comes now can undo it."""
+        transfer = self._clock() - self._transfer_began
+        self._delays = self._delays._replace(transfer=transfer)
+        for index in recipients:
+            self._settle(index, trouble.delivered(reply, relay))
 
     def permit_dot(self) -> None:
         """Raise when the final dot must not be sent (see `Control`)."""

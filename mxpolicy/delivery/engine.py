@@ -15,8 +15,9 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
-from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery import events, journal, trouble
 from mxpolicy.delivery.attempt import Attempt
+from mxpolicy.delivery.claims import Claim, Claims
 from mxpolicy.delivery.domains import Domains, StandIn
 from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
@@ -29,10 +30,10 @@ from mxpolicy.errors import LocalTrouble
 from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolver import Resolver
-from mxpolicy.options import Options
+from mxpolicy.options import Options, YesNo
 from mxpolicy.outcome import Bounced, Delivered, Outcome
 from mxpolicy.reply import printable
-from mxpolicy.routing.candidate import DIRECT
+from mxpolicy.routing.candidate import DIRECT, Candidate
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
 from mxpolicy.routing.own import OwnIdentity
 from mxpolicy.routing.track_record import is_missing, is_stand_in
@@ -71,6 +72,7 @@ class Engine:
         store: What is remembered, in a store that never raises; by default only as
             long as this engine lives.
         clock: Seconds, monotonic, in step with the event loop's.
+        utc: Seconds since the epoch, in step with the store's.
     """
 
     def __init__(
@@ -81,15 +83,17 @@ class Engine:
         *,
         store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
+        utc: Callable[[], float] = time.time,
     ) -> None:
         self._port = options.port
         helo = options.helo or own_name()
         identity = OwnIdentity(
             (helo, *options.own_names), options.own_addresses, is_local_address
         )
-        store = store or MemoryStore()
-        self._memory = Memory(store, options.memory)
-        self._domains = Domains(store)
+        self._store = store or MemoryStore()
+        self._utc = utc
+        self._memory = Memory(self._store, options.memory, utc=utc)
+        self._domains = Domains(self._store, utc=utc)
         lookups = StandIn(Resolver(options.resolver), self._domains)
         self._planner = Planner(lookups, options, identity)
         self._around = Surroundings(
@@ -169,40 +173,47 @@ class Engine:
         task is cancelled, whoever is not settled yet is deferred, and
         `asyncio.CancelledError` goes on.
         """
-        return await _Delivery(
+        parts = _Parts(
             self._around,
             self._planner,
             self._memory,
             self._domains,
+            self._store,
             self._port,
-            request,
-            mail_data,
-        ).run()
+            self._utc,
+        )
+        return await _Delivery(parts, request, mail_data).run()
+
+
+class _Parts(NamedTuple):
+    """What an engine's deliveries have in common."""
+
+    around: Surroundings
+    planner: Planner
+    memory: Memory
+    domains: Domains
+    store: Store
+    port: int
+    utc: Callable[[], float]
 
 
 class _Delivery:
     """One call of `Engine.deliver`: its recipients grouped by where they go."""
 
-    def __init__(
-        self,
-        around: Surroundings,
-        planner: Planner,
-        memory: Memory,
-        domains: Domains,
-        port: int,
-        request: Request,
-        mail_data: MailData,
-    ) -> None:
-        self._around = around
-        self._planner = planner
-        self._memory = memory
-        self._domains = domains
-        self._port = port
+    def __init__(self, parts: _Parts, request: Request, mail_data: MailData) -> None:
+        self._around = parts.around
+        self._planner = parts.planner
+        self._memory = parts.memory
+        self._domains = parts.domains
+        self._store = parts.store
+        self._port = parts.port
         self._request = request
         self._mail_data = mail_data
-        self._began = around.clock()
+        self._began = parts.around.clock()
         self._outcomes: dict[int, Outcome] = {}
         self._recipients: list[Recipient] = []
+        self._utc = parts.utc
+        self._claims = Claims(parts.store, {}, 0.0)
 
     async def run(self) -> list[Outcome]:
         try:
@@ -210,11 +221,19 @@ class _Delivery:
         except asyncio.CancelledError:
             stopped = LocalTrouble("the delivery was cancelled")
             self._settle_all(trouble.own_trouble(stopped))
+            await self._finish_journal()
             raise
         except Exception as error:
             self._observe_trouble(error)
             self._settle_all(trouble.own_trouble(_cause(error)))
+        await self._finish_journal()
         return [self._outcomes[place] for place in range(len(self._request.recipients))]
+
+    async def _finish_journal(self) -> None:
+        try:
+            await self._claims.finish(self._outcomes.values())
+        except Exception as error:
+            self._observe_trouble(error)
 
     async def _deliver(self) -> None:
         try:
@@ -230,9 +249,29 @@ class _Delivery:
         envelope = Envelope(
             reverse_path, tuple(self._recipients), self._request.queue_id
         )
+        keys = self._journal_keys(envelope)
+        self._claims = Claims(self._store, keys, self._request.deadline, self._utc)
         async with asyncio.TaskGroup() as group:
             for (nexthop, domain, _), indices in self._groups().items():
-                group.create_task(self._send(envelope, nexthop, domain, indices))
+                group.create_task(self._send_once(envelope, nexthop, domain, indices))
+
+    def _journal_keys(self, envelope: Envelope) -> dict[int, str]:
+        """Return the key of each recipient's entry in the journal, if there is one.
+
+        Without the mail server's name for the message, and without the field that
+        each mail server writes on top, two equal messages would be taken for one.
+        """
+        name = self._request.queue_id
+        if self._around.options.journal.keep is YesNo.NO or not (
+            name or self._mail_data.has_received_on_top
+        ):
+            return {}
+        digest = journal.digest_of(self._mail_data.chunks())
+        sender = envelope.reverse_path.wire if envelope.reverse_path else ""
+        return {
+            index: journal.entry_key(name, digest, sender, recipient.mailbox.wire)
+            for index, recipient in enumerate(envelope.recipients)
+        }
 
     def _understand_recipients(self) -> None:
         """Fill the envelope; whoever cannot be written to is settled at once."""
@@ -256,6 +295,32 @@ class _Delivery:
             aim = _aim(self._request.nexthop, mailbox.domain)
             groups.setdefault((*aim, mailbox.needs_smtputf8), []).append(index)
         return groups
+
+    async def _send_once(
+        self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
+    ) -> None:
+        """Send to those of a group who have not got it, or been refused, already."""
+        claim = await self._claims.claim(indices)
+        self._settle_earlier(claim)
+        async with asyncio.TaskGroup() as group:
+            if claim.ours:
+                group.create_task(self._send(envelope, nexthop, domain, claim.ours))
+            if claim.busy:
+                group.create_task(
+                    self._send_after_others(envelope, nexthop, domain, claim.busy)
+                )
+
+    async def _send_after_others(
+        self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
+    ) -> None:
+        """Wait for what another process makes of the same message."""
+        wait = self._around.options.journal.wait
+        left = self._began + self._request.deadline - self._around.clock()
+        claim = await self._claims.claim_later(indices, min(wait, left / 3))
+        self._settle_earlier(claim)
+        self._settle_group(claim.busy, trouble.under_way())
+        if claim.ours:
+            await self._send(envelope, nexthop, domain, claim.ours)
 
     async def _send(
         self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
@@ -312,13 +377,14 @@ class _Delivery:
             visit.probe()
             attempt = Attempt(
                 self._around.observed_by(observe),
-                plan._replace(candidates=advised.candidates),
+                plan._replace(candidates=self._ordered(advised.candidates, indices)),
                 envelope,
                 indices,
                 self._mail_data,
                 began=self._began,
                 deadline=deadline,
                 settle=settle,
+                before_dot=self._claims.dot_is_next,
                 recalled=advised.recalled,
             )
             await attempt.run()
@@ -326,6 +392,17 @@ class _Delivery:
         finally:
             await visit.finish(linger)
         return was_taken
+
+    def _ordered(
+        self, candidates: tuple[Candidate, ...], indices: list[int]
+    ) -> tuple[Candidate, ...]:
+        """Return them with those first who may have the message already.
+
+        They saw a final dot, and whoever sent it did not live to hear the answer:
+        nobody else has as good a chance to notice that it is the same message.
+        """
+        relays = self._claims.relays(indices)
+        return tuple(sorted(candidates, key=lambda one: str(one) not in relays))
 
     async def _reprieved(self, domain: str, refusal: Outcome) -> Outcome:
         """Return *refusal*, deferred where the domain took mail until just now."""
@@ -367,9 +444,13 @@ class _Delivery:
         for place in range(len(self._request.recipients)):
             self._settle(place, outcome)
 
+    def _settle_earlier(self, claim: Claim) -> None:
+        for index, outcome in claim.settled.items():
+            self._settle_recipient(index, outcome, None, ())
+
     def _settle_group(self, indices: list[int], outcome: Outcome) -> None:
         for index in indices:
-            self._settle(self._recipients[index].place, outcome)
+            self._settle_recipient(index, outcome, None, ())
 
     def _settle_recipient(
         self,
@@ -378,7 +459,10 @@ class _Delivery:
         delays: Delays | None,
         tried: tuple[str, ...],
     ) -> None:
-        self._settle(self._recipients[index].place, outcome, delays, tried)
+        place = self._recipients[index].place
+        if place not in self._outcomes:
+            self._claims.settled(index, outcome)
+            self._settle(place, outcome, delays, tried)
 
     def _settle(
         self,

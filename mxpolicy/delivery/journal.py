@@ -27,8 +27,8 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
-from mxpolicy.outcome import Bounced, Delivered, Outcome
-from mxpolicy.reply import EnhancedStatus, Reply
+from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
+from mxpolicy.reply import EnhancedStatus, Reply, printable
 
 __all__ = [
     "Busy",
@@ -37,11 +37,19 @@ __all__ = [
     "Owner",
     "Settled",
     "State",
+    "digest_of",
     "entry_key",
     "is_alive",
     "judge",
     "myself",
+    "relay_in_doubt",
+    "settled_entry",
 ]
+
+# Seconds: a deadline is at most a day.
+LONGEST_CLAIM = 25 * 3600.0
+# Of a reply, kept; the rest is in the log.
+MAX_TEXT = 400
 
 _VERSION = "1"
 _MACHINE_ID = "/etc/machine-id"
@@ -77,12 +85,16 @@ class Owner(NamedTuple):
     call: str
 
 
+# Who owns what is settled: it matters no more, and there are many such entries.
+NOBODY = Owner("", "", "", 0, 0, "")
+
+
 class Entry(NamedTuple):
     """What the journal holds for one message to one recipient.
 
     Attributes:
         state: Where it is.
-        owner: Who made the entry.
+        owner: Who made the entry; `NOBODY` once it is settled.
         until: When a claim ends on its own account; seconds since the epoch, UTC.
         relay: ``host[address]:port`` that the final dot was sent to, else empty.
         status: Of a settled recipient, else None.
@@ -168,7 +180,9 @@ def judge(
         case State.DELIVERED | State.REFUSED:
             return _settled(entry)
         case State.CLAIMED | State.DOT_SENT:
-            if entry.owner != me and alive and now < entry.until:
+            # Nobody claims for longer: else a clock was wrong, theirs or ours.
+            in_time = now < entry.until < now + LONGEST_CLAIM
+            if entry.owner != me and alive and in_time:
                 return Busy()
             return Claimed(entry.relay)
 
@@ -185,6 +199,26 @@ def _settled(entry: Entry) -> Claimed | Settled:
 
 
 _EARLIER = " (delivered earlier)"
+
+
+def settled_entry(outcome: Outcome) -> Entry | None:
+    """Return what is kept of *outcome*, None when it settles nothing."""
+    match outcome:
+        case Delivered():
+            state = State.DELIVERED
+        case Bounced():
+            state = State.REFUSED
+        case Deferred():
+            return None
+    text = printable(outcome.text, MAX_TEXT)
+    return Entry(state, NOBODY, 0.0, outcome.relay, outcome.status, text)
+
+
+def relay_in_doubt(outcome: Outcome) -> str:
+    """Return which host may have the message although it is deferred, else ``""``."""
+    if isinstance(outcome, Deferred) and outcome.may_have_arrived:
+        return outcome.relay
+    return ""
 
 
 def entry_key(

@@ -201,7 +201,8 @@ class Session(Dialogue):
         Raises:
             SessionFailed: The session broke; *result* holds what had been
                 answered, and ``result.in_doubt`` whose dot was out.
-            Exception: Whatever ``control.permit_dot`` raised; no dot was sent.
+            Exception: Whatever ``control.dot_is_next`` and ``control.permit_dot``
+                raised; no dot was sent.
         """
         self._enter(Phase.TRANSACTION)
         await self._heed_what_has_come()
@@ -255,6 +256,7 @@ class Session(Dialogue):
         control.permit_dot()  # else the mail data would be sent for nothing
         refusal = await self._data(transaction)
         if refusal is None:
+            await control.dot_is_next(str(self.candidate), accepted)
             control.permit_dot()
             refusal = await self._dot(transaction, accepted)
         if refusal is None:
@@ -380,6 +382,7 @@ class Session(Dialogue):
         if not event.reply.is_positive:
             return smtp.Verb.DOT, event.reply
         result.delivered.update(dict.fromkeys(accepted, event.reply))
+        transaction.control.taken(str(self.candidate), accepted, event.reply)
         return None
 
     def _dot_never_left(self) -> bool:

@@ -6,7 +6,7 @@ message and judges the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from mxpolicy.delivery import trouble
@@ -37,8 +37,17 @@ class Control(Protocol):
     def recipients_answered(self, result: TransactionResult) -> None:
         """Every RCPT of a transaction has been answered, DATA not yet sent."""
 
+    async def dot_is_next(self, relay: str, recipients: Sequence[int]) -> None:
+        """Note that *relay* will see the final dot for *recipients*.
+
+        Raises when it must not be sent, because somebody else has the message.
+        """
+
     def permit_dot(self) -> None:
         """Raise when the final dot must not be sent: out of time, input not whole."""
+
+    def taken(self, relay: str, recipients: Sequence[int], reply: Reply) -> None:
+        """*relay* has the message for *recipients*: its 2yz to the final dot is here."""
 
 
 class TransactionResult:

@@ -60,6 +60,7 @@ __all__ = [
     "own_trouble",
     "soft",
     "too_many_hops",
+    "under_way",
     "verdict_of",
 ]
 
@@ -330,7 +331,7 @@ def in_doubt(finding: Finding, relay: str) -> Deferred:
         f"message may be sent more than once"
     )
     more = f": {finding.text}" if finding.text else ""
-    return Deferred(_BAD_CONNECTION, one_line(text + more), None, relay)
+    return Deferred(_BAD_CONNECTION, one_line(text + more), None, relay, True)
 
 
 def misfit(
@@ -437,6 +438,11 @@ def own_trouble(error: BaseException) -> Deferred:
     """Return the outcome when our own machine or program failed."""
     said = str(error) or type(error).__name__
     return Deferred(_OWN_TROUBLE, one_line(f"local trouble: {said}"))
+
+
+def under_way() -> Deferred:
+    """Return the outcome of whom another process is delivering to at this moment."""
+    return Deferred(_OWN_TROUBLE, "another delivery of this message is under way")
 
 
 def one_line(text: str) -> str:

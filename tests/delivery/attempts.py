@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
+    from mxpolicy.delivery.attempt import BeforeDot
     from mxpolicy.delivery.events import Delays, Event
     from mxpolicy.outcome import Outcome
 
@@ -75,6 +76,10 @@ def mail_data(data: bytes = MESSAGE) -> MailData:
     return made
 
 
+async def no_journal(relay: str, recipients: Sequence[int]) -> None:
+    """Note nothing."""
+
+
 async def play(
     *hosts: ScriptedHost,
     recipients: Sequence[str] = ("bob@example.com",),
@@ -89,6 +94,7 @@ async def play(
     is_myself: Callable[[str], bool] = lambda name: False,
     spoil: Callable[[MailData], None] = lambda message: None,
     settled: dict[int, Outcome] | None = None,
+    before_dot: BeforeDot = no_journal,
 ) -> Played:
     """Attempt a delivery to *hosts*, which are open.
 
@@ -98,6 +104,7 @@ async def play(
         observe: Told everything too, and may raise.
         spoil: Done to the mail data.
         settled: Filled, for who will not get an answer.
+        before_dot: Told before each final dot.
     """
     settled = {} if settled is None else settled
     if preferences is None:
@@ -138,6 +145,7 @@ async def play(
         began=began,
         deadline=began + deadline,
         settle=settle,
+        before_dot=before_dot,
     )
     try:
         await attempt.run()

@@ -42,6 +42,7 @@ class Site:
             mx={"example.com": [(10, "mx.example.com")]},
             a={"mx.example.com": [candidate.address]},
         )
+        self.number = 0
         self.options = options
         self.domains = self.engine._domains = domains
         self.ask(self.resolver)
@@ -52,8 +53,13 @@ class Site:
         self.engine._planner = Planner(lookups, self.options, own)
 
     async def send(self, nexthop: str = "") -> Outcome:
+        self.number += 1
         request = Request(
-            "alice@example.net", ("bob@example.com",), nexthop, "Q", 900.0
+            "alice@example.net",
+            ("bob@example.com",),
+            nexthop,
+            f"Q{self.number}",
+            900.0,
         )
         message = mail_data()
         try:

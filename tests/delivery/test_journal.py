@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxpolicy.delivery.journal import (
+    LONGEST_CLAIM,
     Busy,
     Claimed,
     Entry,
@@ -62,6 +63,13 @@ def test_unsettled_entry_is_busy_while_its_owner_is_at_it(
     state: State, owner: Owner, alive: bool, now: float, expected: Claimed | Busy
 ) -> None:
     assert judge(entry(state, owner), ME, now, alive=alive) == expected
+
+
+def test_claim_that_nobody_would_make_is_none() -> None:
+    # Made by a clock that was a year ahead, or read by one that is a year behind.
+    far = entry(State.CLAIMED, OTHER, until=LONGEST_CLAIM + 1)
+    assert judge(far, ME, 0.0, alive=True) == Claimed()
+    assert judge(far, ME, 2.0, alive=True) == Busy()
 
 
 def test_no_entry_is_a_claim() -> None:

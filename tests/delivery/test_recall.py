@@ -73,8 +73,8 @@ class Site:
             self.happened.append,
             store=self.store,
             clock=asyncio.get_running_loop().time,
+            utc=self.utc,
         )
-        self.engine._memory.utc = self.utc
         self.engine._memory.chance = lambda: 0.0
         self.number = 0
 

@@ -26,8 +26,9 @@ from tests.helpers.scripted_smtp import EXTENSIONS, End, ScriptedHost
 from tests.helpers.socket_loop import run_with_sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from mxpolicy.reply import Reply
     from tests.helpers.scripted_smtp import Answer, Script
 
 FIVE = tuple(f"{name}@example.com" for name in "abcde")
@@ -45,6 +46,8 @@ class Owner:
         at_dot: Callable[[], None] = lambda: None,
     ) -> None:
         self.accepted: list[set[int]] = []
+        self.dots: list[tuple[str, list[int]]] = []
+        self.takings: list[tuple[str, list[int], Reply]] = []
         self._before_dot = before_dot
         self._at_dot = at_dot
         self._asked = 0
@@ -60,6 +63,12 @@ class Owner:
 
     def recipients_answered(self, result: TransactionResult) -> None:
         self.accepted.append(set(result.accepted))
+
+    async def dot_is_next(self, relay: str, recipients: Sequence[int]) -> None:
+        self.dots.append((relay, list(recipients)))
+
+    def taken(self, relay: str, recipients: Sequence[int], reply: Reply) -> None:
+        self.takings.append((relay, list(recipients), reply))
 
     def permit_dot(self) -> None:
         """Asked before DATA, where it does no harm, and before the dot."""

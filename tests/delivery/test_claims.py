@@ -1,0 +1,455 @@
+"""The journal at work: several deliveries of one message, over one store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mxpolicy.delivery import journal
+from mxpolicy.delivery.claims import KEPT, KEPT_IN_PART, Claims, TakenOver
+from mxpolicy.delivery.journal import Entry, Owner, State
+from mxpolicy.errors import StoreError
+from mxpolicy.outcome import Bounced, Deferred, Delivered
+from mxpolicy.reply import EnhancedStatus, Reply
+from mxpolicy.state.fallback import FallbackStore
+from mxpolicy.state.memory import MemoryStore
+from mxpolicy.state.sqlite import SqliteStore
+from mxpolicy.state.store import StoreBusy
+from tests.helpers.socket_loop import run_with_sockets
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from mxpolicy.outcome import Outcome
+    from mxpolicy.state.store import Store
+
+HOST, OTHER = "mx1.example[192.0.2.1]:25", "mx2.example[192.0.2.2]:25"
+TAKEN = Delivered(EnhancedStatus(2, 0, 0), "250 2.0.0 Ok", Reply(250, ("Ok",)), HOST)
+REFUSED = Bounced(EnhancedStatus(5, 1, 1), "550 5.1.1 Who?", None, HOST)
+LATER = Deferred(EnhancedStatus(4, 2, 2), "452 4.2.2 Full", None, HOST)
+IN_DOUBT = Deferred(EnhancedStatus(4, 4, 2), "no answer", None, HOST, True)
+KEYS = {0: "journal/a", 1: "journal/b", 2: "journal/c"}
+
+
+class Site:
+    """A store, and the deliveries that use it."""
+
+    def __init__(self, store: Store | None = None) -> None:
+        self.now = 1_000_000.0
+        self.told: list[str] = []
+        self.store = store or MemoryStore(self.utc)
+
+    def utc(self) -> float:
+        return self.now
+
+    def claims(self, deadline: float = 900.0) -> Claims:
+        return Claims(self.store, KEYS, deadline, self.utc)
+
+    async def entry(self, index: int) -> Entry | None:
+        value = await self.store.get(KEYS[index])
+        return Entry.decode(value) if value is not None else None
+
+    async def state(self, index: int) -> State | None:
+        entry = await self.entry(index)
+        return entry.state if entry else None
+
+    async def another(self, state: State, relay: str = "", *, alive: bool) -> None:
+        """Put the entry of another process for recipient 0."""
+        mine = journal.myself()
+        owner = mine._replace(call="other", started=mine.started + (not alive))
+        entry = Entry(state, owner, self.now + 900, relay)
+        await self.store.put(KEYS[0], entry.encode(), self.now + KEPT)
+
+
+def play(work: Callable[[Site], Awaitable[None]], store: Store | None = None) -> float:
+    """Do *work*; return the seconds it took."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await work(Site(store))
+        return loop.time() - began
+
+    return run_with_sockets(main())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state"),
+    [
+        (TAKEN, State.DELIVERED),
+        (REFUSED, State.REFUSED),
+        (LATER, None),
+        (IN_DOUBT, State.DOT_SENT),
+    ],
+)
+@pytest.mark.parametrize("dot", [True, False])
+def test_entry_goes_from_claim_over_the_dot_to_the_outcome(
+    outcome: Outcome, state: State | None, dot: bool
+) -> None:
+    async def work(site: Site) -> None:
+        claims = site.claims()
+        assert await claims.claim([0]) == ([0], {}, [])
+        assert await site.state(0) is State.CLAIMED
+        if dot:
+            await claims.dot_is_next(HOST, [0])
+            assert await site.state(0) is State.DOT_SENT
+        claims.settled(0, outcome)
+        await claims.finish([outcome])
+        assert await site.state(0) is state
+
+    play(work)
+
+
+def test_settled_recipients_are_settled_for_whoever_comes_next() -> None:
+    async def work(site: Site) -> None:
+        first = site.claims()
+        await first.claim(KEYS)
+        outcomes: list[Outcome] = [TAKEN, REFUSED, LATER]
+        for index, outcome in enumerate(outcomes):
+            first.settled(index, outcome)
+        await first.finish(outcomes)
+        for _ in range(3):  # however often the third is deferred
+            again = site.claims()
+            claim = await again.claim(KEYS)
+            assert claim.ours == [2]
+            assert claim.busy == []
+            taken, refused = claim.settled[0], claim.settled[1]
+            assert isinstance(taken, Delivered)
+            assert taken.text == "250 2.0.0 Ok (delivered earlier)"
+            assert refused == REFUSED
+            again.settled(0, taken)
+            again.settled(1, refused)
+            again.settled(2, LATER)
+            await again.finish([taken, refused, LATER])
+
+    play(work)
+
+
+def test_message_settled_in_part_is_remembered_as_long_as_it_may_come_back() -> None:
+    async def work(site: Site) -> None:
+        whole, part = site.claims(), site.claims()
+        await whole.claim([0])
+        whole.settled(0, TAKEN)
+        await whole.finish([TAKEN])
+        await part.claim([1, 2])
+        part.settled(1, TAKEN)
+        part.settled(2, LATER)
+        await part.finish([TAKEN, LATER])
+        site.now += KEPT + 1
+        assert await site.state(0) is None
+        assert await site.state(1) is State.DELIVERED
+        again = site.claims()  # each retry adds the whole time
+        claim = await again.claim([1, 2])
+        again.settled(1, claim.settled[1])
+        again.settled(2, LATER)
+        await again.finish([claim.settled[1], LATER])
+        site.now += KEPT_IN_PART - 1
+        assert await site.state(1) is State.DELIVERED
+        site.now += 2
+        assert await site.state(1) is None
+
+    play(work)
+
+
+def test_recipient_of_another_delivery_is_waited_for_and_then_settled() -> None:
+    async def work(site: Site) -> None:
+        first, second = site.claims(), site.claims()
+        await first.claim([0, 1])
+        assert await second.claim([0, 2]) == ([2], {}, [0])
+
+        async def deliver() -> None:
+            await asyncio.sleep(3)
+            first.settled(0, TAKEN)
+
+        delivery = asyncio.create_task(deliver())
+        began = asyncio.get_running_loop().time()
+        claim = await second.claim_later([0], 30)
+        assert list(claim.settled) == [0]
+        assert not claim.ours + claim.busy
+        assert 3 <= asyncio.get_running_loop().time() - began < 4
+        await delivery
+
+    play(work)
+
+
+def test_delivery_that_takes_too_long_is_left_to_itself() -> None:
+    async def work(site: Site) -> None:
+        await site.another(State.CLAIMED, alive=True)
+        assert await site.claims().claim_later([0], 30) == ([], {}, [0])
+
+    assert 30 <= play(work) < 31
+
+
+def test_recipient_that_another_delivery_has_let_go_is_ours() -> None:
+    async def work(site: Site) -> None:
+        first, second = site.claims(), site.claims()
+        await first.claim([0])
+        first.settled(0, LATER)
+        assert await second.claim_later([0], 30) == ([0], {}, [])
+        await first.finish([LATER])
+        assert await site.state(0) is State.CLAIMED
+
+    play(work)
+
+
+@pytest.mark.parametrize("state", [State.CLAIMED, State.DOT_SENT])
+def test_entry_of_a_dead_process_is_ours_and_tells_who_may_have_it(
+    state: State,
+) -> None:
+    relay = HOST if state is State.DOT_SENT else ""
+
+    async def work(site: Site) -> None:
+        await site.another(state, relay, alive=False)
+        claims = site.claims()
+        assert await claims.claim([0]) == ([0], {}, [])
+        assert claims.relays([0]) == {relay} - {""}
+        # Killed now, the one after us is still told.
+        entry = await site.entry(0)
+        assert entry is not None
+        assert entry.relay == relay
+        claims.settled(0, LATER)
+        await claims.finish([LATER])
+        assert site.claims().relays([0]) == frozenset()
+        next_one = site.claims()
+        assert await next_one.claim([0]) == ([0], {}, [])
+        assert next_one.relays([0]) == {relay} - {""}
+
+    play(work)
+
+
+def test_host_that_refused_it_for_now_is_in_no_doubt_any_more() -> None:
+    async def work(site: Site) -> None:
+        claims = site.claims()
+        await claims.claim([0])
+        await claims.dot_is_next(HOST, [0])  # and it answers 4yz
+        await claims.dot_is_next(OTHER, [0])  # which leaves no doubt either
+        entry = await site.entry(0)
+        assert entry is not None
+        assert entry.relay == OTHER
+        claims.settled(0, LATER)
+        await claims.finish([LATER])
+        assert await site.state(0) is None
+
+    play(work)
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_dot_is_not_sent_when_another_process_has_taken_over(state: State) -> None:
+    async def work(site: Site) -> None:
+        claims = site.claims(deadline=10)
+        await claims.claim([0])
+        site.now += 100  # far longer than we said, and others believed it
+        if state in (State.DELIVERED, State.REFUSED):
+            outcome = TAKEN if state is State.DELIVERED else REFUSED
+            entry = journal.settled_entry(outcome)
+            assert entry is not None
+            await site.store.put(KEYS[0], entry.encode(), site.now + KEPT)
+        else:
+            await site.another(state, alive=True)
+        before = await site.entry(0)
+        with pytest.raises(TakenOver):
+            await claims.dot_is_next(HOST, [0])
+        claims.settled(0, LATER)
+        await claims.finish([LATER])
+        assert await site.entry(0) == before
+
+    play(work)
+
+
+def test_dot_is_sent_when_the_entry_is_gone() -> None:
+    async def work(site: Site) -> None:
+        claims = site.claims()
+        await claims.claim([0])
+        await site.store.delete(KEYS[0])  # `hosts clear`, or no room
+        await claims.dot_is_next(HOST, [0])
+        assert await site.state(0) is State.DOT_SENT
+
+    play(work)
+
+
+def test_delivery_is_the_truth_whoever_has_written_there() -> None:
+    async def work(site: Site) -> None:
+        claims = site.claims()
+        await claims.claim([0, 1])
+        await site.another(State.CLAIMED, alive=True)
+        theirs = await site.entry(0)
+        assert theirs is not None
+        await site.store.put(KEYS[1], theirs.encode(), site.now + KEPT)
+        claims.settled(0, TAKEN)
+        claims.settled(1, REFUSED)
+        await claims.finish([TAKEN, REFUSED])
+        assert await site.state(0) is State.DELIVERED
+        assert await site.entry(1) == theirs
+
+    play(work)
+
+
+def test_nobody_without_a_key_is_in_the_journal() -> None:
+    async def work(site: Site) -> None:
+        claims = Claims(site.store, {}, 900.0, site.utc)
+        assert await claims.claim([0, 1]) == ([0, 1], {}, [])
+        await claims.dot_is_next(HOST, [0, 1])
+        claims.settled(0, TAKEN)
+        claims.settled(1, LATER)
+        await claims.finish([TAKEN, LATER])
+        assert await site.store.scan("") == []
+
+    play(work)
+
+
+# -- a store that fails -----------------------------------------------------------
+
+
+class Failing(MemoryStore):
+    """Fails from a given call on: with an exception, or by being busy."""
+
+    def __init__(self, after: int, error: type[StoreError]) -> None:
+        super().__init__(lambda: 1_000_000.0)
+        self.left = after
+        self.error = error
+
+    def _fail(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error("no")
+
+    async def get(self, key: str) -> bytes | None:
+        self._fail()
+        return await super().get(key)
+
+    async def put(
+        self, key: str, value: bytes, expires: float, *, durable: bool = False
+    ) -> None:
+        self._fail()
+        await super().put(key, value, expires, durable=durable)
+
+    async def add(self, key: str, value: bytes, expires: float) -> bool:
+        self._fail()
+        return await super().add(key, value, expires)
+
+    async def replace(self, key: str, old: bytes, new: bytes, expires: float) -> bool:
+        self._fail()
+        return await super().replace(key, old, new, expires)
+
+    async def delete(self, key: str) -> bool:
+        self._fail()
+        return await super().delete(key)
+
+
+@pytest.mark.parametrize("outcome", [TAKEN, REFUSED, LATER, IN_DOUBT])
+@pytest.mark.parametrize("after", range(8))
+@pytest.mark.parametrize("error", [StoreError, StoreBusy])
+def test_store_that_fails_at_any_moment_stops_nothing(
+    error: type[StoreError], after: int, outcome: Outcome
+) -> None:
+    async def work(site: Site) -> None:
+        claims = site.claims()
+        assert await claims.claim([0]) == ([0], {}, [])
+        await claims.dot_is_next(HOST, [0])
+        claims.settled(0, outcome)
+        await claims.finish([outcome, LATER])
+
+    told: list[str] = []
+    seconds = play(work, FallbackStore(Failing(after, error), told.append))
+    # A store that is away is left at once; a busy one has ten seconds in all.
+    assert seconds < (1 if error is StoreError else 11)
+    if error is StoreError:
+        assert len(told) <= 1
+
+
+def test_busy_store_is_given_time_since_a_copy_may_depend_on_it() -> None:
+    class BusyForAWhile(MemoryStore):
+        until = 0.0
+
+        async def get(self, key: str) -> bytes | None:
+            if asyncio.get_running_loop().time() < self.until:
+                raise StoreBusy("no")
+            return await super().get(key)
+
+        async def add(self, key: str, value: bytes, expires: float) -> bool:
+            if asyncio.get_running_loop().time() < self.until:
+                raise StoreBusy("no")
+            return await super().add(key, value, expires)
+
+    store = BusyForAWhile(lambda: 1_000_000.0)
+
+    async def work(site: Site) -> None:
+        entry = journal.settled_entry(TAKEN)
+        assert entry is not None
+        await store.put(KEYS[0], entry.encode(), site.now + KEPT)
+        store.until = asyncio.get_running_loop().time() + 5
+        claim = await site.claims().claim([0])
+        assert list(claim.settled) == [0]
+
+    assert 5 <= play(work, FallbackStore(store, print)) < 6
+
+
+# -- processes ----------------------------------------------------------------------
+
+_CLAIM = """
+import asyncio, sys
+from mxpolicy.delivery.claims import Claims
+from mxpolicy.state.fallback import FallbackStore
+from mxpolicy.state.sqlite import SqliteStore
+
+async def main():
+    store = FallbackStore(SqliteStore(sys.argv[1]), print)
+    claims = Claims(store, {0: "journal/a"}, 900.0)
+    claim = await claims.claim([0])
+    if claim.ours:
+        await claims.dot_is_next("mx.example[192.0.2.1]:25", [0])
+    print("ours" if claim.ours else "busy", flush=True)
+    sys.stdin.read()
+
+asyncio.run(main())
+"""
+
+
+def test_of_many_processes_one_delivers_and_its_death_frees_the_message(
+    tmp_path: Path,
+) -> None:
+    path = str(tmp_path / "state.sqlite3")
+    command = [sys.executable, "-c", _CLAIM, path]
+    many = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(8)
+    ]
+    try:
+        said = [one.stdout.readline().strip() for one in many if one.stdout]
+        assert sorted(said) == [b"busy"] * 7 + [b"ours"]
+        (winner,) = (
+            one for one, word in zip(many, said, strict=True) if word == b"ours"
+        )
+        winner.kill()
+        winner.wait()
+
+        async def work(site: Site) -> None:
+            claims = site.claims()
+            assert await claims.claim([0]) == ([0], {}, [])
+            assert claims.relays([0]) == {"mx.example[192.0.2.1]:25"}
+
+        async def main() -> None:
+            store = SqliteStore(path)
+            site = Site(store)
+            site.now = os.stat(path).st_mtime
+            await work(site)
+            await store.close()
+
+        asyncio.run(main())
+    finally:
+        for one in many:
+            one.kill()
+            one.communicate()
+
+
+def test_owner_of_a_settled_entry_is_nobody() -> None:
+    entry = journal.settled_entry(TAKEN)
+    assert entry is not None
+    assert entry.owner == Owner("", "", "", 0, 0, "")
+    assert len(entry.encode()) < 100
