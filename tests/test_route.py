@@ -38,6 +38,7 @@ from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.fast_loop import run_fast
 
 CHECKOUT = Path(__file__).parents[1]
+README = CHECKOUT / "README.md"
 
 RECORDS = (
     "example.com. 300 MX 10 mx1.example.com.",
@@ -701,3 +702,26 @@ def test_all_that_are_due_are_asked_by_one_message() -> None:
         outlook = foreseen(plan, Known(advice, records, {}), 700.0, options)
         assert outlook.plan.refusal is None
         assert len(texts(outlook, "memory", Options(memory=options))) == count
+
+
+def test_readme_shows_what_is_printed() -> None:
+    hosts = ("mx1.example.com", "mx2.example.com", "backup.example.net")
+    resolver = FakeResolver(
+        mx={"example.com": [(10, hosts[0]), (10, hosts[1]), (20, hosts[2])]},
+        a={name: [f"203.0.113.{n}"] for n, name in enumerate(hosts, 1)},
+        aaaa={hosts[1]: ["2001:db8::2"]},
+    )
+    plan = planned(resolver)
+    by_address = {one.address: one for one in plan.candidates}
+    records = {
+        by_address["203.0.113.1"]: FAILED._replace(since=975.0, pause=60.0),
+        by_address["203.0.113.2"]: Record(last_ready=860.0),
+    }
+    options = MemoryOptions()
+    known = Known(advise(plan.candidates, records, {}, 1000.0, options), records, {})
+    said = shown(foreseen(plan, known, 1000.0, options), width=106)
+    block = "".join(
+        f"    {line}\n" if line else "\n"
+        for line in said[: said.index("\nWhy")].splitlines()
+    )
+    assert f"    $ mxpolicy route example.com\n{block}" in README.read_text(), block

@@ -112,6 +112,33 @@ def test_postfix_that_hangs_is_given_up(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 10
 
 
+@pytest.mark.parametrize(
+    "text", ["exec yes", "exec yes >&2", "yes & exec sleep 20", "exec cat /dev/zero"]
+)
+def test_postfix_that_never_stops_talking_is_given_up(
+    tmp_path: Path, text: str
+) -> None:
+    program(tmp_path, text)
+    begun = time.monotonic()
+    with pytest.raises(PostfixUnseen, match=r"^postconf says more than 4194304 bytes$"):
+        Postconf(str(tmp_path)).services()
+    assert time.monotonic() - begun < 10
+
+
+def test_postfix_that_talks_slowly_is_given_up(tmp_path: Path) -> None:
+    program(tmp_path, "while :; do echo x; sleep 0.05; done")
+    begun = time.monotonic()
+    with pytest.raises(PostfixUnseen, match=r"did not answer within 0\.3 s"):
+        Postconf(str(tmp_path), patience=0.3).services()
+    assert time.monotonic() - begun < 10
+
+
+def test_postfix_that_ends_its_output_and_stays_is_given_up(tmp_path: Path) -> None:
+    program(tmp_path, "exec >&- 2>&-; sleep 20; true")
+    with pytest.raises(PostfixUnseen, match=r"did not answer within 0\.2 s"):
+        Postconf(str(tmp_path), patience=0.2).services()
+
+
 def test_garbage_from_postfix_is_neither_believed_nor_shown_raw(run: Run) -> None:
     ended = run(
         "check", postconf=r"printf '\033[31mx\000\377 a b c d e f pipe g=\nm\n'"
