@@ -52,7 +52,7 @@ GOOD = {
 class Host:
     """An SMTP host on loopback that says at each step what its script says.
 
-    An empty reply is silence. `reached` is set when *holds* is the step that is due,
+    A step is a verb, or a whole command. An empty reply is silence. `reached` is set when *holds* is the step that is due,
     and then the host waits for `release`.
     """
 
@@ -67,6 +67,10 @@ class Host:
         self.nexthop = f"[127.0.0.1]:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
+
+    def will(self, script: dict[str, str]) -> None:
+        """Say this from now on."""
+        self._script.update(script)
 
     @property
     def mail_from(self) -> list[str]:
@@ -100,7 +104,7 @@ class Host:
                 command = line.decode("utf-8").rstrip("\r\n")
                 self.commands.append(command)
                 verb = command[:4].upper()
-                self._say(connection, verb)
+                self._say(connection, command if command in self._script else verb)
                 if verb == "DATA" and self._script["DATA"].startswith("3"):
                     self._receive(connection, lines)
 

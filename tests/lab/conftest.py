@@ -12,7 +12,7 @@ import pytest
 
 from .cases import CASES, Placed, place_judged
 from .judge import Sent
-from .lab import Lab
+from .lab import MXPOLICY_EXIM, Lab
 from .packages import LabUnavailable
 from .transports import ALL_TRANSPORTS, lab_of_cases
 
@@ -24,7 +24,7 @@ SMTP_TAKES_AT_MOST = 10.0
 def transports_here() -> tuple[str, ...]:
     """Return the transports that can be tried: ours only where it is installed."""
     installed = (Path(sys.prefix) / "bin" / "mxpolicy").exists()
-    return ALL_TRANSPORTS if installed else ("smtp",)
+    return (*ALL_TRANSPORTS, MXPOLICY_EXIM) if installed else ("smtp",)
 
 
 def placed_cases() -> list[Placed]:

@@ -83,6 +83,9 @@ _OUTPUT = re.compile(
     r"mxpolicy transport output: (?P<text>(?P<dsn>\d\.\d+\.\d+)? ?.*)"
 )
 
+# "  T:user@domain ERRNO MORE-ERRNO TEXT", and on the next line when it was tried.
+_RETRY = re.compile(r" *(?P<key>[RTF]:\S+) +(?P<text>-?\d+ -?\d+ .*)")
+
 # One Exim for each address, and after its answer its exit status and a NUL.
 _ROUTE_EACH = """
 for address; do exim4 -bt -- "$address"; printf '\\n%s\\0' $?; done 2>&1
@@ -193,6 +196,19 @@ class Exim:
         """Return what `exim -bp` shows."""
         return self._run("exim4", "-bp")
 
+    def retry_records(self) -> dict[str, str]:
+        """Return Exim's retry database: what each record says, by its key.
+
+        The key of an address that a transport deferred is `T:LOCAL-PART@DOMAIN:...`;
+        while such a record says so, Exim asks nobody.
+        """
+        dumped = self._run("exim_dumpdb", _SPOOL, "retry")
+        return {
+            match["key"]: match["text"]
+            for match in map(_RETRY.match, dumped.splitlines())
+            if match
+        }
+
     # --- routing ---
 
     def route(self, address: str) -> Route:
@@ -216,6 +232,11 @@ class Exim:
         # The id is the fourth word; a bounce names that of its cause further on.
         mark = f" {message_id} " if message_id else ""
         return [line for line in text.splitlines() if mark in line[:60]]
+
+    def panics(self) -> str:
+        """Return what Exim wrote for its operator's attention."""
+        path = self._world.path(f"{_LOG_DIRECTORY}/paniclog")
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def deliveries(self, message_id: str = "") -> list[Delivery]:
         """Return the delivery lines of a message, or all, oldest first."""

@@ -37,7 +37,10 @@ TRANSPORTS = ("mxpolicy", "smtp")
 EXIM_SMTP = "exim-smtp"
 """Exim's own smtp transport."""
 
-EXIM_TRANSPORTS = (EXIM_SMTP, "mxpolicy-exim")
+MXPOLICY_EXIM = "mxpolicy-exim"
+"""The router and transport of contrib/exim."""
+
+EXIM_TRANSPORTS = (EXIM_SMTP, MXPOLICY_EXIM)
 """Cases with these go through `Lab.exim`, not Postfix."""
 
 EXIM_TAKES_AT_MOST = 900.0
