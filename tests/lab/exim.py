@@ -145,12 +145,18 @@ class Exim:
     """Exim, started; it delivers what it is given at once, and runs no queue.
 
     *commands* are for more transports, by name: each is contrib's with this command in
-    the place of its own, and mail for `DOMAIN.NAME.lab.test` goes by transport NAME.
+    the place of its own, and mail for `DOMAIN.NAME.lab.test` goes by transport NAME;
+    *batch_max* is of theirs: how many recipients one run may have.
     """
 
-    def __init__(self, world: World, commands: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        commands: Mapping[str, str] | None = None,
+        batch_max: int = 1,
+    ) -> None:
         self._world = world
-        text = _configuration(commands or {})
+        text = _configuration(commands or {}, batch_max)
         world.path("/etc/exim4/exim4.conf").write_text(text)
         # What the package's script does.
         for directory in (_SPOOL, _LOG_DIRECTORY):
@@ -191,6 +197,10 @@ class Exim:
         found = re.search(rb"id=(\S+)", text)
         assert found is not None, text
         return found[1].decode()
+
+    def flush(self) -> None:
+        """Try everything in the queue now, whatever the retry times say."""
+        self._world.run("mta", ["exim4", "-qff"], timeout=120.0)
 
     def queue(self) -> str:
         """Return what `exim -bp` shows."""
@@ -267,7 +277,7 @@ def _route(text: str, exit_status: str) -> Route:
     return Route(status, tuple(map(_route_host, matches)), text.strip())
 
 
-def _configuration(commands: Mapping[str, str]) -> str:
+def _configuration(commands: Mapping[str, str], batch_max: int) -> str:
     routers, transports = "begin routers\n", "begin transports\n"
     for name, command in commands.items():
         word = name.replace("-", "_")  # what Exim takes for a name
@@ -276,6 +286,7 @@ def _configuration(commands: Mapping[str, str]) -> str:
             f"  transport = {word}\n\n"
         )
         text = (CONTRIB / "transport").read_text().replace("mxpolicy:", f"{word}:", 1)
+        text = re.sub(r"(?m)^  batch_max = .*", f"  batch_max = {batch_max}", text)
         transports += re.sub(
             r"(?m)^  command = .*", f"  command = {command}".replace("\\", r"\\"), text
         )

@@ -22,7 +22,7 @@ import ssl
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -64,7 +64,9 @@ class Behaviour:
     it has a certificate of the lab's own CA. `recipients_max` is how many a transaction
     may have before "too many". With `lockstep` it hangs up on a client that sends ahead
     even though it offers PIPELINING (a firewall between does that). With `listens`
-    false nothing listens at the address, and its kernel refuses.
+    false nothing listens at the address, and its kernel refuses. `mailboxes` says what
+    RCPT for a local part is answered, the first time, the second and so on; the last
+    reply stays.
     """
 
     steps: Mapping[str, Step] = field(default_factory=dict)
@@ -77,6 +79,7 @@ class Behaviour:
     recipients_max: int = 1000
     lockstep: bool = False
     listens: bool = True
+    mailboxes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = set(self.steps) - set(STEPS)
@@ -145,6 +148,7 @@ class Records:
     def __init__(self) -> None:
         self.sessions: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = []
+        self.asked: dict[str, int] = {}  # RCPT commands, by the path of a mailbox
 
     def of_recipient(self, forward_path: str) -> list[dict[str, Any]]:
         """Return the messages for one recipient, or all where that is empty."""
@@ -352,7 +356,17 @@ class Session:
             and len(self._forward_paths) >= self._behaviour.recipients_max
         ):
             return "452 4.5.3 Too many recipients"
-        return ""
+        return self._reply_of_mailbox(path) if verb == "RCPT" else ""
+
+    def _reply_of_mailbox(self, path: str) -> str:
+        """Return what the mailbox says against taking mail this time, or ""."""
+        replies = self._behaviour.mailboxes.get(path.rpartition("@")[0])
+        if not replies:
+            return ""
+        asked = self._records.asked.get(path, 0)
+        self._records.asked[path] = asked + 1
+        reply = replies[min(asked, len(replies) - 1)]
+        return "" if reply.startswith("2") else reply
 
     async def _receive(self) -> None:
         if fault := self._behaviour.steps.get("BODY"):
