@@ -132,8 +132,11 @@ def _policy(argv: list[str]) -> int:
 
         serve = policy.prepare(argv, out)
     except BaseException as exc:
-        return dunno.serve(out, f"{type(exc).__name__}: {exc}")
-    return serve()
+        why = f"{type(exc).__name__}: {exc}"
+    else:
+        return serve()
+    # Here the exception holds nothing any more: it may be that memory is short.
+    return dunno.serve(out, why)
 
 
 def _misused(command: str, rest: list[str]) -> int:

@@ -13,6 +13,13 @@ ANSWER = b"action=DUNNO\n\n"
 MAX_LOGGED = 1000
 EXIT_USAGE = 2
 
+# Postfix's requests have some hundred bytes.
+READ_SIZE = 4096
+
+# Given back when there is no memory for more: answering takes a little, too. Pages
+# that nobody has written to are none.
+_reserve = bytearray(2 * 1024 * 1024)
+
 
 def take_stdout() -> int:
     """Return a descriptor for answers; what else is written to stdout goes nowhere.
@@ -46,6 +53,7 @@ def serve(out: int, why: str) -> int:
     Returns:
         The exit status.
     """
+    _reserve.clear()
     if os.isatty(0):
         os.write(2, f"mxpolicy policy: {why}\n".encode(errors="replace"))
         return EXIT_USAGE
@@ -59,7 +67,7 @@ def serve(out: int, why: str) -> int:
 
 def _answer_all(out: int) -> None:
     is_empty = True  # the line that is being read, so far
-    while data := os.read(0, 65536):
+    while data := os.read(0, READ_SIZE):
         *ended, rest = data.split(b"\n")
         for line in ended:
             if is_empty and not line.strip(b"\r"):

@@ -545,6 +545,60 @@ async def test_what_cannot_begin_is_dunno(door: Runner, before: str) -> None:
         await assert_dunno(one)
 
 
+@pytest.mark.parametrize("spare", [4, 6, 8, 10, 12, 14, 16, 20, 28, 40])
+async def test_with_however_little_memory_each_question_is_answered(
+    door: Runner, spare: int
+) -> None:
+    # MiB more than Python itself has then: for all there is, for a part of it, for all.
+    before = (
+        "import resource\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        f"size = pages * resource.getpagesize() + ({spare} << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size, size))"
+    )
+    door.configure(ALL_PAUSED)
+    await door.remember()
+    async with door.run(before=before) as one:
+        assert await one.ask(TO_NULL) in {NULL_MX, DUNNO}
+        assert without_age(await one.ask(TO_GOOD)) in {PAUSED, DUNNO}
+        one.writer.write(TO_NULL + b"junk\n\n")
+        assert await one.answer() in {NULL_MX, DUNNO}
+        assert await one.answer() == DUNNO
+        assert await one.hang_up() == 0
+
+
+async def test_floods_of_what_is_no_question_are_answered_in_bounded_memory(
+    door: Runner,
+) -> None:
+    def resident() -> int:
+        with open(f"/proc/{one.process.pid}/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+
+    async with door.run() as one:
+        assert await one.ask(TO_NULL) == NULL_MX
+        before = resident()
+        # One line, then one request, of 20 MB each.
+        for flood, end in ((b"x" * 100_000, b"\n\n"), (b"a=1\n" * 25_000, b"\n")):
+            sending = asyncio.create_task(_send(one, flood * 200 + end))
+            assert await one.answer() == DUNNO
+            await sending
+        sending = asyncio.create_task(_send(one, b"\xff\0=x\n\n" * 5000))
+        for _ in range(5000):
+            assert await one.answer() == DUNNO
+        await sending
+        assert await one.ask(TO_NULL) == NULL_MX
+        assert resident() - before < 8 * 1024 * 1024
+        assert await one.hang_up() == 0
+
+
+async def test_signal_in_the_middle_of_a_question_ends_it(door: Runner) -> None:
+    async with door.run() as one:
+        one.writer.write(TO_NULL + TO_NULL[:40])
+        assert await one.answer() == NULL_MX
+        one.process.terminate()
+        assert await one.ended() == 0
+
+
 async def test_bug_is_dunno_and_a_line_in_the_log(door: Runner) -> None:
     before = (
         "from mxpolicy.delivery.engine import Engine\n"
