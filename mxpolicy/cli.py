@@ -23,6 +23,9 @@ __all__ = ["main"]
 EXIT_USAGE = 2
 EXIT_DEFER = 75  # as in mxpolicy.outcome, which may be what cannot be imported
 
+# Until the policy door is open: below `timeout=` of contrib's main.cf.
+SECONDS_TO_BEGIN = 9
+
 # In the order of the help text. What is not built yet is not named.
 COMMANDS = {
     "pipe": "deliver the message on standard input; run by the mail server",
@@ -128,15 +131,29 @@ def _policy(argv: list[str]) -> int:
 
     out = dunno.take_stdout()
     try:
+        # Python's own import has been seen to go round in circles for want of memory.
+        # Where there is no process, smtpd(8) takes it for DUNNO, as main.cf says.
+        _end_after(SECONDS_TO_BEGIN)
         from mxpolicy import policy
 
         serve = policy.prepare(argv, out)
     except BaseException as exc:
         why = f"{type(exc).__name__}: {exc}"
     else:
+        _end_after(0)
         return serve()
+    _end_after(0)
     # Here the exception holds nothing any more: it may be that memory is short.
     return dunno.serve(out, why)
+
+
+def _end_after(seconds: int) -> None:
+    """Let the process be killed after *seconds*; 0 calls it off."""
+    try:
+        import signal
+    except Exception:  # then nothing was asked for before, either
+        return
+    signal.alarm(seconds)
 
 
 def _misused(command: str, rest: list[str]) -> int:

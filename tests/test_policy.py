@@ -559,7 +559,12 @@ async def test_with_however_little_memory_each_question_is_answered(
     door.configure(ALL_PAUSED)
     await door.remember()
     async with door.run(before=before) as one:
-        assert await one.ask(TO_NULL) in {NULL_MX, DUNNO}
+        try:
+            assert await one.ask(TO_NULL) in {NULL_MX, DUNNO}
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # Python itself may go round in circles.
+            assert await one.process.wait() == -signal.SIGALRM
+            return
         assert without_age(await one.ask(TO_GOOD)) in {PAUSED, DUNNO}
         one.writer.write(TO_NULL + b"junk\n\n")
         assert await one.answer() in {NULL_MX, DUNNO}
