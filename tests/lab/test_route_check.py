@@ -100,6 +100,31 @@ def test_route_bounces_what_postfix_would_bounce(lab: Lab) -> None:
     assert "5.1.10" in text
 
 
+def test_route_shows_what_a_delivery_has_found_out(lab: Lab) -> None:
+    domain = "dropped.mxpolicy.lab.test"
+    queue_id = lab.send([f"user@{domain}"], "me@home.lab.test")
+    [delivery] = lab.postfix.await_deliveries(queue_id, 60)
+    assert delivery.status == "sent"
+    for user in (None, "mxpolicy"):
+        status, text = run(lab, "route", domain, "--json", user=user)
+        said: dict[str, Any] = json.loads(text)
+        assert status == 0
+        first, last = said["candidates"]
+        assert (first["host"], last["host"]) == (f"mx2.{domain}", f"mx1.{domain}")
+        assert "verdict" not in first
+        assert (last["verdict"], last["phase"]) == ("filtered", "connect")
+        assert last["standing"] == "paused"
+        assert last["since"] < last["until"]
+    files = lab.mta_exec(["ls", "-l", "/var/lib/mxpolicy"]).stdout.decode()
+    assert "state.sqlite3" in files
+    assert " root " not in files
+    # Who may not read it is told so, and sees what DNS says.
+    status, text = run(lab, "route", domain, user="postfix")
+    assert status == 0
+    assert "what is remembered cannot be read: /var/lib/mxpolicy/state.sqlite3" in text
+    assert "filtered" not in text
+
+
 # check
 
 
