@@ -41,7 +41,7 @@ _DELIVERY = re.compile(
     r"postfix/(?P<agent>\S+)\[\d+\]: (?P<queue_id>\w+): to=<(?P<recipient>.*?)>, "
     r"(?:orig_to=<.*?>, )?relay=(?P<relay>.*?), (?:conn_use=\d+, )?"
     r"delay=(?P<delay>[\d.]+), delays=(?P<delays>[\d./]+), "
-    r"dsn=(?P<dsn>\d\.\d+\.\d+), status=(?P<status>\w+) \((?P<text>.*)\)$"
+    r"dsn=(?P<dsn>\d\.\d+\.\d+), status=(?P<status>\w+) \((?P<text>.*?)\)?$"  # a long line is cut
 )
 
 

@@ -25,7 +25,8 @@ class Provocation:
 
     `script` is run by sh with the arguments of the command ("pipe ..."). `status` and
     `dsn` are what Postfix logs (Exim has no codes); `text`, a regular expression, is in
-    the log of both. `copies` is how many the host gets.
+    the log of both. `copies` is how many the host gets. `copies_in_the_end`, where it is
+    not None, are those after another try, in which nothing stands in the way.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Provocation:
     to: str = GOOD
     copies: int = 0
     mail_data: bytes = b"Subject: one\n\nOne line.\n"
+    copies_in_the_end: int | None = None
 
 
 def run(before: str = "", after: str = "", options: str = "") -> str:
@@ -67,6 +69,30 @@ def engine(does: str, code: str = "", options: str = "") -> str:
     )
 
 
+def killed(where: str, when: str = "True") -> str:
+    """Return a script that kills itself when it comes to *where*, the first time.
+
+    *where* is ``MODULE:CLASS.METHOD``, *when* an expression that may look at ``self``.
+    """
+    module, _, name = where.partition(":")
+    owner, _, method = name.rpartition(".")
+    thing = f"{module}.{owner}".rstrip(".")
+    return inject(
+        "import signal, sys\n"
+        f"import {module}\n"
+        "from mxpolicy.routing.candidate import Phase\n"
+        # Each mail server comes for itself.
+        f"mark = '/var/lib/mxpolicy/{name}-' + str('--exim' in sys.argv)\n"
+        f"done = {thing}.{method}\n"
+        "def kill(self, *more, **named):\n"
+        f"    if os.path.exists(mark) or not ({when}):\n"
+        "        return done(self, *more, **named)\n"
+        "    open(mark, 'w').close()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"{thing}.{method} = kill\n"
+    )
+
+
 def _with(options: str) -> str:
     return f'shift; set -- pipe {options} "$@"\n' if options else ""
 
@@ -92,6 +118,28 @@ SIGNALS = (
     ("TERM", 15, "ended by SIGTERM"),
     ("XCPU", 24, "ended by SIGXCPU"),
 )
+
+SESSION = "mxpolicy.delivery.session:Session"
+KILLED = (
+    ("killed-before-mail", (f"{SESSION}._mail",), 0, 1),
+    ("killed-after-rcpt", (f"{SESSION}._data",), 0, 1),
+    ("killed-in-data", (f"{SESSION}._drain",), 0, 1),
+    ("killed-before-the-dot", (f"{SESSION}._dot",), 0, 1),
+    # Nobody can know whether the host has it.
+    (
+        "killed-after-the-dot",
+        (f"{SESSION}._watch_what_was_sent", "self._phase is Phase.DOT"),
+        *(1, 2),
+    ),
+    ("killed-before-the-record", ("mxpolicy.delivery.claims:Claims.settled",), 1, 2),
+    ("killed-after-the-record", ("mxpolicy.pipe:Door.defer",), 1, 1),
+    ("killed-after-the-answer", ("os:_exit",), 1, 1),
+)
+"""Name, where, how many copies there are then, and how many in the end."""
+# Where the answer was out before, Exim logs that.
+KILLED_TEXT = "signal 9|returned 75"
+
+FLOOD = "yes | head -c 15000"
 
 FILES = {
     "/lab/bad.yaml": "helo: [\nrace: {opened: 3}\n",
@@ -170,5 +218,20 @@ PROVOCATIONS = (
     *(
         P(f"sig{name.lower()}", engine(f"os.kill(os.getpid(), {number})"), text=text)
         for name, number, text in SIGNALS
+    ),
+    # Killed on the way, where and when it is worst.
+    *(
+        P(name, killed(*where), text=KILLED_TEXT, copies=copies, copies_in_the_end=end)
+        for name, where, copies, end in KILLED
+    ),
+    # Who else holds or floods its output.
+    P("child-holds-stdout", run(before="sleep 3 &"), SENT, "2.0.0", copies=1),
+    P("flood-of-output", f'{COMMAND} "$@"; {FLOOD}; exit 0\n', SENT, "2.0.0", copies=1),
+    P(
+        "flood-of-output-and-later",
+        f'{COMMAND} "$@"; {FLOOD}; exit 75\n',
+        dsn="4.2.0",
+        text="450 4.2.0 Later",
+        to=LATER,
     ),
 )

@@ -10,6 +10,7 @@ from .case import Case, Host, Placed
 from .exim import Exim
 from .lab import Lab
 from .packages import LabUnavailable
+from .postfix import Postfix
 from .provocations import (
     BOUNCED,
     FILES,
@@ -56,6 +57,19 @@ class Sent:
     exim: Exim
     placed: dict[tuple[str, str], Placed]
     ids: dict[tuple[str, str], str]
+
+    def try_again(self, name: str, server: str) -> str:
+        """Have the message tried once more; return its status then."""
+        message_id = self.ids[name, server]
+        before = len(self._mail_server(server).deliveries(message_id))
+        argv = ["exim4", "-M"] if server == EXIM else ["postqueue", "-i"]
+        self.lab.world.run("mta", [*argv, message_id])
+        ends = self._mail_server(server).await_deliveries(message_id, 40, before + 1)
+        assert len(ends) == before + 1
+        return ends[-1].status
+
+    def _mail_server(self, server: str) -> Postfix | Exim:
+        return self.exim if server == EXIM else self.lab.postfix
 
     def end(self, name: str, server: str) -> tuple[str, str, str]:
         """Wait for a message's first attempt; return status, DSN and what was logged."""
@@ -125,3 +139,20 @@ def test_what_happens_to_us_ends_as_it_must(
     assert len(got) == row.copies, text
     if row.status != BOUNCED:
         assert sent.lab.hosts.received(placed.sender) == [], text
+
+
+@pytest.mark.parametrize("server", [POSTFIX, EXIM])
+@pytest.mark.parametrize(
+    "row",
+    [row for row in PROVOCATIONS if row.copies_in_the_end is not None],
+    ids=lambda row: row.name,
+)
+def test_killed_delivery_is_made_up_for_by_the_next_one(
+    row: Provocation, server: str, sent: Sent
+) -> None:
+    sent.end(row.name, server)
+    assert sent.try_again(row.name, server) == "sent"
+    placed = sent.placed[row.name, server]
+    got = sent.lab.hosts.received(placed.recipient)
+    assert len(got) == row.copies_in_the_end
+    assert sent.lab.hosts.received(placed.sender) == []
