@@ -1,4 +1,4 @@
-"""The sample configuration and README's table of options, made from `options.py`.
+"""The sample configuration and README's tables, made from `options.py` and the lab's.
 
 ``python -m tests.reference`` writes both; `test_reference` compares. The text
 of an option is the docstring under its field, found in the source because
@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 from mxpolicy import options
 from mxpolicy.option_values import parse_duration
 from mxpolicy.options import Options
+from tests.lab.provocations import PROVOCATIONS
 
 CHECKOUT = Path(__file__).parents[1]
 SAMPLE = CHECKOUT / "contrib" / "postfix" / "mxpolicy.yaml"
 README = CHECKOUT / "README.md"
 BEGIN, END = "<!-- options -->", "<!-- /options -->"
+CONTRACT = "<!-- contract -->", "<!-- /contract -->"
 
 WIDTH = 80
 
@@ -185,13 +187,31 @@ def _row(one: Option) -> str:
     return f"| `{one.path}` | {default} | {text} |"
 
 
+def contract() -> str:
+    """Return what is provoked in `tests.lab.provocations`, and what comes of it."""
+    groups: dict[tuple[str, str, int, int | None], list[str]] = {}
+    for row in PROVOCATIONS:
+        what = row.status, row.dsn, row.copies, row.copies_in_the_end
+        groups.setdefault(what, []).append(row.name.replace("-", " "))
+    lines = ["| provoked | the mail server logs | copies | after the next try |"]
+    lines.append("|---|---|---:|---:|")
+    for (status, dsn, copies, end), names in groups.items():
+        last = "" if end is None else end
+        lines.append(f"| {', '.join(names)} | {status} {dsn} | {copies} | {last} |")
+    return "\n".join(lines)
+
+
 def with_table(readme: str) -> str:
-    """Return *readme* with the table between its marks made anew."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    """Return *readme* with the tables between their marks made anew."""
+    return _between(CONTRACT, contract(), _between((BEGIN, END), table(), readme))
+
+
+def _between(marks: tuple[str, str], text: str, readme: str) -> str:
+    before, begin, rest = readme.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not begin or not end:
-        raise ValueError(f"no {BEGIN} and {END} in it")
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+        raise ValueError(f"no {marks[0]} and {marks[1]} in it")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def main() -> int:

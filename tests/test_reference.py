@@ -8,9 +8,11 @@ from mxpolicy import config
 from mxpolicy.options import Options
 from tests.reference import (
     BEGIN,
+    END,
     README,
     SAMPLE,
     all_options,
+    contract,
     sample,
     switched_on,
     table,
@@ -72,7 +74,10 @@ def test_rules_in_readme_are_right() -> None:
 
 
 def test_table_goes_between_the_marks_only() -> None:
-    text = f"a\n{BEGIN}\nold\n<!-- /options -->\nb\n"
-    assert with_table(text) == f"a\n{BEGIN}\n\n{table()}\n\n<!-- /options -->\nb\n"
+    text = f"a\n{BEGIN}\nold\n{END}\nb\n<!-- contract -->old<!-- /contract -->c\n"
+    assert with_table(text) == (
+        f"a\n{BEGIN}\n\n{table()}\n\n{END}\nb\n"
+        f"<!-- contract -->\n\n{contract()}\n\n<!-- /contract -->c\n"
+    )
     with pytest.raises(ValueError, match="no <!-- options -->"):
         with_table("a")
