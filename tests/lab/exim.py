@@ -36,6 +36,7 @@ extra_local_interfaces = <; 192.0.2.25 ; 2001:db8:2::25
 tls_advertise_hosts =
 acl_smtp_rcpt = accept
 message_size_limit = 100M
+received_headers_max = 100
 exim_path = /usr/sbin/exim4
 log_file_path = {_LOG_DIRECTORY}/%slog
 log_selector = +millisec

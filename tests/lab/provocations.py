@@ -99,6 +99,9 @@ def _with(options: str) -> str:
 
 LARGE = b"Subject: large\n\n" + (b"0123456789abcdef" * 60 + b"\n") * 4096
 
+LOOP = b"Received: from a.example by b.example; Tue, 24 Nov 2026 07:00:00 +0000\n" * 49
+LOOP += b"Subject: in circles\n\nOne line.\n"
+
 HANGS = engine(
     "import time; time.sleep(60)",
     "from mxpolicy import pipe; pipe.ALARM_SLACK = 1",
@@ -156,6 +159,7 @@ PROVOCATIONS = (
     P("well", run(), SENT, "2.0.0", copies=1),
     P("put-off", run(), dsn="4.2.0", text="450 4.2.0 Later", to=LATER),
     P("refused", run(), BOUNCED, "5.1.1", "550 5.1.1 No such user", to=REFUSES),
+    P("in-circles", run(), BOUNCED, "5.4.6", "mail loop: 5. Received", mail_data=LOOP),
     # The command line and the configuration.
     P(
         "wrong-option",
