@@ -188,6 +188,48 @@ def test_delivery_killed_with_its_supervisor_is_frozen(lab: Lab) -> None:
     assert "*** frozen ***" in line
 
 
+def test_exim_killed_while_it_writes_the_message_delivers_it_once_later(
+    lab: Lab,
+) -> None:
+    to = address("good", "large")
+    data = b"Subject: large\n\n" + (b"0123456789abcdef" * 60 + b"\n") * 20_000
+    message_id = lab.exim.send([to], "me@home.lab.test", data)
+    child = await_child(lab, to)  # it has not read all of it: Python is just starting
+    kill(lab, child, number=signal.SIGSTOP)
+    daemon, *others = sorted(
+        (one for one in lab.world.processes() if "exim4" in one.command),
+        key=lambda one: one.pid,
+    )
+    assert "-bdf" in daemon.command
+    kill(lab, *others)
+    # Unless its supervisor has seen what happened, and ended it.
+    lab.world.run("mta", ["kill", "-CONT", str(child.pid)], check=False)
+    until = time.monotonic() + 20
+    while any(to in one.command for one in lab.world.processes()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert lab.hosts.received(to) == []
+    assert lab.exim.deliveries(message_id) == []  # nobody was left to log one
+    lab.world.run("mta", ["exim4", "-M", message_id])
+    assert first(lab, message_id).status == "sent"
+    [message] = lab.hosts.received(to)
+    assert message.data.endswith(data[-2000:].decode().replace("\n", "\r\n"))
+
+
+def await_child(lab: Lab, recipient: str) -> Process:
+    """Wait until somebody delivers to *recipient*, behind his supervisor; return him."""
+    until = time.monotonic() + 20
+    while True:
+        found = [
+            one
+            for one in lab.world.processes()
+            if one.user == "mxpolicy" and f"-- {recipient}" in one.command
+        ]
+        if len(found) > 1:
+            return max(found, key=lambda one: one.pid)
+        assert time.monotonic() < until
+
+
 def test_command_that_cannot_be_run_is_deferred(lab: Lab) -> None:
     to = address("good", "no-command")
     command = "/opt/mxpolicy/bin/mxpolicy"
