@@ -255,10 +255,12 @@ class Claims:
             await writer
         if not any(isinstance(one, Deferred) for one in outcomes):
             return
+        last = next(reversed(self._settled), None)
         for index, entry in self._settled.items():
             expires = self._utc() + KEPT_IN_PART
+            # What is durable takes with it all that was written before.
             await self._store.put(
-                self._keys[index], entry.encode(), expires, durable=True
+                self._keys[index], entry.encode(), expires, durable=index == last
             )
 
     def _do_later(self, work: Callable[[], Awaitable[None]]) -> None:

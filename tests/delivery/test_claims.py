@@ -157,6 +157,37 @@ def test_message_settled_in_part_is_remembered_as_long_as_it_may_come_back() -> 
     play(work)
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "durable"),
+    [((TAKEN, TAKEN, LATER), [False, True]), ((TAKEN, TAKEN, REFUSED), [])],
+)
+def test_loss_of_power_does_not_send_again_what_is_deferred_for_others_only(
+    outcomes: tuple[Outcome, ...], durable: list[bool]
+) -> None:
+    class Noting(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__(lambda: 1_000_000.0)
+            self.puts: list[bool] = []
+
+        async def put(
+            self, key: str, value: bytes, expires: float, *, durable: bool = False
+        ) -> None:
+            self.puts.append(durable)
+            await super().put(key, value, expires, durable=durable)
+
+    store = Noting()
+
+    async def work(site: Site) -> None:
+        claims = site.claims()
+        await claims.claim(KEYS)
+        for index, outcome in enumerate(outcomes):
+            claims.settled(index, outcome)
+        await claims.finish(outcomes)
+        assert store.puts == durable
+
+    play(work, store)
+
+
 def test_recipient_of_another_delivery_is_waited_for_and_then_settled() -> None:
     async def work(site: Site) -> None:
         first, second = site.claims(), site.claims()
