@@ -249,8 +249,8 @@ def _judge_recipients(service: Service, postfix: Postfix) -> Iterator[Item]:
         yield ok(f"{service.name}: one recipient for each run")
         return
     text = f"{name} is {limit or 'unknown'}, not 1: while one recipient of a message is"
-    text += " deferred, all of that run are, and those who have it get it again"
-    yield fail(text, f"postconf -e {name}=1")
+    text += " deferred, all of that run are, and a refusal of one bounces them all"
+    yield warn(text, f"postconf -e {name}=1")
 
 
 def _judge_command(
