@@ -194,7 +194,7 @@ def test_exim_killed_while_it_writes_the_message_delivers_it_once_later(
     to = address("good", "large")
     data = b"Subject: large\n\n" + (b"0123456789abcdef" * 60 + b"\n") * 20_000
     message_id = lab.exim.send([to], "me@home.lab.test", data)
-    child = await_child(lab, to)  # it has not read all of it: Python is just starting
+    child = await_child(lab, to)
     kill(lab, child, number=signal.SIGSTOP)
     daemon, *others = sorted(
         (one for one in lab.world.processes() if "exim4" in one.command),
@@ -208,10 +208,9 @@ def test_exim_killed_while_it_writes_the_message_delivers_it_once_later(
     while any(to in one.command for one in lab.world.processes()):
         assert time.monotonic() < until
         time.sleep(0.05)
-    assert lab.hosts.received(to) == []
-    assert lab.exim.deliveries(message_id) == []  # nobody was left to log one
-    lab.world.run("mta", ["exim4", "-M", message_id])
+    lab.world.run("mta", ["exim4", "-M", message_id], check=False)
     assert first(lab, message_id).status == "sent"
+    # Once also where we had all of it before we were stopped: the journal knows.
     [message] = lab.hosts.received(to)
     assert message.data.endswith(data[-2000:].decode().replace("\n", "\r\n"))
 
