@@ -23,10 +23,11 @@ from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.outlook import Outlook, foreseen
-from mxpolicy.delivery.plan import Plan, Planner
+from mxpolicy.delivery.plan import Lookups, Plan, Planner
 from mxpolicy.delivery.recall import Memory, Visit
-from mxpolicy.delivery.surroundings import Surroundings
+from mxpolicy.delivery.surroundings import Dial, Surroundings
 from mxpolicy.errors import LocalTrouble
+from mxpolicy.net.dial import dial as dial_directly
 from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolver import Resolver
@@ -73,6 +74,8 @@ class Engine:
             long as this engine lives.
         clock: Seconds, monotonic, in step with the event loop's.
         utc: Seconds since the epoch, in step with the store's.
+        lookups: Asks DNS; by default the resolver of *options*.
+        dial: Connects to a candidate.
     """
 
     def __init__(
@@ -84,6 +87,8 @@ class Engine:
         store: Store | None = None,
         clock: Callable[[], float] = time.monotonic,
         utc: Callable[[], float] = time.time,
+        lookups: Lookups | None = None,
+        dial: Dial = dial_directly,
     ) -> None:
         self._port = options.port
         helo = options.helo or own_name()
@@ -94,8 +99,8 @@ class Engine:
         self._utc = utc
         self._memory = Memory(self._store, options.memory, utc=utc)
         self._domains = Domains(self._store, utc=utc)
-        lookups = StandIn(Resolver(options.resolver), self._domains)
-        self._planner = Planner(lookups, options, identity)
+        asked = lookups or Resolver(options.resolver)
+        self._planner = Planner(StandIn(asked, self._domains), options, identity)
         self._around = Surroundings(
             options,
             helo=helo,
@@ -103,6 +108,7 @@ class Engine:
             clock=clock,
             observe=_harmless(observe),
             input_is_complete=input_is_complete,
+            dial=dial,
         )
 
     async def plan(self, nexthop: str, sender: str, recipient: str) -> Plan:

@@ -18,7 +18,6 @@ from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.session import HANDSHAKE_TIME, Session
 from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.errors import ConnectError
-from mxpolicy.net.dial import dial
 from mxpolicy.options import TlsLevel
 from mxpolicy.routing.candidate import Candidate, Finding, Phase
 
@@ -89,7 +88,7 @@ async def _open_once(
     began = around.clock()
     small = way is Way.SMALL_SEGMENTS
     try:
-        stream = await dial(candidate, mss=SMALL_SEGMENT if small else None)
+        stream = await around.dial(candidate, mss=SMALL_SEGMENT if small else None)
     except ConnectError as error:
         waited = around.clock() - began
         raise SessionFailed(

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
-from mxpolicy.delivery.events import Observe
-from mxpolicy.options import Options
+from mxpolicy.net.dial import dial as dial_directly
 
-__all__ = ["Surroundings"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mxpolicy.delivery.events import Observe
+    from mxpolicy.net.stream import Stream
+    from mxpolicy.options import Options
+    from mxpolicy.routing.candidate import Candidate
+
+__all__ = ["Dial", "Surroundings"]
+
+
+class Dial(Protocol):
+    """How a candidate is connected to: `mxpolicy.net.dial.dial`."""
+
+    async def __call__(
+        self, candidate: Candidate, /, *, mss: int | None = None
+    ) -> Stream:
+        """Return the connected stream, or raise what `mxpolicy.net.dial.dial` does."""
+        ...
 
 
 class Surroundings:
@@ -21,10 +38,12 @@ class Surroundings:
         observe: Told everything that happens.
         input_is_complete: Whether the mail data is known to be whole. Asked
             before the final dot (RFC 5321 §4.1.1.4 makes it ours after that).
+        dial: Connects to a candidate.
     """
 
     __slots__ = (
         "clock",
+        "dial",
         "helo",
         "input_is_complete",
         "is_myself",
@@ -41,6 +60,7 @@ class Surroundings:
         clock: Callable[[], float],
         observe: Observe,
         input_is_complete: Callable[[], bool],
+        dial: Dial = dial_directly,
     ) -> None:
         self.options = options
         self.helo = helo
@@ -48,6 +68,7 @@ class Surroundings:
         self.clock = clock
         self.observe = observe
         self.input_is_complete = input_is_complete
+        self.dial = dial
 
     def observed_by(self, observe: Observe) -> Surroundings:
         """Return the same for one attempt, everything told to *observe* instead."""
@@ -58,4 +79,5 @@ class Surroundings:
             clock=self.clock,
             observe=observe,
             input_is_complete=self.input_is_complete,
+            dial=self.dial,
         )

@@ -6,12 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery import events
-from mxpolicy.delivery.domains import Domains, StandIn
 from mxpolicy.delivery.engine import Engine, Request
-from mxpolicy.delivery.plan import Planner
 from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
-from mxpolicy.routing.own import OwnIdentity
 from mxpolicy.state.memory import MemoryStore
 from tests.delivery.attempts import mail_data, run
 from tests.helpers.fake_resolver import FakeResolver
@@ -19,6 +16,7 @@ from tests.helpers.scripted_smtp import ScriptedHost
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.events import Event
+    from mxpolicy.routing.mx import Lookup
 
 START = 1_800_000_000.0
 DAY = 86400.0
@@ -35,22 +33,25 @@ class Site:
             helo="mail.example.net", allow_dial=("127.0.0.0/8",), port=candidate.port
         )
         loop = asyncio.get_running_loop()
-        self.engine = Engine(options, self.happened.append, clock=loop.time)
-        store = MemoryStore(lambda: self.now)
-        domains = Domains(store, utc=lambda: self.now)
-        self.resolver = FakeResolver(
+        self.resolver = self._asked = FakeResolver(
             mx={"example.com": [(10, "mx.example.com")]},
             a={"mx.example.com": [candidate.address]},
         )
+        self.engine = Engine(
+            options,
+            self.happened.append,
+            store=MemoryStore(lambda: self.now),
+            clock=loop.time,
+            utc=lambda: self.now,
+            lookups=self,
+        )
         self.number = 0
-        self.options = options
-        self.domains = self.engine._domains = domains
-        self.ask(self.resolver)
 
     def ask(self, resolver: FakeResolver) -> None:
-        own = OwnIdentity(("mail.example.net",), (), lambda address: False)
-        lookups = StandIn(resolver, self.domains)
-        self.engine._planner = Planner(lookups, self.options, own)
+        self._asked = resolver
+
+    async def lookup(self, name: str, rdtype: str) -> Lookup:
+        return await self._asked.lookup(name, rdtype)
 
     async def send(self, nexthop: str = "") -> Outcome:
         self.number += 1
