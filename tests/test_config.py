@@ -177,7 +177,9 @@ def test_file_at_the_limit_is_read() -> None:
 @pytest.mark.parametrize("start", [b"[", b"{a: ", b"- ", b"? "])
 def test_deep_nesting_ends_in_a_sentence(start: bytes) -> None:
     data = start * (config.MAX_FILE // len(start))
-    assert "nested deeper than 16 levels" in mistakes_in(data)
+    # The scanner of newer libyaml looks a thousand brackets ahead, and stops there.
+    ends = ("nested deeper than 16 levels", "exceeded maximum nesting depth")
+    assert mistakes_in(data).endswith(ends)
 
 
 @settings(max_examples=200, deadline=None)
