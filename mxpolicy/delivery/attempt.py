@@ -409,7 +409,6 @@ class Attempt:
         else:
             return None
         session.abort()
-        result.goodbye = reply
         self._record(session.candidate, finding, reply)
         return finding
 
@@ -432,16 +431,12 @@ class Attempt:
             self._perform(self._race.settled(now))
             self._end(over)
             return
-        goodbye = result.goodbye
-        leave_alone = goodbye is not None and trouble.asks_to_be_left_alone(goodbye)
         if ending is None and undecided:
-            ending, leave_alone = self._history.ending(
-                undecided, waited=waited, alone=alone
-            )
+            ending = self._history.ending(undecided, waited=waited, alone=alone)
         elif ending is None:
             # Those left were not offered: they have a refusal from a better host.
             ending = Finding(Verdict.PERMANENT, Phase.TRANSACTION, waited)
-        self._perform(self._race.resume(ending, now, leave_alone=leave_alone))
+        self._perform(self._race.resume(ending, now))
 
     def _settle_taken(
         self, candidate: Candidate, result: TransactionResult, ending: Finding | None

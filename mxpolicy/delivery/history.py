@@ -121,7 +121,7 @@ class History:
 
     def ending(
         self, refusals: Iterable[tuple[Verb, Reply]], *, waited: float, alone: bool
-    ) -> tuple[Finding, bool]:
+    ) -> Finding:
         """Sum up a transaction that settled not all; see `trouble.ending`."""
         return trouble.ending(refusals, waited=waited, helo=self._helo, alone=alone)
 

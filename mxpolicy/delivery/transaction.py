@@ -61,17 +61,15 @@ class TransactionResult:
         refused: The verb and the 4yz or 5yz that decided, by recipient index.
         accepted: Recipients with a 2yz to RCPT, whatever came after it.
         in_doubt: Recipients whose final dot may be out and is unanswered.
-        goodbye: What the host said when it broke the session, if it said anything.
     """
 
-    __slots__ = ("accepted", "delivered", "goodbye", "in_doubt", "refused")
+    __slots__ = ("accepted", "delivered", "in_doubt", "refused")
 
     def __init__(self) -> None:
         self.delivered: dict[int, Reply] = {}
         self.accepted: set[int] = set()
         self.refused: dict[int, tuple[Verb, Reply]] = {}
         self.in_doubt: frozenset[int] = frozenset()
-        self.goodbye: Reply | None = None
 
     def refuse(self, recipients: Iterable[int], verb: Verb, reply: Reply) -> None:
         """*reply* to *verb* refused all of *recipients*."""

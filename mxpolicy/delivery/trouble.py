@@ -43,7 +43,6 @@ __all__ = [
     "Action",
     "Judgement",
     "Misfit",
-    "asks_to_be_left_alone",
     "bad_nexthop",
     "bad_recipient",
     "bad_sender",
@@ -219,18 +218,6 @@ def _may_mean_a_full_mailbox(reply: Reply) -> bool:
     )
 
 
-def asks_to_be_left_alone(reply: Reply) -> bool:
-    """421, or a 4yz for reasons of policy (x.7.z): another visit makes it worse.
-
-    A 421 that speaks of the host's own system or network (x.3.z, x.4.z; RFC 3463 §3.4,
-    §3.5) is not meant for us: it is shutting down, and its backup is there for that.
-    """
-    status = _said_status(reply)
-    if reply.code == 421:
-        return status is None or status.subject not in (3, 4)
-    return reply.is_transient and status is not None and status.subject == 7
-
-
 def delivered(reply: Reply, relay: str) -> Delivered:
     """Return the outcome of *relay*'s 2yz after the final dot."""
     return Delivered(_status(reply, 2), one_line(reply.text), reply, relay)
@@ -366,7 +353,7 @@ def ending(
     waited: float,
     alone: bool,
     helo: str = "",
-) -> tuple[Finding, bool]:
+) -> Finding:
     """Sum up a transaction that ended with recipients refused and unsettled.
 
     Args:
@@ -376,8 +363,7 @@ def ending(
         alone: As in `judge_reply`.
 
     Returns:
-        What `Race.resume` wants: the finding, and whether the site asked to be
-        left alone.
+        What `Race.resume` wants.
     """
     judged = [
         (verdict_of(reply, judge_reply(verb, reply, "", helo=helo, alone=alone)), reply)
@@ -385,10 +371,7 @@ def ending(
     ]
     # The one that leaves most to hope for decides: 4yz, then our session, then 5yz.
     verdict, reply = min(judged, key=lambda pair: _HOPE.index(pair[0]))
-    finding = Finding(
-        verdict, Phase.TRANSACTION, waited, Scope.MESSAGE, text=reply.text
-    )
-    return finding, any(asks_to_be_left_alone(reply) for _, reply in judged)
+    return Finding(verdict, Phase.TRANSACTION, waited, Scope.MESSAGE, text=reply.text)
 
 
 _HOPE = (Verdict.TRANSIENT, Verdict.UNFIT, Verdict.PERMANENT)

@@ -94,7 +94,9 @@ MAX_DIALLED = 32
 # (RFC 5321 §4.5.3.2.6), two thirds of the default of 900.
 SHARE_FOR_FINDING = 1 / 3
 
-# Sessions that may end in 4yz. One that asks to be left alone uses up both.
+# Sessions that may end in 4yz, 421 and x.7.z included: never more, or a greylisting
+# domain with 13 MX sees us 13 times; never only one, or a best MX that always says
+# so keeps the message from a good second one for ever.
 TRANSIENT_VISITS = 2
 
 # Seconds for which every host keeps a session that says nothing, the grace among
@@ -194,13 +196,13 @@ class _Runner:
 
     __slots__ = (
         "doubted",
+        "ended_in_4yz",
         "entry",
         "is_second_run",
         "phase",
         "place",
         "since",
         "standing",
-        "visits_used",
         "was_kept_waiting",
     )
 
@@ -213,7 +215,7 @@ class _Runner:
         self.is_second_run = False
         self.doubted: set[Phase] = set()
         self.was_kept_waiting = False  # ready long before it was taken
-        self.visits_used = 0  # of TRANSIENT_VISITS, by a session that ended in 4yz
+        self.ended_in_4yz = False  # its session: one of TRANSIENT_VISITS
 
     @property
     def candidate(self) -> Candidate:
@@ -347,9 +349,7 @@ class Race:
         self._taken.was_kept_waiting = False  # it did not mind
         return [self._let_go(runner, now) for runner in self._open()]
 
-    def resume(
-        self, finding: Finding, now: float, *, leave_alone: bool = False
-    ) -> list[Action]:
+    def resume(self, finding: Finding, now: float) -> list[Action]:
         """Go on: the taken one's session ended with recipients not settled.
 
         Never call it when the host may have the message (anything but a reply
@@ -361,9 +361,6 @@ class Race:
                 other verdict when no reply decided (CLOSED, SILENT, STALLED, a
                 reply that was about the session). `Scope.SITE` as in `failed`.
             now: The time.
-            leave_alone: With TRANSIENT: the reply was one that asks for it
-                (421, or x.7.z). The site is not visited again, where otherwise
-                two sessions may end in 4yz.
 
         Returns actions as `begin` does. One of the others that is ready is
         taken at once. After PERMANENT only candidates of a better rank than the
@@ -379,7 +376,7 @@ class Race:
         §4.5.3.2.7).
         """
         assert self._mode is _Mode.SUSPENDED, "nobody is taken"
-        self._note_end_of_taken(finding, leave_alone)
+        self._note_end_of_taken(finding)
         self._open_round(now)
         actions: list[Action] = [
             self._let_go(runner, now)
@@ -404,7 +401,7 @@ class Race:
         better = [r for r in self._runners.values() if r.rank < candidate.rank]
         if any(runner.standing is not _Standing.FAILED for runner in better):
             return True
-        return sum(runner.visits_used for runner in better) >= TRANSIENT_VISITS
+        return sum(runner.ended_in_4yz for runner in better) >= TRANSIENT_VISITS
 
     def others_left(self) -> int:
         """Return how many beside the taken one may still be asked in this attempt."""
@@ -551,7 +548,7 @@ class Race:
             return GiveUpReason.EXHAUSTED
         return GiveUpReason.DEADLINE if now >= self._limit else GiveUpReason.CAPPED
 
-    def _note_end_of_taken(self, finding: Finding, leave_alone: bool) -> None:
+    def _note_end_of_taken(self, finding: Finding) -> None:
         taken = self._taken
         if finding.scope is Scope.SITE:
             taken.standing = _Standing.SPOILT
@@ -560,7 +557,7 @@ class Race:
         else:
             taken.standing = _Standing.FAILED
         if finding.verdict is Verdict.TRANSIENT:
-            taken.visits_used = TRANSIENT_VISITS if leave_alone else 1
+            taken.ended_in_4yz = True
         elif finding.verdict is Verdict.PERMANENT:
             self._ceiling = taken.rank  # lower than before, or it had not been asked
 
@@ -591,7 +588,7 @@ class Race:
         hear only afterwards. What this forbids stays forbidden.
         """
         others = self._runners.values()
-        used = sum(other.visits_used for other in others if other.rank <= runner.rank)
+        used = sum(other.ended_in_4yz for other in others if other.rank <= runner.rank)
         return self._matters(runner) and used < TRANSIENT_VISITS
 
     def _is_rank_full(self, rank: Rank) -> bool:

@@ -234,10 +234,14 @@ def test_helo_that_cannot_be_sent_is_our_own_trouble() -> None:
         pytest.param(ScriptedHost({"CONNECT": End.CLOSE}), 0, id="closes"),
         pytest.param(ScriptedHost({"EHLO": End.SILENT}), 8.2, id="ehlo silent"),
         pytest.param(ScriptedHost({"CONNECT": "554 no"}), 0, id="greets 5yz"),
-        pytest.param(ScriptedHost({"MAIL": "421 go away"}), None, id="421 ends it"),
+        pytest.param(ScriptedHost({"MAIL": "421 go away"}), 0, id="MAIL 421"),
         pytest.param(ScriptedHost({"MAIL": "421 4.3.2 down"}), 0, id="421 of its own"),
-        pytest.param(ScriptedHost({"RCPT": "450 4.7.1 no"}), None, id="x.7.x ends it"),
+        pytest.param(ScriptedHost({"MAIL": "451 4.7.1 no"}), 0, id="MAIL x.7.z"),
+        pytest.param(ScriptedHost({"RCPT": "450 4.7.1 no"}), 0, id="RCPT x.7.z"),
+        pytest.param(ScriptedHost({"RCPT": "421 later"}), 0, id="RCPT 421"),
         pytest.param(ScriptedHost({"RCPT": "450 4.2.1 no"}), 0, id="4yz"),
+        pytest.param(ScriptedHost({"DATA": "421 4.7.0 go"}), 0, id="DATA 421"),
+        pytest.param(ScriptedHost({"DATA": "451 4.7.1 no"}), 0, id="DATA x.7.z"),
         pytest.param(ScriptedHost({"MAIL": End.SILENT}), 60, id="MAIL silent"),
         pytest.param(ScriptedHost({"RCPT": End.SILENT}), 60, id="RCPT silent"),
         pytest.param(ScriptedHost({"DATA": End.SILENT}), 60, id="DATA silent"),
@@ -248,14 +252,11 @@ def test_helo_that_cannot_be_sent_is_our_own_trouble() -> None:
     ],
 )
 def test_second_host_gets_what_the_first_does_not_take(
-    first: ScriptedHost, seconds: float | str | None
+    first: ScriptedHost, seconds: float | str
 ) -> None:
     second = ScriptedHost()
     played = deliver(first, second)
-    if seconds is None:
-        assert isinstance(played.outcome, Deferred)
-        assert not second.taken
-    elif seconds == "first":
+    if seconds == "first":
         assert isinstance(played.outcome, Delivered)
         assert len(first.taken) == 1
         assert not second.taken
@@ -312,11 +313,20 @@ def test_greylisting_site_is_visited_twice() -> None:
     assert [len(host.visits) for host in hosts] == [1, 1, 0, 0, 0]
 
 
-def test_site_that_asks_to_be_left_alone_is_visited_once() -> None:
-    hosts = [ScriptedHost({"RCPT": "450 4.7.1 policy"}) for _ in range(5)]
+@pytest.mark.parametrize("text", ["450 4.7.1 policy", "421 4.7.0 too many of you"])
+def test_site_that_asks_to_be_left_alone_is_visited_twice(text: str) -> None:
+    hosts = [ScriptedHost({"RCPT": text}) for _ in range(5)]
     played = deliver(*hosts)
-    assert status(played.outcome) == "Deferred 4.7.1"
-    assert [len(host.visits) for host in hosts] == [1, 0, 0, 0, 0]
+    assert isinstance(played.outcome, Deferred)
+    assert [len(host.visits) for host in hosts] == [1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("text", ["421 4.7.0 later", "451 4.7.0 later"])
+def test_second_host_gets_what_the_first_puts_off_at_the_dot(text: str) -> None:
+    first, second = ScriptedHost({".": text}), ScriptedHost()
+    played = deliver(first, second)
+    assert isinstance(played.outcome, Delivered)
+    assert len(second.taken) == 1
 
 
 def test_body_too_large_everywhere_bounces() -> None:

@@ -88,7 +88,7 @@ def test_what_is_said_to_one_recipient_concerns_no_other(history: History) -> No
 def test_a_name_that_we_gave_is_known(history: History) -> None:
     history = History(nobody_better, helo="mta.us.example")
     assert refuse(history, BEST, "550 who is mta.us.example") is None
-    finding, _ = history.ending(
+    finding = history.ending(
         [(Verb.RCPT, reply("550 who is mta.us.example"))], waited=1.0, alone=True
     )
     assert finding.verdict is Verdict.UNFIT

@@ -274,24 +274,6 @@ def test_whom_a_refusal_is_about(verb: Verb, scope: Scope, text: str) -> None:
     assert said(verb, text).scope is scope
 
 
-@pytest.mark.parametrize(
-    ("text", "leave"),
-    [
-        ("421 closing", True),
-        ("421 4.7.0 too many connections from you", True),
-        ("421 4.3.2 shutting down", False),
-        ("421 4.4.2 timeout exceeded", False),
-        ("450 4.7.1 greylisted", True),
-        ("451 5.7.1 contradicts itself", True),
-        ("450 4.2.1 busy", False),
-        ("450 busy", False),
-        ("550 5.7.1 never", False),
-    ],
-)
-def test_who_asks_to_be_left_alone(text: str, leave: bool) -> None:
-    assert trouble.asks_to_be_left_alone(reply(text)) is leave
-
-
 @given(
     st.sampled_from(IN_TRANSACTION),
     st.integers(200, 599),
@@ -387,25 +369,21 @@ def test_what_an_ehlo_reply_rules_out(
 
 
 @pytest.mark.parametrize(
-    ("texts", "verdict", "leave_alone"),
+    ("texts", "verdict"),
     [
-        (["550 5.1.1 no"], Verdict.PERMANENT, False),
-        (["450 4.2.1 busy"], Verdict.TRANSIENT, False),
-        (["550 5.1.1 no", "450 4.7.1 greylisted"], Verdict.TRANSIENT, True),
-        (["550 5.1.1 no", "503 5.5.1 EHLO first"], Verdict.UNFIT, False),
-        (["552 full"], Verdict.UNFIT, False),
+        (["550 5.1.1 no"], Verdict.PERMANENT),
+        (["450 4.2.1 busy"], Verdict.TRANSIENT),
+        (["550 5.1.1 no", "450 4.7.1 greylisted"], Verdict.TRANSIENT),
+        (["550 5.1.1 no", "503 5.5.1 EHLO first"], Verdict.UNFIT),
+        (["552 full"], Verdict.UNFIT),
     ],
 )
 def test_the_most_hopeful_refusal_sums_up_a_transaction(
-    texts: list[str], verdict: Verdict, leave_alone: bool
+    texts: list[str], verdict: Verdict
 ) -> None:
     refusals = [(Verb.RCPT, reply(text)) for text in texts]
-    finding, left = trouble.ending(refusals, waited=2.0, alone=False)
-    assert (finding.verdict, finding.phase, left) == (
-        verdict,
-        Phase.TRANSACTION,
-        leave_alone,
-    )
+    finding = trouble.ending(refusals, waited=2.0, alone=False)
+    assert (finding.verdict, finding.phase) == (verdict, Phase.TRANSACTION)
 
 
 # --- the rest

@@ -239,17 +239,17 @@ VISITS: tuple[Case, ...] = (
     ),
     greylisted(
         "greylisted-421",
-        "Four MX say 421 to RCPT: one is asked.",
+        "Four MX say 421 to RCPT: two are asked.",
         "421 4.7.0 Too many connections from you",
         "4.7.0",
-        1,
+        2,
     ),
     greylisted(
         "greylisted-policy",
-        "Four MX defer for reasons of policy: one is asked.",
+        "Four MX defer for reasons of policy: two are asked.",
         "450 4.7.1 Your address is new here",
         "4.7.1",
-        1,
+        2,
     ),
 )
 

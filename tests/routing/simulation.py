@@ -39,13 +39,11 @@ class Answer(NamedTuple):
         verdict: None when it takes the message; else how the session ends.
         after: Seconds until then.
         settles: It answers RCPT well before that.
-        leave_alone: The 4yz is a 421.
     """
 
     verdict: Verdict | None = None
     after: float = 0.1
     settles: bool = False
-    leave_alone: bool = False
 
 
 class Host(NamedTuple):
@@ -87,9 +85,9 @@ POOLED = Host(((0.0, Phase.READY),))
 OUR_TROUBLE = Host(((0.0, None),))
 
 
-def answering(verdict: Verdict, *, leave_alone: bool = False) -> Host:
+def answering(verdict: Verdict) -> Host:
     """Return a good host whose session ends with *verdict*."""
-    return GOOD._replace(answer=Answer(verdict, leave_alone=leave_alone))
+    return GOOD._replace(answer=Answer(verdict))
 
 
 def equal_hosts(count: int, preference: int = 10) -> list[Candidate]:
@@ -251,9 +249,7 @@ class Simulation:
         finding = Finding(answer.verdict, Phase.TRANSACTION, answer.after)
         self._racing = True
         self._round_began = self.now
-        actions = self.race.resume(
-            finding, self.now, leave_alone=answer.leave_alone
-        )  # fmt: skip
+        actions = self.race.resume(finding, self.now)
         if final and answer.verdict is Verdict.PERMANENT:
             assert isinstance(actions[-1], GiveUp), "a final refusal ends the attempt"
         self._do(actions)
@@ -370,7 +366,7 @@ def ask_patiently(world: dict[Candidate, Host]) -> Patient:
     """Ask in the order of rank, each with all the time it may have at the utmost.
 
     30 s to connect and 300 s for every later phase; the first 5yz bounces, the
-    second 4yz, or one that asks to be left alone, defers.
+    second 4yz defers.
     """
     now, first, visits = 0.0, None, 0
     for candidate in sorted(world, key=lambda c: c.rank):
@@ -385,7 +381,7 @@ def ask_patiently(world: dict[Candidate, Host]) -> Patient:
         if answer.verdict is Verdict.PERMANENT:
             return Patient("bounced", first)
         if answer.verdict is Verdict.TRANSIENT:
-            visits += 2 if answer.leave_alone else 1
+            visits += 1
             if visits >= 2:
                 break
     return Patient("deferred", first)

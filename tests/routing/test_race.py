@@ -610,13 +610,10 @@ def test_two_sessions_may_end_in_4yz(hosts: list[Candidate]) -> None:
     assert played.outcome == "deferred"
 
 
-def test_a_site_that_wants_to_be_left_alone_is_visited_once() -> None:
-    world = dict.fromkeys(
-        ranked_hosts(13), answering(Verdict.TRANSIENT, leave_alone=True)
-    )
-    played = Simulation(world).run()
-    assert len(played.taken) == 1
-    assert played.given_up is GiveUpReason.CAPPED
+def test_a_good_second_host_is_reached_when_the_best_always_says_4yz() -> None:
+    played = Simulation({BEST: answering(Verdict.TRANSIENT), MIDDLE: GOOD}).run()
+    assert played.taken == [BEST, MIDDLE]
+    assert played.outcome == "delivered"
 
 
 def test_a_5yz_of_an_equal_is_final() -> None:
@@ -632,18 +629,19 @@ def test_two_4yz_leave_nobody_exhausted_when_there_are_no_others() -> None:
 
 
 def test_4yz_from_worse_ones_do_not_silence_a_better_one() -> None:
-    later = [answering(Verdict.TRANSIENT, leave_alone=True)] * 3
+    later = [answering(Verdict.TRANSIENT)] * 3
     world = dict(zip(ranked_hosts(4), [greeting_after(60.0), *later], strict=True))
     played = Simulation(world).run()
     assert played.taken[-1] == BEST
-    assert len(played.taken) == 2
+    assert len(played.taken) == 3
     assert played.outcome == "delivered"
 
 
 def test_a_5yz_that_a_patient_sender_would_not_have_heard_defers() -> None:
-    slow = greeting_after(20.0, Answer(Verdict.TRANSIENT, leave_alone=True))
-    played = Simulation({BEST: slow, MIDDLE: answering(Verdict.PERMANENT)}).run()
-    assert played.taken == [MIDDLE, BEST]
+    slow = greeting_after(20.0, Answer(Verdict.TRANSIENT))
+    world = {BEST: slow, MIDDLE: slow, WORST: answering(Verdict.PERMANENT)}
+    played = Simulation(world).run()
+    assert played.taken == [WORST, BEST, MIDDLE]
     assert played.outcome == "deferred"
 
 
@@ -872,7 +870,6 @@ ANSWERS = st.builds(
     Answer,
     st.sampled_from([None, None, Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.SILENT]),
     st.sampled_from([0.1, 3.3, 40.7]),
-    st.booleans(),
     st.booleans(),
 )
 PRESETS = st.sampled_from(
