@@ -17,15 +17,17 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery.journal import (
+    NO_PAST,
     Busy,
     Claimed,
     Entry,
     Settled,
     State,
+    deferred_entry,
+    host_of,
     is_alive,
     judge,
     myself,
-    relay_in_doubt,
     settled_entry,
 )
 from mxpolicy.errors import LocalTrouble
@@ -34,7 +36,7 @@ from mxpolicy.outcome import Deferred
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from mxpolicy.delivery.journal import Owner
+    from mxpolicy.delivery.journal import Owner, Past
     from mxpolicy.outcome import Outcome
     from mxpolicy.state.store import Store
 
@@ -99,7 +101,7 @@ class Claims:
         self._me: Owner | None = None
         self._patient_until: float | None = None  # on the loop's clock
         self._held: dict[int, bytes] = {}  # what we have written last
-        self._relays: dict[int, str] = {}  # who may have it since an earlier dot
+        self._past: dict[int, Past] = {}
         self._settled: dict[int, Entry] = {}
         self._queue: deque[Callable[[], Awaitable[None]]] = deque()
         self._writer: asyncio.Task[None] | None = None
@@ -133,11 +135,34 @@ class Claims:
             claim = Claim(again.ours, claim.settled | again.settled, again.busy)
         return claim
 
-    def relays(self, indices: Iterable[int]) -> frozenset[str]:
-        """Return who may have the message already, as ``host[address]:port``."""
-        return frozenset(
-            self._relays[index] for index in indices if index in self._relays
-        )
+    # -- what earlier attempts have left behind, and this one adds ----------------
+
+    def doubts(self, index: int) -> Mapping[str, int]:
+        """Return {host name: how often it may have got the message already}."""
+        return self._past.get(index, NO_PAST).doubts
+
+    def waits(self, index: int) -> Mapping[tuple[str, str], float]:
+        """Return {(host name, phase): seconds for which it was waited for in vain}."""
+        return self._past.get(index, NO_PAST).waits
+
+    def note_doubt(self, indices: Iterable[int], host: str) -> None:
+        """*host* saw the final dot for these recipients, and has not answered it.
+
+        It is written with what is written next for each of them.
+        """
+        for index in indices:
+            self._past[index] = self._past.get(index, NO_PAST).doubted(host)
+
+    def note_wait(
+        self, indices: Iterable[int], host: str, phase: str, seconds: float
+    ) -> None:
+        """*host* was waited for in vain, for so many *seconds* more in this *phase*.
+
+        Kept for whoever is deferred; `note_doubt` says when.
+        """
+        for index in indices:
+            past = self._past.get(index, NO_PAST)
+            self._past[index] = past.waited(host, phase, seconds)
 
     async def _claim_one(self, index: int) -> Claimed | Busy | Settled:
         if index not in self._keys:
@@ -149,11 +174,10 @@ class Claims:
                 self._settled[index] = found.entry
             if not isinstance(said, Claimed):
                 return said
-            mine = Entry(State.CLAIMED, self._owner(), self._until, said.relay).encode()
+            self._past[index] = said.past
+            mine = self._entry(State.CLAIMED, index).encode()
             if await self._change(key, found.value if found else None, mine):
                 self._held[index] = mine
-                if said.relay:
-                    self._relays[index] = said.relay
                 return said
             if not await self._is_patient():
                 return said  # the store does not tell: as if there were none
@@ -166,6 +190,10 @@ class Claims:
         alive = entry is not None and is_alive(entry.owner)
         said = judge(entry, self._owner(), self._utc(), alive=alive)
         return said, _Found(value, entry)
+
+    def _entry(self, state: State, index: int, relay: str = "") -> Entry:
+        past = self._past.get(index, NO_PAST)
+        return Entry(state, self._owner(), self._until, relay, past=past)
 
     def _owner(self) -> Owner:
         if self._me is None:
@@ -180,11 +208,11 @@ class Claims:
         Raises:
             TakenOver: Our claim had run out, and another process has made one.
         """
-        entry = Entry(State.DOT_SENT, self._owner(), self._until, relay).encode()
         for index in indices:
             if index not in self._keys:
                 continue
             key = self._keys[index]
+            entry = self._entry(State.DOT_SENT, index, relay).encode()
             if not await self._change(key, self._held.get(index), entry):
                 said, found = await self._look(key)
                 if not isinstance(said, Claimed):
@@ -200,9 +228,10 @@ class Claims:
         if entry is not None:
             self._settled[index] = entry
             self._do_later(lambda: self._keep(index, entry))
-        else:
-            relay = relay_in_doubt(outcome) or self._relays.get(index, "")
-            self._do_later(lambda: self._let_go(index, relay))
+            return
+        if isinstance(outcome, Deferred) and outcome.may_have_arrived:
+            self.note_doubt([index], host_of(outcome.relay))
+        self._do_later(lambda: self._let_go(index))
 
     async def _keep(self, index: int, entry: Entry) -> None:
         """Write the end of it, and not give up easily: a copy may depend on it."""
@@ -216,19 +245,19 @@ class Claims:
                 break
         self._held[index] = value
 
-    async def _let_go(self, index: int, relay: str) -> None:
-        """Leave it to whoever comes next, who is told which host may have it."""
+    async def _let_go(self, index: int) -> None:
+        """Leave it to whoever comes next, who is told of what this attempt has met."""
         key, held = self._keys[index], self._held.pop(index, None)
-        if held is None:
-            return
-        if relay:
-            left = Entry(State.DOT_SENT, self._owner(), 0.0, relay).encode()
-            await self._change(key, held, left)
-        elif await self._store.get(key) == held:
+        entry = deferred_entry(self._past.get(index, NO_PAST))
+        if entry is not None:
+            await self._change(key, held, entry.encode(), KEPT_IN_PART)
+        elif held is not None and await self._store.get(key) == held:
             await self._store.delete(key)
 
-    async def _change(self, key: str, old: bytes | None, new: bytes) -> bool:
-        expires = self._utc() + KEPT
+    async def _change(
+        self, key: str, old: bytes | None, new: bytes, kept: float = KEPT
+    ) -> bool:
+        expires = self._utc() + kept
         if old is None:
             return await self._store.add(key, new, expires)
         return await self._store.replace(key, old, new, expires)

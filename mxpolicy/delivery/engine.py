@@ -275,9 +275,15 @@ class _Delivery:
         digest = journal.digest_of(self._mail_data.chunks())
         sender = envelope.reverse_path.wire if envelope.reverse_path else ""
         return {
-            index: journal.entry_key(name, digest, sender, recipient.mailbox.wire)
-            for index, recipient in enumerate(envelope.recipients)
+            index: journal.entry_key(
+                name, self._aim_of(mailbox.domain), digest, sender, mailbox.wire
+            )
+            for index, (_, _, mailbox) in enumerate(envelope.recipients)
         }
+
+    def _aim_of(self, domain: str) -> str:
+        nexthop, _ = _aim(self._request.nexthop, domain)
+        return journal.aim_of(nexthop, self._port)
 
     def _understand_recipients(self) -> None:
         """Fill the envelope; whoever cannot be written to is settled at once."""
@@ -402,13 +408,14 @@ class _Delivery:
     def _ordered(
         self, candidates: tuple[Candidate, ...], indices: list[int]
     ) -> tuple[Candidate, ...]:
-        """Return them with those first who may have the message already.
-
-        They saw a final dot, and whoever sent it did not live to hear the answer:
-        nobody else has as good a chance to notice that it is the same message.
-        """
-        relays = self._claims.relays(indices)
-        return tuple(sorted(candidates, key=lambda one: str(one) not in relays))
+        """Return them with those last who may have the message, and did not say so."""
+        doubts = [self._claims.doubts(index) for index in indices]
+        return tuple(
+            sorted(
+                candidates,
+                key=lambda candidate: max(one.get(candidate.host, 0) for one in doubts),
+            )
+        )
 
     async def _reprieved(self, domain: str, refusal: Outcome) -> Outcome:
         """Return *refusal*, deferred where the domain took mail until just now."""

@@ -4,18 +4,19 @@ A mail server that has not heard our answer asks again: it was killed, or we wer
 some of several recipients on one call were deferred. The journal knows who has it
 already, who was refused, and whether somebody is at it this moment.
 
-An entry stands for one message to one recipient (`entry_key`) and is in one of the
-states of `State`:
+An entry stands for one delivery of a message to one recipient (`entry_key`) and is in
+one of the states of `State`:
 
     (none) -> CLAIMED -> DOT_SENT -> DELIVERED
                  |           |
-                 |           +-----> REFUSED, or (none) when it was refused for now
-                 +-----------------> REFUSED, or (none) when it was deferred
+                 |           +-----> REFUSED, or DEFERRED
+                 +-----------------> REFUSED, or DEFERRED
 
 `judge` decides what an entry means to whoever comes next. A claim holds as long as the
-process that made it lives, and never longer than it said it would take. A message whose
-dot was sent by a process that is dead may have arrived or not; it is sent again, and the
-same host is asked first, which has the best chance to notice.
+process that made it lives, and never longer than it said it would take. Whoever is
+deferred has an entry only if it has a `Past`: hosts that may have the message since they
+saw the final dot and did not answer it, and hosts that were waited for in vain. A dot
+that was sent by a process that is dead is such a doubt, too.
 
 The journal makes nothing worse: what cannot be read or written counts as not there.
 """
@@ -23,35 +24,55 @@ The journal makes nothing worse: what cannot be read or written counts as not th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from enum import Enum
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple, TypeVar
 
+from mxpolicy.address import AddressError
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply, printable
+from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
 
 __all__ = [
+    "NO_PAST",
     "Busy",
     "Claimed",
     "Entry",
     "Owner",
+    "Past",
     "Settled",
     "State",
+    "aim_of",
+    "deferred_entry",
     "digest_of",
     "entry_key",
+    "host_of",
     "is_alive",
     "judge",
     "myself",
-    "relay_in_doubt",
     "settled_entry",
 ]
+
+K = TypeVar("K")
+V = TypeVar("V", int, float)
 
 # Seconds: a deadline is at most a day.
 LONGEST_CLAIM = 25 * 3600.0
 # Of a reply, kept; the rest is in the log.
 MAX_TEXT = 400
+# Bytes of an entry. An attempt dials 32 hosts at most, and adds few to those of before.
+MAX_ENTRY = 4096
+# Of doubts or seconds; more makes no difference.
+MAX_AMOUNT = 10**6
+# Of the mail data, in the key: all of it would be known too late to begin with it.
+DIGESTED = 64 * 1024
 
-_VERSION = "1"
+_VERSION = "2"
+_NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,3})?\Z")
+# What may stand between the commas and blanks of an entry.
+_WORD = re.compile(r"[!-+\--~]{1,255}\Z")
 _MACHINE_ID = "/etc/machine-id"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -63,6 +84,7 @@ class State(Enum):
     DOT_SENT = "dot-sent"
     DELIVERED = "delivered"
     REFUSED = "refused"
+    DEFERRED = "deferred"
 
 
 class Owner(NamedTuple):
@@ -85,20 +107,91 @@ class Owner(NamedTuple):
     call: str
 
 
-# Who owns what is settled: it matters no more, and there are many such entries.
+# Who owns what nobody is at any more: it does not matter, and there are many such.
 NOBODY = Owner("", "", "", 0, 0, "")
 
 
+class Past(NamedTuple):
+    """What earlier attempts have left behind for one recipient.
+
+    Attributes:
+        doubts: {host name: how often it saw the final dot and did not answer it}.
+        waits: {(host name, phase): seconds for which it was waited for there in vain},
+            where the phase is a word such as ``connect``, ``greeting`` or ``rcpt``.
+    """
+
+    doubts: Mapping[str, int] = MappingProxyType({})
+    waits: Mapping[tuple[str, str], float] = MappingProxyType({})
+
+    def doubted(self, host: str) -> Past:
+        """Return it with one doubt more at *host*."""
+        doubts = {**self.doubts, host: self.doubts.get(host, 0) + 1}
+        return self._replace(doubts=doubts)
+
+    def waited(self, host: str, phase: str, seconds: float) -> Past:
+        """Return it with *seconds* more for *host* in *phase*."""
+        waited = self.waits.get((host, phase), 0.0) + seconds
+        return self._replace(waits={**self.waits, (host, phase): waited})
+
+    def words(self, room: int) -> tuple[str, str]:
+        """Return doubts and waits as an entry has them, in *room* characters.
+
+        What there is no room for is left out, the smallest first: the message is then
+        asked for once more, or waited for longer, than it need be.
+        """
+        largest = _largest(self.doubts)
+        doubts = _fitting([((host,), f"{times}") for host, times in largest], room)
+        waits = [(names, f"{seconds:.1f}") for names, seconds in _largest(self.waits)]
+        return doubts, _fitting(waits, room - len(doubts))
+
+    @classmethod
+    def parse(cls, doubts: str, waits: str) -> Past:
+        """Return what `words` made; raise ValueError for anything else."""
+        times = (word.split(",") for word in doubts.split())
+        seconds = (word.split(",") for word in waits.split())
+        return cls(
+            {host: int(_number(count)) for host, count in times},
+            {(host, phase): _number(waited) for host, phase, waited in seconds},
+        )
+
+
+NO_PAST = Past()
+
+
+def _largest(amounts: Mapping[K, V]) -> list[tuple[K, V]]:
+    bounded = [(key, min(amount, MAX_AMOUNT)) for key, amount in amounts.items()]
+    return sorted(bounded, key=lambda item: item[1], reverse=True)
+
+
+def _fitting(amounts: Iterable[tuple[tuple[str, ...], str]], room: int) -> str:
+    """Return as many words ``name,...,amount`` as there is room for."""
+    words: list[str] = []
+    for names, amount in amounts:
+        room -= len(word := ",".join((*names, amount))) + 1
+        if room < 0:
+            break
+        if all(map(_WORD.match, names)):
+            words.append(word)
+    return " ".join(words)
+
+
+def _number(text: str) -> float:
+    if not _NUMBER.match(text):
+        raise ValueError(text)
+    return float(text)
+
+
 class Entry(NamedTuple):
-    """What the journal holds for one message to one recipient.
+    """What the journal holds for one delivery of a message to one recipient.
 
     Attributes:
         state: Where it is.
-        owner: Who made the entry; `NOBODY` once it is settled.
+        owner: Who made the entry; `NOBODY` once it is settled or deferred.
         until: When a claim ends on its own account; seconds since the epoch, UTC.
         relay: ``host[address]:port`` that the final dot was sent to, else empty.
         status: Of a settled recipient, else None.
         text: One printable line, of a settled recipient.
+        past: Of one who is not settled.
     """
 
     state: State
@@ -107,23 +200,25 @@ class Entry(NamedTuple):
     relay: str = ""
     status: EnhancedStatus | None = None
     text: str = ""
+    past: Past = NO_PAST
 
     def encode(self) -> bytes:
-        """Return the entry as the store keeps it."""
-        owner = self.owner
+        """Return the entry as the store keeps it, `MAX_ENTRY` bytes at most."""
         fields = (
-            *(_VERSION, self.state.value, *map(str, owner), f"{self.until:.0f}"),
+            *(_VERSION, self.state.value, *map(str, self.owner), f"{self.until:.0f}"),
             *(self.relay, str(self.status or ""), self.text),
         )
-        return "\t".join(fields).encode("ascii", "replace")
+        line = "\t".join(fields)
+        words = self.past.words(MAX_ENTRY - len(line) - 2)
+        return "\t".join((line, *words)).encode("ascii", "replace")
 
     @classmethod
     def decode(cls, data: bytes) -> Entry | None:
         """Return what `encode` made, None for anything else."""
         try:
-            version, state, *owner, until, relay, status, text = data.decode(
-                "ascii"
-            ).split("\t")
+            version, state, *owner, until, relay, status, text, doubts, waits = (
+                data.decode("ascii").split("\t")
+            )
             machine, boot, namespace, pid, started, call = owner
             if version != _VERSION:
                 return None
@@ -134,6 +229,7 @@ class Entry(NamedTuple):
                 relay,
                 EnhancedStatus.parse(status),
                 text,
+                Past.parse(doubts, waits),
             )
         except ValueError:
             return None
@@ -143,10 +239,10 @@ class Claimed(NamedTuple):
     """It is ours to deliver.
 
     Attributes:
-        relay: Who may have it already, since a final dot was sent there; else empty.
+        past: What earlier attempts have left behind.
     """
 
-    relay: str = ""
+    past: Past = NO_PAST
 
 
 class Busy(NamedTuple):
@@ -184,7 +280,21 @@ def judge(
             in_time = now < entry.until < now + LONGEST_CLAIM
             if entry.owner != me and alive and in_time:
                 return Busy()
-            return Claimed(entry.relay)
+            return Claimed(_past_of(entry))
+        case State.DEFERRED:
+            return Claimed(entry.past)
+
+
+def _past_of(entry: Entry) -> Past:
+    """Return the past of an entry whose owner will not write it any more."""
+    if entry.state is State.DOT_SENT:
+        return entry.past.doubted(host_of(entry.relay))
+    return entry.past
+
+
+def host_of(relay: str) -> str:
+    """Return the name in ``host[address]:port``: all its addresses are one host."""
+    return relay.rpartition("[")[0]
 
 
 def _settled(entry: Entry) -> Claimed | Settled:
@@ -214,29 +324,32 @@ def settled_entry(outcome: Outcome) -> Entry | None:
     return Entry(state, NOBODY, 0.0, outcome.relay, outcome.status, text)
 
 
-def relay_in_doubt(outcome: Outcome) -> str:
-    """Return which host may have the message although it is deferred, else ``""``."""
-    if isinstance(outcome, Deferred) and outcome.may_have_arrived:
-        return outcome.relay
-    return ""
+def deferred_entry(past: Past) -> Entry | None:
+    """Return what is kept of a deferral, None when there is nothing to be told."""
+    if not past.doubts and not past.waits:
+        return None
+    return Entry(State.DEFERRED, NOBODY, 0.0, past=past)
 
 
 def entry_key(
-    identity: str, digest: bytes, reverse_path: str, forward_path: str
+    identity: str, aim: str, digest: bytes, reverse_path: str, forward_path: str
 ) -> str:
-    """Return the key of one message to one recipient.
+    """Return the key of one delivery of a message to one recipient.
 
-    Two messages with equal bytes are two messages when their *identity* differs.
+    Two messages with equal bytes are two messages when their *identity* differs, and
+    one message to one recipient is two deliveries when their *aim* differs: Exim's
+    ``unseen`` routers make copies, for an archive.
 
     Args:
         identity: The mail server's name for the message.
+        aim: See `aim_of`.
         digest: Of the mail data; see `digest_of`.
         reverse_path: As on the wire, empty for the null one.
         forward_path: As on the wire.
     """
     from hashlib import sha256
 
-    words = (identity, reverse_path, forward_path)
+    words = (identity, aim, reverse_path, forward_path)
     # Lengths, so that no two of them run into each other.
     prefixed = b"".join(
         b"%d:%s" % (len(word), word)
@@ -245,13 +358,28 @@ def entry_key(
     return "journal/" + sha256(prefixed + digest).hexdigest()
 
 
+def aim_of(nexthop: str, default_port: int) -> str:
+    """Return one spelling for all that mean the same nexthop.
+
+    What cannot be understood stands for itself: nothing is delivered by it.
+    """
+    try:
+        elements = parse_nexthop(nexthop, default_port)
+    except (NexthopError, AddressError):
+        return nexthop
+    return " ".join(f"{one.kind.value} {one.name} {one.port}" for one in elements)
+
+
 def digest_of(chunks: Iterable[bytes]) -> bytes:
-    """Return the SHA-256 of mail data."""
+    """Return the SHA-256 of mail data, of its first 64 KiB."""
     from hashlib import sha256
 
-    total = sha256()
+    total, left = sha256(), DIGESTED
     for chunk in chunks:
-        total.update(chunk)
+        total.update(chunk[:left])
+        left -= len(chunk)
+        if left <= 0:
+            break
     return total.digest()
 
 

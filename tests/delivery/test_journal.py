@@ -9,15 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxpolicy.delivery.journal import (
+    DIGESTED,
     LONGEST_CLAIM,
+    MAX_ENTRY,
+    NO_PAST,
     Busy,
     Claimed,
     Entry,
     Owner,
+    Past,
     Settled,
     State,
+    aim_of,
+    deferred_entry,
     digest_of,
     entry_key,
+    host_of,
     is_alive,
     judge,
     myself,
@@ -26,6 +33,7 @@ from mxpolicy.outcome import Bounced, Delivered
 from mxpolicy.reply import EnhancedStatus
 
 HOST = "mx.example[192.0.2.1]:25"
+DOUBTED = Past({"mx.example": 1})
 ME = Owner("m", "b", "pid:[1]", 100, 5000, "aa")
 OTHER = ME._replace(call="bb")
 TAKEN = EnhancedStatus(2, 0, 0)
@@ -35,7 +43,7 @@ REFUSED = EnhancedStatus(5, 1, 1)
 def entry(state: State, owner: Owner = OTHER, until: float = 1000.0) -> Entry:
     """Return an entry as the code makes it."""
     match state:
-        case State.CLAIMED:
+        case State.CLAIMED | State.DEFERRED:
             return Entry(state, owner, until)
         case State.DOT_SENT:
             return Entry(state, owner, until, HOST)
@@ -52,9 +60,10 @@ TABLE = [
     (State.CLAIMED, OTHER, False, 999.0, Claimed()),
     (State.CLAIMED, ME, True, 999.0, Claimed()),
     (State.DOT_SENT, OTHER, True, 999.0, Busy()),
-    (State.DOT_SENT, OTHER, True, 1000.0, Claimed(HOST)),
-    (State.DOT_SENT, OTHER, False, 999.0, Claimed(HOST)),
-    (State.DOT_SENT, ME, True, 999.0, Claimed(HOST)),
+    (State.DOT_SENT, OTHER, True, 1000.0, Claimed(DOUBTED)),
+    (State.DOT_SENT, OTHER, False, 999.0, Claimed(DOUBTED)),
+    (State.DOT_SENT, ME, True, 999.0, Claimed(DOUBTED)),
+    (State.DEFERRED, OTHER, True, 999.0, Claimed()),
 ]
 
 
@@ -113,22 +122,138 @@ def test_anything_else_is_no_entry(data: bytes) -> None:
     assert found is None or isinstance(found, Entry)
 
 
-@given(st.lists(st.text(max_size=3), min_size=3, max_size=3), st.data())
+PASTS = st.builds(
+    Past,
+    st.dictionaries(st.sampled_from(["mx1.example", "2001:db8::1"]), st.integers(1, 9)),
+    st.dictionaries(
+        st.tuples(
+            st.sampled_from(["mx1.example", "mx2.example"]),
+            st.sampled_from(["connect", "rcpt"]),
+        ),
+        st.integers(0, 9000).map(lambda tenths: tenths / 10),
+    ),
+)
+
+
+@given(PASTS)
+def test_past_is_read_as_it_was_written(past: Past) -> None:
+    there = entry(State.CLAIMED)._replace(past=past)
+    assert Entry.decode(there.encode()) == there
+
+
+@given(
+    st.dictionaries(st.text(max_size=300), st.integers(0, 10**12)),
+    st.dictionaries(st.tuples(st.text(), st.text()), st.floats(0, 1e12)),
+)
+def test_past_of_any_size_leaves_a_bounded_entry_that_is_read(
+    doubts: dict[str, int], waits: dict[tuple[str, str], float]
+) -> None:
+    data = entry(State.DOT_SENT)._replace(past=Past(doubts, waits)).encode()
+    assert len(data) <= MAX_ENTRY
+    assert Entry.decode(data) is not None
+
+
+def test_past_that_is_too_long_loses_the_shortest_waits_first() -> None:
+    hosts = [f"{'x' * 60}.host{number}.example" for number in range(100)]
+    waits = {(host, "rcpt"): float(number) for number, host in enumerate(hosts)}
+    past = Past({hosts[0]: 2, hosts[1]: 1}, waits)
+    kept = Entry.decode(entry(State.CLAIMED)._replace(past=past).encode())
+    assert kept is not None
+    assert kept.past.doubts == past.doubts
+    assert 30 < len(kept.past.waits) < 60
+    assert min(kept.past.waits.values()) == 100 - len(kept.past.waits)
+
+
+def test_doubts_and_waits_add_up() -> None:
+    past = NO_PAST.doubted("a").doubted("b").doubted("a")
+    assert past.doubts == {"a": 2, "b": 1}
+    past = past.waited("a", "rcpt", 60.0).waited("a", "mail", 1.0)
+    assert past.waited("a", "rcpt", 40.5).waits == {
+        ("a", "rcpt"): 100.5,
+        ("a", "mail"): 1.0,
+    }
+    assert Past({}, {}) == NO_PAST
+
+
+def test_deferral_leaves_an_entry_only_if_it_has_a_past() -> None:
+    assert deferred_entry(NO_PAST) is None
+    for past in (NO_PAST.doubted("a"), NO_PAST.waited("a", "rcpt", 1.0)):
+        there = deferred_entry(past)
+        assert there is not None
+        assert judge(there, ME, 1e12, alive=False) == Claimed(past)
+
+
+def test_dot_without_an_answer_adds_to_the_doubts_of_before() -> None:
+    there = entry(State.DOT_SENT)._replace(past=Past({"mx.example": 1, "mx2": 3}))
+    assert judge(there, ME, 0.0, alive=False) == Claimed(
+        Past({"mx.example": 2, "mx2": 3})
+    )
+
+
+@pytest.mark.parametrize(
+    ("relay", "host"),
+    [
+        (HOST, "mx.example"),
+        ("mx.example[2001:db8::1]:2525", "mx.example"),
+        ("2001:db8::1[2001:db8::1]:25", "2001:db8::1"),
+    ],
+)
+def test_host_is_one_whatever_its_addresses(relay: str, host: str) -> None:
+    assert host_of(relay) == host
+
+
+WORDS = st.lists(st.text(max_size=3), min_size=4, max_size=4)
+
+
+@given(WORDS, st.data())
 def test_keys_differ_where_anything_differs(
     words: list[str], data: st.DataObject
 ) -> None:
-    other = data.draw(st.lists(st.text(max_size=3), min_size=3, max_size=3))
-    digest = digest_of([b"one", b"two"])
-    same = entry_key(words[0], digest, *words[1:]) == entry_key(
-        other[0], digest, *other[1:]
-    )
+    other = data.draw(WORDS)
+    same = key(words) == key(other)
     assert same == (words == other)
-    assert entry_key(words[0], digest_of([b"onetwo"]), *words[1:]) == entry_key(
-        words[0], digest, *words[1:]
-    )
-    assert entry_key(words[0], digest_of([]), *words[1:]) != entry_key(
-        words[0], digest, *words[1:]
-    )
+    assert key(words) != key(words, digest_of([]))
+
+
+def key(words: list[str], digest: bytes = digest_of([b"one", b"two"])) -> str:
+    identity, aim, reverse_path, forward_path = words
+    return entry_key(identity, aim, digest, reverse_path, forward_path)
+
+
+@given(st.lists(st.binary(max_size=5)))
+def test_digest_is_of_the_bytes_whatever_the_chunks(chunks: list[bytes]) -> None:
+    assert digest_of(chunks) == digest_of([b"".join(chunks)])
+
+
+def test_digest_is_of_what_is_known_when_a_long_message_begins() -> None:
+    top = bytes(DIGESTED - 1)
+    assert digest_of([top, b"x"]) == digest_of([top + b"x", b"y"])
+    assert digest_of([top, b"xy"]) == digest_of([top + b"xz"])
+    assert digest_of([top, b"x"]) != digest_of([top, b"y"])
+
+
+SAME_AIM = [
+    ("example.net", "EXAMPLE.net.", "example.net:25", " example.net,example.net"),
+    ("[h.example.net]", "[H.example.NET.]:25", "[h.example.net]:smtp"),
+    ("192.0.2.1", "[192.0.2.1]", "[192.0.2.1]:25"),
+    ("[2001:db8::1]", "[ipv6:2001:DB8:0::1]:25"),
+    ("a.example, [b.example]", "a.example\t[b.example]:25,a.example"),
+    ("[b.example], a.example",),
+    ("[h.example.net]:587", "[h.example.net]:submission"),
+    ("xn--bcher-kva.example", "b\u00fccher.example", "B\u00dcCHER.example."),
+    ("what [is this",),
+    ("",),
+]
+
+
+def test_aim_has_one_spelling_and_no_two_the_same() -> None:
+    pytest.importorskip("idna")
+    aims = [{aim_of(text, 25) for text in same} for same in SAME_AIM]
+    assert [len(one) for one in aims] == [1] * len(SAME_AIM)
+    assert len(set.union(*aims)) == len(SAME_AIM)
+    # What is not written is the option's.
+    assert aim_of("[h.example.net]", 2525) == aim_of("[h.example.net]:2525", 25)
+    assert aim_of("[h.example.net]", 2525) != aim_of("[h.example.net]", 25)
 
 
 def test_this_process_is_alive() -> None:

@@ -56,15 +56,17 @@ class Host:
     and then the host waits for `release`.
     """
 
-    def __init__(self, script: dict[str, str], holds: str = "") -> None:
+    def __init__(
+        self, script: dict[str, str], holds: str = "", address: str = "127.0.0.1"
+    ) -> None:
         self._script = {**GOOD, **script}
         self._holds = holds
         self.reached = threading.Event()
         self.release = threading.Event()
         self.commands: list[str] = []
         self.messages: list[bytes] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.nexthop = f"[127.0.0.1]:{self._listener.getsockname()[1]}"
+        self._listener = socket.create_server((address, 0))
+        self.nexthop = f"[{address}]:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -130,8 +132,8 @@ def host() -> Iterator[Callable[..., Host]]:
     """Make hosts by their scripts; close them afterwards."""
     with contextlib.ExitStack() as hosts:
 
-        def make(holds: str = "", **script: str) -> Host:
-            one = Host(script, holds)
+        def make(holds: str = "", address: str = "127.0.0.1", **script: str) -> Host:
+            one = Host(script, holds, address)
             hosts.callback(one.close)
             return one
 
