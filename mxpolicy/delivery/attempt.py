@@ -120,7 +120,7 @@ class Attempt:
         self._settle_in_door = settle
         self._before_dot = before_dot
         self._history = History(
-            self._race.has_better_pending, self._options.greeting_5xx, around.helo
+            self._race.has_better_pending, self._options.greeting_5xx
         )
         # Tasks that reach for a candidate, or offer it the message.
         self._runners: dict[Candidate, asyncio.Task[None]] = {}

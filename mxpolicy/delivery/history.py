@@ -54,18 +54,15 @@ class History:
         is_overruled: Whether a refusal by this candidate is not final, because a
             better one is still to be heard: `Race.has_better_pending`.
         greeting_5xx: Whether a 5yz greeting is final.
-        helo: The name that we give in EHLO.
     """
 
     def __init__(
         self,
         is_overruled: Callable[[Candidate], bool],
         greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT,
-        helo: str = "",
     ) -> None:
         self._is_overruled = is_overruled
         self._greeting_5xx = greeting_5xx
-        self._helo = helo
         # For one recipient, or (None) for all.
         self._failures: list[tuple[int | None, Failure]] = []
         self._refused_by: dict[int, Rank] = {}
@@ -103,9 +100,7 @@ class History:
         None: go on with other hosts, as far as `open_to` allows; in the end
         `combine` settles it. Arguments as in `trouble.judge_reply`.
         """
-        judgement = trouble.judge_reply(
-            verb, reply, str(candidate), helo=self._helo, alone=alone
-        )
+        judgement = trouble.judge_reply(verb, reply, str(candidate), alone=alone)
         verdict = trouble.verdict_of(reply, judgement)
         finding = Finding(
             verdict, Phase.TRANSACTION, waited, judgement.scope, text=reply.text
@@ -123,7 +118,7 @@ class History:
         self, refusals: Iterable[tuple[Verb, Reply]], *, waited: float, alone: bool
     ) -> Finding:
         """Sum up a transaction that settled not all; see `trouble.ending`."""
-        return trouble.ending(refusals, waited=waited, helo=self._helo, alone=alone)
+        return trouble.ending(refusals, waited=waited, alone=alone)
 
     def open_to(self, candidate: Candidate, indices: Iterable[int]) -> list[int]:
         """Return those of *indices* who may be offered to *candidate*.

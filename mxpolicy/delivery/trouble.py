@@ -79,11 +79,12 @@ _SESSION_CODES = frozenset({500, 501, 502, 503, 504, 530, 538})
 # authentication. We came in clear, perhaps because their TLS had failed.
 _SESSION_DETAILS = frozenset({(7, 10), (7, 11)})
 
-# A name, but not in a mailbox (helo@example.com) nor as part of another name.
-_NAME = r"(?<![\w.@-])(?:{})(?![\w-]*@|\.?\w|-\w)"
-
-# "550 5.7.1 <x>: Helo command rejected", "550 Access denied - Invalid HELO name"
-_NAMES_HELO = re.compile(_NAME.format("helo|ehlo"), re.IGNORECASE)
+# "550 5.7.1 <x>: Helo command rejected", "550 Access denied - Invalid HELO name". The
+# word, not a part of another name (HELO_DYNAMIC), of a mailbox (helo@example.com) or of
+# a URL (?p=helo), nor the label of a fact (helo=mx.example.net).
+_HELO_WORD = re.compile(
+    r"(?<![\w.@/=-])(?:helo|ehlo)(?![\w-]*@|\.?\w|-\w|=)", re.IGNORECASE
+)
 
 _TOO_MANY = re.compile(r"too many", re.IGNORECASE)
 
@@ -143,7 +144,7 @@ _MISFITS = {
 
 
 def judge_reply(
-    verb: Verb, reply: Reply, relay: str, *, helo: str = "", alone: bool = False
+    verb: Verb, reply: Reply, relay: str, *, alone: bool = False
 ) -> Judgement:
     """Judge a reply that is not the good one, to MAIL, RCPT, DATA or the final dot.
 
@@ -152,13 +153,12 @@ def judge_reply(
             of DATA or of the final dot: it makes no difference.
         reply: The reply.
         relay: Who said it, ``host[address]:port``.
-        helo: The name that we gave in EHLO.
         alone: No other recipient was offered in this session.
     """
     scope = Scope.RECIPIENT if verb is Verb.RCPT else Scope.MESSAGE
     text = f"host {relay} said: {reply.text} (in reply to {_COMMAND_WORDS[verb]})"
     deferred = Deferred(_status(reply, 4), one_line(text), reply, relay)
-    if is_about_the_session(reply, helo) or reply.code == 421 or reply.is_positive:
+    if is_about_the_session(verb, reply) or reply.code == 421 or reply.is_positive:
         # A 2yz where a 3yz is due is nonsense: Postfix bounces it, we doubt it.
         return Judgement(Scope.HOST, Action.NEXT_HOST, deferred)
     if is_too_many_recipients(verb, reply) and not (
@@ -171,25 +171,23 @@ def judge_reply(
     return Judgement(scope, Action.NEXT_HOST, deferred)
 
 
-def is_about_the_session(reply: Reply, helo: str = "") -> bool:
-    """Is this 5yz about how we came, and not about the mail?
+def is_about_the_session(verb: Verb, reply: Reply) -> bool:
+    """Is this 5yz to *verb* about how we came, and not about the mail?
 
-    Some codes are, by their definition; so is a text that speaks of HELO or names
-    *helo*, the name we gave. An enhanced status x.1.z speaks of an address (RFC 3463
+    Some codes and statuses are, by their definition; so is a text with words about
+    HELO or EHLO. The name that we gave there proves nothing: it is often the sender's
+    domain, which refusals by DMARC, SPF and spam filters quote. After the mail data a
+    refusal is about them. And an enhanced status x.1.z speaks of an address (RFC 3463
     §3.2) whatever the code: Postfix says ``501 5.1.3 Bad recipient address syntax``.
     """
-    if not reply.is_permanent:
+    if verb is Verb.DOT or not reply.is_permanent:
         return False
     status = _said_status(reply)
     if status is not None and status.subject == 1:
         return False
     if status is not None and (status.subject, status.detail) in _SESSION_DETAILS:
         return True
-    if reply.code in _SESSION_CODES or _NAMES_HELO.search(reply.text):
-        return True
-    return "." in helo and bool(
-        re.search(_NAME.format(re.escape(helo)), reply.text, re.I)
-    )
+    return reply.code in _SESSION_CODES or bool(_HELO_WORD.search(reply.text))
 
 
 def is_too_many_recipients(verb: Verb, reply: Reply) -> bool:
@@ -359,14 +357,13 @@ def ending(
     Args:
         refusals: What those recipients were answered; at least one.
         waited: Seconds that the transaction took.
-        helo: As in `judge_reply`.
         alone: As in `judge_reply`.
 
     Returns:
         What `Race.resume` wants.
     """
     judged = [
-        (verdict_of(reply, judge_reply(verb, reply, "", helo=helo, alone=alone)), reply)
+        (verdict_of(reply, judge_reply(verb, reply, "", alone=alone)), reply)
         for verb, reply in refusals
     ]
     # The one that leaves most to hope for decides: 4yz, then our session, then 5yz.

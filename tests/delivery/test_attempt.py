@@ -206,12 +206,20 @@ def test_host_with_our_name_is_known_by_what_attempt_is_told() -> None:
     )
 
 
-def test_5yz_that_names_our_helo_is_no_bounce() -> None:
-    refusing = ScriptedHost({"RCPT": "550 5.7.1 client.example.net is unknown here"})
+def test_5yz_about_our_helo_is_no_bounce() -> None:
+    refusing = ScriptedHost({"RCPT": "550 5.7.1 <client.example.net>: HELO rejected"})
     good = ScriptedHost()
     played = deliver(refusing, good)
     assert status(played.outcome) == "Delivered 2.0.0"
-    assert len(good.taken) == 1
+
+
+def test_5yz_that_only_names_our_helo_bounces() -> None:
+    said = "550 5.7.26 mail from client.example.net fails DMARC"
+    for script in ({"RCPT": said}, {".": said}):
+        refusing, other = ScriptedHost(script), ScriptedHost()
+        played = deliver(refusing, other)
+        assert status(played.outcome) == "Bounced 5.7.26"
+        assert not other.messages
 
 
 def test_helo_that_cannot_be_sent_is_our_own_trouble() -> None:

@@ -85,15 +85,6 @@ def test_what_is_said_to_one_recipient_concerns_no_other(history: History) -> No
     )
 
 
-def test_a_name_that_we_gave_is_known(history: History) -> None:
-    history = History(nobody_better, helo="mta.us.example")
-    assert refuse(history, BEST, "550 who is mta.us.example") is None
-    finding = history.ending(
-        [(Verb.RCPT, reply("550 who is mta.us.example"))], waited=1.0, alone=True
-    )
-    assert finding.verdict is Verdict.UNFIT
-
-
 def test_a_5xx_greeting_is_final_where_the_operator_says_so() -> None:
     history = History(nobody_better, GreetingPolicy.BOUNCE)
     greeting = Finding(Verdict.GREETING_5XX, Phase.GREETING, 0.1)
@@ -242,7 +233,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
                 )
                 if final is not None:
                     assert answer.is_permanent
-                    assert not trouble.is_about_the_session(answer)
+                    assert not trouble.is_about_the_session(verb, answer)
                     assert candidate not in overruled
                     stands = True
             case (Finding() as finding, answer):

@@ -104,14 +104,14 @@ def _read(pieces: Iterable[bytes]) -> tuple[list[Reply], str]:
 def judgements(data: bytes) -> None:
     """What a host says is shown harmlessly at every exit, and bounces only by a 5yz."""
     choices = Choices(data)
-    verb, helo = choices.of(VERBS), choices.of(("", "client.example.net"))
+    verb = choices.of(VERBS)
     alone = choices.number(2) == 0
     for reply in _read([choices.rest()])[0]:
         if reply.is_positive and verb is not Verb.DATA:
             continue
-        history = History(lambda candidate: False, helo=helo)
+        history = History(lambda candidate: False)
         final = history.refused(CANDIDATE, 0, verb, reply, waited=1.0, alone=alone)
-        trouble.ending([(verb, reply)], waited=1.0, alone=alone, helo=helo)
+        trouble.ending([(verb, reply)], waited=1.0, alone=alone)
         assert final is None or reply.is_permanent
         combined = final or history.combine(0, GiveUpReason.EXHAUSTED)
         assert isinstance(combined, Deferred) or reply.is_permanent
