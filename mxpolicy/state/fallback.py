@@ -1,12 +1,19 @@
 """A store that is never away: when the real one fails, this process's memory serves.
 
-Mail does not wait for what is remembered. Whatever the store does, every call
-returns within `BOUND` seconds, and none raises.
+Mail does not wait for what is only of use. Whatever the store does, no method raises,
+and all of a process's questions together are waited for `BOUND` seconds. Whoever
+needs an answer more than that, because a second copy may depend on it, asks
+`FallbackStore.patient`.
+
+An operation that had no answer in time counts as perhaps done. The store is asked
+again the next time: it does one thing after the other, so that whoever reads again
+sees what came of it. Only a store that says it is broken is left for good.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.errors import StoreError
@@ -15,26 +22,132 @@ from mxpolicy.state.store import StoreBusy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import Self
 
     from mxpolicy.state.store import Store, Stored
 
-__all__ = ["BOUND", "FallbackStore"]
+__all__ = ["BOUND", "Allowance", "FallbackStore"]
 
 # Seconds. A healthy disk needs one thousandth; the whole price of a dead one.
 BOUND = 1.0
+# Seconds after which as much may be waited for again: a process may live long.
+RENEWED = 60.0
+# Seconds that a wait may last without being counted: a busy processor's, no disk's.
+FREE = 0.05
+
+# Seconds between two tries of who is patient with a store that others keep busy.
+_RETRY = 0.1
 
 T = TypeVar("T")
+
+
+class Allowance:
+    """The time that may be spent on waiting, in all: `BOUND`, renewed within `RENEWED`.
+
+    Who wait at the same time spend it together. Times are seconds, monotonic.
+    """
+
+    def __init__(self) -> None:
+        self._left = BOUND
+        self._waiting = 0
+        self._since = 0.0  # when the first of those who wait began; or the last ended
+
+    def begin(self, now: float) -> float:
+        """Return how long a wait that begins now may last."""
+        if not self._waiting:
+            renewed = (now - self._since) * BOUND / RENEWED if self._since else 0.0
+            self._left = min(BOUND, self._left + renewed)
+            self._since = now
+        self._waiting += 1
+        left = self._left - self._counted(now)
+        return left + FREE if left > 0 else 0.0
+
+    def end(self, now: float) -> None:
+        """Count a wait that ends now."""
+        self._waiting -= 1
+        if not self._waiting:
+            self._left = max(0.0, self._left - self._counted(now))
+            self._since = now
+
+    def _counted(self, now: float) -> float:
+        return max(0.0, now - self._since - FREE)
+
+
+class _Source:
+    """The real store while it serves, then memory."""
+
+    def __init__(
+        self, store: Store | None, tell: Callable[[str], None], memory: MemoryStore
+    ) -> None:
+        self.store = store
+        self._tell = tell
+        self._memory = memory
+        self._allowance = Allowance()
+        self._has_told_of_delay = False
+
+    async def ask(
+        self,
+        operation: Callable[[Store], Awaitable[T]],
+        undone: T,
+        patience: float | None,
+    ) -> T:
+        store = self.store
+        if store is None:
+            return await operation(self._memory)
+        try:
+            if patience is not None:
+                async with asyncio.timeout(patience):
+                    return await _until_done(store, operation)
+            return await self._ask_within_allowance(store, operation)
+        except StoreBusy:
+            return undone
+        except TimeoutError:
+            self._tell_of_delay()
+            return undone
+        except StoreError as error:
+            self._leave(store, str(error))
+        return await operation(self._memory)
+
+    async def _ask_within_allowance(
+        self, store: Store, operation: Callable[[Store], Awaitable[T]]
+    ) -> T:
+        clock = asyncio.get_running_loop().time
+        seconds = self._allowance.begin(clock())
+        try:
+            async with asyncio.timeout(seconds):
+                return await operation(store)
+        finally:
+            self._allowance.end(clock())
+
+    def _tell_of_delay(self) -> None:
+        if not self._has_told_of_delay:
+            self._has_told_of_delay = True
+            text = f"no answer from the store within {BOUND:g}s"
+            self._tell(f"{text}: what is remembered is not used meanwhile")
+
+    def _leave(self, store: Store, why: str) -> None:
+        if self.store is store:  # of several who wait, one tells
+            self.store = None
+            self._tell(f"nothing outlives this process: {why}")
+
+
+async def _until_done(store: Store, operation: Callable[[Store], Awaitable[T]]) -> T:
+    while True:
+        try:
+            return await operation(store)
+        except StoreBusy:
+            await asyncio.sleep(_RETRY)
 
 
 class FallbackStore:
     """See `mxpolicy.state.store.Store`; no method raises for the store's troubles.
 
-    A store that is busy is asked again the next time, and that one operation is
-    taken for not done. One that fails or does not answer is left for good.
+    Where a method says "nobody can tell", others kept the store busy, or it did not
+    answer in time.
 
     Args:
         store: The real one; None when there is none from the start.
-        tell: Given one line when the store is left.
+        tell: Given one line when the store is left, and one when it is first late.
         memory: What takes over.
     """
 
@@ -44,17 +157,22 @@ class FallbackStore:
         tell: Callable[[str], None],
         memory: MemoryStore | None = None,
     ) -> None:
-        self._store = store
-        self._tell = tell
-        self._memory = memory or MemoryStore()
+        self._source = _Source(store, tell, memory or MemoryStore())
+        self._patience: float | None = None
 
     @property
     def is_memory_only(self) -> bool:
         """Whether nothing outlives this process."""
-        return self._store is None
+        return self._source.store is None
+
+    def patient(self, seconds: float) -> Self:
+        """See `Store.patient`."""
+        other = copy.copy(self)
+        other._patience = max(0.0, seconds)
+        return other
 
     async def get(self, key: str) -> bytes | None:
-        """See `Store.get`."""
+        """See `Store.get`; None when nobody can tell."""
         return await self._ask(lambda store: store.get(key), None)
 
     async def put(
@@ -76,7 +194,7 @@ class FallbackStore:
         )
 
     async def delete(self, key: str) -> bool:
-        """See `Store.delete`."""
+        """See `Store.delete`; False when nobody can tell."""
         return await self._ask(lambda store: store.delete(key), False)
 
     async def count(self, key: str, n: int, expires: float) -> int:
@@ -84,7 +202,7 @@ class FallbackStore:
         return await self._ask(lambda store: store.count(key, n, expires), n)
 
     async def scan(self, prefix: str) -> list[Stored]:
-        """See `Store.scan`."""
+        """See `Store.scan`; nothing when nobody can tell."""
         return await self._ask(lambda store: store.scan(prefix), [])
 
     async def close(self) -> None:
@@ -92,20 +210,4 @@ class FallbackStore:
         await self._ask(lambda store: store.close(), None)
 
     async def _ask(self, operation: Callable[[Store], Awaitable[T]], undone: T) -> T:
-        store = self._store
-        if store is not None:
-            try:
-                async with asyncio.timeout(BOUND):
-                    return await operation(store)
-            except StoreBusy:
-                return undone
-            except TimeoutError:
-                self._leave(store, f"no answer from the store within {BOUND:g}s")
-            except StoreError as error:
-                self._leave(store, str(error))
-        return await operation(self._memory)
-
-    def _leave(self, store: Store, why: str) -> None:
-        if self._store is store:  # of several who wait, one tells
-            self._store = None
-            self._tell(f"nothing outlives this process: {why}")
+        return await self._source.ask(operation, undone, self._patience)

@@ -19,6 +19,7 @@ from mxpolicy.state.store import StoreAbsent, StoreBusy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Self
 
     from mxpolicy.state.store import Stored
 
@@ -68,6 +69,10 @@ class ReadingStore:
         self._asked: list[tuple[str, asyncio.Future[bytes | None]]] = []
         self._under_way: asyncio.Task[None] | None = None
         self._began = 0.0
+
+    def patient(self, seconds: float) -> Self:
+        """See `Store.patient`; nothing that is read here is worth it."""
+        return self
 
     async def get(self, key: str) -> bytes | None:
         """See `Store.get`; None when nobody can tell."""

@@ -2,8 +2,9 @@
 
 Write-ahead logging lets readers go on while somebody writes, and a commit costs
 no fsync; one of several hundred processes waits for the others some milliseconds.
-All calls of the library are made by one thread of their own, so that a disk that
-hangs makes nobody wait but this thread (`mxpolicy.state.fallback` sets the bound).
+All calls of the library are made by one thread of their own (`mxpolicy.state.worker`),
+so that a disk that hangs makes nobody wait but this thread (`mxpolicy.state.fallback`
+sets the bound).
 
 The file is made whole under another name and then linked to its own: nobody ever
 opens half a file. Root makes none in another user's directory, for that user's
@@ -13,20 +14,19 @@ rows that have expired go first, then those that were written once.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from contextlib import closing, suppress
-from queue import SimpleQueue
-from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.errors import StoreError
 from mxpolicy.state.store import StoreAbsent, StoreBusy, Stored
+from mxpolicy.state.worker import Worker, WorkerError
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Sequence
+    from typing import Self
 
 __all__ = ["MAX_BYTES", "SqliteStore"]
 
@@ -106,8 +106,11 @@ class SqliteStore:
         else:
             self._file = _File(path, create, clock, max_bytes)
         self._path = path
-        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread: Thread | None = None
+        self._worker = Worker()
+
+    def patient(self, seconds: float) -> Self:
+        """See `Store.patient`: whoever calls this one bounds the time."""
+        return self
 
     async def get(self, key: str) -> bytes | None:
         """See `Store.get`."""
@@ -145,47 +148,15 @@ class SqliteStore:
 
     async def close(self) -> None:
         """See `Store.close`. A process that just ends needs not call it."""
-        if self._thread is not None:
+        if self._worker.has_thread:
             await self._call(self._file.close)
-            self._work.put(None)
-            self._thread = None
+            self._worker.end()
 
     async def _call(self, operation: Callable[[], T]) -> T:
-        """Have *operation* done by the thread; being cancelled does not undo it."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-
-        def settle(result: T | None, error: BaseException | None) -> None:
-            if future.done():
-                return
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(result)  # type: ignore[arg-type]
-
-        def work() -> None:
-            result, error = None, None
-            try:
-                result = operation()
-            except BaseException as exc:
-                error = exc
-            with suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(settle, result, error)
-
-        if self._thread is None:
-            # A daemon: a disk that hangs must not keep the process from ending.
-            thread = Thread(target=self._run, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:  # the user may have no more, or no memory
-                raise StoreError(f"{self._path}: {error}") from error
-            self._thread = thread
-        self._work.put(work)
-        return await future
-
-    def _run(self) -> None:
-        while work := self._work.get():
-            work()
+        try:
+            return await self._worker.do(operation)
+        except WorkerError as error:  # the user may have no more, or no memory
+            raise StoreError(f"{self._path}: {error}") from error
 
 
 class _File:
@@ -298,6 +269,8 @@ class _File:
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise StoreBusy(text) from error
             raise StoreError(text) from error
+        except MemoryError as error:
+            raise StoreError(f"{self._path}: out of memory") from error
         except (OSError, ValueError, TypeError) as error:
             # The last two: rows in which is what we never wrote.
             why = getattr(error, "strerror", None) or str(error)

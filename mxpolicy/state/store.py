@@ -10,9 +10,12 @@ when they expire, when there is no room, and when an operator clears them.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mxpolicy.errors import StoreError
+
+if TYPE_CHECKING:
+    from typing import Self
 
 __all__ = ["Store", "StoreAbsent", "StoreBusy", "Stored"]
 
@@ -49,6 +52,16 @@ class Store(Protocol):
     Every method raises `StoreBusy` when it was not done and may be tried again,
     and `StoreError` when the store is away or broken.
     """
+
+    def patient(self, seconds: float) -> Self:
+        """Return the same store, for one question that is worth *seconds* of waiting.
+
+        For a store that never raises (`mxpolicy.state.fallback`), where else one that
+        is busy or slow would not be waited for. No answer after that time means that
+        nobody can tell, and that what was to be written is *perhaps* written: read
+        again. Whatever was begun before is done before the next question is answered.
+        """
+        ...
 
     async def get(self, key: str) -> bytes | None:
         """Return the value, None when there is none."""

@@ -1,0 +1,175 @@
+"""A store that is slow, busy or broken: what it costs, and that it is asked again."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pytest
+
+from mxpolicy.errors import StoreError
+from mxpolicy.state.fallback import BOUND, FREE, RENEWED, Allowance, FallbackStore
+from mxpolicy.state.memory import MemoryStore
+from mxpolicy.state.store import StoreBusy
+from tests.helpers.fast_loop import run_fast
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+FAR = 2e9
+
+T = TypeVar("T")
+
+
+class Disk(MemoryStore):
+    """A disk whose operations take *seconds* each, one after the other.
+
+    As with the thread of the real one, what has begun is done though nobody waits.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__(lambda: 0.0)
+        self.seconds = seconds
+        self._turn = asyncio.Lock()
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    async def _do(self, operation: Callable[[], Awaitable[T]]) -> T:
+        async def in_turn() -> T:
+            async with self._turn:
+                await asyncio.sleep(self.seconds)
+                return await operation()
+
+        task = asyncio.create_task(in_turn())
+        self._tasks.append(task)
+        return await asyncio.shield(task)
+
+    async def get(self, key: str) -> bytes | None:
+        get = super().get
+        return await self._do(lambda: get(key))
+
+    async def add(self, key: str, value: bytes, expires: float) -> bool:
+        add = super().add
+        return await self._do(lambda: add(key, value, expires))
+
+
+class Failing(MemoryStore):
+    """Raises *error* for the first *times*."""
+
+    def __init__(self, error: type[StoreError], times: int) -> None:
+        super().__init__(lambda: 0.0)
+        self._error = error
+        self.times = times
+
+    async def get(self, key: str) -> bytes | None:
+        if self.times > 0:
+            self.times -= 1
+            raise self._error("no")
+        return await super().get(key)
+
+
+@pytest.mark.parametrize("seconds", [0.9, 3600.0], ids=["slow", "hangs"])
+def test_store_that_does_not_answer_costs_all_questions_a_second(
+    seconds: float,
+) -> None:
+    told: list[str] = []
+
+    async def ask() -> None:
+        store = FallbackStore(Disk(seconds), told.append)
+        await asyncio.gather(*(store.get(f"{n}") for n in range(10)))
+        for number in range(20):
+            await store.get(f"{number}")
+        assert not store.is_memory_only
+
+    _, took = run_fast(ask())
+    assert took < 1.3 * BOUND
+    assert len(told) == 1
+    assert told[0].startswith("no answer from the store within 1s: ")
+
+
+def test_one_write_of_more_than_a_second_does_not_make_the_store_go_away() -> None:
+    told: list[str] = []
+
+    async def work() -> None:
+        disk = Disk(1.5)
+        store = FallbackStore(disk, told.append)
+        assert not await store.add("journal/a", b"1", FAR)  # nobody can tell
+        # The one who needs to know waits, and finds what was done meanwhile.
+        assert await store.patient(10).get("journal/a") == b"1"
+        disk.seconds = 0.0
+        assert not store.is_memory_only
+        assert await store.patient(10).replace("journal/a", b"1", b"2", FAR)
+
+    _, took = run_fast(work())
+    assert 3 <= took < 3.1
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("patience", "answer"), [(0.0, None), (4.0, None), (6.0, b"1")]
+)
+def test_patience_is_what_a_question_may_take(
+    patience: float, answer: bytes | None
+) -> None:
+    async def work() -> None:
+        disk = Disk(5.0)
+        await MemoryStore.put(disk, "a", b"1", FAR)
+        store = FallbackStore(disk, print)
+        assert await store.patient(patience).get("a") == answer
+
+    _, took = run_fast(work())
+    assert took == pytest.approx(min(patience, 5.0), abs=0.01)
+
+
+def test_busy_store_is_asked_again_by_who_is_patient() -> None:
+    async def work() -> None:
+        busy = Failing(StoreBusy, 20)
+        await busy.put("a", b"1", FAR)
+        store = FallbackStore(busy, print)
+        assert await store.get("a") is None
+        assert await store.patient(10).get("a") == b"1"
+
+    _, took = run_fast(work())
+    assert 1 < took < 3
+
+
+def test_broken_store_is_left_at_once_also_by_who_is_patient() -> None:
+    told: list[str] = []
+
+    async def work() -> None:
+        broken = Failing(StoreError, 1)
+        store = FallbackStore(broken, told.append)
+        patient = store.patient(10)
+        assert await patient.get("a") is None
+        assert store.is_memory_only
+        assert patient.is_memory_only
+        await patient.put("a", b"1", FAR)
+        assert await store.get("a") == b"1"
+
+    _, took = run_fast(work())
+    assert took < 0.1
+    assert told == ["nothing outlives this process: no"]
+
+
+def test_allowance_is_spent_together_and_renewed() -> None:
+    allowance = Allowance()
+    assert allowance.begin(100.0) == BOUND + FREE
+    assert allowance.begin(100.6) == pytest.approx(BOUND - 0.6 + 2 * FREE)
+    allowance.end(100.6 + FREE)
+    allowance.end(100.6 + FREE)
+    assert allowance.begin(100.7) == pytest.approx(0.4 + FREE, abs=0.01)
+    assert allowance.begin(102.0) == 0.0
+    allowance.end(102.0)
+    allowance.end(102.0)
+    assert allowance.begin(102.0) == 0.0
+    allowance.end(102.0)
+    half = allowance.begin(102.0 + RENEWED / 2)
+    assert half == pytest.approx(BOUND / 2 + FREE)
+    allowance.end(102.0 + RENEWED / 2)
+    assert allowance.begin(102.0 + 5 * RENEWED) == BOUND + FREE
+
+
+def test_what_a_healthy_disk_takes_is_not_counted() -> None:
+    allowance = Allowance()
+    for number in range(1000):
+        assert allowance.begin(100.0 + number) == BOUND + FREE
+        allowance.end(100.0 + number + FREE)
