@@ -46,6 +46,8 @@ def sentences(
 
 
 def _meaning(record: Record, now: float, options: MemoryOptions) -> str:
+    if record.is_lone_doubt:
+        return "asked in its turn until another message meets the same"
     match standing(record, now, options):
         case Standing.PAUSED:
             return f"asked last for {_span(record.since + record.pause - now)}"

@@ -241,6 +241,7 @@ class Dialogue:
             self._clock() - self._entered,
             Scope.HOST,
             text=reply.text if reply else text,
+            is_transient=reply is not None and reply.is_transient,
         )
         return SessionFailed(finding, reply)
 

@@ -136,6 +136,7 @@ class Finding(NamedTuple):
             (6 s without SYN-ACK, 30 s in a later phase); False when only our
             patience ended.
         text: What the host or the system said, printable, for the log.
+        is_transient: The host said it with a 4yz (RFC 5321 §4.2.1): not now.
     """
 
     verdict: Verdict
@@ -144,3 +145,4 @@ class Finding(NamedTuple):
     scope: Scope = Scope.HOST
     full: bool = True
     text: str = ""
+    is_transient: bool = False

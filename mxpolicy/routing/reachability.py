@@ -26,8 +26,14 @@ a recovered host left aside is not. It is never shorter than one try took.
 
 What is kept for all mail to a candidate depends on neither message nor nexthop:
 how connecting, greeting and EHLO failed. A verdict that may be due to either is
-kept beside the nexthop, and only changes the order there: nobody can pause
-another's host by pointing his own domain at it.
+kept beside the nexthop, and only changes the order there: no sender and no domain
+can pause a host that others have mail for. Doubt at the final dot changes the order
+only when two messages were in doubt: one may have met a content filter.
+
+A 4yz to the connection or to EHLO says "not now", and that the host is there: it has
+too many connections, perhaps ours. It only changes the order if the host was ready a
+moment ago, or if it is the first one: other connections may just be waiting for their
+greeting. It never makes a pause longer.
 
 Times are UTC seconds, because processes and machines share what is remembered. A
 clock that is set back or forward makes a verdict unknown, never a pause longer.
@@ -76,8 +82,17 @@ KEPT = 14 * 86400.0
 # 45 at most; whoever has died has left it to the next one after this time.
 LEASE = 60.0
 
-# A host that is as it was is written down again after this time.
-NEWS_EVERY = 300.0
+# A host that is as it was is written down again after this time. Each message to a
+# healthy host reads its record anyway; one write in half a minute costs nothing.
+NEWS_EVERY = 30.0
+
+# A 4yz greeting within a minute of a ready session is about the number of sessions.
+# What is written of the last one may be older than that by the time above.
+READY_LATELY = 60.0 + NEWS_EVERY
+
+# A 4yz greeting is a full verdict when it is met again after this time. Sessions that
+# began together with the first one have had the slowest greeting by then.
+STILL_NOT_NOW = 30.0
 
 # Clocks of machines that share a store differ.
 SKEW = 5.0
@@ -86,14 +101,19 @@ SKEW = 5.0
 BROKEN_TLS = 3600.0
 
 # For how long small segments are used. They cost little; a stall costs half a minute.
+# Kept for all mail, as no outsider can bring it about: it takes a path that lets small
+# segments pass and swallows large ones.
 NARROW_PATH = 86400.0
+
+# For how long a message in doubt at the final dot is a witness for the next one.
+DOUBT_AT_DOT = 86400.0
 
 # So many SYNs go unanswered in this time (0, 1 and 3 s) that it looks no better.
 DOUBTFUL_CONNECT = 3.0
 
-# Never reason for a longer pause: the host says "not now", or our own kernel has no
-# route, which changes for all hosts of an address family at once.
-_NEVER_DOUBLED = frozenset({Verdict.GREETING_4XX, Verdict.NO_ROUTE})
+# Never reason for a longer pause: our own kernel has no route, which changes for all
+# hosts of an address family at once.
+_NEVER_DOUBLED = frozenset({Verdict.NO_ROUTE})
 
 _SAID_LENGTH = 80
 
@@ -114,7 +134,7 @@ class Record(NamedTuple):
         tls_broken: When a TLS handshake failed that clear text went without.
         small_segments: When only small TCP segments got through to it.
         name: The host's name when it was last met.
-        witness: By which message it was seen to stall.
+        witness: The message that was in doubt at the final dot.
         said: What the host or the system said, printable.
     """
 
@@ -133,6 +153,11 @@ class Record(NamedTuple):
     witness: str = ""
     said: str = ""
 
+    @property
+    def is_lone_doubt(self) -> bool:
+        """Whether one message was in doubt at the final dot, and no other one yet."""
+        return self.phase is Phase.DOT and not self.full
+
     def is_tls_broken(self, now: float) -> bool:
         """Return whether STARTTLS had better not be tried."""
         return self.tls_broken is not None and 0 <= now - self.tls_broken < BROKEN_TLS
@@ -145,32 +170,33 @@ class Record(NamedTuple):
 
 NOTHING = Record()
 
+# A stall may be due to the message's size, a loop is due to the nexthop.
+_OF_NEXTHOP = frozenset({Verdict.STALLED, Verdict.LOOPS_TO_MYSELF})
+
+# How a session breaks in the transaction, or at its final dot.
+_BROKEN = frozenset({Verdict.CLOSED, Verdict.SILENT, Verdict.STALLED})
+
 
 # -- what happened ------------------------------------------------------------
 
 
 def is_about_host(finding: Finding) -> bool:
     """Return whether *finding* concerns all mail to the candidate."""
-    if finding.scope is not Scope.HOST:
-        return False
-    if finding.verdict is Verdict.STALLED:
-        return True
     return (
-        finding.phase <= Phase.EHLO and finding.verdict is not Verdict.LOOPS_TO_MYSELF
+        finding.scope is Scope.HOST
+        and finding.phase <= Phase.EHLO
+        and finding.verdict not in _OF_NEXTHOP
     )
 
 
 def is_about_nexthop(finding: Finding) -> bool:
     """Return whether *finding* is remembered, but for mail to the same nexthop only.
 
-    Not what came after the final dot: the host may have the message, and is the
-    one that can best tell when it is sent again.
+    In the transaction only a session that broke: a reply is about the message.
     """
     if finding.scope is not Scope.HOST or is_about_host(finding):
         return False
-    if finding.phase is Phase.TRANSACTION:
-        return finding.verdict in {Verdict.CLOSED, Verdict.SILENT}
-    return finding.phase < Phase.TRANSACTION
+    return finding.phase < Phase.TRANSACTION or finding.verdict in _BROKEN
 
 
 def after_failure(
@@ -190,14 +216,12 @@ def after_failure(
         options: For the pauses.
         chance: 0 to 1. It makes the pause shorter, by up to a fifth, so that not all
             candidates of a network that failed together are due together.
-        witness: Names the message; a stall seen by one message alone may be its own.
+        witness: Names the message.
     """
-    full = finding.full
-    if finding.verdict is Verdict.STALLED:
-        full = record.verdict is Verdict.STALLED and record.witness != witness
     before = standing(record, now, options)
-    if not full and record.full and before is not Standing.UNKNOWN:
-        return record  # it is known better than that
+    full = _is_full(record, before, finding, now, witness)
+    if not full and _says_as_much(record, before, finding):
+        return record
     return record._replace(
         verdict=finding.verdict,
         phase=finding.phase,
@@ -205,9 +229,46 @@ def after_failure(
         since=now,
         pause=_next_pause(record, before, finding, full, options, chance),
         waited=finding.waited,
-        witness=witness if finding.verdict is Verdict.STALLED else "",
+        witness=witness if finding.phase is Phase.DOT else "",
         said=printable(finding.text, _SAID_LENGTH),
+        small_segments=_small_segments_after(record, finding, full),
     )
+
+
+def _is_full(
+    record: Record, before: Standing, finding: Finding, now: float, witness: str
+) -> bool:
+    """Return whether *finding*, after what is remembered, makes a full verdict."""
+    if finding.phase is Phase.DOT:
+        has_witness = record.verdict is not None and record.phase is Phase.DOT
+        is_recent = -SKEW <= now - record.since < DOUBT_AT_DOT
+        return has_witness and is_recent and (record.full or record.witness != witness)
+    if not (finding.full and finding.is_transient):
+        return finding.full
+    ready = record.last_ready
+    if ready is not None and -SKEW <= now - ready < READY_LATELY:
+        return False
+    if record.verdict is not finding.verdict or before is Standing.UNKNOWN:
+        return False
+    return record.full or now - record.since >= STILL_NOT_NOW
+
+
+def _says_as_much(record: Record, before: Standing, finding: Finding) -> bool:
+    """Return whether what is remembered says at least as much as a doubt does.
+
+    Of several "not now" the first counts: from there on it is to be confirmed.
+    """
+    if before is Standing.UNKNOWN:
+        return False
+    is_repeated = finding.is_transient and record.verdict is finding.verdict
+    return record.full or (is_repeated and before is Standing.PAUSED)
+
+
+def _small_segments_after(record: Record, finding: Finding, full: bool) -> float | None:
+    """Forget small segments where nothing is answered: perhaps it is due to them."""
+    if full and finding.verdict in {Verdict.FILTERED, Verdict.SILENT}:
+        return None
+    return record.small_segments
 
 
 def _next_pause(
@@ -219,11 +280,14 @@ def _next_pause(
     chance: float,
 ) -> float:
     pause = options.pause
-    if full and record.full:
+    if finding.phase is Phase.DOT:
+        pause = options.longest_pause  # each doubt may be one more copy
+    elif full and record.full:
         if before is Standing.PAUSED:
             # Many who found it out at the same time make it no worse.
             return min(record.pause, options.longest_pause)
-        if before is Standing.DUE and finding.verdict not in _NEVER_DOUBLED:
+        may_double = not (finding.is_transient or finding.verdict in _NEVER_DOUBLED)
+        if before is Standing.DUE and may_double:
             pause = 2 * record.pause
     shortened = min(pause, options.longest_pause) * (1 - chance / 5)
     return min(max(shortened, finding.waited), options.longest_pause)
@@ -235,12 +299,11 @@ def after_ready(
     connect_time: float | None = None,
     greeting_latency: float | None = None,
 ) -> Record:
-    """Return what is remembered of a candidate that is ready: one success clears.
+    """Return what is kept for all of a candidate that is ready: one success clears.
 
-    A stall is not cleared by it, for it comes after that; see `after_taking`.
+    A candidate that has taken a message is ready, too.
     """
-    if record.verdict is not Verdict.STALLED:
-        record = _cleared(record)
+    record = _cleared(record)
     if connect_time is not None:
         record = record._replace(connect_time=connect_time)
     if greeting_latency is not None:
@@ -269,7 +332,7 @@ def _is_near(before: float | None, after: float | None) -> bool:
 
 
 def after_taking(record: Record) -> Record:
-    """Return what is remembered of a candidate that has taken a message."""
+    """Return what is kept for a nexthop of a candidate that has taken a message."""
     return _cleared(record)
 
 
@@ -316,7 +379,7 @@ class Standing(Enum):
 
 def standing(record: Record, now: float, options: MemoryOptions) -> Standing:
     """Return where a candidate stands at *now*, UTC seconds."""
-    if record.verdict is None:
+    if record.verdict is None or record.is_lone_doubt:
         return Standing.UNKNOWN
     pause = min(record.pause, options.longest_pause)
     age = now - record.since
@@ -325,7 +388,7 @@ def standing(record: Record, now: float, options: MemoryOptions) -> Standing:
         return Standing.UNKNOWN
     if age < pause:
         return Standing.PAUSED
-    if age < 2 * pause and record.verdict is not Verdict.STALLED:
+    if age < 2 * pause:
         return Standing.DUE
     return Standing.UNKNOWN
 

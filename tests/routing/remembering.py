@@ -182,9 +182,8 @@ class World:
         probed = []
         if advice.has_other:
             probed = [one for one in advice.due if self._lease(one, now)]
-        elif not self._lease_all(now):
-            too_long = now - at >= LONGEST_WAIT
-            return Sent(at, None, now - at, (), (), "fast") if too_long else None
+        elif not self._lease_all(now) and now - at < LONGEST_WAIT:
+            return None
         sent = self._race(now, advice.order, probed)
         return sent._replace(at=at, took=sent.took + now - at)
 

@@ -39,6 +39,14 @@ from tests.routing.simulation import (
 FILTERED = Finding(Verdict.FILTERED, Phase.CONNECT, 6.0, text="no answer")
 DOUBT = Finding(Verdict.FILTERED, Phase.CONNECT, 1.5, full=False)
 STALLED = Finding(Verdict.STALLED, Phase.TRANSACTION, 20.0)
+IN_DOUBT = Finding(Verdict.CLOSED, Phase.DOT, 0.1)
+BUSY = Finding(
+    Verdict.GREETING_4XX, Phase.GREETING, 0.1, text="421 busy", is_transient=True
+)
+BUSY_AT_EHLO = Finding(
+    Verdict.EHLO_REFUSED, Phase.EHLO, 0.1, text="421 busy", is_transient=True
+)
+NOT_NOW = pytest.mark.parametrize("busy", [BUSY, BUSY_AT_EHLO], ids=["220", "ehlo"])
 
 PRIMARY, BACKUP = ranked_hosts(2)
 DAY = 86400.0
@@ -98,11 +106,85 @@ def test_pause_is_longer_than_one_try_costs() -> None:
     assert fail(NOTHING, slow, START, chance=1.0).pause == 300
 
 
-@pytest.mark.parametrize("verdict", [Verdict.GREETING_4XX, Verdict.NO_ROUTE])
-def test_some_verdicts_never_double(verdict: Verdict) -> None:
-    finding = Finding(verdict, Phase.GREETING, 0.1)
+def test_no_route_never_doubles() -> None:
+    finding = Finding(Verdict.NO_ROUTE, Phase.CONNECT, 0.1)
     record = fail(NOTHING, finding, START)
     assert fail(record, finding, START + 61).pause == 60
+
+
+# --- "not now": 4yz to the connection or to EHLO
+
+
+@NOT_NOW
+def test_too_many_connections_of_a_host_that_was_ready_only_reorder(
+    busy: Finding,
+) -> None:
+    ready = after_ready(NOTHING, START)
+    for later in (0.1, 30.0, 60.0):
+        record = fail(ready, busy, START + later)
+        assert not record.full
+        advice = advise(
+            [PRIMARY, BACKUP], {PRIMARY: record}, {}, START + later, DEFAULTS
+        )
+        assert advice.order == (BACKUP, PRIMARY)
+        alone = advise([PRIMARY], {PRIMARY: record}, {}, START + later, DEFAULTS)
+        assert alone.has_other
+        assert not alone.is_hopeless
+
+
+@NOT_NOW
+def test_too_many_connections_reorder_while_others_are_taken_all_the_time(
+    busy: Finding,
+) -> None:
+    # What is written is only written now and then: the host is ready each second.
+    stored = after_ready(NOTHING, START)
+    for second in range(1, 600):
+        now = START + second
+        ready = after_ready(stored, now)
+        stored = ready if is_news(stored, ready) else stored
+        for later in (0.5, 59.0):
+            assert not fail(stored, busy, now + later).full
+
+
+@NOT_NOW
+def test_first_not_now_of_a_cold_host_is_a_doubt_while_others_await_their_220(
+    busy: Finding,
+) -> None:
+    record = fail(NOTHING, busy, START)
+    for later in (0.1, 6.0, 29.0):
+        record = fail(record, busy, START + later)
+        assert not record.full
+
+
+@NOT_NOW
+def test_host_that_goes_on_saying_not_now_is_fully_paused_and_never_doubled(
+    busy: Finding,
+) -> None:
+    record = fail(NOTHING, busy, START)
+    for later in range(1, 32):
+        record = fail(record, busy, START + later)
+    assert record.full
+    for _ in range(4):
+        record = fail(record, busy, record.since + record.pause + 1)
+        assert (record.full, record.pause) == (True, 60)
+
+
+def test_not_now_after_another_failure_is_not_confirmed_by_it() -> None:
+    record = fail(NOTHING, DOUBT, START)
+    assert not fail(record, BUSY, START + 40).full
+    full = fail(NOTHING, FILTERED, START)
+    assert fail(full, BUSY, START + 10) == full
+
+
+def test_host_that_took_a_message_a_moment_ago_has_been_ready() -> None:
+    # A transaction of ten minutes, and others are told that there are too many.
+    record = fail(after_ready(NOTHING, START), BUSY, START + 599)
+    record = after_ready(record, START + 600)
+    assert at(record, START + 600) is Standing.UNKNOWN
+    assert not fail(record, BUSY, START + 650).full
+
+
+# --- doubt
 
 
 def test_doubt_has_the_first_pause_and_never_doubles() -> None:
@@ -132,22 +214,47 @@ def test_one_success_clears_and_latencies_stay() -> None:
     assert again.greeting_latency == 6.1
 
 
-def test_stall_is_a_full_verdict_when_two_messages_have_seen_it() -> None:
-    record = fail(NOTHING, STALLED, START, by="one")
-    assert not record.full
-    assert not fail(record, STALLED, START + 5, by="one").full
-    assert fail(record, STALLED, START + 5, by="two").full
-
-
-def test_stall_is_cleared_by_a_message_taken_not_by_readiness() -> None:
-    record = fail(NOTHING, STALLED, START, by="one")
-    assert at(after_ready(record, START + 1), START + 1) is Standing.PAUSED
+def test_stall_is_cleared_by_a_message_taken() -> None:
+    record = fail(NOTHING, STALLED, START)
+    assert at(record, START + 1) is Standing.PAUSED
     assert after_taking(record) == NOTHING
 
 
-def test_stalled_host_is_not_probed() -> None:
-    record = fail(NOTHING, STALLED, START)
-    assert at(record, START + 61) is Standing.UNKNOWN
+def test_in_doubt_at_the_dot_reorders_after_two_messages_of_a_day() -> None:
+    def order(record: Record, now: float) -> tuple[Candidate, ...]:
+        hosts = [PRIMARY, BACKUP]
+        return advise(hosts, {}, {PRIMARY: record}, now, DEFAULTS).order
+
+    record = fail(NOTHING, IN_DOUBT, START, by="one")
+    assert order(record, START + 1) == (PRIMARY, BACKUP)
+    record = fail(record, IN_DOUBT, START + 400, by="one")
+    assert order(record, START + 401) == (PRIMARY, BACKUP)
+    record = fail(record, IN_DOUBT, START + 3600, by="two")
+    assert order(record, START + 3601) == (BACKUP, PRIMARY)
+    assert order(record, START + 3600 + 599) == (BACKUP, PRIMARY)
+    # The pause is over, and it goes to the first one again: one doubt is enough now.
+    assert order(record, START + 3600 + 601) == (PRIMARY, BACKUP)
+    again = fail(record, IN_DOUBT, START + 9000, by="two")
+    assert order(again, START + 9001) == (BACKUP, PRIMARY)
+    # One success clears, and what was a day ago is no witness.
+    assert after_taking(record) == NOTHING
+    late = fail(record, IN_DOUBT, START + 2 * DAY, by="three")
+    assert order(late, START + 2 * DAY + 1) == (PRIMARY, BACKUP)
+
+
+def test_lone_doubt_at_the_dot_does_not_hide_what_reorders_already() -> None:
+    silent = Finding(Verdict.SILENT, Phase.TRANSACTION, 60.0)
+    record = fail(NOTHING, silent, START)
+    assert fail(record, IN_DOUBT, START + 1) == record
+    record = fail(fail(NOTHING, IN_DOUBT, START), silent, START + 1)
+    assert at(record, START + 2) is Standing.PAUSED
+
+
+def test_small_segments_that_are_not_answered_are_given_up() -> None:
+    narrow = Record(small_segments=START)
+    assert fail(narrow, DOUBT, START + 1).needs_small_segments(START + 1)
+    assert fail(narrow, BUSY, START + 1).needs_small_segments(START + 1)
+    assert not fail(narrow, FILTERED, START + 1).needs_small_segments(START + 1)
 
 
 @pytest.mark.parametrize("step", [-365 * DAY, -3600.0, -61.0, 61.0, 3600.0, 365 * DAY])
@@ -200,9 +307,9 @@ def test_probe_that_could_not_tell_leaves_a_slow_greeter_to_the_next_message() -
 def test_healthy_host_is_written_down_now_and_then_only() -> None:
     first = after_ready(NOTHING, START, 0.03, 0.5)
     assert is_news(NOTHING, first)
-    assert not is_news(first, after_ready(first, START + 60, 0.05, 0.55))
-    assert is_news(first, after_ready(first, START + 60, 0.05, 6.0))
-    assert is_news(first, after_ready(first, START + 301, 0.03, 0.5))
+    assert not is_news(first, after_ready(first, START + 29, 0.05, 0.55))
+    assert is_news(first, after_ready(first, START + 29, 0.05, 6.0))
+    assert is_news(first, after_ready(first, START + 31, 0.03, 0.5))
     assert is_news(first, fail(first, FILTERED, START + 1))
     failed = fail(first, FILTERED, START + 1)
     assert is_news(failed, after_ready(failed, START + 2, 0.03, 0.5))
@@ -222,42 +329,42 @@ def test_what_was_worked_around_is_not_tried_for_a_while() -> None:
 # --- whom a finding is about
 
 
-@pytest.mark.parametrize(
-    ("finding", "host", "nexthop"),
-    [
-        (FILTERED, True, False),
-        (Finding(Verdict.SILENT, Phase.GREETING, 30.0), True, False),
-        (Finding(Verdict.GREETING_5XX, Phase.GREETING, 0.1), True, False),
-        (Finding(Verdict.EHLO_REFUSED, Phase.EHLO, 0.1), True, False),
-        (STALLED, True, False),
-        (Finding(Verdict.LOOPS_TO_MYSELF, Phase.EHLO, 0.1), False, True),
-        (Finding(Verdict.STARTTLS_MISSING, Phase.TLS, 0.1), False, True),
-        (Finding(Verdict.TLS_FAILED, Phase.TLS, 0.1), False, True),
-        (Finding(Verdict.SILENT, Phase.TRANSACTION, 60.0), False, True),
-        (Finding(Verdict.CLOSED, Phase.TRANSACTION, 60.0), False, True),
-        (Finding(Verdict.TRANSIENT, Phase.TRANSACTION, 0.1), False, False),
-        (Finding(Verdict.PERMANENT, Phase.TRANSACTION, 0.1), False, False),
-        (Finding(Verdict.UNFIT, Phase.TRANSACTION, 0.1), False, False),
-        (Finding(Verdict.SILENT, Phase.DOT, 600.0), False, False),
-        (Finding(Verdict.CLOSED, Phase.CONNECT, 0, Scope.SITE), False, False),
-        (Finding(Verdict.SILENT, Phase.CONNECT, 0, Scope.MESSAGE), False, False),
-    ],
-    ids=lambda value: f"{value.verdict.value}" if isinstance(value, Finding) else "",
-)
+ALL, NEXTHOP, NOT = "for all mail", "for its nexthop", "not"
+
+# By phase: what is kept of a finding about the host, verdicts by name apart.
+KEPT_OF_HOST: dict[Phase, tuple[str, dict[Verdict, str]]] = {
+    phase: (ALL, {Verdict.STALLED: NEXTHOP, Verdict.LOOPS_TO_MYSELF: NEXTHOP})
+    for phase in (Phase.CONNECT, Phase.GREETING, Phase.EHLO)
+}
+KEPT_OF_HOST |= {phase: (NEXTHOP, {}) for phase in (Phase.TLS, Phase.READY)}
+KEPT_OF_HOST |= {
+    phase: (
+        NOT,
+        dict.fromkeys((Verdict.CLOSED, Verdict.SILENT, Verdict.STALLED), NEXTHOP),
+    )
+    for phase in (Phase.TRANSACTION, Phase.DOT)
+}
+
+
+@pytest.mark.parametrize("scope", Scope, ids=lambda one: one.value)
+@pytest.mark.parametrize("phase", Phase, ids=lambda one: one.word)
+@pytest.mark.parametrize("verdict", Verdict, ids=lambda one: one.value)
 def test_finding_is_kept_for_all_for_the_nexthop_or_not(
-    finding: Finding, host: bool, nexthop: bool
+    verdict: Verdict, phase: Phase, scope: Scope
 ) -> None:
-    assert is_about_host(finding) is host
-    assert is_about_nexthop(finding) is nexthop
+    usual, others = KEPT_OF_HOST[phase]
+    expected = others.get(verdict, usual) if scope is Scope.HOST else NOT
+    finding = Finding(verdict, phase, 1.0, scope)
+    assert is_about_host(finding) is (expected == ALL)
+    assert is_about_nexthop(finding) is (expected == NEXTHOP)
 
 
 def test_no_domain_pauses_anothers_host() -> None:
     # What mail of one's own can bring about at a host that is another's: everything
-    # after EHLO. None of it is kept for all, but for a stall that is seen twice.
+    # after EHLO. None of it is kept for all.
     for verdict in Verdict:
         for phase in (Phase.TLS, Phase.READY, Phase.TRANSACTION, Phase.DOT):
-            finding = Finding(verdict, phase, 1.0)
-            assert is_about_host(finding) is (verdict is Verdict.STALLED)
+            assert not is_about_host(Finding(verdict, phase, 1.0))
     bad = fail(NOTHING, Finding(Verdict.SILENT, Phase.TRANSACTION, 60.0), START)
     elsewhere = advise([PRIMARY, BACKUP], {}, {}, START, DEFAULTS)
     assert elsewhere.order == (PRIMARY, BACKUP)
@@ -510,11 +617,34 @@ def test_burst_after_an_outage_defers_nobody_and_makes_no_storm() -> None:
     assert len(waited) <= 199
 
 
-def test_waiting_ends_when_who_has_the_lease_has_died() -> None:
+def test_wait_for_the_lease_of_a_dead_process_ends_in_a_delivery() -> None:
     world = World((PRIMARY,), lambda one, now: GOOD)
     world._kept[PRIMARY] = encode(fail(NOTHING, FILTERED, START))
     world._lease(PRIMARY, START + 60)
-    stuck = world.send(START + 61)
-    assert stuck.outcome == "fast"
-    assert stuck.took == 15
-    assert world.send(START + 121).outcome == "delivered"
+    sent = world.send(START + 61)
+    assert sent.outcome == "delivered"
+    assert 15 <= sent.took < 16
+
+
+@pytest.mark.parametrize("greets", [9.0, 20.0, 29.0, 60.0, 250.0])
+def test_recovered_host_that_greets_slowly_is_given_up_by_no_message(
+    greets: float,
+) -> None:
+    slow = greeting_after(greets)
+    world = World((PRIMARY,), lambda one, now: slow)
+    world._kept[PRIMARY] = encode(fail(NOTHING, FILTERED, START))
+    sent = world.send_all([START + 61] * 100)
+    assert {one.outcome for one in sent} == {"delivered"}
+    # One went ahead. The others waited, and then had a connection each.
+    assert len(world.dialled) == 100
+
+
+def test_queue_for_a_silent_host_dials_for_fifteen_seconds_of_a_pause() -> None:
+    world = World((PRIMARY,), lambda one, now: SILENT)
+    world._kept[PRIMARY] = encode(fail(NOTHING, FILTERED, START))
+    sent = world.send_all([START + 61 + second for second in range(300)])
+    dialled = [one.at for one in sent if one.dialled]
+    # The probe ends after 30 s; who had waited for 15 s by then has dialled.
+    assert {one.outcome for one in sent} == {"deferred", "fast"}
+    assert len(dialled) <= 16 + 16
+    assert dialled[0] == START + 61
