@@ -76,8 +76,9 @@ LEASED = "lease "
 # Seconds that a process of its own goes on for a probe after its message is settled.
 LINGER = 3.0
 
-# Seconds that a message without any other host waits for somebody else's probe, and
-# between two looks at what has come of it.
+# Seconds that a message without any other host waits for another one's probe, less up
+# to a fifth by chance: those that began to wait together do not dial together. And
+# between two looks at what has come of the probe.
 LONGEST_WAIT = 15.0
 LOOK_AGAIN = 0.25
 
@@ -262,12 +263,15 @@ class Visit:
     async def consult(
         self, candidates: Sequence[Candidate], deadline: float
     ) -> Advised:
-        """Return in which order *candidates* are asked, or why nobody is.
+        """Return in which order *candidates* are asked, or why none is.
 
-        Waits, when everyone has failed and somebody else is looking after them, for
-        what he finds, but not until *deadline*, on the clock.
+        When all have failed, one message probes them with its own delivery. The
+        others wait for what it finds, `LONGEST_WAIT` at most and not until
+        *deadline*, on the clock. Then each dials for itself, like any sender that
+        remembers nothing: whoever probes may be slow, or dead. A wait never ends
+        in a deferral, unless a new full verdict was written of every candidate.
         """
-        until = min(self._around.clock() + LONGEST_WAIT, deadline - LONGEST_WAIT)
+        until = min(self._around.clock() + self._wait(), deadline - LONGEST_WAIT)
         while True:
             advice, records = await self._advise(candidates)
             advised = Advised(advice.order, Recalled(records, self._memory.utc()))
@@ -275,14 +279,20 @@ class Visit:
                 if advice.has_other:
                     self._due = await self._lease_some(advice.due)
                 return advised
-            if not advice.is_hopeless and await self._lease_all(candidates):
+            if advice.is_hopeless:
+                return self._hopeless(candidates, records, advised)
+            if await self._lease_all(candidates):
                 advice, records = await self._advise(candidates)
                 if not advice.is_hopeless:
                     return advised
                 await self._release_all()
-            if advice.is_hopeless or self._around.clock() >= until:
                 return self._hopeless(candidates, records, advised)
+            if self._around.clock() >= until:
+                return advised
             await asyncio.sleep(LOOK_AGAIN)
+
+    def _wait(self) -> float:
+        return LONGEST_WAIT * (1 - self._memory.chance() / 5)
 
     @property
     def _defers_fast(self) -> bool:
@@ -366,7 +376,7 @@ class Visit:
             return
         for candidate in self._taken:
             if str(candidate) == outcome.relay:
-                self._change(host_key(candidate), after_taking)
+                self._learn(candidate, Ready())
                 self._change(self._nexthop_key(candidate), after_taking)
 
     def _failed(self, candidate: Candidate, finding: Finding) -> None:

@@ -62,7 +62,7 @@ class Behaviour:
 
     `steps` are its faults by step, `keywords` what EHLO lists; with STARTTLS among them
     it has a certificate of the lab's own CA. `recipients_max` is how many a transaction
-    may have before "too many". With `lockstep` it hangs up on a client that sends ahead
+    may have before "too many", `connections_max` how many there may be at a time. With `lockstep` it hangs up on a client that sends ahead
     even though it offers PIPELINING (a firewall between does that). With `listens`
     false nothing listens at the address, and its kernel refuses. `mailboxes` says what
     RCPT for a local part is answered, the first time, the second and so on; the last
@@ -77,6 +77,7 @@ class Behaviour:
         "ENHANCEDSTATUSCODES",
     )
     recipients_max: int = 1000
+    connections_max: int = 1000
     lockstep: bool = False
     listens: bool = True
     mailboxes: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -254,7 +255,7 @@ class Session:
     async def run(self) -> None:
         """Speak until the session ends; its record says how it did."""
         try:
-            await self._answer("CONNECT", ORDINARY["CONNECT"])
+            await self._greet()
             while True:
                 line = await self._wire.line()
                 if self._lockstep and self._wire.is_ahead:
@@ -268,6 +269,13 @@ class Session:
             self.record["ended"] = self.record["ended"] or "host stopped"
             self.record["until"] = time.time()
             self._writer.close()
+
+    async def _greet(self) -> None:
+        sessions = self._records.of_host(self._name)
+        if sum(not one["ended"] for one in sessions) > self._behaviour.connections_max:
+            await self._send("421 4.7.0 Too many connections")
+            raise EndOfSessionError("too many connections")
+        await self._answer("CONNECT", ORDINARY["CONNECT"])
 
     async def _command(self, line: str) -> None:
         self.record["commands"].append([time.time(), line])

@@ -18,6 +18,9 @@ pytestmark = pytest.mark.lab
 
 MXPOLICY = "mxpolicy"
 
+# Slow enough to have all its places taken, from the greeting on.
+FULL = Behaviour({"CONNECT": Step(delay=2), "MAIL": Step(delay=2)}, connections_max=5)
+
 SILENT = Behaviour({"CONNECT": Step(end="hush")})
 
 TWO = (Host("mx1", 10), Host("mx2", 20))
@@ -33,6 +36,7 @@ CASES = (
     case("again-silent", (Host("mx1", 10, SILENT), Host("mx2", 20))),
     case("again-recovers", (Host("mx1", 10, firewall="reset"), Host("mx2", 20))),
     case("again-dead"),
+    case("again-full", (Host("mx1", 10, FULL),)),
 )
 
 # The pauses are shortened by a fifth at most.
@@ -159,6 +163,23 @@ def test_many_deferrals_cost_one_connection_attempt_per_host_and_pause(
     for attempts in _attempts(lab, targets):
         assert 1 <= attempts <= 1 + pauses
     lab.firewall.forget_rules()
+
+
+def test_too_many_connections_put_off_no_message_unasked(lab: Lab) -> None:
+    one = placed(lab, "again-full")
+    host = one.host_name(one.case.hosts[0])
+    # Twice: first nothing is known of the host, then it was ready a moment ago.
+    for _ in range(2):
+        seen = len(lab.hosts.sessions(host))
+        queue_ids = [lab.send([f"user{n}@{one.domain}"]) for n in range(20)]
+        found = [lab.postfix.await_deliveries(each, 60)[0] for each in queue_ids]
+        put_off = [each.text for each in found if each.status != "sent"]
+        assert len(found) - len(put_off) >= 5
+        assert put_off, "the host was never full"
+        for text in put_off:
+            assert "421 4.7.0 Too many connections" in text
+            assert "found before" not in text
+        assert len(lab.hosts.sessions(host)) - seen >= 20
 
 
 def _attempts(lab: Lab, targets: list[str]) -> list[int]:
