@@ -339,7 +339,7 @@ class _Delivery:
     ) -> None:
         """Plan and attempt for one group; the owner of its whole trouble."""
         try:
-            plan = await self._plan(envelope, nexthop, domain, indices)
+            plan = await self._plan(envelope, nexthop, domain)
             if plan.refusal is not None:
                 refusal = await self._reprieved(domain, plan.refusal)
                 self._settle_group(indices, _as_far_as_known(plan, refusal))
@@ -436,14 +436,12 @@ class _Delivery:
         name = request.queue_id or f"{request.sender} {request.recipients}"
         return blake2b(name.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
-    async def _plan(
-        self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
-    ) -> Plan:
+    async def _plan(self, envelope: Envelope, nexthop: str, domain: str) -> Plan:
         plan = await self._planner.plan(
             parse_nexthop(nexthop, self._port),
             destination_domain=domain,
             reverse_path=envelope.reverse_path.wire if envelope.reverse_path else "",
-            forward_path=envelope.recipients[indices[0]].mailbox.wire,
+            forward_path=envelope.recipients[0].mailbox.wire,
         )
         plan = _with_remarks(plan)
         self._around.observe(

@@ -127,7 +127,8 @@ class Planner:
             destination_domain: The recipient's `Mailbox.domain`. Trouble with any
                 other nexthop is the operator's, and never bounces.
             reverse_path: With *forward_path* decides the order of equal hosts.
-            forward_path: The (first) recipient.
+            forward_path: The first recipient of the whole call, settled before or
+                not: so equal hosts keep their order over the retries of a message.
         """
         questions = asyncio.Semaphore(MAX_QUESTIONS)
         async with asyncio.TaskGroup() as group:
