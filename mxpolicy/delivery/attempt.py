@@ -8,9 +8,10 @@ out before that task goes on.
 
 Who is settled how
     A recipient is settled when a host takes the message for it, and when a
-    transaction ends that finally refused it or left it in doubt. A refusal from a worse host while a better
-    one is merely slow is kept, and the race goes on for that recipient. What is
-    unsettled at the end is settled by `history.combine` from all that was seen.
+    transaction ends that finally refused it or left it in doubt at a host for the
+    first time. A refusal from a worse host while a better one is merely slow is kept,
+    and so is a doubt that is not the first; the race goes on for that recipient. What
+    is unsettled at the end is settled by `history.combine` from all that was seen.
 
     What a host has said after the final dot stands, whatever happens to us after
     it: an exception of our own, or the end of our task.
@@ -20,8 +21,8 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import assert_never
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Protocol, assert_never
 
 from mxpolicy.delivery import events, trouble
 from mxpolicy.delivery.dialogue import SessionFailed
@@ -36,13 +37,13 @@ from mxpolicy.delivery.session import Session
 from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import LocalTrouble
-from mxpolicy.outcome import Outcome
+from mxpolicy.outcome import Deferred, Outcome
 from mxpolicy.protocol.smtp_client import Verb
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing import race as racing
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
 
-__all__ = ["DOT_TIME", "Attempt", "BeforeDot", "OutOfTime"]
+__all__ = ["DOT_TIME", "Attempt", "Journal", "OutOfTime"]
 
 # RFC 5321 §4.5.3.2.6: whoever gives up on the final dot sooner makes duplicates.
 DOT_TIME = 600.0
@@ -59,8 +60,22 @@ _Reason = racing.GiveUpReason
 # (recipient's index, outcome, delays, what was tried)
 Settle = Callable[[int, Outcome, Delays, tuple[str, ...]], None]
 
-# (relay, recipients' indices)
-BeforeDot = Callable[[str, Sequence[int]], Awaitable[None]]
+
+class Journal(Protocol):
+    """What an attempt tells and asks the journal: `mxpolicy.delivery.claims.Claims`."""
+
+    def doubts(self, index: int) -> Mapping[str, int]:
+        """{host name: how often it may have got the message for this recipient}."""
+
+    def note_doubt(self, indices: Iterable[int], host: str) -> None:
+        """*host* saw the final dot for these recipients, and has not answered it."""
+
+    async def dot_is_next(self, relay: str, indices: Iterable[int]) -> None:
+        """Called before each final dot, which is sent when it has returned.
+
+        Raises:
+            LocalTrouble: It is not to be sent.
+        """
 
 
 class OutOfTime(LocalTrouble):
@@ -79,8 +94,7 @@ class Attempt:
         began: When the message was taken in hand, on the clock.
         deadline: When it must be settled, on the clock.
         settle: Called once for each of *recipients*, as soon as its outcome is known.
-        before_dot: Called before each final dot, which is sent when it has returned,
-            and not sent when it raises `LocalTrouble`.
+        journal: What became of this message before, and becomes of it now.
         recalled: What is remembered of the candidates.
     """
 
@@ -95,7 +109,7 @@ class Attempt:
         began: float,
         deadline: float,
         settle: Settle,
-        before_dot: BeforeDot,
+        journal: Journal,
         recalled: Recalled = NOTHING_RECALLED,
     ) -> None:
         self._around = around
@@ -111,14 +125,14 @@ class Attempt:
         # With a deadline shorter than the operator should give, the dot gets
         # two thirds of it: nothing would ever be sent otherwise.
         self._dot_time = min(DOT_TIME, (deadline - began) * 2 / 3)
+        self._unsettled = set(recipients)
+        self._settle_in_door = settle
+        self._journal = journal
         self._race = racing.Race(
-            [recalled.entry(candidate) for candidate in plan.candidates],
+            [self._entry(candidate) for candidate in plan.candidates],
             self._options.race,
             deadline,
         )
-        self._unsettled = set(recipients)
-        self._settle_in_door = settle
-        self._before_dot = before_dot
         self._history = History(
             self._race.has_better_pending, self._options.greeting_5xx
         )
@@ -127,7 +141,8 @@ class Attempt:
         # Ready: waiting to be taken, or taken.
         self._sessions: dict[Candidate, Session] = {}
         self._phase: dict[Candidate, Phase] = {}
-        self._results: list[tuple[Candidate, TransactionResult]] = []
+        # Of transactions that are not concluded: one, or none.
+        self._results: dict[Candidate, TransactionResult] = {}
         # Why nobody could do better than the one whose transaction we had to end.
         self._hopeless: _Reason | None = None
         self._delays = Delays(dns=self._planned - began)
@@ -146,13 +161,20 @@ class Attempt:
             async with asyncio.TaskGroup() as self._group:
                 self._perform(self._race.begin(self._clock()))
                 reason = await self._over  # everybody was dropped before it
+        except BaseException:
+            self._settle_what_hosts_have()
+            raise
         finally:
             self._set_alarm(None)
             for session in self._sessions.values():
                 session.quit()
-            self._settle_what_hosts_have()
         for index in sorted(self._unsettled):
             self._settle(index, self._history.combine(index, reason))
+
+    def _entry(self, candidate: Candidate) -> racing.Entry:
+        doubts = (self._journal.doubts(index) for index in self._unsettled)
+        most = max((one.get(candidate.host, 0) for one in doubts), default=0)
+        return self._recalled.entry(candidate)._replace(doubts=most)
 
     # -- the race's actions -----------------------------------------------
 
@@ -302,7 +324,7 @@ class Attempt:
         self._begin_transfer(session)
         wanted = self._history.open_to(candidate, sorted(self._unsettled))
         result = TransactionResult()
-        self._results.append((candidate, result))
+        self._results[candidate] = result
         ending = None
         try:
             unfit = self._misfit(session, wanted)
@@ -424,6 +446,7 @@ class Attempt:
         waited = now - self._transfer_began
         self._delays = self._delays._replace(transfer=waited)
         self._settle_taken(candidate, result, ending)
+        del self._results[candidate]
         alone = len(wanted) == 1
         undecided = self._settle_refused(candidate, result, waited, alone)
         over = self._hopeless if self._unsettled else _Reason.EXHAUSTED
@@ -436,7 +459,8 @@ class Attempt:
         elif ending is None:
             # Those left were not offered: they have a refusal from a better host.
             ending = Finding(Verdict.PERMANENT, Phase.TRANSACTION, waited)
-        self._perform(self._race.resume(ending, now))
+        in_doubt = bool(result.in_doubt)
+        self._perform(self._race.resume(ending, now, in_doubt=in_doubt))
 
     def _settle_taken(
         self, candidate: Candidate, result: TransactionResult, ending: Finding | None
@@ -446,7 +470,20 @@ class Attempt:
             self._settle(index, trouble.delivered(result.delivered[index], relay))
         for index in sorted(result.in_doubt):
             assert ending is not None, "a dot without an answer is a broken session"
-            self._settle(index, trouble.in_doubt(ending, relay))
+            self._doubt(candidate, index, trouble.in_doubt(ending, relay))
+
+    def _doubt(self, candidate: Candidate, index: int, outcome: Deferred) -> None:
+        """Settle one for whom the host may have the message, or go on if it did before.
+
+        The first time nobody else is asked: it would be a second copy. Whoever does
+        not answer the second time may never, and then others may have a copy too.
+        """
+        is_first = candidate.host not in self._journal.doubts(index)
+        self._journal.note_doubt([index], candidate.host)
+        if is_first:
+            self._settle(index, outcome)
+        else:
+            self._history.in_doubt(index, outcome)
 
     def _settle_refused(
         self,
@@ -497,7 +534,7 @@ class Attempt:
 
     async def dot_is_next(self, relay: str, recipients: Sequence[int]) -> None:
         """Let the owner of the message know (see `Control`)."""
-        await self._before_dot(relay, recipients)
+        await self._journal.dot_is_next(relay, recipients)
 
     def taken(self, relay: str, recipients: Sequence[int], reply: Reply) -> None:
         """Settle *recipients* at once: nothing that comes now can undo it."""
@@ -522,23 +559,23 @@ class Attempt:
     def _settle_what_hosts_have(self) -> None:
         """Settle those for whom a dot was out when something stopped us.
 
-        Nothing to do unless a transaction was not concluded: by a bug, or because
-        our task was cancelled.
+        A bug, or that our task was cancelled.
         """
-        for candidate, result in self._results:
+        outcomes: dict[int, Outcome] = dict(self._history.all_in_doubt())
+        for candidate, result in self._results.items():
             relay = str(candidate)
-            outcomes: dict[int, Outcome] = {
+            outcomes |= {
                 index: trouble.delivered(reply, relay)
                 for index, reply in result.delivered.items()
             }
             stopped = Finding(
                 Verdict.CLOSED, Phase.DOT, 0.0, Scope.SITE, text="stopped by ourselves"
             )
-            for index in result.in_doubt:
-                outcomes[index] = trouble.in_doubt(stopped, relay)
-            for index in self._unsettled & outcomes.keys():
-                self._settle_in_door(index, outcomes[index], self._delays, ())
-                self._unsettled.discard(index)
+            self._journal.note_doubt(result.in_doubt, candidate.host)
+            outcomes |= dict.fromkeys(result.in_doubt, trouble.in_doubt(stopped, relay))
+        for index in self._unsettled & outcomes.keys():
+            self._settle_in_door(index, outcomes[index], self._delays, ())
+            self._unsettled.discard(index)
 
     def _tell(self, event: events.Event) -> None:
         self._around.observe(event)

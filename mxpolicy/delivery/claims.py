@@ -24,7 +24,6 @@ from mxpolicy.delivery.journal import (
     Settled,
     State,
     deferred_entry,
-    host_of,
     is_alive,
     judge,
     myself,
@@ -229,8 +228,6 @@ class Claims:
             self._settled[index] = entry
             self._do_later(lambda: self._keep(index, entry))
             return
-        if isinstance(outcome, Deferred) and outcome.may_have_arrived:
-            self.note_doubt([index], host_of(outcome.relay))
         self._do_later(lambda: self._let_go(index))
 
     async def _keep(self, index: int, entry: Entry) -> None:

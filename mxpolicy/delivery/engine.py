@@ -34,7 +34,7 @@ from mxpolicy.net.resolver import Resolver
 from mxpolicy.options import Options, YesNo
 from mxpolicy.outcome import Bounced, Delivered, Outcome
 from mxpolicy.reply import printable
-from mxpolicy.routing.candidate import DIRECT, Candidate
+from mxpolicy.routing.candidate import DIRECT
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
 from mxpolicy.routing.own import OwnIdentity
 from mxpolicy.routing.track_record import is_missing, is_stand_in
@@ -389,14 +389,14 @@ class _Delivery:
             visit.probe()
             attempt = Attempt(
                 self._around.observed_by(observe),
-                plan._replace(candidates=self._ordered(advised.candidates, indices)),
+                plan._replace(candidates=advised.candidates),
                 envelope,
                 indices,
                 self._mail_data,
                 began=self._began,
                 deadline=deadline,
                 settle=settle,
-                before_dot=self._claims.dot_is_next,
+                journal=self._claims,
                 recalled=advised.recalled,
             )
             await attempt.run()
@@ -404,18 +404,6 @@ class _Delivery:
         finally:
             await visit.finish(linger)
         return was_taken
-
-    def _ordered(
-        self, candidates: tuple[Candidate, ...], indices: list[int]
-    ) -> tuple[Candidate, ...]:
-        """Return them with those last who may have the message, and did not say so."""
-        doubts = [self._claims.doubts(index) for index in indices]
-        return tuple(
-            sorted(
-                candidates,
-                key=lambda candidate: max(one.get(candidate.host, 0) for one in doubts),
-            )
-        )
 
     async def _reprieved(self, domain: str, refusal: Outcome) -> Outcome:
         """Return *refusal*, deferred where the domain took mail until just now."""
@@ -471,6 +459,8 @@ class _Delivery:
         tried: tuple[str, ...],
     ) -> None:
         place = self._recipients[index].place
+        if isinstance(outcome, Bounced):
+            outcome = trouble.with_doubts(outcome, self._claims.doubts(index))
         if place not in self._outcomes:
             self._claims.settled(index, outcome)
             self._settle(place, outcome, delays, tried)

@@ -7,7 +7,7 @@ the failure that tells most, then everybody who was tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mxpolicy.delivery import trouble
@@ -66,6 +66,7 @@ class History:
         # For one recipient, or (None) for all.
         self._failures: list[tuple[int | None, Failure]] = []
         self._refused_by: dict[int, Rank] = {}
+        self._in_doubt: dict[int, Deferred] = {}
 
     def failed(
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
@@ -75,6 +76,17 @@ class History:
             finding, str(candidate), reply, self._greeting_5xx
         )
         self._failures.append((None, Failure(candidate, finding, judgement)))
+
+    def in_doubt(self, index: int, outcome: Deferred) -> None:
+        """A host may have the message for this recipient, and others are asked all the same.
+
+        *outcome* is from `trouble.in_doubt`.
+        """
+        self._in_doubt[index] = outcome
+
+    def all_in_doubt(self) -> Mapping[int, Deferred]:
+        """Return what `in_doubt` was told."""
+        return self._in_doubt
 
     def unfit(self, candidate: Candidate, why: trouble.Misfit) -> Finding:
         """*candidate*'s EHLO reply rules the message out; return what the race is told."""
@@ -133,8 +145,17 @@ class History:
         ]
 
     def combine(self, index: int, reason: GiveUpReason) -> Deferred | Bounced:
-        """Return the outcome of a recipient whom nobody took; see `combine`."""
-        return combine(self._of(index), reason=reason, is_overruled=self._is_overruled)
+        """Return the outcome of a recipient whom nobody took; see `combine`.
+
+        When it is deferred, that a host may have the message matters most.
+        """
+        outcome = combine(
+            self._of(index), reason=reason, is_overruled=self._is_overruled
+        )
+        doubt = self._in_doubt.get(index)
+        if doubt is None or isinstance(outcome, Bounced):
+            return outcome
+        return doubt._replace(text=trouble.one_line(f"{doubt.text}; {outcome.text}"))
 
     def tried(self, index: int) -> tuple[str, ...]:
         """Return one printable text for each failure that concerns this recipient."""

@@ -31,6 +31,7 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from mxpolicy.address import AddressError
+from mxpolicy.delivery.trouble import one_line
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply, printable
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
@@ -60,7 +61,7 @@ V = TypeVar("V", int, float)
 
 # Seconds: a deadline is at most a day.
 LONGEST_CLAIM = 25 * 3600.0
-# Of a reply, kept; the rest is in the log.
+# Of the text for who has it, kept; a refusal is kept whole, for the sender.
 MAX_TEXT = 400
 # Bytes of an entry. An attempt dials 32 hosts at most, and adds few to those of before.
 MAX_ENTRY = 4096
@@ -314,14 +315,13 @@ _EARLIER = " (delivered earlier)"
 def settled_entry(outcome: Outcome) -> Entry | None:
     """Return what is kept of *outcome*, None when it settles nothing."""
     match outcome:
-        case Delivered():
-            state = State.DELIVERED
-        case Bounced():
-            state = State.REFUSED
+        case Delivered(status, text, _, relay):
+            text = printable(text, MAX_TEXT)
+            return Entry(State.DELIVERED, NOBODY, 0.0, relay, status, text)
+        case Bounced(status, text, _, relay):
+            return Entry(State.REFUSED, NOBODY, 0.0, relay, status, one_line(text))
         case Deferred():
             return None
-    text = printable(outcome.text, MAX_TEXT)
-    return Entry(state, NOBODY, 0.0, outcome.relay, outcome.status, text)
 
 
 def deferred_entry(past: Past) -> Entry | None:

@@ -319,6 +319,21 @@ def in_doubt(finding: Finding, relay: str) -> Deferred:
     return Deferred(_BAD_CONNECTION, one_line(text + more), None, relay, True)
 
 
+def with_doubts(refusal: Bounced, hosts: Iterable[str]) -> Bounced:
+    """Return *refusal*, and who may have the message all the same."""
+    names = sorted(hosts)
+    if not names:
+        return refusal
+    more = f" and {len(names) - _MAX_DOUBTED} more" * (len(names) > _MAX_DOUBTED)
+    note = "; but may have been delivered by " + ", ".join(names[:_MAX_DOUBTED]) + more
+    text = printable(refusal.text, MAX_OUTCOME_TEXT - len(note))
+    return refusal._replace(text=one_line(text + note))
+
+
+# A name has 253 characters at most.
+_MAX_DOUBTED = 2
+
+
 def misfit(
     extensions: Extensions, *, size: int, needs_smtputf8: bool, masked: bool = False
 ) -> Misfit | None:

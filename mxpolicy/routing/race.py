@@ -19,6 +19,9 @@ order of preference (RFC 5321 §5.1), would not have caused. From it follows:
   paid out of turn, to a worse rank, do not count against a better one.
 * A candidate that had to make room for another before its utmost time, or grew
   tired of waiting for us, is asked again when all others have been asked.
+* A host that may have the message, and did not say so, comes after those who cannot
+  have it: whatever cuts every final dot there must not keep the message from them. A
+  5yz that they give it before its turn is no more final for that.
 
 Times are seconds on one monotonic clock, the caller's; a *now* never runs
 backwards. Several calls may carry the same *now*.
@@ -226,6 +229,11 @@ class _Runner:
         return self.entry.candidate.rank
 
     @property
+    def turn(self) -> tuple[int, Rank]:
+        """When it is asked; smaller is sooner. What it says counts by its rank."""
+        return self.entry.doubts, self.rank
+
+    @property
     def is_ready(self) -> bool:
         return self.phase is Phase.READY
 
@@ -264,8 +272,9 @@ class Race:
     """One attempt to find a ready host for one message.
 
     Args:
-        entries: In the order of trying, best first; of equal candidates the
-            first counts. May be empty: `begin` then gives up at once.
+        entries: In the order of trying, best first, save that the least doubtful
+            come before all others; of equal candidates the first counts. May be
+            empty: `begin` then gives up at once.
         timing: Delays, places (at least one of each) and grace.
         deadline: When the whole message must be settled. Finding a ready host
             may take a third of what is left of it at `begin`, all rounds
@@ -277,7 +286,8 @@ class Race:
         self, entries: Sequence[Entry], timing: RaceOptions, deadline: float
     ) -> None:
         self._runners: dict[Candidate, _Runner] = {}
-        for place, entry in enumerate(entries):
+        in_turn = sorted(entries, key=lambda entry: entry.doubts)
+        for place, entry in enumerate(in_turn):
             self._runners.setdefault(entry.candidate, _Runner(entry, place))
         self._timing = timing
         self._deadline = deadline
@@ -349,11 +359,14 @@ class Race:
         self._taken.was_kept_waiting = False  # it did not mind
         return [self._let_go(runner, now) for runner in self._open()]
 
-    def resume(self, finding: Finding, now: float) -> list[Action]:
+    def resume(
+        self, finding: Finding, now: float, *, in_doubt: bool = False
+    ) -> list[Action]:
         """Go on: the taken one's session ended with recipients not settled.
 
-        Never call it when the host may have the message (anything but a reply
-        after the final dot): another host would make it a duplicate.
+        Never call it for those for whom the host may have the message for the first
+        time (anything but a reply after the final dot): another host would make it a
+        duplicate.
 
         Args:
             finding: TRANSIENT when a reply of 4yz left a recipient unsettled;
@@ -361,6 +374,8 @@ class Race:
                 other verdict when no reply decided (CLOSED, SILENT, STALLED, a
                 reply that was about the session). `Scope.SITE` as in `failed`.
             now: The time.
+            in_doubt: The host may have the message for some, as before. No other
+                address of it is asked.
 
         Returns actions as `begin` does. One of the others that is ready is
         taken at once. After PERMANENT only candidates of a better rank than the
@@ -376,9 +391,10 @@ class Race:
         §4.5.3.2.7).
         """
         assert self._mode is _Mode.SUSPENDED, "nobody is taken"
+        actions = self._leave_host(now) if in_doubt else []
         self._note_end_of_taken(finding)
         self._open_round(now)
-        actions: list[Action] = [
+        actions += [
             self._let_go(runner, now)
             for runner in self._open()
             if not self._may_be_asked(runner)
@@ -526,6 +542,25 @@ class Race:
             return Drop(runner.candidate)
         return Drop(runner.candidate, finding)
 
+    def _leave_host(self, now: float) -> list[Action]:
+        """Have the taken one's host fail as a whole, whatever its addresses."""
+        taken = self._taken
+        taken.was_kept_waiting = False
+        same = [
+            r
+            for r in self._runners.values()
+            if r.candidate.host == taken.candidate.host
+        ]
+        actions: list[Action] = [
+            self._let_go(runner, now)
+            for runner in same
+            if runner.standing is _Standing.OPEN
+        ]
+        for runner in same:
+            if runner is not taken:
+                runner.standing = _Standing.FAILED
+        return actions
+
     def _give_up(self, now: float) -> list[Action]:
         """Drop everybody and end. Who had its full time has failed."""
         self._mode = _Mode.OVER
@@ -597,7 +632,7 @@ class Race:
 
     def _best_ready(self) -> _Runner | None:
         ready = [runner for runner in self._open() if runner.is_ready]
-        return min(ready, key=lambda r: (r.rank, r.since, r.place), default=None)
+        return min(ready, key=lambda r: (r.turn, r.since, r.place), default=None)
 
     def _grace_ends(self, best: _Runner) -> float:
         """Return until when a better one may still overtake; the past if none may.
@@ -605,7 +640,7 @@ class Race:
         One that is asked again does not wait: it may have grown tired of just that.
         """
         if best.is_second_run or not any(
-            runner.rank < best.rank and runner.phase >= Phase.GREETING
+            runner.turn < best.turn and runner.phase >= Phase.GREETING
             for runner in self._open()
         ):
             return -inf

@@ -58,11 +58,14 @@ class Entry(NamedTuple):
         connect_time: Seconds from SYN to SYN-ACK when last seen, None if unknown.
         greeting_latency: Seconds from SYN-ACK to the 220 when last seen, None
             if unknown.
+        doubts: How often the host saw this message's final dot in earlier attempts and
+            did not answer it; of several recipients the most.
     """
 
     candidate: Candidate
     connect_time: float | None = None
     greeting_latency: float | None = None
+    doubts: int = 0
 
 
 def patience(

@@ -17,14 +17,22 @@ from tests.helpers.scripted_smtp import ScriptedHost, serve
 from tests.helpers.socket_loop import run_with_sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from typing import Any
 
-    from mxpolicy.delivery.attempt import BeforeDot
     from mxpolicy.delivery.events import Delays, Event
     from mxpolicy.outcome import Outcome
 
-__all__ = ["HELO", "MESSAGE", "Played", "deliver", "envelope", "mail_data", "play"]
+__all__ = [
+    "HELO",
+    "MESSAGE",
+    "Journal",
+    "Played",
+    "deliver",
+    "envelope",
+    "mail_data",
+    "play",
+]
 
 HELO = "client.example.net"
 MESSAGE = b"Subject: test\r\n\r\nHello.\r\n"
@@ -76,8 +84,31 @@ def mail_data(data: bytes = MESSAGE) -> MailData:
     return made
 
 
-async def no_journal(relay: str, recipients: Sequence[int]) -> None:
-    """Note nothing."""
+class Journal:
+    """What an attempt is told of its message's past, and tells.
+
+    Attributes:
+        dots: (relay, recipients) of each final dot.
+        noted: (recipient, host) of each doubt.
+    """
+
+    def __init__(self, *doubts: Mapping[str, int]) -> None:
+        """Take {host name: doubts} for each recipient, as far as there were any."""
+        self._doubts = list(doubts)
+        self.dots: list[tuple[str, list[int]]] = []
+        self.noted: list[tuple[int, str]] = []
+
+    def doubts(self, index: int) -> Mapping[str, int]:
+        """See `mxpolicy.delivery.attempt.Journal`."""
+        return self._doubts[index] if index < len(self._doubts) else {}
+
+    def note_doubt(self, indices: Iterable[int], host: str) -> None:
+        """See `mxpolicy.delivery.attempt.Journal`."""
+        self.noted += [(index, host) for index in indices]
+
+    async def dot_is_next(self, relay: str, indices: Iterable[int]) -> None:
+        """See `mxpolicy.delivery.attempt.Journal`."""
+        self.dots.append((relay, list(indices)))
 
 
 async def play(
@@ -94,7 +125,7 @@ async def play(
     is_myself: Callable[[str], bool] = lambda name: False,
     spoil: Callable[[MailData], None] = lambda message: None,
     settled: dict[int, Outcome] | None = None,
-    before_dot: BeforeDot = no_journal,
+    journal: Journal | None = None,
 ) -> Played:
     """Attempt a delivery to *hosts*, which are open.
 
@@ -104,7 +135,7 @@ async def play(
         observe: Told everything too, and may raise.
         spoil: Done to the mail data.
         settled: Filled, for who will not get an answer.
-        before_dot: Told before each final dot.
+        journal: By default there is no past.
     """
     settled = {} if settled is None else settled
     if preferences is None:
@@ -145,7 +176,7 @@ async def play(
         began=began,
         deadline=began + deadline,
         settle=settle,
-        before_dot=before_dot,
+        journal=journal or Journal(),
     )
     try:
         await attempt.run()

@@ -19,9 +19,9 @@ from mxpolicy.options import (
     TlsOptions,
     TransactionOptions,
 )
-from mxpolicy.outcome import Deferred, Delivered, Outcome
+from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.routing.candidate import Phase, Scope
-from tests.delivery.attempts import MESSAGE, Played, deliver, play, run
+from tests.delivery.attempts import MESSAGE, Journal, Played, deliver, play, run
 from tests.helpers.scripted_smtp import EXTENSIONS, End, ScriptedHost
 from tests.helpers.socket_loop import let_pass
 
@@ -474,6 +474,50 @@ def test_nobody_else_is_asked_when_the_dot_was_not_answered(
     assert not second.visits
     assert len(played.tried[0]) == 1
     assert played.seconds == pytest.approx(seconds, abs=0.1)
+
+
+@pytest.mark.parametrize("reply", ["250 Ok", "451 4.2.0 later", "550 5.1.1 Who?"])
+def test_others_are_asked_when_the_dot_was_not_answered_the_second_time(
+    reply: str,
+) -> None:
+    first, second = ScriptedHost({".": End.CLOSE}), ScriptedHost({"RCPT": reply})
+    journal = Journal({"mx11.example.com": 1, "mx12.example.com": 1})
+    played = deliver(first, second, journal=journal)
+    assert len(first.messages) == 1
+    assert len(second.visits) == 1
+    assert journal.noted == [(0, "mx11.example.com")]
+    match played.outcome:
+        case Delivered():
+            assert reply == "250 Ok"
+        case Bounced(_, text):
+            assert "Who?" in text
+        case Deferred(_, text, may_have_arrived=may_have_arrived):
+            assert may_have_arrived
+            assert text.count("message may be sent more than once") == 1
+            assert "4.2.0 later" in text
+
+
+def test_doubt_that_is_not_the_first_is_told_when_the_caller_cancels() -> None:
+    first, silent = (
+        ScriptedHost({".": End.CLOSE}),
+        ScriptedHost({"CONNECT": End.SILENT}),
+    )
+    settled: dict[int, Outcome] = {}
+    journal = Journal({"mx11.example.com": 1, "mx12.example.com": 1})
+
+    async def work() -> None:
+        task = asyncio.create_task(
+            play(first, silent, settled=settled, journal=journal)
+        )
+        await asyncio.sleep(5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(first, silent, work=work)
+    assert journal.noted == [(0, "mx11.example.com")]
+    assert [status(one) for one in settled.values()] == ["Deferred 4.4.2"]
+    assert "message may be sent more than once" in settled[0].text
 
 
 def test_others_are_asked_for_those_who_had_no_part_in_the_dot() -> None:

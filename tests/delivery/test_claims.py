@@ -99,6 +99,8 @@ def test_entry_goes_from_claim_over_the_dot_to_the_outcome(
         if dot:
             await claims.dot_is_next(HOST, [0])
             assert await site.state(0) is State.DOT_SENT
+        if outcome is IN_DOUBT:
+            claims.note_doubt([0], "mx1.example")
         claims.settled(0, outcome)
         await claims.finish([outcome])
         assert await site.state(0) is state
@@ -263,6 +265,7 @@ def test_doubts_and_waits_of_a_deferred_recipient_add_up_until_it_is_settled() -
             assert claims.doubts(0) == ({"mx1.example": times - 1} if times > 1 else {})
             await claims.dot_is_next(HOST, [0, 1])
             claims.note_wait([1], "mx2.example", "rcpt", 60.0)
+            claims.note_doubt([0], "mx1.example")
             claims.settled(0, IN_DOUBT)
             claims.settled(1, LATER)
             await claims.finish([IN_DOUBT, LATER])
@@ -303,7 +306,9 @@ def test_doubt_of_this_attempt_outlives_a_kill_before_the_next_dot_is_answered()
 def test_doubt_is_told_though_the_claim_could_not_be_written() -> None:
     async def work(site: Site) -> None:
         claims = site.claims()
-        claims.settled(0, IN_DOUBT)  # never claimed, as far as the store knows
+        # Never claimed, as far as the store knows.
+        claims.note_doubt([0], "mx1.example")
+        claims.settled(0, IN_DOUBT)
         await claims.finish([IN_DOUBT])
         again = site.claims()
         await again.claim([0])

@@ -28,7 +28,9 @@ from mxpolicy.delivery.journal import (
     is_alive,
     judge,
     myself,
+    settled_entry,
 )
+from mxpolicy.delivery.trouble import with_doubts
 from mxpolicy.outcome import Bounced, Delivered
 from mxpolicy.reply import EnhancedStatus
 
@@ -109,6 +111,16 @@ def test_settled_entry_stays_settled(owner: Owner, alive: bool, now: float) -> N
 )
 def test_entry_that_contradicts_itself_is_not_there(made_wrong: Entry) -> None:
     assert judge(made_wrong, ME, 0.0, alive=True) == Claimed()
+
+
+def test_refusal_is_replayed_whole_who_may_have_the_message_included() -> None:
+    hosts = [f"{'x' * 60}.host{number}.example" for number in range(9)]
+    refusal = with_doubts(Bounced(REFUSED, "550 5.1.1 " + "x" * 900, None, HOST), hosts)
+    there = settled_entry(refusal)
+    assert there is not None
+    found = Entry.decode(there.encode())
+    assert found is not None
+    assert judge(found, ME, 0.0, alive=False) == Settled(refusal)
 
 
 @pytest.mark.parametrize("state", State)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
 from mxpolicy.delivery import events
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.net.dial import dial
-from mxpolicy.options import Options
+from mxpolicy.options import JournalOptions, Options, YesNo
+from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.state.memory import MemoryStore
 from tests.delivery.attempts import mail_data, run
 from tests.helpers.fake_resolver import FakeResolver
-from tests.helpers.scripted_smtp import Answer, Script, ScriptedHost
+from tests.helpers.scripted_smtp import Answer, End, Script, ScriptedHost
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.events import Event
@@ -33,21 +36,25 @@ class Site:
         mx: Name, preference and host; a name that comes twice has two addresses.
     """
 
-    def __init__(self, *mx: tuple[str, int, ScriptedHost]) -> None:
+    def __init__(
+        self, *mx: tuple[str, int, ScriptedHost], journal: YesNo = YesNo.YES
+    ) -> None:
         self.now = START
         self.happened: list[Event] = []
         self._ports: dict[str, int] = {}
-        addresses: dict[str, list[str]] = {}
-        for name, _, host in mx:
-            candidate = host.candidate()
-            self._ports[candidate.address] = candidate.port
-            addresses.setdefault(f"{name}.example.com", []).append(candidate.address)
-        records = dict.fromkeys(
-            (preference, f"{name}.example.com") for name, preference, _ in mx
-        )
-        resolver = FakeResolver(mx={"example.com": list(records)}, a=addresses)
+        self._mx: list[tuple[int, str]] = []
+        self._addresses: dict[str, list[str]] = {}
+        resolver = FakeResolver()
+        resolver.mx["example.com"] = self._mx
+        resolver.addresses["A"] = self._addresses  # type: ignore[assignment]
+        for name, preference, host in mx:
+            self.add(name, preference, host)
         self.engine = Engine(
-            Options(helo="mail.example.net", allow_dial=("127.0.0.0/8",)),
+            Options(
+                helo="mail.example.net",
+                allow_dial=("127.0.0.0/8",),
+                journal=JournalOptions(keep=journal),
+            ),
             self.happened.append,
             store=MemoryStore(lambda: self.now),
             clock=asyncio.get_running_loop().time,
@@ -55,6 +62,21 @@ class Site:
             lookups=resolver,
             dial=self._dial,
         )
+
+    def add(self, name: str, preference: int, host: ScriptedHost) -> None:
+        """Publish one address more of a host."""
+        candidate = host.candidate()
+        self._ports[candidate.address] = candidate.port
+        addresses = self._addresses.setdefault(f"{name}.example.com", [])
+        addresses.append(candidate.address)
+        if len(addresses) == 1:
+            self._mx.append((preference, f"{name}.example.com"))
+
+    def move(self, name: str, host: ScriptedHost) -> None:
+        """Give a host another address."""
+        self._addresses[f"{name}.example.com"].clear()
+        self.add(name, 0, host)
+        self._mx.pop()
 
     async def _dial(self, candidate: Candidate, /, *, mss: int | None = None) -> Stream:
         there = candidate._replace(port=self._ports[candidate.address])
@@ -72,6 +94,8 @@ class Site:
             return await self.engine.deliver(request, message)
         finally:
             message.close()
+            troubles = [one for one in self.happened if isinstance(one, events.Trouble)]
+            assert not troubles, troubles[0].text
 
     def dialled(self) -> list[str]:
         """Return the hosts that were dialled since it was asked last."""
@@ -113,3 +137,184 @@ def test_equal_hosts_keep_their_order_when_a_recipient_is_settled() -> None:
         assert len(firsts) > 1, "the order is not the same for all messages"
 
     run(*hosts, work=work)
+
+
+# -- a host that does not answer the final dot ------------------------------------------
+
+CUT: Script = {".": End.CLOSE}
+
+
+def deferred_in_doubt(outcome: Outcome, host: str) -> bool:
+    """Whether it says so, and names *host*."""
+    return (
+        isinstance(outcome, Deferred)
+        and outcome.may_have_arrived
+        and outcome.text.startswith(f"{host}.example.com[")
+        and "message may be sent more than once" in outcome.text
+    )
+
+
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET, End.SILENT])
+def test_host_that_cuts_every_dot_does_not_keep_the_message_from_the_next(
+    end: End,
+) -> None:
+    cutting, good = ScriptedHost({".": end}), ScriptedHost()
+
+    async def work() -> None:
+        site = Site(("mx1", 10, cutting), ("mx2", 20, good))
+        (outcome,) = await site.send("bob")
+        assert deferred_in_doubt(outcome, "mx1")
+        assert site.dialled() == ["mx1"], "nobody else in the same attempt"
+        assert statuses(await site.send("bob")) == ["Delivered 2.0.0"]
+        assert (len(cutting.messages), len(good.taken)) == (1, 1)
+        assert statuses(await site.send("bob")) == ["Delivered 2.0.0"]
+        assert (len(cutting.messages), len(good.taken)) == (1, 1)
+
+    run(cutting, good, work=work)
+
+
+def test_message_that_one_filter_cuts_goes_by_the_next_host_and_others_do_not() -> None:
+    # The first dot is cut, whoever's it is; all later ones are not.
+    filtering, good = ScriptedHost({".": [End.CLOSE, "250 2.0.0 Ok"]}), ScriptedHost()
+
+    async def work() -> None:
+        site = Site(("mx1", 10, filtering), ("mx2", 20, good))
+        await site.send("bob", queue_id="CUT")
+        await site.send("bob", queue_id="OTHER")
+        assert len(filtering.taken) == 1
+        assert statuses(await site.send("bob", queue_id="CUT")) == ["Delivered 2.0.0"]
+        assert (len(filtering.messages), len(good.taken)) == (2, 1)
+
+    run(filtering, good, work=work)
+
+
+def test_all_that_cut_are_asked_the_least_doubtful_first() -> None:
+    hosts = [ScriptedHost(CUT) for _ in range(3)]
+
+    async def work() -> None:
+        names = ("mx1", "mx2", "mx3")
+        site = Site(*zip(names, (10, 20, 30), hosts, strict=True))
+        for name in names:  # a first doubt ends the attempt
+            (outcome,) = await site.send("bob")
+            assert deferred_in_doubt(outcome, name)
+            assert site.dialled() == [name]
+        for _ in range(2):  # a second one goes on
+            (outcome,) = await site.send("bob")
+            assert isinstance(outcome, Deferred)
+            assert outcome.may_have_arrived
+            assert sorted(site.dialled()) == [*names]
+        assert [len(host.messages) for host in hosts] == [3, 3, 3]
+
+    run(*hosts, work=work)
+
+
+def test_second_doubt_goes_on_and_a_first_one_after_it_ends_the_attempt() -> None:
+    first, second, third = (ScriptedHost(CUT) for _ in range(3))
+    second_up = ScriptedHost(is_refused=True)
+
+    async def work() -> None:
+        site = Site(("mx1", 10, first), ("mx2", 20, second_up))
+        await site.send("bob")
+        (outcome,) = await site.send("bob")
+        # The only one that answers: it is asked again, and is in doubt again.
+        assert deferred_in_doubt(outcome, "mx1")
+        assert site.dialled() == ["mx1", "mx2", "mx1"]
+        site.move("mx2", second)
+        site.add("mx3", 30, third)
+        (outcome,) = await site.send("bob")
+        assert deferred_in_doubt(outcome, "mx2")
+        assert site.dialled() == ["mx2"]
+
+    run(first, second, third, second_up, work=work)
+
+
+def test_worse_hosts_5yz_is_not_final_before_the_doubtful_better_one_is_heard() -> None:
+    # A lost connection, once, and a stale backup.
+    better = ScriptedHost({".": [End.CLOSE, "250 2.0.0 Ok"]})
+    stale = ScriptedHost({"RCPT": "550 5.1.1 Who?"})
+
+    async def work() -> None:
+        site = Site(("mx1", 10, better), ("mx2", 20, stale))
+        await site.send("bob")
+        assert statuses(await site.send("bob")) == ["Delivered 2.0.0"]
+        assert site.dialled() == ["mx1", "mx2", "mx1"]
+
+    run(better, stale, work=work)
+
+
+def test_bounce_by_a_worse_host_names_who_may_have_the_message() -> None:
+    cutting, refusing = ScriptedHost(CUT), ScriptedHost({"RCPT": "550 5.1.1 Who?"})
+
+    async def work() -> None:
+        site = Site(("mx1", 10, cutting), ("mx2", 20, refusing))
+        assert deferred_in_doubt((await site.send("bob"))[0], "mx1")
+        (outcome,) = await site.send("bob")
+        assert isinstance(outcome, Bounced)
+        assert "Who?" in outcome.text
+        assert "may have been delivered by mx1.example.com" in outcome.text
+        assert len(cutting.messages) == 2
+
+    run(cutting, refusing, work=work)
+
+
+def test_addresses_of_one_host_are_one_host() -> None:
+    one, other, good = ScriptedHost(CUT), ScriptedHost(CUT), ScriptedHost()
+
+    async def work() -> None:
+        site = Site(("mx1", 10, one), ("mx1", 10, other), ("mx2", 20, good))
+        await site.send("bob")
+        assert statuses(await site.send("bob")) == ["Delivered 2.0.0"]
+        assert site.dialled() == ["mx1", "mx2"]
+        assert len(one.messages) + len(other.messages) == 1
+
+    run(one, other, good, work=work)
+
+
+def test_only_host_is_asked_again_and_once_an_attempt_whatever_its_addresses() -> None:
+    one, other = ScriptedHost(CUT), ScriptedHost(CUT)
+
+    async def work() -> None:
+        site = Site(("mx1", 10, one), ("mx1", 10, other))
+        for count in (1, 2, 3):
+            assert deferred_in_doubt((await site.send("bob"))[0], "mx1")
+            assert len(one.messages) + len(other.messages) == count
+
+    run(one, other, work=work)
+
+
+def test_each_recipient_has_doubts_of_its_own() -> None:
+    # Carol is put off before the dot at first, so she is in no doubt when Bob is.
+    cutting = ScriptedHost(rcpt(carol=[LATER, "250 2.1.5 Ok"]) | CUT)
+    good = ScriptedHost(rcpt(bob=[LATER, "250 2.1.5 Ok"], carol=LATER))
+
+    async def work() -> None:
+        site = Site(("mx1", 10, cutting), ("mx2", 20, good))
+        bob, carol = await site.send("bob", "carol")
+        assert deferred_in_doubt(bob, "mx1")
+        assert statuses([carol]) == ["Deferred 4.2.0"]
+        site.dialled()
+        # Both go to the second host first, which puts them off, and then to the first:
+        # his second doubt there goes on, and nobody is left; hers is a first one.
+        bob, carol = await site.send("bob", "carol")
+        assert deferred_in_doubt(bob, "mx1")
+        assert deferred_in_doubt(carol, "mx1")
+        assert site.dialled() == ["mx2", "mx1"]
+        bob, carol = await site.send("bob", "carol")
+        assert isinstance(bob, Delivered)
+        assert not isinstance(carol, Delivered)
+        assert [one.forward_paths for one in good.taken] == [("bob@example.com",)]
+
+    run(cutting, good, work=work)
+
+
+def test_without_a_journal_the_same_host_is_asked_again() -> None:
+    cutting, good = ScriptedHost(CUT), ScriptedHost()
+
+    async def work() -> None:
+        site = Site(("mx1", 10, cutting), ("mx2", 20, good), journal=YesNo.NO)
+        for count in (1, 2):
+            assert deferred_in_doubt((await site.send("bob"))[0], "mx1")
+            assert len(cutting.messages) == count
+        assert not good.messages
+
+    run(cutting, good, work=work)

@@ -494,3 +494,18 @@ def test_no_text_breaks_the_line_or_the_bound() -> None:
     assert outcome.text.isprintable()
     assert outcome.text.isascii()
     assert len(outcome.text) == trouble.MAX_OUTCOME_TEXT
+
+
+def test_bounce_names_who_may_have_the_message() -> None:
+    refusal = Bounced(EnhancedStatus(5, 1, 1), "550 5.1.1 Who?", None, RELAY)
+    assert trouble.with_doubts(refusal, {}) == refusal
+    assert trouble.with_doubts(refusal, {"mx1.example": 2}).text == (
+        "550 5.1.1 Who?; but may have been delivered by mx1.example"
+    )
+    long = trouble.with_doubts(
+        refusal._replace(text="550 " + "x" * 2000),
+        [f"mx{number}.{'y' * 200}.example" for number in range(5)],
+    )
+    assert len(long.text) <= trouble.MAX_OUTCOME_TEXT
+    assert long.text.endswith(".example and 3 more")
+    assert "...; but may have been delivered by mx0.yyy" in long.text

@@ -1015,3 +1015,79 @@ def test_racing_finds_a_ready_host_no_later_than_patience(
     assert played.outcome == "delivered"
     (took,) = [at for at, a in played.log if isinstance(a, Take)]
     assert took <= patient.ready_at + played.timing.grace + 1e-6
+
+
+# -- in doubt since an earlier attempt -------------------------------------------------
+
+IN_DOUBT = Finding(Verdict.CLOSED, Phase.DOT, 0.1)
+
+
+def doubtful_race(*entries: tuple[Candidate, int]) -> Race:
+    return Race([Entry(c, doubts=n) for c, n in entries], RaceOptions(), DEADLINE)
+
+
+def taken_one(race: Race, candidate: Candidate, now: float) -> None:
+    """Have *candidate*, which was dialled, win."""
+    assert Take(candidate) in race.reached(candidate, Phase.READY, now)
+
+
+def test_least_doubtful_host_is_dialled_first_and_by_preference_among_equals() -> None:
+    doubts = dict(zip(ranked_hosts(5), (2, 1, 0, 1, 0), strict=True))
+    best, second, third, fourth, last = doubts
+    played = Simulation(
+        dict.fromkeys(doubts, REFUSED),
+        entries=[Entry(c, doubts=n) for c, n in doubts.items()],
+    ).run()
+    started = [one.candidate for _, one in played.log if isinstance(one, Start)]
+    assert started == [third, last, second, fourth, best]
+
+
+def test_less_doubtful_host_wins_when_both_are_ready() -> None:
+    race = doubtful_race((BEST, 1), (MIDDLE, 0))
+    assert race.begin(0.0)[0] == Start(MIDDLE)
+    race.reached(MIDDLE, Phase.GREETING, 0.1)
+    assert Start(BEST) in race.wake(9.0)
+    # It is given the time that a better rank gets.
+    (wake,) = race.reached(BEST, Phase.READY, 9.1)
+    assert isinstance(wake, Wake)
+    assert Take(MIDDLE) in race.reached(MIDDLE, Phase.READY, 9.2)
+
+
+def test_5yz_before_its_turn_is_not_final_while_a_doubtful_better_host_is_left() -> (
+    None
+):
+    race = doubtful_race((BEST, 1), (MIDDLE, 0), (WORST, 0))
+    race.begin(0.0)
+    taken_one(race, MIDDLE, 0.1)
+    assert race.has_better_pending(MIDDLE)
+    actions = race.resume(SAYS_5YZ, 0.2)
+    assert [one for one in actions if isinstance(one, Start)] == [Start(BEST)]
+    taken_one(race, BEST, 0.3)
+    actions = race.resume(IN_DOUBT, 0.4, in_doubt=True)
+    assert actions == [GiveUp(GiveUpReason.EXHAUSTED)]
+    assert not race.has_better_pending(MIDDLE)
+
+
+def test_second_doubt_goes_on_to_other_hosts_and_to_no_address_of_the_same() -> None:
+    v6, v4 = dual_stack(BEST)
+    race = doubtful_race((v6, 1), (v4, 1), (MIDDLE, 1))
+    race.begin(0.0)
+    assert Start(v4) in race.wake(0.5)
+    taken_one(race, v6, 0.6)
+    actions = race.resume(IN_DOUBT, 0.7, in_doubt=True)
+    assert Drop(v4) in actions
+    assert Start(MIDDLE) in actions
+    assert Start(v4) not in actions
+    assert race.failed(MIDDLE, REFUSAL, 0.8) == [GiveUp(GiveUpReason.EXHAUSTED)]
+
+
+def test_host_in_doubt_is_not_asked_again_however_long_it_was_kept_waiting() -> None:
+    race = doubtful_race((BEST, 0), (MIDDLE, 1))
+    race.begin(0.0)
+    race.reached(BEST, Phase.GREETING, 0.1)
+    race.wake(9.0)
+    race.reached(MIDDLE, Phase.READY, 9.1)
+    race.reached(BEST, Phase.READY, 9.2)  # taken
+    race.resume(LOST, 30.0)  # MIDDLE was kept waiting, and is taken
+    actions = race.resume(IN_DOUBT, 30.1, in_doubt=True)
+    assert actions == [GiveUp(GiveUpReason.EXHAUSTED)]
