@@ -133,9 +133,7 @@ class Attempt:
             self._options.race,
             deadline,
         )
-        self._history = History(
-            self._race.has_better_pending, self._options.greeting_5xx
-        )
+        self._history = History(self._is_overruled, self._options.greeting_5xx)
         # Tasks that reach for a candidate, or offer it the message.
         self._runners: dict[Candidate, asyncio.Task[None]] = {}
         # Ready: waiting to be taken, or taken.
@@ -315,6 +313,13 @@ class Attempt:
     ) -> None:
         self._history.failed(candidate, finding, reply)
         self._tell(events.CandidateFailed(self._now(), candidate, finding))
+
+    def _is_overruled(self, candidate: Candidate) -> bool:
+        """Return whether a refusal by *candidate* is not final, now.
+
+        The one place where that is decided; asked again at the end of the attempt.
+        """
+        return self._race.has_better_pending(candidate)
 
     # -- the transaction --------------------------------------------------
 
@@ -509,11 +514,12 @@ class Attempt:
     def patience(self, standard: float) -> float:
         """Return the seconds to wait for a reply: fewer when others are waiting.
 
-        Never under `SHORTEST_PATIENCE`, and never past the time for the dot.
+        Never under `SHORTEST_PATIENCE`, and never past the time for the dot. A host
+        that has only outlasted this patience is asked again, with all its time.
         """
         left = self.time_before_dot()
         others = self._race.others_left()
-        if not others:
+        if not others or self._race.is_last_chance():
             return min(standard, left)
         share = min(self._options.transaction.silence, left / others)
         return min(standard, left, max(SHORTEST_PATIENCE, share))

@@ -18,12 +18,31 @@ from mxpolicy.net.ack_watch import AckWatch, StreamSilent, StreamStalled
 from mxpolicy.net.stream import Stream, StreamClosed
 from mxpolicy.protocol import smtp_client as smtp
 from mxpolicy.reply import Reply, printable
-from mxpolicy.routing.candidate import Finding, Phase, Scope, Verdict
+from mxpolicy.routing.candidate import Awaited, Finding, Phase, Scope, Verdict, Wait
 
 __all__ = ["Dialogue", "SessionFailed"]
 
 # Seconds between two looks at what has become of a command that nobody answers.
 _LOOK = 1.0
+
+# What we wait for in each state. A transaction after RSET begins with MAIL; of a dot
+# that is known not to have left, only the body was awaited.
+_AWAITED: dict[smtp.State, Awaited] = {
+    smtp.State.GREETING: Awaited.GREETING,
+    smtp.State.EHLO: Awaited.EHLO,
+    smtp.State.HELO: Awaited.EHLO,
+    smtp.State.STARTTLS: Awaited.TLS,
+    smtp.State.TLS_HANDSHAKE: Awaited.TLS,
+    smtp.State.READY: Awaited.MAIL,
+    smtp.State.RSET: Awaited.MAIL,
+    smtp.State.MAIL: Awaited.MAIL,
+    smtp.State.RCPT: Awaited.RCPT,
+    smtp.State.DATA: Awaited.DATA,
+    smtp.State.BODY: Awaited.BODY,
+    smtp.State.DOT: Awaited.BODY,
+    smtp.State.QUIT: Awaited.MAIL,
+    smtp.State.CLOSED: Awaited.BODY,
+}
 
 E = TypeVar("E")
 
@@ -111,7 +130,7 @@ class Dialogue:
         try:
             await self._wait_for_event(timeout)
         except TimeoutError:
-            raise self._failed(Verdict.SILENT, self._awaited()) from None
+            raise self._out_of_patience(timeout or 0.0) from None
         except StreamClosed as exc:
             raise self._failed(Verdict.CLOSED, str(exc)) from exc
         except RemoteProtocolError as exc:
@@ -175,7 +194,7 @@ class Dialogue:
         state = self._stream.send_state()
         patient = self._clock() - self._entered < self._dot_progress
         if state is not None and state.unsent and not patient:
-            raise self._failed(Verdict.SILENT, "its window is closed")
+            raise self._out_of_patience(self._dot_progress, text="its window is closed")
 
     async def _take_in(self) -> None:
         received = await self._stream.read()
@@ -227,6 +246,15 @@ class Dialogue:
             case _:
                 return Verdict.TRANSIENT
 
+    def _out_of_patience(
+        self, seconds: float, verdict: Verdict = Verdict.SILENT, text: str = ""
+    ) -> SessionFailed:
+        """Make the exception for a host that was waited for *seconds* in vain."""
+        failed = self._failed(verdict, text or self._awaited())
+        wait = Wait(_AWAITED[self._smtp.state], seconds)
+        failed.finding = failed.finding._replace(wait=wait)
+        return failed
+
     def _awaited(self) -> str:
         # What that means for the message, if anything, is `trouble`'s to say.
         return smtp.facts(self._smtp.state).log_words.partition(";")[0]
@@ -247,4 +275,5 @@ class Dialogue:
 
     def _unheard(self, exc: StreamSilent) -> SessionFailed:
         stalled = isinstance(exc, StreamStalled)
-        return self._failed(Verdict.STALLED if stalled else Verdict.SILENT, str(exc))
+        verdict = Verdict.STALLED if stalled else Verdict.SILENT
+        return self._out_of_patience(exc.seconds, verdict, str(exc))

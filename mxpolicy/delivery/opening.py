@@ -70,9 +70,15 @@ async def open_session(
         if failed.finding.phase is not Phase.TLS:
             raise
         may_be_too_large = failed.client_hello_was_sent
+        wait = failed.finding.wait
     if may_be_too_large and way is Way.ORDINARY:
         return await open_session(around, candidate, on_phase, Way.SMALL_SEGMENTS)
-    session = await _open_once(around, candidate, on_phase, way, tls=False)
+    try:
+        session = await _open_once(around, candidate, on_phase, way, tls=False)
+    except SessionFailed as failed:
+        # By us, if we have only been less patient with its handshake than others are.
+        failed.finding = failed.finding._replace(wait=wait)
+        raise
     session.had_to_be_in_clear = True
     return session
 

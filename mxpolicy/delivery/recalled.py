@@ -32,7 +32,12 @@ class Recalled:
     def entry(self, candidate: Candidate) -> Entry:
         """Return the candidate as the race takes it."""
         record = self._records.get(candidate, NOTHING)
-        return Entry(candidate, record.connect_time, record.greeting_latency)
+        return Entry(
+            candidate,
+            record.connect_time,
+            record.greeting_latency,
+            remembered=record.wait(self._now),
+        )
 
     def way(self, candidate: Candidate) -> Way:
         """Return how the candidate is dialled first."""

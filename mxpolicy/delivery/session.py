@@ -157,7 +157,7 @@ class Session(Dialogue):
                     return
                 reply = await self._ehlo()
         except TimeoutError:
-            failed = self._failed(Verdict.TLS_SILENT, self._awaited())
+            failed = self._out_of_patience(self._handshake_time, Verdict.TLS_SILENT)
             failed.client_hello_was_sent = self._client_hello_was_sent
             raise failed from None
         except (TLSError, RemoteProtocolError) as exc:

@@ -10,7 +10,17 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-__all__ = ["DIRECT", "Candidate", "Finding", "Phase", "Rank", "Scope", "Verdict"]
+__all__ = [
+    "DIRECT",
+    "Awaited",
+    "Candidate",
+    "Finding",
+    "Phase",
+    "Rank",
+    "Scope",
+    "Verdict",
+    "Wait",
+]
 
 DIRECT = "direct"
 
@@ -83,6 +93,34 @@ class Phase(IntEnum):
         return self.name.lower()
 
 
+class Awaited(Enum):
+    """What is awaited of a host; a patient sender has a time for each of them.
+
+    The value is the word that the journal keeps.
+    """
+
+    CONNECT = "connect"
+    GREETING = "greeting"
+    EHLO = "ehlo"
+    TLS = "tls"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+    BODY = "body"  # that bytes of the mail data are acknowledged
+
+
+class Wait(NamedTuple):
+    """A wait that ended because our patience did: the host has not failed.
+
+    Attributes:
+        awaited: For what.
+        seconds: How long.
+    """
+
+    awaited: Awaited
+    seconds: float
+
+
 class Verdict(Enum):
     """How a candidate failed. The value is the word that logs and JSON show."""
 
@@ -137,6 +175,8 @@ class Finding(NamedTuple):
             patience ended.
         text: What the host or the system said, printable, for the log.
         is_transient: The host said it with a 4yz (RFC 5321 §4.2.1): not now.
+        wait: Where a session ended because *our* patience did; None when the host
+            answered or failed. (Before *ready* the race itself ends the waits.)
     """
 
     verdict: Verdict
@@ -146,3 +186,4 @@ class Finding(NamedTuple):
     full: bool = True
     text: str = ""
     is_transient: bool = False
+    wait: Wait | None = None

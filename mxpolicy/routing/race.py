@@ -12,16 +12,23 @@ or a duplicate that a patient sender, asking one candidate after the other in
 order of preference (RFC 5321 §5.1), would not have caused. From it follows:
 
 * A candidate that is merely slow stays in the race while others start beside it.
-* What a worse rank refuses (4yz, 5yz) is not final while a better one has not
-  failed: a patient sender would have asked the better one first. The race goes
+* What a worse rank refuses (4yz, 5yz) is not final while a better one has not been
+  *heard*: a patient sender would have asked the better one first. The race goes
   on for it, and after a 5yz for nobody else.
 * A greylisting site gets two visits, not one for each of its hosts. But visits
   paid out of turn, to a worse rank, do not count against a better one.
-* A candidate that had to make room for another before its utmost time, or grew
-  tired of waiting for us, is asked again when all others have been asked.
+* A candidate that was *turned away* has not failed: it had to make room for another,
+  outlasted our patience in the transaction, or grew tired of waiting for us. It is
+  asked again when all others have been, and then as patiently as by anybody.
 * A host that may have the message, and did not say so, comes after those who cannot
   have it: whatever cuts every final dot there must not keep the message from them. A
   5yz that they give it before its turn is no more final for that.
+
+A candidate is *heard* when it has answered or failed, or was turned away after it was
+waited for as long as a patient sender waits (`race_timing.PATIENT_TIME`). The seconds
+add up: those of this attempt and of earlier ones for the same message. Or one
+remembered verdict has them all; then the candidate is asked once more, since it may
+be back, but for its full time only.
 
 Times are seconds on one monotonic clock, the caller's; a *now* never runs
 backwards. Several calls may carry the same *now*.
@@ -60,18 +67,30 @@ from enum import Enum, auto
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.routing.candidate import Candidate, Finding, Phase, Rank, Scope, Verdict
+from mxpolicy.routing.candidate import (
+    Awaited,
+    Candidate,
+    Finding,
+    Phase,
+    Rank,
+    Scope,
+    Verdict,
+    Wait,
+)
 from mxpolicy.routing.race_timing import (
     FULL_PHASE,
     Entry,
+    awaited_in,
     full_time,
+    is_patient,
     patience,
+    patient_time,
+    phase_of,
     slow_verdict,
-    utmost_time,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mxpolicy.options import RaceOptions
 
@@ -93,8 +112,8 @@ __all__ = [
 # problem alone. RFC 5321 §5.1 asks for at least two.
 MAX_DIALLED = 32
 
-# The rest of the deadline is for the transaction: the dot alone may need 600 s
-# (RFC 5321 §4.5.3.2.6), two thirds of the default of 900.
+# The rest of the deadline is for the transaction. After a refusal by a worse host the
+# better ones may have all of it: what they say decides whether the mail bounces.
 SHARE_FOR_FINDING = 1 / 3
 
 # Sessions that may end in 4yz, 421 and x.7.z included: never more, or a greylisting
@@ -188,9 +207,9 @@ class _Mode(Enum):
 class _Standing(Enum):
     WAITING = auto()  # not asked, or hung up on before it could answer
     OPEN = auto()
-    YIELDED = auto()  # made room, or tired of waiting; is asked again at the end
+    TURNED_AWAY = auto()  # by our patience, not by its failure; see `_Runner.is_heard`
     TAKEN = auto()
-    FAILED = auto()
+    FAILED = auto()  # it answered, failed, or had a patient sender's time
     SPOILT = auto()  # our own trouble: not asked, and not asked again
 
 
@@ -198,14 +217,17 @@ class _Runner:
     """One candidate's way through the race."""
 
     __slots__ = (
+        "awaited",
         "doubted",
         "ended_in_4yz",
         "entry",
+        "has_stalled",
         "is_second_run",
         "phase",
         "place",
         "since",
         "standing",
+        "waits",
         "was_kept_waiting",
     )
 
@@ -216,6 +238,9 @@ class _Runner:
         self.phase = Phase.CONNECT
         self.since = 0.0  # when the phase was entered
         self.is_second_run = False
+        self.waits: dict[Awaited, float] = {}  # in vain, in this attempt
+        self.awaited: Awaited | None = None  # when it was turned away
+        self.has_stalled = False
         self.doubted: set[Phase] = set()
         self.was_kept_waiting = False  # ready long before it was taken
         self.ended_in_4yz = False  # its session: one of TRANSIENT_VISITS
@@ -238,11 +263,67 @@ class _Runner:
         return self.phase is Phase.READY
 
     @property
-    def fails_at(self) -> float:
-        return inf if self.is_ready else self.since + utmost_time(self.phase)
+    def is_heard(self) -> bool:
+        """Whether a refusal by a worse one need not wait for this one any more."""
+        if self.standing is _Standing.TURNED_AWAY:
+            return self.awaited is not None and self.was_patient(self.awaited)
+        return self.standing is _Standing.FAILED
+
+    @property
+    def may_be_asked_again(self) -> bool:
+        """Whether it is worth it, once turned away: at most once for want of patience."""
+        return not self.is_heard and not (self.is_second_run and self.awaited)
+
+    def was_patient(self, awaited: Awaited) -> bool:
+        """Whether it was waited for, for *awaited*, as long as a patient sender waits."""
+        before = self.entry.waits.get(awaited, 0.0)
+        seconds = before + self.waits.get(awaited, 0.0)
+        return is_patient(awaited, seconds) or self.is_remembered(awaited)
+
+    def is_remembered(self, awaited: Awaited) -> bool:
+        """Whether one verdict before this attempt had a patient sender's time."""
+        wait = self.entry.remembered
+        return wait is not None and wait.awaited is awaited and is_patient(*wait)
+
+    def fails_at(self, *, is_hurried: bool) -> float:
+        """Return when an open one has failed.
+
+        *is_hurried*: a worse one has refused, and its answer alone is awaited.
+        """
+        if self.is_ready:
+            return inf
+        if is_hurried and self.is_remembered(awaited_in(self.phase)):
+            return self.since + full_time(self.phase)
+        return self.since + patient_time(self.phase)
+
+    def turn_away(self, wait: Wait | None) -> None:
+        """It goes because of us; *wait*: our patience ended, or else it tired of us."""
+        self.standing = _Standing.TURNED_AWAY
+        self.awaited = wait.awaited if wait else None
+        if wait is not None:
+            self.note(wait)
+
+    def fail(self) -> None:
+        """It answered or failed by itself: so it does, if one waits for it."""
+        self.standing = _Standing.FAILED
+        self.waits.clear()
+
+    def was_further_than(self, phase: Phase) -> bool:
+        """Whether it was turned away in a later one, and is asked again."""
+        if not self.is_second_run or self.awaited is None:
+            return False
+        return phase < phase_of(self.awaited)
+
+    def note(self, wait: Wait) -> None:
+        """Remember that it was waited for in vain."""
+        self.waits[wait.awaited] = self.waits.get(wait.awaited, 0.0) + wait.seconds
+
+    def wait(self, now: float) -> Wait:
+        """Return the wait so far for an open one that is not ready."""
+        return Wait(awaited_in(self.phase), now - self.since)
 
     def start(self, now: float) -> None:
-        self.is_second_run = self.standing is _Standing.YIELDED
+        self.is_second_run = self.standing is _Standing.TURNED_AWAY
         self.standing = _Standing.OPEN
         self.phase = Phase.CONNECT
         self.since = now
@@ -332,16 +413,21 @@ class Race:
         that. "No route" is not of this kind: it is how that candidate fails.
 
         One that was ready and hung up while we kept it waiting for another is
-        not to blame: it is asked again when all others have been.
+        not to blame, nor is one whose session we ended ourselves (``finding.wait``):
+        it is asked again when all others have been. If then it does not get as far as
+        it was (it has too many connections, the one that we gave up among them), it is
+        still no more than turned away.
         """
         runner = self._runners[candidate]
         if runner.standing is _Standing.OPEN:
             if finding is None or finding.scope is Scope.SITE:
                 runner.standing = _Standing.SPOILT
-            elif runner.is_ready:
-                runner.standing = _Standing.YIELDED
+            elif runner.is_ready or finding.wait is not None:
+                runner.turn_away(finding.wait)
+            elif runner.was_further_than(finding.phase):
+                runner.standing = _Standing.TURNED_AWAY
             else:
-                runner.standing = _Standing.FAILED
+                runner.fail()
         return self.wake(now)
 
     def wake(self, now: float) -> list[Action]:
@@ -372,7 +458,8 @@ class Race:
             finding: TRANSIENT when a reply of 4yz left a recipient unsettled;
                 PERMANENT when every unsettled one was refused with 5yz; any
                 other verdict when no reply decided (CLOSED, SILENT, STALLED, a
-                reply that was about the session). `Scope.SITE` as in `failed`.
+                reply that was about the session). With a ``wait`` our patience
+                ended, and it is turned away. `Scope.SITE` as in `failed`.
             now: The time.
             in_doubt: The host may have the message for some, as before. No other
                 address of it is asked.
@@ -391,7 +478,10 @@ class Race:
         §4.5.3.2.7).
         """
         assert self._mode is _Mode.SUSPENDED, "nobody is taken"
-        actions = self._leave_host(now) if in_doubt else []
+        actions: list[Action] = []
+        if in_doubt:
+            actions = self._leave_host(now)
+            finding = finding._replace(wait=None)  # never the same one again
         self._note_end_of_taken(finding)
         self._open_round(now)
         actions += [
@@ -406,30 +496,40 @@ class Race:
     def has_better_pending(self, candidate: Candidate) -> bool:
         """Return whether a refusal (4yz, 5yz) by *candidate* is not final.
 
-        True while one of a better rank has not failed: it was not asked, is
-        open or taken, or will be asked a second time. After `GiveUp` that is
-        who never had its full time. True also when better ones answered so
-        often with 4yz that a patient sender would not have come to *candidate*.
+        True while one of a better rank is not *heard*: it was not asked, is open or
+        taken, or was turned away before it had a patient sender's time. True also
+        when better ones answered so often with 4yz that a patient sender would not
+        have come to *candidate*.
 
         It may be asked at any time, of a taken candidate before `resume` too: a
         5yz is final at once if it is False.
         """
         better = [r for r in self._runners.values() if r.rank < candidate.rank]
-        if any(runner.standing is not _Standing.FAILED for runner in better):
+        if not all(runner.is_heard for runner in better):
             return True
         return sum(runner.ended_in_4yz for runner in better) >= TRANSIENT_VISITS
 
     def others_left(self) -> int:
         """Return how many beside the taken one may still be asked in this attempt."""
-        waiting = self._queue(_Standing.WAITING) + self._queue(_Standing.YIELDED)
-        return min(len(waiting), MAX_DIALLED - self._dialled) + len(self._open())
+        waiting = len(self._queue()) + len(self._queue_again())
+        return min(waiting, MAX_DIALLED - self._dialled) + len(self._open())
+
+    def is_last_chance(self) -> bool:
+        """Return whether the taken one is asked again: it is given all its time now."""
+        return self._taken.is_second_run
+
+    def waits(self) -> Mapping[Candidate, Mapping[Awaited, float]]:
+        """Return how long who was waited for in vain, for what, in this attempt."""
+        return {r.candidate: r.waits for r in self._runners.values() if r.waits}
 
     # The course of a round
 
     def _open_round(self, now: float) -> None:
         self._mode = _Mode.RACING
         self._since = now
-        self._limit = min(now + self._budget, self._deadline)
+        self._limit = self._deadline
+        if self._ceiling is None:
+            self._limit = min(now + self._budget, self._deadline)
 
     def _advance(self, now: float) -> list[Action]:
         """Do all that is due, and say when to look again."""
@@ -443,14 +543,18 @@ class Race:
         if now >= self._limit:
             return actions + self._give_up(now)
         start_at = self._start_due(now, actions)
-        at = min(self._limit, start_at, *(r.fails_at for r in self._open()))
         if not self._open():
             return actions + self._give_up(now)
+        at = min(self._limit, start_at, *map(self._fails_at, self._open()))
         return [*actions, Wake(at)]
+
+    def _fails_at(self, runner: _Runner) -> float:
+        return runner.fails_at(is_hurried=self._ceiling is not None)
 
     def _drop_expired(self, now: float) -> Iterator[Drop]:
         for runner in self._open():
-            if runner.fails_at <= now:
+            if self._fails_at(runner) <= now:
+                runner.note(runner.wait(now))
                 runner.standing = _Standing.FAILED
                 yield Drop(runner.candidate, runner.finding(now))
 
@@ -505,7 +609,7 @@ class Race:
         first = min(crowd, key=lambda runner: runner.yields_at(following))
         at = first.yields_at(following)
         if at <= now:
-            first.standing = _Standing.YIELDED
+            first.turn_away(first.wait(now))
             actions.append(Drop(first.candidate, first.finding(now)))
         return at
 
@@ -520,7 +624,7 @@ class Race:
         """Return who starts next; of a rank whose places are taken only if all are so."""
         if self._dialled >= MAX_DIALLED:
             return None
-        queue = self._queue(_Standing.WAITING) or self._queue(_Standing.YIELDED)
+        queue = self._queue() or self._queue_again()
         for runner in queue:
             if not self._is_rank_full(runner.rank):
                 return runner
@@ -538,9 +642,11 @@ class Race:
     def _let_go(self, runner: _Runner, now: float) -> Drop:
         """Drop one that has not failed; it may be asked again."""
         runner.standing = _Standing.WAITING
-        if runner.is_ready or not (finding := runner.finding(now)).full:
+        if runner.is_ready:
             return Drop(runner.candidate)
-        return Drop(runner.candidate, finding)
+        runner.note(runner.wait(now))
+        finding = runner.finding(now)
+        return Drop(runner.candidate, finding if finding.full else None)
 
     def _leave_host(self, now: float) -> list[Action]:
         """Have the taken one's host fail as a whole, whatever its addresses."""
@@ -562,22 +668,18 @@ class Race:
         return actions
 
     def _give_up(self, now: float) -> list[Action]:
-        """Drop everybody and end. Who had its full time has failed."""
+        """Drop everybody and end. Whoever is open has not failed for that."""
         self._mode = _Mode.OVER
         actions: list[Action] = []
         for runner in self._open():
             finding = None if runner.is_ready else runner.finding(now)
-            is_full = finding is not None and finding.full
-            runner.standing = _Standing.FAILED if is_full else _Standing.WAITING
+            runner.turn_away(None if runner.is_ready else runner.wait(now))
             actions.append(Drop(runner.candidate, finding))
-        for runner in self._all(_Standing.YIELDED):
-            if not runner.is_ready:
-                runner.standing = _Standing.FAILED
         return [*actions, GiveUp(self._reason(now))]
 
     def _reason(self, now: float) -> GiveUpReason:
-        if not any(
-            runner.standing is not _Standing.FAILED and self._matters(runner)
+        if all(
+            runner.is_heard or not self._matters(runner)
             for runner in self._runners.values()
         ):
             return GiveUpReason.EXHAUSTED
@@ -585,12 +687,15 @@ class Race:
 
     def _note_end_of_taken(self, finding: Finding) -> None:
         taken = self._taken
+        taken.has_stalled = finding.verdict is Verdict.STALLED
         if finding.scope is Scope.SITE:
             taken.standing = _Standing.SPOILT
+        elif finding.wait is not None:
+            taken.turn_away(finding.wait)
         elif taken.was_kept_waiting and finding.verdict not in _REPLIES:
-            taken.standing = _Standing.YIELDED
+            taken.turn_away(None)
         else:
-            taken.standing = _Standing.FAILED
+            taken.fail()
         if finding.verdict is Verdict.TRANSIENT:
             taken.ended_in_4yz = True
         elif finding.verdict is Verdict.PERMANENT:
@@ -609,8 +714,23 @@ class Race:
     def _open(self) -> list[_Runner]:
         return self._all(_Standing.OPEN)
 
-    def _queue(self, standing: _Standing) -> list[_Runner]:
-        return [r for r in self._all(standing) if self._may_be_asked(r)]
+    def _queue(self) -> list[_Runner]:
+        """Return those who were not asked yet."""
+        return [r for r in self._all(_Standing.WAITING) if self._may_be_asked(r)]
+
+    def _queue_again(self) -> list[_Runner]:
+        """Return those who were turned away and are to be asked again.
+
+        Of one that stalled no more is to be hoped: only that it may know better than
+        the worse one that refused.
+        """
+        return [
+            r
+            for r in self._all(_Standing.TURNED_AWAY)
+            if r.may_be_asked_again
+            and self._may_be_asked(r)
+            and not (r.has_stalled and self._ceiling is None)
+        ]
 
     def _matters(self, runner: _Runner) -> bool:
         """Whether its answer could still change a 5yz heard from another."""

@@ -9,26 +9,34 @@ before:
 * its *patience* is over: the next one may start beside it;
 * it has had its *full time*: it may lose its place to one that waits, and what
   was seen of it is a full verdict;
-* its *utmost time* is over: it has failed.
+* the *patient time* is over, as long as Postfix's and Exim's own clients wait: it
+  has failed. Only this one decides whether a refusal by a worse host is final.
 """
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.routing.candidate import Phase, Verdict
+from mxpolicy.routing.candidate import Awaited, Phase, Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mxpolicy.options import RaceOptions
-    from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.routing.candidate import Candidate, Wait
 
 __all__ = [
+    "PATIENT_TIME",
     "REMEMBERED_FACTOR",
     "Entry",
+    "awaited_in",
     "full_time",
+    "is_patient",
     "patience",
+    "patient_time",
+    "phase_of",
     "slow_verdict",
-    "utmost_time",
 ]
 
 # A host that was slow before may be as slow again, and a bit: twice.
@@ -43,11 +51,31 @@ FULL_CONNECT = 6.0
 # The slowest greeting that is common practice.
 FULL_PHASE = 30.0
 
-# Postfix: smtp_connect_timeout. SYNs at 0, 1, 3, 7 and 15 seconds.
-UTMOST_CONNECT = 30.0
-# RFC 5321 §4.5.3.2.1 for the 220; EHLO and STARTTLS have none of their own
-# there, and Postfix gives them as long (smtp_helo_timeout, smtp_starttls_timeout).
-UTMOST_PHASE = 300.0
+# Seconds that a patient sender waits. Connecting: Postfix's smtp_connect_timeout, SYNs
+# at 0, 1, 3, 7 and 15 seconds. The rest is RFC 5321 §4.5.3.2; EHLO and STARTTLS have
+# none of their own there, and Postfix gives them as long as the 220.
+PATIENT_TIME: Mapping[Awaited, float] = MappingProxyType(
+    {
+        Awaited.CONNECT: 30.0,
+        Awaited.GREETING: 300.0,
+        Awaited.EHLO: 300.0,
+        Awaited.TLS: 300.0,
+        Awaited.MAIL: 300.0,
+        Awaited.RCPT: 300.0,
+        Awaited.DATA: 120.0,
+        Awaited.BODY: 180.0,
+    }
+)
+# Sums of seconds, written down with one decimal, are not exact.
+_ROUNDING = 0.5
+
+_AWAITED_IN = {
+    Phase.CONNECT: Awaited.CONNECT,
+    Phase.GREETING: Awaited.GREETING,
+    Phase.EHLO: Awaited.EHLO,
+    Phase.TLS: Awaited.TLS,
+}
+_PHASE_OF = {awaited: phase for phase, awaited in _AWAITED_IN.items()}
 
 
 class Entry(NamedTuple):
@@ -60,12 +88,17 @@ class Entry(NamedTuple):
             if unknown.
         doubts: How often the host saw this message's final dot in earlier attempts and
             did not answer it; of several recipients the most.
+        waits: Seconds for which earlier attempts for this very message waited in
+            vain. They add up.
+        remembered: The wait of one remembered verdict that still holds.
     """
 
     candidate: Candidate
     connect_time: float | None = None
     greeting_latency: float | None = None
     doubts: int = 0
+    waits: Mapping[Awaited, float] = MappingProxyType({})
+    remembered: Wait | None = None
 
 
 def patience(
@@ -100,9 +133,24 @@ def full_time(phase: Phase) -> float:
     return FULL_CONNECT if phase is Phase.CONNECT else FULL_PHASE
 
 
-def utmost_time(phase: Phase) -> float:
-    """Return the seconds in *phase* after which a candidate has failed anyhow."""
-    return UTMOST_CONNECT if phase is Phase.CONNECT else UTMOST_PHASE
+def patient_time(phase: Phase) -> float:
+    """Return the seconds in *phase*, before READY, after which a candidate has failed."""
+    return PATIENT_TIME[awaited_in(phase)]
+
+
+def is_patient(awaited: Awaited, seconds: float) -> bool:
+    """Return whether a patient sender would have given up after these *seconds*."""
+    return seconds + _ROUNDING >= PATIENT_TIME[awaited]
+
+
+def awaited_in(phase: Phase) -> Awaited:
+    """Return what is awaited in *phase*, which is before READY."""
+    return _AWAITED_IN[phase]
+
+
+def phase_of(awaited: Awaited) -> Phase:
+    """Return the phase in which something is awaited."""
+    return _PHASE_OF.get(awaited, Phase.TRANSACTION)
 
 
 def slow_verdict(phase: Phase) -> Verdict:

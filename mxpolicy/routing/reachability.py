@@ -46,7 +46,8 @@ from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.reply import printable
-from mxpolicy.routing.candidate import Phase, Scope, Verdict
+from mxpolicy.routing.candidate import Phase, Scope, Verdict, Wait
+from mxpolicy.routing.race_timing import awaited_in, slow_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -161,6 +162,15 @@ class Record(NamedTuple):
     def is_tls_broken(self, now: float) -> bool:
         """Return whether STARTTLS had better not be tried."""
         return self.tls_broken is not None and 0 <= now - self.tls_broken < BROKEN_TLS
+
+    def wait(self, now: float) -> Wait | None:
+        """Return what it was waited for in vain, while the verdict means anything."""
+        if self.verdict is None or self.phase >= Phase.READY:
+            return None
+        holds = 0 <= now - self.since < 2 * self.pause
+        if not holds or self.verdict is not slow_verdict(self.phase):
+            return None
+        return Wait(awaited_in(self.phase), self.waited)
 
     def needs_small_segments(self, now: float) -> bool:
         """Return whether larger segments had better not be tried."""

@@ -12,7 +12,14 @@ from math import inf
 from typing import NamedTuple
 
 from mxpolicy.options import RaceOptions
-from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
+from mxpolicy.routing.candidate import (
+    Awaited,
+    Candidate,
+    Finding,
+    Phase,
+    Verdict,
+    Wait,
+)
 from mxpolicy.routing.race import (
     MAX_DIALLED,
     Action,
@@ -26,10 +33,15 @@ from mxpolicy.routing.race import (
     Take,
     Wake,
 )
+from mxpolicy.routing.race_timing import awaited_in, is_patient
 
 DEFAULTS = RaceOptions()
 
 Step = tuple[float, "Phase | Verdict | None"]
+
+# Seconds for the reply to RCPT: a patient sender's, and ours while others wait.
+RCPT_TIME = 300.0
+SILENCE = 60.0
 
 
 class Answer(NamedTuple):
@@ -37,7 +49,7 @@ class Answer(NamedTuple):
 
     Attributes:
         verdict: None when it takes the message; else how the session ends.
-        after: Seconds until then.
+        after: Seconds until then, which may be too many for whoever waits.
         settles: It answers RCPT well before that.
     """
 
@@ -141,7 +153,8 @@ class Simulation:
         self.now = start
         self.lag = lag
         self.early_wakes = early_wakes
-        self.race = Race(entries or [Entry(c) for c in world], timing, deadline)
+        self.entries = entries or [Entry(c) for c in world]
+        self.race = Race(self.entries, timing, deadline)
         self.log: list[tuple[float, Action]] = []
         self.ready_at: dict[Candidate, float] = {}
         self.outcome = ""
@@ -150,7 +163,10 @@ class Simulation:
         self.taken: list[Candidate] = []
         self.finding_time = 0.0
         self._round_began = start
+        self.waited: dict[tuple[Candidate, Awaited], float] = {}
+        self.spoke: set[Candidate] = set()  # answered, or failed by themselves
         self._racing = True
+        self._since: dict[Candidate, float] = {}  # when the phase was entered
         self._open: dict[Candidate, int] = {}  # which dialling
         self._phase: dict[Candidate, Phase] = {}
         self._may_not_be_asked: set[Candidate] = set()
@@ -221,6 +237,7 @@ class Simulation:
         what = self.world[candidate].steps[step][1]
         if isinstance(what, Phase):
             self._phase[candidate] = what
+            self._since[candidate] = self.now
             if what is Phase.READY:
                 self.ready_at.setdefault(candidate, self.now)
                 self._ready_since[candidate] = self.now
@@ -230,10 +247,15 @@ class Simulation:
         phase = self._phase[candidate]
         del self._open[candidate]
         finding = Finding(what, phase, 0.0) if what else None
+        if finding and phase < Phase.READY:
+            self.spoke.add(candidate)
         self._do(self.race.failed(candidate, finding, self.now))
 
     def _answer(self, candidate: Candidate, step: int) -> None:
         answer = self._answers[candidate]
+        if step == -3:
+            self._lose_patience(candidate, answer.after)
+            return
         if step == -1 and (answer.settles or answer.verdict is None):
             self._do_drops(self.race.settled(self.now))
             assert not self._open, "settled left somebody open"
@@ -247,12 +269,27 @@ class Simulation:
             self.refused_by.append(candidate)
         final = not self.race.has_better_pending(candidate)
         finding = Finding(answer.verdict, Phase.TRANSACTION, answer.after)
+        if candidate in self._may_not_be_asked:
+            self.spoke.add(candidate)
         self._racing = True
         self._round_began = self.now
         actions = self.race.resume(finding, self.now)
         if final and answer.verdict is Verdict.PERMANENT:
             assert isinstance(actions[-1], GiveUp), "a final refusal ends the attempt"
         self._do(actions)
+
+    def _lose_patience(self, candidate: Candidate, seconds: float) -> None:
+        """End the session with the taken one, which has not answered in time."""
+        self._note(candidate, Awaited.RCPT, seconds)
+        wait = Wait(Awaited.RCPT, seconds)
+        finding = Finding(Verdict.SILENT, Phase.TRANSACTION, seconds, wait=wait)
+        self._racing = True
+        self._round_began = self.now
+        self._do(self.race.resume(finding, self.now))
+
+    def _note(self, candidate: Candidate, awaited: Awaited, seconds: float) -> None:
+        before = self.waited.get((candidate, awaited), 0.0)
+        self.waited[candidate, awaited] = before + seconds
 
     # What the race told us to do
 
@@ -280,8 +317,12 @@ class Simulation:
                 self._start(candidate, now)
             case Drop(candidate, finding):
                 del self._open[candidate]
+                phase = self._phase[candidate]
+                if phase < Phase.READY:
+                    seconds = now - self._since[candidate]
+                    self._note(candidate, awaited_in(phase), seconds)
                 if finding is not None:
-                    assert finding.phase is self._phase[candidate]
+                    assert finding.phase is phase
             case Doubt(candidate, finding):
                 assert candidate in self._open
                 assert not finding.full
@@ -301,6 +342,7 @@ class Simulation:
         self._dialled += 1
         self._open[candidate] = self._dialled
         self._phase[candidate] = Phase.CONNECT
+        self._since[candidate] = now
         self._plan_step(candidate, self._dialled, 0)
 
     def _take(self, candidate: Candidate, now: float) -> None:
@@ -313,6 +355,12 @@ class Simulation:
         host = self.world[candidate]
         waited = now - self._ready_since[candidate]
         answer = Answer(Verdict.CLOSED) if waited > host.idle_time else host.answer
+        is_hurried = self.race.others_left() and not self.race.is_last_chance()
+        patience = min(SILENCE if is_hurried else RCPT_TIME, self.deadline - now)
+        if answer.after >= patience:
+            self._answers[candidate] = Answer(after=patience)
+            self._schedule(patience, candidate, 0, -3)
+            return
         self._answers[candidate] = answer
         is_lost = answer.verdict in (Verdict.CLOSED, Verdict.SILENT, Verdict.STALLED)
         if not (is_lost and waited and not answer.settles):
@@ -322,8 +370,24 @@ class Simulation:
     def _give_up(self, reason: GiveUpReason) -> None:
         assert not self._open, "whoever is open is dropped before giving up"
         self.given_up = reason
-        refused = any(not self.race.has_better_pending(c) for c in self.refused_by)
-        self.outcome = "bounced" if refused else "deferred"
+        final = [c for c in self.refused_by if not self.race.has_better_pending(c)]
+        for candidate in final:
+            for better in (c for c in self.world if c.rank < candidate.rank):
+                assert self._is_heard(better), "bounced without asking a better one"
+        self.outcome = "bounced" if final else "deferred"
+
+    def _is_heard(self, candidate: Candidate) -> bool:
+        """Whether a patient sender would have gone on to the next, as seen from outside."""
+        (entry,) = (one for one in self.entries if one.candidate == candidate)
+        return candidate in self.spoke or any(
+            is_patient(
+                awaited,
+                self.waited.get((candidate, awaited), 0.0)
+                + entry.waits.get(awaited, 0.0),
+            )
+            or (entry.remembered is not None and is_patient(*entry.remembered))
+            for awaited in Awaited
+        )
 
     def _check(self, now: float) -> None:
         """What holds at every moment, as seen from outside."""
@@ -376,6 +440,9 @@ def ask_patiently(world: dict[Candidate, Host]) -> Patient:
             continue
         first = now if first is None else first
         answer = world[candidate].answer
+        if answer.after >= RCPT_TIME:
+            now += RCPT_TIME
+            continue
         if answer.verdict is None:
             return Patient("delivered", first)
         if answer.verdict is Verdict.PERMANENT:

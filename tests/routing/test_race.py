@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxpolicy.options import RaceOptions
-from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
+from mxpolicy.routing.candidate import (
+    Awaited,
+    Candidate,
+    Finding,
+    Phase,
+    Scope,
+    Verdict,
+    Wait,
+)
 from mxpolicy.routing.race import (
     MAX_DIALLED,
     Action,
@@ -22,6 +30,7 @@ from mxpolicy.routing.race import (
     Take,
     Wake,
 )
+from mxpolicy.routing.race_timing import PATIENT_TIME
 from tests.routing.simulation import (
     CLOSED,
     DROPPED,
@@ -571,7 +580,7 @@ def test_after_a_5yz_only_better_ones_are_asked() -> None:
     race.wake(10.8)
     race.reached(WORST, Phase.READY, 10.9)
     assert race.has_better_pending(MIDDLE)
-    assert race.resume(SAYS_5YZ, 11.0) == [Drop(WORST), Wake(300.0 + 0.2)]
+    assert race.resume(SAYS_5YZ, 11.0) == [Drop(WORST), Wake(1.0 + 300.0)]
     assert race.failed(BEST, LOST, 12.0) == [GiveUp(GiveUpReason.EXHAUSTED)]
     assert not race.has_better_pending(MIDDLE)
 
@@ -773,6 +782,248 @@ def test_a_finding_about_ourselves_is_our_own_trouble() -> None:
     assert race.has_better_pending(MIDDLE)
 
 
+# Turned away is not failed.
+
+REFUSES = answering(Verdict.PERMANENT)
+
+
+def slow_to_answer(seconds: float, verdict: Verdict | None = None) -> Host:
+    """Return a host that is ready at once and takes its time for RCPT."""
+    return GOOD._replace(answer=Answer(verdict, after=seconds))
+
+
+@pytest.mark.parametrize("seconds", [59.0, 90.0, 299.0])
+def test_a_5yz_waits_for_a_better_one_that_is_slow_to_answer(seconds: float) -> None:
+    played = Simulation({BEST: slow_to_answer(seconds), MIDDLE: REFUSES}).run()
+    assert played.outcome == "delivered"
+    assert played.taken[-1] == BEST
+
+
+def test_a_4yz_waits_for_a_better_one_that_is_slow_to_answer() -> None:
+    later = answering(Verdict.TRANSIENT)
+    world = {BEST: slow_to_answer(90.0), MIDDLE: later, WORST: later}
+    assert Simulation(world).run().outcome == "delivered"
+
+
+def test_one_that_is_slow_to_answer_is_asked_again_when_all_others_fail() -> None:
+    played = Simulation({BEST: slow_to_answer(90.0), MIDDLE: REFUSED}).run()
+    assert played.started == [BEST, MIDDLE, BEST]
+    assert played.outcome == "delivered"
+
+
+def test_a_5yz_is_final_once_a_silent_better_one_had_a_patient_senders_time() -> None:
+    played = Simulation({BEST: slow_to_answer(inf), MIDDLE: REFUSES}).run()
+    assert played.taken == [BEST, MIDDLE, BEST]
+    assert played.outcome == "bounced"
+    assert played.ended_at == pytest.approx(60.0 + 300.0, abs=1.0)
+
+
+def test_several_slow_better_ones_are_all_asked_again() -> None:
+    slow = slow_to_answer(200.0)
+    refusing = slow_to_answer(250.0, Verdict.PERMANENT)
+    played = Simulation({BEST: refusing, MIDDLE: slow, WORST: REFUSES}).run()
+    assert played.taken == [BEST, MIDDLE, WORST, BEST]
+    assert played.outcome == "bounced"
+
+
+def test_a_better_one_that_greets_late_is_waited_for_until_the_deadline() -> None:
+    world = {BEST: greeting_after(60.0), MIDDLE: REFUSES}
+    played = Simulation(world, deadline=120.0).run()
+    assert played.outcome == "delivered"
+
+
+@pytest.mark.parametrize("host", [SILENT, SILENT_AT_EHLO, SILENT_AT_TLS, DROPPED])
+def test_a_5yz_is_not_final_when_the_deadline_cut_a_better_one_short(
+    host: Host,
+) -> None:
+    played = Simulation({BEST: host, MIDDLE: REFUSES}, deadline=25.0).run()
+    assert played.ended_at == pytest.approx(25.0)
+    assert played.given_up is GiveUpReason.DEADLINE
+    assert played.outcome == "deferred"
+
+
+def test_a_better_one_that_made_room_and_was_not_asked_again_has_not_failed() -> None:
+    *silent, refusing = ranked_hosts(8)
+    world = dict.fromkeys(silent, SILENT) | {refusing: REFUSES}
+    played = Simulation(world, deadline=200.0).run()
+    assert played.taken == [refusing]
+    assert played.outcome == "deferred"
+
+
+def test_a_5yz_of_an_equal_does_not_wait() -> None:
+    first, second = equal_hosts(2)
+    played = Simulation({first: slow_to_answer(90.0), second: REFUSES}).run()
+    assert played.taken == [first, second]
+    assert played.outcome == "bounced"
+
+
+def test_a_better_egress_that_is_slow_is_waited_for() -> None:
+    relay = BEST._replace(egress="relay", egress_place=1)
+    played = Simulation({MIDDLE: slow_to_answer(90.0), relay: REFUSES}).run()
+    assert played.outcome == "delivered"
+
+
+def test_one_that_stalled_is_asked_again_only_after_a_5yz() -> None:
+    stalled = LOST._replace(verdict=Verdict.STALLED, wait=Wait(Awaited.BODY, 20.0))
+    race = with_best_taken()
+    assert race.resume(stalled, 21.0)[0] == Start(MIDDLE)
+    race.reached(MIDDLE, Phase.READY, 22.0)
+    assert race.others_left() == 1
+    assert race.resume(SAYS_5YZ, 23.0)[0] == Start(BEST)
+    race.reached(BEST, Phase.READY, 24.0)
+    assert race.is_last_chance()
+    assert race.resume(stalled, 44.0) == [GiveUp(GiveUpReason.CAPPED)]
+    assert race.has_better_pending(MIDDLE)
+    assert race.waits() == {BEST: {Awaited.BODY: 40.0}}
+
+
+def test_one_that_lets_nobody_in_the_second_time_has_not_failed() -> None:
+    """It allows one connection, perhaps, and is still busy with the first one."""
+    race = new_race(BEST, MIDDLE)
+    race.begin(0.0)
+    race.reached(BEST, Phase.READY, 0.1)
+    race.resume(LOST._replace(wait=Wait(Awaited.RCPT, 60.0)), 60.1)
+    race.reached(MIDDLE, Phase.READY, 60.2)
+    assert race.resume(SAYS_5YZ, 60.3)[0] == Start(BEST)
+    busy = Finding(Verdict.GREETING_4XX, Phase.GREETING, 0.1)
+    assert race.failed(BEST, busy, 60.4) == [GiveUp(GiveUpReason.CAPPED)]
+    assert race.has_better_pending(MIDDLE)
+
+
+def test_one_that_answers_in_the_end_was_not_waited_for_in_vain() -> None:
+    world = {BEST: slow_to_answer(90.0, Verdict.TRANSIENT), MIDDLE: REFUSED}
+    played = Simulation(world).run()
+    assert played.outcome == "deferred"
+    assert played.race.waits() == {}
+
+
+def test_a_wait_for_one_address_counts_for_no_other() -> None:
+    v6, v4 = dual_stack(BEST)
+    world = {v6: DROPPED, v4: SILENT, MIDDLE: REFUSES}
+    played = Simulation(world, deadline=60.0).run()
+    assert played.outcome == "deferred"
+    assert set(played.race.waits()) == {v6, v4}
+
+
+@pytest.mark.parametrize("awaited", Awaited)
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_seconds_waited_for_one_message_add_up(awaited: Awaited, share: float) -> None:
+    patient = PATIENT_TIME[awaited]
+    entry = Entry(BEST, waits={awaited: share * patient})
+    race = Race([entry, Entry(MIDDLE)], RaceOptions(), DEADLINE)
+    race.begin(0.0)
+    race.reached(BEST, Phase.READY, 0.1)
+    silent = LOST._replace(wait=Wait(awaited, 0.7 * patient))
+    race.resume(silent, 100.0)
+    race.reached(MIDDLE, Phase.READY, 100.1)
+    assert race.has_better_pending(MIDDLE) is (share == 0.0)
+
+
+@pytest.mark.parametrize("awaited", Awaited)
+def test_seconds_waited_for_something_else_do_not_count(awaited: Awaited) -> None:
+    waits = {one: 1000.0 for one in Awaited if one is not awaited}
+    entry = Entry(BEST, waits=waits)
+    race = Race([entry, Entry(MIDDLE)], RaceOptions(), DEADLINE)
+    race.begin(0.0)
+    race.reached(BEST, Phase.READY, 0.1)
+    race.resume(LOST._replace(wait=Wait(awaited, 1.0)), 100.0)
+    race.reached(MIDDLE, Phase.READY, 100.1)
+    assert race.has_better_pending(MIDDLE)
+
+
+def not_asked(race: Race) -> None:
+    pass
+
+
+def opened(race: Race) -> None:
+    assert Start(BEST) in race.wake(1.0)
+
+
+def turned_away(race: Race) -> None:
+    opened(race)
+    race.reached(BEST, Phase.READY, 1.0)
+    race.failed(MIDDLE, REFUSAL, 1.0)
+    race.resume(LOST._replace(wait=Wait(Awaited.CONNECT, 1.0)), 2.0)
+
+
+def asked_again(race: Race) -> None:
+    turned_away(race)
+    race.failed(WORST, REFUSAL, 2.0)
+
+
+def taken(race: Race) -> None:
+    opened(race)
+    race.reached(BEST, Phase.READY, 1.0)
+
+
+def failed(race: Race) -> None:
+    opened(race)
+    race.failed(BEST, REFUSAL, 1.0)
+
+
+def let_down_by_us(race: Race) -> None:
+    opened(race)
+    race.failed(BEST, None, 1.0)
+
+
+STANDINGS: dict[Callable[[Race], None], tuple[bool, bool]] = {
+    not_asked: (True, True),
+    opened: (True, True),
+    taken: (True, True),
+    asked_again: (True, False),
+    turned_away: (True, False),
+    failed: (False, False),
+    let_down_by_us: (True, True),
+}
+
+
+@pytest.mark.parametrize("standing", STANDINGS)
+@pytest.mark.parametrize("known", ["nothing", "a_bit", "the_message", "remembered"])
+def test_a_refusal_waits_for_every_standing_of_a_better_one_but_heard(
+    standing: Callable[[Race], None], known: str
+) -> None:
+    """What was waited for before counts once it is asked in this attempt, too."""
+    entry = {
+        "nothing": Entry(BEST),
+        "a_bit": Entry(
+            BEST,
+            waits={Awaited.CONNECT: 20.0},
+            remembered=Wait(Awaited.CONNECT, 6.0),
+        ),
+        "the_message": Entry(BEST, waits={Awaited.CONNECT: 29.0}),
+        "remembered": Entry(BEST, remembered=Wait(Awaited.CONNECT, 30.0)),
+    }[known]
+    timing = RaceOptions(rank_delay=1.0, host_delay=1.0)
+    race = Race([Entry(MIDDLE), entry, Entry(WORST)], timing, DEADLINE)
+    race.begin(0.0)
+    standing(race)
+    is_known = known in ("the_message", "remembered")
+    assert race.has_better_pending(MIDDLE) is STANDINGS[standing][is_known]
+
+
+def test_one_that_is_remembered_as_silent_is_asked_for_its_full_time_only() -> None:
+    known = Entry(BEST, remembered=Wait(Awaited.GREETING, 300.0))
+    world = {MIDDLE: REFUSES, BEST: SILENT}
+    played = Simulation(world, entries=[Entry(MIDDLE), known]).run()
+    assert played.outcome == "bounced"
+    assert played.ended_at == pytest.approx(30.0, abs=0.5)
+
+
+def test_one_that_is_remembered_as_silent_and_is_back_is_heard() -> None:
+    known = Entry(BEST, remembered=Wait(Awaited.CONNECT, 30.0))
+    world = {MIDDLE: REFUSES, BEST: GOOD}
+    played = Simulation(world, entries=[Entry(MIDDLE), known]).run()
+    assert played.outcome == "delivered"
+
+
+def test_one_that_is_remembered_as_silent_has_all_its_time_when_nobody_refused() -> (
+    None
+):
+    known = Entry(BEST, remembered=Wait(Awaited.GREETING, 300.0))
+    played = Simulation({BEST: greeting_after(250.0)}, entries=[known]).run()
+    assert played.outcome == "delivered"
+
+
 # Caps and the deadline.
 
 
@@ -797,15 +1048,6 @@ def test_finding_may_take_a_third_of_the_deadline() -> None:
     assert played.given_up is GiveUpReason.DEADLINE
     findings = [a.finding for _, a in played.log[-3:-1] if isinstance(a, Drop)]
     assert [f.full for f in findings if f] == [False, False]
-
-
-def test_whoever_had_its_full_time_at_the_limit_has_failed() -> None:
-    """Else a tarpit before a host that knows better would put off every bounce."""
-    world = {BEST: SILENT, MIDDLE: answering(Verdict.PERMANENT)}
-    played = Simulation(world, deadline=300.0).run()
-    assert played.ended_at == pytest.approx(100.1)
-    assert played.given_up is GiveUpReason.EXHAUSTED
-    assert played.outcome == "bounced"
 
 
 def test_time_spent_in_a_transaction_is_not_spent_on_finding() -> None:
@@ -868,8 +1110,8 @@ def scripts(draw: st.DrawFn) -> tuple[Step, ...]:
 
 ANSWERS = st.builds(
     Answer,
-    st.sampled_from([None, None, Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.SILENT]),
-    st.sampled_from([0.1, 3.3, 40.7]),
+    st.sampled_from([None, None, Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.CLOSED]),
+    st.sampled_from([0.1, 3.3, 40.7, 90.1, 250.3, 400.9]),
     st.booleans(),
 )
 PRESETS = st.sampled_from(
@@ -926,6 +1168,8 @@ def test_every_race_ends_within_its_places_caps_and_time(
     """What holds at every moment, the simulation asserts itself."""
     played = make().run()
     limit = played.deadline / 3
+    if played.refused_by:
+        limit = played.deadline  # better ones have all of it
     assert played.finding_time <= limit + 0.2 + 0.1 * len(played.log)
     if played.lag == 0.0:
         assert played.finding_time <= limit + 1e-6
@@ -978,6 +1222,9 @@ def test_up_to_thirty_two_are_asked_when_all_fail(hosts: list[Host]) -> None:
     assert set(played.started) == set(list(world)[:MAX_DIALLED])
 
 
+WAITS = st.builds(Wait, st.sampled_from(Awaited), SECONDS | st.just(300.0))
+
+
 @st.composite
 def ranked_worlds(
     draw: st.DrawFn, hosts: st.SearchStrategy[Host] = HOSTS, size: int = 6
@@ -997,6 +1244,31 @@ def test_racing_harms_nobody_whom_patience_would_have_served(
     played = Simulation(world, entries=entries, timing=timing, deadline=1e6).run()
     allowed = {"delivered", patient.outcome}
     assert played.outcome in allowed
+
+
+@MANY
+@given(
+    ranked_worlds(),
+    st.data(),
+    TIMINGS,
+    st.sampled_from([3.0, 61.0, 120.0, 310.0, 900.0, 2900.0]),
+)
+def test_no_deadline_and_no_memory_makes_a_bounce_that_patience_would_not(
+    world: dict[Candidate, Host],
+    data: st.DataObject,
+    timing: RaceOptions,
+    deadline: float,
+) -> None:
+    """The referee sees to it that each better one has spoken or was waited for."""
+    entries = [
+        Entry(
+            candidate,
+            waits={data.draw(st.sampled_from(Awaited)): data.draw(SECONDS)},
+            remembered=data.draw(st.none() | WAITS),
+        )
+        for candidate in data.draw(st.permutations(list(world)))
+    ]
+    Simulation(world, entries=entries, timing=timing, deadline=deadline).run()
 
 
 @MANY

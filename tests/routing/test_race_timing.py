@@ -8,8 +8,8 @@ from mxpolicy.routing.race_timing import (
     Entry,
     full_time,
     patience,
+    patient_time,
     slow_verdict,
-    utmost_time,
 )
 
 V4 = Candidate("mx1.example", "192.0.2.1", 25, 10)
@@ -86,5 +86,5 @@ def test_patience_as_configured_is_not_shortened_to_80_seconds() -> None:
 def test_times_and_verdict_of_a_slow_one_depend_on_the_phase(
     phase: Phase, full: float, utmost: float, verdict: Verdict
 ) -> None:
-    assert (full_time(phase), utmost_time(phase)) == (full, utmost)
+    assert (full_time(phase), patient_time(phase)) == (full, utmost)
     assert slow_verdict(phase) is verdict
