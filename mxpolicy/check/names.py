@@ -17,10 +17,10 @@ import dns.rdatatype
 import dns.reversename
 
 from mxpolicy.check.report import fail, ok, warn
+from mxpolicy.net.dns_query import Server, parse_server
 from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolv_conf import read_resolv_conf
-from mxpolicy.net.resolver import Server, parse_server
 from mxpolicy.reply import printable
 from mxpolicy.routing.own import OwnIdentity
 
@@ -60,7 +60,8 @@ class Answered(NamedTuple):
 
 async def ask(server: Server, name: dns.name.Name, rdtype: str) -> Answered:
     """Ask *server* once, for at most `PATIENCE` seconds; raise for nothing it does."""
-    query = dns.message.make_query(name, rdtype, use_edns=0, payload=1232)
+    # Without EDNS, as `mxpolicy.net.resolver` asks.
+    query = dns.message.make_query(name, rdtype)
     query.flags |= dns.flags.AD
     try:
         async with asyncio.timeout(PATIENCE):

@@ -24,13 +24,20 @@ LONGEST_FAILURE = 30.0
 
 MAX_ENTRIES = 10_000
 
+# Records of all entries together; a stranger's zone may have thousands for one name.
+MAX_RECORDS = 100_000
+
 
 class Cache:
     """(name, type) -> `Lookup`, bounded, the oldest entry leaving first."""
 
-    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
+    def __init__(
+        self, max_entries: int = MAX_ENTRIES, max_records: int = MAX_RECORDS
+    ) -> None:
         self._entries: dict[Key, tuple[Lookup, float, float]] = {}
         self._max_entries = max_entries
+        self._max_records = max_records
+        self._records = 0
 
     def get(self, name: str, rdtype: str, now: float) -> Lookup | None:
         """Return the answer if it may still be used at *now*, its TTL what is left."""
@@ -44,12 +51,20 @@ class Cache:
         key = (lookup.name, lookup.rdtype)
         kept = self._kept_for(key, lookup)
         # Taken out first, so that a renewed entry counts as new.
-        self._entries.pop(key, None)
+        self._drop(key)
         if kept <= 0:
             return
-        while len(self._entries) >= self._max_entries:
-            del self._entries[next(iter(self._entries))]
         self._entries[key] = (lookup, now + kept, kept)
+        self._records += len(lookup.records)
+        while (
+            len(self._entries) > self._max_entries or self._records > self._max_records
+        ):
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: Key) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self._records -= len(entry[0].records)
 
     def _kept_for(self, key: Key, lookup: Lookup) -> float:
         if lookup.status is not LookupStatus.FAILED:

@@ -1,30 +1,41 @@
 """DNS messages: a question to bytes, bytes to an answer that can be believed.
 
-RFC 1035 (messages), RFC 6891 (EDNS), RFC 2308 (negative answers), RFC 6840 §5.7
-(AD in a query asks for AD in the answer). dnspython does the coding; here is what
-a stub resolver has to judge: does this message answer *this* question, and what
-does it say. No I/O.
+RFC 1035 (messages), RFC 2308 (negative answers), RFC 6840 §5.7 (AD in a query asks
+for AD in the answer, without EDNS). Here is what a stub resolver has to judge: does
+this message answer *this* question, and what does it say. No I/O.
+
+Only the header, the question, the answer section and the SOA of the authority
+section matter. They are read record by record: broken records, and whatever stands
+elsewhere, spoil nothing. An answer that had records, none of them good, is a failed
+lookup and never "there is none".
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from contextlib import suppress
+from ipaddress import ip_address
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
 
-import dns.edns
-import dns.exception
-import dns.flags
-import dns.message
-import dns.name
-import dns.rcode
-import dns.rdataclass
-import dns.rdatatype
-import dns.rrset
-
-from mxpolicy.address import canonical_address
-from mxpolicy.reply import printable
+from mxpolicy.net.dns_wire import (
+    HEADER_SIZE,
+    Header,
+    Reader,
+    WireError,
+    name_from_text,
+    name_to_text,
+)
 from mxpolicy.routing.mx import LookupStatus, MxRecord
 
-__all__ = ["Answer", "Question", "is_for", "is_truncated", "read_answer"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TypeAlias
+
+    from mxpolicy.net.dns_wire import Record
+
+    Records: TypeAlias = tuple[MxRecord, ...] | tuple[str, ...]
+
+__all__ = ["Answer", "Question", "is_for", "read_answer"]
 
 # The size that passes everywhere without IP fragments (dnsflagday.net/2020).
 EDNS_PAYLOAD = 1232
@@ -37,53 +48,61 @@ MAX_CNAMES = 10
 MAX_NEGATIVE_TTL = 300.0
 MAX_TTL = 86400.0
 
-# Reading a message costs dnspython 25 microseconds a record; a stranger's zone may
-# make us read two hundred of them. No mail domain needs a thousand records.
-MAX_MESSAGE = 16384
 # As many addresses as a whole plan keeps.
 MAX_ADDRESSES = 100
 
-HEADER = 12
+# RFC 1035 §3.2.2 and §3.2.4, RFC 3596 §2.1, RFC 6891 §6.1.1
+IN = 1
+CNAME, SOA, NS, OPT = 5, 6, 2, 41
+TYPES = {"A": 1, "MX": 15, "AAAA": 28}
+ADDRESS_SIZES = {TYPES["A"]: 4, TYPES["AAAA"]: 16}
 
-# Extended DNS errors are free text of a name server (RFC 8914 §2).
-_MAX_EXTENDED = 80
+# RFC 1035 §4.1.1, RFC 4035 §3.2.3
+QR, AA, TC, RD, RA, AD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020
 
-Records = tuple[MxRecord, ...] | tuple[str, ...]
+NOERROR, NXDOMAIN = 0, 3
+RCODES = {1: "FORMERR", 2: "SERVFAIL", 4: "NOTIMP", 5: "REFUSED", 9: "NOTAUTH"}
+
+MALFORMED = "malformed answer"
+LAME = "lame answer"
+
+# MNAME and RNAME of one octet each, and five numbers (RFC 1035 §3.3.13).
+MIN_SOA = 22
+
+_NUMBER = Struct("!H")
+_LONG = Struct("!I")
+_OPT = Struct("!BHHIH")
 
 
 class Question(NamedTuple):
     """What is asked.
 
     Attributes:
-        name: The name, absolute.
-        rdtype: Its type.
+        name: The name in wire form and lower case, see `mxpolicy.net.dns_wire`.
+        rdtype: The number of its type.
     """
 
-    name: dns.name.Name
-    rdtype: dns.rdatatype.RdataType
+    name: bytes
+    rdtype: int
 
     @classmethod
     def of(cls, name: str, rdtype: str) -> Question:
-        """Return the question for a domain without final dot.
+        """Return the question for a domain, final dot or not.
+
+        Args:
+            rdtype: ``MX``, ``A`` or ``AAAA``.
 
         Raises:
-            dns.exception.DNSException: It is no domain name.
+            WireError: It is no domain name.
         """
-        return cls(
-            dns.name.from_text(name, dns.name.root),
-            dns.rdatatype.from_text(rdtype),
-        )
+        return cls(name_from_text(name), TYPES[rdtype])
 
-    def to_wire(self, *, edns: bool) -> tuple[int, bytes]:
-        """Return a random message id, and the query."""
-        query = dns.message.make_query(
-            self.name,
-            self.rdtype,
-            use_edns=0 if edns else None,
-            payload=EDNS_PAYLOAD if edns else None,
-        )
-        query.flags |= dns.flags.AD
-        return query.id, query.to_wire()
+    def to_wire(self, message_id: int, *, edns: bool = False) -> bytes:
+        """Return the query: recursion and AD wanted, signatures not."""
+        header = Header(message_id, RD | AD, 1, 0, 0, int(edns))
+        asked = self.name + _NUMBER.pack(self.rdtype) + _NUMBER.pack(IN)
+        opt = _OPT.pack(0, OPT, EDNS_PAYLOAD, 0, 0) if edns else b""
+        return header.to_wire() + asked + opt
 
 
 class Answer(NamedTuple):
@@ -94,9 +113,10 @@ class Answer(NamedTuple):
         records: Empty unless FOUND.
         secure: The AD bit, believed or not.
         ttl: Seconds; 0 when it must not be kept.
-        reason: Why it failed, ``SERVFAIL (DNSSEC Bogus)``.
+        reason: Why it failed, ``SERVFAIL``.
         follow: The CNAME chain ended here without a word about this name: ask on.
-        edns_refused: The server does not understand EDNS: ask without.
+        ask_again: The message was cut, or is damaged so much that the way may have
+            done it: ask over another one. What it did say may still be used.
     """
 
     status: LookupStatus
@@ -104,8 +124,24 @@ class Answer(NamedTuple):
     secure: bool = False
     ttl: float = 0.0
     reason: str = ""
-    follow: dns.name.Name | None = None
-    edns_refused: bool = False
+    follow: bytes | None = None
+    ask_again: bool = False
+
+
+class _AnswerSection(NamedTuple):
+    """The records that may belong to the answer, by owner.
+
+    Attributes:
+        links: The target and the TTL of each CNAME.
+        records: Those of the type asked for; their RDATA is not read yet.
+        is_damaged: There is one whose owner or target cannot be read.
+        is_whole: The message holds as many records as it says.
+    """
+
+    links: dict[bytes, tuple[bytes, int]]
+    records: dict[bytes, list[Record]]
+    is_damaged: bool
+    is_whole: bool
 
 
 def is_for(wire: bytes, message_id: int) -> bool:
@@ -113,16 +149,10 @@ def is_for(wire: bytes, message_id: int) -> bool:
 
     A forged or late message must not end a lookup (RFC 5452 §9.1).
     """
-    return (
-        len(wire) >= HEADER
-        and int.from_bytes(wire[:2], "big") == message_id
-        and bool(wire[2] & 0x80)
-    )
-
-
-def is_truncated(wire: bytes) -> bool:
-    """Return whether the TC bit is set: ask again over TCP (RFC 7766 §5)."""
-    return bool(wire[2] & 0x02)
+    if len(wire) < HEADER_SIZE:
+        return False
+    header = Header.of(wire)
+    return header.message_id == message_id and bool(header.flags & QR)
 
 
 def read_answer(wire: bytes, question: Question) -> Answer | None:
@@ -131,128 +161,154 @@ def read_answer(wire: bytes, question: Question) -> Answer | None:
     Never raises, whatever a name server sends.
     """
     try:
-        # What follows a complete message is nobody's business (RFC 1035 §4.1).
-        message = dns.message.from_wire(wire, ignore_trailing=True)
-        return _read(message, question)
-    except Exception as error:
-        # dnspython raises more than its own exceptions for broken bytes.
-        return _failed(f"malformed answer ({type(error).__name__})")
-
-
-def _read(message: dns.message.Message, question: Question) -> Answer | None:
-    rcode = message.rcode()
-    if message.question and not _asks(message, question):
+        header = Header.of(wire)
+    except WireError:
+        return _failed(MALFORMED, ask_again=True)
+    reader = Reader(wire)
+    asked = _questions(reader, header)
+    if asked and (*question, IN) not in asked:
         return None
-    if rcode not in _SPEAKING:
+    if header.rcode not in (NOERROR, NXDOMAIN):
         # Some name servers say FORMERR and the like without a question.
-        reason = dns.rcode.to_text(rcode) + _extended_errors(message)
-        return _failed(reason, edns_refused=rcode in _NO_EDNS)
-    if not message.question:
+        return _failed(RCODES.get(header.rcode, f"RCODE {header.rcode}"))
+    if header.flags & TC:
+        # What there is of it may not be the half that counts (RFC 2181 §9).
+        return _failed("truncated answer", ask_again=True)
+    if asked is None:
+        return _failed(MALFORMED, ask_again=True)
+    if not asked:
         return None
-    if message.flags & dns.flags.TC:
-        return _failed("truncated answer")
-    return _read_sections(message, question)
+    return _read_sections(reader, header, question)
 
 
-_SPEAKING = (dns.rcode.NOERROR, dns.rcode.NXDOMAIN)
-# RFC 6891 §7: a server without EDNS says FORMERR; NOTIMP is seen, too.
-_NO_EDNS = (dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS)
+def _questions(reader: Reader, header: Header) -> list[tuple[bytes, int, int]] | None:
+    try:
+        return reader.questions(header.questions)
+    except WireError:
+        return None
 
 
-def _failed(reason: str, *, edns_refused: bool = False) -> Answer:
-    return Answer(LookupStatus.FAILED, reason=reason, edns_refused=edns_refused)
+def _failed(reason: str, *, ask_again: bool = False) -> Answer:
+    return Answer(LookupStatus.FAILED, reason=reason, ask_again=ask_again)
 
 
-def _asks(message: dns.message.Message, question: Question) -> bool:
-    # dnspython compares names without regard to case (RFC 4343).
-    return any(
-        asked.name == question.name
-        and asked.rdtype == question.rdtype
-        and asked.rdclass == dns.rdataclass.IN
-        for asked in message.question
-    )
-
-
-def _read_sections(message: dns.message.Message, question: Question) -> Answer:
-    sets = {
-        (one.name, one.rdtype): one
-        for one in message.answer
-        if one.rdclass == dns.rdataclass.IN
-    }
-    secure = bool(message.flags & dns.flags.AD)
+def _read_sections(reader: Reader, header: Header, question: Question) -> Answer:
+    section = _read_answer_section(reader, header, question)
+    is_damaged = section.is_damaged or not section.is_whole
     name, ttl = question.name, MAX_TTL
     seen = {name}
-    while (name, question.rdtype) not in sets:
-        link = sets.get((name, dns.rdatatype.CNAME))
-        if link is None:
-            return _without_records(message, question, name, ttl)
-        name, ttl = link[0].target, min(ttl, link.ttl)
+    while True:
+        here = section.records.get(name, [])
+        if records := _good_records(reader, question, here):
+            ttl = min(ttl, *(one.ttl for one in here))
+            cut = not section.is_whole
+            secure = bool(header.flags & AD)
+            return Answer(LookupStatus.FOUND, records, secure, ttl, ask_again=cut)
+        is_damaged |= bool(here)
+        if name not in section.links:
+            break
+        name, link_ttl = section.links[name]
+        ttl = min(ttl, link_ttl)
         if name in seen or len(seen) > MAX_CNAMES:
             return _failed("CNAME loop" if name in seen else "CNAME chain too long")
         seen.add(name)
-    found = sets[name, question.rdtype]
-    records = _records(found)
-    if not records:
-        return _failed("answer without a usable record")
-    return Answer(LookupStatus.FOUND, records, secure, min(ttl, found.ttl))
+    if is_damaged:
+        return _failed(MALFORMED, ask_again=True)
+    return _without_records(reader, header, question, name, ttl)
+
+
+def _read_answer_section(
+    reader: Reader, header: Header, question: Question
+) -> _AnswerSection:
+    found, is_whole = reader.section(header.answers)
+    links: dict[bytes, tuple[bytes, int]] = {}
+    records: dict[bytes, list[Record]] = {}
+    is_damaged = False
+    for record in found:
+        if record.rdclass != IN or record.rdtype not in (question.rdtype, CNAME):
+            continue
+        try:
+            owner, _ = reader.name(record.owner_at)
+            if record.rdtype == CNAME:
+                target = _name_within(reader, record.start, record.end)
+                links.setdefault(owner, (target, record.ttl))
+            else:
+                records.setdefault(owner, []).append(record)
+        except WireError:
+            is_damaged = True
+    return _AnswerSection(links, records, is_damaged, is_whole)
+
+
+def _good_records(reader: Reader, question: Question, found: list[Record]) -> Records:
+    """Return what the unbroken ones of *found* hold, each once."""
+    if question.rdtype == TYPES["MX"]:
+        return tuple(dict.fromkeys(_exchangers(reader, found)))
+    size = ADDRESS_SIZES[question.rdtype]
+    packed = {reader.wire[one.start : one.end] for one in found}
+    # Sorted, so that a name server that rotates its records does not change which
+    # ones are kept: a retry shall meet the same hosts.
+    kept = sorted(one for one in packed if len(one) == size)[:MAX_ADDRESSES]
+    return tuple(str(ip_address(one)) for one in kept)
+
+
+def _exchangers(reader: Reader, found: list[Record]) -> Iterator[MxRecord]:
+    for record in found:
+        name_at = record.start + _NUMBER.size
+        with suppress(WireError):
+            exchange = _name_within(reader, name_at, record.end)
+            (preference,) = _NUMBER.unpack_from(reader.wire, record.start)
+            yield MxRecord(preference, name_to_text(exchange))
+
+
+def _name_within(reader: Reader, start: int, end: int) -> bytes:
+    """Return the name at *start*. What follows it in the RDATA is ignored.
+
+    Raises:
+        WireError: It is broken, or goes beyond *end*.
+    """
+    name, after = reader.name(start)
+    if after > end:
+        raise WireError("a name goes beyond its record")
+    return name
 
 
 def _without_records(
-    message: dns.message.Message, question: Question, name: dns.name.Name, ttl: float
+    reader: Reader, header: Header, question: Question, name: bytes, ttl: float
 ) -> Answer:
     """There is no record of the type at *name*; does the message say so, or nothing?"""
-    secure = bool(message.flags & dns.flags.AD)
-    soa = next(
-        (one for one in message.authority if one.rdtype == dns.rdatatype.SOA), None
-    )
+    if header.answers and name == question.name:
+        return _failed(LAME)  # it speaks of something else
+    authority, _ = reader.section(header.authorities)
+    soa = next((one for one in authority if _is_soa(one)), None)
+    secure = bool(header.flags & AD)
     # RFC 2308 §5: kept as long as the SOA says; without one, not at all.
     negative_ttl = 0.0
     if soa is not None:
-        negative_ttl = min(ttl, soa.ttl, soa[0].minimum, MAX_NEGATIVE_TTL)
-    if message.rcode() == dns.rcode.NXDOMAIN:
-        if soa is None and not _has_standing(message):
+        (minimum,) = _LONG.unpack_from(reader.wire, soa.end - _LONG.size)
+        negative_ttl = min(ttl, soa.ttl, minimum, MAX_NEGATIVE_TTL)
+    if header.rcode == NXDOMAIN:
+        if soa is None and not _has_standing(header):
             return _failed("NXDOMAIN from a lame server")
         return Answer(LookupStatus.NXDOMAIN, (), secure, negative_ttl)
     if soa is not None:
         return Answer(LookupStatus.NODATA, (), secure, negative_ttl)
     if name != question.name:
         return Answer(LookupStatus.NODATA, (), secure, ttl, follow=name)
-    if message.answer or not _has_standing(message) or _is_referral(message):
-        return _failed("lame answer")
+    if not _has_standing(header) or _is_referral(header, authority):
+        return _failed(LAME)
     return Answer(LookupStatus.NODATA, (), secure)
 
 
-def _has_standing(message: dns.message.Message) -> bool:
+def _is_soa(record: Record) -> bool:
+    size = record.end - record.start
+    return record.rdtype == SOA and record.rdclass == IN and size >= MIN_SOA
+
+
+def _has_standing(header: Header) -> bool:
     """A recursive or an authoritative server speaks; others know nothing."""
-    return bool(message.flags & (dns.flags.RA | dns.flags.AA))
+    return bool(header.flags & (RA | AA))
 
 
-def _is_referral(message: dns.message.Message) -> bool:
+def _is_referral(header: Header, authority: list[Record]) -> bool:
     # RFC 2308 §2.2: NS without SOA says "ask them", not "there is none".
-    return not message.flags & dns.flags.AA and any(
-        one.rdtype == dns.rdatatype.NS for one in message.authority
-    )
-
-
-def _records(found: dns.rrset.RRset) -> Records:
-    if found.rdtype == dns.rdatatype.MX:
-        return tuple(
-            MxRecord(one.preference, one.exchange.to_text(omit_final_dot=True).lower())
-            for one in found
-        )
-    # Sorted, so that a name server that rotates its records does not change which
-    # ones are kept: a retry shall meet the same hosts.
-    kept = sorted(one.address for one in found)[:MAX_ADDRESSES]
-    addresses = (canonical_address(address) for address in kept)
-    return tuple(address for address in addresses if address is not None)
-
-
-def _extended_errors(message: dns.message.Message) -> str:
-    """``(DNSSEC Bogus: signature expired)``, or nothing (RFC 8914)."""
-    texts = []
-    for option in message.options:
-        if isinstance(option, dns.edns.EDEOption):
-            code = str(getattr(option.code, "name", option.code))
-            extra = f": {option.text}" if option.text else ""
-            texts.append(code.replace("_", " ").lower() + extra)
-    return f" ({printable('; '.join(texts), _MAX_EXTENDED)})" if texts else ""
+    return not header.flags & AA and any(one.rdtype == NS for one in authority)

@@ -33,12 +33,16 @@ class ResolvConf(NamedTuple):
             their AD bit means something.
         timeout: Seconds for the first try, None where the file does not say.
         attempts: How often every server is asked, None where it does not say.
+        use_vc: ``options use-vc``: ask over TCP only.
+        rotate: ``options rotate``: share the queries out among the servers.
     """
 
     servers: tuple[str, ...] = (DEFAULT_SERVER,)
     trust_ad: bool = False
     timeout: float | None = None
     attempts: int | None = None
+    use_vc: bool = False
+    rotate: bool = False
 
 
 def read_resolv_conf(path: str = PATH) -> ResolvConf:
@@ -66,6 +70,8 @@ def parse_resolv_conf(text: str) -> ResolvConf:
         "trust-ad" in options,
         _number(options.get("timeout"), MAX_TIMEOUT),
         _number(options.get("attempts"), MAX_ATTEMPTS),
+        "use-vc" in options or "usevc" in options,
+        "rotate" in options,
     )
 
 

@@ -265,7 +265,7 @@ async def test_domain_whose_absence_defers_is_not_refused() -> None:
 )
 async def test_dead_dns_is_dunno_and_a_line_in_the_log(fault: object) -> None:
     async with dns_server(*ZONE) as server:
-        server.fault = fault  # type: ignore[assignment]
+        server.fault = server.tcp_fault = fault  # type: ignore[assignment]
         court = Court(server, *TELLING, timeout=1.0)
         began = time.monotonic()
         assert await court.ask("a@null.example") == "DUNNO"
@@ -277,7 +277,7 @@ async def test_dead_dns_is_dunno_and_a_line_in_the_log(fault: object) -> None:
 
 async def test_dead_dns_is_remembered_for_a_while() -> None:
     async with dns_server(*ZONE) as server:
-        server.fault = faults.silent
+        server.die()
         court = Court(server, timeout=1.0)
         await court.ask("a@null.example")
         asked = len(server.asked)
@@ -289,7 +289,7 @@ async def test_dead_dns_is_remembered_for_a_while() -> None:
 
 async def test_hundreds_at_once_are_all_answered_in_time_by_dead_dns() -> None:
     async with dns_server(*ZONE) as server:
-        server.fault = faults.silent
+        server.die()
         court = Court(server, timeout=1.0)
         began = time.monotonic()
         said = await asyncio.gather(
@@ -319,7 +319,7 @@ async def test_what_is_known_of_one_counts_while_the_other_is_waited_for() -> No
 
 async def test_second_server_is_asked_in_time() -> None:
     async with dns_server(*ZONE) as dead, dns_server(*ZONE) as alive:
-        dead.fault = faults.silent
+        dead.die()
         servers = ResolverOptions(servers=(dead.text, alive.text))
         options = Options(resolver=servers, policy=AccessPolicyOptions(timeout=1.0))
         judge = Judge(Engine(hurried(options), print), options, lambda _: None)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import ip_address
 
+import dns.flags
 import dns.message
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
 
 from mxpolicy.address import AddressError, Mailbox, parse_mailbox, parse_reverse_path
 from mxpolicy.config import parse
@@ -21,7 +25,14 @@ from mxpolicy.delivery.events import CandidateFailed, Delays, RecipientSettled
 from mxpolicy.delivery.history import History
 from mxpolicy.delivery.log_line import MAX_LINE, json_line, text_line
 from mxpolicy.errors import ConfigError, LocalProtocolError, RemoteProtocolError
-from mxpolicy.net.dns_message import MAX_ADDRESSES, Question, read_answer
+from mxpolicy.net.dns_message import (
+    MAX_ADDRESSES,
+    MAX_CNAMES,
+    Answer,
+    Question,
+    read_answer,
+)
+from mxpolicy.net.dns_wire import Reader as DnsReader
 from mxpolicy.options import LongLines
 from mxpolicy.outcome import EXIT_BOUNCE, EXIT_DEFER, Bounced, Deferred, Outcome
 from mxpolicy.pipe import MAX_ANSWER, answer, answer_line
@@ -42,7 +53,7 @@ from mxpolicy.protocol.smtp_client import (
 )
 from mxpolicy.reply import MAX_TEXT, Reply
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
-from mxpolicy.routing.mx import Lookup, LookupStatus, mail_exchangers
+from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord, mail_exchangers
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
 from mxpolicy.routing.race import GiveUpReason
 from tests.fuzz.attempts import attempts
@@ -253,20 +264,36 @@ def states(data: bytes) -> None:
 
 
 def dns_answers(data: bytes) -> None:
-    """Any message gives an answer or none, bounded, and fit to be shown."""
+    """A message says what dnspython reads in it, and so it does beside broken records."""
     choices = Choices(data)
     rdtype = choices.of(("MX", "A", "AAAA"))
     question = Question.of("example.com", rdtype)
-    wire = choices.rest()
-    with suppress(Exception):  # made to answer our question, where that can be
-        message = dns.message.from_wire(wire, ignore_trailing=True)
-        message.question = dns.message.make_query(
-            question.name, question.rdtype
-        ).question
-        wire = message.to_wire(max_size=65535)
+    wire = _asking(question, choices.rest())
     found = read_answer(wire, question)
-    if found is None:
+    assert found is not None
+    _assert_bounded(found, rdtype)
+    if not (expected := _by_dnspython(wire, rdtype)):
         return
+    assert found.status is LookupStatus.FOUND
+    assert set(found.records) == expected or len(expected) > MAX_ADDRESSES
+    for damaged in _damaged(wire, question):
+        again = read_answer(damaged, question)
+        assert again is not None
+        assert again.status is LookupStatus.FOUND
+        assert again.records == found.records
+    found = read_answer(_message(wire, question, 1, _broken(question)), question)
+    assert found is not None
+    assert found.status is LookupStatus.FAILED
+
+
+def _asking(question: Question, wire: bytes) -> bytes:
+    """Return *wire* with our question, and no other, in place of what is there."""
+    query = question.to_wire(0)
+    wire = wire.ljust(len(query), b"\0")
+    return wire[:4] + query[4:6] + wire[6:12] + query[12:] + wire[len(query) :]
+
+
+def _assert_bounded(found: Answer, rdtype: str) -> None:
     assert (found.status is LookupStatus.FOUND) == bool(found.records)
     assert 0 <= found.ttl < 1e6
     assert_shown(found.reason, 500)
@@ -278,6 +305,65 @@ def dns_answers(data: bytes) -> None:
         assert_shown(remark, MAX_TEXT)
     for host in mail_exchangers("example.com", lookup).hosts:
         assert re.fullmatch(r"[a-z0-9._:-]{1,253}", host.name)
+
+
+def _by_dnspython(wire: bytes, rdtype: str) -> set[MxRecord | str]:
+    """Return the records in *wire*; none where it holds no answer, or is not perfect."""
+    if re.search(rb"\xc0[\x00-\x0b]", wire):
+        return set()  # a name in the header, for which dnspython has no objection
+    try:
+        message = dns.message.from_wire(
+            wire, ignore_trailing=True, one_rr_per_rrset=True
+        )
+    except Exception:
+        return set()
+    if message.flags & dns.flags.TC or message.opcode() or wire[3] & 0xF not in (0, 3):
+        return set()
+    of_us = [one for one in message.answer if one.rdclass == dns.rdataclass.IN]
+    wanted = dns.rdatatype.from_text(rdtype)
+    name = message.question[0].name
+    for _ in range(MAX_CNAMES + 1):
+        here = [one for one in of_us if one.name == name]
+        records = [one[0] for one in here if one.rdtype == wanted]
+        links = [one[0] for one in here if one.rdtype == dns.rdatatype.CNAME]
+        if records or not links:
+            return {_ours(one) for one in records}
+        name = links[0].target
+    return set()
+
+
+def _ours(record: dns.rdata.Rdata) -> MxRecord | str:
+    if record.rdtype != dns.rdatatype.MX:
+        return str(ip_address(record.to_text()))
+    preference, exchange = record.to_text().split()
+    name = exchange.removesuffix(".").lower() or "."
+    return MxRecord(int(preference), name)
+
+
+def _damaged(wire: bytes, question: Question) -> Iterator[bytes]:
+    """Yield the answer section of *wire* with other things behind it."""
+    count = int.from_bytes(wire[6:8], "big")
+    reader = DnsReader(wire)
+    reader.questions(1)
+    records, _ = reader.section(count)
+    good = wire[records[0].owner_at : records[-1].end]
+    yield _message(wire, question, count + 1, good + _broken(question))
+    yield _message(wire, question, count + 1, good)
+    yield _message(wire, question, count, good + b"\xff" * 20, additionals=2)
+
+
+def _message(
+    wire: bytes, question: Question, count: int, records: bytes, additionals: int = 0
+) -> bytes:
+    """Return a message with the header of *wire*, and *records* of which *count* answer."""
+    numbers = (min(count, 65535), 0, additionals)
+    counts = b"".join(one.to_bytes(2, "big") for one in numbers)
+    return wire[:6] + counts + question.to_wire(0)[12:] + records
+
+
+def _broken(question: Question) -> bytes:
+    """Return a record of the type asked for whose RDATA is one octet."""
+    return b"\xc0\x0c" + question.to_wire(0)[-4:] + b"\0\0\0\x3c\0\1x"
 
 
 def addresses(data: bytes) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, cast
 
-import dns.edns
 import dns.exception
 import dns.flags
 import dns.message
@@ -37,6 +36,7 @@ class DnsServer:
         fault: For UDP: from (server, query) to the bytes to send, or None for
             silence; None for no fault.
         tcp_fault: The same for TCP; None as result closes the connection.
+        tcp_is_silent: Take connections and queries over TCP, and never answer.
         delay: Seconds before a UDP answer.
         authentic: Set AD.
         asked: ``udp MX example.com.`` for each query, in order.
@@ -50,6 +50,7 @@ class DnsServer:
             self.add(line)
         self.fault: Fault | None = None
         self.tcp_fault: Fault | None = None
+        self.tcp_is_silent = False
         self.delay = 0.0
         self.authentic = False
         self.recursive = True
@@ -57,9 +58,26 @@ class DnsServer:
         self.was_asked = asyncio.Event()
         self.edns: list[int] = []
         self.source_ports: list[int] = []
+        self.source = ("", 0)
+        self.transport: asyncio.DatagramTransport | None = None
         self.ids: list[int] = []
         self.address = ""
         self.port = 0
+
+    def die(self) -> None:
+        """Answer nothing from now on."""
+        self.fault = faults.silent
+        self.tcp_is_silent = True
+
+    def revive(self) -> None:
+        """Answer well from now on."""
+        self.fault = self.tcp_fault = None
+        self.tcp_is_silent = False
+
+    def send_to_last(self, wire: bytes) -> None:
+        """Send *wire* to where the last query over UDP came from, at once."""
+        assert self.transport is not None
+        self.transport.sendto(wire, self.source)
 
     @property
     def text(self) -> str:
@@ -124,15 +142,12 @@ class faults:
         """Drop the query."""
 
     @staticmethod
-    def rcode(text: str, *, question: bool = True, ede: str = "") -> Fault:
+    def rcode(text: str, *, question: bool = True) -> Fault:
         """Answer with this rcode and nothing else."""
 
         def fault(_server: DnsServer, query: dns.message.Message) -> bytes:
             answer = dns.message.make_response(query, recursion_available=True)
             answer.set_rcode(dns.rcode.from_text(text))
-            if ede:
-                option = dns.edns.EDEOption(dns.edns.EDECode.DNSSEC_BOGUS, ede)
-                answer.use_edns(0, options=[option])
             if not question:
                 answer.question.clear()
             return answer.to_wire()
@@ -147,18 +162,34 @@ class faults:
         return answer.to_wire()
 
     @staticmethod
-    def no_edns(rcode: str) -> Fault:
-        """Refuse queries with EDNS, as servers of before 1999 do."""
+    def hates_edns(rcode: str = "", *, bare: bool = False) -> Fault:
+        """Answer only what comes without EDNS.
+
+        Args:
+            rcode: The answer to the others; they are dropped when empty.
+            bare: That answer is a header and nothing else.
+        """
 
         def fault(server: DnsServer, query: dns.message.Message) -> bytes | None:
             if query.edns < 0:
                 return server.honest(query).to_wire()
-            answer = dns.message.make_response(query, recursion_available=True)
+            if not rcode:
+                return None
+            answer = dns.message.make_response(query)
             answer.use_edns(-1)
-            if rcode == "BADVERS":
-                answer.use_edns(0)
             answer.set_rcode(dns.rcode.from_text(rcode))
+            if bare:
+                answer.question.clear()
             return answer.to_wire()
+
+        return fault
+
+    @staticmethod
+    def damaged(damage: Callable[[bytearray], bytes | bytearray]) -> Fault:
+        """Do something to the bytes of the right answer."""
+
+        def fault(server: DnsServer, query: dns.message.Message) -> bytes:
+            return bytes(damage(bytearray(server.honest(query).to_wire())))
 
         return fault
 
@@ -225,9 +256,11 @@ class _Udp(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.DatagramTransport", transport)
+        self._server.transport = self._transport
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self._server.source_ports.append(addr[1])
+        self._server.source = addr
         wire = self._server.answer("udp", data)
         if wire is not None:
             loop = asyncio.get_running_loop()
@@ -240,16 +273,24 @@ class _Udp(asyncio.DatagramProtocol):
 
 @contextlib.asynccontextmanager
 async def dns_server(
-    *lines: str, address: str = "127.0.0.1"
+    *lines: str,
+    address: str = "127.0.0.1",
+    has_udp: bool = True,
+    has_tcp: bool = True,
 ) -> AsyncIterator[DnsServer]:
-    """Run a server with the records of *lines* on a free port of *address*."""
+    """Run a server with the records of *lines* on a free port of *address*.
+
+    Without *has_udp* or *has_tcp* that port is closed.
+    """
     server = DnsServer(*lines)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             size = int.from_bytes(await reader.readexactly(2), "big")
             wire = server.answer("tcp", await reader.readexactly(size))
-            if wire is not None:
+            if server.tcp_is_silent:
+                await reader.read()
+            elif wire is not None:
                 writer.write(len(wire).to_bytes(2, "big") + wire)
                 await writer.drain()
         writer.close()
@@ -259,6 +300,11 @@ async def dns_server(
     udp, _ = await asyncio.get_running_loop().create_datagram_endpoint(
         lambda: _Udp(server), (address, server.port)
     )
+    if not has_udp:
+        udp.close()
+        await asyncio.sleep(0)  # it closes its socket in the loop's next turn
+    if not has_tcp:
+        tcp.close()
     try:
         yield server
     finally:

@@ -177,7 +177,11 @@ PROVOCATIONS = (
     # The interpreter.
     P("not-there", "exec /opt/mxpolicy/bin/none\n"),
     P("not-executable", "exec /etc/passwd\n"),
-    P("module-missing", inject("import sys; sys.modules['dns'] = None"), text="dns"),
+    P(
+        "module-missing",
+        inject("import sys; sys.modules['asyncio'] = None"),
+        text="asyncio",
+    ),
     P("package-missing", f"exec {PYTHON} -c 'import mxpolicyy'\n"),
     P("no-standard-library", run(before="export PYTHONHOME=/none")),
     P("other-status", engine("os._exit(3)")),

@@ -106,8 +106,10 @@ FOREIGN = {
         "    raise RuntimeError('nobody thought of this')\n"
         "Engine.deliver = deliver\n"
     },
-    "broken-library": {"dns/__init__.py": "raise ImportError('broken by an upgrade')"},
-    "no-library": {"sitecustomize.py": "import sys\nsys.modules['dns'] = None"},
+    "broken-library": {
+        "asyncio/__init__.py": "raise ImportError('broken by an upgrade')"
+    },
+    "no-library": {"sitecustomize.py": "import sys\nsys.modules['asyncio'] = None"},
     "no-mxpolicy": {"sitecustomize.py": "import sys\nsys.modules['mxpolicy'] = None"},
     "early-signal": {
         "sitecustomize.py": "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)"
@@ -155,7 +157,7 @@ DEFERRED = [
         around=python_with("broken-library"),
     ),
     Trouble(
-        *("no-library", "4.3.0", "ModuleNotFoundError: .*dns"),
+        *("no-library", "4.3.0", "ModuleNotFoundError: .*asyncio"),
         around=python_with("no-library"),
     ),
     Trouble(

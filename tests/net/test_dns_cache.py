@@ -65,3 +65,15 @@ def test_cache_is_bounded_and_the_oldest_leaves() -> None:
     cache.put(lookup("d"), 2.0)
     kept = [name for name in "abcd" if cache.get(name, "A", 3.0)]
     assert kept == ["a", "c", "d"]
+
+
+def test_cache_is_bounded_by_all_records_together() -> None:
+    cache = Cache(max_records=10)
+    for name, count in (("a", 4), ("b", 5), ("c", 2), ("c", 1), ("d", 5), ("e", 11)):
+        records = tuple(f"192.0.2.{n}" for n in range(count))
+        cache.put(lookup(name)._replace(records=records), 0.0)
+        kept = [one for one in "abcde" if cache.get(one, "A", 3.0)]
+        if name == "d":
+            # "b" was the oldest that was too much beside it.
+            assert kept == ["c", "d"]
+    assert kept == []

@@ -27,9 +27,11 @@ from mxpolicy.net.resolv_conf import ResolvConf, parse_resolv_conf, read_resolv_
         ),
         pytest.param(
             "options timeout:3 attempts:4\noptions rotate trust-ad",
-            ResolvConf(trust_ad=True, timeout=3, attempts=4),
+            ResolvConf(trust_ad=True, timeout=3, attempts=4, rotate=True),
             id="numbers",
         ),
+        pytest.param("options use-vc", ResolvConf(use_vc=True), id="use_vc"),
+        pytest.param("options usevc ndots:2", ResolvConf(use_vc=True), id="usevc"),
         pytest.param(
             "options timeout:0 attempts:99999999999999",
             ResolvConf(timeout=1, attempts=5),
