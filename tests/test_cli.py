@@ -70,12 +70,15 @@ def test_pipe_that_cannot_begin_is_deferred(before: str) -> None:
 
 
 @pytest.mark.parametrize("limit", [24, 32, 40])
-def test_pipe_in_too_little_memory_is_deferred(limit: int) -> None:
+def test_pipe_in_too_little_memory_is_deferred(limit: int, tmp_path: Path) -> None:
+    config = tmp_path / "mxpolicy.yaml"
+    config.write_text(f"state: {tmp_path}\nlog: {{to: /dev/null}}\n")
     before = (
         "import resource\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({limit} << 20, {limit} << 20))"
     )
-    ended = run("pipe", "-f", "", "--", "a@example.invalid", before=before)
+    argv = ("pipe", "-f", "", "--config", str(config), "--", "a@example.invalid")
+    ended = run(*argv, before=before)
     assert ended.returncode == 75
     assert ANSWER.fullmatch(ended.stdout), ended
 

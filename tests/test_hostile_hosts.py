@@ -203,6 +203,7 @@ def _configure(pipe: Runner, **log: str) -> None:
     pipe.config.write_text(
         "allow_dial: [127.0.0.0/8]\nhelo: mail.example.com\n"
         "race: {phase_patience: 300ms}\n"
+        f"state: {pipe.directory / 'none'}\n"
         f"log: {{to: {pipe.log}, detail: events, {words}}}\n"
     )
 
@@ -375,6 +376,7 @@ def test_what_a_name_server_says_is_escaped_everywhere(
     for log_format in ("postfix", "json"):
         pipe.config.write_text(
             f"resolver: {{servers: ['{server}'], timeout: 2s}}\n"
+            f"state: {pipe.directory / 'none'}\n"
             f"log: {{to: {pipe.log}, detail: events, format: {log_format}}}\n"
         )
         argv = ["-f", "", "--config", str(pipe.config), "--", f"b@{domain}"]

@@ -844,8 +844,9 @@ def test_delivery_imports_nothing_dear(pipe: Runner, host: Callable[..., Host]) 
     before = (
         # Without a file there is no YAML, and no leave to dial loopback either.
         "from mxpolicy import config\n"
-        "from mxpolicy.options import Options\n"
-        "config.load = lambda *_: Options(allow_dial=('127.0.0.0/8',))\n"
+        "from mxpolicy.options import LogOptions, Options\n"
+        "config.load = lambda *_: Options(allow_dial=('127.0.0.0/8',),\n"
+        f"    log=LogOptions(to='/dev/null'), state={str(pipe.directory / 'none')!r})\n"
         "import os, sys\n"
         "def list_modules(status, leave=os._exit):\n"
         f"    with open({str(modules)!r}, 'w') as file:\n"

@@ -488,7 +488,7 @@ def test_lines_fit_the_terminal_and_lose_nothing() -> None:
 
 
 def test_no_socket_but_the_name_server_s_is_connected(
-    config: str, name_server: DnsServer
+    config: str, name_server: DnsServer, tmp_path: Path
 ) -> None:
     with socket.socket() as mail:
         mail.bind(("127.0.0.1", 0))
@@ -497,7 +497,7 @@ def test_no_socket_but_the_name_server_s_is_connected(
         port = mail.getsockname()[1]
         Path(config).write_text(
             f"resolver: {{servers: ['{name_server.text}']}}\n"
-            "allow_dial: [127.0.0.0/8]\n"
+            f"allow_dial: [127.0.0.0/8]\nstate: {tmp_path}\n"
         )
         ended = run(f"[127.0.0.1]:{port}", "--config", config)
         assert ended.returncode == 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import tests.bench
+from tests import guard
 
 _NOT_PROGRAMS = {"__main__", "report", "servers"}
 
@@ -28,4 +29,4 @@ def _first_line(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guard.guarded(lambda: main(sys.argv[1:])))

@@ -99,6 +99,7 @@ async def _measure_both(directory: Path, count: int) -> tuple[_Figures, _Figures
     async with dns_server(*_ZONE) as server:
         right.write_text(
             f"resolver: {{servers: ['{server.text}']}}\nlog: {{to: /dev/null}}\n"
+            f"state: {directory}\n"
         )
         policy = await asyncio.to_thread(_measure, right, count)
         nothing = await asyncio.to_thread(_measure, wrong, count)

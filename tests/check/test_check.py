@@ -68,6 +68,7 @@ def run(tmp_path: Path, name_server: str) -> Run:
             yaml
             or "helo: mail.example.net\nown_addresses: [192.0.2.25]\n"
             f"resolver: {{servers: ['{name_server}']}}\n"
+            f"state: {tmp_path / 'state'}\nlog: {{to: {tmp_path / 'log'}}}\n"
         )
         return subprocess.run(
             [sys.executable, "-m", "mxpolicy", *argv, "--config", str(file)],

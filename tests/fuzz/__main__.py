@@ -9,6 +9,7 @@ import time
 import traceback
 from pathlib import Path
 
+from tests import guard
 from tests.fuzz.mutate import corpus, mutated
 from tests.fuzz.targets import TARGETS
 
@@ -48,4 +49,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guard.guarded(lambda: main(sys.argv[1:])))

@@ -12,6 +12,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from tests import guard
+
 from .cases import CASES, Placed, place, place_judged
 from .judge import Sent
 from .lab import EXIM_TRANSPORTS, TRANSPORTS, Lab, patience
@@ -128,4 +130,4 @@ def shell(placed: Sequence[Placed]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(guard.guarded(lambda: main(sys.argv[1:])))
