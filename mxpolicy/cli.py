@@ -59,6 +59,7 @@ def main() -> int:
 
     `pipe` does not return: it leaves by `os._exit`.
     """
+    _hear_of_children()
     command, *rest = sys.argv[1:] or [""]
     if command == "pipe":
         _pipe(rest)
@@ -89,6 +90,20 @@ def main() -> int:
     return _misused(command, rest)
 
 
+def _hear_of_children() -> None:
+    """Have the kernel keep the exit status of the processes that we start.
+
+    It keeps none for who ignores SIGCHLD (wait(2)), and who started us may have left
+    it so (``trap '' CHLD``, some supervisors): exec(3) hands that on.
+    """
+    try:
+        import signal
+
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except Exception:  # whoever needs it says so in its own way
+        return
+
+
 def _pipe(argv: list[str]) -> NoReturn:
     """Run the pipe door, and answer "try later" where it cannot even begin."""
     try:
@@ -96,7 +111,9 @@ def _pipe(argv: list[str]) -> NoReturn:
 
         # To be killed by one is a bounce to Exim. `pipe` sets its own handlers;
         # most of the time until then goes into importing it.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        ending = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+        # An alarm that was set before we were started rings all the same (alarm(2)).
+        for number in (*ending, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
             signal.signal(number, _on_signal)
         mail_server = None
         if "--exim" in argv[: argv.index("--") if "--" in argv else None]:

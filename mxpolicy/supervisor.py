@@ -7,6 +7,8 @@ processes: this one, which waits and holds next to nothing, and its child, which
 delivers and is by far the better prey. What the child's end does not say, this one
 answers: 75, try later.
 
+Who the mail server is, and whether it still lives, is told by proc(5) (`look_at`).
+
 It is imported before anything else is, and imports nothing of ours.
 """
 
@@ -14,12 +16,12 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["parent_of", "supervise"]
+__all__ = ["ProcessSeen", "look_at", "supervise"]
 
 # As in mxpolicy.outcome: delivered, bounce, try later.
 _ANSWERS = frozenset({0, 69, 75})
@@ -32,7 +34,12 @@ _FORWARDED = (
     signal.SIGQUIT,
     signal.SIGUSR1,
     signal.SIGUSR2,
+    signal.SIGXCPU,
+    signal.SIGALRM,  # an alarm outlives exec (alarm(2)); a child does not inherit it
 )
+
+# The kernel's PF_EXITING: set before a process that ends lets go of its descriptors.
+_EXITING = 0x4
 
 
 def supervise() -> int | None:
@@ -46,7 +53,7 @@ def supervise() -> int | None:
         OSError: There can be no child.
     """
     mail_server: int | None = os.getppid()
-    if parent_of(os.getpid()) is None:
+    if look_at(os.getpid()) is None:
         mail_server = None
     # Blocked until it is settled which of the two processes answers to them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
@@ -57,14 +64,32 @@ def supervise() -> int | None:
     return mail_server
 
 
-def parent_of(pid: int) -> int | None:
-    """Return the parent of process *pid*, None where it cannot be known (proc(5))."""
+class ProcessSeen(NamedTuple):
+    """What proc(5) tells of a process.
+
+    Attributes:
+        parent: Its parent's process id.
+        is_ending: It is about to end, or has ended and nobody has asked for its status.
+    """
+
+    parent: int
+    is_ending: bool
+
+
+def look_at(pid: int) -> ProcessSeen | None:
+    """Return what can be seen of process *pid* in ``/proc/PID/stat``.
+
+    None when nothing can: it is gone, or is another user's and proc(5) is mounted with
+    ``hidepid``, or there is no ``/proc``.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The name stands in parentheses and may hold some; state and parent follow.
-            return int(file.read().rpartition(b")")[2].split()[1])
+            fields = file.read().rpartition(b")")[2].split()
+        state, parent, flags = fields[0], int(fields[1]), int(fields[6])
     except (OSError, ValueError, IndexError):
         return None
+    return ProcessSeen(parent, state in b"ZXx" or bool(flags & _EXITING))
 
 
 def _wait(child: int) -> NoReturn:

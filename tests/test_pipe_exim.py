@@ -16,7 +16,7 @@ import pytest
 
 from mxpolicy.errors import UsageError
 from mxpolicy.pipe import parse_arguments
-from mxpolicy.supervisor import parent_of
+from mxpolicy.supervisor import ProcessSeen, look_at
 from tests.helpers.piping import (
     MESSAGE,
     TIMEOUT,
@@ -230,7 +230,7 @@ def test_final_dot_is_not_sent_once_the_mail_server_is_killed(
     wrap = ["sh", "-c", '"$@"; exit $?', "sh"]
     with at_work(pipe, there, wrap=wrap) as (shell, supervisor, answers):
         [child] = children(supervisor)
-        assert parent_of(child) == supervisor
+        assert look_at(child) == ProcessSeen(parent=supervisor, is_ending=False)
         shell.kill()
         shell.wait(TIMEOUT)
         there.release.set()
@@ -240,10 +240,84 @@ def test_final_dot_is_not_sent_once_the_mail_server_is_killed(
     assert there.messages == []
 
 
-def test_parent_of_a_process_with_an_odd_name_is_found(tmp_path: Path) -> None:
-    odd = tmp_path / "a) S 1 (b"
+def test_process_with_an_odd_name_is_seen_until_nobody_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    odd = tmp_path / "a) Z 1 (b"
     odd.symlink_to("/bin/sleep")
     with subprocess.Popen([odd, "60"]) as process:
-        assert parent_of(process.pid) == os.getpid()
+        assert look_at(process.pid) == ProcessSeen(os.getpid(), is_ending=False)
         process.kill()
-    assert parent_of(process.pid) is None
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert look_at(process.pid) == ProcessSeen(os.getpid(), is_ending=True)
+    assert look_at(process.pid) is None
+
+
+# -- inherited from whoever started us ---------------------------------------------------
+
+
+def starting_with(does: str) -> list[str]:
+    """Return what runs a command in a process that *does* something about signals first."""
+    program = f"import os, signal, sys; {does}; os.execv(sys.argv[1], sys.argv[1:])"
+    return [sys.executable, "-c", program]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        pytest.param(["sh", "-c", """trap '' CHLD; exec "$@\"""", "sh"], id="ignored"),
+        pytest.param(
+            starting_with("signal.pthread_sigmask(0, {signal.SIGCHLD})"), id="blocked"
+        ),
+        pytest.param(
+            starting_with("signal.pthread_sigmask(0, signal.valid_signals())"),
+            id="everything_blocked",
+        ),
+        pytest.param(
+            starting_with(
+                "[signal.signal(one, signal.SIG_IGN) for one in range(1, 32)"
+                " if one not in (signal.SIGKILL, signal.SIGSTOP)]"
+            ),
+            id="everything_ignored",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("reply", "status", "text"),
+    [
+        ("250 2.0.0 Ok", 0, r"2\.0\.0 "),
+        ("554 5.7.0 No", 69, r"5\.7\.0 "),
+        ("451 4.3.0 Later", 75, r"4\.3\.0 "),
+    ],
+)
+def test_answer_is_the_delivery_s_whatever_signals_were_inherited_ignored_or_blocked(
+    wrap: list[str],
+    reply: str,
+    status: int,
+    text: str,
+    pipe: Runner,
+    host: Callable[..., Host],
+) -> None:
+    there = host(DOT=reply)
+    ended = pipe.run(arguments(pipe, there), env=environment(), wrap=wrap)
+    assert_answer(ended, status, text)
+
+
+def test_delivery_that_is_killed_is_deferred_where_sigchld_was_ignored(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    wrap = starting_with("signal.signal(signal.SIGCHLD, signal.SIG_IGN)")
+    with at_work(pipe, host("CONNECT"), wrap=wrap) as (supervisor, child, answers):
+        os.kill(child, signal.SIGKILL)
+        ended = Ended(supervisor.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: the delivery was killed by signal 9\n")
+
+
+def test_alarm_that_was_set_before_we_were_started_is_no_bounce(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    wrap = starting_with("signal.setitimer(signal.ITIMER_REAL, 0.5, 0.1)")
+    there = host("CONNECT")
+    with at_work(pipe, there, wrap=wrap) as (supervisor, _, answers):
+        ended = Ended(supervisor.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: ")
