@@ -58,8 +58,9 @@ class Reply(NamedTuple):
     """One complete reply, all its lines.
 
     Attributes:
-        code: 200 to 599, as sent.
-        lines: The texts after the code, one for each line, already `printable`.
+        code: 0 to 999, as sent; of several, that of the last line.
+        lines: The texts after the code, one for each line, already `printable`. What
+            a host says beyond the first 2 KiB is not among them.
     """
 
     code: int
@@ -68,7 +69,7 @@ class Reply(NamedTuple):
     @property
     def is_positive(self) -> bool:
         """2yz, or 3yz (only DATA is answered so), RFC 5321 §4.2.1."""
-        return self.code < 400
+        return 200 <= self.code < 400
 
     @property
     def is_transient(self) -> bool:
@@ -78,7 +79,7 @@ class Reply(NamedTuple):
     @property
     def is_permanent(self) -> bool:
         """5yz: the same command will not succeed (RFC 5321 §4.2.1)."""
-        return self.code >= 500
+        return 500 <= self.code < 600
 
     @property
     def enhanced(self) -> EnhancedStatus | None:
@@ -96,7 +97,7 @@ class Reply(NamedTuple):
     def shortened(self) -> Reply:
         """Return it with no more lines than `text` has room for.
 
-        A host may say 64 KiB to each of a thousand recipients, and all is kept.
+        A host may say as much to each of a thousand recipients, and all is kept.
         """
         room = MAX_TEXT
         for place, line in enumerate(self.lines):
@@ -108,4 +109,4 @@ class Reply(NamedTuple):
     @property
     def text(self) -> str:
         """Code and all lines in one line, for a log or a bounce."""
-        return printable(" ".join((str(self.code), *self.lines)).rstrip())
+        return printable(" ".join((f"{self.code:03}", *self.lines)).rstrip())

@@ -132,7 +132,7 @@ class Dialogue:
         except TimeoutError:
             raise self._out_of_patience(timeout or 0.0) from None
         except StreamClosed as exc:
-            raise self._failed(Verdict.CLOSED, str(exc)) from exc
+            raise self._closed(exc) from exc
         except RemoteProtocolError as exc:
             raise self._failed(self._nonsense(), printable(str(exc))) from exc
         event = self._events.popleft()
@@ -229,6 +229,11 @@ class Dialogue:
         if isinstance(event, smtp.Closing):
             return self._failed(self._verdict_of_421(), reply=event.reply)
         raise AssertionError(f"{event!r} is no answer")
+
+    def _closed(self, exc: StreamClosed) -> SessionFailed:
+        if self._phase is Phase.GREETING and (said := self._smtp.skipped):
+            return self._failed(Verdict.NOT_SMTP, f"not an SMTP reply: {said!r}")
+        return self._failed(Verdict.CLOSED, str(exc))
 
     def _nonsense(self) -> Verdict:
         if self._phase is Phase.TLS:

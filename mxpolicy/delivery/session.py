@@ -130,23 +130,33 @@ class Session(Dialogue):
             raise self._failed(Verdict.GREETING_5XX, reply=reply)
 
     async def _say_hello(self) -> None:
-        """EHLO, and HELO to those who do not know it (RFC 5321 §3.2)."""
-        reply = await self._ehlo()
-        if reply.is_permanent:
-            self._heed_the_end()
-            self._smtp.helo()
-            reply = (await self._next(smtp.HeloAnswered)).reply
-        if not reply.is_positive:
+        reply = await self._hello()
+        if not _is_completion(reply):
             raise self._failed(Verdict.EHLO_REFUSED, reply=reply)
         # Only on port 25 is a host that calls itself by our name ourselves; on
         # another port it is a second instance on this machine (as in Postfix).
         if self.candidate.port == 25 and self._is_myself(self._smtp.ehlo_name):
             raise self._failed(Verdict.LOOPS_TO_MYSELF, reply=reply)
 
-    async def _ehlo(self) -> Reply:
+    async def _hello(self) -> Reply:
+        """Say EHLO, and HELO after any answer but 2yz and 421; return the last answer.
+
+        RFC 5321 §3.2 has that for those who do not know EHLO. Some of them say so by
+        a 4yz or by a code of their own, and smtp(8) delivers to them.
+        """
         self._heed_the_end()
         self._smtp.ehlo()
-        return (await self._next(smtp.EhloAnswered)).reply
+        refusal = (await self._next(smtp.EhloAnswered)).reply
+        if _is_completion(refusal):
+            return refusal
+        self._heed_the_end()
+        self._smtp.helo()
+        try:
+            return (await self._next(smtp.HeloAnswered)).reply
+        except SessionFailed as failed:
+            if failed.finding.verdict is not Verdict.CLOSED:
+                raise
+            return refusal  # it hung up: what it had said to EHLO stands
 
     async def _secure(self) -> None:
         """STARTTLS (RFC 3207); a host that thinks better of it goes on in clear."""
@@ -155,14 +165,14 @@ class Session(Dialogue):
             async with asyncio.timeout(self._handshake_time):
                 if not await self._start_tls():
                     return
-                reply = await self._ehlo()
+                reply = await self._hello()
         except TimeoutError:
             failed = self._out_of_patience(self._handshake_time, Verdict.TLS_SILENT)
             failed.client_hello_was_sent = self._client_hello_was_sent
             raise failed from None
         except (TLSError, RemoteProtocolError) as exc:
             raise self._failed(Verdict.TLS_FAILED, printable(str(exc))) from exc
-        if not reply.is_positive:
+        if not _is_completion(reply):
             raise self._failed(Verdict.TLS_FAILED, reply=reply)
         self.tls_seconds = self._clock() - began
 
@@ -401,3 +411,8 @@ class Session(Dialogue):
         """Return the next event, waited for as long as the message allows."""
         timeout = smtp.facts(self._smtp.state).timeout
         return await self._next(kind, timeout=control.patience(timeout))
+
+
+def _is_completion(reply: Reply) -> bool:
+    """2yz (RFC 5321 §4.2.1), and not the 3yz that `Reply.is_positive` lets pass too."""
+    return 200 <= reply.code < 300

@@ -11,8 +11,6 @@ moves nothing.
 
 from __future__ import annotations
 
-from mxpolicy.errors import RemoteProtocolError
-
 __all__ = ["ReceiveBuffer"]
 
 
@@ -20,7 +18,8 @@ class ReceiveBuffer:
     """A queue of bytes that gives whole lines.
 
     Args:
-        line_limit: Bytes a line may have before its LF.
+        line_limit: Bytes of a line that are kept. What it has beyond them is
+            read and dropped.
     """
 
     __slots__ = ("_data", "_line_limit", "_searched")
@@ -31,29 +30,22 @@ class ReceiveBuffer:
         # No LF among the first so many bytes.
         self._searched = 0
 
-    def __bool__(self) -> bool:
-        """True while there are bytes that no line has taken."""
-        return bool(self._data)
+    def __len__(self) -> int:
+        """How many bytes are kept that no line has taken."""
+        return len(self._data)
 
     def append(self, data: bytes) -> None:
         """Take *data* from the wire. Call `next_line` until it gives None."""
         self._data += data
 
     def next_line(self) -> bytes | None:
-        """Return the next line without its end, or None until more bytes come.
-
-        Raises:
-            RemoteProtocolError: The line, finished or not, is over the limit.
-                The buffer cannot be used any more.
-        """
+        """Return the next line without its end, or None until more bytes come."""
         end = self._data.find(b"\n", self._searched)
-        length = end if end >= 0 else len(self._data)
-        if length > self._line_limit:
-            raise RemoteProtocolError(f"a line of over {self._line_limit} bytes")
         if end < 0:
-            self._searched = length
+            del self._data[self._line_limit :]
+            self._searched = len(self._data)
             return None
-        line = bytes(self._data[:end])
+        line = bytes(self._data[: min(end, self._line_limit)])
         del self._data[: end + 1]
         self._searched = 0
         return line.rstrip(b"\r")

@@ -1,10 +1,14 @@
 """Bytes from an SMTP or LMTP server -> `Reply` (RFC 5321 §4.2), the client's side.
 
-Lenient where hosts in the field are lax and no harm can follow: lines may end
-with a bare LF, the text after the code may be missing, lines may be four times
-as long as §4.5.3.1.5 allows. Strict where laxity would pair an answer with the
-wrong question: a line that is no reply line is never skipped. Postfix skips it
-with a warning, and warns in its source that mail can be lost that way.
+Lenient where hosts in the field are lax and no harm can follow. Lines may end
+with a bare LF, the text after the code may be missing, the codes of one reply may
+differ. A reply may be of any length up to `MAX_REPLY`: only what is kept of it
+is bounded. To give up on a long 250 that answers the final dot would make a copy
+of the message with each retry.
+
+A line that is no reply line is skipped where the caller allows it. That is safe
+while one reply is outstanding. With more it could pair an answer with the wrong
+question, and mail would be lost; Postfix warns of that in its source.
 
 Used by `mxpolicy.protocol.smtp_client`; knows nothing of commands and states.
 """
@@ -17,83 +21,126 @@ from mxpolicy.errors import RemoteProtocolError
 from mxpolicy.protocol.receive_buffer import ReceiveBuffer
 from mxpolicy.reply import Reply, printable
 
-__all__ = ["MAX_LINE", "MAX_LINES", "MAX_REPLY", "ReplyReader"]
+__all__ = ["KEPT", "MAX_REPLY", "ReplyReader"]
 
-# RFC 5321 §4.5.3.1.5 has 512; Postfix reads 2048 (line_length_limit).
-MAX_LINE = 2048
+# Bytes of a reply that are kept, as in Postfix (line_length_limit). RFC 5321
+# §4.5.3.1.5 has 512 for a line, and allows several.
+KEPT = 2048
 
-# The longest EHLO replies in the field have some 20 lines, the longest refusals
-# with a policy's text some 30. Text is kept, so it has to end somewhere.
-MAX_LINES = 100
-MAX_REPLY = 64 * 1024
+# Bytes that are read until a reply is whole. The longest in the field, refusals with
+# a policy's text, have some 10 KiB; something has to end one that never ends.
+MAX_REPLY = 1024 * 1024
 
 # RFC 5321 §4.2: Reply-line = *( Reply-code "-" [ textstring ] CRLF )
 #                             Reply-code [ SP textstring ] CRLF
-# Its Reply-code begins with 2 to 5; "1yz" has no use in SMTP (§4.2.1).
-_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
+# What a first digit means, and whether it means anything, is the caller's.
+_REPLY_LINE = re.compile(rb"([0-9]{3})(?:([ -])(.*))?", re.DOTALL)
+
+# First words of servers that speak no SMTP: a web server, SSH, IMAP, POP3. Nothing
+# else is worth waiting for behind them.
+_OTHER_PROTOCOL = re.compile(rb"HTTP/|SSH-|\* OK|\+OK")
 
 
 class ReplyReader:
     """A parser that is fed bytes and gives replies.
 
     After an error it cannot be used any more.
+
+    Attributes:
+        received: Bytes taken so far.
+        began: How many of them had come before the reply that was returned last.
+        skipped: The first line that was skipped after that reply, printable;
+            empty when none was.
     """
 
-    __slots__ = ("_buffer", "_code", "_size", "_texts")
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_code",
+        "_ended",
+        "_kept",
+        "_texts",
+        "began",
+        "received",
+        "skipped",
+    )
 
     def __init__(self) -> None:
-        self._buffer = ReceiveBuffer(MAX_LINE)
+        self._buffer = ReceiveBuffer(KEPT)
+        self.received = 0
+        self.began = 0
+        self.skipped = ""
+        self._at = 0  # the end of the last line, in bytes received
+        self._ended = 0  # the end of the last reply
         # The reply that is being read: what its lines had so far.
         self._code = b""
         self._texts: list[str] = []
-        self._size = 0
+        self._kept = 0
 
     @property
     def has_unread(self) -> bool:
-        """True when bytes came that no returned reply has used."""
-        return bool(self._buffer) or bool(self._texts)
+        """True when bytes came that no returned reply and no skipped line has used."""
+        return bool(self._buffer) or bool(self._code)
 
     def receive_data(self, data: bytes) -> None:
         """Take *data* from the wire. Call `next_reply` until it gives None."""
         self._buffer.append(data)
+        self.received += len(data)
 
-    def next_reply(self) -> Reply | None:
+    def next_reply(self, *, keep: int = KEPT, skip: bool = False) -> Reply | None:
         """Return the next whole reply, or None until more bytes come.
+
+        Its code is that of its last line, as in Postfix. Lines before it whose
+        first digit says something else (RFC 5321 §4.2.1 forbids it) are left out.
+
+        Args:
+            keep: Bytes that are kept; the line that goes beyond them is the last.
+            skip: Whether lines that are no reply lines are skipped.
 
         Raises:
             RemoteProtocolError: The peer sent something that is no reply, or
                 too much of it. Replies before it have been returned.
         """
         while (line := self._buffer.next_line()) is not None:
-            if self._is_last(line):
-                reply = Reply(int(self._code), tuple(self._texts))
-                self._code, self._texts, self._size = b"", [], 0
-                return reply
+            began, self._at = self._at, self.received - len(self._buffer)
+            self._check_size(self._at)
+            found = _REPLY_LINE.fullmatch(line)
+            if found is None:
+                self._pass_over(line, skip)
+                continue
+            if not self._code:
+                self.began = began
+            if self._is_last(found, keep):
+                return self._whole()
+        self._check_size(self.received)
         return None
 
-    def _is_last(self, line: bytes) -> bool:
+    def _pass_over(self, line: bytes, skip: bool) -> None:
+        """Leave out a line that is no reply line, or raise."""
+        shown = printable(line, 80)
+        is_greeting = not self._ended
+        if not skip or (is_greeting and _OTHER_PROTOCOL.match(line)):
+            raise RemoteProtocolError(f"not an SMTP reply: {shown!r}")
+        self.skipped = self.skipped or shown
+
+    def _is_last(self, found: re.Match[bytes], keep: int) -> bool:
         """Add one line to the reply; True when the reply is whole."""
-        found = _REPLY_LINE.fullmatch(line)
-        if found is None:
-            raise RemoteProtocolError(f"not an SMTP reply: {printable(line, 80)!r}")
         code, hyphen, text = found.groups()
-        self._judge_code(code)
-        self._size += len(line)
-        self._texts.append(printable(text or b""))
-        if len(self._texts) > MAX_LINES or self._size > MAX_REPLY:
-            raise RemoteProtocolError(
-                f"a reply of over {MAX_LINES} lines or {MAX_REPLY} bytes"
-            )
+        if code[:1] != self._code[:1]:
+            self._texts, self._kept = [], 0
+        self._code = code
+        if self._kept < keep:
+            self._texts.append(printable(text or b""))
+            self._kept += len(found[0])
         return bool(hyphen != b"-")
 
-    def _judge_code(self, code: bytes) -> None:
-        """All lines MUST have one code (RFC 5321 §4.2.1).
+    def _whole(self) -> Reply:
+        """Return the reply, and begin anew."""
+        reply = Reply(int(self._code), tuple(self._texts))
+        self._code, self._texts, self._kept = b"", [], 0
+        self._ended, self.skipped = self._at, ""
+        return reply
 
-        A reply that says both yes and no is neither: to take the wrong one
-        loses or bounces mail. Within one class the last line's code is taken,
-        as Postfix does.
-        """
-        if self._code and code[0] != self._code[0]:
-            both = f"{self._code.decode()} and {code.decode()}"
-            raise RemoteProtocolError(f"one reply with the codes {both}")
-        self._code = code
+    def _check_size(self, end: int) -> None:
+        if end - self._ended > MAX_REPLY:
+            raise RemoteProtocolError(f"a reply of over {MAX_REPLY} bytes")

@@ -27,7 +27,7 @@ from mxpolicy.protocol.extensions import (
     orcpt,
     xtext,
 )
-from mxpolicy.protocol.reply_reader import ReplyReader
+from mxpolicy.protocol.reply_reader import KEPT, ReplyReader
 from mxpolicy.protocol.smtp_events import (
     BodyRefused,
     Closing,
@@ -90,6 +90,11 @@ __all__ = [
 # (some 60 bytes) fit into any socket's buffer, and so many commands too: both
 # sides never sit in a write that the other does not read (RFC 2920 §3.1).
 MAX_IN_FLIGHT = 100
+
+
+# Bytes of an EHLO reply that are kept. Its lines are keywords, and one that is lost
+# may be STARTTLS; the longest in the field have some 2 KiB.
+_KEPT_OF_EHLO = 64 * 1024
 
 
 class _Command(NamedTuple):
@@ -155,6 +160,11 @@ class SmtpClient:
     def awaits(self) -> Verb | None:
         """The command whose reply is next, None when no reply is due."""
         return self._commands[0].verb if self._commands else None
+
+    @property
+    def skipped(self) -> str:
+        """What came in place of the reply that is awaited, its first line; mostly empty."""
+        return self._reader.skipped
 
     @property
     def pipelining(self) -> bool:
@@ -227,7 +237,7 @@ class SmtpClient:
         self._command(Verb.EHLO, f"EHLO {self._helo}")
 
     def helo(self) -> None:
-        """Say HELO, to a server that did not take EHLO. Next: `HeloAnswered`."""
+        """Say HELO, to a server that did not answer 2yz to EHLO. Next: `HeloAnswered`."""
         self._command(Verb.HELO, f"HELO {self._helo}")
 
     def starttls(self) -> None:
@@ -352,7 +362,10 @@ class SmtpClient:
     def _read_replies(self, events: list[Event]) -> None:
         """Turn the replies that are whole into events, until one ends the session."""
         while self.state is not State.CLOSED:
-            reply = self._reader.next_reply()
+            reply = self._reader.next_reply(
+                keep=_KEPT_OF_EHLO if self.awaits is Verb.EHLO else KEPT,
+                skip=self._in_flight <= 1,
+            )
             if reply is None:
                 return
             event = self._take(reply)
@@ -431,10 +444,10 @@ class SmtpClient:
         return Greeted(reply)
 
     def _note_ehlo(self, reply: Reply) -> Event:
-        if reply.is_positive:
+        if self.state is State.READY:
             self.ehlo_name = _first_word(reply)
             self.extensions = Extensions.from_reply(reply)
-        return EhloAnswered(reply, self.extensions)
+        return EhloAnswered(reply.shortened(), self.extensions)
 
     def _note_starttls(self, reply: Reply) -> Event:
         if not reply.is_positive:

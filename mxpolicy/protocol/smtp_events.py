@@ -37,7 +37,7 @@ class Greeted(NamedTuple):
 
 
 class EhloAnswered(NamedTuple):
-    """2yz: ready. Else `SmtpClient.helo` may be tried, or QUIT."""
+    """2yz: ready. Else, whatever the code, `SmtpClient.helo` is next, or QUIT."""
 
     reply: Reply
     extensions: Extensions

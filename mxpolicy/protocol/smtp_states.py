@@ -15,11 +15,12 @@ Everything that decides where a conversation goes is in the two tables here;
 #
 # What is not in COMMANDS raises LocalProtocolError and leaves everything as it
 # was. What is not in TRANSITIONS raises RemoteProtocolError and ends the session.
-# Only the first digit counts: RFC 5321 §4.3.2 lets servers invent codes.
+# Only the first digit counts: RFC 5321 §4.3.2 lets servers invent codes. To EHLO
+# any answer but 2yz means HELO; servers that do not know it say what they like.
 #
 #   GREETING -> EHLO -> READY -> MAIL -> RCPT -> DATA -> BODY -> DOT -> READY
 #                |       |        |       |       |
-#      refused:  v       |        v       |       v
+#      not 2yz:  v       |        v       |       v
 #               HELO     |      READY     |     RCPT, and then RSET or QUIT
 #                |       |                |
 #                v       v                v
@@ -63,7 +64,7 @@ class State(Enum):
 
     GREETING = "greeting"
     EHLO = "ehlo"  # greeted: EHLO is due, or its reply
-    HELO = "helo"  # EHLO was refused: HELO is due, or its reply
+    HELO = "helo"  # EHLO was not taken: HELO is due, or its reply
     STARTTLS = "starttls"
     TLS_HANDSHAKE = "tls_handshake"  # the shell's turn, then tls_established()
     READY = "ready"  # no transaction is open
@@ -125,9 +126,8 @@ TRANSITIONS: dict[tuple[State, Verb, int], State] = {
     (State.GREETING, Verb.CONNECT, 2): State.EHLO,
     (State.GREETING, Verb.CONNECT, 4): State.QUIT,
     (State.GREETING, Verb.CONNECT, 5): State.QUIT,  # §3.1: wait for our QUIT
+    **{(State.EHLO, Verb.EHLO, digit): State.HELO for digit in range(10)},  # §3.2
     (State.EHLO, Verb.EHLO, 2): State.READY,
-    (State.EHLO, Verb.EHLO, 4): State.HELO,
-    (State.EHLO, Verb.EHLO, 5): State.HELO,  # §3.2
     (State.HELO, Verb.HELO, 2): State.READY,
     (State.HELO, Verb.HELO, 4): State.QUIT,
     (State.HELO, Verb.HELO, 5): State.QUIT,

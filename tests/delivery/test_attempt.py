@@ -98,7 +98,16 @@ def test_message_arrives_as_it_is_with_crlf() -> None:
             {"EHLO": End.CLOSE}, "4.4.2", ("closed", "ehlo"), id="ehlo closed"
         ),
         pytest.param(
-            {"EHLO": "450 4.7.1 no"}, "4.7.1", ("ehlo_refused", "ehlo"), id="ehlo 4yz"
+            {"EHLO": "450 4.7.1 no", "HELO": "450 4.7.1 no"},
+            "4.7.1",
+            ("ehlo_refused", "ehlo"),
+            id="helo 4yz",
+        ),
+        pytest.param(
+            {"EHLO": "450 4.7.1 no", "HELO": End.CLOSE},
+            "4.7.1",
+            ("ehlo_refused", "ehlo"),
+            id="helo closed",
         ),
         pytest.param(
             {"EHLO": "502 what?", "HELO": "550 5.7.1 no"},
@@ -753,8 +762,18 @@ def test_silence_after_client_hello_is_met_with_small_segments_before_clear() ->
     assert played.seconds == pytest.approx(40, abs=0.5)
 
 
-def test_ehlo_refused_under_tls_is_retried_in_clear(context: ssl.SSLContext) -> None:
-    host = ScriptedHost({"EHLO": [OFFER, "550 no", OFFER]}, context=context)
+def test_helo_is_said_under_tls_too(context: ssl.SSLContext) -> None:
+    host = ScriptedHost({"EHLO": [OFFER, "450 no"]}, context=context)
+    assert isinstance(deliver(host).outcome, Delivered)
+    assert len(host.visits) == 1
+
+
+@pytest.mark.parametrize("helo", ["550 no", End.CLOSE])
+def test_helo_refused_under_tls_is_retried_in_clear(
+    helo: Answer, context: ssl.SSLContext
+) -> None:
+    script: Script = {"EHLO": [OFFER, "550 no", OFFER], "HELO": helo}
+    host = ScriptedHost(script, context=context)
     assert isinstance(deliver(host).outcome, Delivered)
     assert len(host.visits) == 2
 

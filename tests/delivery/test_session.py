@@ -182,8 +182,21 @@ def test_phases_are_told_in_their_order() -> None:
     assert told.failure is None
 
 
-@pytest.mark.parametrize("ehlo", ["500 what?", "502 5.5.1 unknown", "554 no"])
-def test_host_that_does_not_know_ehlo_hears_helo(ehlo: str) -> None:
+@pytest.mark.parametrize(
+    "ehlo",
+    [
+        "500 what?",
+        "502 5.5.1 unknown",
+        "554 no",
+        "450 4.7.1 busy",
+        "354 hm",
+        "199 hm",
+        "000 hm",
+        "999 hm",
+        "250-mx.example.com\n550 no",
+    ],
+)
+def test_host_that_does_not_take_ehlo_hears_helo(ehlo: str) -> None:
     host = ScriptedHost({"EHLO": ehlo})
     told = offered(host, message=b"\xff\r\n")
     assert host.commands[1:3] == [f"HELO {HELO}", "MAIL FROM:<alice@example.net>"]
@@ -197,11 +210,17 @@ def test_host_that_does_not_know_ehlo_hears_helo(ehlo: str) -> None:
         ({"CONNECT": "450 4.7.1 no"}, ("greeting_4xx", "greeting"), True),
         ({"CONNECT": "421 busy"}, ("greeting_4xx", "greeting"), False),
         ({"CONNECT": "354 hm"}, ("not_smtp", "greeting"), False),
-        ({"CONNECT": b"x" * 9000}, ("not_smtp", "greeting"), False),
+        ({"CONNECT": b"x" * (1 << 21)}, ("not_smtp", "greeting"), False),
+        ({"CONNECT": (b"what?\r\n", End.CLOSE)}, ("not_smtp", "greeting"), False),
+        ({"CONNECT": b"HTTP/1.1 400 No\r\n"}, ("not_smtp", "greeting"), False),
+        ({"CONNECT": "150 hm"}, ("not_smtp", "greeting"), False),
         ({"CONNECT": ("220 hi", "421 no")}, ("ehlo_refused", "ehlo"), False),
         ({"CONNECT": ("220 hi", "250 no")}, ("closed", "ehlo"), False),
         ({"EHLO": "421 busy"}, ("ehlo_refused", "ehlo"), False),
-        ({"EHLO": "450 busy"}, ("ehlo_refused", "ehlo"), True),
+        ({"EHLO": "450 busy", "HELO": "450 no"}, ("ehlo_refused", "ehlo"), True),
+        ({"EHLO": ("450 busy", End.CLOSE)}, ("ehlo_refused", "ehlo"), False),
+        ({"EHLO": "450 busy", "HELO": End.CLOSE}, ("ehlo_refused", "ehlo"), False),
+        ({"EHLO": "450 busy", "HELO": "421 no"}, ("ehlo_refused", "ehlo"), False),
         ({"EHLO": ("502 what", "421 no")}, ("ehlo_refused", "ehlo"), False),
         ({"EHLO": "502 what", "HELO": "450 no"}, ("ehlo_refused", "ehlo"), True),
         ({"EHLO": (TLS, "421 no")}, ("starttls_refused", "tls"), False),
@@ -228,6 +247,14 @@ def test_host_that_does_not_get_us_to_ready(
 def test_failure_says_verdict_and_words() -> None:
     told = opened(ScriptedHost({"CONNECT": "450 4.7.1 not now"}))
     assert str(told.failure) == "greeting_4xx 450 4.7.1 not now"
+
+
+def test_host_that_hangs_up_on_helo_is_quoted_on_ehlo() -> None:
+    for end in (End.CLOSE, End.RESET):
+        told = opened(ScriptedHost({"EHLO": "450 4.7.1 not you", "HELO": end}))
+        assert told.failure is not None
+        assert told.failure.reply is not None
+        assert told.failure.reply.text == "450 4.7.1 not you"
 
 
 @pytest.mark.parametrize(

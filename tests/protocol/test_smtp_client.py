@@ -362,9 +362,13 @@ def test_a_masked_banner_turns_pipelining_off() -> None:
 
 
 def test_good_replies_count_before_an_error_behind_them() -> None:
-    client = after(body, ".")()
-    assert client.receive_data(b"250 queued\r\nrubbish\r\n") == [
-        DotAnswered(Reply(250, ("queued",)))
+    client = ready()
+    client.mail("a@client.example")
+    client.rcpt("b@mx.example")
+    client.rcpt("c@mx.example")
+    client.data_to_send()
+    assert client.receive_data(b"250 ok\r\nrubbish\r\n") == [
+        smtp.MailAnswered(Reply(250, ("ok",)))
     ]
     assert client.state is State.CLOSED
     client.quit()  # no effect, no error
@@ -373,6 +377,67 @@ def test_good_replies_count_before_an_error_behind_them() -> None:
             verb()
     with pytest.raises(RemoteProtocolError, match="rubbish"):
         client.receive_data(OK)
+
+
+@pytest.mark.parametrize("line", [b"", b"rubbish", b"250_ok", b"25", b"\0", b" 250 x"])
+@pytest.mark.parametrize(
+    ("start", "reply"),
+    [
+        pytest.param(greeting, HELLO, id="greeting"),
+        pytest.param(after(greeted, "EHLO x"), b"250-mx\r\n250 DSN\r\n", id="EHLO"),
+        pytest.param(after(helo_due, "HELO x"), OK, id="HELO"),
+        pytest.param(after(rcpt, "RCPT TO:<c@mx.example>"), OK, id="a_lone_RCPT"),
+        pytest.param(after(body, "."), OK, id="dot"),
+    ],
+)
+def test_a_line_that_is_no_reply_is_skipped_while_one_reply_is_outstanding(
+    start: Callable[[], SmtpClient], reply: bytes, line: bytes
+) -> None:
+    (expected,) = start().receive_data(reply)
+    rubbish = line + b"\r\n"
+    for wire in (rubbish * 3 + reply, rubbish.join(reply.splitlines(keepends=True))):
+        (event,) = start().receive_data(wire)
+        assert repr(event) == repr(expected)
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_a_line_that_is_no_reply_is_an_error_while_several_are_outstanding(
+    answered: int,
+) -> None:
+    client = ready()
+    client.mail("a@client.example")
+    for one in "bcd":
+        client.rcpt(f"{one}@mx.example")
+    client.data_to_send()
+    client.receive_data(OK * answered)
+    with pytest.raises(RemoteProtocolError, match="not an SMTP reply"):
+        client.receive_data(b"\r\n")
+
+
+def test_extensions_beyond_what_is_kept_of_other_replies_are_understood() -> None:
+    filler = [b"X%d some words" % number for number in range(1000)]
+    client = client_after(b"X" + b"y" * 3000, *filler, b"PIPELINING", b"SIZE 77")
+    assert client.pipelining
+    assert client.extensions.size == 77
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"250 2.6.0 <" + b"x" * 3000 + b"@mx.example> queued\r\n",
+        b"250-2.0.0 line\r\n" * 120 + b"250 2.0.0 queued\r\n",
+        b"250-" + b"x" * 900_000 + b"\r\n250 ok\r\n",
+        b"550-no\r\n250 yes after all\r\n",
+        b"250 bare\n",
+        b"250 \xe4\x00\x1b\r\n",
+        b"250\r\n",
+    ],
+    ids=["long", "many", "longer", "mixed", "bare_lf", "unprintable", "bare_code"],
+)
+def test_a_250_to_the_dot_is_one_however_it_is_written(reply: bytes) -> None:
+    (event,) = after(body, ".")().receive_data(reply)
+    assert isinstance(event, DotAnswered)
+    assert event.reply.code == 250
 
 
 @pytest.mark.parametrize(
