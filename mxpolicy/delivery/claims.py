@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mxpolicy.delivery.journal import (
     NO_PAST,
@@ -30,7 +30,7 @@ from mxpolicy.delivery.journal import (
     settled_entry,
 )
 from mxpolicy.errors import LocalTrouble
-from mxpolicy.outcome import Deferred
+from mxpolicy.outcome import Deferred, Delivered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -39,21 +39,31 @@ if TYPE_CHECKING:
     from mxpolicy.outcome import Outcome
     from mxpolicy.state.store import Store
 
+T = TypeVar("T")
+
 __all__ = ["KEPT", "KEPT_IN_PART", "Claim", "Claims", "TakenOver"]
 
-# Seconds. A message of which every recipient is settled is asked for again only if our
-# answer was lost: Postfix and Exim come back within hours.
+# Seconds. A message that every recipient has is asked for again only if our answer was
+# lost: Postfix and Exim come back within hours.
 KEPT = 24 * 3600.0
-# One that is deferred for others comes back as long as the mail server keeps it: five
-# days by default (maximal_queue_lifetime; Exim's usual retry rule gives up after four).
+# One that was deferred or refused for others comes back as long as the mail server keeps
+# it, which may have made a deferral of the refusal: five days by default
+# (maximal_queue_lifetime; Exim's usual retry rule gives up after four).
 KEPT_IN_PART = 7 * 24 * 3600.0
 
 # Seconds past the deadline that a claim is good for: to say what became of it.
 _SLACK = 60.0
 # Seconds between two looks at what another process is doing.
 _LOOK_AGAIN = 0.25
-# Seconds for a store that is busy, in the whole call: a copy may depend on it.
-_PATIENCE = 10.0
+
+# Seconds that one visit to the store is worth before a final dot, and once there was
+# one: nothing else can prevent a second copy then.
+_VISIT, _VISIT_AFTER_DOT = 10.0, 60.0
+# The same for all visits of a call, which has a deadline.
+_ALL, _ALL_AFTER_DOT = 30.0, 60.0
+# What a visit is worth while the last one has had no answer.
+_HARDLY = 1.0
+# Seconds until the next try when somebody else has changed what we were to change.
 _RETRY = 0.1
 
 
@@ -98,10 +108,13 @@ class Claims:
         self._utc = utc
         self._until = utc() + deadline + _SLACK
         self._me: Owner | None = None
-        self._patient_until: float | None = None  # on the loop's clock
+        self._before_dot = _Patience(_VISIT, min(_ALL, deadline / 3))
+        self._after_dot = _Patience(_VISIT_AFTER_DOT, _ALL_AFTER_DOT)
+        self._at_end = self._before_dot
         self._held: dict[int, bytes] = {}  # what we have written last
         self._past: dict[int, Past] = {}
         self._settled: dict[int, Entry] = {}
+        self._earlier: set[int] = set()  # of those, who were so before we came
         self._queue: deque[Callable[[], Awaitable[None]]] = deque()
         self._writer: asyncio.Task[None] | None = None
 
@@ -166,29 +179,27 @@ class Claims:
     async def _claim_one(self, index: int) -> Claimed | Busy | Settled:
         if index not in self._keys:
             return Claimed()
-        key = self._keys[index]
         while True:
-            said, found = await self._look(key)
-            if isinstance(said, Settled) and found is not None and found.entry:
-                self._settled[index] = found.entry
+            said, there = await self._look(index)
             if not isinstance(said, Claimed):
                 return said
             self._past[index] = said.past
             mine = self._entry(State.CLAIMED, index).encode()
-            if await self._change(key, found.value if found else None, mine):
-                self._held[index] = mine
+            if await self._change(self._before_dot, index, there, mine):
                 return said
-            if not await self._is_patient():
+            if not await self._before_dot.goes_on():
                 return said  # the store does not tell: as if there were none
 
-    async def _look(self, key: str) -> tuple[Claimed | Busy | Settled, _Found | None]:
-        value = await self._store.get(key)
-        if value is None:
-            return Claimed(), None
-        entry = Entry.decode(value)
+    async def _look(self, index: int) -> tuple[Claimed | Busy | Settled, bytes | None]:
+        """Return what is there, and what it means."""
+        value = await self._get(self._before_dot, index)
+        entry = Entry.decode(value) if value is not None else None
         alive = entry is not None and is_alive(entry.owner)
         said = judge(entry, self._owner(), self._utc(), alive=alive)
-        return said, _Found(value, entry)
+        if value is not None and entry is not None and isinstance(said, Settled):
+            self._settled[index], self._held[index] = entry, value
+            self._earlier.add(index)
+        return said, value
 
     def _entry(self, state: State, index: int, relay: str = "") -> Entry:
         past = self._past.get(index, NO_PAST)
@@ -208,86 +219,133 @@ class Claims:
             TakenOver: Our claim had run out, and another process has made one.
         """
         for index in indices:
-            if index not in self._keys:
-                continue
-            key = self._keys[index]
-            entry = self._entry(State.DOT_SENT, index, relay).encode()
-            if not await self._change(key, self._held.get(index), entry):
-                said, found = await self._look(key)
-                if not isinstance(said, Claimed):
-                    raise TakenOver("another process has taken the message over")
-                await self._change(key, found.value if found else None, entry)
-            self._held[index] = entry
+            if index in self._keys:
+                await self._write_dot(relay, index)
+        self._at_end = self._after_dot
+
+    async def _write_dot(self, relay: str, index: int) -> None:
+        entry = self._entry(State.DOT_SENT, index, relay).encode()
+        there = self._held.get(index)
+        while not await self._change(self._before_dot, index, there, entry):
+            said, there = await self._look(index)
+            if there == entry:
+                break  # written all the same, and nobody could tell
+            if not isinstance(said, Claimed):
+                raise TakenOver("another process has taken the message over")
+            if not await self._before_dot.goes_on():
+                break
 
     def settled(self, index: int, outcome: Outcome) -> None:
         """Begin to write what became of a recipient; see `finish`."""
         if index not in self._keys or index in self._settled:
             return
         entry = settled_entry(outcome)
-        if entry is not None:
-            self._settled[index] = entry
-            self._do_later(lambda: self._keep(index, entry))
+        if entry is None:
+            self._do_later(lambda: self._let_go(index))
             return
-        self._do_later(lambda: self._let_go(index))
+        self._settled[index] = entry
+        if entry.state is State.DELIVERED:
+            self._do_later(lambda: self._keep(index, KEPT))
 
-    async def _keep(self, index: int, entry: Entry) -> None:
-        """Write the end of it, and not give up easily: a copy may depend on it."""
-        key, value = self._keys[index], entry.encode()
-        there = self._held.get(index)
-        while not await self._change(key, there, value):
-            there = await self._store.get(key)
-            if there == value or (there and entry.state is not State.DELIVERED):
-                break  # somebody else's, and a delivery is the only truth for all
-            if not await self._is_patient():
-                break
-        self._held[index] = value
+    async def _keep(self, index: int, kept: float, *, durable: bool = False) -> None:
+        """Write that a recipient has it: the truth, whoever has written there."""
+        key, value = self._keys[index], self._settled[index].encode()
+        await self._at_end.ask(
+            self._store,
+            lambda store: store.put(key, value, self._utc() + kept, durable=durable),
+        )
 
     async def _let_go(self, index: int) -> None:
         """Leave it to whoever comes next, who is told of what this attempt has met."""
-        key, held = self._keys[index], self._held.pop(index, None)
         entry = deferred_entry(self._past.get(index, NO_PAST))
         if entry is not None:
-            await self._change(key, held, entry.encode(), KEPT_IN_PART)
-        elif held is not None and await self._store.get(key) == held:
-            await self._store.delete(key)
+            await self._put_in_place(index, entry)
+        else:
+            await self._drop(index)
+
+    async def _put_in_place(self, index: int, entry: Entry) -> None:
+        """Write *entry* in the place of what is ours; what is another's stays."""
+        patience, value = self._at_end, entry.encode()
+        there = self._held.get(index)
+        while not await self._change(patience, index, there, value):
+            there = await self._get(patience, index)
+            if there == value or not self._is_ours(index, there):
+                break
+            if not await patience.goes_on():
+                break
+
+    async def _drop(self, index: int) -> None:
+        """Forget what is ours; what is another's stays."""
+        patience, key = self._at_end, self._keys[index]
+        there = await self._get(patience, index)
+        if there is not None and self._is_ours(index, there):
+            await patience.ask(self._store, lambda store: store.delete(key))
+        self._held.pop(index, None)
+
+    def _is_ours(self, index: int, value: bytes | None) -> bool:
+        """Whether we may write there: a write of ours may have come late."""
+        if value is None or value == self._held.get(index):
+            return True
+        entry = Entry.decode(value)
+        return entry is None or entry.owner == self._owner()
+
+    async def _get(self, patience: _Patience, index: int) -> bytes | None:
+        key = self._keys[index]
+        return await patience.ask(self._store, lambda store: store.get(key))
 
     async def _change(
-        self, key: str, old: bytes | None, new: bytes, kept: float = KEPT
+        self, patience: _Patience, index: int, old: bytes | None, new: bytes
     ) -> bool:
-        expires = self._utc() + kept
-        if old is None:
-            return await self._store.add(key, new, expires)
-        return await self._store.replace(key, old, new, expires)
+        """Put *new* in the place of *old*; False too when nobody can tell."""
+        key, expires = self._keys[index], self._utc() + KEPT_IN_PART
 
-    async def _is_patient(self) -> bool:
-        """Wait a moment; False when a busy store has had all the time it gets."""
-        now = asyncio.get_running_loop().time()
-        if self._patient_until is None:
-            self._patient_until = now + _PATIENCE
-        await asyncio.sleep(_RETRY)
-        return now < self._patient_until
+        async def change(store: Store) -> bool:
+            if old is None:
+                return await store.add(key, new, expires)
+            return await store.replace(key, old, new, expires)
+
+        done = await patience.ask(self._store, change)
+        if done:
+            self._held[index] = new
+        return done
 
     # -- the end --------------------------------------------------------------
 
     async def finish(self, outcomes: Iterable[Outcome]) -> None:
         """Wait for what is to be written.
 
+        A refusal is kept only while others are deferred. When all is said, the mail
+        server may have made a deferral of it, and then the host is to be asked again;
+        but nobody gets the message twice for that.
+
         Args:
-            outcomes: Of all recipients. Where some are deferred and others are not,
-                what was settled must outlive all that the mail server will try,
-                and a loss of power.
+            outcomes: Of all recipients. Where not all have the message, what was
+                settled must outlive all that the mail server will try, and a loss
+                of power.
         """
         while writer := self._writer:
             await writer
-        if not any(isinstance(one, Deferred) for one in outcomes):
-            return
-        last = next(reversed(self._settled), None)
+        everybody = list(outcomes)
+        is_deferred = any(isinstance(one, Deferred) for one in everybody)
         for index, entry in self._settled.items():
-            expires = self._utc() + KEPT_IN_PART
+            if entry.state is State.REFUSED:
+                await (
+                    self._put_in_place(index, entry)
+                    if is_deferred
+                    else self._drop(index)
+                )
+        delivered = [
+            index
+            for index, entry in self._settled.items()
+            if entry.state is State.DELIVERED
+        ]
+        if all(isinstance(one, Delivered) for one in everybody):
+            for index in self._earlier.intersection(delivered):
+                await self._keep(index, KEPT)
+            return
+        for index in delivered:
             # What is durable takes with it all that was written before.
-            await self._store.put(
-                self._keys[index], entry.encode(), expires, durable=index == last
-            )
+            await self._keep(index, KEPT_IN_PART, durable=index == delivered[-1])
 
     def _do_later(self, work: Callable[[], Awaitable[None]]) -> None:
         self._queue.append(work)
@@ -302,6 +360,32 @@ class Claims:
             self._writer = None
 
 
-class _Found(NamedTuple):
-    value: bytes
-    entry: Entry | None
+class _Patience:
+    """How long a call waits for its store: for one visit, and for all of them.
+
+    Args:
+        visit: Seconds for one visit, while the last one had an answer in its time.
+        left: Seconds for all.
+    """
+
+    def __init__(self, visit: float, left: float) -> None:
+        self._visit = visit
+        self._left = left
+        self._was_answered = True
+
+    async def ask(self, store: Store, question: Callable[[Store], Awaitable[T]]) -> T:
+        clock = asyncio.get_running_loop().time
+        worth = self._visit if self._was_answered else _HARDLY
+        began, worth = clock(), min(worth, self._left)
+        try:
+            return await question(store.patient(worth))
+        finally:
+            spent = clock() - began
+            self._was_answered = spent < worth
+            self._left = max(0.0, self._left - spent)
+
+    async def goes_on(self) -> bool:
+        """Wait a moment, and return True; False when the store does not tell."""
+        if self._was_answered:
+            await asyncio.sleep(_RETRY)
+        return self._was_answered

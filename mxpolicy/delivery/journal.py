@@ -18,6 +18,10 @@ deferred has an entry only if it has a `Past`: hosts that may have the message s
 saw the final dot and did not answer it, and hosts that were waited for in vain. A dot
 that was sent by a process that is dead is such a doubt, too.
 
+A refusal is kept only while others of the same call are deferred: the mail server asks
+for all of them again. When all is said it may ask again for the refused ones alone,
+having made a deferral of it (Postfix: soft_bounce), and then the host is asked again.
+
 The journal makes nothing worse: what cannot be read or written counts as not there.
 """
 

@@ -20,6 +20,7 @@ from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.state.store import StoreBusy
+from tests.helpers.slow_store import SlowOnce
 from tests.helpers.socket_loop import run_with_sockets
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def play(work: Callable[[Site], Awaitable[None]], store: Store | None = None) ->
     ("outcome", "state"),
     [
         (TAKEN, State.DELIVERED),
-        (REFUSED, State.REFUSED),
+        (REFUSED, None),
         (LATER, None),
         (IN_DOUBT, State.DEFERRED),
     ],
@@ -161,9 +162,14 @@ def test_message_settled_in_part_is_remembered_as_long_as_it_may_come_back() -> 
 
 @pytest.mark.parametrize(
     ("outcomes", "durable"),
-    [((TAKEN, TAKEN, LATER), [False, True]), ((TAKEN, TAKEN, REFUSED), [])],
+    [
+        ((TAKEN, TAKEN, LATER), [False, False, False, True]),
+        ((TAKEN, TAKEN, REFUSED), [False, False, False, True]),
+        ((TAKEN, TAKEN, TAKEN), [False, False, False]),
+        ((LATER, REFUSED, REFUSED), []),
+    ],
 )
-def test_loss_of_power_does_not_send_again_what_is_deferred_for_others_only(
+def test_loss_of_power_does_not_send_again_what_is_unsettled_for_others_only(
     outcomes: tuple[Outcome, ...], durable: list[bool]
 ) -> None:
     class Noting(MemoryStore):
@@ -188,6 +194,62 @@ def test_loss_of_power_does_not_send_again_what_is_deferred_for_others_only(
         assert store.puts == durable
 
     play(work, store)
+
+
+@pytest.mark.parametrize("others", [[], [TAKEN], [TAKEN, REFUSED]])
+def test_refusal_is_forgotten_when_all_is_said_and_a_delivery_is_not(
+    others: list[Outcome],
+) -> None:
+    # The mail server may have made a deferral of it, and mended the host meanwhile.
+    outcomes = [REFUSED, *others]
+    indices = range(len(outcomes))
+
+    async def work(site: Site) -> None:
+        first = site.claims()
+        await first.claim(indices)
+        for index in indices:
+            first.settled(index, outcomes[index])
+        await first.finish(outcomes)
+        for _ in range(9):  # as long as the mail server keeps it
+            site.now += KEPT - 1
+            again = site.claims()
+            claim = await again.claim(indices)
+            assert claim.ours == [n for n in indices if outcomes[n] is REFUSED]
+            assert list(claim.settled) == [n for n in indices if outcomes[n] is TAKEN]
+            for index in indices:
+                again.settled(index, claim.settled.get(index, REFUSED))
+            await again.finish([claim.settled.get(n, REFUSED) for n in indices])
+
+    play(work)
+
+
+def test_refusal_is_told_again_until_the_last_recipient_is_settled() -> None:
+    async def work(site: Site) -> None:
+        for last, known in ((LATER, []), (LATER, [0]), (TAKEN, [0]), (REFUSED, [])):
+            claims = site.claims()
+            claim = await claims.claim([0, 1])
+            assert [n for n in claim.settled if n == 0] == known
+            outcomes = [REFUSED, claim.settled.get(1, last)]
+            for index, outcome in enumerate(outcomes):
+                claims.settled(index, outcome)
+            await claims.finish(outcomes)
+
+    play(work)
+
+
+def test_delivery_is_kept_as_long_as_it_is_asked_for() -> None:
+    async def work(site: Site) -> None:
+        for asked in range(5):
+            claims = site.claims()
+            claim = await claims.claim([0])
+            assert list(claim.settled) == [0] * bool(asked)
+            claims.settled(0, claim.settled.get(0, TAKEN))
+            await claims.finish([claim.settled.get(0, TAKEN)])
+            site.now += KEPT - 1
+        site.now += 2
+        assert await site.state(0) is None
+
+    play(work)
 
 
 def test_recipient_of_another_delivery_is_waited_for_and_then_settled() -> None:
@@ -437,8 +499,10 @@ class Failing(MemoryStore):
 
 
 @pytest.mark.parametrize("outcome", [TAKEN, REFUSED, LATER, IN_DOUBT])
-@pytest.mark.parametrize("after", range(8))
-@pytest.mark.parametrize("error", [StoreError, StoreBusy])
+@pytest.mark.parametrize(
+    ("after", "error"),
+    [*((after, StoreError) for after in range(8)), (0, StoreBusy), (3, StoreBusy)],
+)
 def test_store_that_fails_at_any_moment_stops_nothing(
     error: type[StoreError], after: int, outcome: Outcome
 ) -> None:
@@ -451,8 +515,9 @@ def test_store_that_fails_at_any_moment_stops_nothing(
 
     told: list[str] = []
     seconds = play(work, FallbackStore(Failing(after, error), told.append))
-    # A store that is away is left at once; a busy one has ten seconds in all.
-    assert seconds < (1 if error is StoreError else 11)
+    # A store that is away is left at once; a busy one has ten seconds, and sixty once
+    # there was a dot.
+    assert seconds < (1 if error is StoreError else 85)
     if error is StoreError:
         assert len(told) <= 1
 
@@ -482,6 +547,67 @@ def test_busy_store_is_given_time_since_a_copy_may_depend_on_it() -> None:
         assert list(claim.settled) == [0]
 
     assert 5 <= play(work, FallbackStore(store, print)) < 6
+
+
+async def one_delivered_and_one_not(store: SlowOnce) -> int:
+    """Deliver to recipient 0 and not to 1; return the visits before the host took it."""
+    site = Site(FallbackStore(store, print))
+    claims = site.claims()
+    await claims.claim([0, 1])
+    await claims.dot_is_next(HOST, [0, 1])
+    before = store.visits
+    claims.settled(0, TAKEN)
+    claims.settled(1, LATER)
+    await claims.finish([TAKEN, LATER])
+    return before
+
+
+def visits() -> tuple[int, int]:
+    """Return how many visits there are in all, and before the host has taken it."""
+    store = SlowOnce("done late", -1, 0.0)
+    before = run_with_sockets(one_delivered_and_one_not(store))
+    return store.visits, before
+
+
+@pytest.mark.parametrize("how", ["done late", "told late"])
+@pytest.mark.parametrize("at", range(visits()[0]))
+def test_one_slow_visit_to_the_store_costs_no_copy(at: int, how: str) -> None:
+    _, before = visits()
+    store = SlowOnce(how, at, 9.5 if at < before else 59.0)
+
+    async def work(site: Site) -> None:
+        await one_delivered_and_one_not(store)
+        store.at = -1
+        claim = await site.claims().claim([0, 1])
+        assert list(claim.settled) == [0]
+        assert claim.ours == [1]
+
+    play(work, FallbackStore(store, print))
+
+
+@pytest.mark.parametrize("how", ["done late", "told late"])
+@pytest.mark.parametrize("at", range(visits()[1]))
+def test_claim_or_dot_that_was_written_too_late_is_still_ours(
+    at: int, how: str
+) -> None:
+    store = SlowOnce(how, at, 10.5)  # longer than anybody waits
+
+    async def work(site: Site) -> None:
+        claims = site.claims()
+        assert (await claims.claim([0, 1])).ours == [0, 1]
+        await asyncio.sleep(20)
+        await claims.dot_is_next(HOST, [0, 1])
+        await asyncio.sleep(20)
+        await claims.dot_is_next(OTHER, [0, 1])
+        claims.settled(0, LATER)
+        claims.settled(1, LATER)
+        await claims.finish([LATER, LATER])
+        await asyncio.sleep(20)
+        for index in (0, 1):
+            entry = await site.entry(index)
+            assert entry is None
+
+    play(work, FallbackStore(store, print))
 
 
 # -- processes ----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,16 +13,19 @@ from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.net.dial import dial
 from mxpolicy.options import JournalOptions, Options, YesNo
 from mxpolicy.outcome import Bounced, Deferred, Delivered
+from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from tests.delivery.attempts import mail_data, run
 from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.scripted_smtp import Answer, End, Script, ScriptedHost
+from tests.helpers.slow_store import SlowOnce
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.events import Event
     from mxpolicy.net.stream import Stream
     from mxpolicy.outcome import Outcome
     from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.state.store import Store
 
 START = 1_800_000_000.0
 
@@ -34,10 +38,15 @@ class Site:
 
     Args:
         mx: Name, preference and host; a name that comes twice has two addresses.
+        store: By default one that never fails.
+        journal: Whether there is one.
     """
 
     def __init__(
-        self, *mx: tuple[str, int, ScriptedHost], journal: YesNo = YesNo.YES
+        self,
+        *mx: tuple[str, int, ScriptedHost],
+        store: Store | None = None,
+        journal: YesNo = YesNo.YES,
     ) -> None:
         self.now = START
         self.happened: list[Event] = []
@@ -56,7 +65,7 @@ class Site:
                 journal=JournalOptions(keep=journal),
             ),
             self.happened.append,
-            store=MemoryStore(lambda: self.now),
+            store=store or MemoryStore(lambda: self.now),
             clock=asyncio.get_running_loop().time,
             utc=lambda: self.now,
             lookups=resolver,
@@ -83,10 +92,14 @@ class Site:
         return await dial(there, mss=mss)
 
     async def send(
-        self, *names: str, sender: str = "alice@example.net", queue_id: str = "Q"
+        self,
+        *names: str,
+        sender: str = "alice@example.net",
+        queue_id: str = "Q",
+        after: float = 3600,
     ) -> list[Outcome]:
-        """Deliver to these users, an hour after the call before."""
-        self.now += 3600
+        """Deliver to these users, some seconds *after* the call before."""
+        self.now += after
         recipients = tuple(f"{name}@example.com" for name in names)
         message = mail_data()
         try:
@@ -127,16 +140,89 @@ def test_equal_hosts_keep_their_order_when_a_recipient_is_settled() -> None:
         site = Site(*((f"mx{place}", 10, host) for place, host in enumerate(hosts)))
         firsts = set()
         for number in range(8):
-            message = {"sender": f"s{number}@example.net", "queue_id": f"Q{number}"}
+            sender, queue_id = f"s{number}@example.net", f"Q{number}"
             orders = []
             for _ in range(3):
-                await site.send("alice", "bob", "carol", **message)
+                await site.send(
+                    "alice", "bob", "carol", sender=sender, queue_id=queue_id
+                )
                 orders.append(site.dialled()[:1])
             assert orders[0] == orders[1] == orders[2]
             firsts.add(orders[0][0])
         assert len(firsts) > 1, "the order is not the same for all messages"
 
     run(*hosts, work=work)
+
+
+# -- a refusal that the mail server makes a deferral of --------------------------------
+
+
+def test_refusal_is_asked_for_again_as_often_as_the_mail_server_asks() -> None:
+    host = ScriptedHost(rcpt(bob=["550 5.1.1 Who?", "550 5.1.1 Who?", "250 Ok"]))
+
+    async def work() -> None:
+        site = Site(("mx1", 10, host))
+        for status in ("Bounced 5.1.1", "Bounced 5.1.1", "Delivered 2.0.0"):
+            assert statuses(await site.send("bob")) == [status]
+            assert site.dialled() == ["mx1"]
+
+    run(host, work=work)
+
+
+def test_mixed_call_never_sends_again_to_who_has_it_however_long_it_goes_on() -> None:
+    host = ScriptedHost(rcpt(bob="550 5.1.1 Who?"))
+
+    async def work() -> None:
+        site = Site(("mx1", 10, host))
+        for _ in range(12):
+            outcomes = await site.send("alice", "bob", after=23 * 3600)
+            assert statuses(outcomes) == ["Delivered 2.0.0", "Bounced 5.1.1"]
+            assert site.dialled() == ["mx1"]
+        outcomes = await site.send("alice", "bob", after=6 * 24 * 3600)
+        assert statuses(outcomes) == ["Delivered 2.0.0", "Bounced 5.1.1"]
+        assert [one.forward_paths for one in host.taken] == [("alice@example.com",)]
+
+    run(host, work=work)
+
+
+def test_refusal_of_one_is_told_again_while_another_is_deferred() -> None:
+    host = ScriptedHost(rcpt(bob="550 5.1.1 Who?", carol=[LATER, LATER, "250 Ok"]))
+
+    async def work() -> None:
+        site = Site(("mx1", 10, host))
+        for end in ("Deferred 4.2.0", "Deferred 4.2.0", "Delivered 2.0.0"):
+            outcomes = await site.send("bob", "carol")
+            assert statuses(outcomes) == ["Bounced 5.1.1", end]
+        bob = [line for line in host.commands if "RCPT TO:<bob@" in line]
+        assert len(bob) == 1
+
+    run(host, work=work)
+
+
+# -- a store that is slow ----------------------------------------------------------------
+
+
+async def send_twice(host: ScriptedHost, store: SlowOnce) -> tuple[int, list[Outcome]]:
+    """Return the visits to the store before the second call, and how that ended."""
+    site = Site(("mx1", 10, host), store=FallbackStore(store, print))
+    await site.send("alice", "bob")
+    first, store.at = store.visits, -1
+    return first, await site.send("alice", "bob")
+
+
+def test_one_slow_moment_of_the_store_costs_no_copy_wherever_it_is() -> None:
+    places = 1
+    for how in ("done late", "told late"):
+        at = 0
+        while at < places:
+            host = ScriptedHost(rcpt(bob=[LATER, "250 Ok"]))
+            store = SlowOnce(how, at, 9.5, lambda: START)
+            places, outcomes = run(host, work=partial(send_twice, host, store))
+            assert statuses(outcomes) == ["Delivered 2.0.0"] * 2, (how, at)
+            got = [who for one in host.taken for who in one.forward_paths]
+            assert sorted(got) == ["alice@example.com", "bob@example.com"], (how, at)
+            at += 1
+    assert places > 10
 
 
 # -- a host that does not answer the final dot ------------------------------------------
