@@ -15,11 +15,12 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.config import load
-from mxpolicy.delivery.recall import HOST, LEASED, NEXTHOP
+from mxpolicy.delivery.recall import HOST, LEASED, NEXTHOP, TLS
 from mxpolicy.errors import ConfigError, StoreError
 from mxpolicy.remembered import facts, sentences
 from mxpolicy.reply import printable
-from mxpolicy.routing.reachability import Record, decode
+from mxpolicy.routing import broken_tls
+from mxpolicy.routing.reachability import NOTHING, Record, decode
 from mxpolicy.state.opening import state_file
 from mxpolicy.terminal import BOLD, Terminal
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mxpolicy.options import MemoryOptions
+    from mxpolicy.routing.broken_tls import BrokenTls
     from mxpolicy.state.store import Store, Stored
 
 __all__ = ["Entry", "as_json", "clear", "entries", "main", "show"]
@@ -46,6 +48,7 @@ class Entry(NamedTuple):
         port: TCP port.
         nexthop: What it is limited to; empty for what holds for all mail.
         record: What is remembered.
+        tls: What is known of broken STARTTLS; then there is nothing else.
     """
 
     key: str
@@ -54,6 +57,7 @@ class Entry(NamedTuple):
     port: int
     nexthop: str
     record: Record
+    tls: BrokenTls | None = None
 
     def has_name(self, name: str) -> bool:
         """Return whether an operator may mean this one by *name*."""
@@ -146,7 +150,8 @@ def _open(path: str) -> Store:
 
 async def entries(store: Store) -> list[Entry]:
     """Return what *store* has about hosts, what holds for all first."""
-    rows = [*await store.scan(HOST), *await store.scan(NEXTHOP)]
+    prefixes = HOST, NEXTHOP, TLS
+    rows = [row for prefix in prefixes for row in await store.scan(prefix)]
     found = [_entry(row) for row in rows]
     return [one for one in found if one is not None]
 
@@ -156,9 +161,13 @@ def _entry(row: Stored) -> Entry | None:
     words = tail.split(" ")
     if len(words) != 3 or not words[2].isdecimal():
         return None
+    egress, address, port = words[0], words[1], int(words[2])
+    if head.startswith(TLS):
+        named = NOTHING._replace(name=head.removeprefix(TLS).rstrip(" "))
+        tls = broken_tls.decode(row.value)
+        return Entry(row.key, egress, address, port, "", named, tls)
     nexthop = head.removeprefix(NEXTHOP).rstrip(" ")
-    egress, address, port = words
-    return Entry(row.key, egress, address, int(port), nexthop, decode(row.value))
+    return Entry(row.key, egress, address, port, nexthop, decode(row.value))
 
 
 async def clear(store: Store, name: str | None) -> int:
@@ -198,8 +207,12 @@ def _row(one: Entry, now: float, options: MemoryOptions) -> tuple[str, ...]:
         f"{place}:{one.port}{way}",
         _milliseconds(one.record.connect_time),
         _milliseconds(one.record.greeting_latency),
-        printable("; ".join(sentences(one.record, now, options, one.nexthop))),
+        printable("; ".join(_sentences(one, now, options))),
     )
+
+
+def _sentences(one: Entry, now: float, options: MemoryOptions) -> list[str]:
+    return sentences(one.record, now, options, one.nexthop, one.tls)
 
 
 def _milliseconds(seconds: float | None) -> str:
@@ -226,4 +239,4 @@ def _facts(one: Entry, now: float, options: MemoryOptions) -> Json:
         "nexthop": one.nexthop or None,
     }
     known = {name: value for name, value in whose.items() if value is not None}
-    return {**known, **facts(one.record, now, options)}
+    return {**known, **facts(one.record, now, options, one.tls)}

@@ -5,17 +5,23 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from mxpolicy.routing.broken_tls import BELIEVED
 from mxpolicy.routing.reachability import Standing, standing
 
 if TYPE_CHECKING:
     from mxpolicy.options import MemoryOptions
+    from mxpolicy.routing.broken_tls import BrokenTls
     from mxpolicy.routing.reachability import Record
 
 __all__ = ["facts", "sentences"]
 
 
 def sentences(
-    record: Record, now: float, options: MemoryOptions, nexthop: str = ""
+    record: Record,
+    now: float,
+    options: MemoryOptions,
+    nexthop: str = "",
+    tls: BrokenTls | None = None,
 ) -> list[str]:
     """Return what is known and what follows from it, at least one of each.
 
@@ -24,6 +30,7 @@ def sentences(
         now: UTC seconds.
         options: For the pauses.
         nexthop: What it is limited to; empty for what holds for all mail.
+        tls: What is known of broken STARTTLS.
     """
     known = []
     if record.verdict is not None:
@@ -38,8 +45,8 @@ def sentences(
             known.append(f"said: {record.said}")
     elif record.last_ready is not None:
         known.append(f"ready {_span(now - record.last_ready)} ago")
-    if record.is_tls_broken(now):
-        known.append("STARTTLS fails")
+    if tls is not None:
+        known.append(_meaning_of_tls(tls, now))
     if record.needs_small_segments(now):
         known.append("needs small segments")
     return known or ["nothing bad"]
@@ -57,6 +64,12 @@ def _meaning(record: Record, now: float, options: MemoryOptions) -> str:
             return "too long ago to matter"
 
 
+def _meaning_of_tls(tls: BrokenTls, now: float) -> str:
+    if tls.is_believed(now):
+        return f"STARTTLS fails, left out for {_span(tls.since + BELIEVED - now)}"
+    return f"STARTTLS failed {_span(now - tls.since)} ago, tried again"
+
+
 def _span(seconds: float) -> str:
     """Return a time in the largest unit of which it has two: ``90s``, ``3h``."""
     seconds = max(0.0, seconds)
@@ -66,13 +79,15 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f}s"
 
 
-def facts(record: Record, now: float, options: MemoryOptions) -> dict[str, object]:
+def facts(
+    record: Record, now: float, options: MemoryOptions, tls: BrokenTls | None = None
+) -> dict[str, object]:
     """Return the members of a candidate's JSON object; what is not known is absent."""
     found: dict[str, object | None] = {
         "connect_time": record.connect_time,
         "greeting_latency": record.greeting_latency,
         "last_ready": _time(record.last_ready),
-        "starttls": "broken" if record.is_tls_broken(now) else None,
+        "starttls": _word_for_tls(tls, now),
         "small_segments": record.needs_small_segments(now) or None,
     }
     if record.verdict is not None:
@@ -86,6 +101,12 @@ def facts(record: Record, now: float, options: MemoryOptions) -> dict[str, objec
             "text": record.said or None,
         }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _word_for_tls(tls: BrokenTls | None, now: float) -> str | None:
+    if tls is None:
+        return None
+    return "broken" if tls.is_believed(now) else "failed"
 
 
 def _time(utc: float | None) -> str | None:

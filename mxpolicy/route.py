@@ -37,6 +37,7 @@ from mxpolicy.routing.mx import Lookup, LookupStatus
 from mxpolicy.routing.order import MAX_ADDRESSES
 from mxpolicy.routing.race import MAX_DIALLED, Race, Start, Wake
 from mxpolicy.routing.race_timing import REMEMBERED_FACTOR
+from mxpolicy.routing.reachability import NOTHING
 from mxpolicy.state.opening import open_to_read, state_file
 from mxpolicy.terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
 
@@ -251,7 +252,7 @@ def _memory(outlook: Outlook, options: Options) -> Iterator[Finding]:
         yield Finding("memory", f"{text}: {said} ({setting})")
     elif not outlook.has_other and fast:
         text = "every host has failed; one message of all asks them again, the others"
-        yield Finding("memory", f"{text} wait for what it finds, 15 s at most")
+        yield Finding("memory", f"{text} wait 15 s at most for what it finds")
 
 
 def _rounded(seconds: float | None) -> float | None:
@@ -373,11 +374,11 @@ def as_json(outlook: Outlook, found: Sequence[Finding], options: Options) -> Jso
 
 
 def _remembered(outlook: Outlook, one: Candidate, options: Options) -> Json:
-    record = outlook.records.get(one)
-    if record is None:
+    record, tls = outlook.records.get(one), outlook.of_tls.get(one)
+    if record is None and tls is None:
         return {}
     whose = {"nexthop": outlook.plan.nexthop} if one in outlook.of_nexthop else {}
-    return {**whose, **facts(record, outlook.at, options.memory)}
+    return {**whose, **facts(record or NOTHING, outlook.at, options.memory, tls)}
 
 
 def _action(refusal: Outcome | None) -> str:
@@ -483,11 +484,11 @@ def _and_known(outlook: Outlook, one: Candidate, options: Options) -> str:
 
 
 def _known(outlook: Outlook, one: Candidate, options: Options) -> str:
-    record = outlook.records.get(one)
-    if record is None:
+    record, tls = outlook.records.get(one), outlook.of_tls.get(one)
+    if record is None and tls is None:
         return ""
     whose = outlook.plan.nexthop if one in outlook.of_nexthop else ""
-    words = sentences(record, outlook.at, options.memory, whose)
+    words = sentences(record or NOTHING, outlook.at, options.memory, whose, tls)
     return printable("; ".join(words), 500)
 
 

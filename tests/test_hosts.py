@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mxpolicy.delivery.recall import HOST, LEASED, NEXTHOP
+from mxpolicy.delivery.recall import HOST, LEASED, NEXTHOP, TLS
 from mxpolicy.hosts import Entry, as_json, clear, entries, show
 from mxpolicy.options import MemoryOptions
+from mxpolicy.routing import broken_tls
+from mxpolicy.routing.broken_tls import BrokenTls
 from mxpolicy.routing.candidate import Phase, Verdict
 from mxpolicy.routing.reachability import Record, encode
 from mxpolicy.state.memory import MemoryStore
@@ -44,7 +46,6 @@ RECORDS = {
         connect_time=0.012,
         greeting_latency=6.1,
         last_ready=NOW - 7200,
-        tls_broken=NOW - 5,
         small_segments=NOW - 5,
         name="mx2.example.com",
     ),
@@ -53,11 +54,18 @@ RECORDS = {
     ),
     f"{HOST}direct nonsense": Record(),
 }
+BROKEN_TLS = {
+    f"{TLS}mx3.example.com {HOST}direct 192.0.2.3 25": BrokenTls(NOW - 5, "a", True),
+    f"{TLS}mx4.example.com {HOST}direct 192.0.2.3 25": BrokenTls(NOW - 5, "a"),
+}
 
 
 async def filled(store: Store) -> Store:
     for key, record in RECORDS.items():
         await store.put(key, encode(record), NOW + 1e9)
+        await store.put(LEASED + key, b"1", NOW + 1e9)
+    for key, known in BROKEN_TLS.items():
+        await store.put(key, broken_tls.encode(known), NOW + 1e9)
         await store.put(LEASED + key, b"1", NOW + 1e9)
     return store
 
@@ -75,14 +83,18 @@ async def _entries() -> list[Entry]:
 
 def test_table_says_what_is_known_and_what_follows() -> None:
     lines = shown().splitlines()
-    assert lines[0] == "3 remembered, 2 of them as failing"
+    assert lines[0] == "5 remembered, 2 of them as failing"
     assert "mx1.example.com  192.0.2.1:25" in lines[2]
     assert "filtered (connect, 6.0s) 20s ago; asked last for 40s" in lines[2]
     assert "closed (transaction, 0.1s) for example.org, [192.0.2.9]:25" in lines[3]
     assert "too long ago to matter" in lines[3]
     assert "12 ms" in lines[4]
     assert "6100 ms" in lines[4]
-    assert "ready 2h ago; STARTTLS fails; needs small segments" in lines[4]
+    assert "ready 2h ago; needs small segments" in lines[4]
+    assert "mx3.example.com  192.0.2.3:25" in lines[5]
+    assert "STARTTLS fails, left out for 60m" in lines[5]
+    assert "mx4.example.com  192.0.2.3:25" in lines[6]
+    assert "STARTTLS failed 5s ago, tried again" in lines[6]
     assert "\x1b" not in shown()
 
 
@@ -96,7 +108,7 @@ def test_json_has_the_shape_of_route() -> None:
     found = asyncio.run(_entries())
     facts = json.loads(json.dumps(as_json(found, NOW, OPTIONS)))
     assert facts["schema"] == 1
-    first, second, third = facts["candidates"]
+    first, second, third, fourth, fifth = facts["candidates"]
     assert first == {
         "egress": "direct",
         "host": "mx1.example.com",
@@ -109,7 +121,8 @@ def test_json_has_the_shape_of_route() -> None:
         "until": "2027-01-15T08:00:40+00:00",
         "standing": "paused",
     }
-    assert second["starttls"] == "broken"
+    assert (fourth["host"], fourth["starttls"]) == ("mx3.example.com", "broken")
+    assert (fifth["host"], fifth["starttls"]) == ("mx4.example.com", "failed")
     assert "verdict" not in second
     assert third["nexthop"] == "example.org, [192.0.2.9]:25"
 
@@ -118,20 +131,22 @@ def test_json_has_the_shape_of_route() -> None:
     ("name", "left"),
     [
         (None, 0),
-        ("mx1.example.com", 2),
-        ("MX1.example.com.", 2),
-        ("192.0.2.1", 1),
-        ("192.0.2.1:25", 1),
-        ("[2001:db8::2]:25", 2),
-        ("example.org, [192.0.2.9]:25", 2),
-        ("nobody", 3),
-        ("", 3),
+        ("mx1.example.com", 4),
+        ("MX1.example.com.", 4),
+        ("mx3.example.com", 4),
+        ("192.0.2.1", 3),
+        ("192.0.2.1:25", 3),
+        ("192.0.2.3", 3),
+        ("[2001:db8::2]:25", 4),
+        ("example.org, [192.0.2.9]:25", 4),
+        ("nobody", 5),
+        ("", 5),
     ],
 )
 def test_clear_takes_what_was_named(name: str | None, left: int) -> None:
     async def work() -> None:
         store = await filled(MemoryStore(lambda: NOW))
-        assert await clear(store, name) == 3 - left
+        assert await clear(store, name) == 5 - left
         found = await entries(store)
         assert len(found) == left
         leases = {row.key.removeprefix(LEASED) for row in await store.scan(LEASED)}

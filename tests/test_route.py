@@ -19,11 +19,13 @@ import pytest
 
 from mxpolicy import route
 from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.opening import TlsUse
 from mxpolicy.delivery.outlook import Outlook, foreseen
 from mxpolicy.delivery.plan import Plan, Planner
 from mxpolicy.delivery.recall import Known, host_key, nexthop_key
 from mxpolicy.options import MemoryOptions, Options, RaceOptions, YesNo
 from mxpolicy.outcome import Bounced, Deferred
+from mxpolicy.routing.broken_tls import BrokenTls
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
 from mxpolicy.routing.nexthop import parse_nexthop
@@ -684,8 +686,8 @@ def test_slow_host_is_waited_for_and_that_is_said() -> None:
     plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
     records = {plan.candidates[0]: Record(connect_time=0.8)}
     options = MemoryOptions()
-    known = Known(advise(plan.candidates, records, {}, 0.0, options), records, {})
-    outlook = foreseen(plan, known, 0.0, options)
+    advice = advise(plan.candidates, records, {}, 0.0, options)
+    outlook = foreseen(plan, Known(advice, records, {}, {}, 0.0), options)
     assert list(route.starts(outlook, Options()).values()) == [0.0, 1.6, 3.1]
     assert (
         "+1.6 s: the same host's other address family, beside one that takes 800 ms to"
@@ -699,9 +701,23 @@ def test_all_that_are_due_are_asked_by_one_message() -> None:
     for fast, count in ((YesNo.YES, 1), (YesNo.NO, 0)):
         options = MemoryOptions(fast_deferral=fast)
         advice = advise(plan.candidates, records, {}, 700.0, options)
-        outlook = foreseen(plan, Known(advice, records, {}), 700.0, options)
+        outlook = foreseen(plan, Known(advice, records, {}, {}, 700.0), options)
         assert outlook.plan.refusal is None
         assert len(texts(outlook, "memory", Options(memory=options))) == count
+
+
+def test_starttls_that_is_left_out_is_shown_with_its_host() -> None:
+    plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
+    first = plan.candidates[0]
+    advice = advise(plan.candidates, {}, {}, 1000.0, MemoryOptions())
+    of_tls = {first: BrokenTls(990.0, "m", is_proven=True)}
+    outlook = foreseen(plan, Known(advice, {}, {}, of_tls, 1000.0), MemoryOptions())
+    assert outlook.recalled.tls_use(first) is TlsUse.LEFT_OUT
+    assert outlook.recalled.tls_use(plan.candidates[1]) is TlsUse.TRIED
+    assert "STARTTLS fails, left out for 60m" in shown(outlook)
+    facts = route.as_json(outlook, [], Options())["candidates"]
+    assert isinstance(facts, list)
+    assert [one.get("starttls") for one in facts][:2] == ["broken", None]
 
 
 def test_readme_shows_what_is_printed() -> None:
@@ -718,8 +734,9 @@ def test_readme_shows_what_is_printed() -> None:
         by_address["203.0.113.2"]: Record(last_ready=860.0),
     }
     options = MemoryOptions()
-    known = Known(advise(plan.candidates, records, {}, 1000.0, options), records, {})
-    said = shown(foreseen(plan, known, 1000.0, options), width=106)
+    advice = advise(plan.candidates, records, {}, 1000.0, options)
+    known = Known(advice, records, {}, {}, 1000.0)
+    said = shown(foreseen(plan, known, options), width=106)
     block = "".join(
         f"    {line}\n" if line else "\n"
         for line in said[: said.index("\nWhy")].splitlines()

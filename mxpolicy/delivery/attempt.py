@@ -30,18 +30,27 @@ from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.history import History
 from mxpolicy.delivery.mail_data import MailData
-from mxpolicy.delivery.opening import Way, open_session
+from mxpolicy.delivery.opening import TlsUse, Way, open_session
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.recalled import NOTHING_RECALLED, Recalled
 from mxpolicy.delivery.session import Session
 from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import LocalTrouble
+from mxpolicy.options import TlsLevel
 from mxpolicy.outcome import Deferred, Outcome
 from mxpolicy.protocol.smtp_client import Verb
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing import race as racing
-from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
+from mxpolicy.routing.candidate import (
+    Awaited,
+    Candidate,
+    Finding,
+    Phase,
+    Scope,
+    Verdict,
+    Wait,
+)
 
 __all__ = ["DOT_TIME", "Attempt", "Journal", "OutOfTime"]
 
@@ -139,6 +148,8 @@ class Attempt:
         # Ready: waiting to be taken, or taken.
         self._sessions: dict[Candidate, Session] = {}
         self._phase: dict[Candidate, Phase] = {}
+        # Those that would not have the message in clear.
+        self._tls_only: set[Candidate] = set()
         # Of transactions that are not concluded: one, or none.
         self._results: dict[Candidate, TransactionResult] = {}
         # Why nobody could do better than the one whose transaction we had to end.
@@ -263,13 +274,21 @@ class Attempt:
             self._perform(self._race.reached(candidate, Phase.READY, self._clock()))
 
     async def _open(self, candidate: Candidate, way: Way) -> Session:
-        return await open_session(
+        session = await open_session(
             self._around,
             candidate,
             lambda phase: self._entered(candidate, phase),
             way,
-            tls=self._recalled.may_use_tls(candidate),
+            self._tls_use(candidate),
         )
+        if session.is_secured:
+            self._tell(events.Secured(self._now(), candidate))
+        return session
+
+    def _tls_use(self, candidate: Candidate) -> TlsUse:
+        if candidate in self._tls_only:
+            return TlsUse.ONLY
+        return self._recalled.tls_use(candidate)
 
     def _tell_of_detour(self, session: Session) -> None:
         """Tell that the ordinary way had failed and another one has not."""
@@ -339,6 +358,7 @@ class Attempt:
             elif wanted:
                 ending = await self._offer(session, wanted, result)
                 ending = await self._offer_past_a_stall(session, wanted, result, ending)
+                ending = await self._offer_under_tls(candidate, wanted, result, ending)
             self._sessions[candidate].quit()  # unless it was aborted
         except BaseException:
             self._sessions[candidate].abort()
@@ -361,11 +381,7 @@ class Attempt:
         """
         candidate = session.candidate
         for way in (Way.SMALL_SEGMENTS, Way.DOT_UNSEEN):
-            left = [
-                index
-                for index in wanted
-                if index not in result.delivered and index not in result.refused
-            ]
+            left = result.unsettled(wanted)
             if ending is None or ending.verdict is not Verdict.STALLED or not left:
                 break
             if way is Way.SMALL_SEGMENTS and session.has_small_segments:
@@ -373,7 +389,7 @@ class Attempt:
             if way is Way.DOT_UNSEEN and self._race.others_left():
                 break  # they may do better than a dot that leaves us in doubt
             again = await self._open_again(candidate, way)
-            if again is None:
+            if not isinstance(again, Session):
                 break
             session = self._sessions[candidate] = again
             ending = await self._offer(session, left, result)
@@ -381,17 +397,61 @@ class Attempt:
                 self._tell_of_detour(session)
         return ending
 
-    async def _open_again(self, candidate: Candidate, way: Way) -> Session | None:
+    async def _offer_under_tls(
+        self,
+        candidate: Candidate,
+        wanted: list[int],
+        result: TransactionResult,
+        ending: Finding | None,
+    ) -> Finding | None:
+        """Offer it once more under TLS, where it was refused for being in clear.
+
+        We came in clear by our own choice: TLS had failed, for want of one packet
+        perhaps, or the memory knew no better. A refusal of that is none of the mail:
+        when TLS fails again, it is deferred. Returns how the last session broke.
+        """
+        session = self._sessions[candidate]
+        is_our_choice = self._options.tls.default is not TlsLevel.NONE
+        if not (is_our_choice and session.might_have_tls):
+            return ending
+        left, reply = result.take_back_for_want_of_tls(wanted)
+        if reply is None or not left:
+            return ending
+        self._tls_only.add(candidate)
+        self._tell(events.TlsWanted(self._now(), candidate, reply.text))
+        session.quit()
+        way = Way.SMALL_SEGMENTS if session.has_small_segments else Way.ORDINARY
+        again = await self._open_again(candidate, way, f"in clear it said {reply.text}")
+        if isinstance(again, Finding):
+            return again
+        self._sessions[candidate] = again
+        ending = await self._offer(again, left, result)
+        return await self._offer_past_a_stall(again, left, result, ending)
+
+    async def _open_again(
+        self, candidate: Candidate, way: Way, remark: str = ""
+    ) -> Session | Finding:
+        """Return another session, or the finding, with *remark*, why there is none."""
+        began, reply = self._clock(), None
         try:
             async with asyncio.timeout(min(RETRY_TIME, self.time_before_dot())):
                 return await self._open(candidate, way)
         except SessionFailed as failed:
-            self._record(candidate, failed.finding, failed.reply)
+            finding, reply = failed.finding, failed.reply
         except LocalTrouble as failed:
-            self._record(candidate, _own_finding(Phase.CONNECT, failed))
+            finding = _own_finding(Phase.CONNECT, failed)
         except TimeoutError:
-            pass  # that it stalled has been said
-        return None
+            waited = self._clock() - began
+            wait = Wait(Awaited.TLS, waited)
+            finding = Finding(
+                Verdict.TLS_SILENT, Phase.TLS, waited, full=False, wait=wait
+            )
+            if not remark:
+                return finding  # that it stalled has been said
+        text = "; ".join(filter(None, (finding.text, remark)))
+        finding = finding._replace(text=printable(text))
+        self._record(candidate, finding, reply)
+        return finding
 
     def _begin_transfer(self, session: Session) -> None:
         self._transfer_began = self._clock()
@@ -436,6 +496,7 @@ class Attempt:
         else:
             return None
         session.abort()
+        result.goodbye = reply
         self._record(session.candidate, finding, reply)
         return finding
 

@@ -233,7 +233,9 @@ class Dialogue:
     def _closed(self, exc: StreamClosed) -> SessionFailed:
         if self._phase is Phase.GREETING and (said := self._smtp.skipped):
             return self._failed(Verdict.NOT_SMTP, f"not an SMTP reply: {said!r}")
-        return self._failed(Verdict.CLOSED, str(exc))
+        is_tls = self._phase is Phase.TLS
+        verdict = Verdict.TLS_FAILED if is_tls else Verdict.CLOSED
+        return self._failed(verdict, str(exc))
 
     def _nonsense(self) -> Verdict:
         if self._phase is Phase.TLS:

@@ -157,7 +157,7 @@ class Engine:
         plan = await self.plan(nexthop, sender, recipient)
         if plan.refusal is None:
             known = await self._memory.advise(plan.nexthop, plan.candidates)
-            return foreseen(plan, known, self._memory.utc(), self._memory.options)
+            return foreseen(plan, known, self._memory.options)
         refusal = plan.refusal
         if recipient and isinstance(refusal, Bounced) and is_missing(refusal):
             # It was understood, or there would be another refusal.

@@ -28,6 +28,8 @@ __all__ = [
     "PhaseReached",
     "Planned",
     "RecipientSettled",
+    "Secured",
+    "TlsWanted",
     "Trouble",
     "WorkedAround",
     "nobody",
@@ -90,6 +92,25 @@ class WorkedAround(NamedTuple):
     candidate: Candidate
     small_segments: bool
     in_clear: bool
+
+
+class Secured(NamedTuple):
+    """A candidate is spoken to under TLS."""
+
+    at: float
+    candidate: Candidate
+
+
+class TlsWanted(NamedTuple):
+    """A candidate would not have the message in clear: it is offered again under TLS.
+
+    Attributes:
+        text: What it said.
+    """
+
+    at: float
+    candidate: Candidate
+    text: str
 
 
 class CandidateDropped(NamedTuple):
@@ -171,6 +192,8 @@ Event = (
     | CandidateFailed
     | CandidateDoubted
     | WorkedAround
+    | Secured
+    | TlsWanted
     | CandidateDropped
     | CandidateTaken
     | RecipientSettled

@@ -27,6 +27,8 @@ from mxpolicy.delivery.events import (
     PhaseReached,
     Planned,
     RecipientSettled,
+    Secured,
+    TlsWanted,
     Trouble,
     WorkedAround,
 )
@@ -96,6 +98,8 @@ def _step(
     | CandidateFailed
     | CandidateDoubted
     | WorkedAround
+    | Secured
+    | TlsWanted
     | CandidateDropped
     | CandidateTaken
     | AccessJudged
@@ -128,6 +132,10 @@ def _step(
                 f"worked around, {at}, candidate={_way(candidate)},"
                 f" by={_detour(small_segments, in_clear)}"
             )
+        case Secured(_, candidate):
+            return f"secured, {at}, candidate={_way(candidate)}"
+        case TlsWanted(_, candidate, text):
+            return f"TLS wanted, {at}, candidate={_way(candidate)} ({text})"
         case CandidateDropped(_, candidate, phase):
             return f"dropped, {at}, candidate={_way(candidate)}, phase={phase.word}"
         case CandidateTaken(_, candidate):
@@ -204,6 +212,11 @@ def _facts(event: Event) -> Facts:
                 **_candidate_facts(candidate),
                 "by": _detour(small_segments, in_clear),
             }
+        case Secured(_, candidate):
+            return {"event": "secured", "at": at, **_candidate_facts(candidate)}
+        case TlsWanted(_, candidate, text):
+            facts = _candidate_facts(candidate)
+            return {"event": "TLS wanted", "at": at, **facts, "text": text}
         case CandidateDropped(_, candidate, phase):
             return {
                 "event": "dropped",

@@ -21,7 +21,7 @@ from mxpolicy.errors import ConnectError
 from mxpolicy.options import TlsLevel
 from mxpolicy.routing.candidate import Candidate, Finding, Phase
 
-__all__ = ["SMALL_SEGMENT", "Way", "open_session"]
+__all__ = ["SMALL_SEGMENT", "TlsUse", "Way", "open_session"]
 
 # Bytes. What every host must take (RFC 9293 §3.7.1), so every path lets it pass.
 SMALL_SEGMENT = 536
@@ -38,43 +38,48 @@ class Way(Enum):
     DOT_UNSEEN = "the dot is sent before the body is acknowledged"
 
 
+class TlsUse(Enum):
+    """What STARTTLS is for, at level ``may``."""
+
+    LEFT_OUT = "left out"  # it is known to be broken
+    TRIED = "tried"  # in clear where it fails
+    ONLY = "only"  # the host wants it: not in clear again
+
+
 async def open_session(
     around: Surroundings,
     candidate: Candidate,
     on_phase: Callable[[Phase], None],
     way: Way = Way.ORDINARY,
-    *,
-    tls: bool = True,
+    tls: TlsUse = TlsUse.TRIED,
 ) -> Session:
     """Connect to *candidate* and go on to ready.
 
-    A ClientHello that nobody answers may be one that was too large for the path, or
+    A ClientHello that is not answered may be one that was too large for the path, or
     the answer was (both grow with every new kind of key): then once more with small
-    segments. TLS that fails otherwise, or again, is left out.
+    segments. TLS that fails otherwise, or again, is left out if it may be.
 
     Args:
         on_phase: Called for each phase, again on a second connection.
         way: Of a second or third connection to the same host, or of the first where
             the ordinary one is known to fail.
-        tls: False where TLS is known to fail.
+        tls: What STARTTLS is for; it is left out where the operator says so.
 
     Raises:
         SessionFailed: The host does not get us there.
         LocalTrouble: We do not get there.
     """
-    if around.options.tls.default is TlsLevel.NONE or not tls:
-        return await _open_once(around, candidate, on_phase, way, tls=False)
+    if around.options.tls.default is TlsLevel.NONE:
+        tls = TlsUse.LEFT_OUT
     try:
-        return await _open_once(around, candidate, on_phase, way, tls=True)
+        return await _open_in_two_ways(around, candidate, on_phase, way, tls)
     except SessionFailed as failed:
-        if failed.finding.phase is not Phase.TLS:
+        if tls is TlsUse.ONLY or failed.finding.phase is not Phase.TLS:
             raise
-        may_be_too_large = failed.client_hello_was_sent
         wait = failed.finding.wait
-    if may_be_too_large and way is Way.ORDINARY:
-        return await open_session(around, candidate, on_phase, Way.SMALL_SEGMENTS)
     try:
-        session = await _open_once(around, candidate, on_phase, way, tls=False)
+        # As asked for: that small segments did not help TLS says nothing for them.
+        session = await _open_once(around, candidate, on_phase, way, TlsUse.LEFT_OUT)
     except SessionFailed as failed:
         # By us, if we have only been less patient with its handshake than others are.
         failed.finding = failed.finding._replace(wait=wait)
@@ -83,13 +88,27 @@ async def open_session(
     return session
 
 
+async def _open_in_two_ways(
+    around: Surroundings,
+    candidate: Candidate,
+    on_phase: Callable[[Phase], None],
+    way: Way,
+    tls: TlsUse,
+) -> Session:
+    try:
+        return await _open_once(around, candidate, on_phase, way, tls)
+    except SessionFailed as failed:
+        if way is not Way.ORDINARY or not failed.client_hello_was_sent:
+            raise
+    return await _open_once(around, candidate, on_phase, Way.SMALL_SEGMENTS, tls)
+
+
 async def _open_once(
     around: Surroundings,
     candidate: Candidate,
     on_phase: Callable[[Phase], None],
     way: Way,
-    *,
-    tls: bool,
+    tls: TlsUse,
 ) -> Session:
     began = around.clock()
     small = way is Way.SMALL_SEGMENTS
@@ -106,7 +125,8 @@ async def _open_once(
             candidate,
             helo=around.helo,
             is_myself=around.is_myself,
-            use_tls=tls,
+            use_tls=tls is not TlsUse.LEFT_OUT,
+            needs_tls=tls is TlsUse.ONLY,
             clock=around.clock,
             has_small_segments=small,
             sends_dot_unseen=way is Way.DOT_UNSEEN,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery.recall import hopeless
-from mxpolicy.delivery.recalled import NOTHING_RECALLED, Recalled
+from mxpolicy.delivery.recalled import NOTHING_RECALLED
 from mxpolicy.options import YesNo
 from mxpolicy.routing.reachability import NOTHING
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from mxpolicy.delivery.plan import Plan
     from mxpolicy.delivery.recall import Known
+    from mxpolicy.delivery.recalled import Recalled
     from mxpolicy.options import MemoryOptions
+    from mxpolicy.routing.broken_tls import BrokenTls
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.reachability import Record
 
@@ -37,6 +39,7 @@ class Outlook(NamedTuple):
         is_hopeless: Every candidate has failed fully and is in its pause, whether
             or not a message is deferred for it (``memory.fast_deferral``).
         has_other: Somebody is not known to have failed fully, or not any more.
+        of_tls: What is known of broken STARTTLS.
         recalled: For the race.
         at: When that was so, UTC seconds.
     """
@@ -46,24 +49,24 @@ class Outlook(NamedTuple):
     of_nexthop: frozenset[Candidate] = frozenset()
     is_hopeless: bool = False
     has_other: bool = True
+    of_tls: Mapping[Candidate, BrokenTls] = {}
     recalled: Recalled = NOTHING_RECALLED
     at: float = 0.0
 
 
-def foreseen(plan: Plan, known: Known, now: float, options: MemoryOptions) -> Outlook:
+def foreseen(plan: Plan, known: Known, options: MemoryOptions) -> Outlook:
     """Return what is to be expected of *plan*, which has candidates.
 
     Args:
         plan: The plan.
         known: What is remembered of its candidates.
-        now: UTC seconds.
         options: For the memory.
     """
     records = {one: known.record(one) for one in plan.candidates}
     is_hopeless = known.advice.is_hopeless
     refusal = None
     if is_hopeless and options.fast_deferral is YesNo.YES:
-        refusal, _ = hopeless(plan.candidates, known.of_host, now)
+        refusal, _ = hopeless(plan.candidates, known.of_host, known.at)
     return Outlook(
         plan._replace(candidates=known.advice.order, refusal=refusal),
         {one: record for one, record in records.items() if record != NOTHING},
@@ -74,6 +77,7 @@ def foreseen(plan: Plan, known: Known, now: float, options: MemoryOptions) -> Ou
         ),
         is_hopeless,
         known.advice.has_other,
-        Recalled(known.of_host, now),
-        now,
+        known.of_tls,
+        known.recalled(),
+        known.at,
     )

@@ -25,6 +25,8 @@ from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import YesNo
 from mxpolicy.outcome import Deferred, Delivered
 from mxpolicy.reply import printable
+from mxpolicy.routing import broken_tls
+from mxpolicy.routing.broken_tls import BrokenTls, after_taking_in_clear
 from mxpolicy.routing.candidate import Candidate, Finding, Phase
 from mxpolicy.routing.reachability import (
     KEPT,
@@ -60,17 +62,21 @@ if TYPE_CHECKING:
 __all__ = [
     "HOST",
     "LINGER",
+    "TLS",
     "Known",
     "Memory",
     "Visit",
     "hopeless",
     "host_key",
     "nexthop_key",
+    "tls_key",
 ]
 
-# What keys begin with: knowledge of a candidate, the same for one nexthop, a lease.
+# What keys begin with: knowledge of a candidate, the same for one nexthop, broken TLS at
+# a host of a name, a lease.
 HOST = "host "
 NEXTHOP = "nexthop "
+TLS = "tls "
 LEASED = "lease "
 
 # Seconds that a process of its own goes on for a probe after its message is settled.
@@ -105,6 +111,11 @@ def nexthop_key(nexthop: str, candidate: Candidate) -> str:
     return f"{NEXTHOP}{printable(nexthop.lower(), _MAX_NEXTHOP)} {host_key(candidate)}"
 
 
+def tls_key(candidate: Candidate) -> str:
+    """Return the key of what is remembered of STARTTLS at *candidate*, by its name."""
+    return f"{TLS}{candidate.host} {host_key(candidate)}"
+
+
 class Advised(NamedTuple):
     """What is to be done with a plan.
 
@@ -128,11 +139,24 @@ class Known(NamedTuple):
         advice: What is best done.
         of_host: What is kept for all mail.
         of_nexthop: What is kept for mail to their nexthop.
+        of_tls: What is known of broken STARTTLS.
+        at: When that was so, UTC seconds.
     """
 
     advice: Advice
     of_host: dict[Candidate, Record]
     of_nexthop: dict[Candidate, Record]
+    of_tls: dict[Candidate, BrokenTls]
+    at: float
+
+    def recalled(self) -> Recalled:
+        """Return it as an attempt takes it."""
+        without_tls = {
+            candidate
+            for candidate, known in self.of_tls.items()
+            if known.is_believed(self.at)
+        }
+        return Recalled(self.of_host, self.at, without_tls)
 
     def record(self, candidate: Candidate) -> Record:
         """Return what counts for *candidate*: its own failure before the nexthop's."""
@@ -171,9 +195,21 @@ class Memory:
 
     async def records(self, keys: Mapping[Candidate, str]) -> dict[Candidate, Record]:
         """Return what is remembered, by candidate; nothing for who is unknown."""
+        values = await self._values(keys)
+        return {candidate: decode(value) for candidate, value in values.items()}
+
+    async def broken_tls(
+        self, candidates: Sequence[Candidate]
+    ) -> dict[Candidate, BrokenTls]:
+        """Return what is known of broken STARTTLS, by candidate."""
+        values = await self._values({one: tls_key(one) for one in candidates})
+        known = {one: broken_tls.decode(value) for one, value in values.items()}
+        return {one: found for one, found in known.items() if found is not None}
+
+    async def _values(self, keys: Mapping[Candidate, str]) -> dict[Candidate, bytes]:
         values = await asyncio.gather(*(self.store.get(key) for key in keys.values()))
         return {
-            candidate: decode(value)
+            candidate: value
             for candidate, value in zip(keys, values, strict=True)
             if value is not None
         }
@@ -184,8 +220,10 @@ class Memory:
         of_nexthop = await self.records(
             {one: nexthop_key(nexthop, one) for one in candidates}
         )
-        advice = advise(candidates, of_host, of_nexthop, self.utc(), self.options)
-        return Known(advice, of_host, of_nexthop)
+        of_tls = await self.broken_tls(candidates)
+        now = self.utc()
+        advice = advise(candidates, of_host, of_nexthop, now, self.options)
+        return Known(advice, of_host, of_nexthop, of_tls, now)
 
     async def change(self, key: str, change: Change) -> None:
         """Replace what is remembered by what *change* makes of it."""
@@ -202,6 +240,18 @@ class Memory:
                 done = await self.store.replace(key, old, encode(after), expires)
             if done:
                 return
+
+    async def note_broken_tls(self, candidate: Candidate, message_id: str) -> None:
+        """Remember that a message was taken in clear after TLS had failed."""
+        key, now = tls_key(candidate), self.utc()
+        known = broken_tls.decode(await self.store.get(key))
+        after = after_taking_in_clear(known, message_id, now)
+        # Of two who write at the same time one is lost: so is a witness, for now.
+        await self.store.put(key, broken_tls.encode(after), now + broken_tls.KEPT)
+
+    async def forget_broken_tls(self, candidate: Candidate) -> None:
+        """Forget it: TLS works there, or is wanted."""
+        await self.store.delete(tls_key(candidate))
 
     async def lease(self, key: str) -> bool:
         """Get the lease of *key*; False when somebody else has it."""
@@ -254,6 +304,8 @@ class Visit:
         self._sightings: dict[Candidate, Sighting] = {}
         self._alarms: dict[Candidate, asyncio.TimerHandle] = {}
         self._taken: set[Candidate] = set()
+        self._of_tls: Mapping[Candidate, BrokenTls] = {}
+        self._in_clear: set[Candidate] = set()  # as TLS had failed in this attempt
         self._queue: deque[Callable[[], Awaitable[None]]] = deque()
         self._writer: asyncio.Task[None] | None = None
         self._probes: set[asyncio.Task[None]] = set()
@@ -273,20 +325,21 @@ class Visit:
         """
         until = min(self._around.clock() + self._wait(), deadline - LONGEST_WAIT)
         while True:
-            advice, records = await self._advise(candidates)
-            advised = Advised(advice.order, Recalled(records, self._memory.utc()))
+            known = await self._advise(candidates)
+            advice = known.advice
+            advised = Advised(advice.order, known.recalled())
             if advice.has_other or not self._defers_fast:
                 if advice.has_other:
                     self._due = await self._lease_some(advice.due)
                 return advised
             if advice.is_hopeless:
-                return self._hopeless(candidates, records, advised)
+                return self._hopeless(known, advised)
             if await self._lease_all(candidates):
-                advice, records = await self._advise(candidates)
-                if not advice.is_hopeless:
+                known = await self._advise(candidates)
+                if not known.advice.is_hopeless:
                     return advised
                 await self._release_all()
-                return self._hopeless(candidates, records, advised)
+                return self._hopeless(known, advised)
             if self._around.clock() >= until:
                 return advised
             await asyncio.sleep(LOOK_AGAIN)
@@ -298,19 +351,13 @@ class Visit:
     def _defers_fast(self) -> bool:
         return self._memory.options.fast_deferral is YesNo.YES
 
-    async def _advise(
-        self, candidates: Sequence[Candidate]
-    ) -> tuple[Advice, dict[Candidate, Record]]:
+    async def _advise(self, candidates: Sequence[Candidate]) -> Known:
         known = await self._memory.advise(self._nexthop, candidates)
-        return known.advice, known.of_host
+        self._of_tls = known.of_tls
+        return known
 
-    def _hopeless(
-        self,
-        candidates: Sequence[Candidate],
-        records: Mapping[Candidate, Record],
-        advised: Advised,
-    ) -> Advised:
-        refusal, tried = hopeless(candidates, records, self._memory.utc())
+    def _hopeless(self, known: Known, advised: Advised) -> Advised:
+        refusal, tried = hopeless(advised.candidates, known.of_host, known.at)
         return advised._replace(refusal=refusal, tried=tried)
 
     async def _lease_some(self, due: Sequence[Candidate]) -> list[Candidate]:
@@ -367,6 +414,11 @@ class Visit:
                 self._taken.add(candidate)
             case events.WorkedAround():
                 self._worked_around(event)
+            case events.Secured(_, candidate):
+                self._secured(candidate)
+            case events.TlsWanted(_, candidate):
+                self._in_clear.discard(candidate)
+                self._do_later(lambda: self._memory.forget_broken_tls(candidate))
             case _:
                 pass
 
@@ -378,6 +430,7 @@ class Visit:
             if str(candidate) == outcome.relay:
                 self._learn(candidate, Ready())
                 self._change(self._nexthop_key(candidate), after_taking)
+                self._learn_of_tls(candidate)
 
     def _failed(self, candidate: Candidate, finding: Finding) -> None:
         sighting = self._sightings.get(candidate)
@@ -434,16 +487,29 @@ class Visit:
         self._change(key, fail)
 
     def _worked_around(self, event: events.WorkedAround) -> None:
+        if event.in_clear:
+            self._in_clear.add(event.candidate)
+        if not event.small_segments:
+            return
         now = self._memory.utc()
 
         def note(record: Record) -> Record:
-            if event.small_segments and not record.needs_small_segments(now):
-                record = record._replace(small_segments=now)
-            if event.in_clear:
-                record = record._replace(tls_broken=now)
-            return record
+            if record.needs_small_segments(now):
+                return record
+            return record._replace(small_segments=now)
 
         self._change(host_key(event.candidate), note)
+
+    def _secured(self, candidate: Candidate) -> None:
+        self._in_clear.discard(candidate)
+        if candidate in self._of_tls:
+            self._do_later(lambda: self._memory.forget_broken_tls(candidate))
+
+    def _learn_of_tls(self, candidate: Candidate) -> None:
+        if candidate in self._in_clear:
+            self._do_later(
+                lambda: self._memory.note_broken_tls(candidate, self._witness)
+            )
 
     def _nexthop_key(self, candidate: Candidate) -> str:
         return nexthop_key(self._nexthop, candidate)
@@ -502,6 +568,8 @@ class Visit:
 
         async with asyncio.timeout_at(self._limit(sighting)) as limit:
             session = await open_session(self._around, candidate, entered)
+        if session.is_secured:
+            self._secured(candidate)
         session.quit()
 
     def _limit(self, sighting: Sighting) -> float | None:

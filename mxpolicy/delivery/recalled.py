@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mxpolicy.delivery.opening import Way
+from mxpolicy.delivery.opening import TlsUse, Way
 from mxpolicy.routing.race_timing import Entry
 from mxpolicy.routing.reachability import NOTHING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.reachability import Record
@@ -23,11 +23,18 @@ class Recalled:
     Args:
         records: By candidate; who is not in it is unknown.
         now: UTC seconds.
+        without_tls: Those at which STARTTLS is known to be broken.
     """
 
-    def __init__(self, records: Mapping[Candidate, Record], now: float) -> None:
+    def __init__(
+        self,
+        records: Mapping[Candidate, Record],
+        now: float,
+        without_tls: Collection[Candidate] = frozenset(),
+    ) -> None:
         self._records = records
         self._now = now
+        self._without_tls = without_tls
 
     def entry(self, candidate: Candidate) -> Entry:
         """Return the candidate as the race takes it."""
@@ -45,9 +52,9 @@ class Recalled:
         small = record.needs_small_segments(self._now)
         return Way.SMALL_SEGMENTS if small else Way.ORDINARY
 
-    def may_use_tls(self, candidate: Candidate) -> bool:
-        """Return whether STARTTLS is worth trying; it is only given up at level ``may``."""
-        return not self._records.get(candidate, NOTHING).is_tls_broken(self._now)
+    def tls_use(self, candidate: Candidate) -> TlsUse:
+        """Return what STARTTLS is worth at level ``may``."""
+        return TlsUse.LEFT_OUT if candidate in self._without_tls else TlsUse.TRIED
 
 
 NOTHING_RECALLED = Recalled({}, 0.0)

@@ -50,6 +50,7 @@ class Session(Dialogue):
         helo: Our name for EHLO.
         is_myself: Whether a name given in an EHLO reply is ours (a loop).
         use_tls: Whether STARTTLS is used when it is offered.
+        needs_tls: With it: a session in clear is a failure.
         has_small_segments: *stream* was dialled so.
         sends_dot_unseen: Whether the dot goes out also when the host's kernel is
             not known to have the body, as any other sender's does; see `_drain`.
@@ -60,6 +61,7 @@ class Session(Dialogue):
         candidate: As given.
         has_small_segments: As given.
         had_to_be_in_clear: TLS had failed before, in a session of its own.
+        is_secured: It is under TLS.
         tls_seconds: How long STARTTLS, handshake and EHLO took; 0 without TLS.
     """
 
@@ -72,6 +74,7 @@ class Session(Dialogue):
         is_myself: Callable[[str], bool],
         use_tls: bool,
         clock: Callable[[], float],
+        needs_tls: bool = False,
         has_small_segments: bool = False,
         sends_dot_unseen: bool = False,
         handshake_time: float = HANDSHAKE_TIME,
@@ -80,10 +83,12 @@ class Session(Dialogue):
         self.candidate = candidate
         self.has_small_segments = has_small_segments
         self.had_to_be_in_clear = False
+        self.is_secured = False
         self.tls_seconds = 0.0
         self._sends_dot_unseen = sends_dot_unseen
         self._is_myself = is_myself
         self._use_tls = use_tls
+        self._needs_tls = needs_tls
         self._handshake_time = handshake_time
         self._client_hello_was_sent = False
 
@@ -96,6 +101,15 @@ class Session(Dialogue):
     def is_masked(self) -> bool:
         """Whether a firewall overwrites what the host says."""
         return self._smtp.banner_masked or self.extensions.starttls_masked
+
+    @property
+    def might_have_tls(self) -> bool:
+        """Whether this session is in clear and another one may be under TLS.
+
+        TLS had failed, or is left out, or the host put it off, or a firewall hides it.
+        """
+        reasons = self.had_to_be_in_clear, self.extensions.starttls, self.is_masked
+        return not self.is_secured and any(reasons)
 
     # -- to ready ---------------------------------------------------------
 
@@ -111,7 +125,7 @@ class Session(Dialogue):
             await self._hear_greeting()
             self._enter(Phase.EHLO, on_phase)
             await self._say_hello()
-            if self._use_tls and self.extensions.starttls:
+            if self._needs_tls or (self._use_tls and self.extensions.starttls):
                 self._enter(Phase.TLS, on_phase)
                 await self._secure()
             self._enter(Phase.READY, on_phase)
@@ -159,7 +173,9 @@ class Session(Dialogue):
             return refusal  # it hung up: what it had said to EHLO stands
 
     async def _secure(self) -> None:
-        """STARTTLS (RFC 3207); a host that thinks better of it goes on in clear."""
+        """STARTTLS (RFC 3207); a host that puts it off goes on in clear, if it may."""
+        if not self.extensions.starttls:
+            raise self._failed(Verdict.STARTTLS_MISSING)
         began = self._clock()
         try:
             async with asyncio.timeout(self._handshake_time):
@@ -174,6 +190,7 @@ class Session(Dialogue):
             raise self._failed(Verdict.TLS_FAILED, printable(str(exc))) from exc
         if not _is_completion(reply):
             raise self._failed(Verdict.TLS_FAILED, reply=reply)
+        self.is_secured = True
         self.tls_seconds = self._clock() - began
 
     async def _start_tls(self) -> bool:
@@ -183,6 +200,8 @@ class Session(Dialogue):
         event: smtp.TlsReady | smtp.StartTlsRefused
         event = await self._next(smtp.TlsReady, smtp.StartTlsRefused)
         if isinstance(event, smtp.StartTlsRefused):
+            if self._needs_tls:
+                raise self._failed(Verdict.STARTTLS_REFUSED, reply=event.reply)
             return False
         self._client_hello_was_sent = True
         await self._stream.start_tls(tls.opportunistic(), self.candidate.host)

@@ -61,20 +61,48 @@ class TransactionResult:
         refused: The verb and the 4yz or 5yz that decided, by recipient index.
         accepted: Recipients with a 2yz to RCPT, whatever came after it.
         in_doubt: Recipients whose final dot may be out and is unanswered.
+        goodbye: What the host said when it broke the session, if it said anything.
     """
 
-    __slots__ = ("accepted", "delivered", "in_doubt", "refused")
+    __slots__ = ("accepted", "delivered", "goodbye", "in_doubt", "refused")
 
     def __init__(self) -> None:
         self.delivered: dict[int, Reply] = {}
         self.accepted: set[int] = set()
         self.refused: dict[int, tuple[Verb, Reply]] = {}
         self.in_doubt: frozenset[int] = frozenset()
+        self.goodbye: Reply | None = None
 
     def refuse(self, recipients: Iterable[int], verb: Verb, reply: Reply) -> None:
         """*reply* to *verb* refused all of *recipients*."""
         for index in recipients:
             self.refused[index] = (verb, reply)
+
+    def unsettled(self, recipients: Iterable[int]) -> list[int]:
+        """Return those that were neither delivered nor refused, nor are in doubt."""
+        settled = self.delivered.keys() | self.refused.keys() | self.in_doubt
+        return [index for index in recipients if index not in settled]
+
+    def take_back_for_want_of_tls(
+        self, recipients: Iterable[int]
+    ) -> tuple[list[int], Reply | None]:
+        """Forget the refusals in clear that ask for TLS.
+
+        Returns who may be offered again under TLS, and what the host said; None
+        when it did not ask for it.
+        """
+        asked = {
+            index: reply
+            for index, (_, reply) in self.refused.items()
+            if trouble.wants_tls(reply)
+        }
+        for index in asked:
+            del self.refused[index]
+        replies = [*asked.values()]
+        if self.goodbye is not None and trouble.wants_tls(self.goodbye):
+            replies.append(self.goodbye)
+        self.goodbye = None
+        return self.unsettled(recipients), replies[0] if replies else None
 
     def take_back_crowded(self, recipients: Iterable[int]) -> list[int]:
         """Forget and return those refused only because there were "too many" of them."""

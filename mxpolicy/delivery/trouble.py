@@ -61,6 +61,7 @@ __all__ = [
     "too_many_hops",
     "under_way",
     "verdict_of",
+    "wants_tls",
 ]
 
 # The mail server's answer is one line under 1,000 bytes, status and all.
@@ -84,6 +85,23 @@ _SESSION_DETAILS = frozenset({(7, 10), (7, 11)})
 # a URL (?p=helo), nor the label of a fact (helo=mx.example.net).
 _HELO_WORD = re.compile(
     r"(?<![\w.@/=-])(?:helo|ehlo)(?![\w-]*@|\.?\w|-\w|=)", re.IGNORECASE
+)
+
+# RFC 3207 §4: STARTTLS first; RFC 4954 §6: encryption required.
+_TLS_CODES = frozenset({530, 538})
+
+# Where TLS may be named without being meant: URLs, addresses and names of hosts.
+_NAMES = re.compile(r"\S*(?:://|@)\S*|[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\S*", re.IGNORECASE)
+
+# "Must issue a STARTTLS command first", "TLSv1.2 required", "wasn't sent with TLS/SSL",
+# "523 Encryption Needed", "Session encryption is required", "Unencrypted connection". An
+# encrypted attachment is none of it.
+_TLS_WORDS = re.compile(
+    r"(?<![\w-])(?:(?:START[ -]?)?TLS(?:v?1(?:\.\d)?)?|SSL)(?![\w-])"
+    r"|\b(?:requir|need|must|mandatory|session|connection).*\bencryption\b"
+    r"|\bencryption\b.*\b(?:requir|need|must|mandatory|session|connection)"
+    r"|\b(?:un)?encrypted (?:\w+ )?(?:session|connection|channel|transport|transmission)",
+    re.IGNORECASE,
 )
 
 _TOO_MANY = re.compile(r"too many", re.IGNORECASE)
@@ -188,6 +206,21 @@ def is_about_the_session(verb: Verb, reply: Reply) -> bool:
     if status is not None and (status.subject, status.detail) in _SESSION_DETAILS:
         return True
     return reply.code in _SESSION_CODES or bool(_HELO_WORD.search(reply.text))
+
+
+def wants_tls(reply: Reply) -> bool:
+    """Does this refusal, which was said in clear, ask for TLS?
+
+    By its code, its status (x.7.10, x.7.11) or its text: "550 5.7.1 must issue a
+    STARTTLS command first", "421 4.7.29 … wasn't sent over a TLS connection".
+    """
+    status = _said_status(reply)
+    if reply.is_positive or (status is not None and status.subject == 1):
+        return False
+    if status is not None and (status.subject, status.detail) in _SESSION_DETAILS:
+        return True
+    said = _NAMES.sub(" ", reply.text)
+    return reply.code in _TLS_CODES or bool(_TLS_WORDS.search(said))
 
 
 def is_too_many_recipients(verb: Verb, reply: Reply) -> bool:

@@ -98,9 +98,6 @@ STILL_NOT_NOW = 30.0
 # Clocks of machines that share a store differ.
 SKEW = 5.0
 
-# For how long STARTTLS that failed is not tried again where TLS is not required.
-BROKEN_TLS = 3600.0
-
 # For how long small segments are used. They cost little; a stall costs half a minute.
 # Kept for all mail, as no outsider can bring it about: it takes a path that lets small
 # segments pass and swallows large ones.
@@ -132,7 +129,6 @@ class Record(NamedTuple):
         connect_time: Seconds from SYN to SYN-ACK when it was last ready.
         greeting_latency: Seconds from there to the 220.
         last_ready: When that was, UTC seconds.
-        tls_broken: When a TLS handshake failed that clear text went without.
         small_segments: When only small TCP segments got through to it.
         name: The host's name when it was last met.
         witness: The message that was in doubt at the final dot.
@@ -148,7 +144,6 @@ class Record(NamedTuple):
     connect_time: float | None = None
     greeting_latency: float | None = None
     last_ready: float | None = None
-    tls_broken: float | None = None
     small_segments: float | None = None
     name: str = ""
     witness: str = ""
@@ -158,10 +153,6 @@ class Record(NamedTuple):
     def is_lone_doubt(self) -> bool:
         """Whether one message was in doubt at the final dot, and no other one yet."""
         return self.phase is Phase.DOT and not self.full
-
-    def is_tls_broken(self, now: float) -> bool:
-        """Return whether STARTTLS had better not be tried."""
-        return self.tls_broken is not None and 0 <= now - self.tls_broken < BROKEN_TLS
 
     def wait(self, now: float) -> Wait | None:
         """Return what it was waited for in vain, while the verdict means anything."""
@@ -493,7 +484,7 @@ def _place(host: Record, nexthop: Record, now: float, options: MemoryOptions) ->
 
 # One line of text: the version, then a word for each field in this order, ``-``
 # for what is not known, and what was said, which may have blanks, at the end.
-_VERSION = "1"
+_VERSION = "2"
 
 
 def encode(record: Record) -> bytes:
@@ -505,7 +496,7 @@ def encode(record: Record) -> bytes:
         "full" if record.full else "-",
         *map(_number, (record.since, record.pause, record.waited)),
         *map(_number, (record.connect_time, record.greeting_latency)),
-        *map(_number, (record.last_ready, record.tls_broken, record.small_segments)),
+        *map(_number, (record.last_ready, record.small_segments)),
         record.name or "-",
         record.witness or "-",
         record.said,
@@ -519,8 +510,8 @@ def decode(value: bytes | None) -> Record:
     It may have been written by another version, or by a disk that fails: wrong
     knowledge costs a message some seconds, no knowledge costs no more.
     """
-    words = (value or b"").decode("ascii", "replace").split(" ", 14)
-    if len(words) != 15 or words[0] != _VERSION:
+    words = (value or b"").decode("ascii", "replace").split(" ", 13)
+    if len(words) != 14 or words[0] != _VERSION:
         return NOTHING
     try:
         return _understood(words)
@@ -529,8 +520,8 @@ def decode(value: bytes | None) -> Record:
 
 
 def _understood(words: Sequence[str]) -> Record:
-    since, pause, waited, *known = map(_read, words[4:12])
-    connect_time, greeting_latency, last_ready, tls_broken, small_segments = known
+    since, pause, waited, *known = map(_read, words[4:11])
+    connect_time, greeting_latency, last_ready, small_segments = known
     return Record(
         None if words[1] == "-" else Verdict(words[1]),
         Phase[words[2].upper()],
@@ -541,11 +532,10 @@ def _understood(words: Sequence[str]) -> Record:
         connect_time,
         greeting_latency,
         last_ready,
-        tls_broken,
         small_segments,
-        name="" if words[12] == "-" else words[12],
-        witness="" if words[13] == "-" else words[13],
-        said=printable(words[14], _SAID_LENGTH),
+        name="" if words[11] == "-" else words[11],
+        witness="" if words[12] == "-" else words[12],
+        said=printable(words[13], _SAID_LENGTH),
     )
 
 

@@ -778,6 +778,159 @@ def test_helo_refused_under_tls_is_retried_in_clear(
     assert len(host.visits) == 2
 
 
+# From hosts of the field: what they say to who comes in clear.
+WANTS_TLS = {
+    "530": "530 5.7.0 Must issue a STARTTLS command first",
+    "530 bare": "530 Authentication required",
+    "538": "538 Encryption required",
+    "x.7.10": "523 5.7.10 Encryption Needed",
+    "x.7.11": "454 4.7.11 not so",
+    "550": "550 5.7.1 must issue a STARTTLS command first",
+    "554": "554 5.7.1 <mx.example.net[192.0.2.1]>: Client host rejected: TLS required",
+    "451": "451 4.7.0 Session encryption is required",
+    "421": "421 4.7.29 wasn't sent over a TLS connection.",
+}
+EVERY_COMMAND = pytest.mark.parametrize("asked", ["MAIL", "RCPT", "DATA", "."])
+
+
+@EVERY_COMMAND
+@pytest.mark.parametrize("said", WANTS_TLS.values(), ids=WANTS_TLS)
+def test_host_that_wants_tls_after_one_lost_handshake_gets_it(
+    context: ssl.SSLContext, asked: str, said: str
+) -> None:
+    script: Script = {"STARTTLS": [End.CLOSE, "220 go"], asked: [said, GOOD[asked]]}
+    host = ScriptedHost(script, context=context)
+    played = deliver(host)
+    assert isinstance(played.outcome, Delivered), played.outcome
+    assert [visit.count("STARTTLS") for visit in host.visits] == [1, 0, 1]
+    (wanted,) = played.all(events.TlsWanted)
+    assert wanted.text == said
+
+
+GOOD = {"MAIL": "250 ok", "RCPT": "250 ok", "DATA": "354 go", ".": "250 ok"}
+
+
+@EVERY_COMMAND
+@pytest.mark.parametrize("said", WANTS_TLS.values(), ids=WANTS_TLS)
+def test_host_that_wants_tls_and_breaks_it_defers_and_never_bounces(
+    asked: str, said: str
+) -> None:
+    host = ScriptedHost({"EHLO": OFFER, "STARTTLS": End.CLOSE, asked: said})
+    backup = ScriptedHost()
+    played = deliver(host)
+    assert isinstance(played.outcome, Deferred), played.outcome
+    if not said.startswith("421"):
+        assert str(played.outcome.status) == "4.7.5"
+        assert f"in clear it said {said}" in played.outcome.text
+    assert len(host.visits) == 3
+    assert isinstance(deliver(host, backup).outcome, Delivered)
+
+
+@pytest.mark.parametrize(
+    "starttls", ["454 4.7.0 not now", "501 no"], ids=["454", "501"]
+)
+def test_host_that_puts_starttls_off_and_wants_it_is_asked_for_it_once_more(
+    context: ssl.SSLContext, starttls: str
+) -> None:
+    said = WANTS_TLS["550"]
+    host = ScriptedHost(
+        {"STARTTLS": [starttls, "220 go"], "MAIL": [said, "250 ok"]}, context=context
+    )
+    assert isinstance(deliver(host).outcome, Delivered)
+    assert [visit.count("STARTTLS") for visit in host.visits] == [1, 1]
+    host = ScriptedHost({"EHLO": OFFER, "STARTTLS": starttls, "MAIL": said})
+    assert isinstance(deliver(host).outcome, Deferred)
+    assert [visit.count("STARTTLS") for visit in host.visits] == [1, 1]
+
+
+@pytest.mark.parametrize("said", WANTS_TLS.values(), ids=WANTS_TLS)
+@pytest.mark.parametrize(
+    "script",
+    [
+        {"EHLO": "250-mx.example.com\n250 XXXXXXXA"},
+        {"CONNECT": "220 " + "*" * 40, "EHLO": "250 mx.example.com"},
+    ],
+    ids=["keyword", "banner"],
+)
+def test_refusal_in_clear_behind_a_firewall_that_masks_starttls_never_bounces(
+    script: Script, said: str
+) -> None:
+    host = ScriptedHost({**script, "MAIL": said})
+    assert isinstance(deliver(host).outcome, Deferred)
+
+
+def test_refusal_of_clear_text_stands_where_the_operator_wants_no_tls() -> None:
+    host = ScriptedHost({"EHLO": OFFER, "MAIL": WANTS_TLS["550"]})
+    played = deliver(host, options=Options(tls=TlsOptions(default=TlsLevel.NONE)))
+    assert status(played.outcome) == "Bounced 5.7.1"
+    assert len(host.visits) == 1
+
+
+def test_refusal_that_names_tls_stands_when_it_was_said_under_tls(
+    context: ssl.SSLContext,
+) -> None:
+    said = "550 5.7.1 TLS client certificate required"
+    host = ScriptedHost({"MAIL": said}, context=context)
+    assert status(deliver(host).outcome) == "Bounced 5.7.1"
+    # Also when one handshake is lost before.
+    host = ScriptedHost(
+        {"STARTTLS": [End.CLOSE, "220 go"], "MAIL": said}, context=context
+    )
+    assert status(deliver(host).outcome) == "Bounced 5.7.1"
+    assert len(host.visits) == 3
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "550 5.1.1 unknown user",
+        "550 5.7.1 spam, see https://tls.example.net/SSL",
+        "554 5.7.1 <tls@example.com>: Relay access denied",
+        "550 5.7.1 encrypted attachments are not taken",
+    ],
+)
+def test_other_refusals_in_clear_stand(context: ssl.SSLContext, said: str) -> None:
+    host = ScriptedHost({"STARTTLS": End.CLOSE, "RCPT": said}, context=context)
+    assert isinstance(deliver(host).outcome, Bounced)
+    assert len(host.visits) == 2
+
+
+def test_only_those_refused_for_want_of_tls_are_offered_again(
+    context: ssl.SSLContext,
+) -> None:
+    host = ScriptedHost(
+        {
+            "STARTTLS": [End.CLOSE, "220 go"],
+            "RCPT a@example.com": "550 5.1.1 unknown",
+            "RCPT b@example.com": ["550 5.7.1 only with TLS", "250 ok"],
+        },
+        context=context,
+    )
+    recipients = [f"{one}@example.com" for one in "abc"]
+    played = deliver(host, recipients=recipients)
+    expected = ["Bounced 5.1.1", "Delivered 2.0.0", "Delivered 2.0.0"]
+    assert list(map(status, played.outcomes)) == expected
+    assert [one.forward_paths for one in host.taken] == [
+        ("c@example.com",),
+        ("b@example.com",),
+    ]
+
+
+def test_handshake_lost_with_small_segments_too_is_met_with_them_under_tls(
+    context: ssl.SSLContext,
+) -> None:
+    silent = ("220 go ahead", End.SILENT)
+    host = ScriptedHost(
+        {"STARTTLS": [silent, silent, "220 go"], "MAIL": [WANTS_TLS["530"], "250 ok"]},
+        context=context,
+    )
+    played = deliver(host)
+    assert isinstance(played.outcome, Delivered)
+    assert [visit.count("STARTTLS") for visit in host.visits] == [1, 1, 0, 1]
+    # That small segments did not help says nothing for them.
+    assert [one.small_segments for one in played.all(events.WorkedAround)] == [False]
+
+
 def test_host_that_is_gone_after_broken_tls_is_refused() -> None:
     host = ScriptedHost(
         {"EHLO": OFFER, "STARTTLS": End.CLOSE, "CONNECT": ["220 hi", End.CLOSE]}

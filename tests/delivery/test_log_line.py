@@ -19,6 +19,8 @@ from mxpolicy.delivery.events import (
     PhaseReached,
     Planned,
     RecipientSettled,
+    Secured,
+    TlsWanted,
     Trouble,
     WorkedAround,
 )
@@ -143,6 +145,18 @@ NOT_SMTP = Finding(Verdict.NOT_SMTP, Phase.GREETING, 0.01, text="HTTP/1.1 400")
             id="worked around",
         ),
         pytest.param(
+            Secured(1.6, FIRST),
+            "4bXyz1: secured, at=1.6, candidate=mx1.example.com[192.0.2.1]:25,"
+            " egress=direct",
+            id="secured",
+        ),
+        pytest.param(
+            TlsWanted(1.6, FIRST, "530 5.7.0 Must issue a STARTTLS command first"),
+            "4bXyz1: TLS wanted, at=1.6, candidate=mx1.example.com[192.0.2.1]:25,"
+            " egress=direct (530 5.7.0 Must issue a STARTTLS command first)",
+            id="TLS wanted",
+        ),
+        pytest.param(
             CandidateDropped(1.6, FIRST, Phase.CONNECT),
             "4bXyz1: dropped, at=1.6, candidate=mx1.example.com[192.0.2.1]:25,"
             " egress=direct, phase=connect",
@@ -245,6 +259,16 @@ MX2 = {
             WorkedAround(1.6, FIRST, False, True),
             {"event": "worked around", "at": 1.6, **MX1, "by": "clear text"},
             id="worked around",
+        ),
+        pytest.param(
+            Secured(1.6, FIRST),
+            {"event": "secured", "at": 1.6, **MX1},
+            id="secured",
+        ),
+        pytest.param(
+            TlsWanted(1.6, FIRST, "530 no"),
+            {"event": "TLS wanted", "at": 1.6, **MX1, "text": "530 no"},
+            id="TLS wanted",
         ),
         pytest.param(
             CandidateDropped(1.6, FIRST, Phase.CONNECT),

@@ -8,10 +8,12 @@ import ssl
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+import trustme
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.engine import Engine, Request
-from mxpolicy.delivery.recall import HOST, Memory, Visit, host_key, nexthop_key
+from mxpolicy.delivery.opening import TlsUse
+from mxpolicy.delivery.recall import HOST, TLS, Memory, Visit, host_key, nexthop_key
 from mxpolicy.options import MemoryOptions, Options, YesNo
 from mxpolicy.outcome import Deferred, Delivered, Outcome
 from mxpolicy.routing.candidate import Finding, Phase, Verdict
@@ -479,21 +481,139 @@ def test_too_many_connections_of_a_cold_slow_greeter_put_off_no_message_unasked(
     run(busy, work=work)
 
 
-def test_starttls_that_failed_is_not_tried_again_for_a_while() -> None:
-    # A context without a certificate: every handshake fails.
-    broken = ScriptedHost(context=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+NO_CERTIFICATE = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+"""Every handshake fails."""
+
+WANTS_TLS = "530 5.7.0 Must issue a STARTTLS command first"
+
+
+@pytest.fixture(scope="module")
+def context() -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("mx.example.com").configure_cert(made)
+    return made
+
+
+def starttls_in(host: ScriptedHost) -> list[int]:
+    """Return how often STARTTLS was said in each visit."""
+    return [visit.count("STARTTLS") for visit in host.visits]
+
+
+def test_starttls_that_failed_for_two_messages_is_left_out_for_an_hour() -> None:
+    broken = ScriptedHost(context=NO_CERTIFICATE)
 
     async def work() -> None:
         site = Site(broken)
-        assert isinstance((await site.send()).outcome, Delivered)
-        assert (await site.record(broken)).tls_broken is not None
-        assert isinstance((await site.send()).outcome, Delivered)
-        assert broken.commands.count("STARTTLS") == 1
+        for _ in range(4):
+            assert isinstance((await site.send()).outcome, Delivered)
+        assert starttls_in(broken) == [1, 0, 1, 0, 0, 0]
         site.utc.offset += 3601
-        await site.send()
-        assert broken.commands.count("STARTTLS") == 2
+        # It is tried again, and that it fails once more renews it.
+        for _ in range(2):
+            assert isinstance((await site.send()).outcome, Delivered)
+        assert starttls_in(broken)[6:] == [1, 0, 0]
 
     run(broken, work=work)
+
+
+def test_one_lost_handshake_is_no_broken_starttls(context: ssl.SSLContext) -> None:
+    host = ScriptedHost({"STARTTLS": [End.CLOSE, "220 go"]}, context=context)
+
+    async def work() -> None:
+        site = Site(host)
+        for _ in range(3):
+            assert isinstance((await site.send()).outcome, Delivered)
+        assert starttls_in(host) == [1, 0, 1, 1]
+        # Nor is one more: there was a session under TLS between them.
+        assert not await site.store.scan(TLS)
+
+    run(host, work=work)
+
+
+def test_handshakes_lost_by_one_message_are_no_broken_starttls() -> None:
+    broken = ScriptedHost(context=NO_CERTIFICATE)
+
+    async def work() -> None:
+        site = Site(broken)
+        for _ in range(3):
+            site.number = 0
+            await site.send()
+            for row in await site.store.scan("journal"):
+                await site.store.delete(row.key)
+        assert len(broken.taken) == 3
+        assert starttls_in(broken) == [1, 0] * 3
+
+    run(broken, work=work)
+
+
+def test_broken_starttls_under_one_name_says_nothing_of_another() -> None:
+    host = ScriptedHost(context=NO_CERTIFICATE)
+
+    async def work() -> None:
+        site = Site(host)
+        ours = host.candidate()
+        theirs = ours._replace(host="unknown.evil.example.net")
+        memory = site.engine._memory
+        for message in ("one", "two"):
+            await memory.note_broken_tls(theirs, message)
+        known = await memory.advise("example.com", [ours, theirs])
+        uses = [known.recalled().tls_use(one) for one in (ours, theirs)]
+        assert uses == [TlsUse.TRIED, TlsUse.LEFT_OUT]
+
+    run(host, work=work)
+
+
+@pytest.mark.parametrize("asked", ["MAIL", "RCPT", "DATA", "."])
+def test_starttls_that_failed_is_not_remembered_unless_the_message_was_taken(
+    asked: str,
+) -> None:
+    broken = ScriptedHost({asked: "450 4.2.0 not now"}, context=NO_CERTIFICATE)
+
+    async def work() -> None:
+        site = Site(broken)
+        for _ in range(3):
+            assert isinstance((await site.send()).outcome, Deferred)
+            assert not await site.store.scan(TLS)
+        assert starttls_in(broken) == [1, 0] * 3
+
+    run(broken, work=work)
+
+
+def test_host_that_comes_to_want_tls_gets_it_in_the_same_attempt(
+    context: ssl.SSLContext,
+) -> None:
+    host = ScriptedHost(
+        {
+            "STARTTLS": [End.CLOSE, End.CLOSE, "220 go"],
+            "MAIL": ["250 ok", "250 ok", WANTS_TLS, "250 ok"],
+        },
+        context=context,
+    )
+
+    async def work() -> None:
+        site = Site(host)
+        for _ in range(4):
+            assert isinstance((await site.send()).outcome, Delivered)
+        # The third is in clear by memory, refused, and goes under TLS at once.
+        assert starttls_in(host) == [1, 0, 1, 0, 0, 1, 1]
+        assert not await site.store.scan(TLS)
+        assert not site.troubles()
+
+    run(host, work=work)
+
+
+def test_host_that_wants_tls_and_breaks_it_is_dialled_by_each_message() -> None:
+    host = ScriptedHost({"MAIL": WANTS_TLS}, context=NO_CERTIFICATE)
+
+    async def work() -> None:
+        site = Site(host)
+        for number in range(1, 4):
+            sent = await site.send()
+            assert isinstance(sent.outcome, Deferred)
+            assert str(sent.outcome.status) == "4.7.5"
+            assert starttls_in(host) == [1, 0, 1] * number
+
+    run(host, work=work)
 
 
 def test_refusal_of_a_backup_does_not_bounce_while_the_better_one_is_paused() -> None:

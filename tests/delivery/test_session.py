@@ -226,7 +226,7 @@ def test_host_that_does_not_take_ehlo_hears_helo(ehlo: str) -> None:
         ({"EHLO": (TLS, "421 no")}, ("starttls_refused", "tls"), False),
         ({"EHLO": TLS, "STARTTLS": "421 no"}, ("starttls_refused", "tls"), False),
         ({"EHLO": TLS, "STARTTLS": End.SILENT}, ("tls_silent", "tls"), False),
-        ({"EHLO": TLS, "STARTTLS": End.CLOSE}, ("closed", "tls"), False),
+        ({"EHLO": TLS, "STARTTLS": End.CLOSE}, ("tls_failed", "tls"), False),
         (
             {"EHLO": TLS, "STARTTLS": (b"220 a\r\n2", End.SILENT)},
             ("tls_failed", "tls"),

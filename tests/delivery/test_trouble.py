@@ -509,3 +509,49 @@ def test_bounce_names_who_may_have_the_message() -> None:
     assert len(long.text) <= trouble.MAX_OUTCOME_TEXT
     assert long.text.endswith(".example and 3 more")
     assert "...; but may have been delivered by mx0.yyy" in long.text
+
+
+# --- TLS wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "530 no",
+        "538 no",
+        "550 5.7.10 no",
+        "450 4.7.11 no",
+        "530 5.7.0 Must issue a STARTTLS command first",
+        "550 5.7.1 must issue a STARTTLS command first.",
+        "451 4.7.1 You must issue START TLS",
+        "554 5.7.1 TLSv1.2 or newer is required",
+        "550 5.7.3 Requires TLS/SSL; see https://example.com/",
+        "421 4.7.29 This mail was not sent with a TLS connection.",
+        "523 Encryption needed",
+        "554 5.7.0 Session encryption is required",
+        "550 5.7.1 Your server is required to use encryption",
+        "550 5.7.0 Unencrypted connections are not allowed",
+        "554 5.7.1 use an encrypted SMTP connection",
+    ],
+)
+def test_refusal_of_clear_text_is_known_by_code_status_or_text(text: str) -> None:
+    assert trouble.wants_tls(reply(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "250 2.0.0 TLS is fine",
+        "550 5.1.1 <tls@example.com>: unknown",
+        "530 5.1.1 no such user",
+        "550 5.1.8 no STARTTLS in your domain's name",
+        "554 5.7.1 spam, see https://example.com/TLS",
+        "554 5.7.1 blocked by tls.example.net",
+        "554 5.7.1 blocked by ssl-check.example.net.",
+        "550 5.7.1 MSG-TLS-17 rejected",
+        "552 5.7.0 encrypted attachments must be asked for",
+        "550 5.7.1 no",
+    ],
+)
+def test_refusal_that_does_not_ask_for_tls_is_about_the_mail(text: str) -> None:
+    assert not trouble.wants_tls(reply(text))

@@ -316,13 +316,9 @@ def test_healthy_host_is_written_down_now_and_then_only() -> None:
 
 
 def test_what_was_worked_around_is_not_tried_for_a_while() -> None:
-    record = Record(tls_broken=START, small_segments=START)
-    assert record.is_tls_broken(START + 3599)
-    assert not record.is_tls_broken(START + 3600)
-    assert not record.is_tls_broken(START - 1)
+    record = Record(small_segments=START)
     assert record.needs_small_segments(START + 86399)
     assert not record.needs_small_segments(START + 86400)
-    assert not NOTHING.is_tls_broken(START)
     assert not NOTHING.needs_small_segments(START)
 
 
@@ -428,7 +424,6 @@ records = st.builds(
     connect_time=st.none() | st.integers(0, 30000).map(lambda ms: ms / 1000),
     greeting_latency=st.none() | st.integers(0, 300000).map(lambda ms: ms / 1000),
     last_ready=st.none() | st.integers(0, 2**33).map(float),
-    tls_broken=st.none() | st.integers(0, 2**33).map(float),
     small_segments=st.none() | st.integers(0, 2**33).map(float),
     name=st.sampled_from(["", "mx.example.com"]),
     witness=st.text("0123456789abcdef", max_size=16),
@@ -453,7 +448,7 @@ def test_anything_can_be_read(value: bytes | tuple[bytes, int]) -> None:
 def test_record_of_another_version_is_nothing() -> None:
     value = encode(fail(NOTHING, FILTERED, START))
     assert decode(value) != NOTHING
-    assert decode(b"2" + value[1:]) == NOTHING
+    assert decode(b"1" + value[1:]) == NOTHING
     assert decode(None) == NOTHING
     assert decode(value.replace(b"filtered", b"cursed")) == NOTHING
     assert decode(value.replace(b" 60 ", b" nan ")) == NOTHING

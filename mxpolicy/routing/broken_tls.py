@@ -1,0 +1,89 @@
+"""Whether STARTTLS is known to be broken at a host, so that it is left out. Pure.
+
+At level ``may`` a message goes in clear when TLS fails (RFC 7435 §3). To find that out
+each time may cost half a minute, so it is remembered. But a lost packet looks the same
+as broken TLS, and a host that demands TLS is lost in clear. So:
+
+* It is kept by host *name* and address. A host may refuse TLS for a name that it does
+  not know (RFC 6066 §3), and anybody can give it one.
+* It is written only when a host has taken a message in clear after TLS had failed.
+* It is believed when two different messages were taken so, and then for an hour.
+* After that TLS is tried again. One message more that is taken in clear renews it.
+* A session under TLS, and a host that wants TLS, make it unknown.
+
+Times are UTC seconds.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import NamedTuple
+
+__all__ = ["BELIEVED", "KEPT", "BrokenTls", "after_taking_in_clear", "decode", "encode"]
+
+# Seconds for which STARTTLS is left out.
+BELIEVED = 3600.0
+
+# Seconds for which one message may prove, or renew, what another one has met.
+KEPT = 86400.0
+
+# Clocks of machines that share a store differ.
+SKEW = 5.0
+
+
+class BrokenTls(NamedTuple):
+    """What messages have met that a host took in clear.
+
+    Attributes:
+        since: When the last one was taken, UTC seconds.
+        message_id: Names that message; without blanks.
+        is_proven: Another message had met the same before it.
+    """
+
+    since: float
+    message_id: str
+    is_proven: bool = False
+
+    def is_believed(self, now: float) -> bool:
+        """Return whether STARTTLS is left out."""
+        return self.is_proven and -SKEW <= now - self.since < BELIEVED
+
+    def is_of_use(self, now: float) -> bool:
+        """Return whether one message more proves or renews it."""
+        return -SKEW <= now - self.since < KEPT
+
+
+def after_taking_in_clear(
+    known: BrokenTls | None, message_id: str, now: float
+) -> BrokenTls:
+    """Return what is remembered when a message was taken in clear after TLS had failed.
+
+    Args:
+        known: What was remembered.
+        message_id: Names the message, the same when it is tried again.
+        now: UTC seconds.
+    """
+    if known is None or not known.is_of_use(now):
+        return BrokenTls(now, message_id)
+    is_proven = known.is_proven or known.message_id != message_id
+    return BrokenTls(now, message_id, is_proven)
+
+
+def encode(known: BrokenTls) -> bytes:
+    """Return *known* as a store keeps it: one line of text."""
+    proven = "proven" if known.is_proven else "once"
+    return f"1 {known.since:.3f} {known.message_id} {proven}".encode("ascii", "replace")
+
+
+def decode(value: bytes | None) -> BrokenTls | None:
+    """Return what was encoded; None for what cannot be understood."""
+    words = (value or b"").decode("ascii", "replace").split(" ")
+    if len(words) != 4 or words[0] != "1":
+        return None
+    try:
+        since = float(words[1])
+    except ValueError:
+        return None
+    if not isfinite(since):
+        return None
+    return BrokenTls(since, words[2], words[3] == "proven")
