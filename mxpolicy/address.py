@@ -23,6 +23,7 @@ __all__ = [
     "AddressError",
     "Domain",
     "Mailbox",
+    "ReversePath",
     "UnsupportedDomain",
     "canonical_address",
     "is_address_literal",
@@ -69,6 +70,9 @@ _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _WORDS = re.compile(rf"(?:{_ATEXT}+|{_QUOTED})(?:\.(?:{_ATEXT}+|{_QUOTED}))*\Z")
 _QUOTED_STRING = re.compile(_QUOTED)
 _QUOTED_PAIR = re.compile(r"\\(.)")
+# Each < and > is in a quoted string; one that nothing ends is none.
+_KEEPS_BRACKETS = re.compile(rf'(?>{_QUOTED}|[^<>"]|"(?=[^<>]*\Z))*\Z')
+_ENDS_LINE = re.compile(r"[\r\n\0]")
 _NEEDS_PAIR = re.compile(r'(["\\])')
 
 
@@ -101,8 +105,7 @@ class Mailbox(NamedTuple):
 
     Attributes:
         local_part: Unquoted, case kept: ``john doe`` for ``"john doe"@…``.
-        domain: A `Domain`, or an address literal with its brackets. Empty only
-            in a reverse-path without ``@`` (see `parse_reverse_path`).
+        domain: A `Domain`, or an address literal with its brackets.
     """
 
     local_part: str
@@ -113,8 +116,8 @@ class Mailbox(NamedTuple):
         """What goes between ``<`` and ``>``: local part quoted if need be, A-labels."""
         local = self.local_part
         if not _DOT_STRING.match(local):
-            local = '"' + _NEEDS_PAIR.sub(r"\\\1", local) + '"'
-        return f"{local}@{self.domain}" if self.domain else local
+            local = _in_quotes(local)
+        return f"{local}@{self.domain}"
 
     @property
     def needs_smtputf8(self) -> bool:
@@ -123,6 +126,25 @@ class Mailbox(NamedTuple):
 
     def __str__(self) -> str:
         return self.wire
+
+
+class ReversePath(NamedTuple):
+    """Where a message came from, as its mail server gave it (RFC 5321 §2.3.1).
+
+    Attributes:
+        wire: What goes between ``<`` and ``>``; never empty. It need be no address,
+            and bytes that are no UTF-8 are lone surrogates (PEP 383).
+    """
+
+    wire: str
+
+    @property
+    def needs_smtputf8(self) -> bool:
+        """True when only RFC 6531 can carry it.
+
+        What is no UTF-8 nothing can carry; it is said as it is, and the host judges.
+        """
+        return not self.wire.isascii() and _is_utf8(self.wire)
 
 
 def parse_domain(text: str) -> Domain:
@@ -168,23 +190,49 @@ def parse_mailbox(text: str) -> Mailbox:
     return _bounded(text, Mailbox(_unquoted(local), _mail_domain(domain)))
 
 
-def parse_reverse_path(text: str) -> Mailbox | None:
-    """Return the sender's mailbox, or None for the null reverse-path ``<>``.
+def parse_reverse_path(text: str) -> ReversePath | None:
+    """Return the sender as it is said to a host, or None for the null reverse-path.
 
     Null are: nothing, blanks, ``<>``, and ``MAILER-DAEMON`` without a domain,
     which is what Postfix's pipe(8) writes for it by default (``null_sender``).
-    Any other name without a domain is sent as it is, as Postfix does: the host
-    shall judge.
+
+    Nothing is delivered to a sender here, so the host shall judge, as it does for
+    Postfix's smtp(8) and Exim: the domain is left as it is, whether there can be such a
+    one or not (``root@483920174635`` in a container), and so is an address without one.
+    As in smtp(8) (quote_821_local.c), a local part that needs quotes gets them.
 
     Raises:
-        AddressError, UnsupportedDomain: As `parse_mailbox`.
+        AddressError: It would end the command, or what stands in its ``<>``: CR, LF, NUL,
+            or ``<`` or ``>`` outside a quoted local part.
     """
     text = text.strip(" ")
     if text in ("", "<>") or text.upper() == "MAILER-DAEMON":
         return None
-    if "@" not in text:
-        return _bounded(text, Mailbox(_unquoted(_checked(text)), ""))
-    return parse_mailbox(text)
+    if _ENDS_LINE.search(text):
+        raise AddressError(text, "line end or NUL in address")
+    local, at, domain = text.rpartition("@")
+    if not at or _WORDS.match(text):  # in the latter it may be quoted
+        local, at, domain = text, "", ""
+    if not _KEEPS_BRACKETS.match(local) or "<" in domain or ">" in domain:
+        raise AddressError(text, "< or > in address")
+    return ReversePath(_sender_local_part(local) + at + _sender_domain(domain))
+
+
+def _sender_local_part(local: str) -> str:
+    """Return it in quotes if it needs some; what may be a source route is left alone."""
+    if not local or local.startswith("@") or _WORDS.match(local):
+        return local
+    return _in_quotes(local)
+
+
+def _sender_domain(text: str) -> str:
+    """Return *text*, an international name as A-labels where there are some for it."""
+    if text.isascii() or not _is_utf8(text):
+        return text
+    try:
+        return parse_domain(text)
+    except AddressError:
+        return text
 
 
 def is_address_literal(text: str) -> bool:
@@ -250,6 +298,18 @@ def _mail_domain(text: str) -> str:
         return parse_domain(text)
     address = parse_address_literal(text)
     return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _in_quotes(local: str) -> str:
+    return '"' + _NEEDS_PAIR.sub(r"\\\1", local) + '"'
 
 
 def _unquoted(local: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from mxpolicy.address import (
     MAX_PATH,
     AddressError,
     Mailbox,
+    ReversePath,
     UnsupportedDomain,
     _to_ascii,
     _to_ascii_2003,
@@ -248,20 +250,121 @@ def test_null_reverse_path_has_these_forms(text: str) -> None:
 
 
 def test_mailer_daemon_with_a_domain_is_a_sender() -> None:
-    assert parse_reverse_path("MAILER-DAEMON@example.com") == Mailbox(
-        "MAILER-DAEMON", "example.com"
-    )
+    sender = parse_reverse_path("MAILER-DAEMON@example.com")
+    assert sender == ReversePath("MAILER-DAEMON@example.com")
 
 
-def test_reverse_path_without_domain_is_sent_as_it_is() -> None:
-    sender = parse_reverse_path("root")
-    assert sender == Mailbox("root", "")
-    assert sender.wire == "root"
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("root", id="no_domain"),
+        pytest.param("root@", id="empty_domain"),
+        pytest.param("@example.net", id="no_local_part"),
+        pytest.param("root@483920174635", id="digits"),
+        pytest.param("root@web-.example.net", id="hyphen_at_the_end"),
+        pytest.param("root@-web.example.net", id="hyphen_at_the_beginning"),
+        pytest.param("root@host..example.net", id="two_dots"),
+        pytest.param("root@host.example.net.", id="dot_at_the_end"),
+        pytest.param("root@.example.net", id="dot_at_the_beginning"),
+        pytest.param("root@srv+1.example.net", id="plus"),
+        pytest.param("root@host (none)", id="blank"),
+        pytest.param("root@[unknown]", id="no_address_literal"),
+        pytest.param("scan@192.0.2.20", id="address"),
+        pytest.param("scan@[192.0.2.20]", id="address_literal"),
+        pytest.param("scan@[IPv6:2001:DB8::1]", id="ipv6_literal"),
+        pytest.param("me@Example.NET", id="capitals"),
+        pytest.param("a%b@example.net", id="percent"),
+        pytest.param("a!b!c", id="bang"),
+        pytest.param("@a.example,@b.example:me@example.net", id="source_route"),
+        pytest.param('"a b"@example.net', id="quoted"),
+        pytest.param('"a"."b"@example.net', id="quoted_words"),
+        pytest.param('"<a>"@example.net', id="quoted_brackets"),
+        pytest.param('"a@b"', id="quoted_without_domain"),
+        pytest.param("me@ex\x1bample\tnet", id="controls"),
+        pytest.param("u" * 300 + "@" + "d" * 3000, id="long"),
+        pytest.param("me@" + 70 * "x" + ".example", id="long_label"),
+        pytest.param("me@\udce9.example", id="no_utf8"),
+    ],
+)
+def test_reverse_path_goes_out_as_it_is(text: str) -> None:
+    assert parse_reverse_path(text) == ReversePath(text)
+    assert not ReversePath(text).needs_smtputf8
 
 
-def test_reverse_path_cannot_smuggle() -> None:
+@pytest.mark.parametrize(
+    ("text", "wire"),
+    [
+        ("a b@example.net", '"a b"@example.net'),
+        ("a..b@example.net", '"a..b"@example.net'),
+        ("a@b@c-", '"a@b"@c-'),
+        ('a"b@c', r'"a\"b"@c'),
+        ('"a@b', r'"\"a"@b'),
+        ("a:b@[c", '"a:b"@[c'),
+        ("a b", '"a b"'),
+    ],
+)
+def test_local_part_of_the_sender_is_quoted_where_it_must_be(
+    text: str, wire: str
+) -> None:
+    assert parse_reverse_path(text) == ReversePath(wire)
+
+
+@pytest.mark.parametrize(
+    ("text", "wire", "needs_smtputf8"),
+    [
+        ("me@bücher.example", "me@xn--bcher-kva.example", False),
+        ("mé@bücher.example", "mé@xn--bcher-kva.example", True),
+        ("me@ü_ .example", "me@ü_ .example", True),
+        ("me@ü..example", "me@ü..example", True),
+        ("me@ü\udce9.example", "me@ü\udce9.example", False),
+        ("mé", "mé", True),
+    ],
+)
+def test_sender_beyond_ascii_has_a_labels_where_there_are_some(
+    text: str, wire: str, needs_smtputf8: bool
+) -> None:
+    sender = parse_reverse_path(text)
+    assert sender == ReversePath(wire)
+    assert sender.needs_smtputf8 == needs_smtputf8
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "root\r\nRCPT TO:<x@example.com>",
+        "root@example.net\n",
+        "root@exa\rmple.net",
+        "ro\0ot@example.net",
+        "me@example.net> SIZE=0 BODY=8BITMIME <x",
+        "<me@example.net>",
+        "a<b@example.net",
+        "a>b",
+        "me@[a>b]",
+        'me@"<"',
+        '"a" <b@example.net',
+        '"a<b@example.net',
+        '"a\\"<b@example.net',
+        "@a>:b@c",
+    ],
+)
+def test_reverse_path_cannot_end_its_command_or_its_brackets(text: str) -> None:
     with pytest.raises(AddressError):
-        parse_reverse_path("root\r\nRCPT TO:<x@example.com>")
+        parse_reverse_path(text)
+
+
+@given(st.text(max_size=30) | st.text('"\\\\<>@ :a.', max_size=30))
+@settings(max_examples=1000)
+def test_sender_is_refused_or_can_be_said(text: str) -> None:
+    try:
+        sender = parse_reverse_path(text)
+    except AddressError:
+        assert set(text) & set("<>\r\n\0")
+        return
+    if sender:
+        assert not {"\r", "\n", "\0"} & set(sender.wire)
+        assert parse_reverse_path(sender.wire) == sender
+        outside = re.sub(r'"(?:[^"\\]|\\.)*"', "", sender.wire)
+        assert not set(outside) & set("<>")
 
 
 @pytest.mark.parametrize(

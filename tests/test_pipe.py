@@ -285,15 +285,58 @@ def test_recipient_is_said_as_it_was_given(
     [b"a\r\nRCPT TO:<c@c.example>@b.example", b"\xff\xfe@b.example", b"x" * 3000],
     ids=["line_end", "no_utf8", "long"],
 )
-def test_impossible_address_reaches_no_host(
+def test_impossible_recipient_reaches_no_host(
     address: bytes, pipe: Runner, host: Callable[..., Host]
 ) -> None:
     there = host()
     argv = pipe.argv(there.nexthop, os.fsdecode(address))
     assert_answer(pipe.run(argv), 69, r"5\.1\.3 ")
-    argv = pipe.argv(there.nexthop, "b@b.example", sender=os.fsdecode(address))
+    assert there.commands == []
+
+
+@pytest.mark.parametrize(
+    "sender", ["a\r\nRCPT TO:<c@c.example>@b.example", "a> SIZE=1", "<a@b.example>"]
+)
+def test_sender_that_would_end_the_command_reaches_no_host(
+    sender: str, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example", sender=sender)
     assert_answer(pipe.run(argv), 69, r"5\.1\.7 ")
     assert there.commands == []
+
+
+@pytest.mark.parametrize(
+    "sender",
+    ["root@483920174635", "root@host (none)", "root@web-.example.net", "x" * 3000],
+)
+def test_sender_that_nobody_can_be_is_judged_by_the_host(
+    sender: str, pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example", sender=sender)
+    assert_answer(pipe.run(argv), 0, r"2\.0\.0 ")
+    assert there.mail_from[0].startswith(f"<{sender}>")
+
+
+def test_sender_that_is_no_utf8_is_said_as_it_is(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example", sender="m\udce9@b.example")
+    assert_answer(pipe.run(argv), 0, r"2\.0\.0 ")
+    assert there.mail_from[0].startswith("<m\udce9@b.example>")
+
+
+def test_sender_whose_domain_has_no_a_labels_here_needs_smtputf8(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example", sender="me@straße.example")
+    without_idna = "import sys; sys.modules['idna'] = None"
+    assert_answer(pipe.run(argv, before=without_idna), 0, r"2\.0\.0 ")
+    assert there.mail_from[0].startswith("<me@straße.example> ")
+    assert there.mail_from[0].endswith(" SMTPUTF8")
 
 
 # -- the mail server's side ---------------------------------------------------------

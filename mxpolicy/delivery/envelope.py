@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from mxpolicy.address import Mailbox
+from mxpolicy.address import Mailbox, ReversePath
 
 __all__ = ["Envelope", "Recipient"]
 
@@ -34,16 +34,16 @@ class Envelope(NamedTuple):
         queue_id: The mail server's name for the message, for the log; may be empty.
     """
 
-    reverse_path: Mailbox | None
+    reverse_path: ReversePath | None
     recipients: tuple[Recipient, ...]
     queue_id: str = ""
 
     def needs_smtputf8(self, indices: Iterable[int]) -> bool:
         """Return whether a transaction with these recipients needs RFC 6531.
 
-        It does when a local part is not ASCII (§3.3): nothing else needs it.
+        It does when a local part is not ASCII (§3.3), or the sender's domain has no
+        A-labels: nothing else needs it.
         """
-        mailboxes = [self.recipients[index].mailbox for index in indices]
-        if self.reverse_path is not None:
-            mailboxes.append(self.reverse_path)
-        return any(mailbox.needs_smtputf8 for mailbox in mailboxes)
+        if self.reverse_path is not None and self.reverse_path.needs_smtputf8:
+            return True
+        return any(self.recipients[index].mailbox.needs_smtputf8 for index in indices)

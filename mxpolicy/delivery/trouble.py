@@ -434,27 +434,21 @@ def verdict_of(reply: Reply, judgement: Judgement) -> Verdict:
 
 def bad_recipient(error: AddressError) -> Deferred | Bounced:
     """Return the outcome of a forward-path that is no address: X.1.3 (RFC 3463 §3.2)."""
-    return _bad_address("recipient", EnhancedStatus(5, 1, 3), error)
+    text = one_line(f"bad recipient address {error}")
+    if isinstance(error, UnsupportedDomain):
+        return Deferred(_OWN_MISTAKE, text)
+    return Bounced(EnhancedStatus(5, 1, 3), text)
 
 
-def bad_sender(error: AddressError) -> Deferred | Bounced:
-    """Return the outcome of a reverse-path that is no address: X.1.7 (RFC 3463 §3.2)."""
-    return _bad_address("sender", EnhancedStatus(5, 1, 7), error)
+def bad_sender(error: AddressError) -> Bounced:
+    """Return the outcome of a reverse-path that fits no command: X.1.7 (RFC 3463 §3.2)."""
+    return Bounced(EnhancedStatus(5, 1, 7), one_line(f"bad sender address {error}"))
 
 
 def too_many_hops(count: int) -> Bounced:
     """Return the outcome of a message that goes in circles: X.4.6 (RFC 3463 §3.5)."""
     text = f"mail loop: {count} Received: fields, one for each mail server passed"
     return Bounced(EnhancedStatus(5, 4, 6), text)
-
-
-def _bad_address(
-    whose: str, status: EnhancedStatus, error: AddressError
-) -> Deferred | Bounced:
-    text = one_line(f"bad {whose} address {error}")
-    if isinstance(error, UnsupportedDomain):
-        return Deferred(_OWN_MISTAKE, text)
-    return Bounced(status, text)
 
 
 def bad_nexthop(error: Exception) -> Deferred:

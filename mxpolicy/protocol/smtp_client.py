@@ -111,6 +111,11 @@ _MASKED_BANNER = re.compile(r"[20 ]*\*[20* ]*")
 # may hold space and angle brackets, what is outside of it may not, or it could
 # end the path and begin a parameter.
 _PATH = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^\s<>"])*')
+# A sender need be no address, as long as what follows it cannot be mistaken: each angle
+# bracket is in a quoted string, and a quote that nothing ends begins none.
+_REVERSE_PATH = re.compile(
+    r'(?>"(?:\\[^\r\n\0]|[^"\\\r\n\0])*"|[^<>"\r\n\0]|"(?=[^<>\r\n\0]*\Z))*\Z'
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _WORD = re.compile(r"[!-~]+")
@@ -273,7 +278,9 @@ class SmtpClient:
         data as it is, or does not. SMTPUTF8 cannot be left out.
 
         Args:
-            reverse_path: What goes between ``<`` and ``>``; empty for ``<>``.
+            reverse_path: What goes between ``<`` and ``>``; empty for ``<>``. It is
+                for the server to judge: only what would end the path or the command
+                is refused here. Bytes that are no UTF-8 are lone surrogates.
             size: Bytes of the message (RFC 1870), None when unknown.
             body8bit: The mail data has bytes over 127 (RFC 6152).
             smtputf8: Addresses here may go beyond ASCII (RFC 6531).
@@ -282,7 +289,7 @@ class SmtpClient:
         if smtputf8 and not self.extensions.smtputf8:
             raise LocalProtocolError("SMTPUTF8 is not offered")
         offered = self.extensions
-        parameters = [f"MAIL FROM:<{_path(reverse_path, smtputf8)}>"]
+        parameters = [f"MAIL FROM:<{_reverse_path(reverse_path, smtputf8)}>"]
         if size is not None and offered.size is not None:
             parameters.append(f"SIZE={size}")
         if body8bit and offered.eightbitmime:
@@ -355,7 +362,11 @@ class SmtpClient:
         if not self._commands and self._reader.has_unread:
             self._end(RemoteProtocolError(f"bytes before {verb.value} was sent"))
             return
-        wire = line if isinstance(line, bytes) else line.encode() + b"\r\n"
+        wire = (
+            line
+            if isinstance(line, bytes)
+            else line.encode("utf-8", "surrogateescape") + b"\r\n"
+        )
         self._commands.append(_Command(verb, wire, place))
         self.state = following
 
@@ -482,14 +493,29 @@ def _parameter(text: str) -> str:
     return text
 
 
+def _reverse_path(text: str, utf8: bool) -> str:
+    """Return a sender unchanged, if nothing in it can leave its brackets."""
+    if not _REVERSE_PATH.match(text):
+        raise LocalProtocolError(f"no path: {text!r}")
+    if not text.isascii() and not utf8 and _is_utf8(text):
+        raise LocalProtocolError(f"a path beyond ASCII without SMTPUTF8: {text!r}")
+    return text
+
+
 def _path(text: str, utf8: bool) -> str:
     """Return a path's inside unchanged, if nothing in it can leave its brackets."""
     if _CONTROL.search(text) or not _PATH.fullmatch(text):
         raise LocalProtocolError(f"no path: {text!r}")
     if not text.isascii() and not utf8:
         raise LocalProtocolError(f"a path beyond ASCII without SMTPUTF8: {text!r}")
+    if not _is_utf8(text):
+        raise LocalProtocolError(f"a path that is no UTF-8: {text!r}")
+    return text
+
+
+def _is_utf8(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        raise LocalProtocolError(f"a path that is no UTF-8: {text!r}") from error
-    return text
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -18,7 +18,7 @@ import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 
-from mxpolicy.address import AddressError, Mailbox, parse_mailbox, parse_reverse_path
+from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.config import parse
 from mxpolicy.delivery import trouble
 from mxpolicy.delivery.events import CandidateFailed, Delays, RecipientSettled
@@ -367,18 +367,37 @@ def _broken(question: Question) -> bytes:
     return b"\xc0\x0c" + question.to_wire(0)[-4:] + b"\0\0\0\x3c\0\1x"
 
 
+def _sender(text: str) -> None:
+    """A sender is refused, or is one line in a command that takes nothing else along."""
+    try:
+        sender = parse_reverse_path(text)
+    except AddressError as error:
+        assert set(text) & set("\r\n\0<>")
+        assert_shown(str(trouble.bad_sender(error).text), 950)
+        return
+    if sender is not None:
+        assert parse_reverse_path(sender.wire) == sender
+        client = SmtpClient("client.example.net")
+        client.receive_data(b"220 mx\r\n")
+        client.ehlo()
+        client.data_to_send()
+        client.receive_data(b"250-mx\r\n250 SMTPUTF8\r\n")
+        client.mail(sender.wire, smtputf8=sender.needs_smtputf8)
+        said = client.data_to_send()
+        assert re.fullmatch(rb"MAIL FROM:<[^\r\n\0]+>( SMTPUTF8)?\r\n", said)
+
+
 def addresses(data: bytes) -> None:
     """An address is refused, or is one line in a command and reads back as itself."""
     text = data.decode("utf-8", "surrogateescape")
-    for read in (parse_mailbox, parse_reverse_path):
-        try:
-            mailbox: Mailbox | None = read(text)
-        except AddressError as error:
-            assert_shown(str(trouble.bad_recipient(error).text), 950)
-            continue
-        if mailbox is not None:
-            assert not re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", mailbox.wire)
-            assert read(mailbox.wire) == mailbox
+    try:
+        mailbox = parse_mailbox(text)
+    except AddressError as error:
+        assert_shown(str(trouble.bad_recipient(error).text), 950)
+    else:
+        assert not re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", mailbox.wire)
+        assert parse_mailbox(mailbox.wire) == mailbox
+    _sender(text)
     try:
         hops = parse_nexthop(text, 25)
     except (NexthopError, AddressError) as error:

@@ -103,7 +103,7 @@ class Host:
         self._say(connection, "CONNECT")
         with connection.makefile("rb") as lines:
             while line := lines.readline():
-                command = line.decode("utf-8").rstrip("\r\n")
+                command = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
                 self.commands.append(command)
                 verb = command[:4].upper()
                 self._say(connection, command if command in self._script else verb)

@@ -590,13 +590,56 @@ def test_addresses_beyond_ascii_need_smtputf8() -> None:
 )
 def test_nothing_in_a_path_leaves_its_brackets(path: str) -> None:
     client = ready()
-    with pytest.raises(LocalProtocolError, match="no path"):
-        client.mail(path, smtputf8=True)
-    assert (client.state, client.data_to_send()) == (State.READY, b"")
     client.mail("a@b.example", smtputf8=True)
     with pytest.raises(LocalProtocolError, match="no path"):
         client.rcpt(path)
     assert client.data_to_send().count(b"\r\n") == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "a\r\nRCPT TO:<evil@b.example",
+        "a\n@b.example",
+        "a\r@b.example",
+        "a\x00@b.example",
+        '"a\r\nb"@b.example',
+        '"a\\\nb"@b.example',
+        "a@b.example> SIZE=1",
+        "a@b.example>",
+        "<a@b.example",
+        '"a"<b"@b.example',
+        '"a> SIZE=1',
+        'a"b>',
+        '"a\\"> SIZE=1',
+    ],
+)
+def test_nothing_in_a_sender_leaves_its_brackets(path: str) -> None:
+    client = ready()
+    with pytest.raises(LocalProtocolError, match="no path"):
+        client.mail(path, smtputf8=True)
+    assert (client.state, client.data_to_send()) == (State.READY, b"")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "root@host (none)",
+        "root@483920174635",
+        "@a.example:b@c.example",
+        "a",
+        'a"b@c.example',
+        '"<>"@c.example',
+        "a\x1b\x7f\t@c.example",
+        "a\udce9@c.example",
+        1000 * "a",
+    ],
+)
+def test_any_other_sender_is_for_the_server_to_judge(path: str) -> None:
+    client = ready()
+    client.mail(path)
+    wire = path.encode("utf-8", "surrogateescape")
+    assert client.data_to_send() == b"MAIL FROM:<" + wire + b">\r\n"
 
 
 @pytest.mark.parametrize(
