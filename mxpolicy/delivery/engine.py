@@ -76,6 +76,7 @@ class Engine:
         utc: Seconds since the epoch, in step with the store's.
         lookups: Asks DNS; by default the resolver of *options*.
         dial: Connects to a candidate.
+        is_own_address: Whether an address is one of this machine's.
     """
 
     def __init__(
@@ -89,11 +90,12 @@ class Engine:
         utc: Callable[[], float] = time.time,
         lookups: Lookups | None = None,
         dial: Dial = dial_directly,
+        is_own_address: Callable[[str], bool] = is_local_address,
     ) -> None:
         self._port = options.port
         helo = options.helo or own_name()
         identity = OwnIdentity(
-            (helo, *options.own_names), options.own_addresses, is_local_address
+            (helo, *options.own_names), options.own_addresses, is_own_address
         )
         self._store = store or MemoryStore()
         self._utc = utc

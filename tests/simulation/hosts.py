@@ -1,0 +1,385 @@
+"""Hosts without sockets: a world's hosts as `mxpolicy.net.stream.Stream` sees them.
+
+A `Site` is a world that lives: it answers lookups, lets itself be dialled, and keeps
+what its hosts have taken. The same site, made anew, serves the engine and the patient
+sender; time is the running loop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from mxpolicy.errors import ConnectError, TLSError
+from mxpolicy.net.stream import StreamClosed
+from mxpolicy.routing.candidate import Verdict
+from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
+from tests.simulation.world import DOMAIN, GOOD, Act, Place
+
+if TYPE_CHECKING:
+    from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.routing.evidence import SendState
+    from tests.simulation.world import Host, Step, World
+
+__all__ = ["Connection", "Site", "connection_to"]
+
+# Seconds there and back: to every host the same.
+ROUND_TRIP = 0.02
+GREYLISTED_FOR = 250.0
+
+
+class Site:
+    """A world's hosts and names at work.
+
+    Attributes:
+        taken: (recipient, message, host name) of each delivery, in their order.
+        dialled: Addresses, in their order.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.taken: list[tuple[str, str, str]] = []
+        self.dialled: list[str] = []
+        self.met: dict[tuple[str, str], float] = {}  # greylisting: (host, recipient)
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._hosts = {
+            address: host for host in world.hosts for address in host.addresses
+        }
+
+    def now(self) -> float:
+        """Return seconds since the beginning."""
+        return self._loop.time() - self._began
+
+    def host(self, address: str) -> Host:
+        """Return whose *address* it is."""
+        return self._hosts[address]
+
+    async def lookup(self, name: str, rdtype: str) -> Lookup:
+        """See `mxpolicy.delivery.plan.Lookups`."""
+        await asyncio.sleep(ROUND_TRIP)
+        if rdtype == "MX" and name == DOMAIN:
+            found = tuple(
+                MxRecord(one.preference, one.name) for one in self.world.hosts
+            )
+            return Lookup(name, rdtype, LookupStatus.FOUND, found)
+        for host in self.world.hosts:
+            if host.name == name:
+                return self._address(host, rdtype)
+        return Lookup(name, rdtype, LookupStatus.NXDOMAIN)
+
+    def _address(self, host: Host, rdtype: str) -> Lookup:
+        step = host.at(Place.LOOKUP, self.now())
+        if step is not None and step.act is Act.FAIL:
+            failed = LookupStatus.FAILED
+            return Lookup(host.name, rdtype, failed, reason="SERVFAIL")
+        if step is not None:
+            return Lookup(host.name, rdtype, LookupStatus.NXDOMAIN)
+        if rdtype == "A":
+            return Lookup(host.name, rdtype, LookupStatus.FOUND, host.addresses)
+        return Lookup(host.name, rdtype, LookupStatus.NODATA)
+
+    async def dial(self, candidate: Candidate, /, *, mss: int | None = None) -> Stream:
+        """See `mxpolicy.net.dial.dial`."""
+        assert candidate.host in {host.name for host in self.world.hosts}
+        try:
+            return Stream(await connection_to(self, candidate.address))
+        except ConnectionRefusedError as error:
+            raise ConnectError(Verdict.REFUSED, "Connection refused") from error
+
+
+async def connection_to(site: Site, address: str) -> Connection:
+    """Connect, which may take for ever."""
+    site.dialled.append(address)
+    host = site.host(address)
+    step = host.at(Place.CONNECT, site.now())
+    if step is not None and step.act is Act.DROP:
+        await asyncio.get_running_loop().create_future()
+    await asyncio.sleep(ROUND_TRIP + (step.delay if step else 0.0))
+    if step is not None and step.act is Act.REFUSE:
+        raise ConnectionRefusedError(address)
+    return Connection(site, host)
+
+
+class Connection:
+    """The host's side: takes what is sent, and says what its script says, in order."""
+
+    def __init__(self, site: Site, host: Host) -> None:
+        self._site = site
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._free_at = self._loop.time()  # when it has said all it has to say so far
+        self._buffer = b""
+        self._body: bytes | None = None
+        self._recipients: list[str] = []
+        self._is_deaf = False
+        self.is_secure = False
+        self.inbox = b""
+        self.at_eof = False
+        self.is_closed_by_us = False
+        self._woken: asyncio.Event = asyncio.Event()
+        self._act(Place.GREETING)
+
+    # -- what the client does ------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Take *data*, which has left the client."""
+        self._buffer += data
+        while not self._is_deaf:
+            if self._body is not None:
+                if not self._read_body():
+                    return
+                continue
+            line, end, rest = self._buffer.partition(b"\r\n")
+            if not end:
+                return
+            self._buffer = rest
+            self._command(line.decode("utf-8", "replace"))
+
+    async def input(self) -> None:
+        """Wait until there is something to read."""
+        while not (self.inbox or self.at_eof):
+            self._woken.clear()
+            await self._woken.wait()
+
+    async def handshake(self) -> None:
+        """Do the TLS handshake, or raise `ConnectionError`, or wait for ever."""
+        step = self._step(Place.TLS)
+        if step is not None and step.act is Act.SILENT:
+            await self._loop.create_future()
+        await asyncio.sleep(2 * ROUND_TRIP + (step.delay if step else 0.0))
+        if step is not None and step.act is Act.FAIL:
+            raise ConnectionResetError("handshake failure")
+        self.is_secure = True
+
+    def close(self) -> None:
+        """The client has gone."""
+        self.is_closed_by_us = True
+
+    # -- what the host does ----------------------------------------------------
+
+    def _step(self, place: Place) -> Step | None:
+        return self._host.at(place, self._site.now())
+
+    def _command(self, line: str) -> None:
+        verb = line.split(" ")[0].split(":")[0].upper()
+        match verb:
+            case "EHLO":
+                self._act(Place.EHLO)
+            case "HELO":
+                self._say(0.0, f"250 {self._host.name}")
+            case "STARTTLS":
+                self._start_tls()
+            case "MAIL":
+                self._recipients = []
+                self._mail()
+            case "RCPT":
+                self._rcpt(line[len("RCPT TO:<") :].partition(">")[0])
+            case "DATA":
+                self._data()
+            case "QUIT":
+                self._end(0.0, "221 2.0.0 bye")
+            case "RSET":
+                self._say(0.0, "250 2.0.0 Ok")
+            case _:
+                self._say(0.0, "500 5.5.1 what?")
+
+    def _act(self, place: Place, good: str = "") -> bool:
+        """Do what the script says at *place*; return whether it was answered well."""
+        step = self._step(place)
+        good = good or self._good(place)
+        if step is None:
+            self._say(0.0, good)
+            return True
+        match step.act:
+            case Act.SILENT:
+                self._is_deaf = True
+            case Act.CLOSE:
+                self._end(step.delay)
+            case Act.REPLY if step.reply:
+                if step.reply.startswith("421"):
+                    self._end(step.delay, step.reply)
+                else:
+                    self._say(step.delay, step.reply)
+            case _:
+                self._say(step.delay, good)
+                return True
+        return False
+
+    def _good(self, place: Place) -> str:
+        if place is not Place.EHLO:
+            return GOOD[place].format(name=self._host.name)
+        offers = ["ENHANCEDSTATUSCODES"]
+        if self._host.pipelining:
+            offers.append("PIPELINING")
+        if self._host.offers_tls and not self.is_secure:
+            offers.append("STARTTLS")
+        lines = [self._host.name, *offers]
+        return "\r\n".join(
+            f"250{' ' if one == lines[-1] else '-'}{one}" for one in lines
+        )
+
+    def _start_tls(self) -> None:
+        step = self._step(Place.TLS)
+        if step is not None and step.reply:
+            self._say(step.delay, step.reply)
+        else:
+            self._say(0.0, "220 2.0.0 go ahead")
+
+    def _mail(self) -> None:
+        step = self._step(Place.MAIL)
+        if step is not None and step.act is Act.TLS_ONLY and self._host.offers_tls:
+            if self.is_secure:
+                self._say(0.0, GOOD[Place.MAIL])
+            else:
+                self._say(0.0, "530 5.7.0 Must issue a STARTTLS command first")
+            return
+        self._act(Place.MAIL)
+
+    def _rcpt(self, recipient: str) -> None:
+        step = self._step(Place.RCPT)
+        if step is not None and step.act is Act.GREYLIST:
+            key = (DOMAIN, recipient)
+            first = self._site.met.setdefault(key, self._site.now())
+            if self._site.now() - first < GREYLISTED_FOR:
+                self._say(0.0, "450 4.7.1 greylisted")
+                return
+        if self._act(Place.RCPT):
+            self._recipients.append(recipient)
+
+    def _data(self) -> None:
+        if not self._recipients:
+            self._say(0.0, "503 5.5.1 no recipients")
+        elif self._act(Place.DATA):
+            self._body = b""
+            data, body = self._step(Place.DATA), self._step(Place.BODY)
+            if data is not None and data.act is Act.STRAY:
+                self._say(0.0, "250 2.0.0 Ok")
+            if body is not None and body.act is Act.CLOSE:
+                self._end(ROUND_TRIP)
+
+    def _read_body(self) -> bool:
+        step = self._step(Place.BODY)
+        if step is not None and step.act is Act.EARLY and b"text" in self._buffer:
+            if self._body == b"":
+                self._say(0.0, "250 2.0.0 body is here")
+            self._body = b"text"
+        body, end, rest = self._buffer.partition(b"\r\n.\r\n")
+        if not end:
+            return False
+        self._buffer, self._body = rest, None
+        message = body.partition(b"X-Message: ")[2].partition(b"\r\n")[0].decode()
+        step = self._step(Place.DOT)
+        act = step.act if step is not None else None
+        is_well = step is None or (act is Act.REPLY and not step.reply)
+        if is_well or act in (Act.TAKE_AND_CLOSE, Act.TAKE_IN_SILENCE):
+            for recipient in self._recipients:
+                self._site.taken.append((recipient, message, self._host.name))
+        if act is Act.TAKE_AND_CLOSE:
+            self._end(0.0)
+        elif act is Act.TAKE_IN_SILENCE:
+            self._is_deaf = True
+        else:
+            self._act(Place.DOT)
+        return True
+
+    # -- words on their way ------------------------------------------------------
+
+    def _say(self, delay: float, text: str) -> None:
+        self._free_at = max(self._free_at, self._loop.time()) + delay
+        self._loop.call_at(
+            self._free_at + ROUND_TRIP, self._arrive, text.encode() + b"\r\n"
+        )
+
+    def _end(self, delay: float, text: str = "") -> None:
+        """Say *text* and close."""
+        if text:
+            self._say(delay, text)
+        else:
+            self._free_at = max(self._free_at, self._loop.time()) + delay
+        self._is_deaf = True
+        self._loop.call_at(self._free_at + ROUND_TRIP, self._arrive, b"")
+
+    def _arrive(self, data: bytes) -> None:
+        if self.at_eof:
+            return
+        self.inbox += data
+        self.at_eof = not data
+        self._woken.set()
+
+
+class Stream:
+    """`mxpolicy.net.stream.Stream` over a `Connection`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.tls = False
+        self.acknowledged = 0
+        self._connection = connection
+        self._is_closed = False
+
+    async def read(self, limit: int = 65536) -> bytes:
+        self._check()
+        await self._connection.input()
+        self._check()
+        data = self._connection.inbox[:limit]
+        self._connection.inbox = self._connection.inbox[limit:]
+        return data
+
+    async def wait_for_input(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._connection.input()
+        except TimeoutError:
+            return False
+        return True
+
+    async def write(
+        self,
+        data: bytes,
+        *,
+        progress_timeout: float | None = None,
+        heed_input: bool = False,
+    ) -> bool:
+        self._check()
+        if heed_input and (self._connection.inbox or self._connection.at_eof):
+            return False
+        if self._connection.at_eof:
+            raise StreamClosed("Connection reset by peer")
+        self._connection.feed(data)
+        self.acknowledged += len(data)
+        return True
+
+    async def drain(
+        self, *, progress_timeout: float | None = None, heed_input: bool = False
+    ) -> bool:
+        self._check()
+        if heed_input:
+            return not await self.wait_for_input(ROUND_TRIP)
+        await asyncio.sleep(ROUND_TRIP)
+        return True
+
+    def unacknowledged(self) -> int:
+        return 0
+
+    def send_state(self) -> SendState | None:
+        return None
+
+    async def start_tls(self, context: object, server_name: str) -> None:
+        try:
+            await self._connection.handshake()
+        except ConnectionError as error:
+            raise TLSError("validation-failure", str(error)) from error
+        self.tls = True
+
+    def close(self, last_words: bytes = b"") -> None:
+        if not self._is_closed and last_words:
+            self._connection.feed(last_words)
+        self.abort()
+
+    def abort(self) -> None:
+        self._is_closed = True
+        self._connection.close()
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise StreamClosed("closed by ourselves")
