@@ -34,12 +34,14 @@ class Site:
     Attributes:
         taken: (recipient, message, host name) of each delivery, in their order.
         dialled: Addresses, in their order.
+        as_of: The time that hosts and names go by, where it is not the clock's.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.taken: list[tuple[str, str, str]] = []
         self.dialled: list[str] = []
+        self.as_of: float | None = None
         self.met: dict[tuple[str, str], float] = {}  # greylisting: (host, recipient)
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
@@ -49,6 +51,8 @@ class Site:
 
     def now(self) -> float:
         """Return seconds since the beginning."""
+        if self.as_of is not None:
+            return self.as_of
         return self._loop.time() - self._began
 
     def host(self, address: str) -> Host:
