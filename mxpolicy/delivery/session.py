@@ -55,7 +55,8 @@ class Session(Dialogue):
         sends_dot_unseen: Whether the dot goes out also when the host's kernel is
             not known to have the body, as any other sender's does; see `_drain`.
         clock: Seconds, monotonic.
-        handshake_time: Seconds from STARTTLS to the EHLO reply under TLS.
+        handshake_time: Seconds from STARTTLS to the EHLO reply under TLS, for a host
+            that answers EHLO at once.
 
     Attributes:
         candidate: As given.
@@ -90,6 +91,7 @@ class Session(Dialogue):
         self._use_tls = use_tls
         self._needs_tls = needs_tls
         self._handshake_time = handshake_time
+        self._hello_seconds = 0.0
         self._client_hello_was_sent = False
 
     @property
@@ -144,7 +146,9 @@ class Session(Dialogue):
             raise self._failed(Verdict.GREETING_5XX, reply=reply)
 
     async def _say_hello(self) -> None:
+        began = self._clock()
         reply = await self._hello()
+        self._hello_seconds = self._clock() - began
         if not _is_completion(reply):
             raise self._failed(Verdict.EHLO_REFUSED, reply=reply)
         # Only on port 25 is a host that calls itself by our name ourselves; on
@@ -177,13 +181,15 @@ class Session(Dialogue):
         if not self.extensions.starttls:
             raise self._failed(Verdict.STARTTLS_MISSING)
         began = self._clock()
+        # Who is slow to answer EHLO will be slow to answer STARTTLS and EHLO again.
+        patience = self._handshake_time + 2 * self._hello_seconds
         try:
-            async with asyncio.timeout(self._handshake_time):
+            async with asyncio.timeout(patience):
                 if not await self._start_tls():
                     return
                 reply = await self._hello()
         except TimeoutError:
-            failed = self._out_of_patience(self._handshake_time, Verdict.TLS_SILENT)
+            failed = self._out_of_patience(patience, Verdict.TLS_SILENT)
             failed.client_hello_was_sent = self._client_hello_was_sent
             raise failed from None
         except (TLSError, RemoteProtocolError) as exc:

@@ -244,6 +244,13 @@ def test_host_that_does_not_get_us_to_ready(
     assert ("QUIT" in host.commands) is quits
 
 
+def test_host_that_is_slow_at_ehlo_may_be_as_slow_at_starttls() -> None:
+    script: Script = {"EHLO": (40.0, TLS), "STARTTLS": (60.0, "454 4.7.0 not now")}
+    assert opened(ScriptedHost(script)).failure is None
+    script = {"EHLO": TLS, "STARTTLS": (60.0, "454 4.7.0 not now")}
+    assert opened(ScriptedHost(script)).failed == ("tls_silent", "tls")
+
+
 def test_failure_says_verdict_and_words() -> None:
     told = opened(ScriptedHost({"CONNECT": "450 4.7.1 not now"}))
     assert str(told.failure) == "greeting_4xx 450 4.7.1 not now"
