@@ -510,9 +510,17 @@ class Race:
         return sum(runner.ended_in_4yz for runner in better) >= TRANSIENT_VISITS
 
     def others_left(self) -> int:
-        """Return how many beside the taken one may still be asked in this attempt."""
-        waiting = len(self._queue()) + len(self._queue_again())
-        return min(waiting, MAX_DIALLED - self._dialled) + len(self._open())
+        """Return how many beside the taken one may still be asked in this attempt.
+
+        Not those of more doubt: they may have the message, and nobody hurries to them.
+        """
+        doubts = self._taken.entry.doubts
+        waiting = [
+            runner
+            for runner in (*self._queue(), *self._queue_again())
+            if runner.entry.doubts <= doubts
+        ]
+        return min(len(waiting), MAX_DIALLED - self._dialled) + len(self._open())
 
     def is_last_chance(self) -> bool:
         """Return whether the taken one is asked again: it is given all its time now."""
@@ -588,13 +596,24 @@ class Race:
                 runner.entry, runner.phase, following.candidate, self._timing
             )
             ends = runner.since + allowed
-            if ends > now:
-                soonest = min(soonest, ends)
-            elif runner.phase not in runner.doubted:
+            if ends <= now and runner.phase not in runner.doubted:
                 runner.doubted.add(runner.phase)
                 finding = runner.finding(now)._replace(full=False)
                 actions.append(Doubt(runner.candidate, finding))
+            if runner.entry.doubts < following.entry.doubts:
+                ends = max(ends, self._copy_risked_at(runner))
+            if ends > now:
+                soonest = min(soonest, ends)
         return now if soonest == inf else soonest
+
+    def _copy_risked_at(self, runner: _Runner) -> float:
+        """Return until when *runner* is waited for before one of more doubt starts.
+
+        That one may have the message, so to ask it is to risk a copy: a patient sender
+        would not as long as *runner* may answer. But half of the time is left for it.
+        """
+        half = self._since + (self._limit - self._since) / 2
+        return min(runner.since + patient_time(runner.phase), half)
 
     def _make_room(
         self, following: _Runner, now: float, actions: list[Action]

@@ -1318,11 +1318,35 @@ def test_less_doubtful_host_wins_when_both_are_ready() -> None:
     race = doubtful_race((BEST, 1), (MIDDLE, 0))
     assert race.begin(0.0)[0] == Start(MIDDLE)
     race.reached(MIDDLE, Phase.GREETING, 0.1)
-    assert Start(BEST) in race.wake(9.0)
+    half = race.wake(9.0)[-1]
+    assert isinstance(half, Wake)
+    assert Start(BEST) in race.wake(half.at)
     # It is given the time that a better rank gets.
-    (wake,) = race.reached(BEST, Phase.READY, 9.1)
+    (wake,) = race.reached(BEST, Phase.READY, half.at + 0.1)
     assert isinstance(wake, Wake)
-    assert Take(MIDDLE) in race.reached(MIDDLE, Phase.READY, 9.2)
+    assert Take(MIDDLE) in race.reached(MIDDLE, Phase.READY, half.at + 0.2)
+
+
+@pytest.mark.parametrize(
+    ("phase", "until"), [(Phase.CONNECT, 30.0), (Phase.GREETING, DEADLINE / 6)]
+)
+def test_host_in_doubt_is_not_asked_while_a_patient_sender_waits_for_another(
+    phase: Phase, until: float
+) -> None:
+    race = doubtful_race((BEST, 1), (MIDDLE, 0))
+    race.begin(0.0)
+    actions = race.reached(MIDDLE, phase, 0.0)
+    while actions[-1].at < until:  # type: ignore[union-attr]
+        actions = race.wake(actions[-1].at)  # type: ignore[union-attr]
+        assert Start(BEST) not in actions
+    assert Start(BEST) in race.wake(until)
+
+
+def test_others_that_may_have_the_message_are_no_reason_to_hurry() -> None:
+    race = doubtful_race((BEST, 1), (MIDDLE, 0), (WORST, 0))
+    race.begin(0.0)
+    taken_one(race, MIDDLE, 0.1)
+    assert race.others_left() == 1
 
 
 def test_5yz_before_its_turn_is_not_final_while_a_doubtful_better_host_is_left() -> (
@@ -1357,9 +1381,11 @@ def test_host_in_doubt_is_not_asked_again_however_long_it_was_kept_waiting() -> 
     race = doubtful_race((BEST, 0), (MIDDLE, 1))
     race.begin(0.0)
     race.reached(BEST, Phase.GREETING, 0.1)
-    race.wake(9.0)
-    race.reached(MIDDLE, Phase.READY, 9.1)
-    race.reached(BEST, Phase.READY, 9.2)  # taken
-    race.resume(LOST, 30.0)  # MIDDLE was kept waiting, and is taken
-    actions = race.resume(IN_DOUBT, 30.1, in_doubt=True)
+    half = race.wake(9.0)[-1]
+    assert isinstance(half, Wake)
+    race.wake(half.at)
+    race.reached(MIDDLE, Phase.READY, half.at + 0.1)
+    race.reached(BEST, Phase.READY, half.at + 0.2)  # taken
+    race.resume(LOST, half.at + 30.0)  # MIDDLE was kept waiting, and is taken
+    actions = race.resume(IN_DOUBT, half.at + 30.1, in_doubt=True)
     assert actions == [GiveUp(GiveUpReason.EXHAUSTED)]
