@@ -129,7 +129,7 @@ def _price(ours: Played, patients: Played, one: str) -> int:
     may leave the final dot unanswered. And to bounce what a host may have costs no copy.
     """
     elsewhere = len(ours.hosts.get(one, set()) - patients.hosts.get(one, set()))
-    bounced = patients.ends[one] is End.BOUNCED and ours.ends[one] is End.DELIVERED
+    bounced = patients.ends[one] is End.BOUNCED
     return elsewhere + bounced
 
 
