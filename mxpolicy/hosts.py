@@ -22,6 +22,7 @@ from mxpolicy.reply import printable
 from mxpolicy.routing import broken_tls
 from mxpolicy.routing.reachability import NOTHING, Record, decode
 from mxpolicy.state.opening import state_file
+from mxpolicy.state.store import StoreAbsent
 from mxpolicy.terminal import BOLD, Terminal
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.action == "clear":
             return asyncio.run(_clear(path, arguments.key))
         # Without a file nothing has been remembered yet.
-        found = asyncio.run(_read(path)) if os.path.exists(path) else []
+        found = asyncio.run(_read(path)) if os.path.lexists(path) else []
     except StoreError as error:
         print(f"mxpolicy: {error}", file=sys.stderr)
         return 1
@@ -125,27 +126,31 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _read(path: str) -> list[Entry]:
-    store = _open(path)
+    from mxpolicy.state.sqlite import SqliteStore
+    from mxpolicy.state.trust import Trust
+
+    store = SqliteStore(path, create=False, read_only=True, trust=Trust.READ)
     try:
         return await entries(store)
+    except StoreAbsent:
+        return []  # of an earlier version, or gone by now
     finally:
         await store.close()
 
 
 async def _clear(path: str, key: str | None) -> int:
-    store = _open(path)
+    from mxpolicy.state.sqlite import SqliteStore
+    from mxpolicy.state.trust import Trust
+
+    # What root adds beside the file belongs to its owner, by the library's own care.
+    trust = Trust.OURS if os.geteuid() else Trust.READ
+    store = SqliteStore(path, create=False, trust=trust)
     try:
         count = await clear(store, key)
     finally:
         await store.close()
     print(f"{count} forgotten")
     return 0 if count or key is None else 1
-
-
-def _open(path: str) -> Store:
-    from mxpolicy.state.sqlite import SqliteStore
-
-    return SqliteStore(path, create=False)
 
 
 async def entries(store: Store) -> list[Entry]:

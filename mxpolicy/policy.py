@@ -77,6 +77,7 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
     store = open_to_read(
         state_file(options.state, os.environ),
         lambda text: log.observe(Trouble(0.0, text)),
+        acts=True,
     )
     engine = Engine(hurried(options), log.observe, store=store)
     judge = Judge(engine, options, log.observe)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shutil
 import signal
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -226,6 +230,19 @@ def test_journal_that_is_not_kept_sends_again(pipe: Runner, host: Hosts) -> None
     assert len(there.messages) == 2
 
 
+def spoil(directory: Path, name: str, damage: str) -> None:
+    """Take a file away, or put something else in its place."""
+    for file in directory.glob(f"{name}*"):
+        file.unlink()
+    match damage:
+        case "corrupt":
+            (directory / name).write_bytes(os.urandom(8192))
+        case "directory":
+            (directory / name).mkdir()
+        case _:
+            pass
+
+
 @pytest.mark.parametrize("damage", ["corrupt", "directory", "missing"])
 def test_broken_disk_is_no_journal_and_mail_goes_on(
     damage: str, pipe: Runner, host: Hosts
@@ -233,16 +250,73 @@ def test_broken_disk_is_no_journal_and_mail_goes_on(
     there = host()
     argv = pipe.argv(there.nexthop, "b@b.example")
     assert_answer(pipe.run(argv), 0, r"2\.0\.0 ")
-    state = pipe.state / "state.sqlite3"
-    for file in pipe.state.glob("state.sqlite3*"):
-        file.unlink()
-    match damage:
-        case "corrupt":
-            state.write_bytes(os.urandom(8192))
-        case "directory":
-            state.mkdir()
-        case _:
-            pipe.state.rmdir()
+    spoil(pipe.state, "journal.sqlite3", damage)
+    if damage == "missing":
+        shutil.rmtree(pipe.state)
     assert_answer(pipe.run(argv), 0, r"2\.0\.0 ")
     assert len(there.messages) == 2
     assert "nothing outlives this process: " in pipe.log.read_text()
+
+
+@pytest.mark.parametrize("damage", ["corrupt", "directory", "missing"])
+def test_broken_file_of_hosts_takes_nothing_from_the_journal(
+    damage: str, pipe: Runner, host: Hosts
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    assert_answer(pipe.run(argv), 0, r"2\.0\.0 ")
+    spoil(pipe.state, "state.sqlite3", damage)
+    assert_answer(pipe.run(argv), 0, r"2\.0\.0 .*delivered earlier")
+    assert len(there.messages) == 1
+
+
+def plant(pipe: Runner, how: str) -> None:
+    """Do what a stranger does who may write the directory."""
+    file = pipe.state / "journal.sqlite3"
+    match how:
+        case "trigger":
+            with closing(sqlite3.connect(file)) as db:
+                entry = "1\tdelivered\t\t\t\t0\t0\t\t0\t\t2.0.0\tOk\t"
+                db.execute(
+                    "CREATE TRIGGER t AFTER INSERT ON rows BEGIN UPDATE rows"
+                    f" SET value = CAST('{entry}' AS BLOB) WHERE key = NEW.key; END"
+                )
+        case "directory":
+            pipe.state.chmod(0o777)
+        case "file":
+            file.chmod(0o666)
+        case _:
+            file.rename(pipe.directory / "elsewhere")
+            file.symlink_to(pipe.directory / "elsewhere")
+
+
+@pytest.mark.parametrize("how", ["trigger", "directory", "file", "link"])
+def test_journal_that_a_stranger_may_have_written_is_not_believed(
+    how: str, pipe: Runner, host: Hosts
+) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    assert_answer(pipe.run(argv), 0, r"2\.0\.0 ")
+    plant(pipe, how)
+    for number in (2, 3):
+        ended = pipe.run(argv)
+        assert_answer(ended, 0, r"2\.0\.0 ")
+        assert b"earlier" not in ended.answers[0]
+        assert len(there.messages) == number
+    told = [line for line in pipe.log.read_text().splitlines() if "outlives" in line]
+    assert len(told) == 2  # one of each process
+    assert "(mend it: " in told[0]
+
+
+def test_damaged_rows_defer_nothing(pipe: Runner, host: Hosts) -> None:
+    there = host()
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    assert_answer(pipe.run(argv), 0, r"2\.0\.0 ")
+    for damage in ("value = 5", "value = CAST(x'ff' AS TEXT)", "expires = 'later'"):
+        for file in pipe.state.glob("*.sqlite3"):
+            with closing(sqlite3.connect(file)) as db:
+                db.execute(f"UPDATE rows SET {damage}")
+                db.commit()
+        assert_answer(pipe.run(argv), 0, r"2\.0\.0 .*taken")
+    assert len(there.messages) == 4
+    assert "outlives" not in pipe.log.read_text()

@@ -390,9 +390,9 @@ async def test_state_file_that_is_locked_costs_little(door: Runner) -> None:
     [
         pytest.param("sys.modules['sqlite3'] = None", id="without_sqlite"),
         pytest.param(
-            "import threading\n"
+            "import _thread\n"
             "def start(*_): raise RuntimeError('no thread')\n"
-            "threading.Thread.start = start",
+            "_thread.start_new_thread = start",
             id="without_threads",
         ),
     ],

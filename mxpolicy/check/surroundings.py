@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from mxpolicy.check.access import EXECUTE, WRITE, objection
 from mxpolicy.check.report import fail, ok, warn
 from mxpolicy.delivery.log import JOURNAL_SOCKET, SYSLOG_SOCKET
+from mxpolicy.errors import StoreError
+from mxpolicy.state.opening import inspect, state_file
+from mxpolicy.state.store import StoreDistrusted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["look"]
 
-STATE = "/var/lib/mxpolicy"
+_UNUSED = "nothing is remembered, and there is no journal"
 
 
 def look(options: Options, environ: Mapping[str, str], who: Account) -> list[Item]:
@@ -45,13 +48,21 @@ def _judge_user(who: Account) -> Item:
 
 
 def _judge_state(options: Options, environ: Mapping[str, str], who: Account) -> Item:
-    path = options.state or environ.get("STATE_DIRECTORY") or STATE
+    file = state_file(options.state, environ)
+    path = os.path.dirname(file)
+    trouble: Exception | None = None
+    try:
+        inspect(file, who.uid)
+    except StoreDistrusted as error:
+        return fail(f"{_UNUSED}: {error.reason}", error.mend)
+    except (StoreError, OSError) as error:
+        trouble = error
     why_not = objection(who, path, WRITE | EXECUTE)
     if why_not:
         text = f"nothing can be kept in {path} between two messages: {why_not}"
         return warn(text, f"install -d -o {_owner(who)} -m 0750 {path}")
-    if not os.path.isdir(path):
-        return fail(f"{path} is no directory: nothing can be kept between two messages")
+    if trouble is not None:
+        return fail(f"{_UNUSED}: {trouble}")
     return ok(f"{path} can be written by {who.name}")
 
 

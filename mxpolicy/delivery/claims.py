@@ -31,6 +31,7 @@ from mxpolicy.delivery.journal import (
 )
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Deferred, Delivered
+from mxpolicy.state.store import HEAVY, LIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -250,9 +251,14 @@ class Claims:
     async def _keep(self, index: int, kept: float, *, durable: bool = False) -> None:
         """Write that a recipient has it: the truth, whoever has written there."""
         key, value = self._keys[index], self._settled[index].encode()
+        expires = self._utc() + kept
+        # Of all rows, those of who has it whole are missed least.
+        weight = LIGHT if kept == KEPT else HEAVY
         await self._at_end.ask(
             self._store,
-            lambda store: store.put(key, value, self._utc() + kept, durable=durable),
+            lambda store: store.put(
+                key, value, expires, weight=weight, durable=durable
+            ),
         )
 
     async def _let_go(self, index: int) -> None:
@@ -301,8 +307,8 @@ class Claims:
 
         async def change(store: Store) -> bool:
             if old is None:
-                return await store.add(key, new, expires)
-            return await store.replace(key, old, new, expires)
+                return await store.add(key, new, expires, weight=HEAVY)
+            return await store.replace(key, old, new, expires, weight=HEAVY)
 
         done = await patience.ask(self._store, change)
         if done:

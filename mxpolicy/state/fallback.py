@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.errors import StoreError
 from mxpolicy.state.memory import MemoryStore
-from mxpolicy.state.store import StoreBusy
+from mxpolicy.state.store import JOURNAL, StoreBusy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -77,13 +77,16 @@ class _Source:
     """The real store while it serves, then memory."""
 
     def __init__(
-        self, store: Store | None, tell: Callable[[str], None], memory: MemoryStore
+        self,
+        store: Store | None,
+        tell: Callable[[str], None],
+        memory: MemoryStore,
+        allowance: Allowance,
     ) -> None:
         self.store = store
         self._tell = tell
         self._memory = memory
-        self._allowance = Allowance()
-        self._has_told_of_delay = False
+        self._allowance = allowance
 
     async def ask(
         self,
@@ -102,7 +105,7 @@ class _Source:
         except StoreBusy:
             return undone
         except TimeoutError:
-            self._tell_of_delay()
+            self._tell(f"no answer from the store within {BOUND:g}s: asked again later")
             return undone
         except StoreError as error:
             self._leave(store, str(error))
@@ -118,12 +121,6 @@ class _Source:
                 return await operation(store)
         finally:
             self._allowance.end(clock())
-
-    def _tell_of_delay(self) -> None:
-        if not self._has_told_of_delay:
-            self._has_told_of_delay = True
-            text = f"no answer from the store within {BOUND:g}s"
-            self._tell(f"{text}: what is remembered is not used meanwhile")
 
     def _leave(self, store: Store, why: str) -> None:
         if self.store is store:  # of several who wait, one tells
@@ -143,11 +140,13 @@ class FallbackStore:
     """See `mxpolicy.state.store.Store`; no method raises for the store's troubles.
 
     Where a method says "nobody can tell", others kept the store busy, or it did not
-    answer in time.
+    answer in time. The journal and the rest are left separately: a file of hosts that
+    is damaged takes nothing from the journal in its own.
 
     Args:
         store: The real one; None when there is none from the start.
-        tell: Given one line when the store is left, and one when it is first late.
+        tell: Given one line when the store is left, and one when it is late; never the
+            same line twice.
         memory: What takes over.
     """
 
@@ -157,13 +156,15 @@ class FallbackStore:
         tell: Callable[[str], None],
         memory: MemoryStore | None = None,
     ) -> None:
-        self._source = _Source(store, tell, memory or MemoryStore())
+        once, memory, allowance = _once(tell), memory or MemoryStore(), Allowance()
+        self._rest = _Source(store, once, memory, allowance)
+        self._journal = _Source(store, once, memory, allowance)
         self._patience: float | None = None
 
     @property
     def is_memory_only(self) -> bool:
-        """Whether nothing outlives this process."""
-        return self._source.store is None
+        """Whether something that should outlive this process does not."""
+        return self._rest.store is None or self._journal.store is None
 
     def patient(self, seconds: float) -> Self:
         """See `Store.patient`."""
@@ -173,41 +174,79 @@ class FallbackStore:
 
     async def get(self, key: str) -> bytes | None:
         """See `Store.get`; None when nobody can tell."""
-        return await self._ask(lambda store: store.get(key), None)
+        return await self._ask(key, lambda store: store.get(key), None)
 
     async def put(
-        self, key: str, value: bytes, expires: float, *, durable: bool = False
+        self,
+        key: str,
+        value: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+        durable: bool = False,
     ) -> None:
         """See `Store.put`."""
         await self._ask(
-            lambda store: store.put(key, value, expires, durable=durable), None
+            key,
+            lambda store: store.put(
+                key, value, expires, weight=weight, durable=durable
+            ),
+            None,
         )
 
-    async def add(self, key: str, value: bytes, expires: float) -> bool:
+    async def add(
+        self, key: str, value: bytes, expires: float, *, weight: int | None = None
+    ) -> bool:
         """See `Store.add`; False when nobody can tell."""
-        return await self._ask(lambda store: store.add(key, value, expires), False)
+        return await self._ask(
+            key, lambda store: store.add(key, value, expires, weight=weight), False
+        )
 
-    async def replace(self, key: str, old: bytes, new: bytes, expires: float) -> bool:
+    async def replace(
+        self,
+        key: str,
+        old: bytes,
+        new: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+    ) -> bool:
         """See `Store.replace`; False when nobody can tell."""
         return await self._ask(
-            lambda store: store.replace(key, old, new, expires), False
+            key,
+            lambda store: store.replace(key, old, new, expires, weight=weight),
+            False,
         )
 
     async def delete(self, key: str) -> bool:
         """See `Store.delete`; False when nobody can tell."""
-        return await self._ask(lambda store: store.delete(key), False)
+        return await self._ask(key, lambda store: store.delete(key), False)
 
     async def count(self, key: str, n: int, expires: float) -> int:
         """See `Store.count`; *n* when nobody can tell."""
-        return await self._ask(lambda store: store.count(key, n, expires), n)
+        return await self._ask(key, lambda store: store.count(key, n, expires), n)
 
     async def scan(self, prefix: str) -> list[Stored]:
         """See `Store.scan`; nothing when nobody can tell."""
-        return await self._ask(lambda store: store.scan(prefix), [])
+        return await self._ask(prefix, lambda store: store.scan(prefix), [])
 
     async def close(self) -> None:
         """See `Store.close`."""
-        await self._ask(lambda store: store.close(), None)
+        await self._ask("", lambda store: store.close(), None)
 
-    async def _ask(self, operation: Callable[[Store], Awaitable[T]], undone: T) -> T:
-        return await self._source.ask(operation, undone, self._patience)
+    async def _ask(
+        self, key: str, operation: Callable[[Store], Awaitable[T]], undone: T
+    ) -> T:
+        source = self._journal if key.startswith(JOURNAL) else self._rest
+        return await source.ask(operation, undone, self._patience)
+
+
+def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    told = set()
+
+    def tell_once(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            tell(text)
+
+    return tell_once

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from mxpolicy.state.store import Stored
+from mxpolicy.state.store import LIGHT, MEDIUM, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,12 +18,12 @@ MAX_ROWS = 100_000
 
 
 class _Row:
-    __slots__ = ("expires", "seen", "value")
+    __slots__ = ("expires", "value", "weight")
 
-    def __init__(self, value: bytes, expires: float) -> None:
+    def __init__(self, value: bytes, expires: float, weight: int) -> None:
         self.value = value
         self.expires = expires
-        self.seen = 1  # how often it was written
+        self.weight = weight
 
 
 class MemoryStore:
@@ -31,8 +31,8 @@ class MemoryStore:
 
     Args:
         clock: UTC seconds.
-        max_rows: When there are more, expired ones go, then those written once,
-            then those that expire next.
+        max_rows: When there are more, expired ones go, then the light ones, then those
+            that expire next.
     """
 
     def __init__(
@@ -52,24 +52,40 @@ class MemoryStore:
         return row.value if row else None
 
     async def put(
-        self, key: str, value: bytes, expires: float, *, durable: bool = False
+        self,
+        key: str,
+        value: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+        durable: bool = False,
     ) -> None:
         """See `Store.put`; nothing here is durable."""
-        self._write(key, value, expires)
+        self._write(key, value, expires, weight)
 
-    async def add(self, key: str, value: bytes, expires: float) -> bool:
+    async def add(
+        self, key: str, value: bytes, expires: float, *, weight: int | None = None
+    ) -> bool:
         """See `Store.add`."""
         if self._live(key):
             return False
-        self._write(key, value, expires)
+        self._write(key, value, expires, weight)
         return True
 
-    async def replace(self, key: str, old: bytes, new: bytes, expires: float) -> bool:
+    async def replace(
+        self,
+        key: str,
+        old: bytes,
+        new: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+    ) -> bool:
         """See `Store.replace`."""
         row = self._live(key)
         if row is None or row.value != old:
             return False
-        self._write(key, new, expires)
+        self._write(key, new, expires, weight)
         return True
 
     async def delete(self, key: str) -> bool:
@@ -82,10 +98,10 @@ class MemoryStore:
         """See `Store.count`."""
         row = self._live(key)
         if row is None:
-            self._write(key, b"%d" % n, expires)
+            self._write(key, b"%d" % n, expires, None)
             return n
         total = int(row.value) + n
-        self._write(key, b"%d" % total, row.expires)
+        self._write(key, b"%d" % total, row.expires, None)
         return total
 
     async def scan(self, prefix: str) -> list[Stored]:
@@ -103,15 +119,16 @@ class MemoryStore:
         row = self._rows.get(key)
         return row if row is not None and row.expires > self._clock() else None
 
-    def _write(self, key: str, value: bytes, expires: float) -> None:
+    def _write(
+        self, key: str, value: bytes, expires: float, weight: int | None
+    ) -> None:
         row = self._rows.get(key)
         if row is not None:
-            row.value, row.expires = value, expires
-            row.seen += 1
+            row.value, row.expires, row.weight = value, expires, weight or MEDIUM
             return
         if len(self._rows) >= self._max_rows:
             self._make_room()
-        self._rows[key] = _Row(value, expires)
+        self._rows[key] = _Row(value, expires, weight or LIGHT)
 
     def _make_room(self) -> None:
         now = self._clock()
@@ -119,7 +136,7 @@ class MemoryStore:
             self._rows,
             key=lambda key: (
                 (row := self._rows[key]).expires > now,
-                row.seen > 1,
+                row.weight,
                 row.expires,
             ),
         )

@@ -1,8 +1,9 @@
-"""Which store is used: the file in the state directory, else memory."""
+"""Which store is used: the files in the state directory, else memory."""
 
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING
 
 from mxpolicy.state.fallback import FallbackStore
@@ -12,7 +13,14 @@ if TYPE_CHECKING:
 
     from mxpolicy.state.reading import ReadingStore
 
-__all__ = ["DEFAULT_DIRECTORY", "FILE", "open_store", "open_to_read", "state_file"]
+__all__ = [
+    "DEFAULT_DIRECTORY",
+    "FILE",
+    "inspect",
+    "open_store",
+    "open_to_read",
+    "state_file",
+]
 
 DEFAULT_DIRECTORY = "/var/lib/mxpolicy"
 FILE = "state.sqlite3"
@@ -53,14 +61,47 @@ def open_store(
     return FallbackStore(SqliteStore(path, create=create), tell)
 
 
-def open_to_read(path: str, tell: Callable[[str], None]) -> ReadingStore:
+def open_to_read(
+    path: str, tell: Callable[[str], None], *, acts: bool = False
+) -> ReadingStore:
     """Return the store for who changes nothing; see `mxpolicy.state.reading`.
 
     Args:
         path: From `state_file`; the file may come later.
         tell: Given one line when it cannot be read.
+        acts: Whether mail depends on what is read: then nobody but the owner may be
+            able to write it.
     """
     from mxpolicy.state.reading import ReadingStore
     from mxpolicy.state.sqlite import SqliteStore
+    from mxpolicy.state.trust import Trust
 
-    return ReadingStore(SqliteStore(path, create=False, read_only=True), tell)
+    trust = Trust.UNSHARED if acts else Trust.READ
+    return ReadingStore(
+        SqliteStore(path, create=False, read_only=True, trust=trust), tell
+    )
+
+
+def inspect(path: str, uid: int) -> None:
+    """Raise `StoreError` where a delivery by user *uid* would not use the files.
+
+    A file that is not there will be made. It may be asked by root; nothing is made
+    or changed.
+
+    Raises:
+        OSError: There is no directory, or it may not be looked at.
+    """
+    from mxpolicy.state.sqlite import journal_file
+    from mxpolicy.state.sqlite_file import FileToRead, Terms
+    from mxpolicy.state.store import StoreAbsent, StoreBusy
+    from mxpolicy.state.trust import Trust, examine
+
+    for one in (path, journal_file(path)):
+        examine(one, Trust.OURS, uid)
+        file = FileToRead(Terms(one, 0, time.time, False, Trust.READ))
+        try:
+            file.get("")
+        except (StoreAbsent, StoreBusy):
+            continue
+        finally:
+            file.close()

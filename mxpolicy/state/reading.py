@@ -133,15 +133,31 @@ class ReadingStore:
     # -- nothing is written -------------------------------------------------------
 
     async def put(
-        self, key: str, value: bytes, expires: float, *, durable: bool = False
+        self,
+        key: str,
+        value: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+        durable: bool = False,
     ) -> None:
         """Do nothing."""
 
-    async def add(self, key: str, value: bytes, expires: float) -> bool:
+    async def add(
+        self, key: str, value: bytes, expires: float, *, weight: int | None = None
+    ) -> bool:
         """Return False: it was not done."""
         return False
 
-    async def replace(self, key: str, old: bytes, new: bytes, expires: float) -> bool:
+    async def replace(
+        self,
+        key: str,
+        old: bytes,
+        new: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+    ) -> bool:
         """Return False: it was not done."""
         return False
 

@@ -17,7 +17,25 @@ from mxpolicy.errors import StoreError
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["Store", "StoreAbsent", "StoreBusy", "Stored"]
+__all__ = [
+    "HEAVY",
+    "JOURNAL",
+    "LIGHT",
+    "MEDIUM",
+    "WEIGHTS",
+    "Store",
+    "StoreAbsent",
+    "StoreBusy",
+    "StoreDistrusted",
+    "Stored",
+]
+
+# What the keys of the journal's rows begin with. They have a bound of their own: what
+# is remembered of hosts never takes their room, nor they that of the hosts.
+JOURNAL = "journal/"
+
+# When there is no room, light rows go first, and of those the ones that expire first.
+LIGHT, MEDIUM, HEAVY = WEIGHTS = (1, 2, 3)
 
 
 class StoreBusy(StoreError):
@@ -26,6 +44,23 @@ class StoreBusy(StoreError):
 
 class StoreAbsent(StoreError):
     """There is none, and none was to be made."""
+
+
+class StoreDistrusted(StoreError):
+    """Somebody else may have written what is there.
+
+    Args:
+        reason: What gives rise to it: a clause with path and all.
+        mend: A command for a shell that ends it; may be empty.
+    """
+
+    def __init__(self, reason: str, mend: str = "") -> None:
+        super().__init__(reason, mend)
+        self.reason = reason
+        self.mend = mend
+
+    def __str__(self) -> str:
+        return f"{self.reason} (mend it: {self.mend})" if self.mend else self.reason
 
 
 class Stored(NamedTuple):
@@ -50,7 +85,11 @@ class Store(Protocol):
     moment *expires*.
 
     Every method raises `StoreBusy` when it was not done and may be tried again,
-    and `StoreError` when the store is away or broken.
+    and `StoreError` when the store is away or broken. A row that is damaged, or that
+    no store has written, is none: it is not read, and it is overwritten.
+
+    A *weight* (`LIGHT`, `MEDIUM`, `HEAVY`) says what goes first when there is no room.
+    Without it a row is light, and medium from the second time on that it is written.
     """
 
     def patient(self, seconds: float) -> Self:
@@ -68,7 +107,13 @@ class Store(Protocol):
         ...
 
     async def put(
-        self, key: str, value: bytes, expires: float, *, durable: bool = False
+        self,
+        key: str,
+        value: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+        durable: bool = False,
     ) -> None:
         """Keep *value*, whatever was there before.
 
@@ -77,14 +122,24 @@ class Store(Protocol):
         """
         ...
 
-    async def add(self, key: str, value: bytes, expires: float) -> bool:
+    async def add(
+        self, key: str, value: bytes, expires: float, *, weight: int | None = None
+    ) -> bool:
         """Keep *value* if nothing is there; return whether it was kept.
 
         Of any number who add one key at the same time, one is told True.
         """
         ...
 
-    async def replace(self, key: str, old: bytes, new: bytes, expires: float) -> bool:
+    async def replace(
+        self,
+        key: str,
+        old: bytes,
+        new: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+    ) -> bool:
         """Keep *new* if *old* is what is there; return whether it was."""
         ...
 

@@ -178,10 +178,16 @@ def test_loss_of_power_does_not_send_again_what_is_unsettled_for_others_only(
             self.puts: list[bool] = []
 
         async def put(
-            self, key: str, value: bytes, expires: float, *, durable: bool = False
+            self,
+            key: str,
+            value: bytes,
+            expires: float,
+            *,
+            weight: int | None = None,
+            durable: bool = False,
         ) -> None:
             self.puts.append(durable)
-            await super().put(key, value, expires, durable=durable)
+            await super().put(key, value, expires, weight=weight, durable=durable)
 
     store = Noting()
 
@@ -480,18 +486,34 @@ class Failing(MemoryStore):
         return await super().get(key)
 
     async def put(
-        self, key: str, value: bytes, expires: float, *, durable: bool = False
+        self,
+        key: str,
+        value: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+        durable: bool = False,
     ) -> None:
         self._fail()
-        await super().put(key, value, expires, durable=durable)
+        await super().put(key, value, expires, weight=weight, durable=durable)
 
-    async def add(self, key: str, value: bytes, expires: float) -> bool:
+    async def add(
+        self, key: str, value: bytes, expires: float, *, weight: int | None = None
+    ) -> bool:
         self._fail()
-        return await super().add(key, value, expires)
+        return await super().add(key, value, expires, weight=weight)
 
-    async def replace(self, key: str, old: bytes, new: bytes, expires: float) -> bool:
+    async def replace(
+        self,
+        key: str,
+        old: bytes,
+        new: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+    ) -> bool:
         self._fail()
-        return await super().replace(key, old, new, expires)
+        return await super().replace(key, old, new, expires, weight=weight)
 
     async def delete(self, key: str) -> bool:
         self._fail()
@@ -531,10 +553,12 @@ def test_busy_store_is_given_time_since_a_copy_may_depend_on_it() -> None:
                 raise StoreBusy("no")
             return await super().get(key)
 
-        async def add(self, key: str, value: bytes, expires: float) -> bool:
+        async def add(
+            self, key: str, value: bytes, expires: float, *, weight: int | None = None
+        ) -> bool:
             if asyncio.get_running_loop().time() < self.until:
                 raise StoreBusy("no")
-            return await super().add(key, value, expires)
+            return await super().add(key, value, expires, weight=weight)
 
     store = BusyForAWhile(lambda: 1_000_000.0)
 
@@ -657,7 +681,7 @@ def test_of_many_processes_one_delivers_and_its_death_frees_the_message(
         async def main() -> None:
             store = SqliteStore(path)
             site = Site(store)
-            site.now = os.stat(path).st_mtime
+            site.now = os.stat(tmp_path / "journal.sqlite3").st_mtime
             await work(site)
             await store.close()
 

@@ -64,15 +64,31 @@ class SlowOnce(MemoryStore):
         return await self._visit(super().get(key))
 
     async def put(
-        self, key: str, value: bytes, expires: float, *, durable: bool = False
+        self,
+        key: str,
+        value: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+        durable: bool = False,
     ) -> None:
-        await self._visit(super().put(key, value, expires))
+        await self._visit(super().put(key, value, expires, weight=weight))
 
-    async def add(self, key: str, value: bytes, expires: float) -> bool:
-        return await self._visit(super().add(key, value, expires))
+    async def add(
+        self, key: str, value: bytes, expires: float, *, weight: int | None = None
+    ) -> bool:
+        return await self._visit(super().add(key, value, expires, weight=weight))
 
-    async def replace(self, key: str, old: bytes, new: bytes, expires: float) -> bool:
-        return await self._visit(super().replace(key, old, new, expires))
+    async def replace(
+        self,
+        key: str,
+        old: bytes,
+        new: bytes,
+        expires: float,
+        *,
+        weight: int | None = None,
+    ) -> bool:
+        return await self._visit(super().replace(key, old, new, expires, weight=weight))
 
     async def delete(self, key: str) -> bool:
         return await self._visit(super().delete(key))

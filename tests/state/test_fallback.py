@@ -47,9 +47,11 @@ class Disk(MemoryStore):
         get = super().get
         return await self._do(lambda: get(key))
 
-    async def add(self, key: str, value: bytes, expires: float) -> bool:
+    async def add(
+        self, key: str, value: bytes, expires: float, *, weight: int | None = None
+    ) -> bool:
         add = super().add
-        return await self._do(lambda: add(key, value, expires))
+        return await self._do(lambda: add(key, value, expires, weight=weight))
 
 
 class Failing(MemoryStore):

@@ -1,0 +1,169 @@
+"""What is in a state file: one table and one index of it, and nothing that acts.
+
+A file is one of ours when its header says so (`APPLICATION`, `VERSION`) and its schema
+is, word for word, what `create` makes. Triggers and views are refused wherever they
+are; tables that we do not know are ignored. Nothing in the schema is trusted to call
+a function (https://sqlite.org/pragma.html#pragma_trusted_schema).
+"""
+
+# ruff: noqa: S608 - the statements are made of constants
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mxpolicy.errors import StoreError
+from mxpolicy.state.store import LIGHT, MEDIUM, StoreDistrusted
+from mxpolicy.state.trust import removal
+
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = [
+    "ADD",
+    "DELETE",
+    "EVICT",
+    "FIND",
+    "GET",
+    "PURGE",
+    "PUT",
+    "REPLACE",
+    "SCAN",
+    "VERSION",
+    "OtherVersion",
+    "check",
+    "create",
+    "guard",
+    "renew",
+]
+
+# "mxpo": file(1) and we know the file by it (PRAGMA application_id).
+APPLICATION = 0x6D78706F
+# PRAGMA user_version. A file of an earlier version is emptied by the next writer: what
+# is remembered is learned again.
+VERSION = 2
+
+# Bytes of a value; ours have hundreds. And seconds of an end that somebody can mean.
+_MAX_VALUE = 64 * 1024
+_LAST_END = 1e11
+
+# `seen` is the weight: rows of a small one go first. Who gives none has a row counted,
+# the second time it is written is medium already.
+_TABLE = """
+CREATE TABLE rows (
+    key TEXT PRIMARY KEY,
+    value BLOB NOT NULL,
+    expires REAL NOT NULL,
+    seen INTEGER NOT NULL DEFAULT 1
+) WITHOUT ROWID
+""".strip()
+_INDEX = "CREATE INDEX rows_by_weight ON rows (seen, expires)"
+
+_SCHEMA = {("table", "rows"): _TABLE, ("index", "rows_by_weight"): _INDEX}
+
+# A row that we can have written; typeof() and length() do not read a large value.
+_SOUND = (
+    f"typeof(rows.value) = 'blob' AND length(rows.value) <= {_MAX_VALUE}"
+    f" AND typeof(rows.expires) = 'real' AND rows.expires < {_LAST_END}"
+)
+_LIVE = f"rows.expires > :now AND {_SOUND}"
+
+FIND = f"SELECT value, expires FROM rows WHERE key = :key AND {_LIVE}"
+GET = f"SELECT value FROM rows WHERE key = :key AND {_LIVE}"
+# As bytes: a key that is no text must not spoil the others.
+SCAN = f"""
+SELECT CAST(key AS BLOB), value, expires FROM rows
+WHERE key >= :first AND key < :last AND {_LIVE} ORDER BY key
+"""
+PUT = f"""
+INSERT INTO rows (key, value, expires, seen)
+VALUES (:key, :value, :expires, ifnull(:weight, {LIGHT}))
+ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires = excluded.expires,
+seen = ifnull(:weight, {MEDIUM})
+"""
+ADD = f"{PUT} WHERE NOT ({_LIVE})"
+REPLACE = f"""
+UPDATE rows SET value = :value, expires = :expires, seen = ifnull(:weight, {MEDIUM})
+WHERE key = :key AND value = :old AND {_LIVE}
+"""
+DELETE = "DELETE FROM rows WHERE key = :key"
+
+# Steps, each by the index: :step rows at most, whatever else there is.
+PURGE = """
+DELETE FROM rows WHERE key IN (
+    SELECT key FROM rows INDEXED BY rows_by_weight
+    WHERE seen = :weight AND expires <= :now ORDER BY expires LIMIT :step
+)
+"""
+EVICT = """
+DELETE FROM rows WHERE key IN (
+    SELECT key FROM rows INDEXED BY rows_by_weight
+    ORDER BY seen, expires LIMIT :step
+)
+"""
+
+
+class OtherVersion(StoreError):
+    """It was made by an earlier version; `renew` makes it one of this version."""
+
+
+def guard(db: sqlite3.Connection) -> None:
+    """Take from the schema what power it has. To be called before anything is read."""
+    db.execute("PRAGMA trusted_schema = OFF")
+    db.execute("PRAGMA foreign_keys = OFF")
+    db.execute("PRAGMA cell_size_check = ON")
+
+
+def create(db: sqlite3.Connection) -> None:
+    """Make an empty database one of ours."""
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute(f"PRAGMA application_id = {APPLICATION}")
+    db.execute(f"PRAGMA user_version = {VERSION}")
+    db.execute(_TABLE)
+    db.execute(_INDEX)
+
+
+def check(db: sqlite3.Connection, path: str) -> None:
+    """Raise unless it is one of ours.
+
+    Raises:
+        OtherVersion: Of an earlier version.
+        StoreDistrusted: Its schema is not what we make.
+        StoreError: It is another program's, or of a later version.
+    """
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if application != APPLICATION:
+        raise StoreError(f"{path}: not a state file of mxpolicy")
+    if version > VERSION or version < 1:
+        raise StoreError(f"{path}: made by another version of mxpolicy")
+    found = {}
+    for kind, name, table, sql in db.execute(
+        "SELECT type, name, tbl_name, sql FROM sqlite_master"
+    ):
+        if kind in ("trigger", "view"):
+            raise StoreDistrusted(f"{path} has a {kind}, {name!r}", removal(path))
+        if str(table).lower() == "rows" or (kind, name) in _SCHEMA:
+            found[kind, name] = sql
+    if version < VERSION:
+        raise OtherVersion(f"{path}: made by an earlier version of mxpolicy")
+    if found != _SCHEMA:
+        raise StoreDistrusted(f"{path} has another table than ours", removal(path))
+
+
+def renew(db: sqlite3.Connection) -> None:
+    """Empty a file of an earlier version, unless somebody else has just done it."""
+    db.execute("PRAGMA secure_delete = OFF")
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version < VERSION:
+            db.execute("DROP TABLE IF EXISTS rows")
+            db.execute(_TABLE)
+            db.execute(_INDEX)
+            db.execute(f"PRAGMA user_version = {VERSION}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise

@@ -1,0 +1,392 @@
+"""One SQLite file with its rows, as the one thread that uses it sees it.
+
+It is made whole under another name and then linked to its own: nobody ever opens half
+a file. It is bounded: every so many writes a few rows go, those that have expired, and
+when the file is too large those of the least weight. Each such step takes rows by the
+index, so that it costs the same in a file of a million rows.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import closing, contextmanager, suppress
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from mxpolicy.errors import StoreError
+from mxpolicy.state import schema
+from mxpolicy.state.store import WEIGHTS, StoreAbsent, StoreBusy, Stored
+from mxpolicy.state.trust import Trust, examine, files, may_group_write
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator
+
+__all__ = ["File", "FileToRead", "Terms"]
+
+# Seconds that the library waits for another process's lock.
+BUSY = 0.5
+
+# Pages of the write-ahead log, after which they are written into the file. Few,
+# because whoever opens the file when nobody else has it open reads the log.
+CHECKPOINT = 100
+# Bytes that the log keeps when it has been written into the file.
+LOG_SIZE = 4 * 1024 * 1024
+
+# One in so many writes of a connection looks after the file, the first among them, and
+# removes so many rows of each kind: more than were added in between.
+WRITES_BETWEEN_CARE = 64
+STEP = 256
+
+# A number that is counted has fewer digits.
+_MAX_DIGITS = 18
+
+T = TypeVar("T")
+
+
+class Terms(NamedTuple):
+    """How a file is used.
+
+    Attributes:
+        path: Of the file.
+        max_bytes: What it may take, its log aside.
+        clock: UTC seconds.
+        create: Make it where it does not exist.
+        trust: What is asked of its owner and mode.
+    """
+
+    path: str
+    max_bytes: int
+    clock: Callable[[], float]
+    create: bool
+    trust: Trust
+
+
+class File:
+    """A file that is read and written. Every method may wait, and raises `StoreError`."""
+
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+        self._path = terms.path
+        self._connection: sqlite3.Connection | None = None
+        self._writes = 0
+
+    def get(self, key: str) -> bytes | None:
+        """See `Store.get`."""
+        row = {"key": key, "now": self._terms.clock()}
+        rows = self._do(lambda db: db.execute(schema.GET, row).fetchall())
+        return rows[0][0] if rows else None
+
+    def scan(self, prefix: str) -> list[Stored]:
+        """See `Store.scan`."""
+        last = prefix + "\U0010ffff"
+        row = {"first": prefix, "last": last, "now": self._terms.clock()}
+        rows = self._do(lambda db: db.execute(schema.SCAN, row).fetchall())
+        found = ((_text(key), value, expires) for key, value, expires in rows)
+        return [Stored(key, *rest) for key, *rest in found if key is not None]
+
+    def put(
+        self, key: str, value: bytes, expires: float, weight: int | None, durable: bool
+    ) -> None:
+        """See `Store.put`."""
+        row = {"key": key, "value": value, "expires": expires, "weight": weight}
+        self._write(schema.PUT, row, durable)
+
+    def add(self, key: str, value: bytes, expires: float, weight: int | None) -> bool:
+        """See `Store.add`."""
+        row = {"key": key, "value": value, "expires": expires, "weight": weight}
+        return self._write(schema.ADD, {**row, "now": self._terms.clock()}) == 1
+
+    def replace(
+        self, key: str, old: bytes, new: bytes, expires: float, weight: int | None
+    ) -> bool:
+        """See `Store.replace`."""
+        row = {"key": key, "old": old, "value": new, "expires": expires}
+        row |= {"weight": weight, "now": self._terms.clock()}
+        return self._write(schema.REPLACE, row) == 1
+
+    def delete(self, key: str) -> bool:
+        """See `Store.delete`."""
+        return self._write(schema.DELETE, {"key": key}) == 1
+
+    def count(self, key: str, n: int, expires: float) -> int:
+        """See `Store.count`."""
+
+        def add(db: sqlite3.Connection) -> int:
+            # RETURNING is not in the SQLite of every system that we run on.
+            with _transaction(db):
+                row = {"key": key, "now": self._terms.clock()}
+                found = db.execute(schema.FIND, row).fetchone()
+                before = _number(found[0]) if found else None
+                end = expires if before is None else found[1]
+                total = n + (before or 0)
+                row = {"key": key, "value": b"%d" % total, "expires": end}
+                db.execute(schema.PUT, {**row, "weight": None})
+            return total
+
+        return self._do(add)
+
+    def close(self) -> None:
+        """Let go of the file; the next call opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    # -- writing ------------------------------------------------------------------
+
+    def _write(self, sql: str, row: dict[str, object], durable: bool = False) -> int:
+        def write(db: sqlite3.Connection) -> int:
+            if durable:
+                db.execute("PRAGMA synchronous = FULL")
+            try:
+                return db.execute(sql, row).rowcount
+            finally:
+                if durable:
+                    db.execute("PRAGMA synchronous = NORMAL")
+
+        changed = self._do(write)
+        if self._writes % WRITES_BETWEEN_CARE == 0:
+            # It is written: that the file is busy now must not be told as if it were not.
+            with suppress(StoreBusy):
+                self._do(self._take_care)
+        self._writes += 1
+        return changed
+
+    def _take_care(self, db: sqlite3.Connection) -> None:
+        """Remove some of what has expired, or of what is light in a file too large."""
+        now = self._terms.clock()
+        with _transaction(db):
+            for weight in WEIGHTS:
+                row = {"weight": weight, "now": now, "step": STEP}
+                db.execute(schema.PURGE, row)
+            if self._size(db) > self._terms.max_bytes:
+                db.execute(schema.EVICT, {"step": STEP})
+
+    def _size(self, db: sqlite3.Connection) -> int:
+        (pages,), (free,), (size,) = (
+            db.execute(f"PRAGMA {name}").fetchone()
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
+    # -- the library ----------------------------------------------------------------
+
+    def _do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Do *operation* with the open file, and make the library's errors ours."""
+        try:
+            import sqlite3  # only where there is a file to be opened
+        except ImportError as error:  # a part of Python that some systems leave out
+            raise StoreError(f"no SQLite: {error}") from error
+        try:
+            if self._connection is None:
+                self._connection = self._open()
+            return operation(self._connection)
+        except sqlite3.Error as error:
+            # The low byte; the others say which kind of it.
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            text = f"{self._path}: {error}"
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise StoreBusy(text) from error
+            raise StoreError(text) from error
+        except MemoryError as error:
+            raise StoreError(f"{self._path}: out of memory") from error
+        except (OSError, ValueError, TypeError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise StoreError(f"{self._path}: {why}") from error
+
+    def _open(self) -> sqlite3.Connection:
+        self._examine()
+        if not os.path.exists(self._path):
+            if not self._terms.create:
+                raise StoreAbsent(f"{self._path}: no such file")
+            self._make()
+        # Asked first: for a file that may only be read the library says so later.
+        if not os.access(self._path, os.R_OK | os.W_OK):
+            raise StoreError(f"{self._path}: may not be read and written")
+        db = _connect(self._path, "mode=rw")
+        try:
+            try:
+                schema.check(db, self._path)
+            except schema.OtherVersion:
+                schema.renew(db)
+                schema.check(db, self._path)
+            db.execute("PRAGMA secure_delete = OFF")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
+            db.execute(f"PRAGMA journal_size_limit = {LOG_SIZE}")
+            self._examine()
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _examine(self) -> None:
+        examine(self._path, self._terms.trust, os.geteuid())
+
+    def _make(self) -> None:
+        """Make an empty file, unless somebody else does so at the same time."""
+        temporary = f"{self._path}.{os.getpid()}.{os.urandom(4).hex()}"
+        try:
+            _make_private(temporary)
+            with closing(_connect(temporary, "mode=rw")) as db:
+                schema.create(db)
+            with _alone(os.path.dirname(self._path) or "."):
+                if not os.path.lexists(self._path):
+                    # The log of a file that somebody has deleted would be read as ours.
+                    _remove(files(self._path)[1:])
+                    os.link(temporary, self._path)
+        finally:
+            _remove(files(temporary))
+
+
+class FileToRead(File):
+    """The file as it is at every moment: it may come, go and be replaced.
+
+    Nothing is made or changed, not even what SQLite has beside the file.
+    """
+
+    _identity: tuple[object, ...] | None = None
+
+    def _do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        if self._connection is not None and _identity(self._path) != self._identity:
+            self.close()
+        try:
+            return super()._do(operation)
+        except StoreBusy:
+            raise
+        except StoreError:
+            self.close()
+            raise
+
+    def _open(self) -> sqlite3.Connection:
+        # Before it is opened: what replaces it in between is seen the next time.
+        self._identity = _identity(self._path)
+        if os.path.lexists(self._path):
+            self._examine()
+        if self._identity is None:
+            raise StoreAbsent(f"{self._path}: no such file")
+        if not os.access(self._path, os.R_OK):
+            raise StoreError(f"{self._path}: may not be read")
+        match self._identity[-1]:
+            case _Log.NONE:
+                how = "immutable=1"  # else the library would make one
+            case _Log.SHARED:
+                how = "readonly_shm=1"
+            case _:
+                raise StoreBusy(f"{self._path}: another process has it alone")
+        db = _connect(self._path, f"mode=ro&{how}")
+        try:
+            schema.check(db, self._path)
+            self._examine()
+        except schema.OtherVersion as error:
+            db.close()
+            raise StoreAbsent(str(error)) from error
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+def _connect(path: str, how: str) -> sqlite3.Connection:
+    import sqlite3
+
+    db = sqlite3.connect(
+        f"file:{_escaped(path)}?{how}",
+        uri=True,
+        timeout=BUSY,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        schema.guard(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _escaped(path: str) -> str:
+    """Return *path* as a URI has it (https://sqlite.org/uri.html)."""
+    return "".join(f"%{ord(one):02x}" if one in "%?#" else one for one in path)
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Commit what is done within, or nothing of it."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+
+
+class _Log(Enum):
+    """Whether there is a write-ahead log beside a file (https://sqlite.org/walformat.html)."""
+
+    NONE = "none: nobody writes, and what is in the file is all"
+    SHARED = "with its index"
+    ALONE = "without: one process has it, or had it"
+
+
+def _identity(path: str) -> tuple[object, ...] | None:
+    """Return which file this is, with the `_Log` last; None when there is no file.
+
+    Without a log, a change is seen by its time and size.
+    """
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    which = found.st_dev, found.st_ino
+    if not os.path.exists(path + "-wal"):
+        return *which, found.st_mtime_ns, found.st_size, _Log.NONE
+    return *which, _Log.SHARED if os.path.exists(path + "-shm") else _Log.ALONE
+
+
+def _make_private(path: str) -> None:
+    """Make an empty file for us and, where it is only ours, our group.
+
+    It tells with whom mail is exchanged.
+    """
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o660)
+    try:
+        made = os.fstat(descriptor)
+        if not may_group_write(made, made.st_uid):
+            os.fchmod(descriptor, made.st_mode & 0o640)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _alone(directory: str) -> Iterator[None]:
+    """Wait until no other process of ours makes a file in *directory*."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove(paths: list[str]) -> None:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _text(key: bytes) -> str | None:
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _number(value: bytes) -> int | None:
+    """Return the number that was counted, None when it is none."""
+    try:
+        return int(value) if len(value) <= _MAX_DIGITS else None
+    except ValueError:
+        return None
