@@ -320,7 +320,7 @@ class Options:
     resolver: ResolverOptions = field(default_factory=ResolverOptions)
     race: RaceOptions = field(default_factory=RaceOptions)
     deadline: Timeout = 15 * MINUTES
-    """How long one message may take before it is deferred; ``--deadline`` says otherwise for a call."""
+    """Until when one message is sent, or deferred; ``--deadline`` says otherwise for a call. The answer to its end may take 10 minutes more."""
     transaction: TransactionOptions = field(default_factory=TransactionOptions)
     greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT
     """A 5yz greeting: ``next`` host (it may be the firewall that speaks) or ``bounce``."""

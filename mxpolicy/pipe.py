@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from mxpolicy.config import load
 from mxpolicy.errors import ConfigError, LocalTrouble, UsageError
 from mxpolicy.option_values import ITEMS
+from mxpolicy.options import Options
 from mxpolicy.outcome import (
     EXIT_BOUNCE,
     EXIT_DEFER,
@@ -52,6 +53,7 @@ from mxpolicy.outcome import (
     Delivered,
     Outcome,
 )
+from mxpolicy.protocol.smtp_states import State, facts
 from mxpolicy.reply import EnhancedStatus, printable
 from mxpolicy.supervisor import look_at
 
@@ -61,23 +63,38 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mxpolicy.delivery.events import Event
-    from mxpolicy.options import Options
 
-__all__ = ["Arguments", "answer", "answer_line", "main", "parse_arguments"]
+__all__ = [
+    "ALARM_INTERVAL",
+    "ALARM_SLACK",
+    "DEFAULT_LIMIT",
+    "DOT_TIME",
+    "Arguments",
+    "answer",
+    "answer_line",
+    "main",
+    "parse_arguments",
+    "time_needed",
+]
 
 # pipe(8) reads 4096 bytes and closes; a bounce shows it all in one line.
 MAX_ANSWER = 4096
 MAX_TEXT = MAX_ANSWER - len("5.999.999 \n")
 # What a host said is not worth quoting if less than this is left of it.
 SHORTEST_TEXT = 25
-# A loop that hangs in a system call is ended by the kernel's alarm. It rings so
-# long after the deadline, still inside what contrib gives us (3600 s to our 3500 s).
+# RFC 5321 §4.5.3.2.6: the reply to a final dot that leaves at the deadline.
+DOT_TIME = facts(State.DOT).timeout
+# A loop that hangs in a system call is ended by the kernel's alarm. It rings so long
+# after the last reply, still inside what contrib gives us: 2900 + 600 + 15 of 3600 s.
 ALARM_SLACK = 15.0
 # The second ring ends the delivery; where the answer hangs as well, there is a third.
 ALARM_INTERVAL = 5.0
 # So long after the end of stdin the death of a mail server that cannot be seen has
 # shown: at most 17 ms were measured, on a machine with nothing else to do.
 UNSEEN_DEATH = 0.1
+
+# Postfix's command_time_limit, where nobody has set one for us. Exim's is longer.
+DEFAULT_LIMIT = 1000.0
 
 USAGE = (
     "usage: mxpolicy pipe {-f SENDER | --exim} [--nexthop HOP] [--queue-id ID] "
@@ -107,7 +124,8 @@ class Arguments(NamedTuple):
         sender: As given; ``""`` is the null reverse-path.
         nexthop: Where to aim; ``""`` means each recipient's own domain.
         queue_id: For the log.
-        deadline: Seconds, None when the configuration decides.
+        deadline: Seconds until the final dot must have left, None when the
+            configuration decides.
         config: A file, None for the usual places.
         recipients: At least one.
     """
@@ -474,7 +492,8 @@ def main(argv: Sequence[str], mail_server: int | None = None) -> NoReturn:
 def _work(door: Door, arguments: Arguments, began: float) -> NoReturn:
     options = load(arguments.config, os.environ)
     deadline = arguments.deadline or options.deadline
-    signal.setitimer(signal.ITIMER_REAL, deadline + ALARM_SLACK, ALARM_INTERVAL)
+    ends = time_needed(arguments.deadline, options)
+    signal.setitimer(signal.ITIMER_REAL, ends + ALARM_SLACK, ALARM_INTERVAL)
     if door.stdin_was_closed:
         raise LocalTrouble("no message: standard input is closed")
 
@@ -483,15 +502,36 @@ def _work(door: Door, arguments: Arguments, began: float) -> NoReturn:
 
     # Not asyncio.run: its way out waits for tasks, and an exception has told us all.
     asyncio.new_event_loop().run_until_complete(
-        _deliver(door, arguments, options, began + deadline)
+        _deliver(door, arguments, options, began + deadline, began + ends)
     )
     raise AssertionError("_deliver never returns")
 
 
+def time_needed(given: float | None, options: Options) -> float:
+    """Return the seconds after which nothing is awaited any more.
+
+    Whoever has chosen a deadline has chosen a limit for it, too: ``mxpolicy check``
+    sees to it that the reply to the last dot comes before Postfix kills us. Where
+    nobody has, Postfix kills, and bounces, after `DEFAULT_LIMIT`.
+
+    Args:
+        given: What ``--deadline`` says, None without it.
+        options: For the deadline where it does not.
+    """
+    needed = (given or options.deadline) + DOT_TIME
+    if given is None and options.deadline == Options().deadline:
+        return min(needed, DEFAULT_LIMIT - 2 * ALARM_SLACK)
+    return needed
+
+
 async def _deliver(
-    door: Door, arguments: Arguments, options: Options, deadline: float
+    door: Door,
+    arguments: Arguments,
+    options: Options,
+    deadline: float,
+    ends: float,
 ) -> NoReturn:
-    """Deliver until *deadline*, on the monotonic clock, and leave."""
+    """Deliver until *deadline*, on the monotonic clock, or *ends*; and leave."""
     import asyncio
 
     from mxpolicy.delivery.engine import Engine, Request
@@ -526,6 +566,7 @@ async def _deliver(
         nexthop=arguments.nexthop,
         queue_id=arguments.queue_id,
         deadline=max(0.0, deadline - time.monotonic()),
+        ends=max(0.0, ends - time.monotonic()),
     )
     door.expect(len(request.recipients))
     await engine.deliver(request, mail_data)

@@ -22,8 +22,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxpolicy.errors import UsageError
+from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
-from mxpolicy.pipe import MAX_ANSWER, Arguments, answer, answer_line, parse_arguments
+from mxpolicy.pipe import (
+    ALARM_INTERVAL,
+    ALARM_SLACK,
+    DEFAULT_LIMIT,
+    MAX_ANSWER,
+    Arguments,
+    answer,
+    answer_line,
+    parse_arguments,
+    time_needed,
+)
 from mxpolicy.reply import EnhancedStatus, Reply
 from tests.helpers.piping import (
     CHECKOUT,
@@ -617,8 +628,8 @@ SETTLE = (
 class TestTrouble:
     """The same troubles, with all, some or none of the outcomes known."""
 
-    # With --deadline 2s: rings after 0.8 s.
-    quick = "pipe.ALARM_SLACK, pipe.ALARM_INTERVAL = -1.2, 0.2\n"
+    # With --deadline 2s, and 600 s more for the dot: rings after 0.8 s.
+    quick = "pipe.ALARM_SLACK, pipe.ALARM_INTERVAL = -601.2, 0.2\n"
 
     def run(self, pipe: Runner, does: str) -> Ended:
         argv = ["--deadline", "2s", *pipe.argv("x.example", "b@b", "c@c")]
@@ -694,7 +705,7 @@ def test_reply_to_the_dot_counts_that_came_while_the_process_was_stopped(
 ) -> None:
     there = host(holds="DOT")
     argv = ["--deadline", "2s", *pipe.argv(there.nexthop, "b@b.example")]
-    before = "from mxpolicy import pipe\npipe.ALARM_SLACK = 0.1"
+    before = "from mxpolicy import pipe\npipe.ALARM_SLACK = 0.1 - pipe.DOT_TIME"
     with pipe.started(argv, before) as (process, answers):
         assert process.stdin is not None
         process.stdin.write(MESSAGE)
@@ -715,6 +726,48 @@ def test_exception_that_keeps_nobody_waiting_ends_nothing(pipe: Runner) -> None:
     )
     ended = pipe.run(pipe.argv("x.example", "b@b"), before=SETTLE.format(does))
     assert_answer(ended, 0, r"2\.0\.0 250 Ok\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        pytest.param(["--deadline", "2s"], "61[67]", id="given"),
+        pytest.param(["--deadline", "2900s"], "351[45]", id="contrib"),
+        pytest.param([], "98[45]", id="by_default"),
+    ],
+)
+def test_alarm_rings_only_after_the_dot_has_had_its_time_beyond_the_deadline(
+    options: list[str], left: str, pipe: Runner
+) -> None:
+    does = "raise ValueError(int(signal.getitimer(signal.ITIMER_REAL)[0]))"
+    argv = [*options, *pipe.argv("x.example", "b@b")]
+    ended = pipe.run(argv, before=SETTLE.format(does))
+    assert_answer(ended, 75, rf"4\.3\.0 mxpolicy: ValueError: {left} ")
+
+
+DEFAULT = Options().deadline
+
+
+@pytest.mark.parametrize(
+    ("given", "option", "needed"),
+    [
+        pytest.param(2900.0, DEFAULT, 3500.0, id="contrib"),
+        pytest.param(150.0, DEFAULT, 750.0, id="short"),
+        pytest.param(None, 2900.0, 3500.0, id="configured"),
+        pytest.param(None, 60.0, 660.0, id="configured_short"),
+        pytest.param(900.0, DEFAULT, 1500.0, id="the_default_on_purpose"),
+        pytest.param(None, DEFAULT, 970.0, id="nobody_said_anything"),
+    ],
+)
+def test_time_that_is_needed_is_the_deadline_and_the_dots(
+    given: float | None, option: float, needed: float
+) -> None:
+    assert time_needed(given, Options(deadline=option)) == needed
+
+
+def test_postfix_does_not_kill_by_default_before_the_last_alarm_has_rung() -> None:
+    last = time_needed(None, Options()) + ALARM_SLACK + 2 * ALARM_INTERVAL
+    assert last < DEFAULT_LIMIT == 1000.0
 
 
 # -- limits ------------------------------------------------------------------------------

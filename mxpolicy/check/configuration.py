@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mxpolicy.check.report import ok, warn
+from mxpolicy.check.report import fail, ok, warn
 from mxpolicy.config import DEFAULT_PATH
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolv_conf import read_resolv_conf
@@ -19,7 +19,22 @@ if TYPE_CHECKING:
 
     from mxpolicy.check.report import Item
 
-__all__ = ["Setting", "as_written", "look", "settings"]
+__all__ = [
+    "SHORT_DEADLINE",
+    "TOO_SHORT",
+    "Setting",
+    "as_written",
+    "look",
+    "settings",
+]
+
+# In this time a better host can be waited for as RFC 5321 wants it, 300 s for a reply,
+# after it was turned away once, and what it says then still decides.
+SHORT_DEADLINE = 900.0
+TOO_SHORT = (
+    "under 900 s there is no time to wait for a slow host as long as RFC 5321 gives it;"
+    " mail that a worse one refuses meanwhile is deferred again and again"
+)
 
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 _SIZES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
@@ -118,6 +133,9 @@ def look(path: str | None, options: Options, environ: Mapping[str, str]) -> list
         text = "$MXPOLICY_CONFIG was followed here; Postfix does not hand it to pipe(8)"
         text += " commands, which will read another file"
         items.append(warn(text, f"mxpolicy pipe ... --config {file}"))
+    if options.deadline < SHORT_DEADLINE:
+        text = f"the option deadline is {_duration(options.deadline)}: {TOO_SHORT}"
+        items.append(fail(text, "deadline: 15m"))
     if importlib.util.find_spec("idna") is None:
         text = "the Python package idna is missing: mail to international domains is"
         text += " deferred where old and new rules differ (names with sharp s, joiners)"

@@ -12,13 +12,20 @@ import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.check.access import EXECUTE, READ, account, objection
+from mxpolicy.check.configuration import SHORT_DEADLINE, TOO_SHORT
 from mxpolicy.check.master_cf import Service, parse_services, substitute, words
 from mxpolicy.check.postconf import PostfixUnseen
 from mxpolicy.check.report import fail, ok, warn
 from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import ConfigError, UsageError
 from mxpolicy.net.own_name import own_name
-from mxpolicy.pipe import ALARM_SLACK, parse_arguments
+from mxpolicy.pipe import (
+    ALARM_INTERVAL,
+    ALARM_SLACK,
+    DOT_TIME,
+    parse_arguments,
+    time_needed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,11 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["FILTER", "Postfix", "look", "parse_time", "see", "user_of"]
 
-# Between our own deadline and the limit at which Postfix kills: contrib's.
+# Between the last reply that is waited for and the limit at which Postfix kills:
+# contrib's, and the least that there must be, until the last alarm has rung.
 MARGIN = 100.0
-
-# The dot is answered within 600 s (RFC 5321 §4.5.3.2.6), which is two thirds of this.
-SHORT_DEADLINE = 900.0
+LEAST_MARGIN = ALARM_SLACK + 2 * ALARM_INTERVAL
 
 DAY = 86400.0
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY, "w": 7 * DAY}
@@ -311,30 +317,35 @@ def _judge_time(
     name = f"{service.name}_time_limit"
     written = service.overrides.get(name) or postfix.settings.get(name, "")
     limit = parse_time(written, "s")
-    deadline = arguments.deadline
-    source = "--deadline"
-    if deadline is None:
-        source = "the option deadline"
-        try:
-            deadline = load(arguments.config, {}).deadline
-        except ConfigError:
-            return  # said already
+    try:
+        options = load(arguments.config, {})
+    except ConfigError:
+        return  # said already
+    source = "--deadline" if arguments.deadline else "the option deadline"
+    deadline = arguments.deadline or options.deadline
+    needed = time_needed(arguments.deadline, options)
     if limit is None:
         yield warn(f"{name} cannot be understood: {written}")
         return
-    if limit <= deadline + ALARM_SLACK:
-        text = f"{name} is {limit:.0f} s, {source} {deadline:.0f} s: Postfix kills a"
+    if limit < needed + LEAST_MARGIN:
+        text = (
+            f"{name} is {limit:.0f} s, {source} {deadline:.0f} s, and a host may take"
+        )
+        text += (
+            f" {DOT_TIME:.0f} s more to answer the end of a message: Postfix kills a"
+        )
         text += " delivery that is still under way, and the message is bounced or"
         text += " arrives twice"
-        yield fail(text, _set(service, name, f"{deadline + MARGIN:.0f}s"))
+        yield fail(text, _set(service, name, f"{deadline + DOT_TIME + MARGIN:.0f}s"))
+    elif needed < deadline + DOT_TIME:
+        text = f"{service.name}: without --deadline a message must have left after"
+        text += f" {needed - DOT_TIME:.0f} s, or Postfix might kill the delivery while"
+        yield ok(f"{text} its end is answered")
     else:
-        text = f"{service.name}: deferred after {deadline:.0f} s at the latest, killed"
+        text = f"{service.name}: deferred after {needed:.0f} s at the latest, killed"
         yield ok(f"{text} by Postfix after {limit:.0f} s")
     if deadline < SHORT_DEADLINE:
-        text = f"{service.name}: {source} is {deadline:.0f} s; a host may take 600 s to"
-        text += " answer the end of a message, and who is not waited for so long has it"
-        text += " and gets it again"
-        yield warn(text)
+        yield fail(f"{service.name}: {source} is {deadline:.0f} s: {TOO_SHORT}")
     watchdog = parse_time(postfix.settings.get("daemon_timeout", ""), "s")
     if watchdog is not None and watchdog <= max(limit, deadline):
         text = f"daemon_timeout is {watchdog:.0f} s: Postfix gives up on {service.name}"

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from math import inf
 from typing import Protocol, assert_never
 
 from mxpolicy.delivery import events, trouble
@@ -39,7 +40,7 @@ from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import TlsLevel
 from mxpolicy.outcome import Deferred, Outcome
-from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.protocol.smtp_client import State, Verb, facts
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing import race as racing
 from mxpolicy.routing.candidate import (
@@ -54,8 +55,9 @@ from mxpolicy.routing.candidate import (
 
 __all__ = ["DOT_TIME", "Attempt", "Journal", "OutOfTime"]
 
-# RFC 5321 §4.5.3.2.6: whoever gives up on the final dot sooner makes duplicates.
-DOT_TIME = 600.0
+# RFC 5321 §4.5.3.2.6: whoever gives up on the final dot sooner makes duplicates. So
+# the deadline is for sending it; its reply has these seconds more.
+DOT_TIME = facts(State.DOT).timeout
 # A silent host is never left sooner than this in the transaction, however many
 # others wait: the reply to RCPT may depend on a call-out to a third host.
 SHORTEST_PATIENCE = 10.0
@@ -79,6 +81,14 @@ class Journal(Protocol):
     def note_doubt(self, indices: Iterable[int], host: str) -> None:
         """*host* saw the final dot for these recipients, and has not answered it."""
 
+    def waits(self, index: int) -> Mapping[tuple[str, str], float]:
+        """{(candidate's text, `Awaited`'s word): seconds waited in vain before}."""
+
+    def note_wait(
+        self, indices: Iterable[int], host: str, phase: str, seconds: float
+    ) -> None:
+        """So many *seconds* more; the keys as in `waits`."""
+
     async def dot_is_next(self, relay: str, indices: Iterable[int]) -> None:
         """Called before each final dot, which is sent when it has returned.
 
@@ -101,10 +111,13 @@ class Attempt:
         recipients: Indices into it: those this plan is for.
         mail_data: Readable any number of times.
         began: When the message was taken in hand, on the clock.
-        deadline: When it must be settled, on the clock.
+        deadline: On the clock. Until then hosts are asked and mail data is sent; the
+            final dot is not sent later, and its reply has `DOT_TIME` more.
         settle: Called once for each of *recipients*, as soon as its outcome is known.
         journal: What became of this message before, and becomes of it now.
         recalled: What is remembered of the candidates.
+        ends: When the mail server stops listening, on the clock. A dot whose reply may
+            come after it is not sent.
     """
 
     def __init__(
@@ -120,6 +133,7 @@ class Attempt:
         settle: Settle,
         journal: Journal,
         recalled: Recalled = NOTHING_RECALLED,
+        ends: float = inf,
     ) -> None:
         self._around = around
         self._options = around.options
@@ -131,9 +145,7 @@ class Attempt:
         self._began = began
         self._planned = around.clock()
         self._deadline = deadline
-        # With a deadline shorter than the operator should give, the dot gets
-        # two thirds of it: nothing would ever be sent otherwise.
-        self._dot_time = min(DOT_TIME, (deadline - began) * 2 / 3)
+        self._last_dot = min(deadline, ends - DOT_TIME)
         self._unsettled = set(recipients)
         self._settle_in_door = settle
         self._journal = journal
@@ -177,13 +189,33 @@ class Attempt:
             self._set_alarm(None)
             for session in self._sessions.values():
                 session.quit()
+        self._note_waits()
         for index in sorted(self._unsettled):
             self._settle(index, self._history.combine(index, reason))
 
     def _entry(self, candidate: Candidate) -> racing.Entry:
         doubts = (self._journal.doubts(index) for index in self._unsettled)
         most = max((one.get(candidate.host, 0) for one in doubts), default=0)
-        return self._recalled.entry(candidate)._replace(doubts=most)
+        waits = [self._journal.waits(index) for index in self._unsettled]
+        # An address is a candidate of its own: a patient sender waits for each. Where
+        # recipients have waited differently, what all of them have.
+        least = {
+            awaited: min(
+                (one.get((str(candidate), awaited.value), 0.0) for one in waits),
+                default=0.0,
+            )
+            for awaited in Awaited
+        }
+        entry = self._recalled.entry(candidate)
+        return entry._replace(doubts=most, waits=least)
+
+    def _note_waits(self) -> None:
+        """Tell the journal, for those who are not settled, for whom we waited in vain."""
+        for candidate, waits in self._race.waits().items():
+            for awaited, seconds in waits.items():
+                self._journal.note_wait(
+                    self._unsettled, str(candidate), awaited.value, seconds
+                )
 
     # -- the race's actions -----------------------------------------------
 
@@ -575,10 +607,10 @@ class Attempt:
     def patience(self, standard: float) -> float:
         """Return the seconds to wait for a reply: fewer when others are waiting.
 
-        Never under `SHORTEST_PATIENCE`, and never past the time for the dot. A host
-        that has only outlasted this patience is asked again, with all its time.
+        Never under `SHORTEST_PATIENCE`, and never past the deadline. A host that has
+        only outlasted this patience is asked again, with all its time.
         """
-        left = self.time_before_dot()
+        left = max(0.0, self._deadline - self._clock())
         others = self._race.others_left()
         if not others or self._race.is_last_chance():
             return min(standard, left)
@@ -587,11 +619,11 @@ class Attempt:
 
     def time_before_dot(self) -> float:
         """Return the seconds in which the final dot may still be sent."""
-        return max(0.0, self._deadline - self._dot_time - self._clock())
+        return max(0.0, self._last_dot - self._clock())
 
     def patience_at_dot(self) -> float:
         """Return the seconds to wait for the reply to the final dot."""
-        return min(DOT_TIME, max(0.0, self._deadline - self._clock()))
+        return DOT_TIME
 
     def recipients_answered(self, result: TransactionResult) -> None:
         """Let the losers go when nobody is left for them."""

@@ -12,11 +12,12 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from hashlib import blake2b
+from math import inf
 from typing import NamedTuple
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import events, journal, trouble
-from mxpolicy.delivery.attempt import Attempt
+from mxpolicy.delivery.attempt import DOT_TIME, Attempt
 from mxpolicy.delivery.claims import Claim, Claims
 from mxpolicy.delivery.domains import Domains, StandIn
 from mxpolicy.delivery.envelope import Envelope, Recipient
@@ -52,7 +53,8 @@ class Request(NamedTuple):
         recipients: Forward-paths, at least one.
         nexthop: ``""`` means each recipient's own domain.
         queue_id: The mail server's name for the message; may be empty.
-        deadline: Seconds from now.
+        deadline: Seconds from now, in which the final dot must be sent.
+        ends: Seconds from now, after which the mail server does not listen any more.
     """
 
     sender: str
@@ -60,6 +62,7 @@ class Request(NamedTuple):
     nexthop: str
     queue_id: str
     deadline: float
+    ends: float = inf
 
 
 class Engine:
@@ -258,7 +261,8 @@ class _Delivery:
             reverse_path, tuple(self._recipients), self._request.queue_id
         )
         keys = self._journal_keys(envelope)
-        self._claims = Claims(self._store, keys, self._request.deadline, self._utc)
+        until = self._request.deadline + DOT_TIME
+        self._claims = Claims(self._store, keys, until, self._utc)
         async with asyncio.TaskGroup() as group:
             for (nexthop, domain, _), indices in self._groups().items():
                 group.create_task(self._send_once(envelope, nexthop, domain, indices))
@@ -400,6 +404,7 @@ class _Delivery:
                 settle=settle,
                 journal=self._claims,
                 recalled=advised.recalled,
+                ends=self._began + self._request.ends,
             )
             await attempt.run()
             linger = self._memory.linger

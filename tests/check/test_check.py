@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 
+from mxpolicy.check import configuration, postfix
+from mxpolicy.check.master_cf import parse_services
 from mxpolicy.check.names import look_at_our_name
 from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Level
 from mxpolicy.net.resolv_conf import read_resolv_conf
 from mxpolicy.options import Options, ResolverOptions
+from mxpolicy.pipe import parse_arguments
 from tests.helpers.dns_server import dns_server
 
 CHECKOUT = Path(__file__).parents[2]
@@ -190,3 +193,43 @@ async def test_pointer_that_does_not_resolve_back_is_told_with_its_record() -> N
     assert item.level is Level.WARN
     assert "other.example.net, which does not resolve to it" in item.text
     assert item.mend == "25.2.0.192.in-addr.arpa. PTR mail.example.net."
+
+
+@pytest.mark.parametrize(("deadline", "level"), [(899.0, "fail"), (900.0, None)])
+def test_deadline_too_short_to_wait_for_a_slow_host_fails(
+    deadline: float, level: str | None
+) -> None:
+    items = configuration.look("/nowhere", Options(deadline=deadline), {})
+    about = [one.level.value for one in items if "deadline" in one.text]
+    assert about == ([level] if level else [])
+
+
+CONTRIB = ("pipe", "-f", "x", "--deadline", "2900s", "--", "y")
+NO_DEADLINE = ("pipe", "-f", "x", "--", "y")
+SHORT = ("pipe", "-f", "x", "--deadline", "300s", "--", "y")
+
+
+@pytest.mark.parametrize(
+    ("argv", "limit", "levels"),
+    [
+        pytest.param(CONTRIB, "3600s", ["ok"], id="contrib"),
+        pytest.param(CONTRIB, "1h", ["ok"], id="contrib_in_hours"),
+        pytest.param(CONTRIB, "3500s", ["fail"], id="no_room_for_the_alarm"),
+        pytest.param(CONTRIB, "3000s", ["fail"], id="no_room_for_the_dot"),
+        pytest.param(CONTRIB, "1000s", ["fail"], id="postfix_default"),
+        pytest.param(NO_DEADLINE, "1000s", ["ok"], id="nothing_configured"),
+        pytest.param(NO_DEADLINE, "900s", ["fail"], id="lower_than_we_assume"),
+        pytest.param(SHORT, "3600s", ["ok", "fail"], id="short_deadline"),
+    ],
+)
+def test_postfix_must_not_kill_before_the_dot_has_had_its_time(
+    argv: tuple[str, ...], limit: str, levels: list[str]
+) -> None:
+    entry = "mxpolicy unix - n n - 20 pipe user=mxpolicy argv=/usr/bin/mxpolicy "
+    [service] = parse_services(entry + " ".join(argv))
+    settings = {"mxpolicy_time_limit": limit, "daemon_timeout": "18000s"}
+    seen = postfix.Postfix(Postconf("postconf"), (service,), settings)
+    assert service.arguments is not None
+    arguments = parse_arguments(service.arguments[1:], {})
+    items = list(postfix._judge_time(service, arguments, seen))
+    assert [one.level.value for one in items] == levels

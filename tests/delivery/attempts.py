@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mxpolicy.address import parse_mailbox, parse_reverse_path
@@ -90,11 +91,14 @@ class Journal:
     Attributes:
         dots: (relay, recipients) of each final dot.
         noted: (recipient, host) of each doubt.
+        waited: {(candidate's text, what for): seconds} by recipient; what was waited
+            for before, and what is added.
     """
 
     def __init__(self, *doubts: Mapping[str, int]) -> None:
         """Take {host name: doubts} for each recipient, as far as there were any."""
         self._doubts = list(doubts)
+        self.waited: dict[int, dict[tuple[str, str], float]] = {}
         self.dots: list[tuple[str, list[int]]] = []
         self.noted: list[tuple[int, str]] = []
 
@@ -105,6 +109,18 @@ class Journal:
     def note_doubt(self, indices: Iterable[int], host: str) -> None:
         """See `mxpolicy.delivery.attempt.Journal`."""
         self.noted += [(index, host) for index in indices]
+
+    def waits(self, index: int) -> Mapping[tuple[str, str], float]:
+        """See `mxpolicy.delivery.attempt.Journal`."""
+        return self.waited.get(index, {})
+
+    def note_wait(
+        self, indices: Iterable[int], host: str, phase: str, seconds: float
+    ) -> None:
+        """See `mxpolicy.delivery.attempt.Journal`."""
+        for index in indices:
+            waited = self.waited.setdefault(index, {})
+            waited[host, phase] = waited.get((host, phase), 0.0) + seconds
 
     async def dot_is_next(self, relay: str, indices: Iterable[int]) -> None:
         """See `mxpolicy.delivery.attempt.Journal`."""
@@ -119,6 +135,7 @@ async def play(
     data: bytes = MESSAGE,
     options: Options | None = None,
     deadline: float = 900.0,
+    ends: float = inf,
     is_complete: Callable[[], bool] = lambda: True,
     observe: Callable[[Event], None] = lambda event: None,
     helo: str = HELO,
@@ -175,6 +192,7 @@ async def play(
         message,
         began=began,
         deadline=began + deadline,
+        ends=began + ends,
         settle=settle,
         journal=journal or Journal(),
     )

@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import ssl
+from math import inf
 from typing import TYPE_CHECKING
 
 import pytest
@@ -350,13 +351,13 @@ def test_refusal_by_a_worse_host_is_final_once_a_better_one_had_its_time() -> No
     stale = ScriptedHost({"RCPT": "550 5.1.1 unknown"})
     played = deliver(better, stale)
     assert status(played.outcome) == "Bounced 5.1.1"
-    assert 300 <= played.seconds < 361
+    assert played.seconds == pytest.approx(60 + 300, abs=1)
 
 
 def test_refusal_by_a_worse_host_defers_when_the_deadline_cuts_the_better_one() -> None:
     better = ScriptedHost({"RCPT": End.SILENT})
     stale = ScriptedHost({"RCPT": "550 5.1.1 unknown"})
-    played = deliver(better, stale, deadline=300)
+    played = deliver(better, stale, deadline=290)
     assert isinstance(played.outcome, Deferred)
 
 
@@ -366,7 +367,57 @@ def test_host_that_greets_late_is_waited_for_after_a_refusal_until_the_deadline(
     better = ScriptedHost({"CONNECT": (60.0, "220 at last")})
     stale = ScriptedHost({"RCPT": "550 5.1.1 unknown"})
     played = deliver(better, stale, deadline=120)
-    assert not isinstance(played.outcome, Bounced)
+    assert isinstance(played.outcome, Delivered)
+    assert len(better.visits) == 1
+
+
+@pytest.mark.parametrize(
+    "slow",
+    [
+        pytest.param({"CONNECT": End.SILENT}, id="greeting"),
+        pytest.param({"EHLO": End.SILENT}, id="EHLO"),
+        pytest.param({"MAIL": End.SILENT}, id="MAIL"),
+        pytest.param({"RCPT": End.SILENT}, id="RCPT"),
+    ],
+)
+def test_seconds_waited_add_up_over_the_attempts_until_a_refusal_is_final(
+    slow: Script,
+) -> None:
+    """A deadline of 130 s leaves no time for 300 s of patience in one attempt."""
+    better = ScriptedHost(slow)
+    stale = ScriptedHost({"RCPT": "550 5.1.1 unknown"})
+    journal = Journal()
+
+    async def work() -> list[Outcome]:
+        again = [
+            await play(better, stale, deadline=130, journal=journal) for _ in range(3)
+        ]
+        return [played.outcome for played in again]
+
+    outcomes = run(better, stale, work=work)
+    assert [type(one) for one in outcomes] == [Deferred, Deferred, Bounced]
+
+
+def test_seconds_that_only_one_recipient_has_waited_make_no_refusal_final() -> None:
+    better = ScriptedHost({"CONNECT": End.SILENT})
+    stale = ScriptedHost({"RCPT": "550 5.1.1 unknown"})
+    journal = Journal()
+
+    async def work() -> Played:
+        journal.waited[0] = {(str(better.candidate(10)), "greeting"): 300.0}
+        return await play(better, stale, recipients=TWO, deadline=130, journal=journal)
+
+    played = run(better, stale, work=work)
+    assert [type(one) for one in played.outcomes] == [Deferred, Deferred]
+
+
+def test_nothing_is_noted_for_a_host_that_answers() -> None:
+    journal = Journal()
+    slow = ScriptedHost({"RCPT": (90.0, "450 4.2.1 later")})
+    refused = ScriptedHost(is_refused=True)
+    played = deliver(slow, refused, journal=journal)
+    assert isinstance(played.outcome, Deferred)
+    assert not journal.waited
 
 
 def test_slow_host_is_asked_again_for_whom_the_others_put_off() -> None:
@@ -635,15 +686,38 @@ def test_reply_to_the_dot_may_come_in_pieces() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "ready", "sent"),
-    [(601.0, 0.0, True), (599.0, 0.0, True), (900.0, 310.0, False)],
+    ("deadline", "ends", "ready", "sent"),
+    [
+        pytest.param(150.0, inf, 140.0, True, id="just before the deadline"),
+        pytest.param(150.0, 750.0, 140.0, True, id="whose limit is where it should be"),
+        pytest.param(900.0, 970.0, 290.0, True, id="by default"),
+        pytest.param(900.0, 700.0, 99.0, True, id="just before the limit"),
+        pytest.param(900.0, 700.0, 101.0, False, id="too close to the limit"),
+        pytest.param(900.0, 500.0, 0.0, False, id="limit that no dot fits in"),
+    ],
 )
-def test_dot_is_sent_only_while_there_is_time_for_its_reply(
-    more: float, ready: float, sent: bool
+def test_dot_is_sent_only_while_the_mail_server_waits_for_its_reply(
+    deadline: float, ends: float, ready: float, sent: bool
 ) -> None:
     host = ScriptedHost({"RCPT": (ready, "250 ok")})
-    deliver(host, deadline=more)
+    played = deliver(host, deadline=deadline, ends=ends)
     assert bool(host.messages) is sent
+    expected = "Delivered 2.0.0" if sent else "Deferred 4.4.2"
+    assert status(played.outcome) == expected
+
+
+def test_reply_to_the_dot_has_its_time_beyond_the_deadline() -> None:
+    host = ScriptedHost({"RCPT": (140.0, "250 ok"), ".": (590.0, "250 taken")})
+    played = deliver(host, deadline=150)
+    assert isinstance(played.outcome, Delivered)
+    assert played.seconds == pytest.approx(730, abs=1)
+
+
+def test_slow_reader_has_the_body_until_the_deadline() -> None:
+    slow = ScriptedHost({"BODY": 140.0})
+    played = deliver(slow, data=BIG, deadline=150)
+    assert isinstance(played.outcome, Delivered)
+    assert played.seconds == pytest.approx(140, abs=5)
 
 
 def test_host_that_reads_no_more_of_the_body_is_left_for_another() -> None:
@@ -657,17 +731,17 @@ def test_host_that_reads_no_more_of_the_body_is_left_for_another() -> None:
 
 def test_no_dot_and_no_other_host_when_the_body_took_too_long() -> None:
     deaf, second = ScriptedHost({"BODY": End.DEAF}), ScriptedHost()
-    played = deliver(deaf, second, data=BIG, options=IMPATIENT, deadline=9)
+    played = deliver(deaf, second, data=BIG, deadline=9)
     assert status(played.outcome) == "Deferred 4.4.2"
     assert "too little time" in played.outcome.text
-    assert played.seconds == pytest.approx(3, abs=0.1)
+    assert played.seconds == pytest.approx(9, abs=0.1)
     assert not second.visits
 
 
 def test_no_dot_when_time_is_up_before_it() -> None:
     first = ScriptedHost({"RCPT": (25.0, "250 ok")})
     second = ScriptedHost({"CONNECT": (2.0, "220 hi")})
-    played = deliver(first, second, deadline=60)
+    played = deliver(first, second, deadline=60, ends=620)
     assert status(played.outcome) == "Deferred 4.4.2"
     assert not first.messages
     assert not second.messages

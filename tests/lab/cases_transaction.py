@@ -19,7 +19,7 @@ from .case import (
 )
 from .cases_greeting import KEYWORDS
 from .smtp_host import Behaviour, Step
-from .transports import HASTY, HASTY_DEADLINE, MANY
+from .transports import HASTY, MANY
 
 USER_UNKNOWN = Behaviour({"RCPT": Step("550 5.1.1 User unknown")})
 LOST_AT_THE_DOT = deferred("4.4.2", copies={"mx1": 1}, text="more than once")
@@ -144,21 +144,6 @@ DOT: tuple[Case, ...] = (
         "The first MX resets on the final dot: it may have the message.",
         Behaviour({"DOT": Step(end="reset")}),
         ours(LOST_AT_THE_DOT),
-    ),
-    first_then_good(
-        "dot-hung",
-        "The first MX never answers the final dot: it may have the message.",
-        Behaviour({"DOT": Step(end="hush")}),
-        {
-            HASTY: deferred(
-                "4.4.2",
-                HASTY_DEADLINE + AT_ONCE,
-                HASTY_DEADLINE - 5,
-                copies={"mx1": 1},
-                text="more than once",
-                visits={"mx2": 0},
-            )
-        },
     ),
     first_then_good(
         "dot-slow",

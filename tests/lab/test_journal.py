@@ -43,7 +43,7 @@ MIXED = Case(
     {},
 )
 EXIM_MANY = "exim-many"
-COMMAND = "/opt/mxpolicy/bin/mxpolicy pipe --exim --deadline 3500s -- $pipe_addresses"
+COMMAND = "/opt/mxpolicy/bin/mxpolicy pipe --exim --deadline 2900s -- $pipe_addresses"
 SENDER = f"sender@{HOME_DOMAIN}"
 
 

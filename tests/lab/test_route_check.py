@@ -167,7 +167,7 @@ def test_check_on_a_terminal_is_text(lab: Lab) -> None:
 NAME = "mxpolicy/unix"
 COMMAND = (
     "pipe flags=q user=mxpolicy null_sender= argv=/opt/mxpolicy/bin/mxpolicy pipe"
-    " -f ${sender} --nexthop ${nexthop} --queue-id ${queue_id} --deadline 3500s"
+    " -f ${sender} --nexthop ${nexthop} --queue-id ${queue_id} --deadline 2900s"
     " -- ${recipient}"
 )
 
@@ -190,13 +190,13 @@ def command(old: str, new: str) -> list[str]:
         pytest.param(
             ["-X", "mxpolicy_time_limit"],
             "fail",
-            "mxpolicy_time_limit is 1000 s, --deadline 3500 s: Postfix kills",
+            "mxpolicy_time_limit is 1000 s, --deadline 2900 s, and",
             id="time_limit_below_the_deadline",
         ),
         pytest.param(
             ["-P", f"{NAME}/mxpolicy_time_limit=5m"],
             "fail",
-            "mxpolicy_time_limit is 300 s, --deadline 3500 s: Postfix kills",
+            "mxpolicy_time_limit is 300 s, --deadline 2900 s, and",
             id="time_limit_lowered_in_master_cf",
         ),
         pytest.param(
