@@ -625,6 +625,10 @@ class Attempt:
         """Return the seconds to wait for the reply to the final dot."""
         return DOT_TIME
 
+    def progressed(self, candidate: Candidate) -> None:
+        """Tell that the host of the transaction goes on (see `Control`)."""
+        self._tell(events.Progressed(self._now(), candidate))
+
     def recipients_answered(self, result: TransactionResult) -> None:
         """Let the losers go when nobody is left for them."""
         open_questions = self._unsettled - result.accepted

@@ -27,6 +27,7 @@ __all__ = [
     "Observe",
     "PhaseReached",
     "Planned",
+    "Progressed",
     "RecipientSettled",
     "Secured",
     "TlsWanted",
@@ -62,6 +63,13 @@ class PhaseReached(NamedTuple):
     at: float
     candidate: Candidate
     phase: Phase
+
+
+class Progressed(NamedTuple):
+    """A host has answered a command of the transaction, or taken more mail data."""
+
+    at: float
+    candidate: Candidate
 
 
 class CandidateFailed(NamedTuple):
@@ -189,6 +197,7 @@ Event = (
     Planned
     | CandidateStarted
     | PhaseReached
+    | Progressed
     | CandidateFailed
     | CandidateDoubted
     | WorkedAround

@@ -26,6 +26,7 @@ from mxpolicy.delivery.events import (
     CandidateTaken,
     PhaseReached,
     Planned,
+    Progressed,
     RecipientSettled,
     Secured,
     TlsWanted,
@@ -95,6 +96,7 @@ def _step(
     event: Planned
     | CandidateStarted
     | PhaseReached
+    | Progressed
     | CandidateFailed
     | CandidateDoubted
     | WorkedAround
@@ -115,6 +117,8 @@ def _step(
             return f"started, {at}, candidate={_way(candidate)}"
         case PhaseReached(_, candidate, phase):
             return f"reached, {at}, candidate={_way(candidate)}, phase={phase.word}"
+        case Progressed(_, candidate):
+            return f"progressed, {at}, candidate={_way(candidate)}"
         case CandidateFailed(_, candidate, finding):
             said = f" ({finding.text})" if finding.text else ""
             return (
@@ -186,6 +190,8 @@ def _facts(event: Event) -> Facts:
                 **_candidate_facts(candidate),
                 "phase": phase.word,
             }
+        case Progressed(_, candidate):
+            return {"event": "progressed", "at": at, **_candidate_facts(candidate)}
         case CandidateFailed(_, candidate, finding):
             return {
                 "event": "failed",

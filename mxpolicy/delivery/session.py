@@ -22,7 +22,7 @@ from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.transaction import Control, Transaction, TransactionResult
 from mxpolicy.errors import RemoteProtocolError, TLSError
 from mxpolicy.net import tls
-from mxpolicy.net.ack_watch import StreamSilent
+from mxpolicy.net.ack_watch import StreamSilent, telling_progress
 from mxpolicy.net.stream import Stream, StreamClosed
 from mxpolicy.options import LongLines
 from mxpolicy.protocol import smtp_client as smtp
@@ -338,9 +338,12 @@ class Session(Dialogue):
             return smtp.Verb.DATA, reply
         try:
             async with asyncio.timeout(control.time_before_dot()):
-                early = await self._body(transaction)
-                if early is None and not await self._drain(transaction):
-                    early = await self._early_reply()
+                with telling_progress(
+                    self._stream, lambda: control.progressed(self.candidate)
+                ):
+                    early = await self._body(transaction)
+                    if early is None and not await self._drain(transaction):
+                        early = await self._early_reply()
         except TimeoutError:
             control.permit_dot()
             raise self._failed(Verdict.SILENT, self._awaited()) from None
@@ -395,6 +398,7 @@ class Session(Dialogue):
     ) -> tuple[smtp.Verb, Reply] | None:
         """The final dot, in a write of its own: the one moment of doubt."""
         result = transaction.result
+        transaction.control.progressed(self.candidate)
         self._enter(Phase.DOT)
         self._smtp.dot()
         self._is_sent = False  # nor will it be, if something came too early
@@ -435,7 +439,9 @@ class Session(Dialogue):
     async def _answer(self, kind: type[E], control: Control) -> E:
         """Return the next event, waited for as long as the message allows."""
         timeout = smtp.facts(self._smtp.state).timeout
-        return await self._next(kind, timeout=control.patience(timeout))
+        event = await self._next(kind, timeout=control.patience(timeout))
+        control.progressed(self.candidate)
+        return event
 
 
 def _is_completion(reply: Reply) -> bool:

@@ -16,6 +16,7 @@ from mxpolicy.options import LongLines
 from mxpolicy.protocol.dot_stuffing import DotStuffer
 from mxpolicy.protocol.smtp_client import Verb
 from mxpolicy.reply import Reply
+from mxpolicy.routing.candidate import Candidate
 
 __all__ = ["Control", "Transaction", "TransactionResult"]
 
@@ -33,6 +34,9 @@ class Control(Protocol):
 
     def patience_at_dot(self) -> float:
         """Seconds to wait for the reply to the final dot."""
+
+    def progressed(self, candidate: Candidate) -> None:
+        """*candidate* has answered, or acknowledged more of the mail data."""
 
     def recipients_answered(self, result: TransactionResult) -> None:
         """Every RCPT of a transaction has been answered, DATA not yet sent."""

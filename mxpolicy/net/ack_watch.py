@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.routing.evidence import STALL_TIME, AckProgress, is_stalled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from mxpolicy.net.stream import Stream
 
-__all__ = ["AckWatch", "StreamSilent", "StreamStalled"]
+__all__ = ["AckWatch", "StreamSilent", "StreamStalled", "telling_progress"]
+
+# Seconds between two looks for the sake of others.
+_TELL = 5.0
 
 
 class StreamSilent(MxPolicyError):
@@ -61,3 +67,24 @@ class AckWatch:
                 raise StreamStalled(still_for, state.unacknowledged)
         if still_for >= self._timeout:
             raise StreamSilent(still_for, self._stream.unacknowledged())
+
+
+@contextmanager
+def telling_progress(stream: Stream, tell: Callable[[], None]) -> Iterator[None]:
+    """Call *tell* every few seconds in which the peer has acknowledged something."""
+    loop = asyncio.get_running_loop()
+    before = stream.acknowledged
+    alarm: asyncio.TimerHandle
+
+    def look() -> None:
+        nonlocal alarm, before
+        if stream.acknowledged > before:
+            tell()
+        before = stream.acknowledged
+        alarm = loop.call_later(_TELL, look)
+
+    alarm = loop.call_later(_TELL, look)
+    try:
+        yield
+    finally:
+        alarm.cancel()

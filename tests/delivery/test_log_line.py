@@ -18,6 +18,7 @@ from mxpolicy.delivery.events import (
     Event,
     PhaseReached,
     Planned,
+    Progressed,
     RecipientSettled,
     Secured,
     TlsWanted,
@@ -118,6 +119,12 @@ NOT_SMTP = Finding(Verdict.NOT_SMTP, Phase.GREETING, 0.01, text="HTTP/1.1 400")
             "4bXyz1: reached, at=300, candidate=mx1.example.com[192.0.2.1]:25,"
             " egress=direct, phase=greeting",
             id="reached",
+        ),
+        pytest.param(
+            Progressed(7.0, FIRST),
+            "4bXyz1: progressed, at=7, candidate=mx1.example.com[192.0.2.1]:25,"
+            " egress=direct",
+            id="progressed",
         ),
         pytest.param(
             CandidateFailed(1.5, FIRST, FILTERED),
@@ -235,6 +242,11 @@ MX2 = {
             PhaseReached(0.1, FIRST, Phase.TLS),
             {"event": "reached", "at": 0.1, **MX1, "phase": "tls"},
             id="reached",
+        ),
+        pytest.param(
+            Progressed(7.0, FIRST),
+            {"event": "progressed", "at": 7.0, **MX1},
+            id="progressed",
         ),
         pytest.param(
             CandidateFailed(1.5, FIRST, FILTERED),

@@ -51,6 +51,7 @@ class Owner:
         self._before_dot = before_dot
         self._at_dot = at_dot
         self._asked = 0
+        self.progress = 0
 
     def patience(self, standard: float) -> float:
         return standard
@@ -60,6 +61,9 @@ class Owner:
 
     def patience_at_dot(self) -> float:
         return 600.0
+
+    def progressed(self, candidate: Candidate) -> None:
+        self.progress += 1
 
     def recipients_answered(self, result: TransactionResult) -> None:
         self.accepted.append(set(result.accepted))

@@ -16,7 +16,7 @@ import trustme
 from mxpolicy.errors import LocalTrouble, RemoteProtocolError, TLSError
 from mxpolicy.net import stream as stream_module
 from mxpolicy.net import tls
-from mxpolicy.net.ack_watch import StreamSilent
+from mxpolicy.net.ack_watch import StreamSilent, telling_progress
 from mxpolicy.net.stream import Stream, StreamClosed
 
 Pair = tuple[Stream, socket.socket]
@@ -151,6 +151,32 @@ class TestWriting:
             assert not writing.done()
             await clock.advance(20)
             await clock.until(writing.done)
+
+    async def test_acknowledged_bytes_are_told_and_nothing_else(
+        self, pair: Pair
+    ) -> None:
+        stream, peer = pair
+        clock = Clock()
+        told: list[float] = []
+        loop = asyncio.get_running_loop()
+        async with asyncio.TaskGroup() as group:
+            with telling_progress(stream, lambda: told.append(loop.time())):
+                writing = group.create_task(
+                    expect(StreamSilent, fill(stream, progress_timeout=180))
+                )
+                await clock.until(lambda: has_closed_window(stream))
+                await clock.until(lambda: len(told) > 0)
+                await clock.advance(20)
+                before, at_first = stream.acknowledged, len(told)
+                await clock.advance(100)
+                assert len(told) == at_first
+                await receive_all(peer, 16384)
+                await clock.until(lambda: stream.acknowledged > before)
+                await clock.advance(6)
+                assert len(told) == at_first + 1
+            await clock.advance(180)
+            await clock.until(writing.done)
+        assert len(told) == at_first + 1
 
     async def test_handing_to_the_kernel_is_no_progress(self, pair: Pair) -> None:
         stream, _ = pair
