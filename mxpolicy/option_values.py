@@ -303,6 +303,7 @@ ITEMS: dict[str, Reader] = {
     "Port": _whole(1, 65535),
     "Hops": _whole(1, 1000),
     "Places": _whole(1, 32),
+    "Processes": _whole(0, 10000),
     "Switch": _switch,
     "HostName": _helo,
     "LogTarget": _log_target,

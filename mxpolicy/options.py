@@ -46,6 +46,7 @@ __all__ = [
     "Options",
     "Places",
     "Port",
+    "Processes",
     "ProtocolStates",
     "RaceOptions",
     "ResolverOptions",
@@ -74,6 +75,8 @@ Port = int
 """A TCP port, 1 to 65535."""
 Places = int
 """How many at once, 1 to 32: an attempt dials no more."""
+Processes = int
+"""How many processes at once, 0 to 10000."""
 Hops = int
 """Mail servers that a message has passed, 1 to 1000."""
 Switch = bool | None
@@ -195,12 +198,14 @@ class TransactionOptions:
 
 @dataclass(frozen=True, slots=True)
 class LimitOptions:
-    """What one message may take of this machine."""
+    """What messages may take of this machine."""
 
     message_memory: Size = 1 * MIB
     """Mail data kept in memory; what is beyond it goes to an unlinked file."""
     hops: Hops = 50
     """``Received:`` fields that make a message a loop; it bounces with 5.4.6 (RFC 5321 §6.3, Postfix: hopcount_limit)."""
+    processes: Processes = 60
+    """How many deliveries the mail server runs at once (Postfix: maxproc in master.cf, added up where several transports run mxpolicy). When three quarters of them run, a destination that a quarter of them wait for gets no more: its next message is deferred with 4.3.2, and other mail goes on. Below that nothing is limited. 0: nothing ever."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ GOOD = {
         greeting_5xx=GreetingPolicy.BOUNCE,
         nxdomain=NxdomainPolicy.DEFER,
         long_lines=LongLines.PASS,
-        limits=LimitOptions(message_memory=10 * 1024 * 1024),
+        limits=LimitOptions(message_memory=10 * 1024 * 1024, processes=0),
         tls=TlsOptions(default=TlsLevel.NONE),
         log=LogOptions(
             to="/var/log/mxpolicy.log",

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import events, journal, trouble
+from mxpolicy.delivery.admission import Admission, Stay
 from mxpolicy.delivery.attempt import DOT_TIME, Attempt
 from mxpolicy.delivery.claims import Claim, Claims
 from mxpolicy.delivery.domains import Domains, StandIn
@@ -38,6 +39,7 @@ from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import DIRECT
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
 from mxpolicy.routing.own import OwnIdentity
+from mxpolicy.routing.places import nexthop_aim
 from mxpolicy.routing.track_record import is_missing, is_stand_in
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import Store
@@ -104,6 +106,7 @@ class Engine:
         self._utc = utc
         self._memory = Memory(self._store, options.memory, utc=utc)
         self._domains = Domains(self._store, utc=utc)
+        self._admission = Admission(self._store, options.limits.processes, utc=utc)
         asked = lookups or Resolver(options.resolver)
         self._planner = Planner(StandIn(asked, self._domains), options, identity)
         self._around = Surroundings(
@@ -192,6 +195,7 @@ class Engine:
             self._store,
             self._port,
             self._utc,
+            self._admission,
         )
         return await _Delivery(parts, request, mail_data).run()
 
@@ -206,6 +210,7 @@ class _Parts(NamedTuple):
     store: Store
     port: int
     utc: Callable[[], float]
+    admission: Admission
 
 
 class _Delivery:
@@ -224,6 +229,7 @@ class _Delivery:
         self._outcomes: dict[int, Outcome] = {}
         self._recipients: list[Recipient] = []
         self._utc = parts.utc
+        self._admission = parts.admission
         self._claims = Claims(parts.store, {}, 0.0)
 
     async def run(self) -> list[Outcome]:
@@ -344,22 +350,44 @@ class _Delivery:
         self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
     ) -> None:
         """Plan and attempt for one group; the owner of its whole trouble."""
+        deadline = self._request.deadline
         try:
-            plan = await self._plan(envelope, nexthop, domain)
-            if plan.refusal is not None:
-                refusal = await self._reprieved(domain, plan.refusal)
-                self._settle_group(indices, _as_far_as_known(plan, refusal))
-                return
-            if await self._attempt(envelope, plan, indices):
-                await self._remember_domain(domain, plan)
+            aim = nexthop_aim(parse_nexthop(nexthop, self._port))
+            stay = Stay(self._admission, aim, self._now, deadline)
+            try:
+                await self._send_from(stay, envelope, nexthop, domain, indices)
+            finally:
+                await stay.leave()
         except NexthopError as error:
             self._settle_group(indices, trouble.bad_nexthop(error))
         except Exception as error:
             self._observe_trouble(error)
             self._settle_group(indices, trouble.own_trouble(_cause(error)))
 
+    async def _send_from(
+        self,
+        stay: Stay,
+        envelope: Envelope,
+        nexthop: str,
+        domain: str,
+        indices: list[int],
+    ) -> None:
+        """Plan and attempt, once there is a place for it."""
+        refusal: Outcome | None = await stay.enter()
+        if refusal is not None:
+            self._settle_group(indices, refusal)
+            return
+        plan = await self._plan(envelope, nexthop, domain)
+        stay.planned()
+        if plan.refusal is not None:
+            refusal = await self._reprieved(domain, plan.refusal)
+            self._settle_group(indices, _as_far_as_known(plan, refusal))
+            return
+        if await self._attempt(stay, envelope, plan, indices):
+            await self._remember_domain(domain, plan)
+
     async def _attempt(
-        self, envelope: Envelope, plan: Plan, indices: list[int]
+        self, stay: Stay, envelope: Envelope, plan: Plan, indices: list[int]
     ) -> bool:
         """Attempt a delivery, with what is remembered of the candidates.
 
@@ -373,6 +401,7 @@ class _Delivery:
 
         def observe(event: events.Event) -> None:
             visit.observe(event)
+            stay.observe(event)
             self._around.observe(event)
 
         def settle(
@@ -391,6 +420,10 @@ class _Delivery:
             if advised.refusal is not None:
                 for index in indices:
                     self._settle_recipient(index, advised.refusal, None, advised.tried)
+                return False
+            refusal = await stay.dial(advised.candidates)
+            if refusal is not None:
+                self._settle_group(indices, refusal)
                 return False
             visit.probe()
             attempt = Attempt(

@@ -36,6 +36,7 @@ from mxpolicy.routing.candidate import (
     Scope,
     Verdict,
 )
+from mxpolicy.routing.places import Crowded
 
 __all__ = [
     "MAX_OUTCOME_TEXT",
@@ -55,6 +56,7 @@ __all__ = [
     "judge_misfit",
     "judge_reply",
     "misfit",
+    "no_place",
     "one_line",
     "own_trouble",
     "soft",
@@ -70,6 +72,7 @@ MAX_OUTCOME_TEXT = 950
 UNREACHABLE = EnhancedStatus(4, 4, 1)  # RFC 3463 §3.5: no answer from host
 _BAD_CONNECTION = EnhancedStatus(4, 4, 2)  # §3.5: bad connection
 _OWN_TROUBLE = EnhancedStatus(4, 3, 0)  # §3.4: other or undefined mail system status
+_SYSTEM_BUSY = EnhancedStatus(4, 3, 2)  # §3.4: system not accepting messages
 _OWN_MISTAKE = EnhancedStatus(4, 3, 5)  # §3.4: system incorrectly configured
 
 # RFC 5321 §4.2.4: syntax, command, sequence, parameter. RFC 3207 §4: 530, STARTTLS
@@ -465,6 +468,25 @@ def own_trouble(error: BaseException) -> Deferred:
 def under_way() -> Deferred:
     """Return the outcome of whom another process is delivering to at this moment."""
     return Deferred(_OWN_TROUBLE, "another delivery of this message is under way")
+
+
+def no_place(crowded: Crowded, now: float) -> Deferred:
+    """Return the outcome where others wait for the same, in most of our processes.
+
+    Args:
+        crowded: How it is.
+        now: Seconds since the epoch, UTC.
+    """
+    text = (
+        f"{crowded.taken} of {crowded.limit} processes are in use,"
+        f" {crowded.waiting} of them by mail for {crowded.aim} that "
+    )
+    if crowded.longest is None:
+        text += "has not gone through lately"
+    else:
+        waited = max(0.0, now - crowded.longest.since)
+        text += f"waits, {waited:.0f}s for {crowded.longest.waits_for}"
+    return Deferred(_SYSTEM_BUSY, one_line(f"{text}; others come first"))
 
 
 def one_line(text: str) -> str:

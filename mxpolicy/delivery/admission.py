@@ -1,0 +1,364 @@
+"""The door of the engine: who may deliver now, and whose turn is later.
+
+The shell of `mxpolicy.routing.places`, which decides. While a delivery runs, a row of
+the store says which process it is, where it is going, and what it waits for. The row is
+removed at the end; the row of a process that was killed counts for nothing. Rows of
+other machines, and of other containers, are about their places and not about ours.
+
+A quiet machine pays one row, one look and one removal for each message. Nothing here
+makes a delivery fail: without a store that works, nobody is limited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery.journal import Owner, is_alive, myself
+from mxpolicy.routing.candidate import Phase
+from mxpolicy.routing.places import (
+    Crowded,
+    Place,
+    Progress,
+    Undecided,
+    first_hosts,
+    is_tight,
+    judge,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from mxpolicy.outcome import Deferred
+    from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.state.store import Store
+
+__all__ = ["Admission", "Stay"]
+
+# What keys begin with: a place that is taken, an aim that was limited.
+PLACE = "place "
+LIMITED = "limited "
+
+# Seconds for which an aim counts as limited: one that was waited for, and one of which
+# that could not be said yet.
+LIMITED_FOR = 600.0
+UNDECIDED_FOR = 10.0
+# Seconds past the deadline that a row is kept: the final dot may still be unanswered.
+SLACK = 900.0
+# Seconds between two looks at who is there.
+LOOK_AGAIN = 0.1
+
+
+class Admission:
+    """The places of a machine, as its deliveries tell each other.
+
+    Args:
+        store: Never raises; see `mxpolicy.state.fallback`.
+        limit: How many places there are; 0 is no limit, and then nothing is written.
+        utc: Seconds since the epoch.
+        owner: Who we are.
+        lives: Whether the process of a row is still there.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        limit: int,
+        *,
+        utc: Callable[[], float] = time.time,
+        owner: Callable[[], Owner] = myself,
+        lives: Callable[[Owner], bool] = is_alive,
+    ) -> None:
+        self.store = store
+        self.limit = limit
+        self.utc = utc
+        self.owner = owner
+        self._lives = lives
+
+    async def places(self, me: Owner) -> list[Place]:
+        """Return the places of the other processes of this machine.
+
+        While there is room for all, those of dead processes may be among them:
+        nobody needs to know.
+        """
+        rows = [
+            row
+            for stored in await self.store.scan(PLACE)
+            if (row := _Row.decode(stored.key, stored.value))
+            and _is_neighbour(row.owner, me)
+        ]
+        if is_tight(len({row.place.process for row in rows}), self.limit):
+            rows = [row for row in rows if await self._is_there(row)]
+        return [row.place for row in rows]
+
+    async def _is_there(self, row: _Row) -> bool:
+        if self._lives(row.owner):
+            return True
+        await self.store.delete(row.key)
+        return False
+
+    async def limited(self, aims: Iterable[str]) -> list[str]:
+        """Return those of *aims* that were limited in the last ten minutes."""
+        return [aim for aim in aims if await self.store.get(LIMITED + aim) is not None]
+
+
+class Stay:
+    """One delivery, from the door to its end.
+
+    Call `enter` first, and `dial` before anybody is dialled; tell everything to
+    `observe`, and in the end, whatever has happened, call `leave`.
+
+    Args:
+        admission: The engine's.
+        aim: What all mail to the same nexthop has in common.
+        clock: Seconds, as events have them.
+        until: When the delivery is over at the latest, on *clock*.
+    """
+
+    def __init__(
+        self,
+        admission: Admission,
+        aim: str,
+        clock: Callable[[], float],
+        until: float,
+    ) -> None:
+        self._admission = admission
+        self._aim = aim
+        self._hosts: list[str] = []
+        self._clock = clock
+        self._expires = admission.utc() + until - clock() + SLACK
+        self._began = admission.utc()
+        self._me: Owner | None = None
+        self._key = ""  # of our row, while there is one
+        self._progress = Progress(clock())
+        self._is_waiting = False
+        self._has_waited = False
+        self._has_met_a_host = False
+        self._was_tight = False
+        self._has_looked = False  # long enough at those who may wait or not
+        self._limited: list[str] = []  # aims of ours that were so when we came
+        self._alarm: asyncio.TimerHandle | None = None
+        self._rings_at = 0.0
+        self._is_outdated = False
+        self._writer: asyncio.Task[None] | None = None
+
+    # -- at the door ----------------------------------------------------------
+
+    async def enter(self) -> Deferred | None:
+        """Take a place; return why there is none."""
+        if not self._admission.limit:
+            return None
+        self._me = self._admission.owner()
+        refusal = await self._refusal([self._aim])
+        if refusal is not None:
+            return refusal
+        self._key = f"{PLACE}{self._me.namespace} {self._me.pid} {self._me.call}"
+        await self._put()
+        self._progress = Progress(self._clock())
+        self._watch()
+        return None
+
+    async def dial(self, candidates: Sequence[Candidate]) -> Deferred | None:
+        """Return why *candidates* may not be dialled now, None when they may.
+
+        Asks again only where places were rare a moment ago.
+        """
+        if not self._key:
+            return None
+        self._hosts = first_hosts(candidates)
+        if not self._was_tight:
+            return None
+        self._silence()  # what we wait for here is nobody's fault
+        refusal = await self._refusal(self._hosts)
+        if refusal is None:
+            await self._put()
+            self.planned()
+        return refusal
+
+    async def _refusal(self, aims: Sequence[str]) -> Deferred | None:
+        """Return why we may not go on; wait where that cannot be said yet."""
+        first: set[str] | None = None
+        came = self._clock()
+        while True:
+            said, places = await self._judge(aims)
+            if isinstance(said, Crowded):
+                return await self._turned_away(
+                    said, LIMITED_FOR if said.was_seen else 0
+                )
+            if said is None or self._has_looked:
+                return None
+            there = {one.process for one in places if not one.aims.isdisjoint(aims)}
+            first = there if first is None else first
+            is_over = self._clock() >= came + said.patience
+            if is_over and said.otherwise is not None:
+                return await self._turned_away(said.otherwise, UNDECIDED_FOR)
+            # When one of them has ended, mail goes through.
+            self._has_looked = is_over or not first <= there
+            if not self._has_looked:
+                await asyncio.sleep(LOOK_AGAIN)
+
+    async def _turned_away(self, crowded: Crowded, seconds: float) -> Deferred:
+        """Return why, and let those who come within *seconds* know it at once."""
+        store, now = self._admission.store, self._admission.utc()
+        if seconds:
+            await store.put(LIMITED + crowded.aim, b"", now + seconds)
+        return trouble.no_place(crowded, now)
+
+    async def _judge(
+        self, aims: Sequence[str]
+    ) -> tuple[Crowded | Undecided | None, list[Place]]:
+        admission = self._admission
+        assert self._me is not None
+        places = await admission.places(self._me)
+        taken = len({one.process for one in places})
+        self._was_tight = self._was_tight or 2 * taken >= admission.limit
+        limited: list[str] = []
+        if is_tight(taken, admission.limit):
+            limited = await admission.limited(aims)
+            self._limited += [one for one in limited if one not in self._limited]
+        said = judge(places, aims, admission.limit, admission.utc(), limited)
+        return said, places
+
+    # -- while it goes on -----------------------------------------------------
+
+    def planned(self) -> None:
+        """It is known who can be dialled."""
+        self._progress.planned(self._clock())
+        if self._key:
+            self._watch()
+
+    def observe(self, event: events.Event) -> None:
+        """Take note of what happens; never waits."""
+        if not self._key:
+            return
+        match event:
+            case events.CandidateStarted(at, candidate):
+                self._progress.started(candidate, at)
+            case events.PhaseReached(at, candidate, phase):
+                self._has_met_a_host = self._has_met_a_host or phase >= Phase.READY
+                self._progress.went_on(candidate, at, phase)
+            case events.CandidateTaken(at, candidate) | events.Progressed(
+                at, candidate
+            ):
+                self._progress.went_on(candidate, at, Phase.TRANSACTION)
+            case events.CandidateFailed(_, candidate) | events.CandidateDropped(
+                _, candidate
+            ):
+                self._progress.ended(candidate)
+            case _:
+                return
+        self._watch()
+
+    def _watch(self) -> None:
+        """See to it that others learn when we begin, or cease, to wait."""
+        due = self._progress.waits_from - self._clock()
+        if self._is_waiting != (due <= 0):
+            self._is_waiting = due <= 0
+            self._has_waited = self._has_waited or self._is_waiting
+            self._write()
+        if self._alarm is not None and self._rings_at > self._progress.waits_from:
+            self._silence()
+        if due > 0 and self._alarm is None:
+            self._rings_at = self._progress.waits_from
+            self._alarm = asyncio.get_running_loop().call_later(due, self._ring)
+
+    def _ring(self) -> None:
+        """Look whether we wait; what has happened since has put it off, perhaps."""
+        self._alarm = None
+        self._watch()
+
+    def _silence(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+
+    def _write(self) -> None:
+        """Have our row say what is true, without waiting for it."""
+        self._is_outdated = True
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_all())
+
+    async def _write_all(self) -> None:
+        try:
+            while self._is_outdated:
+                self._is_outdated = False
+                await self._put()
+        finally:
+            self._writer = None
+
+    async def _put(self) -> None:
+        assert self._me is not None
+        row = _Row(self._key, self._me, self._place())
+        await self._admission.store.put(row.key, row.encode(), self._expires)
+
+    def _place(self) -> Place:
+        assert self._me is not None
+        process, progress = _process(self._me), self._progress
+        if not self._is_waiting:
+            aims = frozenset((self._aim, *self._hosts))
+            return Place(process, aims, self._began)
+        aims = frozenset((self._aim, *(progress.hosts or self._hosts)))
+        waited = self._clock() - progress.since
+        since = self._admission.utc() - waited
+        return Place(process, aims, since, progress.waits_for)
+
+    # -- the end ----------------------------------------------------------------
+
+    async def leave(self) -> None:
+        """Give the place back."""
+        if not self._key:
+            return
+        key, self._key = self._key, ""  # nothing that happens now is written
+        self._silence()
+        if self._writer is not None:
+            await self._writer
+        store = self._admission.store
+        await store.delete(key)
+        if self._has_met_a_host and not self._has_waited:
+            for aim in self._limited:  # it has recovered
+                await store.delete(LIMITED + aim)
+
+
+class _Row(NamedTuple):
+    """A place as the store has it."""
+
+    key: str
+    owner: Owner
+    place: Place
+
+    def encode(self) -> bytes:
+        """Return the value."""
+        owner = "\t".join(map(str, self.owner))
+        return f"{owner}\n{self.place.encode()}".encode("ascii", "replace")
+
+    @classmethod
+    def decode(cls, key: str, value: bytes) -> _Row | None:
+        """Return what `encode` made, None for anything else."""
+        try:
+            first, second = value.decode("ascii").split("\n")
+            machine, boot, namespace, pid, started, call = first.split("\t")
+            owner = Owner(machine, boot, namespace, int(pid), int(started), call)
+        except (ValueError, AttributeError):
+            return None
+        place = Place.decode(_process(owner), second)
+        return None if place is None else cls(key, owner, place)
+
+
+def _process(owner: Owner) -> str:
+    return f"{owner.pid} {owner.started}"
+
+
+def _is_neighbour(owner: Owner, me: Owner) -> bool:
+    """Return whether it is another process of this mail server.
+
+    Another machine, or container, that shares the store has places of its own; and
+    where processes cannot be told from each other, nobody is limited.
+    """
+    here = (me.machine, me.boot, me.namespace)
+    return (
+        bool(me.boot)
+        and (owner.machine, owner.boot, owner.namespace) == here
+        and _process(owner) != _process(me)
+    )

@@ -1,0 +1,291 @@
+"""Who may go on when most of the mail server's processes are taken. Pure.
+
+A pipe transport runs a process for each message, and no more than the mail server's
+limit (``limits.processes``; Postfix: maxproc in master.cf). Each process that delivers
+holds a *place*. Without a rule here, one destination that does not answer would take
+all places, and all other mail would wait for it.
+
+The rule
+    While less than three quarters of the places are taken, nothing is limited, whatever
+    a destination's size or slowness. Beyond that, a destination with a quarter of all
+    places *waiting* gets no more: its next message is deferred at once. A destination
+    of which half of the messages wait, or more, gets only as many places as are still
+    free, so that several of them together cannot take all.
+
+    A destination that takes mail, however slowly, has nobody waiting, and all the
+    places there are.
+
+Waiting
+    `Progress` tells when a delivery waits: nothing has come of it for some seconds. A
+    host that answers each command after a second or five is slow, and nobody waits.
+
+    A destination that was limited once has all of its places counted as waiting for ten
+    minutes: else its retries would take every place anew before they are seen to wait.
+
+Undecided
+    A burst may take all places before the first of them can be seen to wait. So whoever
+    comes for a destination of which many are there, and nobody knows yet whether they
+    wait, looks on for a while: when one of them ends, mail goes through. When nothing
+    is known after that it goes on; but not where half of all places wait for
+    something. There the last ones are kept for others, and it is deferred.
+
+What a destination is
+    Each delivery has *aims*: its nexthop with its port, and the hosts, by address and
+    port, that it asks first. The rule holds for each aim: forty domains at one provider
+    that is down are one destination.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.routing.candidate import Phase
+from mxpolicy.routing.nexthop import NexthopKind
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.routing.nexthop import Nexthop
+
+__all__ = [
+    "FIRST_ANSWER",
+    "LONGEST_LOOK",
+    "LOOKUPS",
+    "NEXT_ANSWER",
+    "SHORT_LOOK",
+    "Crowded",
+    "Place",
+    "Progress",
+    "Undecided",
+    "first_hosts",
+    "host_aim",
+    "is_tight",
+    "judge",
+    "nexthop_aim",
+]
+
+# Seconds until a delivery waits: for the plan (a name server that is asked again has a
+# time-out of some seconds, and answers), for the first SYN-ACK, for anything after it.
+LOOKUPS = 5.0
+FIRST_ANSWER = 2.0
+NEXT_ANSWER = 10.0
+
+# Seconds after which a delivery that does not wait is known to be well: by then others
+# can read what its process has written.
+LONGEST_LOOK = NEXT_ANSWER + 2.0
+
+# Seconds to look on where others need the place.
+SHORT_LOOK = 1.0
+
+# Hosts that make a destination: as many as the race asks at once of one preference.
+MAX_HOSTS = 4
+
+
+class Place(NamedTuple):
+    """A place that is taken.
+
+    Attributes:
+        process: Who holds it: several deliveries of one process hold one place.
+        aims: What it is for; see the module.
+        since: When it began, or since when it waits; UTC seconds.
+        waits_for: What it waits for, in words; empty while it does not.
+    """
+
+    process: str
+    aims: frozenset[str]
+    since: float
+    waits_for: str = ""
+
+    def encode(self) -> str:
+        """Return all but the process, as one printable line."""
+        aims = " ".join(sorted(self.aims))
+        return f"{aims}\t{self.since:.3f}\t{self.waits_for}"
+
+    @classmethod
+    def decode(cls, process: str, text: str) -> Place | None:
+        """Return what `encode` made, None for anything else."""
+        try:
+            aims, since, waits_for = text.split("\t")
+            return cls(process, frozenset(aims.split(" ")), float(since), waits_for)
+        except ValueError:
+            return None
+
+
+class Crowded(NamedTuple):
+    """Too many places wait for the same as we would.
+
+    Attributes:
+        aim: What for.
+        taken: Places that are taken by others, of all destinations.
+        limit: How many there are.
+        waiting: How many of them count as waiting for *aim*.
+        longest: The one that waits longest; None when none does at this moment.
+        was_seen: They wait at this moment; else the aim was limited lately.
+    """
+
+    aim: str
+    taken: int
+    limit: int
+    waiting: int
+    longest: Place | None
+    was_seen: bool
+
+
+class Undecided(NamedTuple):
+    """It is not known yet whether those who are there wait.
+
+    Attributes:
+        aim: Whose.
+        patience: Seconds to look on.
+        otherwise: What it comes to, when nothing is known by then; None: to go on.
+    """
+
+    aim: str
+    patience: float
+    otherwise: Crowded | None
+
+
+def is_tight(taken: int, limit: int) -> bool:
+    """Return whether three quarters of the places are taken."""
+    return limit > 0 and taken * 4 >= limit * 3
+
+
+def judge(
+    places: Collection[Place],
+    aims: Iterable[str],
+    limit: int,
+    now: float,
+    limited_lately: Collection[str] = (),
+) -> Crowded | Undecided | None:
+    """Return why a delivery may not go on; None when it may.
+
+    Args:
+        places: Those of all other processes.
+        aims: The delivery's.
+        limit: How many places there are; 0 is no limit.
+        now: UTC seconds.
+        limited_lately: Aims that were `Crowded` in the last ten minutes.
+    """
+    taken = len({one.process for one in places})
+    if not is_tight(taken, limit):
+        return None
+    free = max(1, limit - taken)
+    share = max(1, limit // 4)
+    stuck = len({one.process for one in places if one.waits_for})
+    is_stuck = stuck * 2 >= limit
+    # A single one that waits says little, unless little else goes on.
+    bounds = _Bounds(share, min(share, free if is_stuck else max(2, free)))
+    undecided = None
+    for aim in aims:
+        there = [one for one in places if aim in one.aims]
+        waiting = [one for one in there if one.waits_for]
+        counted = there if aim in limited_lately else waiting
+        longest = min(waiting, key=lambda one: one.since, default=None)
+        crowded = Crowded(aim, taken, limit, len(counted), longest, False)
+        if bounds.are_reached(len(counted), len(there)):
+            seen = bounds.are_reached(len(waiting), len(there))
+            return crowded._replace(was_seen=seen)
+        young = sum(now - one.since < LONGEST_LOOK for one in there)
+        if is_stuck and young >= bounds.rest:
+            crowded = crowded._replace(waiting=len(there))
+            undecided = Undecided(aim, SHORT_LOOK, crowded)
+        elif young >= share:
+            undecided = undecided or Undecided(aim, LONGEST_LOOK, None)
+    return undecided
+
+
+class _Bounds(NamedTuple):
+    """How many may wait.
+
+    Attributes:
+        share: Of a destination that others of its messages get through to.
+        rest: Of one that half of its messages, or more, wait for.
+    """
+
+    share: int
+    rest: int
+
+    def are_reached(self, waiting: int, there: int) -> bool:
+        """Return whether *waiting* of the places *there* are too many."""
+        return waiting >= (self.rest if 2 * waiting >= there else self.share)
+
+
+def nexthop_aim(hops: Sequence[Nexthop]) -> str:
+    """Return the aim that all mail to a nexthop, one or a list, has in common."""
+    return ",".join(
+        f"{one.name}:{one.port}"
+        if one.kind is NexthopKind.DOMAIN
+        else f"[{one.name}]:{one.port}"
+        for one in hops
+    )
+
+
+def host_aim(candidate: Candidate) -> str:
+    """Return the aim that all who dial *candidate* have in common."""
+    return f"[{candidate.address}]:{candidate.port}"
+
+
+def first_hosts(candidates: Iterable[Candidate]) -> list[str]:
+    """Return the aims of a delivery that will ask *candidates* in this order."""
+    found: list[str] = []
+    rank = None
+    for candidate in candidates:
+        rank = candidate.rank if rank is None else rank
+        if candidate.rank != rank or len(found) == MAX_HOSTS:
+            break
+        found.append(host_aim(candidate))
+    return found
+
+
+class Progress:
+    """Tells when a delivery waits, from what happens to it.
+
+    All times are seconds on one clock of the caller's.
+
+    Attributes:
+        waits_from: When it will wait, if nothing happens until then.
+        since: When something has last happened.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.since = now
+        self.waits_from = now + LOOKUPS
+        self._has_plan = False
+        self._open: dict[Candidate, Phase] = {}
+
+    def planned(self, now: float) -> None:
+        """The names are looked up; a SYN will leave, or a turn is waited for."""
+        self._has_plan = True
+        self._went_on(now, FIRST_ANSWER)
+
+    def started(self, candidate: Candidate, now: float) -> None:
+        """A candidate is dialled. It is no progress that one more is."""
+        self._open[candidate] = Phase.CONNECT
+        if now + FIRST_ANSWER < self.waits_from:
+            self.since, self.waits_from = now, now + FIRST_ANSWER
+
+    def went_on(self, candidate: Candidate, now: float, phase: Phase) -> None:
+        """A candidate has answered, or taken more of the mail data, in *phase*."""
+        self._open[candidate] = phase
+        self._went_on(now, NEXT_ANSWER)
+
+    def ended(self, candidate: Candidate) -> None:
+        """A candidate is not dialled or spoken with any more."""
+        self._open.pop(candidate, None)
+
+    def _went_on(self, now: float, patience: float) -> None:
+        self.since, self.waits_from = now, now + patience
+
+    @property
+    def hosts(self) -> list[str]:
+        """The aims that it waits for."""
+        return [host_aim(one) for one in self._open]
+
+    @property
+    def waits_for(self) -> str:
+        """What it waits for, in words."""
+        if not self._open:
+            return "its turn" if self._has_plan else "DNS"
+        furthest = max(self._open, key=lambda one: self._open[one])
+        return f"{furthest} ({self._open[furthest].word})"
