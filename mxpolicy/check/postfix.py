@@ -19,6 +19,7 @@ from mxpolicy.check.report import fail, ok, warn
 from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import ConfigError, UsageError
 from mxpolicy.net.own_name import own_name
+from mxpolicy.options import Options
 from mxpolicy.pipe import (
     ALARM_INTERVAL,
     ALARM_SLACK,
@@ -28,15 +29,14 @@ from mxpolicy.pipe import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mxpolicy.check.access import Account
     from mxpolicy.check.postconf import Postconf
     from mxpolicy.check.report import Item
-    from mxpolicy.options import Options
     from mxpolicy.pipe import Arguments
 
-__all__ = ["FILTER", "Postfix", "look", "parse_time", "see", "user_of"]
+__all__ = ["FILTER", "Postfix", "judge_places", "look", "parse_time", "see", "user_of"]
 
 # Between the last reply that is waited for and the limit at which Postfix kills:
 # contrib's, and the least that there must be, until the last alarm has rung.
@@ -129,6 +129,7 @@ def look(postfix: Postfix, options: Options, config: str | None) -> list[Item]:
     items: list[Item] = []
     for service in postfix.services:
         items += _judge_service(service, postfix, config)
+    items.append(judge_places(postfix.services, postfix.settings, options))
     items += _judge_identity(postfix, options)
     items += _judge_routing(postfix)
     items += _judge_queue(postfix)
@@ -164,17 +165,23 @@ def _judge_process(service: Service, postfix: Postfix) -> Iterator[Item]:
     if service.chroot == "y" or old_default:
         text = f"{service.name} runs in a chroot, where there is no Python: all mail is"
         yield fail(f"{text} deferred", f"postconf -F {place}/chroot=n")
-    limit = service.process_limit
-    if limit == "-":
-        limit = postfix.settings.get("default_process_limit", "100")
-    most = int(limit) if limit.isdigit() else 0
+    most = _processes(service, postfix.settings)
     if not most or most * PROCESS > _memory() / 2:
         many = f"up to {most}" if most else "any number of"
         text = f"{service.name}: {many} processes of 30 MB may run at once, more than"
         text += " half of this machine's memory"
-        yield warn(text, f"postconf -F {place}/process_limit=20")
+        fitting = max(1, min(Options().limits.processes, _memory() // 2 // PROCESS))
+        yield warn(text, f"postconf -F {place}/process_limit={fitting}")
     else:
         yield ok(f"{service.name}: at most {most} processes at once")
+
+
+def _processes(service: Service, settings: Mapping[str, str]) -> int:
+    """Return how many processes a service may have; 0 is any number."""
+    limit = service.process_limit
+    if limit == "-":
+        limit = settings.get("default_process_limit", "100")
+    return int(limit) if limit.isdigit() else 0
 
 
 def _memory() -> int:
@@ -441,6 +448,30 @@ def _command_mend(service: Service, wanted: Mapping[str, str]) -> str:
 
 
 # All of them together
+
+
+def judge_places(
+    services: Sequence[Service], settings: Mapping[str, str], options: Options
+) -> Item:
+    """Judge whether ``limits.processes`` is what master.cf says."""
+    places = options.limits.processes
+    each = [_processes(one, settings) for one in services]
+    most = sum(each) if all(each) else 0
+    if not places:
+        text = "limits.processes is 0: a destination that does not answer can take all"
+        text += " processes, and then all other mail waits for it"
+    elif places == most:
+        text = f"limits.processes is {places}, as in master.cf: a destination that does"
+        return ok(f"{text} not answer cannot take all of them")
+    elif not most or most > places:
+        text = f"limits.processes is {places}, master.cf allows {most or 'any number'}:"
+        text += " mail for a destination that does not answer is put off sooner than"
+        text += " it need be"
+    else:
+        text = f"limits.processes is {places}, master.cf allows {most}: a destination"
+        text += " that does not answer can take all of them, and then all other mail"
+        text += " waits for it"
+    return warn(text, f"limits: {{processes: {most}}}" if most else "")
 
 
 def _judge_identity(postfix: Postfix, options: Options) -> Iterator[Item]:

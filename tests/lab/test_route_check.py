@@ -34,6 +34,8 @@ def lab() -> Iterator[Lab]:
     except LabUnavailable as why:
         pytest.skip(str(why))
     with lab:
+        # As in contrib; for its cases the lab has more.
+        lab.mta_exec(["postconf", "-F", "mxpolicy/unix/process_limit=60"])
         yield lab
 
 
