@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from mxpolicy.options import Options
+
 from .cases import Case, Expected, Host, place
 from .conftest import transports_here
 from .lab import Lab
@@ -80,6 +82,7 @@ def test_entry_allows_as_many_processes_as_it_explains() -> None:
     assert explained is not None
     assert entry is not None
     assert explained[1] == entry[1]
+    assert int(entry[1]) == Options().limits.processes
 
 
 @needs_mxpolicy
