@@ -451,9 +451,16 @@ class Attempt:
             return ending
         self._tls_only.add(candidate)
         self._tell(events.TlsWanted(self._now(), candidate, reply.text))
+        said = f"in clear it said {reply.text}"
+        if result.in_doubt or self._hopeless is not None:
+            # Another dot is not sent now: the next attempt begins with TLS.
+            self._record(
+                candidate, Finding(Verdict.TLS_FAILED, Phase.TLS, 0.0, text=said)
+            )
+            return ending
         session.quit()
         way = Way.SMALL_SEGMENTS if session.has_small_segments else Way.ORDINARY
-        again = await self._open_again(candidate, way, f"in clear it said {reply.text}")
+        again = await self._open_again(candidate, way, said)
         if isinstance(again, Finding):
             return again
         self._sessions[candidate] = again

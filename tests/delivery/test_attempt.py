@@ -1003,6 +1003,25 @@ def test_only_those_refused_for_want_of_tls_are_offered_again(
     ]
 
 
+def test_want_of_tls_beside_a_dot_in_doubt_neither_bounces_nor_sends_again(
+    context: ssl.SSLContext,
+) -> None:
+    host = ScriptedHost(
+        {
+            "STARTTLS": [End.CLOSE, "220 go"],
+            "RCPT a@example.com": "550 5.7.1 only with TLS",
+            ".": End.CLOSE,
+        },
+        extensions=(*EXTENSIONS, "LIMITS RCPTMAX=1"),
+        context=context,
+    )
+    played = deliver(host, recipients=["a@example.com", "b@example.com"])
+    assert all(isinstance(one, Deferred) for one in played.outcomes), played.outcomes
+    assert "only with TLS" in played.outcomes[0].text
+    assert "may be sent more than once" in played.outcomes[1].text
+    assert len(host.messages) == 1
+
+
 def test_handshake_lost_with_small_segments_too_is_met_with_them_under_tls(
     context: ssl.SSLContext,
 ) -> None:

@@ -241,6 +241,14 @@ EHLO: tuple[Case, ...] = (
     ),
 )
 
+WANTS_BROKEN_TLS = Behaviour(
+    {
+        "TLS": Step(end="close"),
+        "MAIL": Step("550 5.7.1 Must issue a STARTTLS command first"),
+    },
+    keywords=TLS_KEYWORDS,
+)
+
 STARTTLS: tuple[Case, ...] = (
     first_then_good(
         "starttls",
@@ -322,6 +330,18 @@ STARTTLS: tuple[Case, ...] = (
         "The handshake is never answered.",
         Behaviour({"TLS": Step(end="hush")}, keywords=TLS_KEYWORDS),
         NEXT_AFTER_PATIENCE,
+    ),
+    first_then_good(
+        "tls-wanted-and-broken",
+        "The first MX wants TLS, and closes on each handshake.",
+        WANTS_BROKEN_TLS,
+        ours(sent("mx2", visits={"mx1": 3})),
+    ),
+    Case(
+        "tls-wanted-and-broken-alone",
+        "The only MX wants TLS, and closes on each handshake: no bounce.",
+        (Host("mx1", 10, WANTS_BROKEN_TLS),),
+        ours(deferred("4.7.5", text="Must issue a STARTTLS", visits={"mx1": 3})),
     ),
 )
 
