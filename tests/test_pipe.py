@@ -350,6 +350,19 @@ def test_sender_whose_domain_has_no_a_labels_here_needs_smtputf8(
     assert there.mail_from[0].endswith(" SMTPUTF8")
 
 
+def test_cr_that_ends_no_line_is_a_space_and_the_size_is_right(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host(EHLO="250-host.example\r\n250 SIZE 9999")
+    message = b"Subject: a\rb\r\r\n\rReceived: c\n\r\n\r.\r\n.\r.\nlast\r"
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    assert_answer(pipe.run(argv, message), 0, r"2\.0\.0 ")
+    [arrived] = there.messages
+    assert arrived == b"Subject: a b \r\n Received: c\r\n\r\n .\r\n.. .\r\nlast \r\n"
+    [mail] = there.mail_from
+    assert mail.endswith(f" SIZE={len(arrived) - len(b'.')}")
+
+
 # -- the mail server's side ---------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ class MailData:
             data = self._without_mbox_line(self._top)
             self._count(data)
             self._store(data)
-        if self._last not in b"\r\n":
+        if self._last != 0x0A:
             self.size += 2  # the line end that the last line lacks
 
     def chunks(self, size: int = _CHUNK) -> Iterator[bytes]:
@@ -133,14 +133,12 @@ class MailData:
         return data[found.end() :] if found else data
 
     def _count(self, data: bytes) -> None:
-        """Add *data* to `size`; CRLF, LF and CR are one line end each (two bytes)."""
+        """Add *data* to `size`; CRLF and LF are a line end (two bytes), a CR is a byte."""
         if not data:
             return
-        feeds, returns = data.count(b"\n"), data.count(b"\r")
-        pairs = data.count(b"\r\n") if returns and feeds else 0
-        self.size += len(data) + feeds + returns - 2 * pairs
+        self.size += len(data) + data.count(b"\n") - data.count(b"\r\n")
         if self._last == 0x0D and data[0] == 0x0A:
-            self.size -= 2  # the CR was counted as a line end already
+            self.size -= 1  # the CR is there already
         self._last = data[-1]
         self.has_8bit = self.has_8bit or not data.isascii()
 

@@ -2,10 +2,10 @@
 
 What comes out:
 
-- Every line ends with CRLF, and CR and LF appear in no other way (§2.3.8). LF,
-  CRLF and a CR alone each end a line. So no two readers can disagree on where a
-  line ends, and the mail data cannot hold an end of data that only some of
-  them see (SMTP smuggling, CVE-2023-51764).
+- Every line ends with CRLF, and CR and LF appear in no other way (§2.3.8). LF and
+  CRLF end a line; any other CR becomes a space, also the first of CR CR LF. So no two
+  readers can disagree on where a line or the header ends, and the mail data cannot
+  hold an end of data that only some of them see (SMTP smuggling, CVE-2023-51764).
 - A dot at the start of a line is doubled.
 - A line of over 998 bytes is folded by CRLF and a space, as Postfix does
   (smtp_line_length_limit), or passed as it is. The space counts; the doubled dot
@@ -14,6 +14,10 @@ What comes out:
 
 NUL and other bytes pass. The final dot itself is not written here: `FINAL_DOT`
 leaves in a segment of its own, when the session may send it.
+
+The space for a CR is Postfix's (cleanup_replace_stray_cr_lf, tried with 3.7.11): what it
+has looked at comes here without a stray CR. Exim 4.96 has made line ends of them, in a
+header field folded ones, so that neither ends the header where the other sees none.
 
 BUGS: folding in the middle of a header field's word, or of signed text, changes
 what the recipient sees. There is no place to fold that would not.
@@ -56,7 +60,7 @@ class DotStuffer:
         self._held = b""
         if text.endswith(b"\r"):
             text, self._held = text[:-1], b"\r"
-        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b" ")
         if self._fold:
             text = _fold(text)
             whole = text.rfind(b"\n") + 1
@@ -65,9 +69,11 @@ class DotStuffer:
 
     def finish(self) -> bytes:
         """Return the rest; an open line is ended. `FINAL_DOT` may follow."""
-        if self._held or not self._at_line_start:
-            return self.encode(b"\n")
-        return b""
+        if not self._held and self._at_line_start:
+            return b""
+        if self._held.endswith(b"\r"):
+            self._held = self._held[:-1] + b" "
+        return self.encode(b"\n")
 
     def _stuff(self, text: bytes) -> bytes:
         """Double the dots and write the line ends; *text* has LF only."""

@@ -53,7 +53,7 @@ def test_message_arrives_as_it_is_with_crlf() -> None:
     played = deliver(host, data=b"Subject: x\n\nfirst\n.second\rthird\r\nlast")
     assert status(played.outcome) == "Delivered 2.0.0"
     assert [one.mail_data for one in host.taken] == [
-        b"Subject: x\r\n\r\nfirst\r\n..second\r\nthird\r\nlast\r\n"
+        b"Subject: x\r\n\r\nfirst\r\n..second third\r\nlast\r\n"
     ]
     assert host.commands[-1] == "QUIT"
     assert played.tried == [()]

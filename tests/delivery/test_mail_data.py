@@ -45,7 +45,7 @@ def content(message: MailData, size: int = 65536) -> bytes:
 
 def on_the_wire(data: bytes) -> bytes:
     """The message as SMTP carries it, written down in the plainest way."""
-    clean = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    clean = data.replace(b"\r\n", b"\n").replace(b"\r", b" ")
     if clean and not clean.endswith(b"\n"):
         clean += b"\n"
     return clean.replace(b"\n", b"\r\n")
@@ -79,8 +79,10 @@ class TestCounting:
             pytest.param(b"a\n", 3, id="lf"),
             pytest.param(b"a\r\n", 3, id="crlf"),
             pytest.param(b"a", 3, id="no_line_end"),
-            pytest.param(b"a\rb\n", 6, id="bare_cr"),
-            pytest.param(b"a\r\r\n", 5, id="cr_crlf"),
+            pytest.param(b"a\rb\n", 5, id="bare_cr"),
+            pytest.param(b"a\r\r\n", 4, id="cr_crlf"),
+            pytest.param(b"a\r", 4, id="cr_at_the_end"),
+            pytest.param(b"\r", 3, id="cr_alone"),
             pytest.param(b".\n", 3, id="a_dot_is_not_counted_twice"),
         ],
     )

@@ -454,7 +454,7 @@ def mail_data(data: bytes) -> None:
     assert not re.search(rb"\r(?!\n)|(?<!\r)\n|(?:\A|\r\n)\.(?!\.)", wire)
     assert not wire or wire.endswith(b"\r\n")
     lines = [line.removeprefix(b".") for line in wire.split(b"\r\n")[:-1]]
-    text = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    text = whole.replace(b"\r\n", b"\n").replace(b"\r", b" ")
     if text and not text.endswith(b"\n"):
         text += b"\n"
     read = b"".join(line + b"\n" for line in lines)
