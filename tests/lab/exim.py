@@ -8,7 +8,7 @@ mail at a port of its own and shares address, name and name server with Postfix.
 import re
 import smtplib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -147,7 +147,9 @@ class Exim:
 
     *commands* are for more transports, by name: each is contrib's with this command in
     the place of its own, and mail for `DOMAIN.NAME.lab.test` goes by transport NAME;
-    *batch_max* is of theirs: how many recipients one run may have.
+    *batch_max* is of theirs: how many recipients one run may have. *copies* are commands
+    by name, too: those get a copy of the same mail, by an unseen router before it.
+    *soft* are names whose transport makes a deferral of a bounce.
     """
 
     def __init__(
@@ -155,9 +157,11 @@ class Exim:
         world: World,
         commands: Mapping[str, str] | None = None,
         batch_max: int = 1,
+        copies: Mapping[str, str] | None = None,
+        soft: Collection[str] = (),
     ) -> None:
         self._world = world
-        text = _configuration(commands or {}, batch_max)
+        text = _configuration(commands or {}, copies or {}, batch_max, soft)
         world.path("/etc/exim4/exim4.conf").write_text(text)
         # What the package's script does.
         for directory in (_SPOOL, _LOG_DIRECTORY):
@@ -278,22 +282,37 @@ def _route(text: str, exit_status: str) -> Route:
     return Route(status, tuple(map(_route_host, matches)), text.strip())
 
 
-def _configuration(commands: Mapping[str, str], batch_max: int) -> str:
+def _configuration(
+    commands: Mapping[str, str],
+    copies: Mapping[str, str],
+    batch_max: int,
+    soft: Collection[str],
+) -> str:
     routers, transports = "begin routers\n", "begin transports\n"
-    for name, command in commands.items():
-        word = name.replace("-", "_")  # what Exim takes for a name
-        routers += (
-            f"{word}:\n  driver = accept\n  domains = *.{name}.lab.test\n"
-            f"  transport = {word}\n\n"
-        )
-        text = (CONTRIB / "transport").read_text().replace("mxpolicy:", f"{word}:", 1)
-        text = re.sub(r"(?m)^  batch_max = .*", f"  batch_max = {batch_max}", text)
-        transports += re.sub(
-            r"(?m)^  command = .*", f"  command = {command}".replace("\\", r"\\"), text
-        )
+    for kind, table in (("_copy", copies), ("", commands)):
+        for name, command in table.items():
+            word = name.replace("-", "_") + kind  # what Exim takes for a name
+            unseen = "  unseen\n" if kind else ""
+            routers += (
+                f"{word}:\n  driver = accept\n  domains = *.{name}.lab.test\n"
+                f"  transport = {word}\n{unseen}\n"
+            )
+            options = {"command": command, "batch_max": str(batch_max)}
+            if name in soft:
+                options["temp_errors"] = "69:75"
+            transports += _transport(word, options)
     return _CONFIGURATION.replace("begin routers\n", routers).replace(
         "begin transports\n", transports
     )
+
+
+def _transport(word: str, options: Mapping[str, str]) -> str:
+    """Return contrib's transport under another name, with these options."""
+    text = (CONTRIB / "transport").read_text().replace("mxpolicy:", f"{word}:", 1)
+    for option, value in options.items():
+        line = f"  {option} = {value}".replace("\\", r"\\")
+        text = re.sub(rf"(?m)^  {option} = .*", line, text)
+    return text
 
 
 def _route_host(match: re.Match[str]) -> RouteHost:

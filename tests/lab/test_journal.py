@@ -31,6 +31,8 @@ pytestmark = [
 FULL, UNKNOWN = "452 4.2.2 Mailbox full", "550 5.1.1 No such user"
 TAKEN = "250 2.1.5 Ok"
 MAILBOXES = {
+    "moved": (FULL, TAKEN),
+    "mended": (UNKNOWN, UNKNOWN, TAKEN),
     "second": (FULL, TAKEN),
     "third": (FULL, FULL, TAKEN),
     "nobody": (UNKNOWN,),
@@ -42,15 +44,18 @@ MIXED = Case(
     (Host("mx1", 10, Behaviour(mailboxes=MAILBOXES)),),
     {},
 )
-EXIM_MANY = "exim-many"
+ARCHIVE = Case("archive", "Gets copies.", (Host("mx1", 10),), {})
+EXIM_MANY, EXIM_SOFT, EXIM_COPIED = "exim-many", "exim-soft", "exim-copied"
 COMMAND = "/opt/mxpolicy/bin/mxpolicy pipe --exim --deadline 2900s -- $pipe_addresses"
+COPY = COMMAND.replace(" -- ", f" --nexthop archive.{MANY}.lab.test -- ")
 SENDER = f"sender@{HOME_DOMAIN}"
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     try:
-        lab = lab_of_cases(place([MIXED], (MANY, EXIM_MANY)))
+        transports = (MANY, EXIM_MANY, EXIM_SOFT, EXIM_COPIED)
+        lab = lab_of_cases(place([MIXED, ARCHIVE], transports))
     except LabUnavailable as why:
         pytest.skip(str(why))
     with lab:
@@ -59,7 +64,13 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def exim(lab: Lab) -> Exim:
-    return Exim(lab.world, {EXIM_MANY: COMMAND}, batch_max=20)
+    return Exim(
+        lab.world,
+        dict.fromkeys((EXIM_MANY, EXIM_SOFT, EXIM_COPIED), COMMAND),
+        batch_max=20,
+        copies={EXIM_COPIED: COPY},
+        soft=(EXIM_SOFT,),
+    )
 
 
 def addresses(names: str, transport: str) -> list[str]:
@@ -77,7 +88,8 @@ def attempts(server: Postfix | Exim, queue_id: str, recipients: list[str]) -> li
         lines = server.await_deliveries(queue_id, 60, count)
         assert len(lines) == count, lines
         (status,) = {line.status for line in lines[-len(recipients) :]}
-        ends.append(status)
+        # What Postfix calls a bounce that it makes a deferral of.
+        ends.append("deferred" if status == "SOFTBOUNCE" else status)
     return ends
 
 
@@ -141,3 +153,63 @@ def test_two_equal_messages_are_delivered_twice(
         queue_id = server.send(recipients, SENDER, b"Subject: same\n\nOne line.\n")
         assert attempts(server, queue_id, recipients) == ["sent"]
     assert copies(lab, recipients) == dict.fromkeys(recipients, 2)
+
+
+def hosts_of(lab: Lab, recipient: str) -> list[str]:
+    """Return at which hosts a recipient's copies are."""
+    return sorted(one.host.split(".")[1] for one in lab.hosts.received(recipient))
+
+
+def test_archive_by_an_unseen_router_and_the_recipient_get_one_each(
+    lab: Lab, exim: Exim
+) -> None:
+    recipients = addresses("seven second", EXIM_COPIED)
+    lab.hosts.forget()
+    queue_id = exim.send(recipients, SENDER, b"Subject: copied\n\nOne line.\n")
+    until = time.monotonic() + 60
+    while not exim.is_completed(queue_id):
+        assert time.monotonic() < until
+        exim.flush()
+    for recipient in recipients:
+        assert hosts_of(lab, recipient) == ["archive", "mixed"]
+
+
+def test_after_a_change_of_nexthop_the_message_goes_there_for_all(lab: Lab) -> None:
+    recipients = addresses("eight moved", MANY)
+    domain = recipients[0].partition("@")[2]
+    lab.hosts.forget()
+    queue_id = lab.postfix.send(recipients, SENDER, b"Subject: moved\n\nOne line.\n")
+    lines = lab.postfix.await_deliveries(queue_id, 60, 2)
+    assert [line.status for line in lines] == ["deferred", "deferred"]
+    assert hosts_of(lab, recipients[0]) == ["mixed"]
+    lab.postfix.route(domain, f"{MANY}:archive.{MANY}.lab.test")
+    lab.mta_exec(["postfix", "reload"])  # its daemons have the old map open
+    try:
+        lab.postfix.flush()
+        lines = lab.postfix.await_deliveries(queue_id, 60, 4)[2:]
+    finally:
+        lab.postfix.forget_route(domain)
+    assert [line.status for line in lines] == ["sent", "sent"]
+    assert hosts_of(lab, recipients[0]) == ["archive", "mixed"]
+    assert hosts_of(lab, recipients[1]) == ["archive"]
+
+
+@pytest.fixture
+def postfix(lab: Lab) -> Iterator[Postfix]:
+    """Postfix that makes a deferral of each bounce."""
+    lab.postfix.set(soft_bounce="yes")
+    yield lab.postfix
+    lab.postfix.set(soft_bounce="no")
+
+
+@pytest.mark.parametrize("transport", [MANY, EXIM_SOFT])
+def test_refusal_made_a_deferral_is_asked_for_again_and_nobody_gets_two(
+    transport: str, lab: Lab, postfix: Postfix, exim: Exim
+) -> None:
+    server = postfix if transport == MANY else exim
+    recipients = addresses("nine mended", transport)
+    lab.hosts.forget()
+    queue_id = server.send(recipients, SENDER, b"Subject: soft\n\nOne line.\n")
+    assert attempts(server, queue_id, recipients) == ["deferred", "deferred", "sent"]
+    assert copies(lab, recipients) == dict.fromkeys(recipients, 1)
+    assert lab.hosts.received(SENDER) == []
