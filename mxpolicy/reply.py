@@ -109,4 +109,4 @@ class Reply(NamedTuple):
     @property
     def text(self) -> str:
         """Code and all lines in one line, for a log or a bounce."""
-        return printable(" ".join((f"{self.code:03}", *self.lines)).rstrip())
+        return printable(" ".join((f"{self.code:03}", *self.lines))).rstrip()

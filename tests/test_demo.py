@@ -377,10 +377,11 @@ def test_log_line_of_the_engine_becomes_a_step(number: int) -> None:
 
 
 def test_every_event_has_a_step() -> None:
-    # Judgements are no part of a delivery; what is doubted, or worked around, goes on,
-    # and the demo has no TLS.
+    # Judgements are no part of a delivery; what is doubted, worked around or ignored
+    # goes on, and the demo has no TLS.
     untold = {events.AccessJudged, events.CandidateDoubted, events.WorkedAround}
-    untold |= {events.Secured, events.TlsWanted, events.Progressed}
+    untold |= {events.Secured, events.TlsWanted}
+    untold |= {events.Progressed, events.StrayReply}
     of_deliveries = set(get_args(events.Event)) - untold
     assert {type(event) for event, _ in TOLD} == of_deliveries
     assert {step.kind for _, step in TOLD} == set(StepKind)

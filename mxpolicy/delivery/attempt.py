@@ -312,6 +312,9 @@ class Attempt:
             lambda phase: self._entered(candidate, phase),
             way,
             self._tls_use(candidate),
+            on_stray=lambda reply: self._tell(
+                events.StrayReply(self._now(), candidate, reply.text)
+            ),
         )
         if session.is_secured:
             self._tell(events.Secured(self._now(), candidate))

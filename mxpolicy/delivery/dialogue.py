@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from mxpolicy.errors import MxPolicyError, RemoteProtocolError
@@ -21,6 +21,9 @@ from mxpolicy.reply import Reply, printable
 from mxpolicy.routing.candidate import Awaited, Finding, Phase, Scope, Verdict, Wait
 
 __all__ = ["Dialogue", "SessionFailed"]
+
+# Seconds for the rest of what a host has begun to say unasked.
+_REST_OF_A_REPLY = 10.0
 
 # Seconds between two looks at what has become of a command that nobody answers.
 _LOOK = 1.0
@@ -74,19 +77,26 @@ class Dialogue:
         stream: Connected.
         client: The protocol's side of it.
         clock: Seconds, monotonic.
+        on_stray: Told of each reply that answers nothing and was dropped.
     """
 
     def __init__(
-        self, stream: Stream, client: smtp.SmtpClient, clock: Callable[[], float]
+        self,
+        stream: Stream,
+        client: smtp.SmtpClient,
+        clock: Callable[[], float],
+        on_stray: Callable[[Reply], None],
     ) -> None:
         self._stream = stream
         self._smtp = client
         self._clock = clock
+        self._on_stray = on_stray
         self._events: deque[smtp.Event] = deque()
         self._phase = Phase.GREETING
         self._entered = clock()
         self._is_cut_short = False  # in the middle of the mail data
         self._is_sent = True  # the kernel has taken all that we had to say
+        self._sent_until = 0  # what `Stream.acknowledged` is when it has arrived
         self._dot_progress = 0.0  # seconds for the dot to leave in
 
     def _enter(
@@ -127,18 +137,25 @@ class Dialogue:
             SessionFailed: The peer closed, was silent for *timeout* seconds,
                 answered 421, or did not speak SMTP.
         """
-        try:
-            await self._wait_for_event(timeout)
-        except TimeoutError:
-            raise self._out_of_patience(timeout or 0.0) from None
-        except StreamClosed as exc:
-            raise self._closed(exc) from exc
-        except RemoteProtocolError as exc:
-            raise self._failed(self._nonsense(), printable(str(exc))) from exc
+        with self._translated():
+            try:
+                await self._wait_for_event(timeout)
+            except TimeoutError:
+                raise self._out_of_patience(timeout or 0.0) from None
         event = self._events.popleft()
         if isinstance(event, kinds):
             return event
         raise self._unexpected(event)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise SessionFailed for what a stream or the protocol raises."""
+        try:
+            yield
+        except StreamClosed as exc:
+            raise self._closed(exc) from exc
+        except RemoteProtocolError as exc:
+            raise self._failed(self._nonsense(), printable(str(exc))) from exc
 
     async def _wait_for_event(self, timeout: float | None) -> None:  # noqa: ASYNC109
         """Exchange bytes until there is an event; raise TimeoutError without one.
@@ -151,12 +168,16 @@ class Dialogue:
             async with asyncio.timeout(timeout):
                 while not self._events:
                     await self._exchange()
-        async with asyncio.timeout(0):  # what is there is read without waiting
-            while not self._events:
-                await self._take_in()
+        await self._listen()
+        if not self._events:
+            raise TimeoutError
 
     async def _exchange(self) -> None:
         """Send what may leave now, then take in whatever comes."""
+        if self._smtp.awaits and not self._smtp.is_asking:
+            await self._listen_before_asking()
+            if self._events:
+                return
         data = self._smtp.data_to_send()
         if data:
             self._is_sent = False
@@ -164,6 +185,7 @@ class Dialogue:
             with suppress(StreamClosed):
                 await self._stream.write(data)
                 self._is_sent = True
+                self._sent_until = self._stream.handed_over
         if self._phase in (Phase.TRANSACTION, Phase.DOT):
             await self._watch_what_was_sent()
         await self._take_in()
@@ -196,11 +218,49 @@ class Dialogue:
         if state is not None and state.unsent and not patient:
             raise self._out_of_patience(self._dot_progress, text="its window is closed")
 
+    async def _listen_before_asking(self) -> None:
+        """Hear what the host says while no reply is due, to the end of its sentence.
+
+        Right before a command leaves, after all that was slow: what is there now is
+        no answer to it, and nobody could tell that from what comes later.
+        """
+        try:
+            async with asyncio.timeout(_REST_OF_A_REPLY):
+                await self._listen()
+                while self._smtp.is_in_mid_reply and not self._events:
+                    await self._take_in()
+                    await self._listen()
+        except TimeoutError:
+            text = "a reply to nothing, without an end"
+            raise self._failed(Verdict.SILENT, text) from None
+
+    async def _listen(self) -> None:
+        """Take in what is there, without waiting, up to an event."""
+        while not self._events and self._stream.has_input():
+            await self._take_in()
+
     async def _take_in(self) -> None:
+        """Read once, waiting for it. What answers nothing is told and forgotten."""
         received = await self._stream.read()
         if not received:
             raise StreamClosed("connection closed by the host")
-        self._events.extend(self._smtp.receive_data(received))
+        is_early = self._phase is Phase.DOT and not self._has_arrived()
+        for event in self._smtp.receive_data(received, is_early=is_early):
+            if isinstance(event, smtp.StrayReply):
+                self._on_stray(event.reply)
+            else:
+                self._events.append(event)
+
+    def _has_arrived(self) -> bool:
+        """Whether the host's kernel may have all that we said, as of what was just read.
+
+        A host answers what it has read, and every segment that it sends acknowledges
+        that (RFC 9293 §3.10.7.4); our kernel looks at the acknowledgement of a segment
+        before it lets us have its data. So while the dot is unacknowledged *after* a
+        read, what was read is no answer to it, also when the acknowledgement rides on
+        the reply itself. Where the kernel does not tell, all counts as arrived.
+        """
+        return self._is_sent and self._stream.acknowledged >= self._sent_until
 
     async def _heed_what_has_come(self) -> None:
         """Fail when the host has ended a session that was kept waiting.
@@ -209,15 +269,12 @@ class Dialogue:
         5321 §4.5.3.2.7).
         """
         try:
-            async with asyncio.timeout(0):  # what is there is read without waiting
-                while not self._events:
-                    await self._take_in()
-        except TimeoutError:
-            return
+            await self._listen()
         except (StreamClosed, RemoteProtocolError) as exc:
             raise self._failed(Verdict.CLOSED, printable(str(exc))) from exc
-        goodbye = self._unexpected(self._events.popleft())
-        raise self._failed(Verdict.CLOSED, reply=goodbye.reply)
+        if self._events:
+            goodbye = self._unexpected(self._events.popleft())
+            raise self._failed(Verdict.CLOSED, reply=goodbye.reply)
 
     def _heed_the_end(self) -> None:
         """Raise when the host has said goodbye right behind its last reply."""
@@ -225,9 +282,11 @@ class Dialogue:
             raise self._unexpected(self._events.popleft())
 
     def _unexpected(self, event: smtp.Event) -> SessionFailed:
-        """Return the failure for an event that nobody asked for, which can be a 421 only."""
+        """Return the failure for an event that nobody asked for: a goodbye."""
         if isinstance(event, smtp.Closing):
-            return self._failed(self._verdict_of_421(), reply=event.reply)
+            return self._failed(
+                self._verdict_of_goodbye(event.reply), reply=event.reply
+            )
         raise AssertionError(f"{event!r} is no answer")
 
     def _closed(self, exc: StreamClosed) -> SessionFailed:
@@ -242,7 +301,7 @@ class Dialogue:
             return Verdict.TLS_FAILED  # words in clear that nobody must believe
         return Verdict.NOT_SMTP if self._phase is Phase.GREETING else Verdict.CLOSED
 
-    def _verdict_of_421(self) -> Verdict:
+    def _verdict_of_goodbye(self, reply: Reply) -> Verdict:
         match self._phase:
             case Phase.GREETING:
                 return Verdict.GREETING_4XX
@@ -251,7 +310,7 @@ class Dialogue:
             case Phase.TLS:
                 return Verdict.STARTTLS_REFUSED
             case _:
-                return Verdict.TRANSIENT
+                return Verdict.TRANSIENT if reply.is_transient else Verdict.CLOSED
 
     def _out_of_patience(
         self, seconds: float, verdict: Verdict = Verdict.SILENT, text: str = ""

@@ -30,6 +30,7 @@ __all__ = [
     "Progressed",
     "RecipientSettled",
     "Secured",
+    "StrayReply",
     "TlsWanted",
     "Trouble",
     "WorkedAround",
@@ -121,6 +122,18 @@ class TlsWanted(NamedTuple):
     text: str
 
 
+class StrayReply(NamedTuple):
+    """A host said what answers nothing: it was ignored, and the next reply counts.
+
+    Attributes:
+        text: What it said, one printable line.
+    """
+
+    at: float
+    candidate: Candidate
+    text: str
+
+
 class CandidateDropped(NamedTuple):
     """A candidate was let go because another one won or needed its place."""
 
@@ -203,6 +216,7 @@ Event = (
     | WorkedAround
     | Secured
     | TlsWanted
+    | StrayReply
     | CandidateDropped
     | CandidateTaken
     | RecipientSettled

@@ -16,7 +16,13 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from mxpolicy.delivery.events import DUNNO, AccessJudged, RecipientSettled, Trouble
+from mxpolicy.delivery.events import (
+    DUNNO,
+    AccessJudged,
+    RecipientSettled,
+    StrayReply,
+    Trouble,
+)
 from mxpolicy.delivery.log_line import json_line, text_line
 from mxpolicy.options import LogDetail, LogFormat
 
@@ -82,7 +88,7 @@ class Log:
 
     def observe(self, event: Event) -> None:
         """Write *event* if it is to be logged. It is lost where that would mean waiting."""
-        if not self._every_step and not _is_an_end(event):
+        if not self._every_step and not _is_always_logged(event):
             return
         if self.lost:
             text = f"log lines lost: {self.lost}; {self.trouble}"
@@ -128,11 +134,11 @@ class Log:
         self.close()
 
 
-def _is_an_end(event: Event) -> bool:
+def _is_always_logged(event: Event) -> bool:
     """Return whether *event* is logged where not every step is."""
     if isinstance(event, AccessJudged):
         return event.action != DUNNO
-    return isinstance(event, RecipientSettled | Trouble)
+    return isinstance(event, RecipientSettled | StrayReply | Trouble)
 
 
 def _now() -> str:

@@ -29,6 +29,7 @@ from mxpolicy.delivery.events import (
     Progressed,
     RecipientSettled,
     Secured,
+    StrayReply,
     TlsWanted,
     Trouble,
     WorkedAround,
@@ -102,6 +103,7 @@ def _step(
     | WorkedAround
     | Secured
     | TlsWanted
+    | StrayReply
     | CandidateDropped
     | CandidateTaken
     | AccessJudged
@@ -140,6 +142,8 @@ def _step(
             return f"secured, {at}, candidate={_way(candidate)}"
         case TlsWanted(_, candidate, text):
             return f"TLS wanted, {at}, candidate={_way(candidate)} ({text})"
+        case StrayReply(_, candidate, text):
+            return f"stray reply, {at}, candidate={_way(candidate)} ({text})"
         case CandidateDropped(_, candidate, phase):
             return f"dropped, {at}, candidate={_way(candidate)}, phase={phase.word}"
         case CandidateTaken(_, candidate):
@@ -223,6 +227,13 @@ def _facts(event: Event) -> Facts:
         case TlsWanted(_, candidate, text):
             facts = _candidate_facts(candidate)
             return {"event": "TLS wanted", "at": at, **facts, "text": text}
+        case StrayReply(_, candidate, text):
+            return {
+                "event": "stray reply",
+                "at": at,
+                **_candidate_facts(candidate),
+                "text": text,
+            }
         case CandidateDropped(_, candidate, phase):
             return {
                 "event": "dropped",

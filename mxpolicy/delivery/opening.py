@@ -11,14 +11,16 @@ the reply comes through. So that, last and with nobody else to ask, is what we d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import Enum
+from functools import partial
 
 from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.session import HANDSHAKE_TIME, Session
 from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.errors import ConnectError
 from mxpolicy.options import TlsLevel
+from mxpolicy.reply import Reply
 from mxpolicy.routing.candidate import Candidate, Finding, Phase
 
 __all__ = ["SMALL_SEGMENT", "TlsUse", "Way", "open_session"]
@@ -52,6 +54,8 @@ async def open_session(
     on_phase: Callable[[Phase], None],
     way: Way = Way.ORDINARY,
     tls: TlsUse = TlsUse.TRIED,
+    *,
+    on_stray: Callable[[Reply], None] = lambda reply: None,
 ) -> Session:
     """Connect to *candidate* and go on to ready.
 
@@ -64,22 +68,24 @@ async def open_session(
         way: Of a second or third connection to the same host, or of the first where
             the ordinary one is known to fail.
         tls: What STARTTLS is for; it is left out where the operator says so.
+        on_stray: See `Session`.
 
     Raises:
         SessionFailed: The host does not get us there.
         LocalTrouble: We do not get there.
     """
+    open_once = partial(_open_once, around, candidate, on_phase, on_stray)
     if around.options.tls.default is TlsLevel.NONE:
         tls = TlsUse.LEFT_OUT
     try:
-        return await _open_in_two_ways(around, candidate, on_phase, way, tls)
+        return await _open_in_two_ways(open_once, way, tls)
     except SessionFailed as failed:
         if tls is TlsUse.ONLY or failed.finding.phase is not Phase.TLS:
             raise
         wait = failed.finding.wait
     try:
         # As asked for: that small segments did not help TLS says nothing for them.
-        session = await _open_once(around, candidate, on_phase, way, TlsUse.LEFT_OUT)
+        session = await open_once(way, TlsUse.LEFT_OUT)
     except SessionFailed as failed:
         # By us, if we have only been less patient with its handshake than others are.
         failed.finding = failed.finding._replace(wait=wait)
@@ -89,24 +95,21 @@ async def open_session(
 
 
 async def _open_in_two_ways(
-    around: Surroundings,
-    candidate: Candidate,
-    on_phase: Callable[[Phase], None],
-    way: Way,
-    tls: TlsUse,
+    open_once: Callable[[Way, TlsUse], Awaitable[Session]], way: Way, tls: TlsUse
 ) -> Session:
     try:
-        return await _open_once(around, candidate, on_phase, way, tls)
+        return await open_once(way, tls)
     except SessionFailed as failed:
         if way is not Way.ORDINARY or not failed.client_hello_was_sent:
             raise
-    return await _open_once(around, candidate, on_phase, Way.SMALL_SEGMENTS, tls)
+    return await open_once(Way.SMALL_SEGMENTS, tls)
 
 
 async def _open_once(
     around: Surroundings,
     candidate: Candidate,
     on_phase: Callable[[Phase], None],
+    on_stray: Callable[[Reply], None],
     way: Way,
     tls: TlsUse,
 ) -> Session:
@@ -131,6 +134,7 @@ async def _open_once(
             has_small_segments=small,
             sends_dot_unseen=way is Way.DOT_UNSEEN,
             handshake_time=_SECOND_HANDSHAKE_TIME if small else HANDSHAKE_TIME,
+            on_stray=on_stray,
         )
     except BaseException:
         stream.abort()

@@ -13,7 +13,8 @@ answered what; `mxpolicy.delivery.trouble` judges.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from mxpolicy.delivery.dialogue import Dialogue, SessionFailed
@@ -35,9 +36,6 @@ __all__ = ["HANDSHAKE_TIME", "Session"]
 # race. Some middleboxes swallow a ClientHello; no host needs so long for one.
 HANDSHAKE_TIME = 30.0
 
-# Seconds for the rest of a refusal that began to arrive in the middle of the body.
-_EARLY_REPLY = 10.0
-
 E = TypeVar("E")
 
 
@@ -57,6 +55,7 @@ class Session(Dialogue):
         clock: Seconds, monotonic.
         handshake_time: Seconds from STARTTLS to the EHLO reply under TLS, for a host
             that answers EHLO at once.
+        on_stray: Told of each reply that answers nothing and was dropped.
 
     Attributes:
         candidate: As given.
@@ -79,8 +78,9 @@ class Session(Dialogue):
         has_small_segments: bool = False,
         sends_dot_unseen: bool = False,
         handshake_time: float = HANDSHAKE_TIME,
+        on_stray: Callable[[Reply], None] = lambda reply: None,
     ) -> None:
-        super().__init__(stream, smtp.SmtpClient(helo), clock)
+        super().__init__(stream, smtp.SmtpClient(helo), clock, on_stray)
         self.candidate = candidate
         self.has_small_segments = has_small_segments
         self.had_to_be_in_clear = False
@@ -342,33 +342,24 @@ class Session(Dialogue):
                     self._stream, lambda: control.progressed(self.candidate)
                 ):
                     early = await self._body(transaction)
-                    if early is None and not await self._drain(transaction):
-                        early = await self._early_reply()
+                    if early is None:
+                        early = await self._drain(transaction)
         except TimeoutError:
             control.permit_dot()
             raise self._failed(Verdict.SILENT, self._awaited()) from None
         return None if early is None else (smtp.Verb.DOT, early)
 
     async def _body(self, transaction: Transaction) -> Reply | None:
-        """Stream the mail data; return a reply that came before the dot, if any."""
+        """Stream the mail data; return the refusal that came before the dot, if any."""
         for piece in transaction.pieces():
-            if self._events or not await self._write_body(piece, transaction.progress):
-                return await self._early_reply()
+            write = partial(self._stream.write, piece)
+            early = await self._unless_refused(write, self._stream.resume, transaction)
+            if early is not None:
+                return early
         return None
 
-    async def _write_body(self, piece: bytes, progress: float) -> bool:
-        """Write one piece; False when the host has said something before the dot."""
-        try:
-            return await self._stream.write(
-                piece, progress_timeout=progress, heed_input=True
-            )
-        except StreamClosed:
-            return False  # what it said before is still there to be read
-        except StreamSilent as exc:
-            raise self._unheard(exc) from exc
-
-    async def _drain(self, transaction: Transaction) -> bool:
-        """Wait until the host's kernel has the body; False when the host spoke first.
+    async def _drain(self, transaction: Transaction) -> Reply | None:
+        """Wait until the host's kernel has the body; return a refusal that came first.
 
         A path that swallows the body, or our acknowledgements, shows itself here,
         before the final dot: the last moment at which another host may be asked
@@ -376,20 +367,47 @@ class Session(Dialogue):
         time for before it acknowledges the last segment.
         """
         if self._sends_dot_unseen:
-            return True
-        try:
-            return await self._stream.drain(
-                progress_timeout=transaction.progress, heed_input=True
-            )
-        except StreamClosed:
-            return False
-        except StreamSilent as exc:
-            raise self._unheard(exc) from exc
+            return None
+        drain = self._stream.drain
+        return await self._unless_refused(drain, drain, transaction)
 
-    async def _early_reply(self) -> Reply:
-        """Return the refusal that came in the middle of the body; fail if it was none."""
+    async def _unless_refused(
+        self,
+        begin: Callable[..., Awaitable[bool]],
+        go_on: Callable[..., Awaitable[bool]],
+        transaction: Transaction,
+    ) -> Reply | None:
+        """Do *begin*, then *go_on* as often as the host says what is no refusal.
+
+        Both are methods of `Stream` that take *heed_input*.
+        """
+        step = begin
+        while True:
+            gone = None
+            try:
+                if not self._events and await step(
+                    progress_timeout=transaction.progress, heed_input=True
+                ):
+                    return None
+            except StreamClosed as exc:
+                gone = exc  # what it said before is still there to be read
+            except StreamSilent as exc:
+                raise self._unheard(exc) from exc
+            early = await self._early_refusal()
+            if early is not None:
+                return early
+            if gone is not None:
+                raise self._closed(gone) from gone
+            step = go_on
+
+    async def _early_refusal(self) -> Reply | None:
+        """Hear what the host says in the middle of the mail data; return a refusal."""
+        with self._translated():
+            await self._listen()
+        if not self._events:
+            return None
         event: smtp.BodyRefused | smtp.Closing
-        event = await self._next(smtp.BodyRefused, smtp.Closing, timeout=_EARLY_REPLY)
+        event = await self._next(smtp.BodyRefused, smtp.Closing)
         self._is_cut_short = True
         return event.reply
 
@@ -401,23 +419,26 @@ class Session(Dialogue):
         transaction.control.progressed(self.candidate)
         self._enter(Phase.DOT)
         self._smtp.dot()
-        self._is_sent = False  # nor will it be, if something came too early
+        self._is_sent = False  # nor will it be, if it is refused before that
         self._dot_progress = transaction.progress
         result.in_doubt = frozenset(accepted)
-        event: smtp.DotAnswered | smtp.Closing
+        event: smtp.DotAnswered | smtp.BodyRefused | smtp.Closing
         try:
             event = await self._next(
                 smtp.DotAnswered,
+                smtp.BodyRefused,
                 smtp.Closing,
                 timeout=transaction.control.patience_at_dot(),
             )
-            if event.reply.is_positive and not self._is_sent:
-                raise self._failed(Verdict.CLOSED, "accepted what was not sent")
-        except SessionFailed:
+        except BaseException:
             if not self._is_sent or self._dot_never_left():
                 result.in_doubt = frozenset()  # nobody can have read this dot
             raise
         result.in_doubt = frozenset()
+        # A host that has refused must not come by the dot after that.
+        self._is_cut_short = not isinstance(event, smtp.DotAnswered) and (
+            not self._has_arrived() or isinstance(event, smtp.BodyRefused)
+        )
         if not event.reply.is_positive:
             return smtp.Verb.DOT, event.reply
         result.delivered.update(dict.fromkeys(accepted, event.reply))

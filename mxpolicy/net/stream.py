@@ -117,8 +117,12 @@ class Stream:
         assert self._failure is not None
         raise self._failure
 
+    def has_input(self) -> bool:
+        """Whether `read` has something to say at once: bytes, the end, or an error."""
+        return self._pull()
+
     async def wait_for_input(self, seconds: float) -> bool:
-        """Wait for at most *seconds*; return whether `read` has something to say."""
+        """Wait for at most *seconds*; return what `has_input` says then."""
         if not self._pull():
             await self._pause(seconds, reading=True)
         return self._pull()
@@ -186,8 +190,8 @@ class Stream:
         """Hand all of *data* to the kernel; return True when that is done.
 
         With *heed_input* it returns False, *data* being written in part or not
-        at all, as soon as the peer has said something or has closed: it has seen
-        enough of the message. Then `read`, and write no more.
+        at all, as soon as the peer has said something or has closed. Then `read`,
+        and `resume`, or write no more.
 
         Large data comes in chunks of moderate size (64 KiB), a call for each.
 
@@ -210,6 +214,17 @@ class Stream:
             self._layer.encrypt(data)
         else:
             self._outgoing += data
+        return await self.resume(
+            progress_timeout=progress_timeout, heed_input=heed_input
+        )
+
+    async def resume(
+        self,
+        *,
+        progress_timeout: float | None = None,
+        heed_input: bool = False,
+    ) -> bool:
+        """Go on with a `write` that *heed_input* had stopped; see there."""
         self._is_torn = True  # until all of it is gone, also when cancelled
         done = await self._flush(progress_timeout, heed_input)
         self._is_torn = not done
@@ -296,6 +311,11 @@ class Stream:
 
     def _watch(self, progress_timeout: float | None) -> AckWatch | None:
         return None if progress_timeout is None else AckWatch(self, progress_timeout)
+
+    @property
+    def handed_over(self) -> int:
+        """How many bytes our own kernel has taken; it only grows."""
+        return self._handed_over
 
     @property
     def acknowledged(self) -> int:

@@ -42,6 +42,7 @@ from mxpolicy.protocol.smtp_events import (
     RcptAnswered,
     RsetAnswered,
     StartTlsRefused,
+    StrayReply,
     TlsReady,
 )
 from mxpolicy.protocol.smtp_states import (
@@ -58,6 +59,7 @@ from mxpolicy.reply import Reply
 __all__ = [
     "COMMANDS",
     "MAX_IN_FLIGHT",
+    "MAX_STRAYS",
     "TRANSITIONS",
     "BodyRefused",
     "Closing",
@@ -79,6 +81,7 @@ __all__ = [
     "SmtpClient",
     "StartTlsRefused",
     "State",
+    "StrayReply",
     "TlsReady",
     "Verb",
     "facts",
@@ -91,6 +94,9 @@ __all__ = [
 # sides never sit in a write that the other does not read (RFC 2920 §3.1).
 MAX_IN_FLIGHT = 100
 
+# Replies that answer nothing, between two commands. A server that says one too many
+# has a bug; one that goes on and on has us read for ever.
+MAX_STRAYS = 10
 
 # Bytes of an EHLO reply that are kept. Its lines are keywords, and one that is lost
 # may be STARTTLS; the longest in the field have some 2 KiB.
@@ -153,6 +159,10 @@ class SmtpClient:
         # Not yet answered, oldest first; so many of them have left.
         self._commands = deque([_Command(Verb.CONNECT, b"")])
         self._in_flight = 1
+        # Bytes received before the first of them left: no part of their answers.
+        self._answers_begin = 0
+        self._is_group = False  # several were in flight at once
+        self._strays = 0  # since the last command left
         self._error: RemoteProtocolError | None = None
         self._secured = False
         self._utf8 = False
@@ -167,6 +177,16 @@ class SmtpClient:
         return self._commands[0].verb if self._commands else None
 
     @property
+    def is_asking(self) -> bool:
+        """Whether a command has left that is not yet answered, or the greeting is due."""
+        return self._in_flight > 0
+
+    @property
+    def is_in_mid_reply(self) -> bool:
+        """Whether the last bytes received were not the end of a line and of a reply."""
+        return self._reader.has_unread
+
+    @property
     def skipped(self) -> str:
         """What came in place of the reply that is awaited, its first line; mostly empty."""
         return self._reader.skipped
@@ -176,11 +196,16 @@ class SmtpClient:
         """Whether commands may leave before those ahead of them were answered."""
         return self.extensions.pipelining and not self.banner_masked
 
-    def receive_data(self, data: bytes) -> list[Event]:
+    def receive_data(self, data: bytes, *, is_early: bool = False) -> list[Event]:
         """Take what was read; return what it means, in order.
 
         Then write what `data_to_send` returns: replies let queued commands go.
         What comes after the end of the session is thrown away.
+
+        Args:
+            data: As it came.
+            is_early: The server cannot have had the command in flight when it sent
+                *data*, so that is no answer.
 
         Raises:
             RemoteProtocolError: The server broke the protocol. The state is
@@ -193,6 +218,8 @@ class SmtpClient:
         if self.state is State.CLOSED:
             return events
         self._reader.receive_data(data)
+        if is_early:
+            self._answers_begin = self._reader.received
         try:
             self._read_replies(events)
         except RemoteProtocolError as error:
@@ -219,7 +246,9 @@ class SmtpClient:
     def data_to_send(self) -> bytes:
         """Return the bytes that may leave now; write them all. Often there are none.
 
-        The final dot is never returned together with anything else.
+        The final dot is never returned together with anything else. Where nothing
+        `is_asking`, first pass to `receive_data` what is there to be read: it came
+        before the command, and cannot be told from its answer afterwards.
 
         Raises:
             RemoteProtocolError: See the class.
@@ -227,9 +256,13 @@ class SmtpClient:
         self._raise_error()
         window = MAX_IN_FLIGHT if self.pipelining else 1
         leaving = []
+        if self._commands and not self._in_flight:
+            self._answers_begin = self._reader.received
+            self._is_group, self._strays = False, 0
         while self._in_flight < min(len(self._commands), window):
             leaving.append(self._commands[self._in_flight].wire)
             self._in_flight += 1
+        self._is_group |= self._in_flight > 1
         return b"".join(leaving)
 
     # -- commands -------------------------------------------------------------
@@ -323,8 +356,8 @@ class SmtpClient:
         """Ask to send the mail data (§4.1.1.4). Next: `DataAnswered`.
 
         Only when every RCPT was answered and one was accepted. At state BODY the
-        caller itself writes what `DotStuffer` gives, reads meanwhile (an early
-        refusal comes as `BodyRefused`, or `Closing`), and then calls `dot`.
+        caller itself writes what `DotStuffer` gives, reads meanwhile (a refusal
+        comes as `BodyRefused`, or `Closing`), and then calls `dot`.
         """
         if self.state is State.RCPT and not self._accepted:
             raise LocalProtocolError("no recipient was accepted")
@@ -333,8 +366,7 @@ class SmtpClient:
     def dot(self) -> None:
         """End the mail data, all of which has been written. Next: `DotAnswered`.
 
-        Bytes that had come before this are no answer to it: then no dot is
-        sent, and `data_to_send` raises.
+        Or, as long as the server does not have the dot, `BodyRefused`.
         """
         self._command(Verb.DOT, FINAL_DOT)
 
@@ -359,9 +391,6 @@ class SmtpClient:
             raise LocalProtocolError(
                 f"{verb.value} before the reply to {self._commands[0].verb.value}"
             )
-        if not self._commands and self._reader.has_unread:
-            self._end(RemoteProtocolError(f"bytes before {verb.value} was sent"))
-            return
         wire = (
             line
             if isinstance(line, bytes)
@@ -387,7 +416,10 @@ class SmtpClient:
         """Pair a reply with what was asked, move on, and say what it means."""
         if reply.code == 421:
             return self._take_421(reply)
-        command = self._pop_answered(reply)
+        if not self._in_flight or self._reader.began < self._answers_begin:
+            return self._take_stray(reply)
+        self._in_flight -= 1
+        command = self._commands.popleft()
         was = self.state
         following = TRANSITIONS.get((was, command.verb, reply.code // 100))
         if following is None:
@@ -400,21 +432,31 @@ class SmtpClient:
         return self._describe(was, command, reply)
 
     def _take_421(self, reply: Reply) -> Event:
-        awaited = Verb.DOT if self.state is State.BODY else self._asked
+        asked = self.awaits if self._in_flight else None
+        awaited = Verb.DOT if self._is_in_message else asked
         self._end()
         return Closing(reply.shortened(), awaited)
 
-    @property
-    def _asked(self) -> Verb | None:
-        return self.awaits if self._in_flight else None
-
-    def _pop_answered(self, reply: Reply) -> _Command:
-        if self.state is State.BODY:
-            return _Command(Verb.DOT, b"")
-        if not self._in_flight:
+    def _take_stray(self, reply: Reply) -> Event:
+        """Say what a reply means that came before the command which awaits one."""
+        reply = reply.shortened()
+        if self._is_group:
             raise RemoteProtocolError(f"a reply to nothing: {reply.text}")
-        self._in_flight -= 1
-        return self._commands.popleft()
+        if reply.is_transient or reply.is_permanent:
+            refused = (
+                BodyRefused(reply) if self._is_in_message else Closing(reply, None)
+            )
+            self._end()
+            return refused
+        self._strays += 1
+        if self._strays > MAX_STRAYS:
+            raise RemoteProtocolError(f"more and more replies to nothing: {reply.text}")
+        return StrayReply(reply)
+
+    @property
+    def _is_in_message(self) -> bool:
+        """From the 354 on, to the answer to the final dot."""
+        return self.state in (State.BODY, State.DOT)
 
     def _describe(self, was: State, command: _Command, reply: Reply) -> Event | None:
         """Return the event for a reply that the tables allow; keep what it tells."""
@@ -440,7 +482,7 @@ class SmtpClient:
             case Verb.DATA:
                 return DataAnswered(reply)
             case Verb.DOT:
-                return BodyRefused(reply) if was is State.BODY else DotAnswered(reply)
+                return DotAnswered(reply)
             case Verb.RSET:
                 return RsetAnswered(reply)
             case Verb.QUIT:

@@ -26,6 +26,7 @@ __all__ = [
     "RcptAnswered",
     "RsetAnswered",
     "StartTlsRefused",
+    "StrayReply",
     "TlsReady",
 ]
 
@@ -85,9 +86,9 @@ class DataAnswered(NamedTuple):
 
 
 class BodyRefused(NamedTuple):
-    """A 4yz or 5yz in the middle of the mail data. It counts for all recipients.
+    """A 4yz or 5yz before the server had the final dot. It counts for all recipients.
 
-    The session is over: close the connection, send no dot.
+    The session is over: close the connection, send no dot if none has left.
     """
 
     reply: Reply
@@ -111,8 +112,14 @@ class QuitAnswered(NamedTuple):
     reply: Reply
 
 
+class StrayReply(NamedTuple):
+    """A reply that answers nothing and refuses nothing. It changes nothing: log it."""
+
+    reply: Reply
+
+
 class Closing(NamedTuple):
-    """421: the session is over.
+    """421, or a 4yz or 5yz that answers nothing: the session is over.
 
     Attributes:
         awaited: The oldest command without a reply (`Verb.DOT` in the middle of the
@@ -137,5 +144,6 @@ Event = (
     | DotAnswered
     | RsetAnswered
     | QuitAnswered
+    | StrayReply
     | Closing
 )

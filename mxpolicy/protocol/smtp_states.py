@@ -33,10 +33,14 @@ Everything that decides where a conversation goes is in the two tables here;
 #
 # 1. 421 closes, whenever it comes (RFC 5321 §3.8): event `Closing`. It is then
 #    the answer to the oldest command that has none, if there is one.
-# 2. A reply nobody asked for ends the session: whoever takes it for the answer
-#    to the next command is out of step for ever, and that is how mail is lost.
-#    The same for bytes that wait behind the 220 to STARTTLS: they would be
-#    read as if TLS had protected them (CVE-2011-0411).
+# 2. A reply that came before a command had left is no answer to it: whoever
+#    takes it for one is out of step for ever, and that is how mail is lost. If it
+#    refuses (4yz, 5yz) it is the server's last word: event `BodyRefused` for the
+#    message in hand, else `Closing`. Anything else is dropped: event `StrayReply`.
+#    Behind a group of commands it ends the session, for any of the replies
+#    before it may have been the one too many. So do bytes that wait behind the
+#    220 to STARTTLS: they would be read as if TLS had protected them
+#    (CVE-2011-0411).
 # 3. RCPT, and QUIT when nothing can depend on it, may be given while replies are
 #    still due. They queue. With PIPELINING they leave at once, else one by one
 #    as replies come. Every other command closes a group (RFC 2920 §3.1): the
@@ -46,10 +50,10 @@ Everything that decides where a conversation goes is in the two tables here;
 # and the replies to those that have are swallowed: whatever they say, there
 # is no transaction. That is the row (READY, RCPT).
 #
-# A reply in BODY, before the dot, is looked up as an early answer to the dot. A
-# refusal there counts (the server must not speak, but it has judged the
-# message) and ends the session, for no two ends agree any more on what is
-# mail data and what is a command. "Accepted" cannot be true there: no row.
+# A refusal in BODY, or before the server has the dot, counts: the server must not
+# speak, but it has judged the message. It ends the session, for no two ends agree any
+# more on what is mail data and what is a command. "Accepted" cannot be true there:
+# some servers say 250 when they have the body, and 554 to the dot.
 
 from __future__ import annotations
 
@@ -150,8 +154,6 @@ TRANSITIONS: dict[tuple[State, Verb, int], State] = {
     # The transaction may still be open: RSET or QUIT is next.
     (State.DATA, Verb.DATA, 4): State.RCPT,
     (State.DATA, Verb.DATA, 5): State.RCPT,
-    (State.BODY, Verb.DOT, 4): State.CLOSED,  # too early; see above
-    (State.BODY, Verb.DOT, 5): State.CLOSED,
     (State.DOT, Verb.DOT, 2): State.READY,
     (State.DOT, Verb.DOT, 4): State.READY,  # §4.1.1.4: the buffers are cleared
     (State.DOT, Verb.DOT, 5): State.READY,

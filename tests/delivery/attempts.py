@@ -95,10 +95,14 @@ class Journal:
             for before, and what is added.
     """
 
-    def __init__(self, *doubts: Mapping[str, int]) -> None:
-        """Take {host name: doubts} for each recipient, as far as there were any."""
+    def __init__(self, *doubts: Mapping[str, int], seconds: float = 0.0) -> None:
+        """Take {host name: doubts} for each recipient, as far as there were any.
+
+        A dot takes *seconds* to be noted.
+        """
         self._doubts = list(doubts)
         self.waited: dict[int, dict[tuple[str, str], float]] = {}
+        self._seconds = seconds
         self.dots: list[tuple[str, list[int]]] = []
         self.noted: list[tuple[int, str]] = []
 
@@ -125,6 +129,7 @@ class Journal:
     async def dot_is_next(self, relay: str, indices: Iterable[int]) -> None:
         """See `mxpolicy.delivery.attempt.Journal`."""
         self.dots.append((relay, list(indices)))
+        await asyncio.sleep(self._seconds)
 
 
 async def play(

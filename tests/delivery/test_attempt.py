@@ -1045,6 +1045,37 @@ def test_host_that_is_gone_after_broken_tls_is_refused() -> None:
     assert verdicts(played) == [("closed", "greeting")]
 
 
+# --- what a host says out of turn
+
+
+def test_stray_reply_is_told_and_changes_nothing() -> None:
+    host = ScriptedHost({"DATA": ("354 go", "250 hm"), "CONNECT": ("220 a", "220 b")})
+    played = deliver(host)
+    assert status(played.outcome) == "Delivered 2.0.0"
+    assert len(host.taken) == 1
+    told = [(one.candidate.host, one.text) for one in played.all(events.StrayReply)]
+    assert told == [("mx11.example.com", "220 b"), ("mx11.example.com", "250 hm")]
+
+
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET])
+def test_host_that_leaves_before_the_dot_is_followed_by_the_next(end: End) -> None:
+    slow = Journal(seconds=0.5)  # in which the host goes
+    gone, good = ScriptedHost({"BODY": end}), ScriptedHost()
+    played = deliver(gone, good, journal=slow)
+    assert status(played.outcome) == "Delivered 2.0.0"
+    assert len(good.taken) == 1
+    alone = deliver(ScriptedHost({"BODY": end}), journal=slow)
+    assert status(alone.outcome) == "Deferred 4.4.2"
+    assert "more than once" not in alone.outcome.text
+
+
+def test_250_before_the_dot_does_not_lose_a_message_that_is_refused_there() -> None:
+    slow = Journal(seconds=0.5)  # in which the host speaks
+    hasty = ScriptedHost({"BODY": "250 2.1.5 ok", ".": "554 5.6.0 refused"})
+    played = deliver(hasty, ScriptedHost(), journal=slow)
+    assert status(played.outcome) == "Bounced 5.6.0"
+
+
 # --- our own trouble
 
 

@@ -19,6 +19,7 @@ from mxpolicy.delivery.events import (
     Delays,
     Event,
     RecipientSettled,
+    StrayReply,
     Trouble,
 )
 from mxpolicy.delivery.log import Log
@@ -68,6 +69,12 @@ def test_syslog_gets_one_datagram_for_each_line(tmp_path: Path) -> None:
         assert syslogd.recv(5000).decode() == f"<22>{TAG}: {LINE}"
         trouble = f"<20>{TAG}: 4bXyz1: trouble, at=0.6 (no memory)"
         assert syslogd.recv(5000).decode() == trouble
+
+
+def test_stray_reply_is_logged_unasked(tmp_path: Path) -> None:
+    with listener(tmp_path / "log") as syslogd, to_syslog(tmp_path / "log") as log:
+        log.observe(StrayReply(0.1, STARTED.candidate, "250 ok"))
+        assert b": stray reply, at=0.1" in syslogd.recv(5000)
 
 
 def test_steps_are_logged_only_where_asked(tmp_path: Path) -> None:

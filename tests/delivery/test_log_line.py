@@ -21,6 +21,7 @@ from mxpolicy.delivery.events import (
     Progressed,
     RecipientSettled,
     Secured,
+    StrayReply,
     TlsWanted,
     Trouble,
     WorkedAround,
@@ -164,6 +165,12 @@ NOT_SMTP = Finding(Verdict.NOT_SMTP, Phase.GREETING, 0.01, text="HTTP/1.1 400")
             id="TLS wanted",
         ),
         pytest.param(
+            StrayReply(1.6, FIRST, "250 ok"),
+            "4bXyz1: stray reply, at=1.6, candidate=mx1.example.com[192.0.2.1]:25,"
+            " egress=direct (250 ok)",
+            id="stray reply",
+        ),
+        pytest.param(
             CandidateDropped(1.6, FIRST, Phase.CONNECT),
             "4bXyz1: dropped, at=1.6, candidate=mx1.example.com[192.0.2.1]:25,"
             " egress=direct, phase=connect",
@@ -281,6 +288,11 @@ MX2 = {
             TlsWanted(1.6, FIRST, "530 no"),
             {"event": "TLS wanted", "at": 1.6, **MX1, "text": "530 no"},
             id="TLS wanted",
+        ),
+        pytest.param(
+            StrayReply(1.6, FIRST, "250 ok"),
+            {"event": "stray reply", "at": 1.6, **MX1, "text": "250 ok"},
+            id="stray reply",
         ),
         pytest.param(
             CandidateDropped(1.6, FIRST, Phase.CONNECT),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import suppress
+import ssl
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -38,18 +40,26 @@ BIG = b"Subject: big\r\n\r\n" + (b"0123456789abcdef" * 60 + b"\r\n") * 8192
 
 
 class Owner:
-    """Of a message: all the time of the RFC, unless said otherwise."""
+    """Of a message: all the time of the RFC, unless said otherwise.
+
+    Args:
+        before_dot: Seconds for what comes before the dot.
+        at_dot: Done right before it.
+        journal: Seconds that its journal takes to note the dot.
+    """
 
     def __init__(
         self,
         before_dot: float = 1000.0,
         at_dot: Callable[[], None] = lambda: None,
+        journal: float = 0.0,
     ) -> None:
         self.accepted: list[set[int]] = []
         self.dots: list[tuple[str, list[int]]] = []
         self.takings: list[tuple[str, list[int], Reply]] = []
         self._before_dot = before_dot
         self._at_dot = at_dot
+        self._journal = journal
         self._asked = 0
         self.progress = 0
 
@@ -70,6 +80,7 @@ class Owner:
 
     async def dot_is_next(self, relay: str, recipients: Sequence[int]) -> None:
         self.dots.append((relay, list(recipients)))
+        await asyncio.sleep(self._journal)
 
     def taken(self, relay: str, recipients: Sequence[int], reply: Reply) -> None:
         self.takings.append((relay, list(recipients), reply))
@@ -89,6 +100,7 @@ class Told:
         phases: The phases it entered on its way to ready.
         result: Of its transactions.
         accepted: Who was accepted so far, each time that was told.
+        strays: The replies that answered nothing.
         seconds: How long all took.
     """
 
@@ -97,6 +109,7 @@ class Told:
         self.phases: list[Phase] = []
         self.result = TransactionResult()
         self.accepted: list[set[int]] = []
+        self.strays: list[str] = []
         self.seconds = 0.0
 
     @property
@@ -136,6 +149,7 @@ async def converse(
         is_myself=is_myself,
         use_tls=use_tls,
         clock=loop.time,
+        on_stray=lambda reply: told.strays.append(reply.text),
     )
     owner = owner or Owner()
     told.accepted = owner.accepted
@@ -219,7 +233,8 @@ def test_host_that_does_not_take_ehlo_hears_helo(ehlo: str) -> None:
         ({"CONNECT": b"HTTP/1.1 400 No\r\n"}, ("not_smtp", "greeting"), False),
         ({"CONNECT": "150 hm"}, ("not_smtp", "greeting"), False),
         ({"CONNECT": ("220 hi", "421 no")}, ("ehlo_refused", "ehlo"), False),
-        ({"CONNECT": ("220 hi", "250 no")}, ("closed", "ehlo"), False),
+        ({"CONNECT": ("220 hi", "554 no")}, ("ehlo_refused", "ehlo"), False),
+        ({"CONNECT": b"220 hi\r\n" * 50}, ("closed", "ehlo"), False),
         ({"EHLO": "421 busy"}, ("ehlo_refused", "ehlo"), False),
         ({"EHLO": "450 busy", "HELO": "450 no"}, ("ehlo_refused", "ehlo"), True),
         ({"EHLO": ("450 busy", End.CLOSE)}, ("ehlo_refused", "ehlo"), False),
@@ -522,9 +537,176 @@ def test_421_behind_another_reply_ends_the_session(reply: str, behind: str) -> N
     assert "DATA" not in host.commands
 
 
-def test_reply_that_nobody_asked_for_ends_the_session() -> None:
-    told = offered(ScriptedHost({"EHLO": (EHLO, "250 and another")}))
-    assert told.failed == ("closed", "transaction")
+STRAYS = ("250 hm", "220 hm", "354 hm", "999 hm", "250-h\n250 m")
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+@pytest.mark.parametrize(
+    ("verb", "usual"),
+    [
+        ("CONNECT", "220 hi"),
+        ("EHLO", "250 mx.example.com"),
+        ("MAIL", "250 ok"),
+        ("RCPT", "250 ok"),
+        ("DATA", "354 go"),
+    ],
+)
+def test_reply_that_nobody_asked_for_is_dropped(
+    verb: str, usual: str, stray: str
+) -> None:
+    host = ScriptedHost({verb: [(usual, stray)]}, extensions=())
+    told = offered(host, FIVE[0])
+    assert told.failure is None
+    assert set(told.result.delivered) == {0}
+    assert len(host.messages) == 1
+    assert told.strays == [stray.replace("250-h\n250 m", "250 h m")]
+
+
+@pytest.mark.parametrize("goodbye", ["450 4.3.2 bye", "554 5.3.2 bye", "421 bye"])
+@pytest.mark.parametrize(
+    ("verb", "usual", "phase"),
+    [
+        ("CONNECT", "220 hi", "ehlo"),
+        ("EHLO", "250 mx.example.com", "transaction"),
+        ("MAIL", "250 ok", "transaction"),
+        ("RCPT", "250 ok", "transaction"),
+    ],
+)
+def test_refusal_that_nobody_asked_for_is_a_goodbye(
+    verb: str, usual: str, phase: str, goodbye: str
+) -> None:
+    host = ScriptedHost({verb: [(usual, goodbye)]}, extensions=())
+    told = offered(host, FIVE[0])
+    assert told.failed[1] == phase
+    assert told.failure is not None
+    assert told.failure.reply is not None
+    assert told.failure.reply.text == goodbye
+    assert not told.refused
+    assert not host.messages
+
+
+def test_one_reply_too_many_to_pipelined_commands_ends_the_session() -> None:
+    # Which of them it was nobody can say: each may have the answer to the one before.
+    for verb in ("MAIL", "RCPT"):
+        host = ScriptedHost({verb: [("250 ok", "250 hm")]})
+        assert offered(host, FIVE[0]).failed == ("closed", "transaction")
+        assert not host.messages
+
+
+@pytest.fixture(scope="module")
+def certified() -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("mx.example.com").configure_cert(made)
+    return made
+
+
+@pytest.fixture(params=["clear", "tls"])
+def context(
+    request: pytest.FixtureRequest, certified: ssl.SSLContext
+) -> ssl.SSLContext | None:
+    return certified if request.param == "tls" else None
+
+
+# While the journal is written the host can say more than it should.
+SLOW = 0.5
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+@pytest.mark.parametrize("dot", ["554 5.7.1 no", "250 taken"])
+def test_250_before_the_dot_is_no_answer_to_it(
+    dot: str, stray: str, context: ssl.SSLContext | None
+) -> None:
+    host = ScriptedHost({"BODY": stray, ".": dot}, context=context)
+    told = offered(host, owner=Owner(journal=SLOW))
+    assert told.strays == [stray.replace("250-h\n250 m", "250 h m")]
+    assert not told.result.in_doubt
+    assert told.refused == ({} if dot[0] == "2" else {0: (Verb.DOT, 554)})
+    assert set(told.result.delivered) == ({0} if dot[0] == "2" else set())
+    assert [message.answered for message in host.messages] == [int(dot[:3])]
+
+
+@pytest.mark.parametrize("stray", ["250 hm", "354 hm"])
+def test_host_with_a_stray_reply_behind_each_354_gets_each_message_once(
+    stray: str, context: ssl.SSLContext | None
+) -> None:
+    listed = [*EXTENSIONS, "LIMITS RCPTMAX=1"]
+    host = ScriptedHost({"DATA": ("354 go", stray)}, extensions=listed, context=context)
+    told = offered(host, *FIVE)
+    assert told.failure is None
+    assert set(told.result.delivered) == {0, 1, 2, 3, 4}
+    assert [one.forward_paths for one in host.messages] == [(one,) for one in FIVE]
+    assert told.strays == [stray] * 5
+
+
+@pytest.mark.parametrize("refusal", ["554 5.7.1 no", "452 4.3.1 full", "421 4.3.2 bye"])
+def test_refusal_while_the_journal_is_written_counts_and_no_dot_is_sent(
+    refusal: str, context: ssl.SSLContext | None
+) -> None:
+    host = ScriptedHost({"BODY": refusal}, context=context)
+    told = offered(host, owner=Owner(journal=SLOW))
+    assert told.refused == {0: (Verb.DOT, int(refusal[:3]))}
+    assert told.failure is None
+    assert not host.messages
+    if not refusal.startswith("421"):  # there the host has hung up itself
+        assert host.was_reset == [True]
+
+
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET, ("250 hm", End.CLOSE)])
+def test_host_that_leaves_before_the_dot_leaves_no_doubt(
+    end: Answer, context: ssl.SSLContext | None
+) -> None:
+    host = ScriptedHost({"BODY": end}, context=context)
+    told = offered(host, owner=Owner(journal=SLOW))
+    assert told.failed[0] == "closed"
+    assert not told.result.in_doubt
+    assert not told.result.delivered
+    assert not host.messages
+
+
+def test_reply_that_began_before_the_dot_is_heard_to_its_end_first() -> None:
+    host = ScriptedHost({"BODY": (b"25", 2.0, b"0 hm\r\n"), ".": "554 no"})
+    told = offered(host, owner=Owner(journal=SLOW))
+    assert told.strays == ["250 hm"]
+    assert told.refused == {0: (Verb.DOT, 554)}
+    host = ScriptedHost({"BODY": (b"55", 2.0, b"4 no\r\n", End.SILENT)})
+    told = offered(host, owner=Owner(journal=SLOW))
+    assert told.refused == {0: (Verb.DOT, 554)}
+    assert not host.messages
+
+
+@pytest.mark.parametrize("said", [b"25", b"250-hm\r\n", b"554", b"rubbish"])
+def test_reply_without_an_end_before_the_dot_keeps_it_back(said: bytes) -> None:
+    host = ScriptedHost({"BODY": (said, End.SILENT)})
+    told = offered(host, owner=Owner(journal=SLOW))
+    assert told.failed == ("silent", "dot")
+    assert told.seconds < 20
+    assert not told.result.in_doubt
+    assert not host.messages
+
+
+def test_host_that_talks_without_end_is_left_before_the_dot() -> None:
+    for said in (b"250 hm\r\n" * 100, b"250-hm\r\n" * 200_000, b"x" * 2_000_000):
+        host = ScriptedHost({"DATA": b"354 go\r\n" + said})
+        told = offered(host)
+        assert told.failed[0] == "closed"
+        assert not told.result.in_doubt
+        assert not host.messages
+
+
+def test_blank_lines_are_nothing() -> None:
+    blank = b"\r\n\n"
+    host = ScriptedHost(
+        {
+            "CONNECT": b"\r\n220 hi\r\n\r\n",
+            "EHLO": b"250-mx.example.com\r\n\r\n250 DSN\r\n" + blank,
+            "DATA": b"354 go\r\n" + blank,
+            ".": blank + b"250 ok\r\n",
+        }
+    )
+    told = offered(host)
+    assert told.failure is None
+    assert set(told.result.delivered) == {0}
+    assert not told.strays
 
 
 @pytest.mark.parametrize(
@@ -568,11 +750,9 @@ def test_host_that_refuses_in_the_body_gets_no_end_of_it() -> None:
     assert host.was_reset == [True]
 
 
-@pytest.mark.parametrize(
-    "answer", [b"354 go\r\n354 go\r\n", b"354 go\r\n250 ok\r\n", b"354 go\r\n25"]
-)
-def test_dot_that_never_left_leaves_no_doubt(answer: bytes) -> None:
-    host = ScriptedHost({"DATA": answer})
+@pytest.mark.parametrize("rest", [b"25", b"250-", b"250-ok\r\n", b"rubbish"])
+def test_dot_that_never_left_leaves_no_doubt(rest: bytes) -> None:
+    host = ScriptedHost({"DATA": b"354 go\r\n" + rest})
     told = offered(host)
     assert told.failure is not None
     assert not told.result.in_doubt
@@ -669,6 +849,98 @@ def test_body_ends_when_the_time_for_the_dot_is_up() -> None:
 
 GREETED = b"220 mx.example.com\r\n", b"250 mx.example.com\r\n"
 TAKEN = (b"250 ok\r\n", b"250 ok\r\n", b"354 go on\r\n")
+
+
+async def with_the_dot_on_its_way(early: bytes, then: bytes) -> Told:
+    """Offer a message to a host that reads none of it before it has said *early*.
+
+    Then it reads all, dot and all, and says *then*. Our kernel holds the dot until
+    there is room in the host's window.
+    """
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.setblocking(False)
+        candidate = Candidate("mx", "127.0.0.1", listener.getsockname()[1], 10)
+        stream = await dial(candidate)
+        peer, _ = await loop.sock_accept(listener)
+    told, spooled = Told(), mail_data(b"y" * 78 + b"\r\n" + b"x" * 20_000)
+    session = Session(
+        stream,
+        candidate,
+        helo=HELO,
+        is_myself=lambda name: False,
+        use_tls=False,
+        clock=loop.time,
+        sends_dot_unseen=True,
+        on_stray=lambda reply: told.strays.append(reply.text),
+    )
+
+    async def answer() -> None:
+        await loop.sock_sendall(peer, GREETED[0])
+        for reply in (GREETED[1], *TAKEN):
+            await loop.sock_recv(peer, 4096)
+            await loop.sock_sendall(peer, reply)
+        await asyncio.sleep(1)  # until the dot is out
+        await loop.sock_sendall(peer, early)
+        await asyncio.sleep(1)  # until that has been heard
+        read = b""
+        with suppress(ConnectionResetError):
+            while not read.endswith(b"\r\n.\r\n"):
+                if not (data := await loop.sock_recv(peer, 65536)):
+                    return
+                read += data
+            await loop.sock_sendall(peer, then)
+
+    answering = asyncio.create_task(answer())
+    with peer, closing(spooled):
+        await session.open(lambda phase: None)
+        try:
+            await session.transact(
+                envelope(FIVE[0]),
+                [0],
+                spooled,
+                long_lines=LongLines.PASS,
+                body_progress=60.0,
+                control=Owner(),
+                result=told.result,
+            )
+            session.quit()
+        except SessionFailed as failure:
+            told.failure = failure
+            session.abort()
+        await answering
+    return told
+
+
+@pytest.mark.parametrize(
+    ("early", "rest"),
+    [
+        (b"250 hm\r\n", b""),
+        (b"354 hm\r\n", b""),
+        (b"25", b"0 hm\r\n"),
+        (b"250-hm\r\n", b"250 hm\r\n"),
+    ],
+)
+@pytest.mark.parametrize("then", ["554 5.7.1 no", "250 taken"])
+def test_250_before_the_host_has_the_dot_is_no_answer_to_it(
+    early: bytes, rest: bytes, then: str
+) -> None:
+    answer = rest + then.encode() + b"\r\n"
+    told = run_with_sockets(with_the_dot_on_its_way(early, answer))
+    assert told.failure is None
+    assert len(told.strays) == 1
+    assert set(told.result.delivered) == ({0} if then[0] == "2" else set())
+    assert told.refused == ({} if then[0] == "2" else {0: (Verb.DOT, 554)})
+
+
+@pytest.mark.parametrize("early", [b"554 no\r\n", b"452 no\r\n", b"421 no\r\n"])
+def test_refusal_before_the_host_has_the_dot_counts(early: bytes) -> None:
+    told = run_with_sockets(with_the_dot_on_its_way(early, b"250 taken\r\n"))
+    assert told.failure is None
+    assert told.refused == {0: (Verb.DOT, int(early[:3]))}
+    assert not told.result.delivered
+    assert not told.result.in_doubt
 
 
 async def to_the_dot(size: int) -> tuple[SessionFailed, TransactionResult, bytes]:

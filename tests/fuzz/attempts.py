@@ -1,9 +1,9 @@
 """Whole attempts at hosts that do anything: no message lost, doubled or bounced wrongly.
 
 Hosts are scripted by the input. What they do before the mail data may be any
-nonsense. Then they give one answer, to the final dot, or none: so it is known who
-has the message. (Who says something before the dot and another thing after it is
-heard in the one or the other way, as it happens.)
+nonsense, and in the mail data they may say what nobody has asked. Then they give one
+answer, to the final dot, or none: so it is known who has the message. What they say
+in the mail data they say before the dot leaves, for the journal takes its time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from mxpolicy.delivery import events
 from mxpolicy.outcome import Bounced, Delivered
-from tests.delivery.attempts import Played, deliver
+from tests.delivery.attempts import Journal, Played, deliver
 from tests.fuzz.choices import Choices
 from tests.helpers.scripted_smtp import Answer, End, Script, ScriptedHost, Step
 
@@ -49,6 +49,9 @@ ANSWERS: tuple[Step, ...] = (
     b"\x1b[2J\r\n",
     b"x" * 3000,
     b"250-x\r\n" * 200,
+    b"250-x\r\n" * 200 + b"250 2.0.0 Ok\r\n",
+    b"250 " + b"x" * 3000 + b"\r\n",
+    b"\r\n250 2.0.0 Ok\r\n",
     End.SILENT,
     End.CLOSE,
     End.RESET,
@@ -57,7 +60,16 @@ ANSWERS: tuple[Step, ...] = (
     9.0,
     70.0,
 )
-IN_BODY: tuple[Step, ...] = (
+IN_BODY: tuple[Answer, ...] = (
+    "250 2.0.0 Ok",
+    "354 go on",
+    "550 5.7.1 spam",
+    "451 4.3.0 later",
+    "421 4.3.2 bye",
+    b"\r\nwell\r\n",
+    b"250 o",
+    (b"25", 2.0, b"0 Ok\r\n"),
+    ("250 2.0.0 Ok", End.CLOSE),
     End.SILENT,
     End.CLOSE,
     End.RESET,
@@ -79,6 +91,11 @@ AT_DOT: tuple[Answer, ...] = (
     End.RESET,
     (30.0, "250 late"),
     ("250 taken", End.CLOSE),
+    b"250 " + b"x" * 3000 + b"\r\n",
+    b"250-x\r\n" * 200 + b"250 x\r\n",
+    b"\r\n250 x\r\n",
+    b"550-no\r\n250 yes\r\n",
+    b"250-yes\r\n550 no\r\n",
     ("550 no", End.RESET),
 )
 
@@ -94,6 +111,7 @@ def attempts(data: bytes) -> None:
         *hosts,
         recipients=recipients,
         preferences=[10] * len(hosts) if equal else None,
+        journal=Journal(seconds=0.5),
         **({"data": LARGE} if large else {}),
     )
     _check(played, hosts, recipients)

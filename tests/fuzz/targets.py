@@ -40,7 +40,7 @@ from mxpolicy.protocol.access_policy import RequestError, parse_request
 from mxpolicy.protocol.access_policy import answer as access_answer
 from mxpolicy.protocol.attributes import AttributeReader, Malformed
 from mxpolicy.protocol.dot_stuffing import FINAL_DOT, MAX_TEXT_LINE, DotStuffer
-from mxpolicy.protocol.reply_reader import KEPT, ReplyReader
+from mxpolicy.protocol.reply_reader import KEPT, MAX_REPLY, ReplyReader
 from mxpolicy.protocol.smtp_client import (
     BodyRefused,
     Closing,
@@ -49,6 +49,7 @@ from mxpolicy.protocol.smtp_client import (
     RcptAnswered,
     SmtpClient,
     State,
+    StrayReply,
     Verb,
 )
 from mxpolicy.reply import MAX_TEXT, Reply
@@ -65,6 +66,8 @@ Target = Callable[[bytes], None]
 
 CANDIDATE = Candidate("mx.example.com", "192.0.2.1", 25, 10)
 VERBS = (Verb.MAIL, Verb.RCPT, Verb.DATA, Verb.DOT)
+REPLY_TEXTS = (b"", b"ok", b"5.1.1 no", b"\xff\x00", b"x" * 700, b"y" * 3000)
+NO_REPLY_LINES = (b"", b"no reply", b"25", b"250_ok", b"\x00", b"z" * 3000)
 
 
 def assert_shown(text: str, limit: int) -> None:
@@ -80,12 +83,17 @@ def assert_shown(text: str, limit: int) -> None:
 def replies(data: bytes) -> None:
     """Replies are the same however they arrive, bounded, and fit to be shown."""
     pieces = Choices(data).pieces()
-    cut, cut_error = _read(pieces)
-    whole, error = _read([b"".join(pieces)])
-    assert cut == whole
-    assert cut_error == error
-    assert_shown(error, 500)
-    for reply in whole:
+    for skip in (False, True):
+        cut, cut_error = _read(pieces, skip=skip)
+        whole, error = _read([b"".join(pieces)], skip=skip)
+        assert cut == whole
+        assert cut_error == error
+        assert_shown(error, 500)
+        _check_replies(whole)
+
+
+def _check_replies(replies: Iterable[Reply]) -> None:
+    for reply in replies:
         assert 0 <= reply.code <= 999
         assert 1 <= len(reply.lines) <= KEPT // len("250-")
         assert sum(map(len, reply.lines)) <= KEPT + MAX_TEXT
@@ -100,13 +108,41 @@ def replies(data: bytes) -> None:
         assert enhanced is None or enhanced.class_ == reply.code // 100
 
 
-def _read(pieces: Iterable[bytes]) -> tuple[list[Reply], str]:
+def long_replies(data: bytes) -> None:
+    """A reply is read to its end, however long; the code of its last line is its own."""
+    choices = Choices(data)
+    skip, end = choices.number(2) == 1, choices.of((b"\r\n", b"\n"))
+    lines = []
+    for _ in range(choices.number(6)):
+        line = _reply_line(choices, b"-")
+        if skip and choices.number(3) == 1:
+            line += end + choices.of(NO_REPLY_LINES)
+        lines += [line] * choices.of((1, 3, 40, 150))
+    last = _reply_line(choices, b" ")
+    wire = end.join([*lines, last, b""])
+    size = choices.of((1 << 16, 999, 61))
+    if len(wire) > MAX_REPLY:
+        return
+    wire += b"421 bye\r\n"
+    pieces = [wire[at : at + size] for at in range(0, len(wire), size)]
+    found, error = _read(pieces, skip=skip)
+    assert not error, error
+    assert [reply.code for reply in found] == [int(last[:3]), 421]
+    _check_replies(found)
+
+
+def _reply_line(choices: Choices, separator: bytes) -> bytes:
+    code = b"%d%02d" % (2 + choices.number(4), choices.number(100))
+    return code + separator + choices.of(REPLY_TEXTS)
+
+
+def _read(pieces: Iterable[bytes], *, skip: bool = False) -> tuple[list[Reply], str]:
     reader = ReplyReader()
     found = []
     try:
         for piece in pieces:
             reader.receive_data(piece)
-            while (reply := reader.next_reply()) is not None:
+            while (reply := reader.next_reply(skip=skip)) is not None:
                 found.append(reply)
     except RemoteProtocolError as error:
         return found, str(error)
@@ -222,6 +258,9 @@ class _Caller:
 
     def _note(self, event: Event) -> None:
         assert not self._is_over, "something happened after the end"
+        if isinstance(event, StrayReply):
+            assert event.reply.code // 100 not in (4, 5)
+            return
         if isinstance(event, Closing | BodyRefused):  # nobody had asked
             self._is_over = True
             assert self.client.state is State.CLOSED
@@ -469,6 +508,7 @@ TARGETS: dict[str, Target] = {
     for one in (
         attempts,
         replies,
+        long_replies,
         judgements,
         states,
         dns_answers,

@@ -20,6 +20,7 @@ import contextlib
 import enum
 import errno
 import os
+import re
 import socket
 import ssl
 import struct
@@ -393,9 +394,14 @@ async def serve(*hosts: ScriptedHost) -> AsyncIterator[None]:
             await host.close()
 
 
+# Of one reply: no other line has its code without a hyphen behind it.
+_LAST_LINE = re.compile(rb"^([0-9]{3})(?!-)", re.MULTILINE)
+
+
 def _code(answer: Answer) -> int:
-    """Return the code of the first reply in *answer*, 0 if there is none."""
+    """Return the code of the first reply in *answer*, its last line's; 0 if none is whole."""
     for step in answer if isinstance(answer, tuple) else (answer,):
-        if isinstance(step, str | bytes) and step[:3].isdigit():
-            return int(step[:3])
+        said = step.encode() if isinstance(step, str) else step
+        if isinstance(said, bytes) and (found := _LAST_LINE.search(said)):
+            return int(found[1])
     return 0

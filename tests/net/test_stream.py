@@ -369,6 +369,76 @@ class TestTheEnd:
         assert set(os.listdir("/proc/self/fd")) == before
 
 
+# --- what is known of the last words when they are answered
+#
+# A reply to the final dot is believed only if the dot is acknowledged once the reply
+# has been read: `Dialogue._has_arrived`. A good one that was not believed would be a
+# second copy of the message.
+
+
+async def test_answer_brings_the_acknowledgement_of_what_it_answers(pair: Pair) -> None:
+    stream, peer = pair
+    loop = asyncio.get_running_loop()
+    rode_on_the_answer = 0
+    for _ in range(200):
+        # Acknowledged later, by the answer, unless that takes 40 ms.
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+        await stream.write(b".\r\n")
+        sent = stream.handed_over
+        assert await receive_all(peer, 3) == b".\r\n"
+        rode_on_the_answer += stream.acknowledged < sent
+        await loop.sock_sendall(peer, b"250 ok\r\n")
+        assert await stream.read() == b"250 ok\r\n"
+        assert stream.acknowledged >= sent
+    assert rode_on_the_answer > 100
+
+
+def answer_dots(peer: socket.socket) -> None:
+    with suppress(OSError):
+        while peer.recv(65536):
+            peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+            peer.sendall(b"250 ok\r\n")
+
+
+@pytest.mark.parametrize("secured", [False, True], ids=["clear", "tls"])
+async def test_no_answer_is_read_before_its_acknowledgement_is_known(
+    secured: bool, server_context: ssl.SSLContext
+) -> None:
+    async with served(answer_dots, server_context if secured else None) as stream:
+        if secured:
+            await stream.start_tls(tls.opportunistic(), "mx.example")
+        for _ in range(2000):
+            await stream.write(b".\r\n")
+            sent = stream.handed_over
+            assert await stream.read() == b"250 ok\r\n"
+            assert stream.acknowledged >= sent
+
+
+async def test_write_goes_on_after_what_was_said_in_the_middle(pair: Pair) -> None:
+    stream, peer = pair
+    loop = asyncio.get_running_loop()
+    data = bytes(range(256)) * 4096
+    peer.sendall(b"250 too early\r\n")
+    assert await stream.write(data, heed_input=True) is False
+    assert await stream.read() == b"250 too early\r\n"
+    reading = asyncio.create_task(receive_all(peer, len(data)))
+    await loop.sock_sendall(peer, b"250 and more\r\n")
+    while not await stream.resume(heed_input=True):
+        assert await stream.read() == b"250 and more\r\n"
+    assert await reading == data
+    assert await stream.write(b".\r\n"), "no write is cut short any more"
+
+
+async def test_what_is_said_before_our_words_arrive_shows_itself(pair: Pair) -> None:
+    stream, peer = pair
+    stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    await stream.write(bytes(200_000))
+    await stream.write(b".\r\n")
+    peer.sendall(b"250 too early\r\n")
+    assert await stream.read() == b"250 too early\r\n"
+    assert stream.acknowledged < stream.handed_over
+
+
 # --- TLS
 
 Server = Callable[[socket.socket], None]

@@ -144,10 +144,24 @@ def refused_at_the_door() -> SmtpClient:
     return client
 
 
-situations = pytest.mark.parametrize(
-    "situation",
-    [pytest.param(key, id=f"{key[0].value}-{key[1]}") for key in SITUATIONS],
-)
+Situation = tuple[State, Verb | None]
+
+
+def each(wanted: Callable[[Situation], bool]) -> pytest.MarkDecorator:
+    """Parametrize over the situations that are *wanted*."""
+    return pytest.mark.parametrize(
+        "situation",
+        [
+            pytest.param(key, id=f"{key[0].value}-{key[1]}")
+            for key in SITUATIONS
+            if wanted(key)
+        ],
+    )
+
+
+situations = each(lambda situation: True)
+asked = each(lambda situation: situation[1] is not None)
+idle = each(lambda situation: situation[1] is None)
 
 
 # -- the tables ---------------------------------------------------------------
@@ -158,9 +172,8 @@ def test_every_state_has_a_situation() -> None:
 
 
 def test_every_row_of_the_tables_can_be_reached() -> None:
-    asked = {(state, verb) for state, verb in SITUATIONS if verb}
-    asked.add((State.BODY, Verb.DOT))
-    assert {(state, verb) for state, verb, _ in TRANSITIONS} == asked
+    answered = {(state, verb) for state, verb in SITUATIONS if verb}
+    assert {(state, verb) for state, verb, _ in TRANSITIONS} == answered
     assert {state for state, _ in COMMANDS} <= {state for state, _ in SITUATIONS}
 
 
@@ -171,22 +184,17 @@ def test_a_situation_is_what_it_is_named(situation: tuple[State, Verb | None]) -
     assert client.data_to_send() == b""
 
 
-@situations
-@pytest.mark.parametrize("digit", [1, 2, 3, 4, 5, 6])
+@asked
+@pytest.mark.parametrize("digit", range(10))
 def test_a_reply_leads_where_the_table_says_or_ends_the_session(
     situation: tuple[State, Verb | None], digit: int
 ) -> None:
     state, verb = situation
+    assert verb is not None
     client = SITUATIONS[situation]()
-    asked = Verb.DOT if state is State.BODY else verb
-    following = TRANSITIONS.get((state, asked, digit)) if asked else None
+    following = TRANSITIONS.get((state, verb, digit))
     wire = b"%d99 x\r\n" % digit
-    if state is State.CLOSED:
-        assert client.receive_data(wire) == []
-    elif state is State.TLS_HANDSHAKE:
-        with pytest.raises(LocalProtocolError):
-            client.receive_data(wire)
-    elif following is None:
+    if following is None:
         with pytest.raises(RemoteProtocolError):
             client.receive_data(wire)
         assert client.state is State.CLOSED
@@ -195,6 +203,29 @@ def test_a_reply_leads_where_the_table_says_or_ends_the_session(
     else:
         client.receive_data(wire)
         assert client.state is following
+
+
+@idle
+@pytest.mark.parametrize("digit", range(10))
+def test_a_reply_to_nothing_is_a_goodbye_or_is_dropped(
+    situation: tuple[State, Verb | None], digit: int
+) -> None:
+    state, _ = situation
+    client = SITUATIONS[situation]()
+    wire, reply = b"%d99 x\r\n" % digit, Reply(100 * digit + 99, ("x",))
+    if state is State.CLOSED:
+        assert client.receive_data(wire) == []
+    elif state is State.TLS_HANDSHAKE:
+        with pytest.raises(LocalProtocolError):
+            client.receive_data(wire)
+    elif digit in (4, 5):
+        in_message = state is State.BODY
+        event = smtp.BodyRefused(reply) if in_message else Closing(reply, None)
+        assert client.receive_data(wire) == [event]
+        assert client.state is State.CLOSED
+    else:
+        assert client.receive_data(wire) == [smtp.StrayReply(reply)]
+        assert client.state is state
 
 
 @situations
@@ -268,19 +299,93 @@ def test_the_end_of_the_stream_is_an_error_unless_the_session_is_at_its_end(
 
 
 @situations
-def test_bytes_that_come_before_a_command_are_no_answer_to_it(
-    situation: tuple[State, Verb | None],
+@pytest.mark.parametrize("cut", [0, 4, 8])
+def test_what_came_before_a_command_left_is_no_answer_to_it(
+    situation: tuple[State, Verb | None], cut: int
 ) -> None:
     state, awaited = situation
+    stray = b"250 hm\r\n"
     for verb, line in LINES.items():
         if awaited or (state, verb) not in COMMANDS:
             continue
         client = SITUATIONS[situation]()
-        assert client.receive_data(b"250 o") == []
+        before = client.receive_data(stray[:cut])
         dialog.give(client, line)
-        assert client.state is State.CLOSED
-        with pytest.raises(RemoteProtocolError, match="bytes before"):
-            client.data_to_send()
+        before += client.receive_data(stray[cut : cut + 1])
+        assert client.data_to_send()
+        before += client.receive_data(stray[cut + 1 :])
+        assert before == [smtp.StrayReply(Reply(250, ("hm",)))]
+        assert client.is_asking
+        (event,) = client.receive_data(b"421 yes\r\n")
+        assert event == Closing(Reply(421, ("yes",)), verb)
+
+
+@pytest.mark.parametrize("code", [b"452", b"554"])
+@pytest.mark.parametrize("when", ["dot queued", "dot out", "begun before it"])
+def test_a_refusal_before_the_server_has_the_dot_counts(code: bytes, when: str) -> None:
+    client, wire = body(), code + b" no\r\n"
+    if when == "begun before it":
+        assert client.receive_data(wire[:3]) == []
+        wire = wire[3:]
+    client.dot()
+    if when != "dot queued":
+        client.data_to_send()
+    refused = smtp.BodyRefused(Reply(int(code), ("no",)))
+    assert client.receive_data(wire, is_early=when == "dot out") == [refused]
+    assert client.state is State.CLOSED
+    assert client.receive_data(b"250 taken\r\n") == []
+
+
+def test_what_came_before_the_server_had_the_dot_is_no_answer_to_it() -> None:
+    client = after(body, ".")()
+    assert client.receive_data(b"250 a\r\n354 b\r\n25", is_early=True) == [
+        smtp.StrayReply(Reply(250, ("a",))),
+        smtp.StrayReply(Reply(354, ("b",))),
+    ]
+    # The rest of what had begun too early, and then the answer.
+    assert client.receive_data(b"0 c\r\n554 no\r\n") == [
+        smtp.StrayReply(Reply(250, ("c",))),
+        DotAnswered(Reply(554, ("no",))),
+    ]
+
+
+def test_a_server_that_goes_on_saying_what_was_not_asked_is_left() -> None:
+    client = body()
+    assert len(client.receive_data(OK * smtp.MAX_STRAYS)) == smtp.MAX_STRAYS
+    with pytest.raises(RemoteProtocolError, match="more and more"):
+        client.receive_data(OK)
+    client = body()
+    client.receive_data(OK * smtp.MAX_STRAYS)
+    client.dot()
+    client.data_to_send()
+    client.receive_data(OK)
+    assert client.receive_data(OK) == [smtp.StrayReply(Reply(250, ("ok",)))]
+
+
+@pytest.mark.parametrize("stray", [b"250 ok\r\n", b"354 ok\r\n", b"550 no\r\n"])
+def test_one_reply_too_many_to_a_group_of_commands_ends_the_session(
+    stray: bytes,
+) -> None:
+    # It may be the first of them that answered nothing: then all have slipped.
+    client = ready()
+    client.mail("a@client.example")
+    client.rcpt("b@mx.example")
+    client.data_to_send()
+    assert len(client.receive_data(OK * 2)) == 2
+    client.data()
+    with pytest.raises(RemoteProtocolError, match="a reply to nothing"):
+        client.receive_data(stray)
+    assert client.state is State.CLOSED
+
+
+def test_a_group_that_is_answered_is_forgotten_with_the_next_command() -> None:
+    client = ready()
+    client.mail("a@client.example")
+    client.rcpt("b@mx.example")
+    client.data_to_send()
+    client.receive_data(OK * 2)
+    say(client, client.data, b"354 go\r\n")
+    assert client.receive_data(OK) == [smtp.StrayReply(Reply(250, ("ok",)))]
 
 
 # -- pipelining ---------------------------------------------------------------
@@ -303,8 +408,8 @@ def test_commands_leave_one_by_one_without_pipelining() -> None:
 def test_a_reply_to_a_command_that_has_not_left_is_a_reply_to_nothing() -> None:
     client = client_after()
     client.mail("a@client.example")
-    with pytest.raises(RemoteProtocolError, match="a reply to nothing"):
-        client.receive_data(OK)
+    assert client.receive_data(OK) == [smtp.StrayReply(Reply(250, ("ok",)))]
+    assert client.awaits is Verb.MAIL
 
 
 def test_421_before_a_command_has_left_answers_nothing() -> None:
@@ -803,7 +908,7 @@ def test_no_server_and_no_caller_can_cause_another_error_or_lose_the_count(
 
 def is_answer(event: Event) -> bool:
     """False for what comes without having been asked for."""
-    return not isinstance(event, (Closing, smtp.BodyRefused))
+    return not isinstance(event, (Closing, smtp.BodyRefused, smtp.StrayReply))
 
 
 @given(st.data(), st.sampled_from(dialog.DIALOGS))
