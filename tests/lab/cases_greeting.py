@@ -132,7 +132,7 @@ BANNERS: tuple[Case, ...] = (
         "binary-banner",
         "The first MX greets with bytes that are no text.",
         Behaviour({"CONNECT": Step("\x00\xff\xfb\x01\x16\x03\x01\x1b[2J\x7f")}),
-        ours(sent("mx2")),
+        ours(sent("mx2", FIRST_PATIENCE[1])),
     ),
     first_then_good(
         "binary-half-line",
@@ -231,7 +231,22 @@ EHLO: tuple[Case, ...] = (
         "ehlo-garbage",
         "EHLO is answered by no reply at all.",
         Behaviour({"EHLO": Step("\x1b]0;pwned\x07\xff\xfe hello there")}),
-        ours(sent("mx2")),
+        ours(sent("mx2", FIRST_PATIENCE[1])),
+    ),
+    first_then_good(
+        "helo-after-4xx",
+        "EHLO is answered 451, and HELO is taken.",
+        Behaviour({"EHLO": Step("451 4.3.0 No ESMTP today")}),
+        either(sent("mx1", visits={"mx1": 1})),
+    ),
+    first_then_good(
+        "ehlo-long",
+        "The answer to EHLO has 1,000 lines, and the keyword that counts is the last.",
+        Behaviour(
+            {"EHLO": Step("250-{name}\r\n" + "250-XWORD\r\n" * 1000 + "250 SMTPUTF8")}
+        ),
+        ours(sent("mx1", visits={"mx1": 1})),
+        Mail(local_parts=("grüße",), options=("SMTPUTF8",)),
     ),
     first_then_good(
         "ehlo-endless",

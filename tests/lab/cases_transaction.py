@@ -92,7 +92,8 @@ def refusals(step: str) -> list[Case]:
             "garbage",
             f"The first MX answers {verb} with what is no reply.",
             Step("\x1b[7mOk\x07"),
-            ours(sent("mx2")),
+            # Behind MAIL comes RCPT; else one reply is due, and may come after that.
+            ours(sent("mx2", *(() if step == "MAIL" else reversed(SILENCE)))),
         ),
     ]
 
@@ -126,6 +127,12 @@ COMMANDS: tuple[Case, ...] = (
         Behaviour({"RCPT": Step("550 5.7.1 <mail.lab.test>: Helo command rejected")}),
         ours(sent("mx2")),
     ),
+    first_then_good(
+        "helo-named",
+        "The first MX refuses the mail, and the name that it refuses is in our HELO too.",
+        Behaviour({"RCPT": Step("550 5.7.26 mail from mail.lab.test fails DMARC")}),
+        either(bounced("5.7.26", visits={"mx2": 0})),
+    ),
 )
 
 DOT: tuple[Case, ...] = (
@@ -157,6 +164,35 @@ DOT: tuple[Case, ...] = (
         Behaviour({"DOT": Step("\x1b[7mOk\x07", end="close")}),
         ours(LOST_AT_THE_DOT),
     ),
+    first_then_good(
+        "dot-long",
+        "The final dot is answered 250 with a line of 3,000 bytes.",
+        Behaviour({"DOT": Step(f"250 2.6.0 <{'x' * 3000}@example.net> Queued")}),
+        either(sent("mx1", visits={"mx1": 1, "mx2": 0})),
+    ),
+    first_then_good(
+        "dot-many-lines",
+        "The final dot is answered 250 with 121 lines.",
+        Behaviour({"DOT": Step("250-2.0.0 line\r\n" * 120 + "250 2.0.0 Queued")}),
+        either(sent("mx1", visits={"mx1": 1, "mx2": 0})),
+    ),
+    first_then_good(
+        "dot-stray",
+        "The first MX says a 250 of its own behind each 354.",
+        Behaviour({"DATA": Step("354 Go on\r\n250 2.0.0 Ok")}),
+        either(sent("mx1", visits={"mx1": 1, "mx2": 0})),
+    ),
+    first_then_good(
+        "dot-early-250",
+        "The first MX says 250 when it has the body, and 554 to the final dot.",
+        Behaviour(
+            {
+                "BODY": Step("250 2.1.5 Ok"),
+                "DOT": Step("554 5.6.0 We do not want this"),
+            }
+        ),
+        ours(bounced("5.6.0", visits={"mx1": 1, "mx2": 0})),
+    ),
 )
 
 BODY: tuple[Case, ...] = (
@@ -173,6 +209,18 @@ BODY: tuple[Case, ...] = (
         Behaviour({"BODY": Step(end="reset")}),
         either(sent("mx2", data=r"dot\. \r\n\Z")),
         LARGE,
+    ),
+    first_then_good(
+        "body-closed-at-its-end",
+        "The first MX closes when it has the body, and before the final dot.",
+        Behaviour({"BODY": Step(end="close")}),
+        ours(sent("mx2")),
+    ),
+    alone(
+        "body-closed-alone",
+        "The only MX closes when it has the body: it cannot have the message.",
+        Behaviour({"BODY": Step(end="close")}),
+        ours(deferred("4.4.2", text=r"\A(?!.*more than once)")),
     ),
     first_then_good(
         "body-stalled",
