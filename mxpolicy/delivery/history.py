@@ -118,8 +118,9 @@ class History:
             verdict, Phase.TRANSACTION, waited, judgement.scope, text=reply.text
         )
         self._failures.append((index, Failure(candidate, finding, judgement)))
-        if isinstance(judgement.outcome, Deferred):
+        if judgement.action is not trouble.Action.SETTLE:
             return None
+        assert isinstance(judgement.outcome, Bounced)
         if not self._is_overruled(candidate):
             return judgement.outcome
         best = self._refused_by.get(index, candidate.rank)
@@ -173,16 +174,20 @@ def combine(
 ) -> Deferred | Bounced:
     """Return the outcome of a recipient after all candidates have failed for it.
 
-    A refusal bounces unless it is overruled; a message that does not fit bounces
-    if it fits nowhere and everybody was heard; else it is deferred, with the
-    status of the failure that tells most. The text begins with that one, and
-    then names everybody who was tried.
+    A refusal bounces unless it is overruled; so does one of our session when every
+    host was heard, and none said to come again; a message that does not fit bounces if it fits nowhere and every
+    host was heard; else it is deferred, with the status of the failure that tells
+    most. The text begins with that one, and then names every host that was tried.
     """
-    for failure in sorted(failures, key=_by_rank):
-        if failure.judgement.action is trouble.Action.SETTLE and not is_overruled(
-            failure.candidate
-        ):
-            return _with_tried(failure.judgement.outcome, failures, reason)
+    final = [trouble.Action.SETTLE]
+    said_later = any(one.finding.verdict is Verdict.TRANSIENT for one in failures)
+    if reason is GiveUpReason.EXHAUSTED and not said_later:
+        final.append(trouble.Action.LAST_RESORT)
+    for action in final:
+        for failure in sorted(failures, key=_by_rank):
+            is_final = failure.judgement.action is action
+            if is_final and not is_overruled(failure.candidate):
+                return _with_tried(failure.judgement.outcome, failures, reason)
     if not failures:
         return Deferred(trouble.UNREACHABLE, "no host was asked" + _GAVE_UP[reason])
     chosen = min(failures, key=_by_weight).judgement.outcome

@@ -8,7 +8,9 @@ the host, or ourselves (site). Callers say what failed, never what to do about i
   5yz greeting where the operator has made it final, a message that the EHLO
   replies of *all* hosts rule out, and an address that is none.
 * A 5yz that is about our session (we greeted wrongly, spoke a command it does not
-  know, came without TLS) says nothing about the mail: next host.
+  know, came without TLS) says nothing about the mail: next host. It is the answer
+  (RFC 5321 §4.2.1) when all other hosts were heard and none has taken the mail, nor
+  put it off: that one has nothing against our session.
 * "Too many recipients" is no refusal: a second transaction (RFC 5321 §4.5.3.1.10).
 * Everything else defers. When in doubt, defer.
 
@@ -122,6 +124,7 @@ class Action(Enum):
 
     SETTLE = "settle"  # final, unless a better host is still to be heard
     NEXT_HOST = "next_host"  # another host may take it; defer if none does
+    LAST_RESORT = "last_resort"  # the same; final if none does and all were heard
     AGAIN_HERE = "again_here"  # a second transaction in the same session
 
 
@@ -132,7 +135,7 @@ class Judgement(NamedTuple):
         scope: Whom it is about.
         action: What to do.
         outcome: What it comes to when nobody does better. `Bounced` only with
-            `Action.SETTLE`, or for a `Misfit`.
+            `Action.SETTLE` and `Action.LAST_RESORT`, or for a `Misfit`.
     """
 
     scope: Scope
@@ -179,15 +182,17 @@ def judge_reply(
     scope = Scope.RECIPIENT if verb is Verb.RCPT else Scope.MESSAGE
     text = f"host {relay} said: {reply.text} (in reply to {_COMMAND_WORDS[verb]})"
     deferred = Deferred(_status(reply, 4), one_line(text), reply, relay)
-    if is_about_the_session(verb, reply) or reply.code == 421 or reply.is_positive:
+    if reply.code == 421 or reply.is_positive:
         # A 2yz where a 3yz is due is nonsense: Postfix bounces it, we doubt it.
         return Judgement(Scope.HOST, Action.NEXT_HOST, deferred)
+    bounced = Bounced(_status(reply, 5), deferred.text, reply, relay)
+    if is_about_the_session(verb, reply):
+        return Judgement(Scope.HOST, Action.LAST_RESORT, bounced)
     if is_too_many_recipients(verb, reply) and not (
         alone and _may_mean_a_full_mailbox(reply)
     ):
         return Judgement(scope, Action.AGAIN_HERE, deferred)
     if reply.is_permanent:
-        bounced = Bounced(_status(reply, 5), deferred.text, reply, relay)
         return Judgement(scope, Action.SETTLE, bounced)
     return Judgement(scope, Action.NEXT_HOST, deferred)
 

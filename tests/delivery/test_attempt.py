@@ -168,7 +168,12 @@ def test_message_is_deferred_when_the_only_host_fails(
         pytest.param({"RCPT": "450 5.7.1 later"}, "Deferred 4.0.0", id="RCPT 4yz, 5.z"),
         pytest.param({"RCPT": "599 5.9.9 odd"}, "Bounced 5.9.9", id="unknown 5yz"),
         pytest.param({"RCPT": "299 odd"}, "Delivered 2.0.0", id="unknown 2yz"),
-        pytest.param({"RCPT": "503 what?"}, "Deferred 4.0.0", id="session's trouble"),
+        pytest.param({"MAIL": "501 what?"}, "Bounced 5.0.0", id="MAIL, our session"),
+        pytest.param({"RCPT": "503 what?"}, "Bounced 5.0.0", id="RCPT, our session"),
+        pytest.param({"RCPT": "530 TLS!"}, "Bounced 5.0.0", id="wants what it has not"),
+        pytest.param({"RCPT": "554 bad HELO"}, "Bounced 5.0.0", id="HELO"),
+        pytest.param({"DATA": "503 what?"}, "Bounced 5.0.0", id="DATA, our session"),
+        pytest.param({"CONNECT": "554 no"}, "Deferred 4.0.0", id="greeting 5yz"),
         pytest.param({"DATA": "554 5.7.1 no"}, "Bounced 5.7.1", id="DATA 5yz"),
         pytest.param({"DATA": "451 4.3.0 disk"}, "Deferred 4.3.0", id="DATA 4yz"),
         pytest.param({".": "554 5.6.0 spam"}, "Bounced 5.6.0", id="dot 5yz"),
@@ -418,6 +423,32 @@ def test_nothing_is_noted_for_a_host_that_answers() -> None:
     played = deliver(slow, refused, journal=journal)
     assert isinstance(played.outcome, Deferred)
     assert not journal.waited
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        pytest.param([{"RCPT": (90.0, "250 ok")}], "Delivered", id="slow and good"),
+        pytest.param([{"RCPT": End.SILENT}], "Bounced", id="silent"),
+        pytest.param([{"CONNECT": End.CLOSE}], "Bounced", id="closes"),
+        pytest.param([{"CONNECT": "554 no"}], "Bounced", id="greets 5yz"),
+        pytest.param([{"RCPT": "550 5.1.1 unknown"}], "Bounced", id="refuses"),
+        pytest.param([{"RCPT": "450 4.2.0 grey"}], "Deferred", id="puts off"),
+        pytest.param([{"RCPT": "502 what?"}, {}], "Delivered", id="third is good"),
+    ],
+)
+@pytest.mark.parametrize("is_worst", [False, True], ids=["best", "worst"])
+def test_refusal_of_our_session_is_final_once_all_others_were_heard(
+    others: list[Script], expected: str, is_worst: bool
+) -> None:
+    hosts = [ScriptedHost({"RCPT": "503 5.5.1 what?"}), *map(ScriptedHost, others)]
+    played = deliver(*(reversed(hosts) if is_worst else hosts))
+    assert type(played.outcome).__name__ == expected
+
+
+def test_refusal_of_our_session_defers_when_the_deadline_cuts_another_short() -> None:
+    hosts = ScriptedHost({"RCPT": "503 what?"}), ScriptedHost({"CONNECT": End.SILENT})
+    assert isinstance(deliver(*hosts, deadline=120).outcome, Deferred)
 
 
 def test_slow_host_is_asked_again_for_whom_the_others_put_off() -> None:

@@ -95,6 +95,42 @@ def test_a_5xx_greeting_is_final_where_the_operator_says_so() -> None:
 # --- all of it together
 
 
+@pytest.mark.parametrize("overruled", [False, True], ids=["heard", "overruled"])
+@pytest.mark.parametrize("reason", GiveUpReason, ids=lambda one: one.value)
+@pytest.mark.parametrize(
+    ("other", "is_final"),
+    [
+        pytest.param(None, True, id="no_other"),
+        pytest.param(FILTERED, True, id="other_out_of_reach"),
+        pytest.param("503 5.5.1 what?", True, id="other_says_it_too"),
+        pytest.param("450 4.2.0 greylisted", False, id="other_says_come_again"),
+        pytest.param("421 4.3.2 busy", False, id="other_is_busy"),
+    ],
+)
+def test_a_refusal_of_our_session_is_final_when_all_were_heard(
+    other: Finding | str | None, is_final: bool, reason: GiveUpReason, overruled: bool
+) -> None:
+    history = History(lambda candidate: overruled)
+    assert refuse(history, BEST, "503 5.5.1 EHLO first") is None
+    assert history.open_to(WORST, [0]) == [0]
+    if isinstance(other, Finding):
+        history.failed(MIDDLE, other)
+    elif other is not None:
+        refuse(history, MIDDLE, other)
+    outcome = history.combine(0, reason)
+    final = is_final and reason is EXHAUSTED and not overruled
+    assert isinstance(outcome, Bounced if final else Deferred)
+    assert outcome.status.class_ == (5 if final else 4)
+
+
+def test_a_refusal_of_the_mail_tells_more_than_one_of_our_session(
+    history: History,
+) -> None:
+    refuse(history, BEST, "503 5.5.1 EHLO first")
+    outcome = refuse(history, MIDDLE, "550 5.1.1 unknown")
+    assert isinstance(outcome, Bounced)
+
+
 def test_a_message_that_fits_nowhere_bounces(history: History) -> None:
     for candidate in EVERYBODY:
         finding = history.unfit(candidate, Misfit.TOO_LARGE)
@@ -224,10 +260,14 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
     policy: GreetingPolicy,
 ) -> None:
     history = History(overruled.__contains__, policy)
-    stands = greeting_stands = False
+    stands = greeting_stands = about_session = said_later = False
     for candidate, what in seen:
         match what:
             case (Verb() as verb, Reply() as answer, bool(alone)):
+                said_later |= answer.is_transient
+                about_session |= candidate not in overruled and (
+                    trouble.is_about_the_session(verb, answer)
+                )
                 final = history.refused(
                     candidate, 0, verb, answer, waited=1.0, alone=alone
                 )
@@ -239,6 +279,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
             case (Finding() as finding, answer):
                 assert answer is None or isinstance(answer, Reply)
                 history.failed(candidate, finding, answer)
+                said_later |= finding.verdict is Verdict.TRANSIENT
                 greeting_stands |= (
                     policy is GreetingPolicy.BOUNCE
                     and finding.verdict is Verdict.GREETING_5XX
@@ -254,8 +295,11 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
         and reason is EXHAUSTED
         and all(what in (Misfit.TOO_LARGE, Misfit.NO_SMTPUTF8) for _, what in seen)
     )
+    last_resort = about_session and reason is EXHAUSTED and not said_later
     outcome = history.combine(0, reason)
-    assert isinstance(outcome, Bounced) == (stands or greeting_stands or fits_nowhere)
+    assert isinstance(outcome, Bounced) == (
+        stands or greeting_stands or fits_nowhere or last_resort
+    )
     assert outcome.status.class_ == (5 if isinstance(outcome, Bounced) else 4)
     assert outcome.text
     assert outcome.text.isascii()

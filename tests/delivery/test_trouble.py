@@ -165,12 +165,12 @@ def test_the_status_of_a_refusal(text: str, status: str) -> None:
 
 @pytest.mark.parametrize("verb", BEFORE_THE_MAIL_DATA)
 @pytest.mark.parametrize("code", [500, 501, 502, 503, 504, 530, 538])
-def test_codes_about_the_session_never_bounce(verb: Verb, code: int) -> None:
+def test_codes_about_the_session_are_a_last_resort(verb: Verb, code: int) -> None:
     judgement = said(verb, f"{code} 5.5.1 something")
     assert judgement.scope is Scope.HOST
-    assert judgement.action is Action.NEXT_HOST
-    assert isinstance(judgement.outcome, Deferred)
-    assert judgement.outcome.status.class_ == 4
+    assert judgement.action is Action.LAST_RESORT
+    assert isinstance(judgement.outcome, Bounced)
+    assert str(judgement.outcome.status) == "5.5.1"
 
 
 @pytest.mark.parametrize("verb", BEFORE_THE_MAIL_DATA)
@@ -201,10 +201,10 @@ def test_codes_about_the_session_never_bounce(verb: Verb, code: int) -> None:
         pytest.param("554 5.7.11 Encryption needed for AUTH", id="auth_in_clear"),
     ],
 )
-def test_a_refusal_of_how_we_came_never_bounces(verb: Verb, text: str) -> None:
+def test_a_refusal_of_how_we_came_is_a_last_resort(verb: Verb, text: str) -> None:
     judgement = said(verb, text)
     assert judgement.scope is Scope.HOST
-    assert isinstance(judgement.outcome, Deferred)
+    assert judgement.action is Action.LAST_RESORT
 
 
 # As helo and in the reverse-path: example.net, and mail.example.net[192.0.2.7].
@@ -354,11 +354,12 @@ def test_a_reply_bounces_only_if_it_is_5yz_and_about_the_mail(
     judgement = trouble.judge_reply(verb, answer, RELAY, alone=alone)
     outcome = judgement.outcome
     bounces = isinstance(outcome, Bounced)
-    assert bounces == (judgement.action is Action.SETTLE)
+    last_resort = judgement.action is Action.LAST_RESORT
+    assert bounces == (last_resort or judgement.action is Action.SETTLE)
     assert outcome.status.class_ == (5 if bounces else 4)
     if bounces:
         assert code >= 500
-        assert not trouble.is_about_the_session(verb, answer)
+        assert trouble.is_about_the_session(verb, answer) is last_resort
 
 
 def test_the_text_says_who_said_what_to_what() -> None:
