@@ -56,7 +56,7 @@ class Admission:
 
     Args:
         store: Never raises; see `mxpolicy.state.fallback`.
-        limit: How many places there are; 0 is no limit, and then nothing is written.
+        processes: How many places there are; 0 is no limit, and then nothing is written.
         utc: Seconds since the epoch.
         owner: Who we are.
         lives: Whether the process of a row is still there.
@@ -65,14 +65,14 @@ class Admission:
     def __init__(
         self,
         store: Store,
-        limit: int,
+        processes: int,
         *,
         utc: Callable[[], float] = time.time,
         owner: Callable[[], Owner] = myself,
         lives: Callable[[Owner], bool] = is_alive,
     ) -> None:
         self.store = store
-        self.limit = limit
+        self.processes = processes
         self.utc = utc
         self.owner = owner
         self._lives = lives
@@ -89,7 +89,7 @@ class Admission:
             if (row := _Row.decode(stored.key, stored.value))
             and _is_neighbour(row.owner, me)
         ]
-        if is_tight(len({row.place.process for row in rows}), self.limit):
+        if is_tight(len({row.place.process for row in rows}), self.processes):
             rows = [row for row in rows if await self._is_there(row)]
         return [row.place for row in rows]
 
@@ -101,7 +101,28 @@ class Admission:
 
     async def limited(self, aims: Iterable[str]) -> list[str]:
         """Return those of *aims* that were limited in the last ten minutes."""
-        return [aim for aim in aims if await self.store.get(LIMITED + aim) is not None]
+        return [aim for aim in aims if await self._is_limited(aim)]
+
+    async def _is_limited(self, aim: str) -> bool:
+        value = await self.store.get(LIMITED + aim)
+        if value is None:
+            return False
+        try:
+            left = float(value) - self.utc()
+        except ValueError:
+            return False
+        # More is left than is ever given where the clock was set back.
+        return 0 < left <= LIMITED_FOR
+
+    async def limit(self, aim: str, seconds: float) -> None:
+        """Have *aim* count as limited for so long."""
+        until = self.utc() + seconds
+        await self.store.put(LIMITED + aim, b"%.3f" % until, until)
+
+    async def free(self, aims: Iterable[str]) -> None:
+        """Have *aims* not count as limited any more."""
+        for aim in aims:
+            await self.store.delete(LIMITED + aim)
 
 
 class Stay:
@@ -128,10 +149,12 @@ class Stay:
         self._aim = aim
         self._hosts: list[str] = []
         self._clock = clock
+        self._until = until
         self._expires = admission.utc() + until - clock() + SLACK
         self._began = admission.utc()
         self._me: Owner | None = None
-        self._key = ""  # of our row, while there is one
+        self._key = ""  # of our row
+        self._has_place = False
         self._progress = Progress(clock())
         self._is_waiting = False
         self._has_waited = False
@@ -148,13 +171,14 @@ class Stay:
 
     async def enter(self) -> Deferred | None:
         """Take a place; return why there is none."""
-        if not self._admission.limit:
+        if not self._admission.processes:
             return None
         self._me = self._admission.owner()
         refusal = await self._refusal([self._aim])
         if refusal is not None:
             return refusal
         self._key = f"{PLACE}{self._me.namespace} {self._me.pid} {self._me.call}"
+        self._has_place = True
         await self._put()
         self._progress = Progress(self._clock())
         self._watch()
@@ -165,7 +189,7 @@ class Stay:
 
         Asks again only where places were rare a moment ago.
         """
-        if not self._key:
+        if not self._has_place:
             return None
         self._hosts = first_hosts(candidates)
         if not self._was_tight:
@@ -181,6 +205,7 @@ class Stay:
         """Return why we may not go on; wait where that cannot be said yet."""
         first: set[str] | None = None
         came = self._clock()
+        most = (self._until - came) / 3
         while True:
             said, places = await self._judge(aims)
             if isinstance(said, Crowded):
@@ -191,7 +216,7 @@ class Stay:
                 return None
             there = {one.process for one in places if not one.aims.isdisjoint(aims)}
             first = there if first is None else first
-            is_over = self._clock() >= came + said.patience
+            is_over = self._clock() >= came + min(said.patience, most)
             if is_over and said.otherwise is not None:
                 return await self._turned_away(said.otherwise, UNDECIDED_FOR)
             # When one of them has ended, mail goes through.
@@ -201,10 +226,9 @@ class Stay:
 
     async def _turned_away(self, crowded: Crowded, seconds: float) -> Deferred:
         """Return why, and let those who come within *seconds* know it at once."""
-        store, now = self._admission.store, self._admission.utc()
         if seconds:
-            await store.put(LIMITED + crowded.aim, b"", now + seconds)
-        return trouble.no_place(crowded, now)
+            await self._admission.limit(crowded.aim, seconds)
+        return trouble.no_place(crowded, self._admission.utc())
 
     async def _judge(
         self, aims: Sequence[str]
@@ -213,12 +237,12 @@ class Stay:
         assert self._me is not None
         places = await admission.places(self._me)
         taken = len({one.process for one in places})
-        self._was_tight = self._was_tight or 2 * taken >= admission.limit
+        self._was_tight = self._was_tight or 2 * taken >= admission.processes
         limited: list[str] = []
-        if is_tight(taken, admission.limit):
+        if is_tight(taken, admission.processes):
             limited = await admission.limited(aims)
             self._limited += [one for one in limited if one not in self._limited]
-        said = judge(places, aims, admission.limit, admission.utc(), limited)
+        said = judge(places, aims, admission.processes, admission.utc(), limited)
         return said, places
 
     # -- while it goes on -----------------------------------------------------
@@ -226,12 +250,12 @@ class Stay:
     def planned(self) -> None:
         """It is known who can be dialled."""
         self._progress.planned(self._clock())
-        if self._key:
+        if self._has_place:
             self._watch()
 
     def observe(self, event: events.Event) -> None:
         """Take note of what happens; never waits."""
-        if not self._key:
+        if not self._has_place:
             return
         match event:
             case events.CandidateStarted(at, candidate):
@@ -308,17 +332,15 @@ class Stay:
 
     async def leave(self) -> None:
         """Give the place back."""
-        if not self._key:
+        if not self._has_place:
             return
-        key, self._key = self._key, ""  # nothing that happens now is written
+        self._has_place = self._is_outdated = False  # nothing more is written
         self._silence()
         if self._writer is not None:
             await self._writer
-        store = self._admission.store
-        await store.delete(key)
+        await self._admission.store.delete(self._key)
         if self._has_met_a_host and not self._has_waited:
-            for aim in self._limited:  # it has recovered
-                await store.delete(LIMITED + aim)
+            await self._admission.free(self._limited)  # it has recovered
 
 
 class _Row(NamedTuple):

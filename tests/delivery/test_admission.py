@@ -37,15 +37,20 @@ HERE = ("machine", "boot", "namespace")
 class Machine:
     """Processes that deliver, all of one mail server, over one store."""
 
-    def __init__(self, store: Store | None = None, limit: int = LIMIT) -> None:
+    def __init__(
+        self,
+        limit: int = LIMIT,
+        store: Callable[[Callable[[], float]], Store] = MemoryStore,
+    ) -> None:
         self.began = asyncio.get_running_loop().time()
-        self.store = store or MemoryStore(self.utc)
+        self.store = store(self.utc)
         self.limit = limit
         self.started = 0
         self.killed: set[int] = set()
+        self.offset = 0.0
 
     def utc(self) -> float:
-        return 1_000_000.0 + self.now()
+        return 1_000_000.0 + self.now() + self.offset
 
     def now(self) -> float:
         return asyncio.get_running_loop().time() - self.began
@@ -89,12 +94,12 @@ class Machine:
 def on_a_machine(
     work: Callable[[Machine], Coroutine[Any, Any, None]],
     limit: int = LIMIT,
-    store: Callable[[], Store] | None = None,
+    store: Callable[[Callable[[], float]], Store] = MemoryStore,
 ) -> float:
     """Run *work*; return how many seconds passed on its clock."""
 
     async def main() -> None:
-        await work(Machine(store() if store else None, limit))
+        await work(Machine(limit, store))
 
     return run_fast(main())[1]
 
@@ -221,6 +226,35 @@ def test_place_is_given_back() -> None:
         assert await machine.rows() == 0
         # Nor is anything left behind that would write.
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    on_a_machine(work)
+
+
+def test_place_is_given_back_also_while_its_row_is_written() -> None:
+    async def work(machine: Machine) -> None:
+        for stay in await machine.stuck(3):
+            stay.observe(events.PhaseReached(machine.now(), HOST, Phase.GREETING))
+            await asyncio.sleep(0)  # the write has begun
+            stay.observe(events.CandidateStarted(machine.now(), BACKUP))
+            await asyncio.sleep(FIRST_ANSWER + 0.1)
+            stay.observe(events.PhaseReached(machine.now(), BACKUP, Phase.GREETING))
+            await stay.leave()
+        assert await machine.store.scan("") == []
+
+    on_a_machine(work, store=Lazy)
+
+
+def test_clock_that_was_set_back_limits_nobody_for_longer() -> None:
+    async def work(machine: Machine) -> None:
+        stays = await machine.stuck(15)
+        assert isinstance(await machine.come(BAD), Deferred)
+        for stay in stays:
+            await stay.leave()
+        machine.offset = -3600.0
+        came = [await machine.come(BAD) for _ in range(14)]
+        assert all(isinstance(one, Stay) for one in came)
+        admission = Admission(machine.store, LIMIT, utc=machine.utc)
+        assert await admission.limited([BAD]) == []
 
     on_a_machine(work)
 
@@ -361,6 +395,14 @@ def test_failed_first_host_leaves_the_next_one_its_time() -> None:
     on_a_machine(work)
 
 
+class Lazy(MemoryStore):
+    """A disk that takes its time."""
+
+    async def put(self, *row: Any, **how: Any) -> None:
+        await asyncio.sleep(0.01)
+        await super().put(*row, **how)
+
+
 class Broken(MemoryStore):
     """A disk that fails at the first touch."""
 
@@ -368,18 +410,18 @@ class Broken(MemoryStore):
         raise StoreError("disk full")
 
 
-def test_without_a_store_that_works_nobody_is_limited() -> None:
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_a_store_that_works_nobody_is_limited(broken: bool) -> None:
     async def work(machine: Machine) -> None:
-        await machine.stuck(LIMIT * 3)
-
-    on_a_machine(work, store=lambda: FallbackStore(None, print))
-
-
-def test_broken_store_limits_nobody() -> None:
-    async def work(machine: Machine) -> None:
-        for _ in range(LIMIT * 2):  # each process has a store of its own to lose
-            machine.store = FallbackStore(Broken(), lambda text: None)
+        for _ in range(LIMIT * 2):  # each process has a memory of its own
+            machine.store = FallbackStore(
+                Broken(machine.utc) if broken else None,
+                lambda text: None,
+                MemoryStore(machine.utc),
+            )
             assert isinstance(await machine.come(BAD), Stay)
+        await asyncio.sleep(60)
+        assert isinstance(await machine.come(BAD), Stay)
 
     on_a_machine(work)
 
@@ -397,7 +439,8 @@ def test_row_that_nobody_understands_is_not_there() -> None:
 
 
 async def test_places_are_seen_through_the_file(tmp_path: Path) -> None:
-    machine = Machine(SqliteStore(str(tmp_path / "state")), limit=4)
+    path = str(tmp_path / "state")
+    machine = Machine(4, lambda utc: SqliteStore(path))
     admission = Admission(machine.store, 4)
     stay = Stay(admission, BAD, machine.now, machine.now() + 900)
     assert await stay.enter() is None
