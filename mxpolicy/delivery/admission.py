@@ -1,9 +1,9 @@
-"""The door of the engine: who may deliver now, and whose turn is later.
+"""The door of the engine: which deliveries go on now, and which are put off.
 
 The shell of `mxpolicy.routing.places`, which decides. While a delivery runs, a row of
 the store says which process it is, where it is going, and what it waits for. The row is
-removed at the end; the row of a process that was killed counts for nothing. Rows of
-other machines, and of other containers, are about their places and not about ours.
+removed at the end, and the row of a process that was killed counts for nothing. Rows
+of other machines, and of other containers, are about their own places.
 
 A quiet machine pays one row, one look and one removal for each message. Nothing here
 makes a delivery fail: without a store that works, nobody is limited.
@@ -58,7 +58,7 @@ class Admission:
         store: Never raises; see `mxpolicy.state.fallback`.
         processes: How many places there are; 0 is no limit, and then nothing is written.
         utc: Seconds since the epoch.
-        owner: Who we are.
+        owner: Returns which process we are.
         lives: Whether the process of a row is still there.
     """
 
@@ -128,7 +128,7 @@ class Admission:
 class Stay:
     """One delivery, from the door to its end.
 
-    Call `enter` first, and `dial` before anybody is dialled; tell everything to
+    Call `enter` first, and `dial` before any host is dialled; tell everything to
     `observe`, and in the end, whatever has happened, call `leave`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Who may go on when most of the mail server's processes are taken. Pure.
+"""Which deliveries may go on when most of the mail server's processes are taken. Pure.
 
 A pipe transport runs a process for each message, and no more than the mail server's
 limit (``limits.processes``; Postfix: maxproc in master.cf). Each process that delivers
@@ -12,22 +12,22 @@ The rule
     of which half of the messages wait, or more, gets only as many places as are still
     free, so that several of them together cannot take all.
 
-    A destination that takes mail, however slowly, has nobody waiting, and all the
-    places there are.
+    A destination that takes mail, however slowly, has no message waiting: it may have
+    all the places there are.
 
 Waiting
     `Progress` tells when a delivery waits: nothing has come of it for some seconds. A
-    host that answers each command after a second or five is slow, and nobody waits.
+    host that answers each command after a second or five is slow, and not waited for.
 
     A destination that was limited once has all of its places counted as waiting for ten
     minutes: else its retries would take every place anew before they are seen to wait.
 
 Undecided
-    A burst may take all places before the first of them can be seen to wait. So whoever
-    comes for a destination of which many are there, and nobody knows yet whether they
-    wait, looks on for a while: when one of them ends, mail goes through. When nothing
-    is known after that it goes on; but not where half of all places wait for
-    something. There the last ones are kept for others, and it is deferred.
+    A burst may take all places before the first of them can be seen to wait. So a
+    delivery that finds many others of its destination, too young to be judged, looks on
+    for a while: when one of them ends, mail goes through. When nothing is known after
+    that, it goes on. But where half of all places wait for something, the last ones are
+    kept for other mail, and it is deferred.
 
 What a destination is
     Each delivery has *aims*: its nexthop with its port, and the hosts, by address and
@@ -133,7 +133,7 @@ class Crowded(NamedTuple):
 
 
 class Undecided(NamedTuple):
-    """It is not known yet whether those who are there wait.
+    """It is not known yet whether the others wait.
 
     Attributes:
         aim: Whose.
@@ -222,7 +222,7 @@ def nexthop_aim(hops: Sequence[Nexthop]) -> str:
 
 
 def host_aim(candidate: Candidate) -> str:
-    """Return the aim that all who dial *candidate* have in common."""
+    """Return the aim that all deliveries to *candidate* have in common."""
     return f"[{candidate.address}]:{candidate.port}"
 
 

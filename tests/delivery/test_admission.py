@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.admission import LIMITED_FOR, PLACE, Admission, Stay
+from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.delivery.journal import Owner
 from mxpolicy.errors import StoreError
+from mxpolicy.options import LimitOptions, Options
 from mxpolicy.outcome import Deferred
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
 from mxpolicy.routing.places import FIRST_ANSWER, LONGEST_LOOK, NEXT_ANSWER
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.sqlite import SqliteStore
+from tests.delivery.attempts import mail_data
+from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.fast_loop import run_fast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
     from typing import Any
 
+    from mxpolicy.net.stream import Stream
     from mxpolicy.state.store import Store
 
 LIMIT = 20
@@ -451,3 +459,78 @@ async def test_places_are_seen_through_the_file(tmp_path: Path) -> None:
     await stay.leave()
     assert await admission.places(other) == []
     await machine.store.close()
+
+
+# -- in the engine -------------------------------------------------------------------
+
+
+@contextmanager
+def another_process() -> Iterator[Owner]:
+    """Start a process that lives, and return who it is."""
+    program = (
+        "from mxpolicy.delivery.journal import myself\n"
+        "print(*myself(), sep='\\t', flush=True)\n"
+        "input()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        words = process.stdout.readline().rstrip("\n").split("\t")
+        machine, boot, namespace, pid, started, call = words
+        try:
+            yield Owner(machine, boot, namespace, int(pid), int(started), call)
+        finally:
+            process.kill()
+
+
+def engine_beside(store: Store, happened: list[events.Event]) -> Engine:
+    """Return an engine with one place, for a domain whose host must not be dialled."""
+    mx, a = [(10, "mx1.example.com")], ["192.0.2.1"]
+    resolver = FakeResolver({"example.com": mx}, {"mx1.example.com": a})
+
+    async def dial(candidate: Candidate, /, *, mss: int | None = None) -> Stream:
+        raise AssertionError(f"{candidate} was dialled")
+
+    return Engine(
+        Options(helo="mail.example.net", limits=LimitOptions(processes=1)),
+        happened.append,
+        store=store,
+        lookups=resolver,
+        dial=dial,
+    )
+
+
+@pytest.mark.parametrize(
+    ("aim", "of_another"),
+    [("example.com:25", HOST), ("customer.example:25", HOST)],
+    ids=["same_domain", "same_host"],
+)
+async def test_delivery_that_is_put_off_dials_nobody(
+    aim: str, of_another: Candidate
+) -> None:
+    store = MemoryStore()
+    now = asyncio.get_running_loop().time
+    with another_process() as owner:
+        admission = Admission(store, 1, owner=lambda: owner)
+        other = Stay(admission, aim, now, now() + 900)
+        assert await other.enter() is None
+        other.planned()
+        other.observe(events.CandidateStarted(now() - 60, of_another))
+        await asyncio.sleep(0)
+        happened: list[events.Event] = []
+        message = mail_data()
+        request = Request("me@example.net", ("you@example.com",), "", "Q", 900.0)
+        (outcome,) = await engine_beside(store, happened).deliver(request, message)
+        message.close()
+        await other.leave()
+        assert isinstance(outcome, Deferred)
+        assert str(outcome.status) == "4.3.2"
+        assert "mx1.example[192.0.2.1]:25 (connect)" in outcome.text
+        assert not any(isinstance(one, events.CandidateStarted) for one in happened)
+        # Nothing of it is left: neither a place nor a claim.
+        assert [one.key for one in await store.scan(PLACE)] == []
+        assert [one.key for one in await store.scan("journal/")] == []
