@@ -6,9 +6,11 @@ import asyncio
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -202,3 +204,34 @@ def test_command_says_what_is_wrong_with_the_file(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "not a database" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_command_shows_files_of_any_owner_and_none_that_acts(tmp_path: Path) -> None:
+    file = tmp_path / "state.sqlite3"
+
+    async def fill() -> None:
+        store = SqliteStore(str(file))
+        record = Record(Verdict.REFUSED, full=True, since=time.time(), pause=60.0)
+        await store.put(f"{HOST}direct 192.0.2.1 25", encode(record), time.time() + 60)
+        await store.close()
+
+    asyncio.run(fill())
+    if os.geteuid() == 0:
+        for one in (tmp_path, file):
+            os.chown(one, 54321, 54322)
+    before = {one.name: one.stat() for one in tmp_path.iterdir()}
+    assert "192.0.2.1:25" in run(tmp_path).stdout
+    after = {one.name: one.stat() for one in tmp_path.iterdir()}
+    assert {name: (one.st_uid, one.st_mtime) for name, one in after.items()} == {
+        name: (one.st_uid, one.st_mtime) for name, one in before.items()
+    }
+    assert run(tmp_path, "clear").stdout == "1 forgotten\n"
+    assert {one.stat().st_uid for one in tmp_path.iterdir()} == {
+        before[file.name].st_uid
+    }
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("CREATE TRIGGER t AFTER DELETE ON rows BEGIN SELECT 1; END")
+    for command in ([], ["clear"]):
+        done = run(tmp_path, *command)
+        assert done.returncode == 1
+        assert f"{file} has a trigger" in done.stderr

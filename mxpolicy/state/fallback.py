@@ -105,7 +105,7 @@ class _Source:
         except StoreBusy:
             return undone
         except TimeoutError:
-            self._tell(f"no answer from the store within {BOUND:g}s: asked again later")
+            self._tell("no answer from the store in time: it is asked again later")
             return undone
         except StoreError as error:
             self._leave(store, str(error))

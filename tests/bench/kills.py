@@ -60,7 +60,7 @@ LONGEST_WINDOW = 0.5
 RUN_QUEUE = 3.0
 QUIET = 40
 WITHIN = 1500.0
-STATE = "/var/lib/mxpolicy/state.sqlite3"
+JOURNAL = "/var/lib/mxpolicy/journal.sqlite3"
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _window(lab: Lab, placed: Placed, count: int) -> list[float]:
     """Return the seconds from the dot to the entry, for *count* deliveries in turn."""
     _send(lab, placed, _named(placed, "warm"))
     _await_messages(lab, 1)
-    watch = lab.world.start("mta", [PYTHON, "-c", WATCH, STATE], log=WATCHED)
+    watch = lab.world.start("mta", [PYTHON, "-c", WATCH, JOURNAL], log=WATCHED)
     time.sleep(1)
     found = []
     for number in range(count):
@@ -190,7 +190,7 @@ WATCHED = "/var/log/watched"
 WATCH = """
 import sqlite3, sys, time
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
-sql = "SELECT count(*) FROM rows WHERE key LIKE 'journal/%' AND CAST(value AS TEXT) LIKE '1\tdelivered%'"
+sql = "SELECT count(*) FROM rows WHERE CAST(value AS TEXT) LIKE '_\tdelivered%'"
 (before,) = db.execute(sql).fetchone()
 while True:
     (now,) = db.execute(sql).fetchone()

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from mxpolicy.check.report import Level
 from mxpolicy.net.resolv_conf import read_resolv_conf
 from mxpolicy.options import Options, ResolverOptions
 from mxpolicy.pipe import parse_arguments
+from mxpolicy.state.opening import open_store
 from tests.helpers.dns_server import dns_server
 
 CHECKOUT = Path(__file__).parents[2]
@@ -233,3 +236,63 @@ def test_postfix_must_not_kill_before_the_dot_has_had_its_time(
     arguments = parse_arguments(service.arguments[1:], {})
     items = list(postfix._judge_time(service, arguments, seen))
     assert [one.level.value for one in items] == levels
+
+
+@pytest.mark.parametrize("how", ["directory", "link", "trigger", "nonsense"])
+def test_state_that_a_delivery_would_not_use_fails_with_what_mends_it(
+    run: Run, tmp_path: Path, name_server: str, how: str
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o750)
+    yaml = (
+        "helo: mail.example.net\nown_addresses: [192.0.2.25]\n"
+        f"resolver: {{servers: ['{name_server}']}}\n"
+        f"state: {state}\nlog: {{to: {tmp_path}/log}}\n"
+    )
+    told: list[str] = []
+
+    async def deliver() -> None:
+        store = open_store(str(state / "state.sqlite3"), told.append)
+        await store.put("journal/a", b"1", time.time() + 60)
+        await store.close()
+
+    asyncio.run(deliver())
+    assert about_state(run, yaml)["level"] != "fail"
+    journal = state / "journal.sqlite3"
+    match how:
+        case "directory":
+            state.chmod(0o777)
+        case "link":
+            journal.rename(tmp_path / "elsewhere")
+            journal.symlink_to(tmp_path / "elsewhere")
+        case "trigger":
+            with closing(sqlite3.connect(journal)) as db:
+                db.execute("CREATE TRIGGER t AFTER INSERT ON rows BEGIN SELECT 1; END")
+        case _:
+            journal.write_bytes(b"nonsense" * 1000)
+    before = sorted((one.name, one.lstat().st_uid) for one in state.iterdir())
+    item = about_state(run, yaml)
+    assert item["level"] == "fail"
+    assert sorted((one.name, one.lstat().st_uid) for one in state.iterdir()) == before
+    asyncio.run(deliver())
+    [line] = told
+    reason = item["text"].removeprefix(
+        "nothing is remembered, and there is no journal: "
+    )
+    assert reason in line
+    assert str(state) in reason
+    if "mend" in item:
+        assert line.endswith(f"(mend it: {item['mend']})")
+        subprocess.run(item["mend"], shell=True, check=True)
+    else:
+        journal.unlink()
+    assert about_state(run, yaml)["level"] != "fail"
+
+
+def about_state(run: Run, yaml: str) -> dict[str, str]:
+    items = json.loads(run("check", "--json", yaml=yaml).stdout)["items"]
+    here = [one for one in items if one["about"] == "this machine"]
+    here = [one for one in here if not one["text"].startswith("the log")]
+    [item] = [one for one in here if "state" in one["text"]]
+    assert isinstance(item, dict)
+    return item

@@ -377,7 +377,7 @@ def mail() -> Iterator[Mail]:
         lab.world.path("/run/door").mkdir()
         lab.world.path("/run/door").chmod(0o1777)
         mount_disk(lab, "small", "256k")
-        fill(mount_disk(lab, "full", "16k"))
+        fill(mount_disk(lab, "full", "16k", f"mode=0750,uid={user_id(lab)}"))
         break_state(lab)
         lock_state(lab)
         forms = nexthop_forms(lab)
@@ -408,7 +408,11 @@ def send_ordinary(mail: Mail, forms: Iterable[str]) -> None:
         mail.send(f"fifty-{transport}", *fifty(transport))
 
 
-def mount_disk(lab: Lab, name: str, size: str) -> Path:
+def user_id(lab: Lab) -> int:
+    return int(lab.world.run("mta", ["id", "-u", "mxpolicy"]).stdout)
+
+
+def mount_disk(lab: Lab, name: str, size: str, mode: str = "mode=1777") -> Path:
     """Mount a small disk where Postfix sees it; return where it is to us.
 
     Postfix has a mount namespace of its own.
@@ -416,7 +420,7 @@ def mount_disk(lab: Lab, name: str, size: str) -> Path:
     place = f"/run/door/{name}"
     lab.world.path(place).mkdir()
     [master] = processes(lab, "/master -w")
-    options = ["-t", "tmpfs", "-o", f"size={size},mode=1777"]
+    options = ["-t", "tmpfs", "-o", f"size={size},{mode}"]
     enter = ["nsenter", "-t", str(master), "--mount"]
     lab.world.run("mta", [*enter, "mount", *options, "door", place])
     return lab.world.path(f"/proc/{master}/root{place}")
@@ -432,28 +436,29 @@ def fill(disk: Path) -> None:
 def break_state(lab: Lab) -> None:
     directory = lab.world.path("/run/door/broken")
     directory.mkdir()
-    directory.chmod(0o777)
     file = directory / "state.sqlite3"
     file.write_bytes(b"SQLite format 3\0" + b"\xff" * 20_000)
-    file.chmod(0o666)
+    lab.world.run("mta", ["chown", "-R", "mxpolicy:", "/run/door/broken"])
 
 
-# A process that holds the file for as long as there is a lab.
+# A process that holds the files for as long as there is a lab.
 LOCK = """
 import os, sqlite3, time
-os.umask(0)
-os.mkdir("/run/door/locked")
-db = sqlite3.connect("/run/door/locked/state.sqlite3", isolation_level=None)
-db.execute("CREATE TABLE held (x)")
-os.chmod("/run/door/locked/state.sqlite3", 0o666)
-db.execute("BEGIN EXCLUSIVE")
+os.mkdir("/run/door/locked", 0o750)
+held = []
+for name in ("state", "journal"):
+    db = sqlite3.connect(f"/run/door/locked/{name}.sqlite3", isolation_level=None)
+    db.execute("CREATE TABLE held (x)")
+    db.execute("BEGIN EXCLUSIVE")
+    held.append(db)
 open("/run/door/locked/now", "w").close()
 time.sleep(3600)
 """
 
 
 def lock_state(lab: Lab) -> None:
-    lab.world.start("mta", ["/opt/mxpolicy/bin/python", "-c", LOCK])
+    lock = ["/opt/mxpolicy/bin/python", "-c", LOCK]
+    lab.world.start("mta", lock, user="mxpolicy")
     wait_until(lab.world.path("/run/door/locked/now").exists)
 
 
