@@ -57,6 +57,9 @@ _EVENTS = frozenset(
 # These only look, and are no audit events.
 _LOOKING = ("access", "lstat", "stat")
 
+# What leads mxpolicy to a file or a directory of somebody's choice.
+_LEADING = ("MXPOLICY_CONFIG", "STATE_DIRECTORY", "RUNTIME_DIRECTORY")
+
 _RLIMIT_LOCKS = 10  # the module resource does not name it
 _PID_BITS = 22  # Linux has no process id above
 
@@ -84,11 +87,13 @@ def guarded(main: Callable[[], int]) -> int:
 
 
 def begin() -> None:
-    """Guard this process and all that it will start.
+    """Guard this process and all that it will start, and forget who led it elsewhere.
 
     Raises:
         OSError: This Python's environment cannot be written.
     """
+    for name in _LEADING:
+        os.environ.pop(name, None)
     install()
     mark()
     watch()

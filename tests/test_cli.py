@@ -208,3 +208,12 @@ def test_module_is_the_command() -> None:
         check=True,
     )
     assert ended.stdout.decode() == f"mxpolicy {__version__}\n"
+
+
+def test_children_are_heard_of_where_sigchld_was_inherited_ignored() -> None:
+    before = (
+        "import atexit, signal\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "atexit.register(lambda: print(signal.getsignal(signal.SIGCHLD).name))"
+    )
+    assert run("--version", before=before).stdout.endswith(b"\nSIG_DFL\n")

@@ -135,6 +135,24 @@ def test_test_fails_for_what_its_processes_did(tmp_path: Path) -> None:
     assert "ERROR tests/test_it.py::test_it" in ended.stdout
 
 
+def test_environment_of_who_runs_the_tests_leads_nowhere() -> None:
+    program = (
+        "import os; from tests import guard\n"
+        "guard.guarded(lambda: print(dict(os.environ)) or 0)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        env={"MXPOLICY_CONFIG": "/srv/mx.yaml", "STATE_DIRECTORY": "/srv/mx", "A": "b"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "'A': 'b'" in ended.stdout
+    assert "/srv/mx" not in ended.stdout
+
+
 def test_program_that_is_guarded_fails_for_its_processes() -> None:
     program = f"""
 import subprocess, sys

@@ -458,6 +458,21 @@ def test_message_is_not_delivered_when_nobody_hears_the_answer(
     assert there.messages == []
 
 
+def test_mail_server_that_cannot_be_seen_gets_time_to_show_its_end(
+    pipe: Runner, host: Callable[..., Host]
+) -> None:
+    there = host()
+    hidden = (
+        "from mxpolicy import pipe\n"
+        "pipe.look_at = lambda pid: None\n"  # proc(5) with hidepid
+        "pipe.UNSEEN_DEATH = 2.0"
+    )
+    began = time.monotonic()
+    ended = pipe.run(pipe.argv(there.nexthop, "b@b.example"), before=hidden)
+    assert_answer(ended, 0, r"2\.0\.0 ")
+    assert time.monotonic() - began >= 2
+
+
 def test_message_cut_short_by_the_end_of_the_mail_server_is_not_delivered(
     pipe: Runner, host: Callable[..., Host]
 ) -> None:

@@ -227,6 +227,12 @@ PROVOCATIONS = (
         P(f"sig{name.lower()}", engine(f"os.kill(os.getpid(), {number})"), text=text)
         for name, number, text in SIGNALS
     ),
+    P(
+        "signals-ignored",
+        run(before="trap '' CHLD HUP INT TERM ALRM"),
+        *(SENT, "2.0.0"),
+        copies=1,
+    ),
     # Killed on the way, where and when it is worst.
     *(
         P(name, killed(*where), text=KILLED_TEXT, copies=copies, copies_in_the_end=end)

@@ -632,6 +632,21 @@ def test_sender_arrives_as_it_was(number: int, mail: Mail) -> None:
     assert message.reverse_path == list(SENDERS.values())[number]
 
 
+@pytest.mark.parametrize(
+    "sender",
+    ["root@483920174635", "root@web-.home.lab.test", "scan@192.0.2.20"],
+)
+def test_sender_of_a_local_program_is_judged_by_the_host(
+    sender: str, mail: Mail
+) -> None:
+    to = f"{sender.replace('@', '-at-')}@good.mxpolicy.lab.test"
+    submit = ["/usr/sbin/sendmail", "-f", sender, to]
+    assert mail.lab.mta_exec(submit, stdin=SMALL).returncode == 0
+    wait_until(lambda: bool(mail.lab.hosts.received(to)))
+    [message] = mail.lab.hosts.received(to)
+    assert message.reverse_path == sender
+
+
 def test_empty_sender_that_postfix_names_mailer_daemon_is_empty(mail: Mail) -> None:
     assert mail.end("daemon").status == "sent"
     [message] = mail.lab.hosts.received("user@good.daemon.lab.test")

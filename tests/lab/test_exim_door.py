@@ -128,6 +128,7 @@ def test_recipient_is_a_recipient_however_it_looks(
         ("-f@home.lab.test", "-f@home.lab.test"),
         ('"a:PYTHONPATH=/x"@home.lab.test', '"a:PYTHONPATH=/x"@home.lab.test'),
         ('"; <; b"@home.lab.test', '"; <; b"@home.lab.test'),
+        ("root@483920174635", "root@483920174635"),
     ],
 )
 def test_sender_arrives_as_it_was(lab: Lab, sender: str, path: str) -> None:
