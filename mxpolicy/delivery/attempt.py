@@ -480,6 +480,13 @@ class Attempt:
                 return await self._open(candidate, way)
         except SessionFailed as failed:
             finding, reply = failed.finding, failed.reply
+            if remark and finding.phase < Phase.TLS:
+                # Perhaps for the sake of the first connection, as in `opening`.
+                text = f"the second connection: {failed}"
+                finding = Finding(
+                    Verdict.TLS_FAILED, Phase.TLS, finding.waited, text=text
+                )
+                reply = None
         except LocalTrouble as failed:
             finding = _own_finding(Phase.CONNECT, failed)
         except TimeoutError:

@@ -20,7 +20,7 @@ from mxpolicy.delivery.session import HANDSHAKE_TIME, Session
 from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.errors import ConnectError
 from mxpolicy.options import TlsLevel
-from mxpolicy.reply import Reply
+from mxpolicy.reply import Reply, printable
 from mxpolicy.routing.candidate import Candidate, Finding, Phase
 
 __all__ = ["SMALL_SEGMENT", "TlsUse", "Way", "open_session"]
@@ -82,14 +82,12 @@ async def open_session(
     except SessionFailed as failed:
         if tls is TlsUse.ONLY or failed.finding.phase is not Phase.TLS:
             raise
-        wait = failed.finding.wait
+        of_tls = failed
     try:
         # As asked for: that small segments did not help TLS says nothing for them.
         session = await open_once(way, TlsUse.LEFT_OUT)
     except SessionFailed as failed:
-        # By us, if we have only been less patient with its handshake than others are.
-        failed.finding = failed.finding._replace(wait=wait)
-        raise
+        raise _with_remark(of_tls, f"then in clear: {failed}") from failed
     session.had_to_be_in_clear = True
     return session
 
@@ -102,7 +100,23 @@ async def _open_in_two_ways(
     except SessionFailed as failed:
         if way is not Way.ORDINARY or not failed.client_hello_was_sent:
             raise
-    return await open_once(Way.SMALL_SEGMENTS, tls)
+        first = failed
+    try:
+        return await open_once(Way.SMALL_SEGMENTS, tls)
+    except SessionFailed as failed:
+        raise _with_remark(first, f"then with small segments: {failed}") from failed
+
+
+def _with_remark(failed: SessionFailed, remark: str) -> SessionFailed:
+    """Return *failed*, a failure in TLS, with what became of the next connection.
+
+    TLS stays what has failed: a host may refuse the second connection for the sake of
+    the first, and the first may have failed for the sake of a name that anybody can
+    give a host. That is not to be kept for all mail.
+    """
+    text = "; ".join(filter(None, (failed.finding.text, remark)))
+    failed.finding = failed.finding._replace(text=printable(text))
+    return failed
 
 
 async def _open_once(

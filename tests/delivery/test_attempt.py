@@ -1068,12 +1068,13 @@ def test_handshake_lost_with_small_segments_too_is_met_with_them_under_tls(
     assert [one.small_segments for one in played.all(events.WorkedAround)] == [False]
 
 
-def test_host_that_is_gone_after_broken_tls_is_refused() -> None:
+def test_second_connection_that_fails_after_broken_tls_is_a_failure_of_tls() -> None:
     host = ScriptedHost(
         {"EHLO": OFFER, "STARTTLS": End.CLOSE, "CONNECT": ["220 hi", End.CLOSE]}
     )
     played = deliver(host)
-    assert verdicts(played) == [("closed", "greeting")]
+    assert verdicts(played) == [("tls_failed", "tls")]
+    assert "then in clear: closed" in played.outcome.text
 
 
 # --- what a host says out of turn

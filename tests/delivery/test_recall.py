@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mxpolicy.delivery.events import Event
+    from tests.helpers.scripted_smtp import Answer, Script
 
 START = 1_800_000_000.0
 
@@ -559,6 +560,37 @@ def test_broken_starttls_under_one_name_says_nothing_of_another() -> None:
         known = await memory.advise("example.com", [ours, theirs])
         uses = [known.recalled().tls_use(one) for one in (ours, theirs)]
         assert uses == [TlsUse.TRIED, TlsUse.LEFT_OUT]
+
+    run(host, work=work)
+
+
+@pytest.mark.parametrize(
+    "second", ["421 4.7.0 too fast", "554 no", End.CLOSE, End.RESET]
+)
+@pytest.mark.parametrize("when", ["in clear", "small segments", "TLS wanted"])
+def test_connection_refused_after_broken_starttls_is_not_kept_for_all_mail(
+    when: str, second: str | End
+) -> None:
+    greetings: list[Answer] = ["220 hi", second]
+    script: Script = {"STARTTLS": End.CLOSE}
+    if when == "small segments":
+        script = {"STARTTLS": ("220 go", End.SILENT)}
+        # Its handshake had our patience only, so it is asked once more in the end.
+        greetings += [second, "220 hi", second]
+    elif when == "TLS wanted":
+        script |= {"MAIL": WANTS_TLS}
+        greetings.insert(0, "220 hi")
+    host = ScriptedHost({**script, "CONNECT": greetings}, context=NO_CERTIFICATE)
+
+    async def work() -> None:
+        site = Site(host)
+        assert isinstance((await site.send()).outcome, Deferred)
+        assert (await site.record(host)).verdict is None
+        key = nexthop_key(site.nexthop, host.candidate())
+        assert decode(await site.store.get(key)).phase is Phase.TLS
+        seen = len(host.visits)
+        await site.send()
+        assert len(host.visits) > seen
 
     run(host, work=work)
 
