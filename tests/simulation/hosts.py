@@ -8,6 +8,7 @@ sender; time is the running loop's.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING
 
 from mxpolicy.errors import ConnectError, TLSError
@@ -116,6 +117,8 @@ class Connection:
         self._buffer = b""
         self._body: bytes | None = None
         self._recipients: list[str] = []
+        self._on_the_way: deque[bytes] = deque()
+        self._has_sender = False
         self._is_deaf = False
         self.is_secure = False
         self.inbox = b""
@@ -233,14 +236,18 @@ class Connection:
     def _mail(self) -> None:
         step = self._step(Place.MAIL)
         if step is not None and step.act is Act.TLS_ONLY and self._host.offers_tls:
+            self._has_sender = self.is_secure
             if self.is_secure:
                 self._say(0.0, GOOD[Place.MAIL])
             else:
                 self._say(0.0, "530 5.7.0 Must issue a STARTTLS command first")
             return
-        self._act(Place.MAIL)
+        self._has_sender = self._act(Place.MAIL)
 
     def _rcpt(self, recipient: str) -> None:
+        if not self._has_sender:
+            self._say(0.0, "503 5.5.1 no sender")
+            return
         step = self._step(Place.RCPT)
         if step is not None and step.act is Act.GREYLIST:
             key = (DOMAIN, recipient)
@@ -291,9 +298,7 @@ class Connection:
 
     def _say(self, delay: float, text: str) -> None:
         self._free_at = max(self._free_at, self._loop.time()) + delay
-        self._loop.call_at(
-            self._free_at + ROUND_TRIP, self._arrive, text.encode() + b"\r\n"
-        )
+        self._send(text.encode() + b"\r\n")
 
     def _end(self, delay: float, text: str = "") -> None:
         """Say *text* and close."""
@@ -302,9 +307,15 @@ class Connection:
         else:
             self._free_at = max(self._free_at, self._loop.time()) + delay
         self._is_deaf = True
-        self._loop.call_at(self._free_at + ROUND_TRIP, self._arrive, b"")
+        self._send(b"")
 
-    def _arrive(self, data: bytes) -> None:
+    def _send(self, data: bytes) -> None:
+        # A loop does not keep the order of what is due at the same time.
+        self._on_the_way.append(data)
+        self._loop.call_at(self._free_at + ROUND_TRIP, self._arrive)
+
+    def _arrive(self) -> None:
+        data = self._on_the_way.popleft()
         if self.at_eof:
             return
         self.inbox += data

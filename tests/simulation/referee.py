@@ -18,12 +18,14 @@ from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Delivered
+from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from tests.helpers.fast_loop import run_fast
 from tests.simulation import patient
 from tests.simulation.hosts import Site
 from tests.simulation.patient import POSTFIX, UNLIMITED, End
-from tests.simulation.world import make_world, story
+from tests.simulation.stores import SlowStore
+from tests.simulation.world import Storage, make_world, story
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -37,6 +39,8 @@ __all__ = ["Fault", "judge", "tell", "world_of"]
 GAPS = (300.0, 600.0, 1200.0, 2400.0, *[4000.0] * 9)
 DEADLINE = 2900.0
 UTC = 1_800_000_000.0
+
+_COPY = "a copy too many"
 
 
 class Fault(NamedTuple):
@@ -84,6 +88,8 @@ def judge(world: World) -> list[Fault]:
             _fault(kind, one, ours, patients)
             for one in suspects
             if (kind := _kind(ours, patients, one))
+            # What nobody can write down is sent again to all when one is deferred.
+            and not (kind == _COPY and world.storage is Storage.GONE)
         ]
         suspects = [fault.recipient for fault in faults]
         if not faults:
@@ -114,7 +120,7 @@ def _kind(ours: Played, patients: Played, one: str) -> str:
     if end is End.DELIVERED and not ours.copies[one]:
         return "delivered, and no host has it"
     if ours.copies[one] > max(1, patients.copies[one]) + _price(ours, patients, one):
-        return "a copy too many"
+        return _COPY
     if end is End.BOUNCED and theirs is End.DELIVERED and patients.copies[one]:
         return "bounced"
     if end is End.DEFERRED and theirs is not End.DEFERRED:
@@ -151,14 +157,21 @@ async def _play_ours(world: World) -> Played:
     def utc() -> float:
         return UTC + loop.time() - began
 
-    store = MemoryStore(utc)
+    shared = MemoryStore(utc)
+    rng = Random(world.seed)
+
+    def opened() -> FallbackStore:
+        if world.storage is Storage.GONE:
+            return FallbackStore(None, lambda trouble: None, MemoryStore(utc))
+        store = SlowStore(shared, world.storage, rng)
+        return FallbackStore(store, lambda trouble: None, MemoryStore(utc))
 
     async def attempt(message: Message) -> dict[str, tuple[End, str]]:
         # A process for each try, as pipe(8) has it; they share the store.
         engine = Engine(
             Options(helo="client.example.net"),
             lambda event: None,
-            store=store,
+            store=opened(),
             clock=loop.time,
             utc=utc,
             lookups=site,

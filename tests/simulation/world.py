@@ -20,6 +20,7 @@ __all__ = [
     "Message",
     "Place",
     "Step",
+    "Storage",
     "World",
     "make_world",
     "story",
@@ -60,6 +61,14 @@ class Act(Enum):
     EARLY = "says 250 when it has the body"  # BODY: and DOT's answer after it
     TAKE_AND_CLOSE = "takes it and closes"  # DOT
     TAKE_IN_SILENCE = "takes it and is silent"  # DOT
+
+
+class Storage(Enum):
+    """How the state file does."""
+
+    WELL = "well"
+    SLOW = "slow and busy"
+    GONE = "gone"
 
 
 class Step(NamedTuple):
@@ -112,6 +121,7 @@ class World(NamedTuple):
     seed: int
     hosts: tuple[Host, ...]
     messages: tuple[Message, ...]
+    storage: Storage = Storage.WELL
 
 
 GOOD = {
@@ -150,7 +160,8 @@ def make_world(rng: Random, seed: int) -> World:
         )
         for number in range(rng.choice((1, 1, 1, 2, 3)))
     )
-    return World(seed, hosts, messages)
+    well = (Storage.WELL,) * 6
+    return World(seed, hosts, messages, rng.choice((*well, *Storage)))
 
 
 def _who(rng: Random, number: int) -> tuple[str, ...]:
@@ -282,7 +293,7 @@ _CHOICES: dict[Place, Callable[[Random], list[_Choice]]] = {
 
 def story(world: World) -> str:
     """Return *world* as a person would tell it."""
-    lines = [f"world {world.seed}"]
+    lines = [f"world {world.seed}, its state file {world.storage.value}"]
     for host in world.hosts:
         words = "; ".join(map(_words, host.steps)) or "is well"
         tls = "" if host.offers_tls else ", no TLS"
