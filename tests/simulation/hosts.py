@@ -165,8 +165,8 @@ class Connection:
 
     # -- what the host does ----------------------------------------------------
 
-    def _step(self, place: Place) -> Step | None:
-        return self._host.at(place, self._site.now())
+    def _step(self, place: Place, recipient: str = "") -> Step | None:
+        return self._host.at(place, self._site.now(), recipient)
 
     def _command(self, line: str) -> None:
         verb = line.split(" ")[0].split(":")[0].upper()
@@ -191,10 +191,10 @@ class Connection:
             case _:
                 self._say(0.0, "500 5.5.1 what?")
 
-    def _act(self, place: Place, good: str = "") -> bool:
+    def _act(self, place: Place, recipient: str = "") -> bool:
         """Do what the script says at *place*; return whether it was answered well."""
-        step = self._step(place)
-        good = good or self._good(place)
+        step = self._step(place, recipient)
+        good = self._good(place)
         if step is None:
             self._say(0.0, good)
             return True
@@ -248,14 +248,14 @@ class Connection:
         if not self._has_sender:
             self._say(0.0, "503 5.5.1 no sender")
             return
-        step = self._step(Place.RCPT)
+        step = self._step(Place.RCPT, recipient)
         if step is not None and step.act is Act.GREYLIST:
             key = (DOMAIN, recipient)
             first = self._site.met.setdefault(key, self._site.now())
             if self._site.now() - first < GREYLISTED_FOR:
                 self._say(0.0, "450 4.7.1 greylisted")
                 return
-        if self._act(Place.RCPT):
+        if self._act(Place.RCPT, recipient):
             self._recipients.append(recipient)
 
     def _data(self) -> None:
