@@ -330,6 +330,7 @@ class Stream:
         self.tls = False
         self.acknowledged = 0
         self._connection = connection
+        self._data = b""
         self._is_closed = False
 
     async def read(self, limit: int = 65536) -> bytes:
@@ -339,6 +340,9 @@ class Stream:
         data = self._connection.inbox[:limit]
         self._connection.inbox = self._connection.inbox[limit:]
         return data
+
+    def has_input(self) -> bool:
+        return bool(self._connection.inbox or self._connection.at_eof)
 
     async def wait_for_input(self, seconds: float) -> bool:
         try:
@@ -356,12 +360,19 @@ class Stream:
         heed_input: bool = False,
     ) -> bool:
         self._check()
-        if heed_input and (self._connection.inbox or self._connection.at_eof):
+        self._data = data
+        return await self.resume(heed_input=heed_input)
+
+    async def resume(
+        self, *, progress_timeout: float | None = None, heed_input: bool = False
+    ) -> bool:
+        if heed_input and self.has_input():
             return False
         if self._connection.at_eof:
             raise StreamClosed("Connection reset by peer")
-        self._connection.feed(data)
-        self.acknowledged += len(data)
+        self._connection.feed(self._data)
+        self.acknowledged += len(self._data)
+        self._data = b""
         return True
 
     async def drain(
@@ -372,6 +383,10 @@ class Stream:
             return not await self.wait_for_input(ROUND_TRIP)
         await asyncio.sleep(ROUND_TRIP)
         return True
+
+    @property
+    def handed_over(self) -> int:
+        return self.acknowledged
 
     def unacknowledged(self) -> int:
         return 0

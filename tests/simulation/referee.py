@@ -121,7 +121,9 @@ def _kind(ours: Played, patients: Played, one: str) -> str:
         return "delivered, and no host has it"
     if ours.copies[one] > max(1, patients.copies[one]) + _price(ours, patients, one):
         return _COPY
-    if end is End.BOUNCED and theirs is End.DELIVERED and patients.copies[one]:
+    if theirs is End.DELIVERED and not patients.copies[one]:
+        return ""  # it was fooled by a host that says 250 and has nothing
+    if end is End.BOUNCED and theirs is End.DELIVERED:
         return "bounced"
     if end is End.DEFERRED and theirs is not End.DEFERRED:
         return "never settled"
