@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from mxpolicy.options import RaceOptions
     from mxpolicy.outcome import Outcome
     from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.routing.unresolved import Unresolved
 
 __all__ = ["Finding", "as_json", "exit_status", "findings", "main", "show", "starts"]
 
@@ -68,8 +69,8 @@ class Finding(NamedTuple):
     """One thing worth knowing about a plan.
 
     Attributes:
-        about: ``dns``, ``implicit_mx``, ``own``, ``left_out``, ``order``, ``memory``,
-            ``start``.
+        about: ``dns``, ``implicit_mx``, ``unresolved``, ``own``, ``left_out``,
+            ``order``, ``memory``, ``start``.
         text: One printable line.
         facts: The same for machines: further members of the JSON object.
     """
@@ -227,6 +228,7 @@ def findings(
     found = [_dns(lookup) for lookup in plan.lookups]
     found += _implicit(plan.lookups)
     found += [Finding("left_out", remark) for remark in plan.remarks]
+    found += [_unresolved(one) for one in plan.unresolved]
     found += _worse_than_own(plan)
     found += _not_kept(plan)
     if _has_equals(plan.candidates):
@@ -269,6 +271,12 @@ def _dns(lookup: Lookup) -> Finding:
         "secure": lookup.secure,
     }
     return Finding("dns", f"{lookup.rdtype} {lookup.name}: {_answer(lookup)}", facts)
+
+
+def _unresolved(one: Unresolved) -> Finding:
+    text = f"{one.name} cannot be looked up, and is better: what worse hosts refuse"
+    text += " does not bounce until that has lasted for an hour"
+    return Finding("unresolved", text, {"name": one.name})
 
 
 def _answer(lookup: Lookup) -> str:

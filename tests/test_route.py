@@ -742,3 +742,13 @@ def test_readme_shows_what_is_printed() -> None:
         for line in said[: said.index("\nWhy")].splitlines()
     )
     assert f"    $ mxpolicy route example.com\n{block}" in README.read_text(), block
+
+
+def test_better_host_that_cannot_be_looked_up_is_named() -> None:
+    resolver = FakeResolver(
+        mx={"example.com": [(10, "a.example.com"), (20, "b.example.com")]},
+        a={"b.example.com": ["198.51.100.1"]},
+        fail={"A a.example.com", "AAAA a.example.com"},
+    )
+    [text] = texts(planned(resolver), "unresolved")
+    assert text.startswith("a.example.com cannot be looked up, and is better")

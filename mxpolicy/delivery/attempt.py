@@ -52,6 +52,7 @@ from mxpolicy.routing.candidate import (
     Verdict,
     Wait,
 )
+from mxpolicy.routing.unresolved import has_better
 
 __all__ = ["DOT_TIME", "Attempt", "Journal", "OutOfTime"]
 
@@ -106,7 +107,8 @@ class Attempt:
 
     Args:
         around: The engine's things.
-        plan: Has at least one candidate.
+        plan: Has at least one candidate. A refusal is not final while one of its
+            unresolved hosts is better.
         envelope: The whole envelope.
         recipients: Indices into it: those this plan is for.
         mail_data: Readable any number of times.
@@ -373,7 +375,9 @@ class Attempt:
 
         The one place where that is decided; asked again at the end of the attempt.
         """
-        return self._race.has_better_pending(candidate)
+        return self._race.has_better_pending(candidate) or has_better(
+            self._plan.unresolved, candidate
+        )
 
     # -- the transaction --------------------------------------------------
 

@@ -23,6 +23,7 @@ from mxpolicy.delivery.claims import Claim, Claims
 from mxpolicy.delivery.domains import Domains, StandIn
 from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
+from mxpolicy.delivery.failed_lookups import FailedLookups
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.outlook import Outlook, foreseen
 from mxpolicy.delivery.plan import Lookups, Plan, Planner
@@ -34,7 +35,7 @@ from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolver import Resolver
 from mxpolicy.options import Options, YesNo
-from mxpolicy.outcome import Bounced, Delivered, Outcome
+from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import DIRECT
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
@@ -107,6 +108,7 @@ class Engine:
         self._memory = Memory(self._store, options.memory, utc=utc)
         self._domains = Domains(self._store, utc=utc)
         self._admission = Admission(self._store, options.limits.processes, utc=utc)
+        self._failed_lookups = FailedLookups(self._store, utc=utc)
         asked = lookups or Resolver(options.resolver)
         self._planner = Planner(StandIn(asked, self._domains), options, identity)
         self._around = Surroundings(
@@ -163,6 +165,8 @@ class Engine:
             recipient: See `plan`.
         """
         plan = await self.plan(nexthop, sender, recipient)
+        soft = await self._failed_lookups.would_note(plan)
+        plan = plan._replace(unresolved=soft)
         if plan.refusal is None:
             known = await self._memory.advise(plan.nexthop, plan.candidates)
             return foreseen(plan, known, self._memory.options)
@@ -192,6 +196,7 @@ class Engine:
             self._planner,
             self._memory,
             self._domains,
+            self._failed_lookups,
             self._store,
             self._port,
             self._utc,
@@ -207,6 +212,7 @@ class _Parts(NamedTuple):
     planner: Planner
     memory: Memory
     domains: Domains
+    failed_lookups: FailedLookups
     store: Store
     port: int
     utc: Callable[[], float]
@@ -221,6 +227,7 @@ class _Delivery:
         self._planner = parts.planner
         self._memory = parts.memory
         self._domains = parts.domains
+        self._failed_lookups = parts.failed_lookups
         self._store = parts.store
         self._port = parts.port
         self._request = request
@@ -408,7 +415,7 @@ class _Delivery:
             index: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
         ) -> None:
             nonlocal was_taken
-            outcome = _as_far_as_known(plan, outcome)
+            outcome = _with_unresolved(plan, _as_far_as_known(plan, outcome))
             self._settle_recipient(index, outcome, delays, tried)
             visit.settled(outcome)
             was_taken = was_taken or isinstance(outcome, Delivered)
@@ -472,6 +479,7 @@ class _Delivery:
             forward_path=envelope.recipients[0].mailbox.wire,
         )
         plan = _with_remarks(plan)
+        plan = plan._replace(unresolved=await self._failed_lookups.note(plan))
         self._around.observe(
             events.Planned(self._now(), nexthop, plan.candidates, plan.remarks)
         )
@@ -571,6 +579,15 @@ def _as_far_as_known(plan: Plan, outcome: Outcome) -> Outcome:
     if isinstance(outcome, Bounced) and any(map(is_stand_in, plan.lookups)):
         text = f"{outcome.text} (DNS fails; by MX records of before)"
         return trouble.soft(outcome)._replace(text=trouble.one_line(text))
+    return outcome
+
+
+def _with_unresolved(plan: Plan, outcome: Outcome) -> Outcome:
+    """Return *outcome*; one that is put off says which hosts cannot be looked up."""
+    if isinstance(outcome, Deferred) and plan.unresolved:
+        names = ", ".join(dict.fromkeys(one.name for one in plan.unresolved))
+        text = f"{outcome.text}; better, and cannot be looked up: {names}"
+        return outcome._replace(text=trouble.one_line(text))
     return outcome
 
 

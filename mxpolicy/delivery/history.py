@@ -52,7 +52,7 @@ class History:
 
     Args:
         is_overruled: Whether a refusal by this candidate is not final, because a
-            better one is still to be heard: `Race.has_better_pending`.
+            better one is still to be heard, or to be looked up.
         greeting_5xx: Whether a 5yz greeting is final.
     """
 
@@ -191,7 +191,11 @@ def combine(
     if not failures:
         return Deferred(trouble.UNREACHABLE, "no host was asked" + _GAVE_UP[reason])
     chosen = min(failures, key=_by_weight).judgement.outcome
-    if reason is GiveUpReason.EXHAUSTED and all(map(_is_misfit, failures)):
+    if (
+        reason is GiveUpReason.EXHAUSTED
+        and all(map(_is_misfit, failures))
+        and not all(is_overruled(failure.candidate) for failure in failures)
+    ):
         return _with_tried(chosen, failures, reason)
     return _with_tried(trouble.soft(chosen), failures, reason)
 

@@ -143,7 +143,10 @@ class Judge:
         found = finding(plan.refusal, plan.lookups, is_hopeless=outlook.is_hopeless)
         if not outlook.is_hopeless:
             return found, ""
-        return found, unreachable(plan.candidates, outlook.records, outlook.at)
+        detail = unreachable(plan.candidates, outlook.records, outlook.at)
+        if plan.unresolved:
+            detail += f"; {plan.unresolved[0].name} cannot be looked up"
+        return found, detail
 
     def _action(self, situations: list[Situation]) -> str:
         """Return the answer to all that was found: a refusal goes before the rest."""

@@ -33,7 +33,8 @@ class Outlook(NamedTuple):
     Attributes:
         plan: Its candidates are in the order in which they would be asked. A
             refusal is what every recipient would get; with candidates, because
-            everyone of them is in its pause.
+            everyone of them is in its pause. Its unresolved hosts are those that a
+            worse host's refusal waits for.
         records: What is remembered, by candidate.
         of_nexthop: Those of whom it holds for mail to this nexthop only.
         is_hopeless: Every candidate has failed fully and is in its pause, whether

@@ -35,9 +35,10 @@ from mxpolicy.routing.selection import (
     better_than_own_name,
     select,
 )
+from mxpolicy.routing.unresolved import Unresolved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from mxpolicy.options import Options
     from mxpolicy.outcome import Outcome
@@ -79,6 +80,8 @@ class Plan(NamedTuple):
             nexthop is as bad as that.
         lookups: What DNS said, in the order of the nexthops and of their hosts.
             Hosts of our own name, and whoever is not better, were not asked for.
+        unresolved: Hosts and nexthops that lookups failed for, so that they have no
+            candidates.
     """
 
     nexthop: str
@@ -87,6 +90,7 @@ class Plan(NamedTuple):
     refusal: Outcome | None = None
     own_preference: int | None = None
     lookups: tuple[Lookup, ...] = ()
+    unresolved: tuple[Unresolved, ...] = ()
 
 
 class _Answered(NamedTuple):
@@ -150,6 +154,7 @@ class Planner:
             refusal,
             selections[0].own_preference,
             tuple(lookup for one in answered for lookup in one.lookups),
+            tuple(_unresolved(answered)),
         )
 
     async def _select(
@@ -266,6 +271,15 @@ async def _end(tasks: Iterable[asyncio.Task[Lookup]]) -> None:
 
 def _unanswered(name: str, rdtype: str) -> Lookup:
     return Lookup(name, rdtype, LookupStatus.FAILED, reason="no answer in time")
+
+
+def _unresolved(answered: Sequence[_Answered]) -> Iterator[Unresolved]:
+    for place, (selection, lookups) in enumerate(answered):
+        for host in selection.unresolved:
+            yield Unresolved(host.name, host.preference, place)
+        for lookup in lookups:
+            if lookup.rdtype == "MX" and lookup.status is LookupStatus.FAILED:
+                yield Unresolved(lookup.name, nexthop_place=place, rdtype="MX")
 
 
 def _located(

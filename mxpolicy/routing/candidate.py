@@ -20,6 +20,7 @@ __all__ = [
     "Scope",
     "Verdict",
     "Wait",
+    "rank_of",
 ]
 
 DIRECT = "direct"
@@ -36,6 +37,11 @@ class Rank(NamedTuple):
 
     egress: int
     preference: int
+
+
+def rank_of(preference: int, nexthop_place: int, egress_place: int = 0) -> Rank:
+    """Return the rank; a later nexthop of a list is worse than any MX of an earlier one."""
+    return Rank(egress_place, preference + nexthop_place * 65536)
 
 
 class Candidate(NamedTuple):
@@ -61,8 +67,8 @@ class Candidate(NamedTuple):
 
     @property
     def rank(self) -> Rank:
-        """What decides the order; a later nexthop of a list is worse than any MX."""
-        return Rank(self.egress_place, self.preference + self.nexthop_place * 65536)
+        """What decides the order."""
+        return rank_of(self.preference, self.nexthop_place, self.egress_place)
 
     @property
     def is_ipv6(self) -> bool:

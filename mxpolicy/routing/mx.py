@@ -155,6 +155,11 @@ class Resolved(NamedTuple):
         return tuple(one for one in self.lookups if one.status is LookupStatus.FAILED)
 
     @property
+    def is_unresolved(self) -> bool:
+        """True when no address is known, and a lookup that failed may be why."""
+        return not self.addresses and bool(self.failures)
+
+    @property
     def exists(self) -> bool:
         """False when every answer was that there is no such name."""
         return any(one.status is not LookupStatus.NXDOMAIN for one in self.lookups)

@@ -45,12 +45,14 @@ class Selection(NamedTuple):
         remarks: What was left out, one line each.
         refusal: Why nothing is left; None when something is.
         own_preference: At which preference we are an exchanger ourselves.
+        unresolved: Hosts of which no address is known because lookups failed.
     """
 
     hosts: tuple[tuple[Host, tuple[str, ...]], ...] = ()
     remarks: tuple[str, ...] = ()
     refusal: Outcome | None = None
     own_preference: int | None = None
+    unresolved: tuple[Host, ...] = ()
 
 
 def better_than_own_name(
@@ -102,7 +104,8 @@ def select(
     refusal = None
     if not hosts:
         refusal = _why_none(domain, better, mine, exchangers, defer_missing)
-    return Selection(hosts, remarks, refusal, mine)
+    unresolved = tuple(one.host for one in better if one.is_unresolved)
+    return Selection(hosts, remarks, refusal, mine, unresolved)
 
 
 def _own_preference(

@@ -294,6 +294,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
         bool(seen)
         and reason is EXHAUSTED
         and all(what in (Misfit.TOO_LARGE, Misfit.NO_SMTPUTF8) for _, what in seen)
+        and any(candidate not in overruled for candidate, _ in seen)
     )
     last_resort = about_session and reason is EXHAUSTED and not said_later
     outcome = history.combine(0, reason)

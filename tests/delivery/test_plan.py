@@ -11,6 +11,7 @@ from mxpolicy.options import NxdomainPolicy, Options, ResolverOptions
 from mxpolicy.outcome import Bounced, Deferred
 from mxpolicy.routing.nexthop import parse_nexthop
 from mxpolicy.routing.own import OwnIdentity
+from mxpolicy.routing.unresolved import Unresolved
 from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.fast_loop import run_fast
 
@@ -520,3 +521,35 @@ def test_at_most_a_hundred_addresses_are_kept() -> None:
     one = plan(resolver)
     assert len(one.candidates) == 100
     assert len({candidate.host for candidate in one.candidates[:30]}) == 30
+
+
+@pytest.mark.parametrize(
+    ("fail", "unresolved"),
+    [
+        pytest.param({"A a.example.com", "AAAA a.example.com"}, ["a"], id="both"),
+        pytest.param({"AAAA a.example.com"}, [], id="one_of_two"),
+        pytest.param({"AAAA c.example.com"}, ["c"], id="only_aaaa_and_no_a"),
+        pytest.param({"A e.example.com"}, [], id="not_asked"),
+    ],
+)
+def test_plan_names_the_hosts_that_could_not_be_looked_up(
+    fail: set[str], unresolved: list[str]
+) -> None:
+    resolver = FakeResolver(
+        mx={"example.com": [(10, "a.example.com"), (20, "c.example.com")]},
+        a={"a.example.com": ["198.51.100.1"]},
+        empty={"c.example.com"},
+        fail=fail,
+    )
+    found = plan(resolver, "example.com, [a.example.com]")
+    names = {"a": ("a.example.com", 10), "c": ("c.example.com", 20)}
+    of_the_first = [one for one in found.unresolved if one.nexthop_place == 0]
+    assert [(one.name, one.preference) for one in of_the_first] == [
+        names[name] for name in unresolved
+    ]
+
+
+def test_nexthop_without_mx_lookup_is_unresolved_in_its_place() -> None:
+    resolver = FakeResolver(fail={"MX a.example"}, a={"b.example": ["198.51.100.1"]})
+    found = plan(resolver, "[b.example], a.example")
+    assert found.unresolved == (Unresolved("a.example", 0, 1, "MX"),)

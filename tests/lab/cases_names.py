@@ -11,6 +11,7 @@ from .case import (
     ours,
     sent,
 )
+from .cases_transaction import USER_UNKNOWN
 from .names import DEAD, LAME, MAIL_SERVER
 from .smtp_host import Behaviour, Step
 
@@ -135,6 +136,16 @@ NAME_SERVERS: tuple[Case, ...] = (
         (Host("mx2", 20),),
         ours(sent("mx2", LOOKUP)),
         records=("@ MX 10 mx1.sub.{domain}.", "sub NS ns.{domain}.", f"ns A {DEAD}"),
+    ),
+    Case(
+        "mx-name-server-lame-others-refuse",
+        "The first MX cannot be looked up, and the backup knows no such user.",
+        (Host("mx2", 20, USER_UNKNOWN),),
+        {
+            "mxpolicy": deferred("4.1.1", LOOKUP, text="cannot be looked up: mx1.sub."),
+            "smtp": bounced("5.1.1", LOOKUP),
+        },
+        records=("@ MX 10 mx1.sub.{domain}.", "sub NS ns.{domain}.", f"ns A {LAME}"),
     ),
     Case(
         "all-mx-name-servers-lame",

@@ -1,0 +1,124 @@
+"""Lookups of hosts that fail: the shell of `mxpolicy.routing.unresolved`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from mxpolicy.routing.unresolved import (
+    KEPT,
+    after_failure,
+    decode,
+    encode,
+    is_news,
+    is_soft,
+    that_matter,
+)
+from mxpolicy.state.fallback import FallbackStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from mxpolicy.delivery.plan import Plan
+    from mxpolicy.routing.unresolved import FailedSince, Unresolved
+    from mxpolicy.state.store import Store
+
+__all__ = ["LOOKUP", "FailedLookups"]
+
+# What the keys begin with.
+LOOKUP = "lookup "
+
+# Seconds for a store that is slow: a bounce may depend on it.
+_PATIENCE = 10.0
+
+
+class FailedLookups:
+    """What is remembered of lookups that failed.
+
+    Without a memory that outlives this process nothing is known of them.
+
+    Args:
+        store: Where; no method of it may raise.
+        utc: Seconds, as `time.time`.
+    """
+
+    def __init__(self, store: Store, *, utc: Callable[[], float] = time.time) -> None:
+        self._store = store
+        self._utc = utc
+
+    async def note(self, plan: Plan) -> tuple[Unresolved, ...]:
+        """Remember what *plan* has met; return the hosts that are to be waited for.
+
+        These are the unresolved ones whose lookups have not failed for long. What
+        the store does not keep is none of them: it would never come to an end.
+        """
+        if not _is_kept(self._store) or not (plan.unresolved or _has_several(plan)):
+            return ()
+        await self._forget(_resolved(plan))
+        now = self._utc()
+        soft = []
+        for one in that_matter(plan.unresolved, plan.candidates):
+            since = await self._note_failure(one, now)
+            if since is not None and is_soft(since, now):
+                soft.append(one)
+        # A store may turn out to be away only when it is asked.
+        return tuple(soft) if _is_kept(self._store) else ()
+
+    async def would_note(self, plan: Plan) -> tuple[Unresolved, ...]:
+        """Return what `note` would, and write nothing."""
+        if not _is_kept(self._store):
+            return ()
+        now = self._utc()
+        soft = []
+        for one in that_matter(plan.unresolved, plan.candidates):
+            since = decode(await self._store.get(_key(one.rdtype, one.name)))
+            if is_soft(after_failure(since, now), now):
+                soft.append(one)
+        return tuple(soft)
+
+    async def _note_failure(self, one: Unresolved, now: float) -> FailedSince | None:
+        """Return since when it fails; None when that cannot be kept."""
+        store, key = self._store.patient(_PATIENCE), _key(one.rdtype, one.name)
+        value = await store.get(key)
+        before = decode(value)
+        after = after_failure(before, now)
+        if not is_news(before, after):
+            return before
+        if value is None:  # of several who are the first, one is
+            await store.add(key, encode(after), now + KEPT)
+        else:
+            await store.replace(key, value, encode(after), now + KEPT)
+        return decode(await store.get(key))
+
+    async def _forget(self, keys: Iterable[str]) -> None:
+        keys = list(keys)
+        values = await asyncio.gather(*(self._store.get(key) for key in keys))
+        for key, value in zip(keys, values, strict=True):
+            if value is not None:
+                await self._store.delete(key)
+
+
+def _key(rdtype: str, name: str) -> str:
+    return f"{LOOKUP}{rdtype} {name}"
+
+
+def _is_kept(store: Store) -> bool:
+    return not (isinstance(store, FallbackStore) and store.is_memory_only)
+
+
+def _has_several(plan: Plan) -> bool:
+    """Return whether more than one host was looked up; else nothing can be better."""
+    names: dict[str, set[str]] = {"MX": set(), "A": set(), "AAAA": set()}
+    for lookup in plan.lookups:
+        names[lookup.rdtype].add(lookup.name)
+    return any(len(each) > 1 for each in names.values())
+
+
+def _resolved(plan: Plan) -> set[str]:
+    """Return the keys of all that was looked up with success."""
+    failed = {_key(one.rdtype, one.name) for one in plan.unresolved}
+    asked = {
+        _key("MX" if one.rdtype == "MX" else "A", one.name) for one in plan.lookups
+    }
+    return asked - failed

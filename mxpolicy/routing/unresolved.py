@@ -1,0 +1,131 @@
+"""Hosts of which no address is known because DNS failed, and what that means. Pure.
+
+A name server that is away must not bounce mail: a patient sender would come to the
+better host when its name can be looked up again. So while a better host is
+*unresolved*, a 5yz of a worse one does not bounce. That ends when its lookups have
+failed for `SOFT` seconds: then the host counts as failed, as it does at once in
+Postfix's smtp(8).
+
+A host with one address is resolved, also when the lookup of the other family has
+failed. So is one of which DNS says that it has none, or does not exist.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.routing.candidate import rank_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from mxpolicy.routing.candidate import Candidate, Rank
+
+__all__ = [
+    "KEPT",
+    "SOFT",
+    "FailedSince",
+    "Unresolved",
+    "after_failure",
+    "decode",
+    "encode",
+    "has_better",
+    "is_news",
+    "is_soft",
+    "that_matter",
+]
+
+# For so long lookups may fail until a host counts as failed.
+SOFT = 3600.0
+
+# A failure is forgotten this long after the last one. Mail servers come back within
+# hours (Postfix 4000 s, Exim 6 h); nobody knows what happened in a longer time.
+KEPT = 86400.0
+
+# Failures that go on are written down again after this time.
+NEWS_EVERY = 600.0
+
+
+class Unresolved(NamedTuple):
+    """A host without known address; or a whole nexthop, when MX could not be had.
+
+    Attributes:
+        name: Of the host, or the domain.
+        preference: Of its MX record; 0 for a nexthop.
+        nexthop_place: Place in the nexthop list, from 0.
+        rdtype: ``A`` for a host (and its AAAA), ``MX`` for a nexthop.
+    """
+
+    name: str
+    preference: int = 0
+    nexthop_place: int = 0
+    rdtype: str = "A"
+
+    @property
+    def rank(self) -> Rank:
+        """The rank that its candidates would have."""
+        return rank_of(self.preference, self.nexthop_place)
+
+
+class FailedSince(NamedTuple):
+    """Lookups that failed, none of them with success in between; UTC seconds."""
+
+    first: float
+    last: float
+
+
+def has_better(unresolved: Iterable[Unresolved], candidate: Candidate) -> bool:
+    """Return whether one of *unresolved* is better than *candidate*."""
+    return any(one.rank < candidate.rank for one in unresolved)
+
+
+def that_matter(
+    unresolved: Sequence[Unresolved], candidates: Iterable[Candidate]
+) -> tuple[Unresolved, ...]:
+    """Return those that are better than another host, known or not."""
+    if not unresolved:
+        return ()
+    worst = max([one.rank for one in unresolved] + [one.rank for one in candidates])
+    return tuple(one for one in unresolved if one.rank < worst)
+
+
+def after_failure(before: FailedSince | None, now: float) -> FailedSince:
+    """Return what is remembered when lookups have failed once more.
+
+    A first failure that lies in the future is of a clock that was set back since.
+    """
+    if before is None or before.first > now or now - before.last >= KEPT:
+        return FailedSince(now, now)
+    return FailedSince(before.first, now)
+
+
+def is_news(before: FailedSince | None, after: FailedSince) -> bool:
+    """Return whether the difference is worth being written."""
+    if before is None or before.first != after.first:
+        return True
+    return abs(after.last - before.last) >= NEWS_EVERY
+
+
+def is_soft(since: FailedSince, now: float) -> bool:
+    """Return whether a refusal by a worse host is not final yet."""
+    return now - since.first < SOFT
+
+
+# -- bytes ----------------------------------------------------------------------
+
+_VERSION = "1"
+
+
+def encode(since: FailedSince) -> bytes:
+    """Return it as a store keeps it."""
+    return f"{_VERSION} {since.first:.0f} {since.last:.0f}".encode()
+
+
+def decode(value: bytes | None) -> FailedSince | None:
+    """Return what was encoded; None for what cannot be understood."""
+    words = (value or b"").decode("ascii", "replace").split(" ")
+    if len(words) != 3 or words[0] != _VERSION:
+        return None
+    if not all(word.isascii() and word.isdigit() for word in words[1:]):
+        return None
+    return FailedSince(float(words[1]), float(words[2]))
