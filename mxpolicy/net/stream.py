@@ -91,6 +91,8 @@ class Stream:
         self._outgoing = bytearray()  # accepted from our caller, not by the kernel
         self._handed_over = 0  # bytes the kernel has taken
         self._is_torn = False  # a write was cut short: the next would be garbage
+        # Of what *heed_input* has stopped: words of the peer are no progress.
+        self._watch: AckWatch | None = None
         self._woken: asyncio.Future[None] | None = None
 
     # --- reading
@@ -241,7 +243,7 @@ class Stream:
         True at once where the system cannot tell. *progress_timeout*,
         *heed_input*, the result False and the errors are those of `write`.
         """
-        watch = self._watch(progress_timeout)
+        self._begin_watch(progress_timeout)
         look = _FIRST_LOOK
         while self.unacknowledged():
             # Looked at in any case: after a reset the count stays as it was.
@@ -249,10 +251,11 @@ class Stream:
                 return False
             if self._failure is not None:
                 raise self._failure
-            if watch is not None:
-                watch.check()
+            if self._watch is not None:
+                self._watch.check()
             await self._pause(look, reading=heed_input)
             look = min(_LATER_LOOK * look, _LONGEST_LOOK)
+        self._watch = None
         return True
 
     def unacknowledged(self) -> int:
@@ -278,18 +281,18 @@ class Stream:
         """Give the kernel all that waits; False when *heed_input* stopped it."""
         if self._layer is not None:
             self._outgoing += self._layer.outgoing()
-        watch = None
         while self._outgoing:
             if heed_input and self._pull():
                 return False
             if self._send():
                 continue
-            watch = watch or self._watch(progress_timeout)
-            if watch is None:
+            self._begin_watch(progress_timeout)
+            if self._watch is None:
                 await self.ready(reading=heed_input, writing=True)
             else:
-                watch.check()
+                self._watch.check()
                 await self._pause(_LONGEST_LOOK, reading=heed_input, writing=True)
+        self._watch = None
         return True
 
     def _send(self) -> bool:
@@ -309,8 +312,9 @@ class Stream:
         del self._outgoing[:count]
         return True
 
-    def _watch(self, progress_timeout: float | None) -> AckWatch | None:
-        return None if progress_timeout is None else AckWatch(self, progress_timeout)
+    def _begin_watch(self, progress_timeout: float | None) -> None:
+        if self._watch is None and progress_timeout is not None:
+            self._watch = AckWatch(self, progress_timeout)
 
     @property
     def handed_over(self) -> int:

@@ -429,6 +429,31 @@ async def test_write_goes_on_after_what_was_said_in_the_middle(pair: Pair) -> No
     assert await stream.write(b".\r\n"), "no write is cut short any more"
 
 
+async def test_words_of_a_peer_that_reads_nothing_are_no_progress(pair: Pair) -> None:
+    stream, peer = pair
+    clock = Clock()
+
+    async def insist() -> None:
+        how: dict[str, Any] = {"progress_timeout": 180, "heed_input": True}
+        done = await stream.write(bytes(1 << 22), **how)
+        while not done:
+            await stream.read()
+            done = await stream.resume(**how)
+
+    async with asyncio.TaskGroup() as group:
+        writing = group.create_task(expect(StreamSilent, insist()))
+        await clock.until(lambda: has_closed_window(stream))
+        await clock.advance(1)  # the last that was acknowledged has been noticed
+        began = clock.offset
+        for _ in range(3):
+            await clock.advance(59)
+            peer.sendall(b"well")
+            await clock.until(lambda: not stream.has_input())
+            assert not writing.done()
+        await clock.until(writing.done)
+    assert clock.offset - began == pytest.approx(180, abs=2)
+
+
 async def test_what_is_said_before_our_words_arrive_shows_itself(pair: Pair) -> None:
     stream, peer = pair
     stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
