@@ -790,6 +790,15 @@ def test_dot_without_a_reply_is_in_doubt(answer: Answer) -> None:
     assert not told.refused
 
 
+@pytest.mark.parametrize("piece", [b"2", b"250-x\r\n", b"\r\n", b"rubbish\r\n"])
+def test_bytes_renew_no_time_of_the_reply_to_the_dot(piece: bytes) -> None:
+    host = ScriptedHost({".": (piece, 100.0) * 20})
+    told = offered(host)
+    assert told.result.in_doubt == {0}
+    assert told.failed == ("silent", "dot")
+    assert told.seconds == pytest.approx(600, abs=1)
+
+
 def test_421_is_a_reply_to_the_dot() -> None:
     told = offered(ScriptedHost({".": "421 4.3.0 bye"}))
     assert told.refused == {0: (Verb.DOT, 421)}
