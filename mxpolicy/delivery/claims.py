@@ -115,7 +115,7 @@ class Claims:
         self._held: dict[int, bytes] = {}  # what we have written last
         self._past: dict[int, Past] = {}
         self._settled: dict[int, Entry] = {}
-        self._earlier: set[int] = set()  # of those, who were so before we came
+        self._earlier: set[int] = set()  # of those, the ones that were so before
         self._queue: deque[Callable[[], Awaitable[None]]] = deque()
         self._writer: asyncio.Task[None] | None = None
 
@@ -262,7 +262,7 @@ class Claims:
         )
 
     async def _let_go(self, index: int) -> None:
-        """Leave it to whoever comes next, who is told of what this attempt has met."""
+        """Leave the recipient to the next attempt, which is told what this one has met."""
         entry = deferred_entry(self._past.get(index, NO_PAST))
         if entry is not None:
             await self._put_in_place(index, entry)

@@ -112,7 +112,7 @@ class Owner(NamedTuple):
     call: str
 
 
-# Who owns what nobody is at any more: it does not matter, and there are many such.
+# Owns what no process is at any more: there are many such entries.
 NOBODY = Owner("", "", "", 0, 0, "")
 
 

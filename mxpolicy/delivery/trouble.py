@@ -361,7 +361,7 @@ def in_doubt(finding: Finding, relay: str) -> Deferred:
 
 
 def with_doubts(refusal: Bounced, hosts: Iterable[str]) -> Bounced:
-    """Return *refusal*, and who may have the message all the same."""
+    """Return *refusal*, and which hosts may have the message all the same."""
     names = sorted(hosts)
     if not names:
         return refusal

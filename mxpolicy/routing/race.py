@@ -20,7 +20,7 @@ order of preference (RFC 5321 §5.1), would not have caused. From it follows:
 * A candidate that was *turned away* has not failed: it had to make room for another,
   outlasted our patience in the transaction, or grew tired of waiting for us. It is
   asked again when all others have been, and then as patiently as by anybody.
-* A host that may have the message, and did not say so, comes after those who cannot
+* A host that may have the message, and did not say so, comes after those that cannot
   have it: whatever cuts every final dot there must not keep the message from them. A
   5yz that they give it before its turn is no more final for that.
 

@@ -18,7 +18,7 @@ from .hosts import Message
 from .lab import HOME_DOMAIN, Lab
 from .packages import LabUnavailable
 from .postfix import Postfix
-from .smtp_host import Behaviour
+from .smtp_host import Behaviour, Step
 from .transports import MANY, lab_of_cases
 
 pytestmark = [
@@ -44,6 +44,13 @@ MIXED = Case(
     (Host("mx1", 10, Behaviour(mailboxes=MAILBOXES)),),
     {},
 )
+CUTTING = Behaviour(steps={"DOT": Step(end="close")})
+CUT = Case(
+    "cut",
+    "The best host ends the connection at each final dot.",
+    (Host("mx1", 10, CUTTING), Host("mx2", 20)),
+    {},
+)
 ARCHIVE = Case("archive", "Gets copies.", (Host("mx1", 10),), {})
 EXIM_MANY, EXIM_SOFT, EXIM_COPIED = "exim-many", "exim-soft", "exim-copied"
 COMMAND = "/opt/mxpolicy/bin/mxpolicy pipe --exim --deadline 2900s -- $pipe_addresses"
@@ -55,7 +62,7 @@ SENDER = f"sender@{HOME_DOMAIN}"
 def lab() -> Iterator[Lab]:
     try:
         transports = (MANY, EXIM_MANY, EXIM_SOFT, EXIM_COPIED)
-        lab = lab_of_cases(place([MIXED, ARCHIVE], transports))
+        lab = lab_of_cases(place([MIXED, CUT, ARCHIVE], transports))
     except LabUnavailable as why:
         pytest.skip(str(why))
     with lab:
@@ -213,3 +220,17 @@ def test_refusal_made_a_deferral_is_asked_for_again_and_nobody_gets_two(
     assert attempts(server, queue_id, recipients) == ["deferred", "deferred", "sent"]
     assert copies(lab, recipients) == dict.fromkeys(recipients, 1)
     assert lab.hosts.received(SENDER) == []
+
+
+@pytest.mark.parametrize("transport", [MANY, EXIM_MANY])
+def test_second_host_gets_what_the_first_cuts_at_every_dot(
+    transport: str, lab: Lab, exim: Exim
+) -> None:
+    server = lab.postfix if transport == MANY else exim
+    recipients = [f"{name}@cut.{transport}.lab.test" for name in ("one", "two")]
+    lab.hosts.forget()
+    queue_id = server.send(recipients, SENDER, b"Subject: cut\n\nOne line.\n")
+    assert attempts(server, queue_id, recipients) == ["deferred", "sent"]
+    for recipient in recipients:
+        hosts = [one.host.split(".")[0] for one in lab.hosts.received(recipient)]
+        assert hosts == ["mx1", "mx2"]
