@@ -22,6 +22,7 @@ from mxpolicy.routing.candidate import (
 )
 from mxpolicy.routing.race import (
     MAX_DIALLED,
+    TIRING,
     Action,
     Doubt,
     Drop,
@@ -363,7 +364,8 @@ class Simulation:
             return
         self._answers[candidate] = answer
         is_lost = answer.verdict in (Verdict.CLOSED, Verdict.SILENT, Verdict.STALLED)
-        if not (is_lost and waited and not answer.settles):
+        # Whoever closes after less than that was not tired: it has failed.
+        if not (is_lost and waited > TIRING and not answer.settles):
             self._may_not_be_asked.add(candidate)
         self._schedule(answer.after, candidate, 0, -1)
 
