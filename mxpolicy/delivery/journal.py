@@ -39,6 +39,7 @@ from mxpolicy.delivery.trouble import one_line
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply, printable
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
+from mxpolicy.state.store import JOURNAL
 
 __all__ = [
     "NO_PAST",
@@ -359,7 +360,7 @@ def entry_key(
         b"%d:%s" % (len(word), word)
         for word in (one.encode("utf-8", "surrogateescape") for one in words)
     )
-    return "journal/" + sha256(prefixed + digest).hexdigest()
+    return JOURNAL + sha256(prefixed + digest).hexdigest()
 
 
 def aim_of(nexthop: str, default_port: int) -> str:

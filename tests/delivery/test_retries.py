@@ -53,9 +53,9 @@ class Site:
         self._ports: dict[str, int] = {}
         self._mx: list[tuple[int, str]] = []
         self._addresses: dict[str, list[str]] = {}
-        resolver = FakeResolver()
-        resolver.mx["example.com"] = self._mx
-        resolver.addresses["A"] = self._addresses  # type: ignore[assignment]
+        self._resolver = FakeResolver()
+        self._resolver.mx["example.com"] = self._mx
+        self._resolver.addresses["A"] = self._addresses  # type: ignore[assignment]
         for name, preference, host in mx:
             self.add(name, preference, host)
         self.engine = Engine(
@@ -68,7 +68,7 @@ class Site:
             store=store or MemoryStore(lambda: self.now),
             clock=asyncio.get_running_loop().time,
             utc=lambda: self.now,
-            lookups=resolver,
+            lookups=self._resolver,
             dial=self._dial,
         )
 
@@ -86,6 +86,10 @@ class Site:
         self._addresses[f"{name}.example.com"].clear()
         self.add(name, 0, host)
         self._mx.pop()
+
+    def vanish(self) -> None:
+        """Let the domain not exist any more."""
+        self._resolver.mx.clear()
 
     async def _dial(self, candidate: Candidate, /, *, mss: int | None = None) -> Stream:
         there = candidate._replace(port=self._ports[candidate.address])
@@ -341,6 +345,20 @@ def test_bounce_by_a_worse_host_names_who_may_have_the_message() -> None:
         assert len(cutting.messages) == 2
 
     run(cutting, refusing, work=work)
+
+
+def test_bounce_without_any_host_names_who_may_have_the_message() -> None:
+    cutting = ScriptedHost(CUT)
+
+    async def work() -> None:
+        site = Site(("mx1", 10, cutting))
+        await site.send("bob")
+        site.vanish()
+        (outcome,) = await site.send("bob")
+        assert isinstance(outcome, Bounced)
+        assert outcome.text.endswith("; but may have been delivered by mx1.example.com")
+
+    run(cutting, work=work)
 
 
 def test_addresses_of_one_host_are_one_host() -> None:
