@@ -27,6 +27,7 @@ from mxpolicy.routing.places import (
     is_tight,
     judge,
 )
+from mxpolicy.state.store import HEAVY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -117,7 +118,7 @@ class Admission:
     async def limit(self, aim: str, seconds: float) -> None:
         """Have *aim* count as limited for so long."""
         until = self.utc() + seconds
-        await self.store.put(LIMITED + aim, b"%.3f" % until, until)
+        await self.store.put(LIMITED + aim, b"%.3f" % until, until, weight=HEAVY)
 
     async def free(self, aims: Iterable[str]) -> None:
         """Have *aims* not count as limited any more."""
@@ -315,7 +316,9 @@ class Stay:
     async def _put(self) -> None:
         assert self._me is not None
         row = _Row(self._key, self._me, self._place())
-        await self._admission.store.put(row.key, row.encode(), self._expires)
+        # Heavy: it ends before all else, and would be the first to go from a full store.
+        store = self._admission.store
+        await store.put(row.key, row.encode(), self._expires, weight=HEAVY)
 
     def _place(self) -> Place:
         assert self._me is not None

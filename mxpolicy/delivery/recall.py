@@ -47,6 +47,7 @@ from mxpolicy.routing.reachability import (
     is_news,
 )
 from mxpolicy.routing.sighting import Ready, Sighting
+from mxpolicy.state.store import HEAVY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -257,14 +258,17 @@ class Memory:
         """Get the lease of *key*; False when somebody else has it."""
         now = self.utc()
         value = b"%.3f" % now
-        if await self.store.add(LEASED + key, value, now + LEASE):
+        # Heavy: it ends before all else, and would be the first to go from a full store.
+        if await self.store.add(LEASED + key, value, now + LEASE, weight=HEAVY):
             return True
         held = await self.store.get(LEASED + key)
         # The clock was set back: the store would keep it until that time comes again.
         return (
             held is not None
             and is_lease_stale(held, now)
-            and await self.store.replace(LEASED + key, held, value, now + LEASE)
+            and await self.store.replace(
+                LEASED + key, held, value, now + LEASE, weight=HEAVY
+            )
         )
 
     async def release(self, key: str) -> None:

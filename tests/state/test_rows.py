@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mxpolicy.delivery.recall import Memory
+from mxpolicy.options import MemoryOptions
 from mxpolicy.state import schema
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.opening import open_to_read
@@ -55,7 +57,7 @@ DAMAGE = {
     "real": "value = 5.5",
     "text": "value = 'text'",
     "text_of_bad_utf_8": "value = CAST(x'ff00c0' AS TEXT)",
-    "huge": "value = zeroblob(50000000)",
+    "huge": "value = zeroblob(5000000)",
     "end_is_text": "expires = 'later'",
     "end_is_bad_text": "expires = CAST(x'ff' AS TEXT)",
     "end_is_blob": "expires = x'ffff'",
@@ -101,7 +103,7 @@ async def test_row_of_the_wrong_type_is_none_and_is_overwritten(
     reads = open_to_read(path, told.append)
     assert await reads.get(key) is None
     assert await reads.scan(key[:2]) == []
-    store = FallbackStore(SqliteStore(path), told.append)
+    store = FallbackStore(SqliteStore(path), told.append).patient(60)
     assert await store.get(key) is None
     assert await store.scan(key[:2]) == []
     assert not await store.replace(key, b"1", b"2", FAR)
@@ -181,6 +183,17 @@ async def test_rows_go_by_weight_and_then_by_their_end(tmp_path: Path) -> None:
     assert not [key for key in left if "light" in key]
     assert len([key for key in left if "medium" in key]) == 2000 - 7 * STEP + 7
     assert len([key for key in left if "heavy" in key]) == 1000
+
+
+async def test_lease_outlives_a_full_store(tmp_path: Path) -> None:
+    await made(tmp_path)
+    fill(tmp_path / "state.sqlite3", ((f"host x{n}", FAR, LIGHT) for n in range(2000)))
+    store = SqliteStore(str(tmp_path / "state.sqlite3"))
+    memory = Memory(store, MemoryOptions())
+    assert await memory.lease("host x1")
+    await write(tmp_path, 5, max_bytes=1)
+    assert not await memory.lease("host x1")
+    await store.close()
 
 
 async def test_journal_and_hosts_do_not_take_each_others_room(tmp_path: Path) -> None:
