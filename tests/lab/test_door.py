@@ -277,10 +277,7 @@ DELIVERED = [
         *("state-broken", "2.0.0", "file is not a database"),
         options=configured("state-broken"),
     ),
-    Trouble(
-        *("state-locked", "2.0.0", "no answer from the store"),
-        options=configured("state-locked"),
-    ),
+    Trouble("state-locked", "2.0.0", "", options=configured("state-locked")),
     Trouble("full-log", "2.0.0", "", options=configured("full-log")),
     Trouble("log-not-ours", "2.0.0", "", options=configured("log-not-ours")),
     Trouble(
@@ -441,16 +438,13 @@ def break_state(lab: Lab) -> None:
     lab.world.run("mta", ["chown", "-R", "mxpolicy:", "/run/door/broken"])
 
 
-# A process that holds the files for as long as there is a lab.
+# A process that holds the file of hosts for as long as there is a lab.
 LOCK = """
 import os, sqlite3, time
 os.mkdir("/run/door/locked", 0o750)
-held = []
-for name in ("state", "journal"):
-    db = sqlite3.connect(f"/run/door/locked/{name}.sqlite3", isolation_level=None)
-    db.execute("CREATE TABLE held (x)")
-    db.execute("BEGIN EXCLUSIVE")
-    held.append(db)
+db = sqlite3.connect("/run/door/locked/state.sqlite3", isolation_level=None)
+db.execute("CREATE TABLE held (x)")
+db.execute("BEGIN EXCLUSIVE")
 open("/run/door/locked/now", "w").close()
 time.sleep(3600)
 """
