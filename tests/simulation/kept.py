@@ -1,0 +1,90 @@
+"""Worlds in which the law was broken once, each by the kind of fault that its name says."""
+
+from __future__ import annotations
+
+from tests.simulation.world import Act, Host, Message, Place, Step, World
+
+__all__ = ["KEPT"]
+
+ONE = (Message("Q0", ("a0@example.com",), 0.0),)
+TWO = (Message("Q0", ("a0@example.com", "b0@example.com"), 0.0),)
+THREE = (
+    *ONE,
+    Message("Q1", ("a1@example.com",), 0.0),
+    Message("Q2", ("a2@example.com",), 30.0),
+)
+
+
+def host(number: int, preference: int, *steps: Step, tls: bool = False) -> Host:
+    """Make a host with one address."""
+    name = f"mx{number}.example.com"
+    return Host(name, preference, (f"192.0.2.{10 * number + 1}",), steps, tls)
+
+
+def world(
+    *hosts: Host,
+    messages: tuple[Message, ...] = ONE,
+) -> World:
+    """Make a world."""
+    return World(0, hosts, messages)
+
+
+def says(place: Place, reply: str, delay: float = 0.0) -> Step:
+    """*reply* at *place*; an empty one is the good one."""
+    return Step(place, Act.REPLY, delay, reply)
+
+
+DROPPED = Step(Place.CONNECT, Act.DROP)
+DMARC = "550 5.7.1 client.example.net fails DMARC"
+NO_USER = "550 5.1.1 no such user"
+
+KEPT = {
+    "best_host_puts_off_by_421_and_the_next_is_well": world(
+        host(0, 10, says(Place.DATA, "421 4.7.0 too many")), host(1, 20)
+    ),
+    "best_host_never_wants_it_at_the_dot_and_the_next_does": world(
+        host(0, 10, says(Place.DOT, "451 4.7.1 not from you, not now", 100.0)),
+        host(1, 20),
+        messages=TWO,
+    ),
+    "dot_answered_too_late_each_time_and_the_next_is_well": world(
+        host(0, 10, says(Place.DOT, "", 1500.0)), host(1, 20)
+    ),
+    "host_in_doubt_wins_while_another_is_slow_at_ehlo": world(
+        host(0, 10, Step(Place.DOT, Act.TAKE_AND_CLOSE, until=5000.0)),
+        host(1, 20, says(Place.EHLO, "", 191.0), tls=True),
+        messages=THREE,
+    ),
+    "host_in_doubt_wins_while_tls_of_another_is_silent": world(
+        host(0, 20, Step(Place.DOT, Act.TAKE_AND_CLOSE)),
+        host(1, 20, Step(Place.TLS, Act.SILENT), tls=True),
+        host(2, 30, Step(Place.DOT, Act.SILENT, until=500.0)),
+        messages=TWO,
+    ),
+    "dmarc_refusal_names_our_helo": world(
+        host(0, 10, DROPPED), host(1, 30, says(Place.DOT, DMARC, 100.0)), messages=TWO
+    ),
+    "best_host_slow_at_rcpt_and_a_stale_backup_refuses": world(
+        host(0, 10, says(Place.RCPT, "", 217.0)), host(1, 20, says(Place.RCPT, NO_USER))
+    ),
+    "best_host_slow_at_mail_and_the_backup_calls_it_spam": world(
+        host(0, 10, says(Place.MAIL, "", 66.0)),
+        host(1, 20, says(Place.DOT, "554 5.7.1 spam")),
+    ),
+    "best_host_slow_at_data_and_its_backup_puts_off": world(
+        host(0, 20, says(Place.DATA, "554 5.5.0 no valid recipients", 100.0)),
+        host(1, 30, says(Place.DOT, "421 4.3.2 shutting down", 100.0)),
+    ),
+    "all_hosts_slow_at_different_places": world(
+        host(0, 20, says(Place.MAIL, "", 221.0)),
+        host(1, 30, says(Place.EHLO, "", 278.0), tls=True),
+    ),
+    "slow_at_ehlo_and_starttls_offered": world(
+        host(0, 10, says(Place.EHLO, "", 254.0), tls=True), messages=TWO
+    ),
+    "250_behind_each_354": world(host(0, 20, Step(Place.DATA, Act.STRAY))),
+    "250_when_it_has_the_body_and_554_to_the_dot": world(
+        host(0, 30, Step(Place.BODY, Act.EARLY), says(Place.DOT, "554 5.7.1 spam")),
+        messages=TWO,
+    ),
+}
