@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+import dns.message
 import pytest
 
 from mxpolicy.delivery.engine import Engine
@@ -360,6 +361,24 @@ async def test_without_descriptors_the_answer_is_dunno() -> None:
 
 
 # -- what is remembered ----------------------------------------------------------
+
+
+async def test_better_host_that_cannot_be_looked_up_is_named_beside_those_in_pause() -> (
+    None
+):
+    def without_best(server: DnsServer, query: dns.message.Message) -> bytes | None:
+        if "mx.good" in str(query):
+            return faults.rcode("SERVFAIL")(server, query)
+        return server.honest(query).to_wire()
+
+    async with dns_server(*ZONE) as server:
+        server.fault = without_best
+        rule = AccessRule((AccessFinding.ALL_PAUSED,), "DEFER_IF_PERMIT")
+        court = Court(server, rule)
+        await court.remember("192.0.2.20")
+        said = await court.ask("a@two.example")
+        assert said.startswith("DEFER_IF_PERMIT ")
+        assert said.endswith("; mx.good.example cannot be looked up")
 
 
 async def test_hosts_that_all_are_in_their_pause_are_found() -> None:
