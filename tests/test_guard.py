@@ -67,6 +67,12 @@ def test_what_belongs_to_the_machine_is_refused_in_a_process_without_environment
     assert repr(program) in report
 
 
+def test_there_is_no_way_to_the_machine_s_syslog() -> None:
+    assert "ImportError" not in run("import logging.handlers").stderr
+    ended = run("import syslog; syslog.syslog('x')")
+    assert "ModuleNotFoundError: import of syslog halted" in ended.stderr
+
+
 def test_trespass_in_the_session_itself_is_refused() -> None:
     with pytest.raises(guard.Trespass):
         Path(STATE).exists()
