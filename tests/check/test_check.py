@@ -226,10 +226,13 @@ SHORT = ("pipe", "-f", "x", "--deadline", "300s", "--", "y")
     ],
 )
 def test_postfix_must_not_kill_before_the_dot_has_had_its_time(
-    argv: tuple[str, ...], limit: str, levels: list[str]
+    argv: tuple[str, ...], limit: str, levels: list[str], tmp_path: Path
 ) -> None:
+    (tmp_path / "empty.yaml").touch()
+    command, *options = argv
+    words = (command, "--config", str(tmp_path / "empty.yaml"), *options)
     entry = "mxpolicy unix - n n - 20 pipe user=mxpolicy argv=/usr/bin/mxpolicy "
-    [service] = parse_services(entry + " ".join(argv))
+    [service] = parse_services(entry + " ".join(words))
     settings = {"mxpolicy_time_limit": limit, "daemon_timeout": "18000s"}
     seen = postfix.Postfix(Postconf("postconf"), (service,), settings)
     assert service.arguments is not None
