@@ -1,6 +1,6 @@
 """Mail for a destination that does not answer: how long healthy mail waits behind it.
 
-    python -m tests.bench places [BAD] [--processes N] [--no-limit]
+    python -m tests.bench places [BAD] [--burst N] [--processes N] [--no-limit]
 
 Needs root and the lab (`tests.lab`). BAD messages (40, if not said otherwise) go to a
 domain that drops every SYN, or answers RCPT after 45 s, or never answers the final dot.
@@ -27,7 +27,6 @@ from tests.lab.smtp_host import Behaviour, Step
 from . import report
 
 TRANSPORTS = ("mxpolicy", MXPOLICY_EXIM)
-BURST = 200
 SETTLED = 15.0
 """Seconds after which all have started that can, and are seen to wait."""
 WITHIN = 600.0
@@ -50,8 +49,8 @@ BAD = {
 }
 GOOD = tuple(_case(f"good{number}", Host("mx1", 10)) for number in range(5))
 BURSTS = {
-    f"{BURST} at once, healthy": _case("burst", Host("mx1", 10)),
-    f"{BURST} at once, a second for each reply": _case(
+    "at once, healthy": _case("burst", Host("mx1", 10)),
+    "at once, a second for each reply": _case(
         "slow", Host("mx1", 10, Behaviour(_SLOW))
     ),
 }
@@ -64,48 +63,46 @@ def main(arguments: Sequence[str]) -> int:
         description=(__doc__ or "").split("\n")[0],
     )
     parser.add_argument("bad", type=int, nargs="?", default=40)
+    parser.add_argument("--burst", type=int, default=200, metavar="N")
     parser.add_argument("--processes", type=int, default=60, metavar="N")
     parser.add_argument("--no-limit", action="store_true")
     options = parser.parse_args(arguments)
     begun = time.monotonic()
     limit = 0 if options.no_limit else options.processes
+    size = options.processes, limit
+    ahead: list[tuple[str, Case | None, int]] = [("nothing", None, 0)]
+    ahead += [
+        (f"{options.bad} messages: {name}", case, options.bad)
+        for name, case in BAD.items()
+    ]
     try:
         rows = [
-            (
-                "nothing",
-                *(
-                    _delays(one, None, options.processes, limit, 0)
-                    for one in TRANSPORTS
-                ),
-            )
+            (name, *(_delays(one, size, case, count) for one in TRANSPORTS))
+            for name, case, count in ahead
         ]
-        for name, case in BAD.items():
-            cells = (
-                _delays(one, case, options.processes, limit, options.bad)
-                for one in TRANSPORTS
-            )
-            rows.append((f"{options.bad} messages: {name}", *cells))
         bursts = [
-            (name, *(_burst(one, case, options.processes, limit) for one in TRANSPORTS))
+            (
+                f"{options.burst} {name}",
+                *(_burst(one, size, case, options.burst) for one in TRANSPORTS),
+            )
             for name, case in BURSTS.items()
+            if options.burst
         ]
     except LabUnavailable as why:
         print(why, file=sys.stderr)
         return 1
     print(report.table(("ahead of five healthy ones", "Postfix", "Exim"), rows))
-    print()
-    print(report.table(("deferred of", "Postfix", "Exim"), bursts))
+    if bursts:
+        head = ("deferred, and seconds for all", "Postfix", "Exim")
+        print(f"\n{report.table(head, bursts)}")
     print(f"\n{report.circumstances(begun)}")
-    return (
-        0 if all(cell.startswith("0,") for _, *cells in bursts for cell in cells) else 1
-    )
+    cells = [cell for _, *cells in bursts for cell in cells]
+    return 0 if all(cell.startswith("0,") for cell in cells) else 1
 
 
-def _delays(
-    transport: str, bad: Case | None, processes: int, limit: int, count: int
-) -> str:
+def _delays(transport: str, size: tuple[int, int], bad: Case | None, count: int) -> str:
     """Return median and longest delay of healthy messages behind *count* bad ones."""
-    with _lab(transport, processes, limit) as lab:
+    with _lab(transport, *size) as lab:
         if bad is not None:
             _send(lab, _placed(lab, bad), count)
             time.sleep(SETTLED)
@@ -119,20 +116,20 @@ def _delays(
     return f"{median}, at most {report.seconds(max(delays))}"
 
 
-def _burst(transport: str, case: Case, processes: int, limit: int) -> str:
+def _burst(transport: str, size: tuple[int, int], case: Case, count: int) -> str:
     """Return how many of a burst were deferred, and in how many seconds all ended."""
-    with _lab(transport, processes, limit) as lab:
+    with _lab(transport, *size) as lab:
         one = _placed(lab, case)
         begun = time.monotonic()
-        _send(lab, one, BURST)
+        _send(lab, one, count)
         until = begun + WITHIN
         while (
-            len(lines := lab.server(one).deliveries()) < BURST
+            len(lines := lab.server(one).deliveries()) < count
             and time.monotonic() < until
         ):
             time.sleep(0.5)
         took = time.monotonic() - begun
-    deferred = BURST - sum(line.status == "sent" for line in lines[:BURST])
+    deferred = count - sum(line.status == "sent" for line in lines[:count])
     return f"{deferred}, {report.seconds(took)}"
 
 

@@ -39,7 +39,7 @@ BAD = (
 GOOD = tuple(case(f"good{number}") for number in range(5))
 BURST, STEADY = case("burst"), case("slow", Behaviour(SLOW))
 KILLED = case("killed", Behaviour({"CONNECT": Step(end="hush")}))
-RECOVERS = case("recovers", Behaviour({"MAIL": Step(delay=45)}))
+RECOVERS = case("recovers", Behaviour({"MAIL": Step(delay=20)}))
 CASES = (*BAD, *GOOD, BURST, STEADY, KILLED, RECOVERS)
 
 
