@@ -73,11 +73,13 @@ def drip(beginning: bytes, piece: bytes) -> Deed:
     return deed
 
 
-def say(*replies: bytes) -> Deed:
-    """Send this and go on."""
+def say(*replies: bytes, hang_up: bool = False) -> Deed:
+    """Send this and go on, or hang up."""
 
     def deed(connection: socket.socket) -> None:
         connection.sendall(b"".join(replies))
+        if hang_up:
+            raise ConnectionAbortedError
 
     return deed
 
@@ -126,6 +128,8 @@ class HostileHost(Host):
     def _say(self, connection: socket.socket, step: str) -> None:
         if step == self._step:
             self._deed(connection)
+            if step == "DOT":  # what was no reply is waited out for ten minutes
+                raise ConnectionAbortedError
         else:
             super()._say(connection, step)
 
@@ -314,7 +318,8 @@ def test_what_a_host_says_is_escaped_everywhere(
     step: str, beginning: bytes, log_format: str, pipe: Runner
 ) -> None:
     _configure(pipe, format=log_format)
-    deed = say(beginning, NASTY, b"\r\n")
+    # What is no reply is skipped, and would be waited for: then the host hangs up.
+    deed = say(beginning, NASTY, b"\r\n", hang_up=not beginning)
     with contextlib.closing(HostileHost(step, deed)) as bad:
         ended, _ = _memory(pipe, bad.nexthop)
     assert_shown(ended, pipe.log)
