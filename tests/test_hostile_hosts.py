@@ -226,7 +226,9 @@ def _memory(
     file = pipe.directory / "memory"
     recipients = recipients or ("b@b.example",)
     argv = ["--deadline", f"{deadline:g}s", *pipe.argv(nexthop, *recipients)]
-    ended = pipe.run(argv, LARGE, before=MEASURE.format(file=str(file)))
+    # The reply to the final dot has 600 s beyond the deadline; here as long as that.
+    hasty = f"from mxpolicy.delivery import attempt\nattempt.DOT_TIME = {DEADLINE}\n"
+    ended = pipe.run(argv, LARGE, before=hasty + MEASURE.format(file=str(file)))
     return ended, int(file.read_text().split()[1])
 
 
@@ -252,7 +254,8 @@ def test_host_takes_no_memory_no_time_and_no_message(
     ):
         hops = f"{bad.nexthop}, {good.nexthop}"
         ended, memory = _memory(pipe, hops, deadline=DEADLINE)
-    assert time.monotonic() - began < DEADLINE + SLACK
+    dot_time = DEADLINE if step == "DOT" else 0.0
+    assert time.monotonic() - began < DEADLINE + dot_time + SLACK
     assert memory < healthy_memory + MORE_MEMORY
     assert_shown(ended, pipe.log)
     assert ended.status in (0, 69, 75)
