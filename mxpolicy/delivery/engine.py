@@ -38,9 +38,8 @@ from mxpolicy.options import Options, YesNo
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import DIRECT
-from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
+from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 from mxpolicy.routing.own import OwnIdentity
-from mxpolicy.routing.places import nexthop_aim
 from mxpolicy.routing.track_record import is_missing, is_stand_in
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import Store

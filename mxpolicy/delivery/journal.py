@@ -38,7 +38,7 @@ from mxpolicy.address import AddressError
 from mxpolicy.delivery.trouble import one_line
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply, printable
-from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
+from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 from mxpolicy.state.store import JOURNAL
 
 __all__ = [
@@ -369,10 +369,9 @@ def aim_of(nexthop: str, default_port: int) -> str:
     What cannot be understood stands for itself: nothing is delivered by it.
     """
     try:
-        elements = parse_nexthop(nexthop, default_port)
+        return nexthop_aim(parse_nexthop(nexthop, default_port))
     except (NexthopError, AddressError):
         return nexthop
-    return " ".join(f"{one.kind.value} {one.name} {one.port}" for one in elements)
 
 
 def digest_of(chunks: Iterable[bytes]) -> bytes:

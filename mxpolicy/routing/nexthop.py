@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.address import (
     AddressError,
@@ -21,7 +21,16 @@ from mxpolicy.address import (
 )
 from mxpolicy.errors import MxPolicyError
 
-__all__ = ["Nexthop", "NexthopError", "NexthopKind", "parse_nexthop"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "Nexthop",
+    "NexthopError",
+    "NexthopKind",
+    "nexthop_aim",
+    "parse_nexthop",
+]
 
 # An argument of a pipe(8) command has no bound of its own.
 MAX_TEXT = 4096
@@ -109,6 +118,20 @@ def parse_nexthop(text: str, default_port: int) -> tuple[Nexthop, ...]:
     for nexthop in parsed:
         seen.setdefault(nexthop[1:], nexthop)
     return tuple(seen.values())
+
+
+def nexthop_aim(hops: Iterable[Nexthop]) -> str:
+    """Return one spelling for all texts that mean the same nexthop, one or a list.
+
+    It is kept: the journal's keys are made of it, and the places of deliveries. So
+    ``[H]`` and ``[h]:25`` are one, and a domain is never a host of the same name.
+    """
+    return ",".join(
+        f"{one.name}:{one.port}"
+        if one.kind is NexthopKind.DOMAIN
+        else f"[{one.name}]:{one.port}"
+        for one in hops
+    )
 
 
 def _parse_element(text: str, default_port: int) -> Nexthop:

@@ -30,8 +30,9 @@ Undecided
     kept for other mail, and it is deferred.
 
 What a destination is
-    Each delivery has *aims*: its nexthop with its port, and the hosts, by address and
-    port, that it asks first. The rule holds for each aim: forty domains at one provider
+    Each delivery has *aims*: its nexthop with its port
+    (`mxpolicy.routing.nexthop.nexthop_aim`), and the hosts, by address and port, that it
+    asks first. The rule holds for each aim: forty domains at one provider
     that is down are one destination.
 """
 
@@ -40,13 +41,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.routing.candidate import Phase
-from mxpolicy.routing.nexthop import NexthopKind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable
 
     from mxpolicy.routing.candidate import Candidate
-    from mxpolicy.routing.nexthop import Nexthop
 
 __all__ = [
     "FIRST_ANSWER",
@@ -62,7 +61,6 @@ __all__ = [
     "host_aim",
     "is_tight",
     "judge",
-    "nexthop_aim",
 ]
 
 # Seconds until a delivery waits: for the plan (a name server that is asked again has a
@@ -209,16 +207,6 @@ class _Bounds(NamedTuple):
     def are_reached(self, waiting: int, there: int) -> bool:
         """Return whether *waiting* of the places *there* are too many."""
         return waiting >= (self.rest if 2 * waiting >= there else self.share)
-
-
-def nexthop_aim(hops: Sequence[Nexthop]) -> str:
-    """Return the aim that all mail to a nexthop, one or a list, has in common."""
-    return ",".join(
-        f"{one.name}:{one.port}"
-        if one.kind is NexthopKind.DOMAIN
-        else f"[{one.name}]:{one.port}"
-        for one in hops
-    )
 
 
 def host_aim(candidate: Candidate) -> str:

@@ -11,6 +11,7 @@ from mxpolicy.routing.nexthop import (
     Nexthop,
     NexthopError,
     NexthopKind,
+    nexthop_aim,
     parse_nexthop,
 )
 
@@ -140,6 +141,22 @@ def test_nexthop_is_the_recipients_own_domain(
     text: str, destination: str, own: bool
 ) -> None:
     assert parse_nexthop(text, 25)[0].is_domain_of(destination, 25) is own
+
+
+@pytest.mark.parametrize(
+    ("texts", "aim"),
+    [
+        (("Example.COM", "example.com:25", "example.com:smtp"), "example.com:25"),
+        (("[mx.example.com]", "[MX.example.com]:25"), "[mx.example.com]:25"),
+        (("[192.0.2.1]", "192.0.2.1"), "[192.0.2.1]:25"),
+        (("[2001:DB8::1]:587", "[ipv6:2001:db8:0::1]:587"), "[2001:db8::1]:587"),
+        (("a.example, b.example:26",), "a.example:25,b.example:26"),
+    ],
+)
+def test_nexthop_has_one_aim_however_it_is_written(
+    texts: tuple[str, ...], aim: str
+) -> None:
+    assert {nexthop_aim(parse_nexthop(text, 25)) for text in texts} == {aim}
 
 
 @given(st.text(st.sampled_from("ab.:[],25 -é\0"), max_size=25))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from mxpolicy.routing.candidate import Candidate, Phase
-from mxpolicy.routing.nexthop import parse_nexthop
 from mxpolicy.routing.places import (
     FIRST_ANSWER,
     LONGEST_LOOK,
@@ -21,7 +20,6 @@ from mxpolicy.routing.places import (
     host_aim,
     is_tight,
     judge,
-    nexthop_aim,
 )
 
 NOW = 1_000_000.0
@@ -193,22 +191,6 @@ def test_place_survives_the_store() -> None:
         assert Place.decode("7", place.encode()) == place
     for text in ("", "a\tb\tc", "a\t1", "a\t1\tb\tc"):
         assert Place.decode("7", text) is None
-
-
-@pytest.mark.parametrize(
-    ("texts", "aim"),
-    [
-        (("Example.COM", "example.com:25", "example.com:smtp"), "example.com:25"),
-        (("[mx.example.com]", "[MX.example.com]:25"), "[mx.example.com]:25"),
-        (("[192.0.2.1]", "192.0.2.1"), HOST),
-        (("[2001:DB8::1]:587", "[ipv6:2001:db8:0::1]:587"), "[2001:db8::1]:587"),
-        (("a.example, b.example:26",), "a.example:25,b.example:26"),
-    ],
-)
-def test_nexthop_has_one_aim_however_it_is_written(
-    texts: tuple[str, ...], aim: str
-) -> None:
-    assert {nexthop_aim(parse_nexthop(text, 25)) for text in texts} == {aim}
 
 
 def candidate(number: int, preference: int = 10) -> Candidate:
