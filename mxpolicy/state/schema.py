@@ -47,17 +47,17 @@ VERSION = 2
 _MAX_VALUE = 64 * 1024
 _LAST_END = 1e11
 
-# `seen` is the weight: rows of a small one go first. Who gives none has a row counted,
-# the second time it is written is medium already.
+# Rows of a small weight go first. A row that is given none is light when it is written
+# for the first time, and medium from the second time on.
 _TABLE = """
 CREATE TABLE rows (
     key TEXT PRIMARY KEY,
     value BLOB NOT NULL,
     expires REAL NOT NULL,
-    seen INTEGER NOT NULL DEFAULT 1
+    weight INTEGER NOT NULL
 ) WITHOUT ROWID
 """.strip()
-_INDEX = "CREATE INDEX rows_by_weight ON rows (seen, expires)"
+_INDEX = "CREATE INDEX rows_by_weight ON rows (weight, expires)"
 
 _SCHEMA = {("table", "rows"): _TABLE, ("index", "rows_by_weight"): _INDEX}
 
@@ -76,14 +76,14 @@ SELECT CAST(key AS BLOB), value, expires FROM rows
 WHERE key >= :first AND key < :last AND {_LIVE} ORDER BY key
 """
 PUT = f"""
-INSERT INTO rows (key, value, expires, seen)
+INSERT INTO rows (key, value, expires, weight)
 VALUES (:key, :value, :expires, ifnull(:weight, {LIGHT}))
 ON CONFLICT (key) DO UPDATE SET value = excluded.value, expires = excluded.expires,
-seen = ifnull(:weight, {MEDIUM})
+weight = ifnull(:weight, {MEDIUM})
 """
 ADD = f"{PUT} WHERE NOT ({_LIVE})"
 REPLACE = f"""
-UPDATE rows SET value = :value, expires = :expires, seen = ifnull(:weight, {MEDIUM})
+UPDATE rows SET value = :value, expires = :expires, weight = ifnull(:weight, {MEDIUM})
 WHERE key = :key AND value = :old AND {_LIVE}
 """
 DELETE = "DELETE FROM rows WHERE key = :key"
@@ -92,13 +92,13 @@ DELETE = "DELETE FROM rows WHERE key = :key"
 PURGE = """
 DELETE FROM rows WHERE key IN (
     SELECT key FROM rows INDEXED BY rows_by_weight
-    WHERE seen = :weight AND expires <= :now ORDER BY expires LIMIT :step
+    WHERE weight = :weight AND expires <= :now ORDER BY expires LIMIT :step
 )
 """
 EVICT = """
 DELETE FROM rows WHERE key IN (
     SELECT key FROM rows INDEXED BY rows_by_weight
-    ORDER BY seen, expires LIMIT :step
+    ORDER BY weight, expires LIMIT :step
 )
 """
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from mxpolicy.state.store import LIGHT
 from tests.helpers.piping import MESSAGE, Host, Runner
 
 from . import report
@@ -74,11 +75,11 @@ def _deliver(pipe: Runner, there: Host) -> tuple[float, float]:
 def _fill(file: Path, prefix: str, count: int) -> None:
     end = time.time() + 86400
     rows = (
-        (prefix + hashlib.sha256(b"%d" % number).hexdigest(), bytes(150), end)
+        (prefix + hashlib.sha256(b"%d" % number).hexdigest(), bytes(150), end, LIGHT)
         for number in range(count)
     )
     with closing(sqlite3.connect(file)) as db:
-        db.executemany("INSERT INTO rows (key, value, expires) VALUES (?, ?, ?)", rows)
+        db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", rows)
         db.commit()
 
 

@@ -67,9 +67,9 @@ DAMAGE = {
     "end_is_not_a_number": "expires = 9e999 - 9e999",
     "key_is_bad_utf_8": "key = CAST(CAST(key AS BLOB) || x'ff' AS TEXT)",
     "key_is_blob": "key = CAST(key AS BLOB)",
-    "all": "value = NULL, expires = NULL, seen = NULL",
-    "weight_is_null": "seen = NULL, value = 7",
-    "weight_is_text": "seen = 'heavy', value = 7",
+    "all": "value = NULL, expires = NULL, weight = NULL",
+    "weight_is_null": "weight = NULL, value = 7",
+    "weight_is_text": "weight = 'heavy', value = 7",
 }
 
 

@@ -278,7 +278,7 @@ HOSTILE = {
     ),
     "view_in_its_place": _sql(
         "ALTER TABLE rows RENAME TO other",
-        "CREATE VIEW rows AS SELECT key, x'00' AS value, expires, seen FROM other",
+        "CREATE VIEW rows AS SELECT key, x'00' AS value, expires, weight FROM other",
     ),
     "view_beside": _sql("CREATE VIEW v AS SELECT 1"),
     "trigger_on_another": _sql(
@@ -294,7 +294,7 @@ HOSTILE = {
     "no_index": _sql("DROP INDEX rows_by_weight"),
     "partial_index": _sql(
         "DROP INDEX rows_by_weight",
-        "CREATE INDEX rows_by_weight ON rows (seen) WHERE seen > 2",
+        "CREATE INDEX rows_by_weight ON rows (weight) WHERE weight > 2",
     ),
     "collation": _sql(
         "PRAGMA writable_schema = ON",
