@@ -56,8 +56,8 @@ from mxpolicy.routing.unresolved import has_better
 
 __all__ = ["DOT_TIME", "Attempt", "Journal", "OutOfTime"]
 
-# RFC 5321 §4.5.3.2.6: whoever gives up on the final dot sooner makes duplicates. So
-# the deadline is for sending it; its reply has these seconds more.
+# RFC 5321 §4.5.3.2.6: a sender that gives up on the final dot sooner makes duplicates.
+# So the deadline is for sending it; its reply has these seconds more.
 DOT_TIME = facts(State.DOT).timeout
 # A silent host is never left sooner than this in the transaction, however many
 # others wait: the reply to RCPT may depend on a call-out to a third host.
@@ -83,10 +83,13 @@ class Journal(Protocol):
         """*host* saw the final dot for these recipients, and has not answered it."""
 
     def waits(self, index: int) -> Mapping[tuple[str, str], float]:
-        """{(candidate's text, `Awaited`'s word): seconds waited in vain before}."""
+        """{(candidate's text, `Awaited`'s word): seconds waited in vain before}.
+
+        By candidate, not by host: a patient sender waits for each address.
+        """
 
     def note_wait(
-        self, indices: Iterable[int], host: str, phase: str, seconds: float
+        self, indices: Iterable[int], candidate: str, awaited: str, seconds: float
     ) -> None:
         """So many *seconds* more; the keys as in `waits`."""
 
@@ -149,7 +152,7 @@ class Attempt:
         self._deadline = deadline
         self._last_dot = min(deadline, ends - DOT_TIME)
         self._unsettled = set(recipients)
-        self._settle_in_door = settle
+        self._report = settle
         self._journal = journal
         self._race = racing.Race(
             [self._entry(candidate) for candidate in plan.candidates],
@@ -166,7 +169,7 @@ class Attempt:
         self._tls_only: set[Candidate] = set()
         # Of transactions that are not concluded: one, or none.
         self._results: dict[Candidate, TransactionResult] = {}
-        # Why nobody could do better than the one whose transaction we had to end.
+        # Why no other host is asked after a transaction that we had to end ourselves.
         self._hopeless: _Reason | None = None
         self._delays = Delays(dns=self._planned - began)
         self._transfer_began = 0.0
@@ -199,8 +202,7 @@ class Attempt:
         doubts = (self._journal.doubts(index) for index in self._unsettled)
         most = max((one.get(candidate.host, 0) for one in doubts), default=0)
         waits = [self._journal.waits(index) for index in self._unsettled]
-        # An address is a candidate of its own: a patient sender waits for each. Where
-        # recipients have waited differently, what all of them have.
+        # Where recipients have waited differently, what all of them have.
         least = {
             awaited: min(
                 (one.get((str(candidate), awaited.value), 0.0) for one in waits),
@@ -212,7 +214,7 @@ class Attempt:
         return entry._replace(doubts=most, waits=least)
 
     def _note_waits(self) -> None:
-        """Tell the journal, for those who are not settled, for whom we waited in vain."""
+        """Tell the journal, for the unsettled, which candidates we waited for in vain."""
         for candidate, waits in self._race.waits().items():
             for awaited, seconds in waits.items():
                 self._journal.note_wait(
@@ -574,7 +576,7 @@ class Attempt:
             self._end(over)
             return
         if ending is None and undecided:
-            ending = self._history.ending(undecided, waited=waited, alone=alone)
+            ending = trouble.ending(undecided, waited=waited, alone=alone)
         elif ending is None:
             # Those left were not offered: they have a refusal from a better host.
             ending = Finding(Verdict.PERMANENT, Phase.TRANSACTION, waited)
@@ -592,10 +594,10 @@ class Attempt:
             self._doubt(candidate, index, trouble.in_doubt(ending, relay))
 
     def _doubt(self, candidate: Candidate, index: int, outcome: Deferred) -> None:
-        """Settle one for whom the host may have the message, or go on if it did before.
+        """Settle a recipient for which *candidate* may have the message, or go on.
 
-        The first time nobody else is asked: it would be a second copy. Whoever does
-        not answer the second time may never, and then others may have a copy too.
+        The first time no other host is asked: it would be a second copy. A host that
+        does not answer the second time may never do so; then others may have a copy.
         """
         is_first = candidate.host not in self._journal.doubts(index)
         self._journal.note_doubt([index], candidate.host)
@@ -677,7 +679,7 @@ class Attempt:
     # -- the end of each recipient ------------------------------------------
 
     def _settle(self, index: int, outcome: Outcome) -> None:
-        self._settle_in_door(index, outcome, self._delays, self._history.tried(index))
+        self._report(index, outcome, self._delays, self._history.tried(index))
         self._unsettled.discard(index)
 
     def _settle_what_hosts_have(self) -> None:
@@ -698,7 +700,7 @@ class Attempt:
             self._journal.note_doubt(result.in_doubt, candidate.host)
             outcomes |= dict.fromkeys(result.in_doubt, trouble.in_doubt(stopped, relay))
         for index in self._unsettled & outcomes.keys():
-            self._settle_in_door(index, outcomes[index], self._delays, ())
+            self._report(index, outcomes[index], self._delays, ())
             self._unsettled.discard(index)
 
     def _tell(self, event: events.Event) -> None:

@@ -4,9 +4,12 @@ The shell of `mxpolicy.delivery.journal`, which says what an entry means. A `Cla
 is one call of the engine: its recipients, by index, each with an entry of its own.
 
 Nothing here makes a delivery fail. What cannot be read or written is not there, and
-the message goes out as it would from a mail server without a journal. The one
-exception is meant: whoever finds that another process has taken a message over does
-not send the final dot.
+the message goes out as it would from a mail server without a journal. There is one
+exception: a delivery that finds its message taken over by another process does not
+send the final dot.
+
+A disk may be slow, and only the journal prevents a second copy. So it is asked again,
+for longer after a final dot than before (`_Patience`); only then it counts as away.
 """
 
 from __future__ import annotations
@@ -155,7 +158,7 @@ class Claims:
         return self._past.get(index, NO_PAST).doubts
 
     def waits(self, index: int) -> Mapping[tuple[str, str], float]:
-        """Return {(host name, phase): seconds for which it was waited for in vain}."""
+        """Return what earlier attempts waited for in vain; see `journal.Past.waits`."""
         return self._past.get(index, NO_PAST).waits
 
     def note_doubt(self, indices: Iterable[int], host: str) -> None:
@@ -167,15 +170,16 @@ class Claims:
             self._past[index] = self._past.get(index, NO_PAST).doubted(host)
 
     def note_wait(
-        self, indices: Iterable[int], host: str, phase: str, seconds: float
+        self, indices: Iterable[int], candidate: str, awaited: str, seconds: float
     ) -> None:
-        """*host* was waited for in vain, for so many *seconds* more in this *phase*.
+        """*candidate* was waited for in vain, for so many *seconds* more.
 
-        Kept for whoever is deferred; `note_doubt` says when.
+        The words are as in `journal.Past.waits`. It is written with what is written next
+        for each recipient, if that is deferred.
         """
         for index in indices:
             past = self._past.get(index, NO_PAST)
-            self._past[index] = past.waited(host, phase, seconds)
+            self._past[index] = past.waited(candidate, awaited, seconds)
 
     async def _claim_one(self, index: int) -> Claimed | Busy | Settled:
         if index not in self._keys:

@@ -1,8 +1,8 @@
-"""What one attempt has seen, and the outcome it makes for a recipient nobody took.
+"""What one attempt has seen, and the outcome it makes for a recipient that no host took.
 
-`History` collects what `mxpolicy.delivery.trouble` judged, one by one; `combine`
-folds it: a refusal that stands bounces, everything else defers, and the text names
-the failure that tells most, then everybody who was tried.
+`History` collects what `mxpolicy.delivery.trouble` judged, one by one. `combine`
+folds it: a refusal that stands bounces, all else defers. The text begins with the
+failure that tells most, and then names every host that was tried.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ class History:
     def failed(
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
     ) -> None:
-        """*candidate* failed for everybody whom it has not settled."""
+        """*candidate* failed for all recipients that it has not settled."""
         judgement = trouble.judge_finding(
             finding, str(candidate), reply, self._greeting_5xx
         )
         self._failures.append((None, Failure(candidate, finding, judgement)))
 
     def in_doubt(self, index: int, outcome: Deferred) -> None:
-        """A host may have the message for this recipient, and others are asked all the same.
+        """A host may have the message for this recipient; others are asked all the same.
 
         *outcome* is from `trouble.in_doubt`.
         """
@@ -127,16 +127,10 @@ class History:
         self._refused_by[index] = min(best, candidate.rank)
         return None
 
-    def ending(
-        self, refusals: Iterable[tuple[Verb, Reply]], *, waited: float, alone: bool
-    ) -> Finding:
-        """Sum up a transaction that settled not all; see `trouble.ending`."""
-        return trouble.ending(refusals, waited=waited, alone=alone)
-
     def open_to(self, candidate: Candidate, indices: Iterable[int]) -> list[int]:
-        """Return those of *indices* who may be offered to *candidate*.
+        """Return those of *indices* that may be offered to *candidate*.
 
-        One whom a host has refused for good is offered to better hosts only: a
+        A recipient that a host has refused for good is offered to better hosts only: a
         patient sender would have come to them before, and to no others after.
         """
         return [
@@ -146,9 +140,9 @@ class History:
         ]
 
     def combine(self, index: int, reason: GiveUpReason) -> Deferred | Bounced:
-        """Return the outcome of a recipient whom nobody took; see `combine`.
+        """Return the outcome of a recipient that no host took; see `combine`.
 
-        When it is deferred, that a host may have the message matters most.
+        A deferral begins with the host that may have the message, if there is one.
         """
         outcome = combine(
             self._of(index), reason=reason, is_overruled=self._is_overruled
@@ -174,10 +168,11 @@ def combine(
 ) -> Deferred | Bounced:
     """Return the outcome of a recipient after all candidates have failed for it.
 
-    A refusal bounces unless it is overruled; so does one of our session when every
-    host was heard, and none said to come again; a message that does not fit bounces if it fits nowhere and every
-    host was heard; else it is deferred, with the status of the failure that tells
-    most. The text begins with that one, and then names every host that was tried.
+    A refusal bounces unless it is overruled. A refusal of our session bounces only when
+    every host was heard, and none said to come again. A message that does not fit
+    bounces when it fits nowhere, and every host was heard. Else it is deferred, with the
+    status of the failure that tells most. The text begins with that one, and then
+    names every host that was tried.
     """
     final = [trouble.Action.SETTLE]
     said_later = any(one.finding.verdict is Verdict.TRANSIENT for one in failures)

@@ -122,8 +122,9 @@ class Past(NamedTuple):
 
     Attributes:
         doubts: {host name: how often it saw the final dot and did not answer it}.
-        waits: {(host name, phase): seconds for which it was waited for there in vain},
-            where the phase is a word such as ``connect``, ``greeting`` or ``rcpt``.
+        waits: {(candidate, awaited): seconds for which it was waited for in vain}. The
+            candidate is ``host[address]:port``, what was awaited is the word of a
+            `mxpolicy.routing.candidate.Awaited`.
     """
 
     doubts: Mapping[str, int] = MappingProxyType({})
@@ -134,10 +135,11 @@ class Past(NamedTuple):
         doubts = {**self.doubts, host: self.doubts.get(host, 0) + 1}
         return self._replace(doubts=doubts)
 
-    def waited(self, host: str, phase: str, seconds: float) -> Past:
-        """Return it with *seconds* more for *host* in *phase*."""
-        waited = self.waits.get((host, phase), 0.0) + seconds
-        return self._replace(waits={**self.waits, (host, phase): waited})
+    def waited(self, candidate: str, awaited: str, seconds: float) -> Past:
+        """Return it with *seconds* more for *candidate* and *awaited*."""
+        key = candidate, awaited
+        waited = self.waits.get(key, 0.0) + seconds
+        return self._replace(waits={**self.waits, key: waited})
 
     def words(self, room: int) -> tuple[str, str]:
         """Return doubts and waits as an entry has them, in *room* characters.
@@ -157,7 +159,7 @@ class Past(NamedTuple):
         seconds = (word.split(",") for word in waits.split())
         return cls(
             {host: int(_number(count)) for host, count in times},
-            {(host, phase): _number(waited) for host, phase, waited in seconds},
+            {(one, awaited): _number(waited) for one, awaited, waited in seconds},
         )
 
 

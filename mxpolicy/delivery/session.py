@@ -448,8 +448,8 @@ class Session(Dialogue):
     def _dot_never_left(self) -> bool:
         """Take the dot back, if the kernel still has it: the host's window is closed.
 
-        Part of it is none, and of a TLS record less. The reset comes right behind
-        the look, so that the kernel cannot send it after all when the window opens.
+        A partly sent dot cannot end the message. The reset follows the look at once, or
+        the kernel might still send the rest when the window opens.
         """
         state = self._stream.send_state()
         if state is None or not state.unsent:

@@ -3,14 +3,17 @@
 By scope, as in Postfix's smtp_trouble: it is about this recipient, the message,
 the host, or ourselves (site). Callers say what failed, never what to do about it.
 
-* Only a 5yz reply to MAIL, RCPT, DATA or the final dot bounces, and only when no
-  better host is still to be heard (`Race.has_better_pending`). Three exceptions: a
-  5yz greeting where the operator has made it final, a message that the EHLO
-  replies of *all* hosts rule out, and an address that is none.
+* Of what a host says, only a 5yz reply to MAIL, RCPT, DATA or the final dot bounces,
+  and only when no better host is still to be heard (`Race.has_better_pending`) or to
+  be looked up (`mxpolicy.routing.unresolved`). Two exceptions: a 5yz greeting where
+  the operator has made it final, and a message that the EHLO replies of *all* hosts
+  rule out.
+* Before any host is asked, DNS may bounce (`mxpolicy.routing.selection`), and so do an
+  address that fits no command and a message that goes in circles.
 * A 5yz that is about our session (we greeted wrongly, spoke a command it does not
   know, came without TLS) says nothing about the mail: next host. It is the answer
-  (RFC 5321 §4.2.1) when all other hosts were heard and none has taken the mail, nor
-  put it off: that one has nothing against our session.
+  (RFC 5321 §4.2.1) when all other hosts were heard, and none of them has taken the
+  mail or put it off. A host that puts it off has nothing against our session.
 * "Too many recipients" is no refusal: a second transaction (RFC 5321 §4.5.3.1.10).
 * Everything else defers. When in doubt, defer.
 
@@ -66,6 +69,7 @@ __all__ = [
     "under_way",
     "verdict_of",
     "wants_tls",
+    "with_doubts",
 ]
 
 # The mail server's answer is one line under 1,000 bytes, status and all.
@@ -77,13 +81,15 @@ _OWN_TROUBLE = EnhancedStatus(4, 3, 0)  # §3.4: other or undefined mail system 
 _SYSTEM_BUSY = EnhancedStatus(4, 3, 2)  # §3.4: system not accepting messages
 _OWN_MISTAKE = EnhancedStatus(4, 3, 5)  # §3.4: system incorrectly configured
 
-# RFC 5321 §4.2.4: syntax, command, sequence, parameter. RFC 3207 §4: 530, STARTTLS
-# first; RFC 4954 §6: 538, encryption required.
-_SESSION_CODES = frozenset({500, 501, 502, 503, 504, 530, 538})
+# RFC 3207 §4: 530, STARTTLS first; RFC 4954 §6: 538, encryption required.
+_TLS_CODES = frozenset({530, 538})
 
 # RFC 3463 §3.8, RFC 7817's registry: X.7.10 encryption needed, X.7.11 the same for
 # authentication. We came in clear, perhaps because their TLS had failed.
-_SESSION_DETAILS = frozenset({(7, 10), (7, 11)})
+_TLS_DETAILS = frozenset({(7, 10), (7, 11)})
+
+# RFC 5321 §4.2.4: syntax, command, sequence, parameter. And to have come in clear.
+_SESSION_CODES = frozenset({500, 501, 502, 503, 504}) | _TLS_CODES
 
 # "550 5.7.1 <x>: Helo command rejected", "550 Access denied - Invalid HELO name". The
 # word, not a part of another name (HELO_DYNAMIC), of a mailbox (helo@example.com) or of
@@ -91,9 +97,6 @@ _SESSION_DETAILS = frozenset({(7, 10), (7, 11)})
 _HELO_WORD = re.compile(
     r"(?<![\w.@/=-])(?:helo|ehlo)(?![\w-]*@|\.?\w|-\w|=)", re.IGNORECASE
 )
-
-# RFC 3207 §4: STARTTLS first; RFC 4954 §6: encryption required.
-_TLS_CODES = frozenset({530, 538})
 
 # Where TLS may be named without being meant: URLs, addresses and names of hosts.
 _NAMES = re.compile(r"\S*(?:://|@)\S*|[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\S*", re.IGNORECASE)
@@ -110,6 +113,10 @@ _TLS_WORDS = re.compile(
 )
 
 _TOO_MANY = re.compile(r"too many", re.IGNORECASE)
+
+# Hosts that a bounce names as those that may have the message all the same. A name has
+# 253 characters at most.
+_MAX_DOUBTED = 2
 
 _COMMAND_WORDS = {
     Verb.MAIL: "MAIL command",
@@ -211,7 +218,7 @@ def is_about_the_session(verb: Verb, reply: Reply) -> bool:
     status = _said_status(reply)
     if status is not None and status.subject == 1:
         return False
-    if status is not None and (status.subject, status.detail) in _SESSION_DETAILS:
+    if status is not None and (status.subject, status.detail) in _TLS_DETAILS:
         return True
     return reply.code in _SESSION_CODES or bool(_HELO_WORD.search(reply.text))
 
@@ -225,7 +232,7 @@ def wants_tls(reply: Reply) -> bool:
     status = _said_status(reply)
     if reply.is_positive or (status is not None and status.subject == 1):
         return False
-    if status is not None and (status.subject, status.detail) in _SESSION_DETAILS:
+    if status is not None and (status.subject, status.detail) in _TLS_DETAILS:
         return True
     said = _NAMES.sub(" ", reply.text)
     return reply.code in _TLS_CODES or bool(_TLS_WORDS.search(said))
@@ -371,10 +378,6 @@ def with_doubts(refusal: Bounced, hosts: Iterable[str]) -> Bounced:
     return refusal._replace(text=one_line(text + note))
 
 
-# A name has 253 characters at most.
-_MAX_DOUBTED = 2
-
-
 def misfit(
     extensions: Extensions, *, size: int, needs_smtputf8: bool, masked: bool = False
 ) -> Misfit | None:
@@ -406,7 +409,6 @@ def ending(
     *,
     waited: float,
     alone: bool,
-    helo: str = "",
 ) -> Finding:
     """Sum up a transaction that ended with recipients refused and unsettled.
 

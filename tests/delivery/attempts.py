@@ -119,12 +119,13 @@ class Journal:
         return self.waited.get(index, {})
 
     def note_wait(
-        self, indices: Iterable[int], host: str, phase: str, seconds: float
+        self, indices: Iterable[int], candidate: str, awaited: str, seconds: float
     ) -> None:
         """See `mxpolicy.delivery.attempt.Journal`."""
         for index in indices:
             waited = self.waited.setdefault(index, {})
-            waited[host, phase] = waited.get((host, phase), 0.0) + seconds
+            key = candidate, awaited
+            waited[key] = waited.get(key, 0.0) + seconds
 
     async def dot_is_next(self, relay: str, indices: Iterable[int]) -> None:
         """See `mxpolicy.delivery.attempt.Journal`."""
