@@ -36,7 +36,16 @@ if TYPE_CHECKING:
     from mxpolicy.check.report import Item
     from mxpolicy.pipe import Arguments
 
-__all__ = ["FILTER", "Postfix", "judge_places", "look", "parse_time", "see", "user_of"]
+__all__ = [
+    "FILTER",
+    "Postfix",
+    "judge_places",
+    "judge_time",
+    "look",
+    "parse_time",
+    "see",
+    "user_of",
+]
 
 # Between the last reply that is waited for and the limit at which Postfix kills:
 # contrib's, and the least that there must be, until the last alarm has rung.
@@ -296,7 +305,7 @@ def _judge_command(
     if "recipient}" not in raw and "$recipient" not in raw and "(recipient" not in raw:
         yield fail(f"{service.name} does not pass ${{recipient}}: mail goes astray")
     yield from _judge_config(service, arguments, config)
-    yield from _judge_time(service, arguments, postfix)
+    yield from judge_time(service, arguments, postfix)
 
 
 def _judge_config(
@@ -318,9 +327,10 @@ def _judge_config(
         yield warn(text)
 
 
-def _judge_time(
+def judge_time(
     service: Service, arguments: Arguments, postfix: Postfix
 ) -> Iterator[Item]:
+    """Judge whether a delivery ends before Postfix kills it, and bounces the message."""
     name = f"{service.name}_time_limit"
     written = service.overrides.get(name) or postfix.settings.get(name, "")
     limit = parse_time(written, "s")

@@ -237,7 +237,7 @@ def test_postfix_must_not_kill_before_the_dot_has_had_its_time(
     seen = postfix.Postfix(Postconf("postconf"), (service,), settings)
     assert service.arguments is not None
     arguments = parse_arguments(service.arguments[1:], {})
-    items = list(postfix._judge_time(service, arguments, seen))
+    items = list(postfix.judge_time(service, arguments, seen))
     assert [one.level.value for one in items] == levels
 
 
