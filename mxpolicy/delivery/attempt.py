@@ -30,6 +30,7 @@ from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.history import History
+from mxpolicy.delivery.journal import host_of
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.opening import TlsUse, Way, open_session
 from mxpolicy.delivery.plan import Plan
@@ -77,10 +78,10 @@ class Journal(Protocol):
     """What an attempt tells and asks the journal: `mxpolicy.delivery.claims.Claims`."""
 
     def doubts(self, index: int) -> Mapping[str, int]:
-        """{host name: how often it may have got the message for this recipient}."""
+        """{candidate's text: how often it may have got it for this recipient}."""
 
-    def note_doubt(self, indices: Iterable[int], host: str) -> None:
-        """*host* saw the final dot for these recipients, and has not answered it."""
+    def note_doubt(self, indices: Iterable[int], relay: str) -> None:
+        """*relay* saw the final dot for these recipients, and has not answered it."""
 
     def waits(self, index: int) -> Mapping[tuple[str, str], float]:
         """{(candidate's text, `Awaited`'s word): seconds waited in vain before}.
@@ -199,8 +200,11 @@ class Attempt:
             self._settle(index, self._history.combine(index, reason))
 
     def _entry(self, candidate: Candidate) -> racing.Entry:
-        doubts = (self._journal.doubts(index) for index in self._unsettled)
-        most = max((one.get(candidate.host, 0) for one in doubts), default=0)
+        doubts = [
+            _doubts_at(candidate, self._journal.doubts(index))
+            for index in self._unsettled
+        ]
+        at_host, here = max(doubts, default=(0, 0))
         waits = [self._journal.waits(index) for index in self._unsettled]
         # Where recipients have waited differently, what all of them have.
         least = {
@@ -211,7 +215,7 @@ class Attempt:
             for awaited in Awaited
         }
         entry = self._recalled.entry(candidate)
-        return entry._replace(doubts=most, waits=least)
+        return entry._replace(doubts=at_host, doubts_here=here, waits=least)
 
     def _note_waits(self) -> None:
         """Tell the journal, for the unsettled, which candidates we waited for in vain."""
@@ -599,8 +603,9 @@ class Attempt:
         The first time no other host is asked: it would be a second copy. A host that
         does not answer the second time may never do so; then others may have a copy.
         """
-        is_first = candidate.host not in self._journal.doubts(index)
-        self._journal.note_doubt([index], candidate.host)
+        at_host, _ = _doubts_at(candidate, self._journal.doubts(index))
+        is_first = not at_host
+        self._journal.note_doubt([index], str(candidate))
         if is_first:
             self._settle(index, outcome)
         else:
@@ -697,7 +702,7 @@ class Attempt:
             stopped = Finding(
                 Verdict.CLOSED, Phase.DOT, 0.0, Scope.SITE, text="stopped by ourselves"
             )
-            self._journal.note_doubt(result.in_doubt, candidate.host)
+            self._journal.note_doubt(result.in_doubt, relay)
             outcomes |= dict.fromkeys(result.in_doubt, trouble.in_doubt(stopped, relay))
         for index in self._unsettled & outcomes.keys():
             self._report(index, outcomes[index], self._delays, ())
@@ -708,6 +713,14 @@ class Attempt:
 
     def _now(self) -> float:
         return self._clock() - self._began
+
+
+def _doubts_at(candidate: Candidate, doubts: Mapping[str, int]) -> tuple[int, int]:
+    """Return how often *candidate*'s host was in doubt, and how often it itself."""
+    at_host = sum(
+        times for relay, times in doubts.items() if host_of(relay) == candidate.host
+    )
+    return at_host, doubts.get(str(candidate), 0)
 
 
 def _own_finding(phase: Phase, error: Exception) -> Finding:

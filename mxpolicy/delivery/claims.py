@@ -154,20 +154,20 @@ class Claims:
     # -- what earlier attempts have left behind, and this one adds ----------------
 
     def doubts(self, index: int) -> Mapping[str, int]:
-        """Return {host name: how often it may have got the message already}."""
+        """Return {relay: how often it may have got the message already}."""
         return self._past.get(index, NO_PAST).doubts
 
     def waits(self, index: int) -> Mapping[tuple[str, str], float]:
         """Return what earlier attempts waited for in vain; see `journal.Past.waits`."""
         return self._past.get(index, NO_PAST).waits
 
-    def note_doubt(self, indices: Iterable[int], host: str) -> None:
-        """*host* saw the final dot for these recipients, and has not answered it.
+    def note_doubt(self, indices: Iterable[int], relay: str) -> None:
+        """*relay* saw the final dot for these recipients, and has not answered it.
 
         It is written with what is written next for each of them.
         """
         for index in indices:
-            self._past[index] = self._past.get(index, NO_PAST).doubted(host)
+            self._past[index] = self._past.get(index, NO_PAST).doubted(relay)
 
     def note_wait(
         self, indices: Iterable[int], candidate: str, awaited: str, seconds: float

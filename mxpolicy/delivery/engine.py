@@ -507,7 +507,8 @@ class _Delivery:
     ) -> None:
         place = self._recipients[index].place
         if isinstance(outcome, Bounced):
-            outcome = trouble.with_doubts(outcome, self._claims.doubts(index))
+            hosts = set(map(journal.host_of, self._claims.doubts(index)))
+            outcome = trouble.with_doubts(outcome, hosts)
         if place not in self._outcomes:
             self._claims.settled(index, outcome)
             self._settle(place, outcome, delays, tried)

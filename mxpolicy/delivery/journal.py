@@ -121,8 +121,8 @@ class Past(NamedTuple):
     """What earlier attempts have left behind for one recipient.
 
     Attributes:
-        doubts: {host name: how often it saw the final dot and did not answer it}.
-        waits: {(candidate, awaited): seconds for which it was waited for in vain}. The
+        doubts: {candidate: how often it saw the final dot and did not answer it}.
+        waits: {(candidate, awaited): seconds for which it was waited for in vain}. A
             candidate is ``host[address]:port``, what was awaited is the word of a
             `mxpolicy.routing.candidate.Awaited`.
     """
@@ -130,9 +130,9 @@ class Past(NamedTuple):
     doubts: Mapping[str, int] = MappingProxyType({})
     waits: Mapping[tuple[str, str], float] = MappingProxyType({})
 
-    def doubted(self, host: str) -> Past:
-        """Return it with one doubt more at *host*."""
-        doubts = {**self.doubts, host: self.doubts.get(host, 0) + 1}
+    def doubted(self, relay: str) -> Past:
+        """Return it with one doubt more at *relay*."""
+        doubts = {**self.doubts, relay: self.doubts.get(relay, 0) + 1}
         return self._replace(doubts=doubts)
 
     def waited(self, candidate: str, awaited: str, seconds: float) -> Past:
@@ -148,7 +148,7 @@ class Past(NamedTuple):
         asked for once more, or waited for longer, than it need be.
         """
         largest = _largest(self.doubts)
-        doubts = _fitting([((host,), f"{times}") for host, times in largest], room)
+        doubts = _fitting([((relay,), f"{times}") for relay, times in largest], room)
         waits = [(names, f"{seconds:.1f}") for names, seconds in _largest(self.waits)]
         return doubts, _fitting(waits, room - len(doubts))
 
@@ -158,7 +158,7 @@ class Past(NamedTuple):
         times = (word.split(",") for word in doubts.split())
         seconds = (word.split(",") for word in waits.split())
         return cls(
-            {host: int(_number(count)) for host, count in times},
+            {one: int(_number(count)) for one, count in times},
             {(one, awaited): _number(waited) for one, awaited, waited in seconds},
         )
 
@@ -296,7 +296,7 @@ def judge(
 def _past_of(entry: Entry) -> Past:
     """Return the past of an entry whose owner will not write it any more."""
     if entry.state is State.DOT_SENT:
-        return entry.past.doubted(host_of(entry.relay))
+        return entry.past.doubted(entry.relay)
     return entry.past
 
 

@@ -22,7 +22,8 @@ order of preference (RFC 5321 §5.1), would not have caused. From it follows:
   asked again when all others have been, and then as patiently as by anybody.
 * A host that may have the message, and did not say so, comes after those that cannot
   have it: whatever cuts every final dot there must not keep the message from them. A
-  5yz that they give it before its turn is no more final for that.
+  5yz that they give it before its turn is no more final for that. Of its addresses
+  the one that was in doubt comes last: one bad machine of many must not keep it either.
 
 A candidate is *heard* when it has answered or failed, or was turned away after it was
 waited for as long as a patient sender waits (`race_timing.PATIENT_TIME`). The seconds
@@ -197,6 +198,10 @@ class GiveUp(NamedTuple):
 Action = Start | Drop | Doubt | Take | Wake | GiveUp
 
 
+def _doubts(entry: Entry) -> tuple[int, int]:
+    return entry.doubts, entry.doubts_here
+
+
 class _Mode(Enum):
     NEW = auto()  # before begin
     RACING = auto()
@@ -254,9 +259,14 @@ class _Runner:
         return self.entry.candidate.rank
 
     @property
-    def turn(self) -> tuple[int, Rank]:
+    def doubts(self) -> tuple[int, int]:
+        """How much is to be feared of a copy there: at its host, then at its address."""
+        return _doubts(self.entry)
+
+    @property
+    def turn(self) -> tuple[tuple[int, int], Rank]:
         """When it is asked; smaller is sooner. What it says counts by its rank."""
-        return self.entry.doubts, self.rank
+        return self.doubts, self.rank
 
     @property
     def is_ready(self) -> bool:
@@ -367,7 +377,7 @@ class Race:
         self, entries: Sequence[Entry], timing: RaceOptions, deadline: float
     ) -> None:
         self._runners: dict[Candidate, _Runner] = {}
-        in_turn = sorted(entries, key=lambda entry: entry.doubts)
+        in_turn = sorted(entries, key=_doubts)
         for place, entry in enumerate(in_turn):
             self._runners.setdefault(entry.candidate, _Runner(entry, place))
         self._timing = timing
@@ -514,11 +524,11 @@ class Race:
 
         Not those of more doubt: they may have the message, and nobody hurries to them.
         """
-        doubts = self._taken.entry.doubts
+        doubts = self._taken.doubts
         waiting = [
             runner
             for runner in (*self._queue(), *self._queue_again())
-            if runner.entry.doubts <= doubts
+            if runner.doubts <= doubts
         ]
         return min(len(waiting), MAX_DIALLED - self._dialled) + len(self._open())
 
@@ -600,7 +610,7 @@ class Race:
                 runner.doubted.add(runner.phase)
                 finding = runner.finding(now)._replace(full=False)
                 actions.append(Doubt(runner.candidate, finding))
-            if runner.entry.doubts < following.entry.doubts:
+            if runner.doubts < following.doubts:
                 ends = max(ends, self._copy_risked_at(runner))
             if ends > now:
                 soonest = min(soonest, ends)

@@ -88,6 +88,7 @@ class Entry(NamedTuple):
             if unknown.
         doubts: How often the host saw this message's final dot in earlier attempts and
             did not answer it; of several recipients the most.
+        doubts_here: How often that was at this address of the host.
         waits: Seconds for which earlier attempts for this very message waited in
             vain. They add up.
         remembered: The wait of one remembered verdict that still holds.
@@ -97,6 +98,7 @@ class Entry(NamedTuple):
     connect_time: float | None = None
     greeting_latency: float | None = None
     doubts: int = 0
+    doubts_here: int = 0
     waits: Mapping[Awaited, float] = MappingProxyType({})
     remembered: Wait | None = None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from mxpolicy.address import parse_mailbox, parse_reverse_path
 from mxpolicy.delivery.attempt import Attempt
 from mxpolicy.delivery.envelope import Envelope, Recipient
+from mxpolicy.delivery.journal import host_of
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.surroundings import Surroundings
@@ -98,9 +99,12 @@ class Journal:
     def __init__(self, *doubts: Mapping[str, int], seconds: float = 0.0) -> None:
         """Take {host name: doubts} for each recipient, as far as there were any.
 
-        A dot takes *seconds* to be noted.
+        They were at another address of the host. A dot takes *seconds* to be noted.
         """
-        self._doubts = list(doubts)
+        self._doubts = [
+            {f"{host}[192.0.2.99]:25": times for host, times in one.items()}
+            for one in doubts
+        ]
         self.waited: dict[int, dict[tuple[str, str], float]] = {}
         self._seconds = seconds
         self.dots: list[tuple[str, list[int]]] = []
@@ -110,9 +114,9 @@ class Journal:
         """See `mxpolicy.delivery.attempt.Journal`."""
         return self._doubts[index] if index < len(self._doubts) else {}
 
-    def note_doubt(self, indices: Iterable[int], host: str) -> None:
+    def note_doubt(self, indices: Iterable[int], relay: str) -> None:
         """See `mxpolicy.delivery.attempt.Journal`."""
-        self.noted += [(index, host) for index in indices]
+        self.noted += [(index, host_of(relay)) for index in indices]
 
     def waits(self, index: int) -> Mapping[tuple[str, str], float]:
         """See `mxpolicy.delivery.attempt.Journal`."""

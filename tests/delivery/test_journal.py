@@ -35,7 +35,7 @@ from mxpolicy.outcome import Bounced, Delivered
 from mxpolicy.reply import EnhancedStatus
 
 HOST = "mx.example[192.0.2.1]:25"
-DOUBTED = Past({"mx.example": 1})
+DOUBTED = Past({HOST: 1})
 ME = Owner("m", "b", "pid:[1]", 100, 5000, "aa")
 OTHER = ME._replace(call="bb")
 TAKEN = EnhancedStatus(2, 0, 0)
@@ -196,9 +196,9 @@ def test_deferral_leaves_an_entry_only_if_it_has_a_past() -> None:
 
 
 def test_dot_without_an_answer_adds_to_the_doubts_of_before() -> None:
-    there = entry(State.DOT_SENT)._replace(past=Past({"mx.example": 1, "mx2": 3}))
+    there = entry(State.DOT_SENT)._replace(past=Past({HOST: 1, "mx2[192.0.2.2]:25": 3}))
     assert judge(there, ME, 0.0, alive=False) == Claimed(
-        Past({"mx.example": 2, "mx2": 3})
+        Past({HOST: 2, "mx2[192.0.2.2]:25": 3})
     )
 
 

@@ -263,6 +263,29 @@ def test_host_that_cuts_every_dot_does_not_keep_the_message_from_the_next(
     run(cutting, good, work=work)
 
 
+def test_address_that_cuts_every_dot_does_not_keep_the_message_from_the_hosts_others() -> (
+    None
+):
+    # One bad machine behind a name with several, or a firewall in the way of IPv6.
+    for of in (2, 4):
+        cutting = ScriptedHost({".": End.CLOSE})
+        good = [ScriptedHost() for _ in range(of - 1)]
+        work = partial(_cut_at_one_address, cutting, good)
+        run(cutting, *good, work=work)
+
+
+async def _cut_at_one_address(cutting: ScriptedHost, good: list[ScriptedHost]) -> None:
+    site = Site(*(("mx", 10, one) for one in (cutting, *good)))
+    for number in range(8):  # each message has an order of its own
+        (outcome,) = await site.send(f"bob{number}", queue_id=f"Q{number}")
+        if isinstance(outcome, Deferred):
+            assert deferred_in_doubt(outcome, "mx")
+            again = await site.send(f"bob{number}", queue_id=f"Q{number}")
+            assert statuses(again) == ["Delivered 2.0.0"]
+    assert cutting.messages, "the order is left to chance"
+    assert sum(len(one.taken) for one in good) == 8
+
+
 def test_message_that_one_filter_cuts_goes_by_the_next_host_and_others_do_not() -> None:
     # The first dot is cut, whoever's it is; all later ones are not.
     filtering, good = ScriptedHost({".": [End.CLOSE, "250 2.0.0 Ok"]}), ScriptedHost()

@@ -1377,6 +1377,17 @@ def test_second_doubt_goes_on_to_other_hosts_and_to_no_address_of_the_same() -> 
     assert race.failed(MIDDLE, REFUSAL, 0.8) == [GiveUp(GiveUpReason.EXHAUSTED)]
 
 
+def test_address_that_was_in_doubt_comes_after_the_others_of_its_host() -> None:
+    v6, v4 = dual_stack(BEST)
+    entries = [Entry(v6, doubts=1, doubts_here=1), Entry(v4, doubts=1)]
+    race = Race(entries, RaceOptions(), DEADLINE)
+    assert race.begin(0.0)[0] == Start(v4)
+    half = race.wake(10.0)[-1]
+    assert isinstance(half, Wake)
+    assert half.at == 30.0, "as long as a patient sender waits for the other"
+    assert Start(v6) in race.wake(half.at)
+
+
 def test_host_in_doubt_is_not_asked_again_however_long_it_was_kept_waiting() -> None:
     race = doubtful_race((BEST, 0), (MIDDLE, 1))
     race.begin(0.0)
