@@ -5,7 +5,7 @@ the store says which process it is, where it is going, and what it waits for. Th
 removed at the end, and the row of a process that was killed counts for nothing. Rows
 of other machines, and of other containers, are about their own places.
 
-A quiet machine pays one row, one look and one removal for each message. Nothing here
+A quiet machine pays one row, two looks and one removal for each message. Nothing here
 makes a delivery fail: without a store that works, nobody is limited.
 """
 
@@ -20,10 +20,12 @@ from mxpolicy.delivery.journal import Owner, is_alive, myself
 from mxpolicy.routing.candidate import Phase
 from mxpolicy.routing.places import (
     Crowded,
+    Lately,
     Place,
     Progress,
     Undecided,
     first_hosts,
+    host_aim,
     is_tight,
     judge,
 )
@@ -38,18 +40,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Admission", "Stay"]
 
-# What keys begin with: a place that is taken, an aim that was limited.
+# What keys begin with: a place that is taken, what an aim was lately.
 PLACE = "place "
-LIMITED = "limited "
+LATELY = "lately "
 
 # Seconds for which an aim counts as limited: one that was waited for, and one of which
 # that could not be said yet.
 LIMITED_FOR = 600.0
 UNDECIDED_FOR = 10.0
+# Seconds for which one that mail goes through to counts as well: few, because it may
+# cease to answer in the middle of a burst.
+WELL_FOR = 10.0
 # Seconds past the deadline that a row is kept: the final dot may still be unanswered.
 SLACK = 900.0
 # Seconds between two looks at who is there.
-LOOK_AGAIN = 0.1
+LOOK_AGAIN = 0.25
 
 
 class Admission:
@@ -100,30 +105,41 @@ class Admission:
         await self.store.delete(row.key)
         return False
 
-    async def limited(self, aims: Iterable[str]) -> list[str]:
-        """Return those of *aims* that were limited in the last ten minutes."""
-        return [aim for aim in aims if await self._is_limited(aim)]
+    async def lately(self, aims: Iterable[str]) -> dict[str, Lately]:
+        """Return what is known of *aims*."""
+        found = [(aim, await self._lately(aim)) for aim in aims]
+        return {aim: what for aim, what in found if what is not None}
 
-    async def _is_limited(self, aim: str) -> bool:
-        value = await self.store.get(LIMITED + aim)
+    async def _lately(self, aim: str) -> Lately | None:
+        value = await self.store.get(LATELY + aim)
         if value is None:
-            return False
+            return None
         try:
-            left = float(value) - self.utc()
+            word, until = value.decode("ascii").split(" ")
+            what, left = Lately(word), float(until) - self.utc()
         except ValueError:
-            return False
+            return None
         # More is left than is ever given where the clock was set back.
-        return 0 < left <= LIMITED_FOR
+        longest = LIMITED_FOR if what is Lately.LIMITED else WELL_FOR
+        return what if 0 < left <= longest else None
 
-    async def limit(self, aim: str, seconds: float) -> None:
-        """Have *aim* count as limited for so long."""
+    async def note(self, aim: str, what: Lately, seconds: float) -> None:
+        """Have *aim* count as *what* for so long."""
         until = self.utc() + seconds
-        await self.store.put(LIMITED + aim, b"%.3f" % until, until, weight=HEAVY)
+        value = f"{what.value} {until:.3f}".encode("ascii")
+        await self.store.put(LATELY + aim, value, until, weight=HEAVY)
 
-    async def free(self, aims: Iterable[str]) -> None:
-        """Have *aims* not count as limited any more."""
+    async def went_through(self, aims: Iterable[str], is_busy: bool) -> None:
+        """Take note that mail goes through, where anybody wants to know it.
+
+        Args:
+            aims: What for.
+            is_busy: Whether many places are taken.
+        """
         for aim in aims:
-            await self.store.delete(LIMITED + aim)
+            known = await self._lately(aim)
+            if known is Lately.LIMITED or (is_busy and known is None):
+                await self.note(aim, Lately.WELL, WELL_FOR)
 
 
 class Stay:
@@ -159,10 +175,9 @@ class Stay:
         self._progress = Progress(clock())
         self._is_waiting = False
         self._has_waited = False
-        self._has_met_a_host = False
+        self._met: set[str] = set()  # hosts that were ready
         self._was_tight = False
         self._has_looked = False  # long enough at those who may wait or not
-        self._limited: list[str] = []  # aims of ours that were so when we came
         self._alarm: asyncio.TimerHandle | None = None
         self._rings_at = 0.0
         self._is_outdated = False
@@ -204,47 +219,38 @@ class Stay:
 
     async def _refusal(self, aims: Sequence[str]) -> Deferred | None:
         """Return why we may not go on; wait where that cannot be said yet."""
-        first: set[str] | None = None
         came = self._clock()
         most = (self._until - came) / 3
         while True:
-            said, places = await self._judge(aims)
+            said = await self._judge(aims)
             if isinstance(said, Crowded):
                 return await self._turned_away(
                     said, LIMITED_FOR if said.was_seen else 0
                 )
             if said is None or self._has_looked:
                 return None
-            there = {one.process for one in places if not one.aims.isdisjoint(aims)}
-            first = there if first is None else first
-            is_over = self._clock() >= came + min(said.patience, most)
-            if is_over and said.otherwise is not None:
+            self._has_looked = self._clock() >= came + min(said.patience, most)
+            if self._has_looked and said.otherwise is not None:
                 return await self._turned_away(said.otherwise, UNDECIDED_FOR)
-            # When one of them has ended, mail goes through.
-            self._has_looked = is_over or not first <= there
             if not self._has_looked:
                 await asyncio.sleep(LOOK_AGAIN)
 
     async def _turned_away(self, crowded: Crowded, seconds: float) -> Deferred:
         """Return why, and let those who come within *seconds* know it at once."""
         if seconds:
-            await self._admission.limit(crowded.aim, seconds)
+            await self._admission.note(crowded.aim, Lately.LIMITED, seconds)
         return trouble.no_place(crowded, self._admission.utc())
 
-    async def _judge(
-        self, aims: Sequence[str]
-    ) -> tuple[Crowded | Undecided | None, list[Place]]:
+    async def _judge(self, aims: Sequence[str]) -> Crowded | Undecided | None:
         admission = self._admission
         assert self._me is not None
         places = await admission.places(self._me)
         taken = len({one.process for one in places})
         self._was_tight = self._was_tight or 2 * taken >= admission.processes
-        limited: list[str] = []
+        lately: dict[str, Lately] = {}
         if is_tight(taken, admission.processes):
-            limited = await admission.limited(aims)
-            self._limited += [one for one in limited if one not in self._limited]
-        said = judge(places, aims, admission.processes, admission.utc(), limited)
-        return said, places
+            lately = await admission.lately(aims)
+        return judge(places, aims, admission.processes, admission.utc(), lately)
 
     # -- while it goes on -----------------------------------------------------
 
@@ -262,7 +268,8 @@ class Stay:
             case events.CandidateStarted(at, candidate):
                 self._progress.started(candidate, at)
             case events.PhaseReached(at, candidate, phase):
-                self._has_met_a_host = self._has_met_a_host or phase >= Phase.READY
+                if phase >= Phase.READY:
+                    self._met.add(host_aim(candidate))
                 self._progress.went_on(candidate, at, phase)
             case events.CandidateTaken(at, candidate) | events.Progressed(
                 at, candidate
@@ -342,8 +349,9 @@ class Stay:
         if self._writer is not None:
             await self._writer
         await self._admission.store.delete(self._key)
-        if self._has_met_a_host and not self._has_waited:
-            await self._admission.free(self._limited)  # it has recovered
+        if self._met and not self._has_waited:
+            aims = (self._aim, *sorted(self._met))
+            await self._admission.went_through(aims, self._was_tight)
 
 
 class _Row(NamedTuple):

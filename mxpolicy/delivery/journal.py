@@ -31,6 +31,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from enum import Enum
+from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
@@ -414,8 +415,9 @@ def is_alive(owner: Owner) -> bool:
     return _started(owner.pid) == owner.started
 
 
+@cache
 def _place() -> tuple[str, str, str]:
-    """Return machine, boot and namespace of process ids."""
+    """Return machine, boot and namespace of process ids; they stay while we live."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:

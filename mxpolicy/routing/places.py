@@ -20,12 +20,14 @@ Waiting
     host that answers each command after a second or five is slow, and not waited for.
 
     A destination that was limited once has all of its places counted as waiting for ten
-    minutes: else its retries would take every place anew before they are seen to wait.
+    minutes, or until a message goes through: else its retries would take every place
+    anew before they are seen to wait.
 
 Undecided
     A burst may take all places before the first of them can be seen to wait. So a
     delivery that finds many others of its destination, too young to be judged, looks on
-    for a while: when one of them ends, mail goes through. When nothing is known after
+    until one of them has gone through: for the next seconds the destination is known
+    to be well, and its mail may have the places there are. When nothing is known after
     that, it goes on. But where half of all places wait for something, the last ones are
     kept for other mail, and it is deferred.
 
@@ -38,12 +40,14 @@ What a destination is
 
 from __future__ import annotations
 
+from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.routing.candidate import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from mxpolicy.routing.candidate import Candidate
 
@@ -54,6 +58,7 @@ __all__ = [
     "NEXT_ANSWER",
     "SHORT_LOOK",
     "Crowded",
+    "Lately",
     "Place",
     "Progress",
     "Undecided",
@@ -73,11 +78,19 @@ NEXT_ANSWER = 10.0
 # can read what its process has written.
 LONGEST_LOOK = NEXT_ANSWER + 2.0
 
-# Seconds to look on where others need the place.
-SHORT_LOOK = 1.0
+# Seconds to look on where others need the place: a host that takes a second for each
+# reply has taken a message by then.
+SHORT_LOOK = 7.0
 
 # Hosts that make a destination: as many as the race asks at once of one preference.
 MAX_HOSTS = 4
+
+
+class Lately(Enum):
+    """What a destination was a moment ago; the last word counts."""
+
+    LIMITED = "limited"  # for ten minutes
+    WELL = "well"  # a message went through without waiting; for some seconds
 
 
 class Place(NamedTuple):
@@ -154,7 +167,7 @@ def judge(
     aims: Iterable[str],
     limit: int,
     now: float,
-    limited_lately: Collection[str] = (),
+    lately: Mapping[str, Lately] = MappingProxyType({}),
 ) -> Crowded | Undecided | None:
     """Return why a delivery may not go on; None when it may.
 
@@ -163,7 +176,7 @@ def judge(
         aims: The delivery's.
         limit: How many places there are; 0 is no limit.
         now: UTC seconds.
-        limited_lately: Aims that were `Crowded` in the last ten minutes.
+        lately: What is known of the aims.
     """
     taken = len({one.process for one in places})
     if not is_tight(taken, limit):
@@ -178,12 +191,15 @@ def judge(
     for aim in aims:
         there = [one for one in places if aim in one.aims]
         waiting = [one for one in there if one.waits_for]
-        counted = there if aim in limited_lately else waiting
+        known = lately.get(aim)
+        counted = there if known is Lately.LIMITED else waiting
         longest = min(waiting, key=lambda one: one.since, default=None)
         crowded = Crowded(aim, taken, limit, len(counted), longest, False)
         if bounds.are_reached(len(counted), len(there)):
             seen = bounds.are_reached(len(waiting), len(there))
             return crowded._replace(was_seen=seen)
+        if known is Lately.WELL:
+            continue
         young = sum(now - one.since < LONGEST_LOOK for one in there)
         if is_stuck and young >= bounds.rest:
             crowded = crowded._replace(waiting=len(there))

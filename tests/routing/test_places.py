@@ -13,6 +13,7 @@ from mxpolicy.routing.places import (
     NEXT_ANSWER,
     SHORT_LOOK,
     Crowded,
+    Lately,
     Place,
     Progress,
     Undecided,
@@ -45,9 +46,10 @@ class Machine:
         return self
 
     def judge(
-        self, *aims: str, limit: int = LIMIT, lately: tuple[str, ...] = ()
+        self, *aims: str, limit: int = LIMIT, lately: Lately | None = None
     ) -> Crowded | Undecided | None:
-        return judge(self.places, aims, limit, NOW, lately)
+        known = dict.fromkeys(aims, lately) if lately else {}
+        return judge(self.places, aims, limit, NOW, known)
 
 
 @pytest.mark.parametrize(
@@ -107,10 +109,11 @@ def test_single_one_that_waits_limits_nobody() -> None:
 def test_destination_limited_lately_has_all_its_places_counted() -> None:
     machine = Machine().add(15, BAD).add(30, GOOD)
     assert machine.judge(BAD) is None
-    said = machine.judge(BAD, lately=(BAD,))
+    said = machine.judge(BAD, lately=Lately.LIMITED)
     assert said == Crowded(BAD, 45, LIMIT, 15, None, False)
     # It does not hold itself there: only who is seen to wait renews it.
-    said = Machine().add(15, BAD, waits=True).add(30, GOOD).judge(BAD, lately=(BAD,))
+    machine = Machine().add(15, BAD, waits=True).add(30, GOOD)
+    said = machine.judge(BAD, lately=Lately.LIMITED)
     assert isinstance(said, Crowded)
     assert said.was_seen
 
@@ -142,6 +145,15 @@ def test_burst_is_undecided_until_somebody_can_be_seen_to_wait() -> None:
     assert Machine().add(44, BAD, age=1.0).judge(BAD) is None
     few = Machine().add(14, BAD, age=1.0).add(31, GOOD)
     assert few.judge(BAD) is None
+
+
+def test_burst_is_not_undecided_where_mail_went_through_a_moment_ago() -> None:
+    machine = Machine().add(45, GOOD, age=1.0)
+    assert machine.judge(GOOD, lately=Lately.WELL) is None
+    machine = Machine().add(45, BAD, waits=True).add(14, GOOD, age=1.0)
+    assert machine.judge(GOOD, lately=Lately.WELL) is None
+    # Who is seen to wait waits, whatever was before.
+    assert isinstance(machine.judge(BAD, lately=Lately.WELL), Crowded)
 
 
 @pytest.mark.parametrize("burst", [1, 5, 100])
