@@ -1,7 +1,17 @@
 """All that a door sees: one message in, an outcome for every recipient out.
 
-The only wiring: here the resolver is opened and plan, attempt and mail data
-meet. Nothing about delivery is decided in a door, and nothing about doors here.
+The only wiring. Nothing about delivery is decided in a door, and nothing about doors
+here. The way of a message, recipients grouped by nexthop:
+
+1. `Claims`: who has it already, was refused, or is at it elsewhere (the journal).
+2. `Stay.enter`: whether there is a place, or others wait for the same destination.
+3. `Planner`: the hosts, in order of preference, or why there are none.
+   `FailedLookups` says which better hosts could not be looked up, `Domains` whether a
+   domain that DNS does not know took mail lately.
+4. `Visit.consult`: the order by what is remembered, or that all failed a moment ago.
+5. `Stay.dial`: whether those hosts may be dialled now.
+6. `Attempt`: the race and the transactions, while `Visit` learns from what happens.
+7. Back again: each outcome goes to the journal and the door as soon as it exists.
 """
 
 from __future__ import annotations
@@ -219,7 +229,7 @@ class _Parts(NamedTuple):
 
 
 class _Delivery:
-    """One call of `Engine.deliver`: its recipients grouped by where they go."""
+    """One call of `Engine.deliver`: its recipients, grouped by where they go."""
 
     def __init__(self, parts: _Parts, request: Request, mail_data: MailData) -> None:
         self._around = parts.around
@@ -548,7 +558,7 @@ def _aim(nexthop: str, domain: str) -> tuple[str, str]:
     """Return the nexthop, and the destination domain of a recipient of *domain*.
 
     A nexthop that is not the recipient's own domain was written by the operator:
-    then the destination domain is empty, and DNS trouble is his to mend.
+    then the destination domain is empty, and DNS trouble is the operator's to mend.
     """
     nexthop = nexthop or domain
     try:

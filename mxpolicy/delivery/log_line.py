@@ -174,6 +174,10 @@ def _way(candidate: Candidate) -> str:
 
 def _facts(event: Event) -> Facts:
     at = round(event.at, 6)
+
+    def of(candidate: Candidate, word: str, **more: object) -> Facts:
+        return {"event": word, "at": at, **_candidate_facts(candidate), **more}
+
     match event:
         case RecipientSettled():
             return {"event": "settled", "at": at, **_settled_facts(event)}
@@ -186,63 +190,37 @@ def _facts(event: Event) -> Facts:
                 "remarks": list(remarks),
             }
         case CandidateStarted(_, candidate):
-            return {"event": "started", "at": at, **_candidate_facts(candidate)}
+            return of(candidate, "started")
         case PhaseReached(_, candidate, phase):
-            return {
-                "event": "reached",
-                "at": at,
-                **_candidate_facts(candidate),
-                "phase": phase.word,
-            }
+            return of(candidate, "reached", phase=phase.word)
         case Progressed(_, candidate):
-            return {"event": "progressed", "at": at, **_candidate_facts(candidate)}
+            return of(candidate, "progressed")
         case CandidateFailed(_, candidate, finding):
-            return {
-                "event": "failed",
-                "at": at,
-                **_candidate_facts(candidate),
-                "phase": finding.phase.word,
-                "verdict": finding.verdict.value,
-                "waited": round(finding.waited, 6),
-                "full": finding.full,
-                "text": finding.text,
-            }
+            return of(
+                candidate,
+                "failed",
+                phase=finding.phase.word,
+                verdict=finding.verdict.value,
+                waited=round(finding.waited, 6),
+                full=finding.full,
+                text=finding.text,
+            )
         case CandidateDoubted(_, candidate, finding):
-            return {
-                "event": "doubted",
-                "at": at,
-                **_candidate_facts(candidate),
-                "phase": finding.phase.word,
-                "waited": round(finding.waited, 6),
-            }
+            waited = round(finding.waited, 6)
+            return of(candidate, "doubted", phase=finding.phase.word, waited=waited)
         case WorkedAround(_, candidate, small_segments, in_clear):
-            return {
-                "event": "worked around",
-                "at": at,
-                **_candidate_facts(candidate),
-                "by": _detour(small_segments, in_clear),
-            }
+            by = _detour(small_segments, in_clear)
+            return of(candidate, "worked around", by=by)
         case Secured(_, candidate):
-            return {"event": "secured", "at": at, **_candidate_facts(candidate)}
+            return of(candidate, "secured")
         case TlsWanted(_, candidate, text):
-            facts = _candidate_facts(candidate)
-            return {"event": "TLS wanted", "at": at, **facts, "text": text}
+            return of(candidate, "TLS wanted", text=text)
         case StrayReply(_, candidate, text):
-            return {
-                "event": "stray reply",
-                "at": at,
-                **_candidate_facts(candidate),
-                "text": text,
-            }
+            return of(candidate, "stray reply", text=text)
         case CandidateDropped(_, candidate, phase):
-            return {
-                "event": "dropped",
-                "at": at,
-                **_candidate_facts(candidate),
-                "phase": phase.word,
-            }
+            return of(candidate, "dropped", phase=phase.word)
         case CandidateTaken(_, candidate):
-            return {"event": "taken", "at": at, **_candidate_facts(candidate)}
+            return of(candidate, "taken")
         case AccessJudged():
             return _judged_facts(event)
         case Trouble(_, text):

@@ -1,10 +1,12 @@
 """The memory at work: read before an attempt, written as it goes, probes beside it.
 
-The shell of `mxpolicy.routing.reachability` and `mxpolicy.routing.sighting`, which
-decide everything. A `Memory` is the engine's; a `Visit` is one attempt's.
+The shell of `mxpolicy.routing.reachability` (hosts), `mxpolicy.routing.broken_tls`
+(STARTTLS) and `mxpolicy.routing.sighting` (what is learned on the way), which decide
+everything. A `Memory` is the engine's; a `Visit` is one attempt's.
 
-Nothing here may delay mail by more than the store's own bound, or change an
-outcome: whatever goes wrong is told, and nothing is remembered.
+Mail is delayed by the store's own bound, and where no other host is left by
+`LONGEST_WAIT`, for another message's probe. Only `Advised.refusal` settles anything: all
+hosts failed a moment ago. Whatever goes wrong here is told, and nothing is remembered.
 """
 
 from __future__ import annotations
@@ -195,7 +197,7 @@ class Memory:
         self.linger = linger
 
     async def records(self, keys: Mapping[Candidate, str]) -> dict[Candidate, Record]:
-        """Return what is remembered, by candidate; nothing for who is unknown."""
+        """Return what is remembered, by candidate; those not in it are unknown."""
         values = await self._values(keys)
         return {candidate: decode(value) for candidate, value in values.items()}
 
@@ -427,7 +429,7 @@ class Visit:
                 pass
 
     def settled(self, outcome: Outcome) -> None:
-        """Learn from a recipient's outcome: who has taken a message is well."""
+        """Learn from a recipient's outcome: a host that has taken a message is well."""
         if not isinstance(outcome, Delivered):
             return
         for candidate in self._taken:
@@ -540,7 +542,7 @@ class Visit:
     # -- probes ---------------------------------------------------------------
 
     def probe(self) -> None:
-        """Begin to look after those for whom we have the lease, beside the attempt."""
+        """Begin to dial the candidates that we have a lease of, beside the attempt."""
         for candidate in self._due:
             task = asyncio.create_task(self._probe(candidate))
             self._probes.add(task)

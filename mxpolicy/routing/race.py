@@ -1,4 +1,4 @@
-"""The race to the first ready host: who is dialled when, who is taken, when to stop.
+"""The race to the first ready host: which is dialled when, which is taken, when to stop.
 
 A scheduler without I/O, clock or chance. `mxpolicy.delivery.attempt` owns the
 sockets and tells it what happened and when; it answers with actions. It owns
@@ -14,12 +14,12 @@ order of preference (RFC 5321 §5.1), would not have caused. From it follows:
 * A candidate that is merely slow stays in the race while others start beside it.
 * What a worse rank refuses (4yz, 5yz) is not final while a better one has not been
   *heard*: a patient sender would have asked the better one first. The race goes
-  on for it, and after a 5yz for nobody else.
+  on for it, and after a 5yz for no other.
 * A greylisting site gets two visits, not one for each of its hosts. But visits
   paid out of turn, to a worse rank, do not count against a better one.
 * A candidate that was *turned away* has not failed: it had to make room for another,
   outlasted our patience in the transaction, or grew tired of waiting for us. It is
-  asked again when all others have been, and then as patiently as by anybody.
+  asked again when all others have been, and then with a patient sender's time.
 * A host that may have the message, and did not say so, comes after those that cannot
   have it: whatever cuts every final dot there must not keep the message from them. A
   5yz that they give it before its turn is no more final for that. Of its addresses
@@ -44,13 +44,13 @@ the actions returned, in their order:
 `Start`    Dial the candidate and open a session as far as READY. Report every
            phase entered with `Race.reached`, the end with `Race.failed`. One
            candidate may be started again after it was dropped.
-`Drop`     Hang up (QUIT where there is somebody to say it to). Report nothing
+`Drop`     Hang up (with QUIT, if it has greeted). Report nothing
            more of it; what is reported all the same is ignored.
 `Doubt`    Write the provisional verdict; the candidate stays open.
 `Wake`     Call `Race.wake` at that time. It replaces every earlier `Wake`; none
            in the list means that time does not matter. Late, early and
            needless calls do no harm.
-`Take`     Begin the transaction. Nothing is started and nobody dropped until
+`Take`     Begin the transaction. Nothing is started or dropped until
            `Race.settled` or `Race.resume` is called. Go on reporting the others;
            the taken one's end is reported by `Race.resume` alone.
 `GiveUp`   The attempt is over. Every open candidate was dropped before it, in
@@ -174,10 +174,10 @@ class Wake(NamedTuple):
 
 
 class GiveUpReason(Enum):
-    """Why nobody else is asked in this attempt."""
+    """Why no other candidate is asked in this attempt."""
 
     EXHAUSTED = "exhausted"
-    """Whoever a patient sender would have asked has failed or had its full time."""
+    """Each one that a patient sender would have asked has failed or had its full time."""
     DEADLINE = "deadline"
     """The time for finding a ready host is up; some had less than their full time."""
     CAPPED = "capped"
@@ -205,7 +205,7 @@ def _doubts(entry: Entry) -> tuple[int, int]:
 class _Mode(Enum):
     NEW = auto()  # before begin
     RACING = auto()
-    SUSPENDED = auto()  # somebody is taken
+    SUSPENDED = auto()  # one is taken
     OVER = auto()  # given up
 
 
@@ -351,7 +351,7 @@ class _Runner:
         """Return when this one makes room for *following*.
 
         One that made room before does not do so again. For one that is asked
-        the second time nobody hurries: its own full time is behind it.
+        the second time none hurries: its own full time is behind it.
         """
         if self.is_second_run:
             return inf
@@ -451,7 +451,7 @@ class Race:
         connection is lost in the body: those dropped here may then be started
         again.
         """
-        assert self._mode is _Mode.SUSPENDED, "nobody is taken"
+        assert self._mode is _Mode.SUSPENDED, "none is taken"
         self._taken.was_kept_waiting = False  # it did not mind
         return [self._let_go(runner, now) for runner in self._open()]
 
@@ -460,9 +460,9 @@ class Race:
     ) -> list[Action]:
         """Go on: the taken one's session ended with recipients not settled.
 
-        Never call it for those for whom the host may have the message for the first
-        time (anything but a reply after the final dot): another host would make it a
-        duplicate.
+        Never call it for recipients for which the host may have the message for the
+        first time (anything but a reply after the final dot): another host would make
+        a duplicate.
 
         Args:
             finding: TRANSIENT when a reply of 4yz left a recipient unsettled;
@@ -487,7 +487,7 @@ class Race:
         first command of such a session: it is the host's idle timeout (RFC 5321
         §4.5.3.2.7).
         """
-        assert self._mode is _Mode.SUSPENDED, "nobody is taken"
+        assert self._mode is _Mode.SUSPENDED, "none is taken"
         actions: list[Action] = []
         if in_doubt:
             actions = self._leave_host(now)
@@ -522,7 +522,7 @@ class Race:
     def others_left(self) -> int:
         """Return how many beside the taken one may still be asked in this attempt.
 
-        Not those of more doubt: they may have the message, and nobody hurries to them.
+        Not those of more doubt: they may have the message, so none hurries to them.
         """
         doubts = self._taken.doubts
         waiting = [
@@ -537,7 +537,7 @@ class Race:
         return self._taken.is_second_run
 
     def waits(self) -> Mapping[Candidate, Mapping[Awaited, float]]:
-        """Return how long who was waited for in vain, for what, in this attempt."""
+        """Return {candidate: {awaited: seconds}}, waited in vain in this attempt."""
         return {r.candidate: r.waits for r in self._runners.values() if r.waits}
 
     # The course of a round
@@ -577,7 +577,7 @@ class Race:
                 yield Drop(runner.candidate, runner.finding(now))
 
     def _start_due(self, now: float, actions: list[Action]) -> float:
-        """Start whoever is next in turn, as long as it is due and there is a place.
+        """Start the next in turn, as long as it is due and there is a place.
 
         Returns when to look again.
         """
@@ -596,7 +596,7 @@ class Race:
     def _patience_ends(
         self, following: _Runner, now: float, actions: list[Action]
     ) -> float:
-        """Doubt those with whom our patience has ended; return when the next one's ends.
+        """Doubt those that outlasted our patience; return when the next one's ends.
 
         The answer is *now* when it has ended with all of them.
         """
@@ -643,14 +643,14 @@ class Race:
         return at
 
     def _crowd_before(self, following: _Runner) -> list[_Runner]:
-        """Return those of whom one must go before *following* can start; often none."""
+        """Return those of which one must go before *following* can start; often none."""
         if self._is_rank_full(following.rank):
             return [r for r in self._open() if r.rank == following.rank]
-        everybody = list(self._open())
-        return everybody if len(everybody) >= self._timing.open else []
+        crowd = self._open()
+        return crowd if len(crowd) >= self._timing.open else []
 
     def _next_in_turn(self) -> _Runner | None:
-        """Return who starts next; of a rank whose places are taken only if all are so."""
+        """Return which starts next; of a rank without a place only if all are so."""
         if self._dialled >= MAX_DIALLED:
             return None
         queue = self._queue() or self._queue_again()
@@ -697,7 +697,7 @@ class Race:
         return actions
 
     def _give_up(self, now: float) -> list[Action]:
-        """Drop everybody and end. Whoever is open has not failed for that."""
+        """Drop all and end. One that is open has not failed for that."""
         self._mode = _Mode.OVER
         actions: list[Action] = []
         for runner in self._open():
@@ -744,11 +744,11 @@ class Race:
         return self._all(_Standing.OPEN)
 
     def _queue(self) -> list[_Runner]:
-        """Return those who were not asked yet."""
+        """Return those that were not asked yet."""
         return [r for r in self._all(_Standing.WAITING) if self._may_be_asked(r)]
 
     def _queue_again(self) -> list[_Runner]:
-        """Return those who were turned away and are to be asked again.
+        """Return those that were turned away and are to be asked again.
 
         Of one that stalled no more is to be hoped: only that it may know better than
         the worse one that refused.

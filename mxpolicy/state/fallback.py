@@ -1,13 +1,13 @@
 """A store that is never away: when the real one fails, this process's memory serves.
 
 Mail does not wait for what is only of use. Whatever the store does, no method raises,
-and all of a process's questions together are waited for `BOUND` seconds. Whoever
-needs an answer more than that, because a second copy may depend on it, asks
-`FallbackStore.patient`.
+and a process waits for all of its questions together `BOUND` seconds (as much again
+within `RENEWED`). A question on which a second copy or a bounce may depend is asked of
+`FallbackStore.patient`, and has a time of its own.
 
 An operation that had no answer in time counts as perhaps done. The store is asked
-again the next time: it does one thing after the other, so that whoever reads again
-sees what came of it. Only a store that says it is broken is left for good.
+again the next time. It does one thing after the other, so a later read shows what came
+of it. Only a store that says it is broken is left for good.
 """
 
 from __future__ import annotations

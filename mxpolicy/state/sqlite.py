@@ -1,10 +1,10 @@
 """The store in two SQLite files: for all processes of a machine, without a server.
 
-Write-ahead logging lets readers go on while somebody writes, and a commit costs
-no fsync; one of several hundred processes waits for the others some milliseconds.
-All calls of the library are made by one thread of their own (`mxpolicy.state.worker`),
-so that a disk that hangs makes nobody wait but this thread (`mxpolicy.state.fallback`
-sets the bound).
+Write-ahead logging lets readers go on while another process writes. Only a commit that
+must be durable costs an fsync; one of several hundred processes waits for the others
+some milliseconds. One thread makes all calls of the library (`mxpolicy.state.worker`).
+So a disk that hangs holds this thread only, and `mxpolicy.state.fallback` bounds how
+long its answer is waited for.
 
 The journal (`mxpolicy.state.store.JOURNAL`) has a file of its own beside the other, and
 a bound of its own: neither takes the other's room. Each file is opened, and made, by the
