@@ -27,6 +27,7 @@ __all__ = [
     "UnsupportedDomain",
     "canonical_address",
     "is_address_literal",
+    "is_utf8",
     "parse_address_literal",
     "parse_domain",
     "parse_mailbox",
@@ -144,7 +145,7 @@ class ReversePath(NamedTuple):
 
         What is no UTF-8 nothing can carry; it is said as it is, and the host judges.
         """
-        return not self.wire.isascii() and _is_utf8(self.wire)
+        return not self.wire.isascii() and is_utf8(self.wire)
 
 
 def parse_domain(text: str) -> Domain:
@@ -227,7 +228,7 @@ def _sender_local_part(local: str) -> str:
 
 def _sender_domain(text: str) -> str:
     """Return *text*, an international name as A-labels where there are some for it."""
-    if text.isascii() or not _is_utf8(text):
+    if text.isascii() or not is_utf8(text):
         return text
     try:
         return parse_domain(text)
@@ -300,7 +301,8 @@ def _mail_domain(text: str) -> str:
     return f"[IPv6:{address}]" if ":" in address else f"[{address}]"
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
+    """Return whether *text* has no lone surrogates: bytes that were no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -410,7 +410,7 @@ class _Delivery:
         Returns whether anybody took the message.
         """
         visit = Visit(
-            self._memory, self._around, plan.nexthop, self._witness(), self._began
+            self._memory, self._around, plan.nexthop, self._message_id(), self._began
         )
 
         was_taken = False
@@ -474,7 +474,7 @@ class _Delivery:
             if lookup.rdtype == "MX" and lookup.name == domain:
                 await self._domains.took(domain, lookup)
 
-    def _witness(self) -> str:
+    def _message_id(self) -> str:
         """Return a name for the message, the same when it is tried again."""
         request = self._request
         name = request.queue_id or f"{request.sender} {request.recipients}"

@@ -249,7 +249,7 @@ class Memory:
         key, now = tls_key(candidate), self.utc()
         known = broken_tls.decode(await self.store.get(key))
         after = after_taking_in_clear(known, message_id, now)
-        # Of two who write at the same time one is lost: so is a witness, for now.
+        # Of two writes at the same time one is lost: so a proof may come one message later.
         await self.store.put(key, broken_tls.encode(after), now + broken_tls.KEPT)
 
     async def forget_broken_tls(self, candidate: Candidate) -> None:
@@ -288,7 +288,7 @@ class Visit:
         memory: The engine's.
         around: The engine's; told of our own trouble.
         nexthop: Whose verdicts of its own are kept.
-        witness: Names the message.
+        message_id: Names the message.
         began: When it was taken in hand, on the clock: events count from there.
     """
 
@@ -297,13 +297,13 @@ class Visit:
         memory: Memory,
         around: Surroundings,
         nexthop: str,
-        witness: str,
+        message_id: str,
         began: float,
     ) -> None:
         self._memory = memory
         self._around = around
         self._nexthop = nexthop
-        self._witness = witness
+        self._message_id = message_id
         self._began = began
         self._due: list[Candidate] = []
         self._leased: list[str] = []
@@ -487,7 +487,7 @@ class Visit:
         def fail(record: Record) -> Record:
             named = record._replace(name=candidate.host)
             return after_failure(
-                named, finding, now, memory.options, chance, self._witness
+                named, finding, now, memory.options, chance, self._message_id
             )
 
         self._change(key, fail)
@@ -514,7 +514,7 @@ class Visit:
     def _learn_of_tls(self, candidate: Candidate) -> None:
         if candidate in self._in_clear:
             self._do_later(
-                lambda: self._memory.note_broken_tls(candidate, self._witness)
+                lambda: self._memory.note_broken_tls(candidate, self._message_id)
             )
 
     def _nexthop_key(self, candidate: Candidate) -> str:

@@ -17,6 +17,7 @@ import re
 from collections import deque
 from typing import NamedTuple, assert_never
 
+from mxpolicy.address import is_utf8
 from mxpolicy.errors import LocalProtocolError, RemoteProtocolError
 from mxpolicy.protocol.dot_stuffing import FINAL_DOT
 from mxpolicy.protocol.extensions import (
@@ -539,7 +540,7 @@ def _reverse_path(text: str, utf8: bool) -> str:
     """Return a sender unchanged, if nothing in it can leave its brackets."""
     if not _REVERSE_PATH.match(text):
         raise LocalProtocolError(f"no path: {text!r}")
-    if not text.isascii() and not utf8 and _is_utf8(text):
+    if not text.isascii() and not utf8 and is_utf8(text):
         raise LocalProtocolError(f"a path beyond ASCII without SMTPUTF8: {text!r}")
     return text
 
@@ -550,14 +551,6 @@ def _path(text: str, utf8: bool) -> str:
         raise LocalProtocolError(f"no path: {text!r}")
     if not text.isascii() and not utf8:
         raise LocalProtocolError(f"a path beyond ASCII without SMTPUTF8: {text!r}")
-    if not _is_utf8(text):
+    if not is_utf8(text):
         raise LocalProtocolError(f"a path that is no UTF-8: {text!r}")
     return text
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -103,7 +103,7 @@ SKEW = 5.0
 # segments pass and swallows large ones.
 NARROW_PATH = 86400.0
 
-# For how long a message in doubt at the final dot is a witness for the next one.
+# For how long a message in doubt at the final dot proves something with the next one.
 DOUBT_AT_DOT = 86400.0
 
 # So many SYNs go unanswered in this time (0, 1 and 3 s) that it looks no better.
@@ -131,7 +131,7 @@ class Record(NamedTuple):
         last_ready: When that was, UTC seconds.
         small_segments: When only small TCP segments got through to it.
         name: The host's name when it was last met.
-        witness: The message that was in doubt at the final dot.
+        message_id: Names the message that was in doubt at the final dot.
         said: What the host or the system said, printable.
     """
 
@@ -146,7 +146,7 @@ class Record(NamedTuple):
     last_ready: float | None = None
     small_segments: float | None = None
     name: str = ""
-    witness: str = ""
+    message_id: str = ""
     said: str = ""
 
     @property
@@ -206,7 +206,7 @@ def after_failure(
     now: float,
     options: MemoryOptions,
     chance: float,
-    witness: str = "",
+    message_id: str = "",
 ) -> Record:
     """Return what is remembered after *finding*, which is about host or nexthop.
 
@@ -217,10 +217,10 @@ def after_failure(
         options: For the pauses.
         chance: 0 to 1. It makes the pause shorter, by up to a fifth, so that not all
             candidates of a network that failed together are due together.
-        witness: Names the message.
+        message_id: Names the message.
     """
     before = standing(record, now, options)
-    full = _is_full(record, before, finding, now, witness)
+    full = _is_full(record, before, finding, now, message_id)
     if not full and _says_as_much(record, before, finding):
         return record
     return record._replace(
@@ -230,20 +230,24 @@ def after_failure(
         since=now,
         pause=_next_pause(record, before, finding, full, options, chance),
         waited=finding.waited,
-        witness=witness if finding.phase is Phase.DOT else "",
+        message_id=message_id if finding.phase is Phase.DOT else "",
         said=printable(finding.text, _SAID_LENGTH),
         small_segments=_small_segments_after(record, finding, full),
     )
 
 
 def _is_full(
-    record: Record, before: Standing, finding: Finding, now: float, witness: str
+    record: Record, before: Standing, finding: Finding, now: float, message_id: str
 ) -> bool:
     """Return whether *finding*, after what is remembered, makes a full verdict."""
     if finding.phase is Phase.DOT:
-        has_witness = record.verdict is not None and record.phase is Phase.DOT
+        has_another = record.verdict is not None and record.phase is Phase.DOT
         is_recent = -SKEW <= now - record.since < DOUBT_AT_DOT
-        return has_witness and is_recent and (record.full or record.witness != witness)
+        return (
+            has_another
+            and is_recent
+            and (record.full or record.message_id != message_id)
+        )
     if not (finding.full and finding.is_transient):
         return finding.full
     ready = record.last_ready
@@ -340,7 +344,7 @@ def after_taking(record: Record) -> Record:
 def _cleared(record: Record) -> Record:
     return record._replace(
         verdict=None, phase=Phase.CONNECT, full=False, since=0.0, pause=0.0,
-        waited=0.0, witness="", said="",
+        waited=0.0, message_id="", said="",
     )  # fmt: skip
 
 
@@ -440,22 +444,22 @@ def advise(
         now: UTC seconds.
         options: For the pauses.
     """
-    places: dict[Candidate, _Place] = {}
+    tiers: dict[Candidate, _Tier] = {}
     for candidate in candidates:
         host = of_host.get(candidate, NOTHING)
         nexthop = of_nexthop.get(candidate, NOTHING)
-        places[candidate] = _place(host, nexthop, now, options)
-    due = [one for one, place in places.items() if place in _DUE]
+        tiers[candidate] = _tier(host, nexthop, now, options)
+    due = [one for one, tier in tiers.items() if tier in _DUE]
     return Advice(
-        tuple(sorted(candidates, key=lambda one: places[one].value)),
+        tuple(sorted(candidates, key=lambda one: tiers[one].value)),
         tuple(due),
-        any(place not in _FULL for place in places.values()),
-        all(place is _Place.FULLY_PAUSED for place in places.values()),
+        any(tier not in _FULL for tier in tiers.values()),
+        all(tier is _Tier.FULLY_PAUSED for tier in tiers.values()),
     )
 
 
-class _Place(Enum):
-    """In which part of the order a candidate is; smaller is sooner."""
+class _Tier(Enum):
+    """Which part of the order a candidate is in; smaller is sooner."""
 
     ORDINARY = 0
     BAD_FOR_NEXTHOP = 1
@@ -465,19 +469,19 @@ class _Place(Enum):
     FULLY_PAUSED = 5
 
 
-_DUE = frozenset({_Place.DUE, _Place.FULLY_DUE})
-_FULL = frozenset({_Place.FULLY_DUE, _Place.FULLY_PAUSED})
+_DUE = frozenset({_Tier.DUE, _Tier.FULLY_DUE})
+_FULL = frozenset({_Tier.FULLY_DUE, _Tier.FULLY_PAUSED})
 
 
-def _place(host: Record, nexthop: Record, now: float, options: MemoryOptions) -> _Place:
+def _tier(host: Record, nexthop: Record, now: float, options: MemoryOptions) -> _Tier:
     match standing(host, now, options):
         case Standing.PAUSED:
-            return _Place.FULLY_PAUSED if host.full else _Place.PAUSED
+            return _Tier.FULLY_PAUSED if host.full else _Tier.PAUSED
         case Standing.DUE:
-            return _Place.FULLY_DUE if host.full else _Place.DUE
+            return _Tier.FULLY_DUE if host.full else _Tier.DUE
         case Standing.UNKNOWN:
             is_bad = standing(nexthop, now, options) is Standing.PAUSED
-            return _Place.BAD_FOR_NEXTHOP if is_bad else _Place.ORDINARY
+            return _Tier.BAD_FOR_NEXTHOP if is_bad else _Tier.ORDINARY
 
 
 # -- bytes --------------------------------------------------------------------
@@ -498,7 +502,7 @@ def encode(record: Record) -> bytes:
         *map(_number, (record.connect_time, record.greeting_latency)),
         *map(_number, (record.last_ready, record.small_segments)),
         record.name or "-",
-        record.witness or "-",
+        record.message_id or "-",
         record.said,
     ]
     return " ".join(words).encode("ascii", "replace")
@@ -534,7 +538,7 @@ def _understood(words: Sequence[str]) -> Record:
         last_ready,
         small_segments,
         name="" if words[11] == "-" else words[11],
-        witness="" if words[12] == "-" else words[12],
+        message_id="" if words[12] == "-" else words[12],
         said=printable(words[13], _SAID_LENGTH),
     )
 

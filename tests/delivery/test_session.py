@@ -30,6 +30,7 @@ from tests.helpers.socket_loop import run_with_sockets
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mxpolicy.net.stream import Stream
     from mxpolicy.reply import Reply
     from tests.helpers.scripted_smtp import Answer, Script
 
@@ -860,6 +861,17 @@ GREETED = b"220 mx.example.com\r\n", b"250 mx.example.com\r\n"
 TAKEN = (b"250 ok\r\n", b"250 ok\r\n", b"354 go on\r\n")
 
 
+async def with_a_small_window() -> tuple[Stream, socket.socket, Candidate]:
+    """Connect to a host that has room for few bytes; return its end, too."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.setblocking(False)
+        candidate = Candidate("mx", "127.0.0.1", listener.getsockname()[1], 10)
+        stream = await dial(candidate)
+        peer, _ = await asyncio.get_running_loop().sock_accept(listener)
+    return stream, peer, candidate
+
+
 async def with_the_dot_on_its_way(early: bytes, then: bytes) -> Told:
     """Offer a message to a host that reads none of it before it has said *early*.
 
@@ -867,12 +879,7 @@ async def with_the_dot_on_its_way(early: bytes, then: bytes) -> Told:
     there is room in the host's window.
     """
     loop = asyncio.get_running_loop()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        listener.setblocking(False)
-        candidate = Candidate("mx", "127.0.0.1", listener.getsockname()[1], 10)
-        stream = await dial(candidate)
-        peer, _ = await loop.sock_accept(listener)
+    stream, peer, candidate = await with_a_small_window()
     told, spooled = Told(), mail_data(b"y" * 78 + b"\r\n" + b"x" * 20_000)
     session = Session(
         stream,
@@ -958,12 +965,7 @@ async def to_the_dot(size: int) -> tuple[SessionFailed, TransactionResult, bytes
     Returns how the session failed, its result, and what the host could read after that.
     """
     loop = asyncio.get_running_loop()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        listener.setblocking(False)
-        candidate = Candidate("mx", "127.0.0.1", listener.getsockname()[1], 10)
-        stream = await dial(candidate)
-        peer, _ = await loop.sock_accept(listener)
+    stream, peer, candidate = await with_a_small_window()
     session = Session(
         stream,
         candidate,

@@ -236,7 +236,7 @@ def test_in_doubt_at_the_dot_reorders_after_two_messages_of_a_day() -> None:
     assert order(record, START + 3600 + 601) == (PRIMARY, BACKUP)
     again = fail(record, IN_DOUBT, START + 9000, by="two")
     assert order(again, START + 9001) == (BACKUP, PRIMARY)
-    # One success clears, and what was a day ago is no witness.
+    # One success clears, and what was a day ago proves nothing.
     assert after_taking(record) == NOTHING
     late = fail(record, IN_DOUBT, START + 2 * DAY, by="three")
     assert order(late, START + 2 * DAY + 1) == (PRIMARY, BACKUP)
@@ -426,7 +426,7 @@ records = st.builds(
     last_ready=st.none() | st.integers(0, 2**33).map(float),
     small_segments=st.none() | st.integers(0, 2**33).map(float),
     name=st.sampled_from(["", "mx.example.com"]),
-    witness=st.text("0123456789abcdef", max_size=16),
+    message_id=st.text("0123456789abcdef", max_size=16),
     said=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=80),
 )
 
