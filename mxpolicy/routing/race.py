@@ -16,7 +16,8 @@ order of preference (RFC 5321 §5.1), would not have caused. From it follows:
   *heard*: a patient sender would have asked the better one first. The race goes
   on for it, and after a 5yz for no other.
 * A greylisting site gets two visits, not one for each of its hosts. But visits
-  paid out of turn, to a worse rank, do not count against a better one.
+  paid out of turn, to a worse rank, do not count against a better one. And when both
+  were to one host, by two of its addresses, another host gets a third.
 * A candidate that was *turned away* has not failed: it had to make room for another,
   outlasted our patience in the transaction, or grew tired of waiting for us. It is
   asked again when all others have been, and then with a patient sender's time.
@@ -119,7 +120,7 @@ SHARE_FOR_FINDING = 1 / 3
 
 # Sessions that may end in 4yz, 421 and x.7.z included: never more, or a greylisting
 # domain with 13 MX sees us 13 times; never only one, or a best MX that always says
-# so keeps the message from a good second one for ever.
+# so keeps the message from a good second one for ever. That one may have two addresses.
 TRANSIENT_VISITS = 2
 
 # Seconds for which every host keeps a session that says nothing, the grace among
@@ -768,12 +769,19 @@ class Race:
     def _may_be_asked(self, runner: _Runner) -> bool:
         """Whether a patient sender would still come to ask it.
 
-        It would stop at the second 4yz. Those heard from a worse rank it would
-        hear only afterwards. What this forbids stays forbidden.
+        It would stop at the second 4yz, or at the third where two were of one host.
+        Those heard from a worse rank it would hear only afterwards. What this forbids
+        stays forbidden.
         """
-        others = self._runners.values()
-        used = sum(other.ended_in_4yz for other in others if other.rank <= runner.rank)
-        return self._matters(runner) and used < TRANSIENT_VISITS
+        said_4yz = [
+            other.candidate.host
+            for other in self._runners.values()
+            if other.ended_in_4yz and other.rank <= runner.rank
+        ]
+        is_new = len({*said_4yz}) < TRANSIENT_VISITS and (
+            runner.candidate.host not in said_4yz
+        )
+        return self._matters(runner) and (len(said_4yz) < TRANSIENT_VISITS or is_new)
 
     def _is_rank_full(self, rank: Rank) -> bool:
         taken = sum(runner.rank == rank for runner in self._open())

@@ -286,6 +286,22 @@ async def _cut_at_one_address(cutting: ScriptedHost, good: list[ScriptedHost]) -
     assert sum(len(one.taken) for one in good) == 8
 
 
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "."])
+@pytest.mark.parametrize("text", ["421 4.7.0 too many", "451 4.7.1 not from you"])
+def test_host_with_two_addresses_that_always_puts_off_is_followed_by_the_next(
+    verb: str, text: str
+) -> None:
+    best = [ScriptedHost({verb: text}) for _ in range(2)]
+    good = ScriptedHost()
+
+    async def work() -> None:
+        site = Site(*(("mx1", 10, one) for one in best), ("mx2", 20, good))
+        assert statuses(await site.send("bob", "carol")) == ["Delivered 2.0.0"] * 2
+        assert [len(one.visits) for one in (*best, good)] == [1, 1, 1]
+
+    run(*best, good, work=work)
+
+
 def test_message_that_one_filter_cuts_goes_by_the_next_host_and_others_do_not() -> None:
     # The first dot is cut, whoever's it is; all later ones are not.
     filtering, good = ScriptedHost({".": [End.CLOSE, "250 2.0.0 Ok"]}), ScriptedHost()

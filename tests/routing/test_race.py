@@ -625,6 +625,33 @@ def test_a_good_second_host_is_reached_when_the_best_always_says_4yz() -> None:
     assert played.outcome == "delivered"
 
 
+def test_a_good_second_host_is_reached_when_both_addresses_of_the_best_say_4yz() -> (
+    None
+):
+    best = [BEST._replace(address=f"192.0.2.{200 + number}") for number in range(4)]
+    world = dict.fromkeys(best, answering(Verdict.TRANSIENT))
+    played = Simulation({**world, MIDDLE: GOOD}).run()
+    assert played.taken == [*best[:2], MIDDLE]
+    assert played.outcome == "delivered"
+
+
+def test_a_5yz_after_two_4yz_of_the_best_host_defers() -> None:
+    world = dict.fromkeys(dual_stack(BEST), answering(Verdict.TRANSIENT))
+    played = Simulation({**world, MIDDLE: answering(Verdict.PERMANENT)}).run()
+    assert played.taken[-1] == MIDDLE
+    assert played.outcome == "deferred"
+
+
+@pytest.mark.parametrize("hosts", [ranked_hosts(5), equal_hosts(5)])
+def test_greylisting_site_of_dual_stack_hosts_is_visited_no_more_than_thrice(
+    hosts: list[Candidate],
+) -> None:
+    both = [address for host in hosts for address in dual_stack(host)]
+    played = Simulation(dict.fromkeys(both, answering(Verdict.TRANSIENT))).run()
+    assert len(played.taken) == 3
+    assert len({one.host for one in played.taken}) == 2
+
+
 def test_a_5yz_of_an_equal_is_final() -> None:
     world = dict.fromkeys(equal_hosts(2), answering(Verdict.PERMANENT))
     played = Simulation(world).run()
