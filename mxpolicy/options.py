@@ -191,7 +191,7 @@ class TransactionOptions:
     """How long a mail transaction waits."""
 
     silence: Timeout = 60 * SECONDS
-    """Without a reply before the final dot, until the next host is asked, when there is one."""
+    """Without a reply before the final dot, until the next host is asked, when there is one. The silent one is asked again, with all its time, when the others have been."""
     body_progress: Timeout = 180 * SECONDS
     """Without an acknowledged byte of the mail data (Postfix: smtp_data_xfer_timeout)."""
 
@@ -215,7 +215,7 @@ class MemoryOptions:
     pause: Timeout = 60 * SECONDS
     """After its first failure; it doubles each time the host is found still to fail."""
     longest_pause: Timeout = 10 * MINUTES
-    """To this at most: a host that has recovered is used again no later."""
+    """Upper limit of the pause, and so of how long a host that has recovered stays unused."""
     fast_deferral: YesNo = YesNo.YES
     """When every host has failed and is in its pause: ``yes`` defers the message at once, ``no`` asks them all again."""
 
@@ -340,4 +340,4 @@ class Options:
     policy: AccessPolicyOptions = field(default_factory=AccessPolicyOptions)
     log: LogOptions = field(default_factory=LogOptions)
     state: Directory = ""
-    """Directory for what is remembered. Default: ``$STATE_DIRECTORY``, else ``/var/lib/mxpolicy``."""
+    """Directory for what is remembered, and for the journal. Default: ``$STATE_DIRECTORY``, else ``/var/lib/mxpolicy``."""

@@ -1,9 +1,9 @@
 """``mxpolicy route NEXTHOP``: the plan for a message, and its reasons; dials nothing.
 
-Who would be tried, in which order and when, what is remembered of him, what was
-left out and why, and what DNS said. The plan and the memory are the engine's own,
+Which hosts would be tried, in which order and when, what is remembered of each, what
+was left out and why, and what DNS said. The plan and the memory are the engine's own,
 for the sender and the recipient that are given, so that what is shown is what
-``mxpolicy pipe`` would do now. When nobody would be dialled, the exit status is
+``mxpolicy pipe`` would do now. When no host would be dialled, the exit status is
 the one that the mail server would have got. What is remembered is only read.
 """
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Judge", "hurried"]
 
 # Judgements under way at once. A plan asks DNS through some descriptors, of which
-# a process has 1024 by default; who waits for a place does so within his own time.
+# a process has 1024 by default; one that waits for its turn does so within its own time.
 MAX_AT_ONCE = 100
 
 # A plan waits twice for DNS, once for MX and once for addresses, and has to come

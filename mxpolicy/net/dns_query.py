@@ -37,7 +37,7 @@ __all__ = [
 
 PORT = 53
 
-# Forged answers that are read before this way is given up.
+# Forged answers that are read before this query is given up.
 MAX_STRAYS = 100
 
 # What the length before a message over TCP can say (RFC 1035 §4.2.2).
@@ -76,8 +76,8 @@ def parse_server(text: str) -> Server:
     raise ConfigError([f"resolver.servers: expected {expected}, not {text!a}"])
 
 
-class Way(Enum):
-    """How one query is sent."""
+class Transport(Enum):
+    """What carries one query."""
 
     UDP = "UDP"
     TCP = "TCP"
@@ -85,31 +85,31 @@ class Way(Enum):
 
 
 class Step(NamedTuple):
-    """When a way is gone.
+    """When a query leaves, and how.
 
     Attributes:
-        way: Which.
+        transport: What carries it.
         alone: The share of the server's time before the next one begins beside it.
         when_cut: Only after an answer that was cut or damaged.
     """
 
-    way: Way
+    transport: Transport
     alone: float = 1.0
     when_cut: bool = False
 
 
 # A server that says "too long for UDP" is alive: TCP works soon or not at all.
 FIRST_ROUND = (
-    Step(Way.UDP),
-    Step(Way.TCP, 0.25, when_cut=True),
-    Step(Way.EDNS, when_cut=True),
+    Step(Transport.UDP),
+    Step(Transport.TCP, 0.25, when_cut=True),
+    Step(Transport.EDNS, when_cut=True),
 )
 LATER_ROUND = (
-    Step(Way.UDP, 0.0),
-    Step(Way.TCP),
-    Step(Way.EDNS, when_cut=True),
+    Step(Transport.UDP, 0.0),
+    Step(Transport.TCP),
+    Step(Transport.EDNS, when_cut=True),
 )
-ONLY_TCP = (Step(Way.TCP),)
+ONLY_TCP = (Step(Transport.TCP),)
 
 
 async def ask_server(
@@ -118,7 +118,7 @@ async def ask_server(
     """Return what *server* makes of *question* within *patience* seconds.
 
     A whole answer or a refusal ends it. Else half an answer is better than none; a
-    failure has ``ask_again`` set when time or another way might have helped.
+    failure has ``ask_again`` set when time or another transport might have helped.
 
     Raises:
         LocalTrouble: We have no descriptor or memory for a question.
@@ -127,7 +127,7 @@ async def ask_server(
 
 
 class _Inquiry:
-    """One server being asked in several ways.
+    """One server being asked by several transports.
 
     An answer is a half when its ``ask_again`` is set: cut, or damaged.
     """
@@ -171,14 +171,14 @@ class _Inquiry:
                 return None
 
     def _begin(self) -> float:
-        """Go the next way; return the share of the time for which it goes alone."""
-        way, alone, _ = self._waiting.pop(0)
-        ask = _ask_once(self._server, self._question, way)
+        """Send the next query; return the share of the time for which it is alone."""
+        transport, alone, _ = self._waiting.pop(0)
+        ask = _ask_once(self._server, self._question, transport)
         self._running.add(asyncio.create_task(ask))
         return alone
 
     def _note(self, task: asyncio.Task[Answer | str]) -> Answer | None:
-        """Return what a way has brought if it is a whole answer or a refusal."""
+        """Return what a query has brought if it is a whole answer or a refusal."""
         self._running.remove(task)
         told = task.result()
         if isinstance(told, str):
@@ -202,15 +202,17 @@ class _Inquiry:
         )
 
 
-async def _ask_once(server: Server, question: Question, way: Way) -> Answer | str:
-    """Ask in one way; return the answer, or why there is none. It may wait for ever."""
+async def _ask_once(
+    server: Server, question: Question, transport: Transport
+) -> Answer | str:
+    """Ask once; return the answer, or why there is none. It may wait for ever."""
     message_id = int.from_bytes(os.urandom(2), "big")
-    query = question.to_wire(message_id, edns=way is Way.EDNS)
+    query = question.to_wire(message_id, edns=transport is Transport.EDNS)
 
     def judge(wire: bytes) -> Answer | None:
         return read_answer(wire, question) if is_for(wire, message_id) else None
 
-    ask = _over_tcp if way is Way.TCP else _over_udp
+    ask = _over_tcp if transport is Transport.TCP else _over_udp
     try:
         answer = await ask(server, query, judge)
     except OSError as error:
@@ -220,7 +222,7 @@ async def _ask_once(server: Server, question: Question, way: Way) -> Answer | st
         return os.strerror(error.errno) if error.errno else str(error)
     if answer is None:
         return "only answers to other questions"
-    if way is Way.EDNS and answer.status is LookupStatus.FAILED:
+    if transport is Transport.EDNS and answer.status is LookupStatus.FAILED:
         # What it says of EDNS it does not say of the question.
         return answer.reason
     return answer
