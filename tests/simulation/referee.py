@@ -25,7 +25,7 @@ from tests.simulation import patient
 from tests.simulation.hosts import Site
 from tests.simulation.patient import POSTFIX, UNLIMITED, End
 from tests.simulation.stores import SlowStore
-from tests.simulation.world import Storage, make_world, story
+from tests.simulation.world import Act, Storage, make_world, story
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -77,6 +77,8 @@ def judge(world: World) -> list[Fault]:
     """Play *world* both ways and return what the law forbids; most often nothing."""
     ours, _ = run_fast(_play_ours(world))
     suspects, faults = list(ours.ends), []
+    steps = [step for host in world.hosts for step in host.steps]
+    is_fooling = any(step.act is Act.EARLY for step in steps)
     # Of equal hosts each sender chooses one, each has limits of its own, and to be slow
     # is luck where a host recovers meanwhile. One of all patient senders at least must
     # have fared as we have.
@@ -87,7 +89,7 @@ def judge(world: World) -> list[Fault]:
         faults = [
             _fault(kind, one, ours, patients)
             for one in suspects
-            if (kind := _kind(ours, patients, one))
+            if (kind := _kind(ours, patients, one, is_fooling=is_fooling))
             # What nobody can write down is sent again to all when one is deferred.
             and not (kind == _COPY and world.storage is Storage.GONE)
         ]
@@ -115,11 +117,12 @@ def _fault(kind: str, one: str, ours: Played, patients: Played) -> Fault:
     )
 
 
-def _kind(ours: Played, patients: Played, one: str) -> str:
+def _kind(ours: Played, patients: Played, one: str, *, is_fooling: bool) -> str:
     end, theirs = ours.ends[one], patients.ends[one]
     if end is End.DELIVERED and not ours.copies[one]:
         return "delivered, and no host has it"
-    if ours.copies[one] > max(1, patients.copies[one]) + _price(ours, patients, one):
+    price = _price(ours, patients, one, is_fooling=is_fooling)
+    if ours.copies[one] > max(1, patients.copies[one]) + price:
         return _COPY
     if theirs is End.DELIVERED and not patients.copies[one]:
         return ""  # it was fooled by a host that says 250 and has nothing
@@ -130,15 +133,16 @@ def _kind(ours: Played, patients: Played, one: str) -> str:
     return ""
 
 
-def _price(ours: Played, patients: Played, one: str) -> int:
+def _price(ours: Played, patients: Played, one: str, *, is_fooling: bool) -> int:
     """Return how many copies more than the patient sender's are no fault.
 
     A race may be won by a host to which the patient sender never came, and that host
-    may leave the final dot unanswered. And to bounce what a host may have costs no copy.
+    may leave the final dot unanswered. To bounce what a host may have costs no copy, nor
+    does it to believe a 250 that comes before the final dot (*is_fooling*).
     """
     elsewhere = len(ours.hosts.get(one, set()) - patients.hosts.get(one, set()))
     bounced = patients.ends[one] is End.BOUNCED
-    return elsewhere + bounced
+    return elsewhere + bounced + is_fooling
 
 
 def tell(world: World, faults: list[Fault]) -> str:
