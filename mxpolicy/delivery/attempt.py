@@ -205,6 +205,7 @@ class Attempt:
             for index in self._unsettled
         ]
         at_host, here = max(doubts, default=(0, 0))
+        of_all, _ = min(doubts, default=(0, 0))
         waits = [self._journal.waits(index) for index in self._unsettled]
         # Where recipients have waited differently, what all of them have.
         least = {
@@ -215,7 +216,9 @@ class Attempt:
             for awaited in Awaited
         }
         entry = self._recalled.entry(candidate)
-        return entry._replace(doubts=at_host, doubts_here=here, waits=least)
+        return entry._replace(
+            doubts=at_host, doubts_here=here, doubts_of_all=of_all, waits=least
+        )
 
     def _note_waits(self) -> None:
         """Tell the journal, for the unsettled, which candidates we waited for in vain."""

@@ -123,6 +123,9 @@ SHARE_FOR_FINDING = 1 / 3
 # so keeps the message from a good second one for ever. That one may have two addresses.
 TRANSIENT_VISITS = 2
 
+# Final dots without an answer, at one host, for one recipient.
+DOUBTS_ENOUGH = 2
+
 # Seconds for which every host keeps a session that says nothing, the grace among
 # them. Postfix under stress hangs up after 10; RFC 5321 §4.5.3.2.7 asks for 300.
 TIRING = 1.0
@@ -276,9 +279,21 @@ class _Runner:
     @property
     def is_heard(self) -> bool:
         """Whether a refusal by a worse one need not wait for this one any more."""
+        if self.standing is _Standing.WAITING:
+            return self.has_had_its_chances
         if self.standing is _Standing.TURNED_AWAY:
             return self.awaited is not None and self.was_patient(self.awaited)
         return self.standing is _Standing.FAILED
+
+    @property
+    def has_had_its_chances(self) -> bool:
+        """Whether it was in doubt so often that for a better answer it is not asked.
+
+        It is asked after all others, for it may take the message one day. But a copy
+        for each try is too much to learn whether a worse one was wrong to refuse: a
+        patient sender has gone on to that one, and heeded it, after the first.
+        """
+        return self.entry.doubts_of_all >= DOUBTS_ENOUGH
 
     @property
     def may_be_asked_again(self) -> bool:
@@ -764,7 +779,9 @@ class Race:
 
     def _matters(self, runner: _Runner) -> bool:
         """Whether its answer could still change a 5yz heard from another."""
-        return self._ceiling is None or runner.rank < self._ceiling
+        if self._ceiling is None:
+            return True
+        return runner.rank < self._ceiling and not runner.has_had_its_chances
 
     def _may_be_asked(self, runner: _Runner) -> bool:
         """Whether a patient sender would still come to ask it.

@@ -89,6 +89,7 @@ class Entry(NamedTuple):
         doubts: How often the host saw this message's final dot in earlier attempts and
             did not answer it; of several recipients the most.
         doubts_here: How often that was at this address of the host.
+        doubts_of_all: As *doubts*, but of several recipients the fewest.
         waits: Seconds for which earlier attempts for this very message waited in
             vain. They add up.
         remembered: The wait of one remembered verdict that still holds.
@@ -99,6 +100,7 @@ class Entry(NamedTuple):
     greeting_latency: float | None = None
     doubts: int = 0
     doubts_here: int = 0
+    doubts_of_all: int = 0
     waits: Mapping[Awaited, float] = MappingProxyType({})
     remembered: Wait | None = None
 

@@ -1322,7 +1322,8 @@ IN_DOUBT = Finding(Verdict.CLOSED, Phase.DOT, 0.1)
 
 
 def doubtful_race(*entries: tuple[Candidate, int]) -> Race:
-    return Race([Entry(c, doubts=n) for c, n in entries], RaceOptions(), DEADLINE)
+    found = [Entry(c, doubts=n, doubts_of_all=n) for c, n in entries]
+    return Race(found, RaceOptions(), DEADLINE)
 
 
 def taken_one(race: Race, candidate: Candidate, now: float) -> None:
@@ -1389,6 +1390,25 @@ def test_5yz_before_its_turn_is_not_final_while_a_doubtful_better_host_is_left()
     actions = race.resume(IN_DOUBT, 0.4, in_doubt=True)
     assert actions == [GiveUp(GiveUpReason.EXHAUSTED)]
     assert not race.has_better_pending(MIDDLE)
+
+
+def test_refusal_is_heeded_and_no_copy_risked_once_the_better_host_was_in_doubt_twice() -> (
+    None
+):
+    race = doubtful_race((BEST, 2), (MIDDLE, 0))
+    race.begin(0.0)
+    taken_one(race, MIDDLE, 0.1)
+    assert not race.has_better_pending(MIDDLE)
+    assert race.resume(SAYS_5YZ, 0.2) == [GiveUp(GiveUpReason.EXHAUSTED)]
+
+
+def test_better_host_that_one_recipient_has_not_met_is_asked_for_its_sake() -> None:
+    entries = [Entry(BEST, doubts=2, doubts_of_all=0), Entry(MIDDLE)]
+    race = Race(entries, RaceOptions(), DEADLINE)
+    race.begin(0.0)
+    taken_one(race, MIDDLE, 0.1)
+    assert race.has_better_pending(MIDDLE)
+    assert Start(BEST) in race.resume(SAYS_5YZ, 0.2)
 
 
 def test_second_doubt_goes_on_to_other_hosts_and_to_no_address_of_the_same() -> None:

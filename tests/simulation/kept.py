@@ -82,6 +82,11 @@ KEPT = {
     "slow_at_ehlo_and_starttls_offered": world(
         host(0, 10, says(Place.EHLO, "", 254.0), tls=True), messages=TWO
     ),
+    "dot_cut_each_time_and_a_refusal_not_final_for_want_of_dns": world(
+        host(0, 20, Step(Place.LOOKUP, Act.FAIL, until=5000.0)),
+        host(1, 20, Step(Place.DOT, Act.TAKE_AND_CLOSE)),
+        host(2, 30, says(Place.RCPT, NO_USER)),
+    ),
     "250_behind_each_354": world(host(0, 20, Step(Place.DATA, Act.STRAY))),
     "250_when_it_has_the_body_and_554_to_the_dot": world(
         host(0, 30, Step(Place.BODY, Act.EARLY), says(Place.DOT, "554 5.7.1 spam")),
