@@ -56,6 +56,9 @@ DAY = 86400.0
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY, "w": 7 * DAY}
 _TIME = re.compile(r"(\d+)([smhdw]?)")
 
+# With fewer there is no place that could be kept for other mail.
+FEWEST_PLACES = 4
+
 # What a message under way takes; more of them than fit is the end of this machine.
 PROCESS = 30 * 1024 * 1024
 
@@ -470,6 +473,11 @@ def judge_places(
     if not places:
         text = "limits.processes is 0: a destination that does not answer can take all"
         text += " processes, and then all other mail waits for it"
+    elif places == most and places < FEWEST_PLACES:
+        text = f"limits.processes is {places}, as in master.cf: with less than"
+        text += f" {FEWEST_PLACES}, a destination that does not answer takes all of"
+        text += " them, and then all other mail waits for it"
+        return warn(text)
     elif places == most:
         text = f"limits.processes is {places}, as in master.cf: a destination that does"
         return ok(f"{text} not answer cannot take all of them")

@@ -32,6 +32,13 @@ from mxpolicy.options import LimitOptions, Options
             "limits: {processes: 120}",
             id="more_in_master_cf",
         ),
+        pytest.param("4", 4, Level.OK, "cannot take all", "", id="few"),
+        *(
+            pytest.param(
+                str(few), few, Level.WARN, "takes all of them", "", id=f"too_few_{few}"
+            )
+            for few in (1, 2, 3)
+        ),
         pytest.param("60", 0, Level.WARN, "is 0", "limits: {processes: 60}", id="off"),
         pytest.param("0 60", 60, Level.WARN, "any number", "", id="no_limit_at_all"),
     ],
