@@ -162,7 +162,8 @@ def test_healthy_mail_does_not_wait_behind_three_bad_domains(
     for text in texts:
         assert re.search(
             rf"\d+ of {PROCESSES} processes are in use, \d+ of them by mail for "
-            r"places-\S+:25 that (waits, \d+s for mx1\.places-|has not gone through)",
+            r"(places-\S+|\[[\d.]+\]):25 that "
+            r"(waits, \d+s for mx1\.places-|has not gone through)",
             text,
         )
 
