@@ -200,7 +200,8 @@ def judge(
             return crowded._replace(was_seen=seen)
         if known is Lately.WELL:
             continue
-        young = sum(now - one.since < LONGEST_LOOK for one in there)
+        # One that began in the future began before the clock was set back.
+        young = sum(0 <= now - one.since < LONGEST_LOOK for one in there)
         if is_stuck and young >= bounds.rest:
             crowded = crowded._replace(waiting=len(there))
             undecided = Undecided(aim, SHORT_LOOK, crowded)
