@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.routing.evidence import STALL_TIME, AckProgress, is_stalled
@@ -13,7 +13,7 @@ from mxpolicy.routing.evidence import STALL_TIME, AckProgress, is_stalled
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mxpolicy.net.stream import Stream
+    from mxpolicy.routing.evidence import SendState
 
 __all__ = ["AckWatch", "StreamSilent", "StreamStalled", "telling_progress"]
 
@@ -45,6 +45,20 @@ class StreamStalled(StreamSilent):
         return f"{self.unacknowledged} bytes not acknowledged for {self.seconds:.0f} s"
 
 
+class Acknowledged(Protocol):
+    """What is watched: a `mxpolicy.net.stream.Stream`."""
+
+    @property
+    def acknowledged(self) -> int:
+        """Bytes that the peer has acknowledged; it only grows."""
+
+    def unacknowledged(self) -> int:
+        """Bytes that our kernel still holds for the peer."""
+
+    def send_state(self) -> SendState | None:
+        """What our kernel knows of them, None where it does not tell."""
+
+
 class AckWatch:
     """Watches, from now on, whether what *stream* has sent arrives.
 
@@ -52,7 +66,7 @@ class AckWatch:
         timeout: Seconds without progress that are too many, whatever the reason.
     """
 
-    def __init__(self, stream: Stream, timeout: float = math.inf) -> None:
+    def __init__(self, stream: Acknowledged, timeout: float = math.inf) -> None:
         self._stream = stream
         self._timeout = timeout
         self._clock = asyncio.get_running_loop().time
@@ -70,7 +84,7 @@ class AckWatch:
 
 
 @contextmanager
-def telling_progress(stream: Stream, tell: Callable[[], None]) -> Iterator[None]:
+def telling_progress(stream: Acknowledged, tell: Callable[[], None]) -> Iterator[None]:
     """Call *tell* every few seconds in which the peer has acknowledged something."""
     loop = asyncio.get_running_loop()
     before = stream.acknowledged

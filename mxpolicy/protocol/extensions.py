@@ -98,11 +98,6 @@ class Extensions:
         return "DSN" in self
 
     @property
-    def enhancedstatuscodes(self) -> bool:
-        """RFC 2034."""
-        return "ENHANCEDSTATUSCODES" in self
-
-    @property
     def starttls(self) -> bool:
         """RFC 3207."""
         return "STARTTLS" in self
@@ -121,11 +116,6 @@ class Extensions:
             if _LIMIT.fullmatch(value):
                 said[name.lower()] = int(value)
         return Limits(*(said.get(name) for name in Limits._fields))
-
-    @property
-    def recipients_max(self) -> int | None:
-        """RFC 9422 RCPTMAX; None when the server does not say."""
-        return self.limits.rcptmax
 
 
 class MailDsn(NamedTuple):

@@ -21,7 +21,7 @@ from .firewall import Firewall
 from .hosts import Hosts
 from .judge import Judge, Sent
 from .names import DEAD, NameService
-from .postfix import Delivery, Postfix
+from .postfix import Postfix
 from .smtp_host import Behaviour
 from .world import World
 
@@ -143,10 +143,6 @@ class Lab:
     ) -> str:
         """Give Postfix a message; return its queue id."""
         return self.postfix.send(recipients, sender, data, options)
-
-    def postfix_log(self, queue_id: str) -> list[Delivery]:
-        """Return what Postfix logged of a message's deliveries so far."""
-        return self.postfix.deliveries(queue_id)
 
     def mta_exec(
         self,

@@ -37,7 +37,6 @@ def test_the_first_line_is_no_keyword() -> None:
         ("8BITMIME", "eightbitmime"),
         ("SMTPUTF8", "smtputf8"),
         ("DSN", "dsn"),
-        ("ENHANCEDSTATUSCODES", "enhancedstatuscodes"),
         ("STARTTLS", "starttls"),
     ],
 )
@@ -85,7 +84,6 @@ def test_limits_that_cannot_be_read_count_as_not_said(
     line: str, limits: Limits
 ) -> None:
     assert offered(line).limits == limits
-    assert offered(line).recipients_max == limits.rcptmax
 
 
 @pytest.mark.parametrize(
