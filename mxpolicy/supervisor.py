@@ -47,14 +47,16 @@ def supervise() -> int | None:
 
     Returns:
         In the child, the process id of the mail server: the parent of its parent,
-        as long as both live. None where the kernel does not tell (no ``/proc``).
+        as long as both live. None where the kernel does not tell (no ``/proc``): then
+        there is no child, because a parent's death is all that can be seen, and a half
+        message that is sent as a whole one is worse than a frozen one.
 
     Raises:
         OSError: There can be no child.
     """
-    mail_server: int | None = os.getppid()
+    mail_server = os.getppid()
     if look_at(os.getpid()) is None:
-        mail_server = None
+        return None
     # Blocked until it is settled which of the two processes answers to them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     child = os.fork()

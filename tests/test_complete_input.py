@@ -37,7 +37,7 @@ def read():
     while os.read(0, 65536):
         pass
     assert door.sees_the_mail_server() == (sight == "seen")
-    if sight == "hidden":
+    if sight != "seen":
         time.sleep(UNSEEN_DEATH)
     os.write(told, b"c" if door.is_watched() else b"i")
     os._exit(0)
@@ -71,9 +71,13 @@ for _ in range(int(rounds)):
     os.waitpid(writer, 0)
 """
 
-# In a mount namespace of its own: other users' processes are not to be seen.
+# In a mount namespace of its own: other users' processes are not to be seen, or none.
 HIDING = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c")
 HIDE = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
+# The guard of the tests wants to know the namespace, and learns that it is another.
+HIDE_ALL = """mount -t tmpfs none /proc && mkdir -p /proc/self/ns &&
+touch /proc/self/ns/mnt && exec "$@"
+"""
 
 
 def answers(
@@ -110,3 +114,14 @@ def test_input_of_a_writer_that_cannot_be_seen_is_judged_later(
     if os.geteuid() or subprocess.run([*wrap, "true"], check=False).returncode:
         pytest.skip("needs root, and a mount namespace")
     assert answers(10, end, who, "hidden", wrap) == 10 * answer
+
+
+@pytest.mark.parametrize("who", ["alone", "supervised"])
+@pytest.mark.parametrize(("end", "answer"), [("killed", "i"), ("closed", "c")])
+def test_input_of_a_killed_writer_is_not_complete_without_proc(
+    end: str, answer: str, who: str
+) -> None:
+    wrap = (*HIDING, HIDE_ALL, "sh")
+    if os.geteuid() or subprocess.run([*wrap, "true"], check=False).returncode:
+        pytest.skip("needs root, and a mount namespace")
+    assert answers(10, end, who, "missing", wrap) == 10 * answer
