@@ -64,6 +64,7 @@ NOERROR, NXDOMAIN = 0, 3
 RCODES = {1: "FORMERR", 2: "SERVFAIL", 4: "NOTIMP", 5: "REFUSED", 9: "NOTAUTH"}
 
 MALFORMED = "malformed answer"
+CUT = "truncated answer"
 LAME = "lame answer"
 
 # MNAME and RNAME of one octet each, and five numbers (RFC 1035 §3.3.13).
@@ -155,10 +156,17 @@ def is_for(wire: bytes, message_id: int) -> bool:
     return header.message_id == message_id and bool(header.flags & QR)
 
 
-def read_answer(wire: bytes, question: Question) -> Answer | None:
+def read_answer(
+    wire: bytes, question: Question, *, over_tcp: bool = False
+) -> Answer | None:
     """Return what *wire* says, or None when it answers another question.
 
     Never raises, whatever a name server sends.
+
+    Args:
+        wire: The message.
+        question: What was asked.
+        over_tcp: It had room: records in a message that says it is cut are a half.
     """
     try:
         header = Header.of(wire)
@@ -171,14 +179,18 @@ def read_answer(wire: bytes, question: Question) -> Answer | None:
     if header.rcode not in (NOERROR, NXDOMAIN):
         # Some name servers say FORMERR and the like without a question.
         return _failed(RCODES.get(header.rcode, f"RCODE {header.rcode}"))
-    if header.flags & TC:
+    is_cut = bool(header.flags & TC)
+    if is_cut and not over_tcp:
         # What there is of it may not be the half that counts (RFC 2181 §9).
-        return _failed("truncated answer", ask_again=True)
+        return _failed(CUT, ask_again=True)
     if asked is None:
         return _failed(MALFORMED, ask_again=True)
     if not asked:
         return None
-    return _read_sections(reader, header, question)
+    answer = _read_sections(reader, header, question)
+    if is_cut and answer.status is not LookupStatus.FOUND:
+        return _failed(CUT, ask_again=True)
+    return answer._replace(ask_again=is_cut or answer.ask_again)
 
 
 def _questions(reader: Reader, header: Header) -> list[tuple[bytes, int, int]] | None:

@@ -40,6 +40,9 @@ PORT = 53
 # Forged answers that are read before this query is given up.
 MAX_STRAYS = 100
 
+# The number of an interface has 32 bits.
+MAX_ZONE_DIGITS = 10
+
 # What the length before a message over TCP can say (RFC 1035 §4.2.2).
 MAX_MESSAGE = 65535
 
@@ -210,7 +213,9 @@ async def _ask_once(
     query = question.to_wire(message_id, edns=transport is Transport.EDNS)
 
     def judge(wire: bytes) -> Answer | None:
-        return read_answer(wire, question) if is_for(wire, message_id) else None
+        if not is_for(wire, message_id):
+            return None
+        return read_answer(wire, question, over_tcp=transport is Transport.TCP)
 
     ask = _over_tcp if transport is Transport.TCP else _over_udp
     try:
@@ -274,7 +279,17 @@ def _socket(server: Server, kind: socket.SocketKind) -> socket.socket:
 
 
 def _socket_address(server: Server) -> tuple[str, int] | tuple[str, int, int, int]:
-    address, zone, interface = server.address.partition("%")
+    address, _, zone = server.address.partition("%")
     if not zone:
         return address, server.port
-    return address, server.port, 0, socket.if_nametoindex(interface)
+    return address, server.port, 0, _interface(zone)
+
+
+def _interface(zone: str) -> int:
+    """Return the number of an interface; some name it by that (RFC 4007 §11.2)."""
+    try:
+        return socket.if_nametoindex(zone)
+    except OSError:
+        if zone.isascii() and zone.isdigit() and len(zone) < MAX_ZONE_DIGITS:
+            return int(zone)
+        raise

@@ -232,6 +232,21 @@ async def test_long_answer_comes_by_edns_where_tcp_fails(how: str) -> None:
     assert server.edns.count(1232) == 1
 
 
+def _says_it_is_cut(server: DnsServer, query: dns.message.Message) -> bytes:
+    answer = server.honest(query)
+    answer.flags |= dns.flags.TC
+    return answer.to_wire()
+
+
+async def test_whole_answer_over_tcp_that_says_it_is_cut_is_used() -> None:
+    async with dns_server(*ZONE) as server:
+        server.fault = server.tcp_fault = _says_it_is_cut
+        there = await ask(server, "a.example.com", "A")
+        absent = await ask(server, "a.example.com", "MX")
+    assert there.addresses == ("192.0.2.1",)
+    assert absent.status is FAILED
+
+
 async def test_long_answer_that_comes_by_no_way_is_told_so() -> None:
     async with dns_server(*LONG, has_tcp=False) as server:
         server.fault = faults.truncated
@@ -668,7 +683,16 @@ async def test_server_on_ipv6_is_asked() -> None:
     assert lookup.addresses == ("192.0.2.1",)
 
 
-async def test_server_with_a_zone_that_is_gone_is_no_answer() -> None:
-    asking = Resolver(ResolverOptions(servers=("fe80::1%nosuchif",)))
+async def test_server_with_a_zone_by_number_is_asked() -> None:
+    loopback = socket.if_nametoindex("lo")
+    async with dns_server(*ZONE, address="::1") as server:
+        options = ResolverOptions(servers=(f"[::1%{loopback}]:{server.port}",))
+        lookup = await Resolver(options).lookup("a.example.com", "A")
+    assert lookup.addresses == ("192.0.2.1",)
+
+
+@pytest.mark.parametrize("zone", ["nosuchif", "99999", "9" * 40])
+async def test_server_with_a_zone_that_is_gone_is_no_answer(zone: str) -> None:
+    asking = Resolver(ResolverOptions(servers=(f"fe80::1%{zone}",)))
     lookup = await asking.lookup("example.com", "A")
     assert lookup.status is FAILED
