@@ -243,14 +243,15 @@ def is_too_many_recipients(verb: Verb, reply: Reply) -> bool:
 
     RFC 5321 §4.5.3.1.10: 452, and 552 "in this case" means the same. Both may also
     mean a full mailbox or disk (x.2.2, x.3.1); a bare code stays in doubt, and a
-    second transaction costs little.
+    second transaction costs little. Too many of something else are in a mailbox (RFC
+    3463 §3.3, x.2.z).
     """
     if verb is not Verb.RCPT or reply.code == 421:
         return False
     status = _said_status(reply)
     if status is not None and (status.subject, status.detail) == (5, 3):
         return True
-    if reply.code not in (452, 552):
+    if reply.code not in (452, 552) or (status is not None and status.subject == 2):
         return False
     return status is None or bool(_TOO_MANY.search(reply.text))
 

@@ -291,6 +291,8 @@ def test_a_refusal_at_the_dot_is_about_the_mail_whatever_it_says(text: str) -> N
         pytest.param("552 5.2.2 over quota", Action.SETTLE, id="552_mailbox"),
         pytest.param("421 4.5.3 too many", Action.NEXT_HOST, id="421_closes"),
         pytest.param("550 too many errors", Action.SETTLE, id="550"),
+        pytest.param("552 5.2.2 too many messages", Action.SETTLE, id="mailbox_full"),
+        pytest.param("452 4.2.2 too many messages", Action.NEXT_HOST, id="452_full"),
     ],
 )
 def test_too_many_recipients_is_asked_again_here(text: str, action: Action) -> None:
