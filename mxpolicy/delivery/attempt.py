@@ -75,22 +75,25 @@ Settle = Callable[[int, Outcome, Delays, tuple[str, ...]], None]
 
 
 class Journal(Protocol):
-    """What an attempt tells and asks the journal: `mxpolicy.delivery.claims.Claims`."""
+    """What an attempt tells and asks the journal: `mxpolicy.delivery.claims.Claims`.
+
+    A *relay* is a candidate's text, ``host[address]:port``.
+    """
 
     def doubts(self, index: int) -> Mapping[str, int]:
-        """{candidate's text: how often it may have got it for this recipient}."""
+        """{relay: how often it may have got the message for this recipient}."""
 
     def note_doubt(self, indices: Iterable[int], relay: str) -> None:
         """*relay* saw the final dot for these recipients, and has not answered it."""
 
     def waits(self, index: int) -> Mapping[tuple[str, str], float]:
-        """{(candidate's text, `Awaited`'s word): seconds waited in vain before}.
+        """{(relay, `Awaited`'s word): seconds waited in vain before}.
 
-        By candidate, not by host: a patient sender waits for each address.
+        By relay, not by host: a patient sender waits for each address.
         """
 
     def note_wait(
-        self, indices: Iterable[int], candidate: str, awaited: str, seconds: float
+        self, indices: Iterable[int], relay: str, awaited: str, seconds: float
     ) -> None:
         """So many *seconds* more; the keys as in `waits`."""
 

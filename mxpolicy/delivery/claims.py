@@ -170,16 +170,16 @@ class Claims:
             self._past[index] = self._past.get(index, NO_PAST).doubted(relay)
 
     def note_wait(
-        self, indices: Iterable[int], candidate: str, awaited: str, seconds: float
+        self, indices: Iterable[int], relay: str, awaited: str, seconds: float
     ) -> None:
-        """*candidate* was waited for in vain, for so many *seconds* more.
+        """*relay* was waited for in vain, for so many *seconds* more.
 
         The words are as in `journal.Past.waits`. It is written with what is written next
         for each recipient, if that is deferred.
         """
         for index in indices:
             past = self._past.get(index, NO_PAST)
-            self._past[index] = past.waited(candidate, awaited, seconds)
+            self._past[index] = past.waited(relay, awaited, seconds)
 
     async def _claim_one(self, index: int) -> Claimed | Busy | Settled:
         if index not in self._keys:

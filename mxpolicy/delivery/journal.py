@@ -12,9 +12,9 @@ one of the states of `State`:
                  |           +-----> REFUSED, or DEFERRED
                  +-----------------> REFUSED, or DEFERRED
 
-`judge` decides what an entry means to whoever comes next. A claim holds as long as the
-process that made it lives, and never longer than it said it would take. Whoever is
-deferred has an entry only if it has a `Past`: hosts that may have the message since they
+`judge` decides what an entry means to the process that comes next. A claim holds as long
+as the process that made it lives, and never longer than it said it would take. A deferred
+recipient has an entry only if it has a `Past`: hosts that may have the message since they
 saw the final dot and did not answer it, and hosts that were waited for in vain. A dot
 that was sent by a process that is dead is such a doubt, too.
 
@@ -122,9 +122,9 @@ class Past(NamedTuple):
     """What earlier attempts have left behind for one recipient.
 
     Attributes:
-        doubts: {candidate: how often it saw the final dot and did not answer it}.
-        waits: {(candidate, awaited): seconds for which it was waited for in vain}. A
-            candidate is ``host[address]:port``, what was awaited is the word of a
+        doubts: {relay: how often it saw the final dot and did not answer it}.
+        waits: {(relay, awaited): seconds for which it was waited for in vain}. A relay
+            is ``host[address]:port``, what was awaited is the word of a
             `mxpolicy.routing.candidate.Awaited`.
     """
 
@@ -136,9 +136,9 @@ class Past(NamedTuple):
         doubts = {**self.doubts, relay: self.doubts.get(relay, 0) + 1}
         return self._replace(doubts=doubts)
 
-    def waited(self, candidate: str, awaited: str, seconds: float) -> Past:
-        """Return it with *seconds* more for *candidate* and *awaited*."""
-        key = candidate, awaited
+    def waited(self, relay: str, awaited: str, seconds: float) -> Past:
+        """Return it with *seconds* more for *relay* and *awaited*."""
+        key = relay, awaited
         waited = self.waits.get(key, 0.0) + seconds
         return self._replace(waits={**self.waits, key: waited})
 
@@ -160,7 +160,7 @@ class Past(NamedTuple):
         seconds = (word.split(",") for word in waits.split())
         return cls(
             {one: int(_number(count)) for one, count in times},
-            {(one, awaited): _number(waited) for one, awaited, waited in seconds},
+            {(relay, awaited): _number(waited) for relay, awaited, waited in seconds},
         )
 
 

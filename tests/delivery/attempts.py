@@ -123,12 +123,12 @@ class Journal:
         return self.waited.get(index, {})
 
     def note_wait(
-        self, indices: Iterable[int], candidate: str, awaited: str, seconds: float
+        self, indices: Iterable[int], relay: str, awaited: str, seconds: float
     ) -> None:
         """See `mxpolicy.delivery.attempt.Journal`."""
         for index in indices:
             waited = self.waited.setdefault(index, {})
-            key = candidate, awaited
+            key = relay, awaited
             waited[key] = waited.get(key, 0.0) + seconds
 
     async def dot_is_next(self, relay: str, indices: Iterable[int]) -> None:
