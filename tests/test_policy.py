@@ -265,7 +265,7 @@ async def test_mail_server_that_does_not_read_its_answers_gets_them_later(
     door: Runner,
 ) -> None:
     # More than the socket holds in either direction.
-    count = 30_000
+    count = 20_000
     async with door.run() as one:
         sending = asyncio.create_task(_send(one, count * question("")))
         assert await one.answer() == DUNNO
@@ -470,6 +470,9 @@ async def test_signal_ends_it_when_nobody_reads(door: Runner) -> None:
                 stdout=theirs.fileno(),
                 env={"MXPOLICY_CONFIG": str(door.config)},
             )
+        ours.sendall(question(""))
+        first = await asyncio.to_thread(ours.recv, 100)
+        assert first == DUNNO  # so it is past its start, and hears signals
         # Until neither side takes any more.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(TIMEOUT):

@@ -194,7 +194,7 @@ PROVOCATIONS = (
     P("warns", WARNS, SENT, "2.0.0", copies=1),
     # Limits and descriptors.
     P("address-space", run(before="ulimit -v 20000")),
-    P("less-address-space", run(before="ulimit -v 30000")),
+    P("less-address-space", run(before="ulimit -v 26000")),
     P("next-to-no-address-space", run(before="ulimit -v 6000")),
     P("descriptors", run(before="ulimit -n 6")),
     P("file-size", run(before="ulimit -f 8"), text="cannot spool", mail_data=LARGE),
