@@ -97,21 +97,22 @@ async def connection_to(site: Site, address: str) -> Connection:
     """Connect, which may take for ever."""
     site.dialled.append(address)
     host = site.host(address)
-    step = host.at(Place.CONNECT, site.now())
+    step = host.at(Place.CONNECT, site.now(), address=address)
     if step is not None and step.act is Act.DROP:
         await asyncio.get_running_loop().create_future()
     await asyncio.sleep(ROUND_TRIP + (step.delay if step else 0.0))
     if step is not None and step.act is Act.REFUSE:
         raise ConnectionRefusedError(address)
-    return Connection(site, host)
+    return Connection(site, host, address)
 
 
 class Connection:
     """The host's side: takes what is sent, and says what its script says, in order."""
 
-    def __init__(self, site: Site, host: Host) -> None:
+    def __init__(self, site: Site, host: Host, address: str) -> None:
         self._site = site
         self._host = host
+        self._address = address
         self._loop = asyncio.get_running_loop()
         self._free_at = self._loop.time()  # when it has said all it has to say so far
         self._buffer = b""
@@ -166,7 +167,7 @@ class Connection:
     # -- what the host does ----------------------------------------------------
 
     def _step(self, place: Place, recipient: str = "") -> Step | None:
-        return self._host.at(place, self._site.now(), recipient)
+        return self._host.at(place, self._site.now(), recipient, self._address)
 
     def _command(self, line: str) -> None:
         verb = line.split(" ")[0].split(":")[0].upper()

@@ -29,6 +29,12 @@ def world(
     return World(0, hosts, messages)
 
 
+def dual(number: int, preference: int, *steps: Step) -> Host:
+    """Make a host with two addresses, of which *steps* may name one."""
+    addresses = tuple(f"192.0.2.{10 * number + one}" for one in (1, 2))
+    return Host(f"mx{number}.example.com", preference, addresses, steps, False)
+
+
 def says(place: Place, reply: str, delay: float = 0.0) -> Step:
     """*reply* at *place*; an empty one is the good one."""
     return Step(place, Act.REPLY, delay, reply)
@@ -46,6 +52,9 @@ KEPT = {
         host(0, 10, says(Place.DOT, "451 4.7.1 not from you, not now", 100.0)),
         host(1, 20),
         messages=TWO,
+    ),
+    "one_of_two_addresses_cuts_every_dot": world(
+        dual(0, 10, Step(Place.DOT, Act.CLOSE, address="192.0.2.1"))
     ),
     "dot_answered_too_late_each_time_and_the_next_is_well": world(
         host(0, 10, says(Place.DOT, "", 1500.0)), host(1, 20)

@@ -81,6 +81,7 @@ class Step(NamedTuple):
         reply: With `Act.REPLY`: the line, without its end.
         until: Seconds from the world's beginning at which it ends.
         only: At RCPT: for those whose address begins with it.
+        address: Of the host, where it is not so at all of them; never at LOOKUP.
     """
 
     place: Place
@@ -89,6 +90,7 @@ class Step(NamedTuple):
     reply: str = ""
     until: float = FOREVER
     only: str = ""
+    address: str = ""
 
 
 class Host(NamedTuple):
@@ -101,10 +103,14 @@ class Host(NamedTuple):
     offers_tls: bool = True
     pipelining: bool = True
 
-    def at(self, place: Place, now: float, recipient: str = "") -> Step | None:
+    def at(
+        self, place: Place, now: float, recipient: str = "", address: str = ""
+    ) -> Step | None:
         """Return what it does at *place*, *now* seconds after the beginning."""
         for step in self.steps:
             if step.place is place and now < step.until:
+                if step.address not in ("", address):
+                    continue
                 if place is Place.RCPT and not recipient.startswith(step.only):
                     continue
                 return step
@@ -320,4 +326,5 @@ def _words(step: Step) -> str:
     until = "" if step.until == FOREVER else f" (for {step.until:g}s)"
     said = f" {step.reply or 'well'}" if step.act is Act.REPLY else ""
     only = f" to {step.only}…" if step.only else ""
+    only += f" at {step.address}" if step.address else ""
     return f"{step.place.value}{only}: {step.act.value}{said}{after}{until}"
