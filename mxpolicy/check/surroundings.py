@@ -7,11 +7,12 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mxpolicy.check.access import EXECUTE, WRITE, objection
+from mxpolicy.check.access import EXECUTE, READ, WRITE, objection
 from mxpolicy.check.report import fail, ok, warn
 from mxpolicy.delivery.log import JOURNAL_SOCKET, SYSLOG_SOCKET
 from mxpolicy.errors import StoreError
 from mxpolicy.state.opening import inspect, state_file
+from mxpolicy.state.sqlite import journal_file
 from mxpolicy.state.store import StoreDistrusted
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
 
-__all__ = ["look"]
+__all__ = ["look", "takes_no_row"]
 
 _UNUSED = "nothing is remembered, and there is no journal"
 
@@ -61,9 +62,28 @@ def _judge_state(options: Options, environ: Mapping[str, str], who: Account) -> 
     if why_not:
         text = f"nothing can be kept in {path} between two messages: {why_not}"
         return warn(text, f"install -d -o {_owner(who)} -m 0750 {path}")
-    if trouble is not None:
-        return fail(f"{_UNUSED}: {trouble}")
+    if trouble is None:
+        why_not = takes_no_row(file, who, os.statvfs(path))
+    if trouble is not None or why_not:
+        return fail(f"{_UNUSED}: {trouble or why_not}")
     return ok(f"{path} can be written by {who.name}")
+
+
+def takes_no_row(file: str, who: Account, system: os.statvfs_result) -> str:
+    """Return why nothing can be written into the files, or nothing when it can.
+
+    Args:
+        file: The state file; the journal's is beside it.
+        who: Runs deliveries.
+        system: The file system that they are on.
+    """
+    path = os.path.dirname(file)
+    if system.f_flag & os.ST_RDONLY:
+        return f"{path} is on a file system that is read-only"
+    if system.f_blocks and not system.f_bavail:
+        return f"{path} is on a file system that is full"
+    there = filter(os.path.exists, (file, journal_file(file)))
+    return next(filter(None, (objection(who, one, READ | WRITE) for one in there)), "")
 
 
 def _judge_log(options: Options, who: Account) -> Item:

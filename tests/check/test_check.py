@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +17,12 @@ from typing import Any
 import pytest
 
 from mxpolicy.check import configuration, postfix
+from mxpolicy.check.access import Account
 from mxpolicy.check.master_cf import parse_services
 from mxpolicy.check.names import look_at_our_name
 from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Level
+from mxpolicy.check.surroundings import takes_no_row
 from mxpolicy.net.resolv_conf import read_resolv_conf
 from mxpolicy.options import Options, ResolverOptions
 from mxpolicy.pipe import parse_arguments
@@ -299,3 +302,29 @@ def about_state(run: Run, yaml: str) -> dict[str, str]:
     [item] = [one for one in here if "state" in one["text"]]
     assert isinstance(item, dict)
     return item
+
+
+@pytest.mark.parametrize("name", ["state.sqlite3", "journal.sqlite3"])
+def test_state_file_that_may_not_be_written_is_unused(name: str) -> None:
+    me = Account("me", os.geteuid() or 54321, frozenset())
+    with tempfile.TemporaryDirectory() as made:
+        directory = Path(made)
+        directory.chmod(0o755)
+        (directory / name).touch(0o400)
+        os.chown(directory / name, me.uid, -1)
+        asked = str(directory / "state.sqlite3"), me, os.statvfs(directory)
+        assert takes_no_row(*asked) == f"me has no permission for {directory / name}"
+        (directory / name).chmod(0o600)
+        assert takes_no_row(*asked) == ""
+
+
+@pytest.mark.parametrize(
+    ("free", "flags", "why"),
+    [(0, 0, "full"), (9, os.ST_RDONLY, "read-only"), (9, 0, "")],
+)
+def test_file_system_that_takes_no_state_is_told(
+    tmp_path: Path, free: int, flags: int, why: str
+) -> None:
+    system = os.statvfs_result((4096, 4096, 90, free, free, 9, 9, 9, flags, 255))
+    who = Account("root", 0, frozenset())
+    assert takes_no_row(str(tmp_path / "state.sqlite3"), who, system).endswith(why)
