@@ -169,14 +169,14 @@ def combine(
     """Return the outcome of a recipient after all candidates have failed for it.
 
     A refusal bounces unless it is overruled. A refusal of our session bounces only when
-    every host was heard, and none said to come again. A message that does not fit
+    every host was heard (RFC 5321 §4.2.1), whatever the others said: smtp(8) would not
+    have asked them. A message that does not fit
     bounces when it fits nowhere, and every host was heard. Else it is deferred, with the
     status of the failure that tells most. The text begins with that one, and then
     names every host that was tried.
     """
     final = [trouble.Action.SETTLE]
-    said_later = any(one.finding.verdict is Verdict.TRANSIENT for one in failures)
-    if reason is GiveUpReason.EXHAUSTED and not said_later:
+    if reason is GiveUpReason.EXHAUSTED:
         final.append(trouble.Action.LAST_RESORT)
     for action in final:
         for failure in sorted(failures, key=_by_rank):

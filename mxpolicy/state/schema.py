@@ -41,7 +41,7 @@ __all__ = [
 APPLICATION = 0x6D78706F
 # PRAGMA user_version. A file of an earlier version is emptied by the next writer: what
 # is remembered is learned again.
-VERSION = 2
+VERSION = 3
 
 # Bytes of a value; ours have hundreds. And seconds of an end that somebody can mean.
 _MAX_VALUE = 64 * 1024

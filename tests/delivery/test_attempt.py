@@ -433,7 +433,7 @@ def test_nothing_is_noted_for_a_host_that_answers() -> None:
         pytest.param([{"CONNECT": End.CLOSE}], "Bounced", id="closes"),
         pytest.param([{"CONNECT": "554 no"}], "Bounced", id="greets 5yz"),
         pytest.param([{"RCPT": "550 5.1.1 unknown"}], "Bounced", id="refuses"),
-        pytest.param([{"RCPT": "450 4.2.0 grey"}], "Deferred", id="puts off"),
+        pytest.param([{"RCPT": "450 4.2.0 grey"}], "Bounced", id="puts off"),
         pytest.param([{"RCPT": "502 what?"}, {}], "Delivered", id="third is good"),
     ],
 )

@@ -98,17 +98,17 @@ def test_a_5xx_greeting_is_final_where_the_operator_says_so() -> None:
 @pytest.mark.parametrize("overruled", [False, True], ids=["heard", "overruled"])
 @pytest.mark.parametrize("reason", GiveUpReason, ids=lambda one: one.value)
 @pytest.mark.parametrize(
-    ("other", "is_final"),
+    "other",
     [
-        pytest.param(None, True, id="no_other"),
-        pytest.param(FILTERED, True, id="other_out_of_reach"),
-        pytest.param("503 5.5.1 what?", True, id="other_says_it_too"),
-        pytest.param("450 4.2.0 greylisted", False, id="other_says_come_again"),
-        pytest.param("421 4.3.2 busy", False, id="other_is_busy"),
+        pytest.param(None, id="no_other"),
+        pytest.param(FILTERED, id="other_out_of_reach"),
+        pytest.param("503 5.5.1 what?", id="other_says_it_too"),
+        pytest.param("450 4.2.0 greylisted", id="other_says_come_again"),
+        pytest.param("421 4.3.2 busy", id="other_is_busy"),
     ],
 )
 def test_a_refusal_of_our_session_is_final_when_all_were_heard(
-    other: Finding | str | None, is_final: bool, reason: GiveUpReason, overruled: bool
+    other: Finding | str | None, reason: GiveUpReason, overruled: bool
 ) -> None:
     history = History(lambda candidate: overruled)
     assert refuse(history, BEST, "503 5.5.1 EHLO first") is None
@@ -118,7 +118,7 @@ def test_a_refusal_of_our_session_is_final_when_all_were_heard(
     elif other is not None:
         refuse(history, MIDDLE, other)
     outcome = history.combine(0, reason)
-    final = is_final and reason is EXHAUSTED and not overruled
+    final = reason is EXHAUSTED and not overruled
     assert isinstance(outcome, Bounced if final else Deferred)
     assert outcome.status.class_ == (5 if final else 4)
 
@@ -260,11 +260,10 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
     policy: GreetingPolicy,
 ) -> None:
     history = History(overruled.__contains__, policy)
-    stands = greeting_stands = about_session = said_later = False
+    stands = greeting_stands = about_session = False
     for candidate, what in seen:
         match what:
             case (Verb() as verb, Reply() as answer, bool(alone)):
-                said_later |= answer.is_transient
                 about_session |= candidate not in overruled and (
                     trouble.is_about_the_session(verb, answer)
                 )
@@ -279,7 +278,6 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
             case (Finding() as finding, answer):
                 assert answer is None or isinstance(answer, Reply)
                 history.failed(candidate, finding, answer)
-                said_later |= finding.verdict is Verdict.TRANSIENT
                 greeting_stands |= (
                     policy is GreetingPolicy.BOUNCE
                     and finding.verdict is Verdict.GREETING_5XX
@@ -296,7 +294,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
         and all(what in (Misfit.TOO_LARGE, Misfit.NO_SMTPUTF8) for _, what in seen)
         and any(candidate not in overruled for candidate, _ in seen)
     )
-    last_resort = about_session and reason is EXHAUSTED and not said_later
+    last_resort = about_session and reason is EXHAUSTED
     outcome = history.combine(0, reason)
     assert isinstance(outcome, Bounced) == (
         stands or greeting_stands or fits_nowhere or last_resort
