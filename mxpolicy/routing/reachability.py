@@ -87,8 +87,8 @@ LEASE = 60.0
 # healthy host reads its record anyway; one write in half a minute costs nothing.
 NEWS_EVERY = 30.0
 
-# A 4yz greeting within a minute of a ready session is about the number of sessions.
-# What is written of the last one may be older than that by the time above.
+# Who turns us away within a minute of a ready session has too many of them, or starts
+# anew. What is written of the last one may be older than that by the time above.
 READY_LATELY = 60.0 + NEWS_EVERY
 
 # A 4yz greeting is a full verdict when it is met again after this time. Sessions that
@@ -112,6 +112,19 @@ DOUBTFUL_CONNECT = 3.0
 # Never reason for a longer pause: our own kernel has no route, which changes for all
 # hosts of an address family at once.
 _NEVER_DOUBLED = frozenset({Verdict.NO_ROUTE})
+
+# How hosts turn away who is too many: by 421, as RFC 5321 §3.8 has it, or by 554, by
+# words that are no SMTP, or by a connection that is closed or not accepted.
+_TURNED_AWAY = frozenset(
+    {
+        Verdict.REFUSED,
+        Verdict.CLOSED,
+        Verdict.GREETING_4XX,
+        Verdict.GREETING_5XX,
+        Verdict.NOT_SMTP,
+        Verdict.EHLO_REFUSED,
+    }
+)
 
 _SAID_LENGTH = 80
 
@@ -248,11 +261,14 @@ def _is_full(
             and is_recent
             and (record.full or record.message_id != message_id)
         )
-    if not (finding.full and finding.is_transient):
-        return finding.full
-    ready = record.last_ready
-    if ready is not None and -SKEW <= now - ready < READY_LATELY:
+    if not finding.full:
         return False
+    ready = record.last_ready
+    was_ready_lately = ready is not None and -SKEW <= now - ready < READY_LATELY
+    if was_ready_lately and finding.verdict in _TURNED_AWAY:
+        return False
+    if not finding.is_transient:
+        return True
     if record.verdict is not finding.verdict or before is Standing.UNKNOWN:
         return False
     return record.full or now - record.since >= STILL_NOT_NOW

@@ -132,6 +132,23 @@ def test_too_many_connections_of_a_host_that_was_ready_only_reorder(
         assert not alone.is_hopeless
 
 
+@pytest.mark.parametrize("verdict", Verdict, ids=lambda one: one.value)
+def test_host_that_was_ready_and_turns_one_away_is_not_down_for_all(
+    verdict: Verdict,
+) -> None:
+    turned_away = Finding(verdict, Phase.GREETING, 0.1)
+    record = fail(after_ready(NOTHING, START), turned_away, START + 50)
+    assert record.full is (
+        verdict.value
+        not in {
+            *("refused", "closed", "greeting_4xx", "greeting_5xx", "not_smtp"),
+            "ehlo_refused",
+        }
+    )
+    later = fail(after_ready(NOTHING, START), turned_away, START + 91)
+    assert later.full
+
+
 @NOT_NOW
 def test_too_many_connections_reorder_while_others_are_taken_all_the_time(
     busy: Finding,
