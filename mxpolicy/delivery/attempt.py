@@ -26,6 +26,7 @@ from math import inf
 from typing import Protocol, assert_never
 
 from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
@@ -36,7 +37,6 @@ from mxpolicy.delivery.opening import TlsUse, Way, open_session
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.recalled import NOTHING_RECALLED, Recalled
 from mxpolicy.delivery.session import Session
-from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import TlsLevel
@@ -113,7 +113,7 @@ class Attempt:
     """Deliver one message to *recipients* over *plan*; use once, by `run`.
 
     Args:
-        around: The engine's things.
+        context: The engine's things.
         plan: Has at least one candidate. A refusal is not final while one of its
             unresolved hosts is better.
         envelope: The whole envelope.
@@ -131,7 +131,7 @@ class Attempt:
 
     def __init__(
         self,
-        around: Surroundings,
+        context: Context,
         plan: Plan,
         envelope: Envelope,
         recipients: Iterable[int],
@@ -144,15 +144,15 @@ class Attempt:
         recalled: Recalled = NOTHING_RECALLED,
         ends: float = inf,
     ) -> None:
-        self._around = around
-        self._options = around.options
-        self._clock = around.clock
+        self._context = context
+        self._options = context.options
+        self._clock = context.clock
         self._plan = plan
         self._recalled = recalled
         self._envelope = envelope
         self._mail_data = mail_data
         self._began = began
-        self._planned = around.clock()
+        self._planned = context.clock()
         self._deadline = deadline
         self._last_dot = min(deadline, ends - DOT_TIME)
         self._unsettled = set(recipients)
@@ -321,7 +321,7 @@ class Attempt:
 
     async def _open(self, candidate: Candidate, way: Way) -> Session:
         session = await open_session(
-            self._around,
+            self._context,
             candidate,
             lambda phase: self._entered(candidate, phase),
             way,
@@ -684,7 +684,7 @@ class Attempt:
         """Raise when the final dot must not be sent (see `Control`)."""
         if not self.time_before_dot():
             raise OutOfTime("too little time is left for the end of the mail data")
-        if not self._around.input_is_complete():
+        if not self._context.input_is_complete():
             raise LocalTrouble("the mail server that started us has gone away")
 
     # -- the end of each recipient ------------------------------------------
@@ -715,7 +715,7 @@ class Attempt:
             self._unsettled.discard(index)
 
     def _tell(self, event: events.Event) -> None:
-        self._around.observe(event)
+        self._context.observe(event)
 
     def _now(self) -> float:
         return self._clock() - self._began

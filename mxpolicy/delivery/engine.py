@@ -30,6 +30,7 @@ from mxpolicy.delivery import events, journal, trouble
 from mxpolicy.delivery.admission import Admission, Stay
 from mxpolicy.delivery.attempt import DOT_TIME, Attempt
 from mxpolicy.delivery.claims import Claim, Claims
+from mxpolicy.delivery.context import Context, Dial
 from mxpolicy.delivery.domains import Domains, StandIn
 from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
@@ -38,7 +39,6 @@ from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.outlook import Outlook, foreseen
 from mxpolicy.delivery.plan import Lookups, Plan, Planner
 from mxpolicy.delivery.recall import Memory, Visit
-from mxpolicy.delivery.surroundings import Dial, Surroundings
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.net.dial import dial as dial_directly
 from mxpolicy.net.own_address import is_local_address
@@ -120,7 +120,7 @@ class Engine:
         self._failed_lookups = FailedLookups(self._store, utc=utc)
         asked = lookups or Resolver(options.resolver)
         self._planner = Planner(StandIn(asked, self._domains), options, identity)
-        self._around = Surroundings(
+        self._context = Context(
             options,
             helo=helo,
             is_myself=lambda name: identity.has_name(name.lower().rstrip(".")),
@@ -189,7 +189,7 @@ class Engine:
 
     def is_own_name(self, domain: str) -> bool:
         """Return whether *domain* is the name given in EHLO or one of ``own_names``."""
-        return self._around.is_myself(domain)
+        return self._context.is_myself(domain)
 
     async def deliver(self, request: Request, mail_data: MailData) -> list[Outcome]:
         """Deliver *mail_data* and return the outcome of each recipient, in their order.
@@ -201,7 +201,7 @@ class Engine:
         `asyncio.CancelledError` goes on.
         """
         parts = _Parts(
-            self._around,
+            self._context,
             self._planner,
             self._memory,
             self._domains,
@@ -217,7 +217,7 @@ class Engine:
 class _Parts(NamedTuple):
     """What an engine's deliveries have in common."""
 
-    around: Surroundings
+    context: Context
     planner: Planner
     memory: Memory
     domains: Domains
@@ -232,7 +232,7 @@ class _Delivery:
     """One call of `Engine.deliver`: its recipients, grouped by where they go."""
 
     def __init__(self, parts: _Parts, request: Request, mail_data: MailData) -> None:
-        self._around = parts.around
+        self._context = parts.context
         self._planner = parts.planner
         self._memory = parts.memory
         self._domains = parts.domains
@@ -241,7 +241,7 @@ class _Delivery:
         self._port = parts.port
         self._request = request
         self._mail_data = mail_data
-        self._began = parts.around.clock()
+        self._began = parts.context.clock()
         self._outcomes: dict[int, Outcome] = {}
         self._recipients: list[Recipient] = []
         self._utc = parts.utc
@@ -275,7 +275,7 @@ class _Delivery:
             self._settle_all(trouble.bad_sender(error))
             return
         hops = self._mail_data.received_count
-        if hops >= self._around.options.limits.hops:
+        if hops >= self._context.options.limits.hops:
             self._settle_all(trouble.too_many_hops(hops))
             return
         self._understand_recipients()
@@ -296,7 +296,7 @@ class _Delivery:
         each mail server writes on top, two equal messages would be taken for one.
         """
         name = self._request.queue_id
-        if self._around.options.journal.keep is YesNo.NO or not (
+        if self._context.options.journal.keep is YesNo.NO or not (
             name or self._mail_data.has_received_on_top
         ):
             return {}
@@ -354,8 +354,8 @@ class _Delivery:
         self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
     ) -> None:
         """Wait for what another process makes of the same message."""
-        wait = self._around.options.journal.wait
-        left = self._began + self._request.deadline - self._around.clock()
+        wait = self._context.options.journal.wait
+        left = self._began + self._request.deadline - self._context.clock()
         claim = await self._claims.claim_later(indices, min(wait, left / 3))
         self._settle_earlier(claim)
         self._settle_group(claim.busy, trouble.under_way())
@@ -410,7 +410,7 @@ class _Delivery:
         Returns whether anybody took the message.
         """
         visit = Visit(
-            self._memory, self._around, plan.nexthop, self._message_id(), self._began
+            self._memory, self._context, plan.nexthop, self._message_id(), self._began
         )
 
         was_taken = False
@@ -418,7 +418,7 @@ class _Delivery:
         def observe(event: events.Event) -> None:
             visit.observe(event)
             stay.observe(event)
-            self._around.observe(event)
+            self._context.observe(event)
 
         def settle(
             index: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
@@ -443,7 +443,7 @@ class _Delivery:
                 return False
             visit.probe()
             attempt = Attempt(
-                self._around.observed_by(observe),
+                self._context.observed_by(observe),
                 plan._replace(candidates=advised.candidates),
                 envelope,
                 indices,
@@ -489,7 +489,7 @@ class _Delivery:
         )
         plan = _with_remarks(plan)
         plan = plan._replace(unresolved=await self._failed_lookups.note(plan))
-        self._around.observe(
+        self._context.observe(
             events.Planned(self._now(), nexthop, plan.candidates, plan.remarks)
         )
         return plan
@@ -535,7 +535,7 @@ class _Delivery:
             return
         self._outcomes[place] = outcome
         now = self._now()
-        self._around.observe(
+        self._context.observe(
             events.RecipientSettled(
                 at=now,
                 recipient=printable(self._request.recipients[place]),
@@ -548,10 +548,10 @@ class _Delivery:
 
     def _observe_trouble(self, error: Exception) -> None:
         text = "".join(traceback.format_exception(error))
-        self._around.observe(events.Trouble(self._now(), text))
+        self._context.observe(events.Trouble(self._now(), text))
 
     def _now(self) -> float:
-        return self._around.clock() - self._began
+        return self._context.clock() - self._began
 
 
 def _aim(nexthop: str, domain: str) -> tuple[str, str]:

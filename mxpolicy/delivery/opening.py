@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable
 from enum import Enum
 from functools import partial
 
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.session import HANDSHAKE_TIME, Session
-from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.errors import ConnectError
 from mxpolicy.options import TlsLevel
 from mxpolicy.reply import Reply, printable
@@ -49,7 +49,7 @@ class TlsUse(Enum):
 
 
 async def open_session(
-    around: Surroundings,
+    context: Context,
     candidate: Candidate,
     on_phase: Callable[[Phase], None],
     way: Way = Way.ORDINARY,
@@ -74,8 +74,8 @@ async def open_session(
         SessionFailed: The host does not get us there.
         LocalTrouble: We do not get there.
     """
-    open_once = partial(_open_once, around, candidate, on_phase, on_stray)
-    if around.options.tls.default is TlsLevel.NONE:
+    open_once = partial(_open_once, context, candidate, on_phase, on_stray)
+    if context.options.tls.default is TlsLevel.NONE:
         tls = TlsUse.LEFT_OUT
     try:
         return await _open_in_two_ways(open_once, way, tls)
@@ -120,19 +120,19 @@ def _with_remark(failed: SessionFailed, remark: str) -> SessionFailed:
 
 
 async def _open_once(
-    around: Surroundings,
+    context: Context,
     candidate: Candidate,
     on_phase: Callable[[Phase], None],
     on_stray: Callable[[Reply], None],
     way: Way,
     tls: TlsUse,
 ) -> Session:
-    began = around.clock()
+    began = context.clock()
     small = way is Way.SMALL_SEGMENTS
     try:
-        stream = await around.dial(candidate, mss=SMALL_SEGMENT if small else None)
+        stream = await context.dial(candidate, mss=SMALL_SEGMENT if small else None)
     except ConnectError as error:
-        waited = around.clock() - began
+        waited = context.clock() - began
         raise SessionFailed(
             Finding(error.verdict, Phase.CONNECT, waited, text=str(error))
         ) from error
@@ -140,11 +140,11 @@ async def _open_once(
         session = Session(
             stream,
             candidate,
-            helo=around.helo,
-            is_myself=around.is_myself,
+            helo=context.helo,
+            is_myself=context.is_myself,
             use_tls=tls is not TlsUse.LEFT_OUT,
             needs_tls=tls is TlsUse.ONLY,
-            clock=around.clock,
+            clock=context.clock,
             has_small_segments=small,
             sends_dot_unseen=way is Way.DOT_UNSEEN,
             handshake_time=_SECOND_HANDSHAKE_TIME if small else HANDSHAKE_TIME,

@@ -54,7 +54,7 @@ from mxpolicy.state.store import HEAVY
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from mxpolicy.delivery.surroundings import Surroundings
+    from mxpolicy.delivery.context import Context
     from mxpolicy.options import MemoryOptions
     from mxpolicy.outcome import Outcome
     from mxpolicy.routing.sighting import Lesson
@@ -286,7 +286,7 @@ class Visit:
 
     Args:
         memory: The engine's.
-        around: The engine's; told of our own trouble.
+        context: The engine's; told of our own trouble.
         nexthop: Whose verdicts of its own are kept.
         message_id: Names the message.
         began: When it was taken in hand, on the clock: events count from there.
@@ -295,13 +295,13 @@ class Visit:
     def __init__(
         self,
         memory: Memory,
-        around: Surroundings,
+        context: Context,
         nexthop: str,
         message_id: str,
         began: float,
     ) -> None:
         self._memory = memory
-        self._around = around
+        self._context = context
         self._nexthop = nexthop
         self._message_id = message_id
         self._began = began
@@ -329,7 +329,7 @@ class Visit:
         remembers nothing: whoever probes may be slow, or dead. A wait never ends
         in a deferral, unless a new full verdict was written of every candidate.
         """
-        until = min(self._around.clock() + self._wait(), deadline - LONGEST_WAIT)
+        until = min(self._context.clock() + self._wait(), deadline - LONGEST_WAIT)
         while True:
             known = await self._advise(candidates)
             advice = known.advice
@@ -346,7 +346,7 @@ class Visit:
                     return advised
                 await self._release_all()
                 return self._hopeless(known, advised)
-            if self._around.clock() >= until:
+            if self._context.clock() >= until:
                 return advised
             await asyncio.sleep(LOOK_AGAIN)
 
@@ -573,7 +573,7 @@ class Visit:
             limit.reschedule(self._limit(sighting))
 
         async with asyncio.timeout_at(self._limit(sighting)) as limit:
-            session = await open_session(self._around, candidate, entered)
+            session = await open_session(self._context, candidate, entered)
         if session.is_secured:
             self._secured(candidate)
         session.quit()
@@ -614,10 +614,10 @@ class Visit:
     def _tell_trouble(self) -> None:
         with suppress(Exception):
             text = traceback.format_exc()
-            self._around.observe(events.Trouble(self._now(), text))
+            self._context.observe(events.Trouble(self._now(), text))
 
     def _now(self) -> float:
-        return self._around.clock() - self._began
+        return self._context.clock() - self._began
 
 
 def hopeless(

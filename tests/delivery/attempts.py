@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mxpolicy.address import parse_mailbox, parse_reverse_path
 from mxpolicy.delivery.attempt import Attempt
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.journal import host_of
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.plan import Plan
-from mxpolicy.delivery.surroundings import Surroundings
 from mxpolicy.options import Options
 from tests.helpers.scripted_smtp import ScriptedHost, serve
 from tests.helpers.socket_loop import run_with_sockets
@@ -185,7 +185,7 @@ async def play(
     message = mail_data(data)
     spoil(message)
     attempt = Attempt(
-        Surroundings(
+        Context(
             options or Options(),
             helo=helo,
             is_myself=is_myself,

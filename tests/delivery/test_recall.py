@@ -377,9 +377,9 @@ def test_stalls_of_two_messages_for_one_nexthop_pause_no_other() -> None:
         site = Site(victim, other)
         stalled = Finding(Verdict.STALLED, Phase.TRANSACTION, 20.0)
         candidate = victim.candidate()
-        memory, around = site.engine._memory, site.engine._around
+        memory, context = site.engine._memory, site.engine._context
         for message in ("one", "two", "three"):
-            visit = Visit(memory, around, "outsider.example", message, 0.0)
+            visit = Visit(memory, context, "outsider.example", message, 0.0)
             visit.observe(events.CandidateFailed(20.0, candidate, stalled))
             await visit.finish(0.0)
         advice = (await memory.advise("outsider.example", [candidate])).advice
@@ -419,9 +419,9 @@ def test_retries_of_one_message_that_is_cut_at_the_dot_reorder_nothing() -> None
         nexthop = site.nexthop
         candidate = cuts.candidate()
         doubt = Finding(Verdict.CLOSED, Phase.DOT, 0.1)
-        memory, around = site.engine._memory, site.engine._around
+        memory, context = site.engine._memory, site.engine._context
         for _ in range(3):
-            visit = Visit(memory, around, nexthop, "same", 0.0)
+            visit = Visit(memory, context, nexthop, "same", 0.0)
             visit.observe(events.CandidateFailed(0.1, candidate, doubt))
             await visit.finish(0.0)
         assert (await site.send()).dialled == [candidate.address]

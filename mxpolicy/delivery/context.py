@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mxpolicy.options import Options
     from mxpolicy.routing.candidate import Candidate
 
-__all__ = ["Dial", "Surroundings"]
+__all__ = ["Context", "Dial"]
 
 
 class Dial(Protocol):
@@ -27,7 +27,7 @@ class Dial(Protocol):
         ...
 
 
-class Surroundings:
+class Context:
     """What an attempt takes from the engine; the same for every message.
 
     Attributes:
@@ -70,9 +70,9 @@ class Surroundings:
         self.input_is_complete = input_is_complete
         self.dial = dial
 
-    def observed_by(self, observe: Observe) -> Surroundings:
+    def observed_by(self, observe: Observe) -> Context:
         """Return the same for one attempt, everything told to *observe* instead."""
-        return Surroundings(
+        return Context(
             self.options,
             helo=self.helo,
             is_myself=self.is_myself,
