@@ -21,7 +21,7 @@ from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import JOURNAL, StoreBusy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
     from typing import Self
 
     from mxpolicy.state.store import Store, Stored
@@ -175,6 +175,13 @@ class FallbackStore:
     async def get(self, key: str) -> bytes | None:
         """See `Store.get`; None when nobody can tell."""
         return await self._ask(key, lambda store: store.get(key), None)
+
+    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        """See `Store.get_many`; nothing when nobody can tell."""
+        if not keys:
+            return {}
+        one = next(iter(keys))
+        return await self._ask(one, lambda store: store.get_many(keys), {})
 
     async def put(
         self,

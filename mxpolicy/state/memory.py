@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mxpolicy.state.store import LIGHT, MEDIUM, Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import Self
 
 __all__ = ["MemoryStore"]
@@ -50,6 +50,10 @@ class MemoryStore:
         """See `Store.get`."""
         row = self._live(key)
         return row.value if row else None
+
+    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        """See `Store.get_many`."""
+        return {key: row.value for key in keys if (row := self._live(key))}
 
     async def put(
         self,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from mxpolicy.state.store import StoreAbsent, StoreBusy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Self
 
     from mxpolicy.state.store import Stored
@@ -32,8 +32,8 @@ BOUND = 0.5
 class Readable(Protocol):
     """What is read: `mxpolicy.state.sqlite.SqliteStore`."""
 
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return what is kept under each of *keys*."""
+    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        """See `mxpolicy.state.store.Store.get_many`."""
         ...
 
     async def scan(self, prefix: str) -> list[Stored]:
@@ -92,6 +92,12 @@ class ReadingStore:
             self._tell_once(f"no answer from the disk within {BOUND:g}s")
             return None
 
+    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        """See `Store.get_many`; nothing when nobody can tell."""
+        values = await asyncio.gather(*(self.get(key) for key in keys))
+        found = zip(keys, values, strict=True)
+        return {key: value for key, value in found if value is not None}
+
     @property
     def _hangs(self) -> bool:
         return self._under_way is not None and self._clock() - self._began >= BOUND
@@ -103,27 +109,26 @@ class ReadingStore:
                 self._asked = []
                 self._began = self._clock()
                 values = await self._values(store, [key for key, _ in asked])
-                for (_, future), value in zip(asked, values, strict=True):
+                for key, future in asked:
                     if not future.done():
-                        future.set_result(value)
+                        future.set_result(values.get(key))
         finally:
             self._asked = [one for one in self._asked if not one[1].done()]
             self._under_way = None
 
     async def _values(
         self, store: Readable, keys: Sequence[str]
-    ) -> Sequence[bytes | None]:
-        nothing = [None] * len(keys)
+    ) -> Mapping[str, bytes]:
         try:
             values = await store.get_many(keys)
         except (StoreAbsent, StoreBusy):
-            return nothing  # nothing is remembered yet, or not to be had now
+            return {}  # nothing is remembered yet, or not to be had now
         except Exception as error:
             # Whatever it is, a thread or a module that cannot be had, too.
             self._tell_once(str(error) or type(error).__name__)
-            return nothing
+            return {}
         # A file that somebody has repaired may hold anything.
-        return [one if isinstance(one, bytes) else None for one in values]
+        return {key: one for key, one in values.items() if isinstance(one, bytes)}
 
     def _tell_once(self, why: str) -> None:
         if not self._has_told:

@@ -24,7 +24,7 @@ from mxpolicy.state.trust import Trust
 from mxpolicy.state.worker import Worker, WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection
     from typing import Self
 
     from mxpolicy.state.store import Stored
@@ -83,9 +83,14 @@ class SqliteStore:
         """See `Store.get`."""
         return await self._call(lambda: self._of(key).get(key))
 
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return what `get` would for each of *keys*, by one visit to the file."""
-        return await self._call(lambda: [self._of(key).get(key) for key in keys])
+    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        """See `Store.get_many`."""
+
+        def get_many() -> dict[str, bytes]:
+            found = ((key, self._of(key).get(key)) for key in keys)
+            return {key: value for key, value in found if value is not None}
+
+        return await self._call(get_many)
 
     async def put(
         self,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from mxpolicy.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Self
 
 __all__ = [
@@ -104,6 +105,13 @@ class Store(Protocol):
 
     async def get(self, key: str) -> bytes | None:
         """Return the value, None when there is none."""
+        ...
+
+    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        """Return the values of those that are there, by key; one visit for all.
+
+        Either all of *keys* are the journal's, or none is.
+        """
         ...
 
     async def put(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mxpolicy.state.memory import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
 __all__ = ["SlowOnce"]
 
@@ -62,6 +62,9 @@ class SlowOnce(MemoryStore):
 
     async def get(self, key: str) -> bytes | None:
         return await self._visit(super().get(key))
+
+    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        return await self._visit(super().get_many(keys))
 
     async def put(
         self,

@@ -9,7 +9,7 @@ from mxpolicy.state.store import StoreBusy
 from tests.simulation.world import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
     from random import Random
     from typing import Any, Self
 
@@ -40,6 +40,9 @@ class SlowStore:
 
     async def get(self, key: str) -> bytes | None:
         return await self._do(lambda: self._store.get(key))
+
+    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        return await self._do(lambda: self._store.get_many(keys))
 
     async def put(self, key: str, value: bytes, expires: float, **more: Any) -> None:
         await self._do(lambda: self._store.put(key, value, expires, **more))

@@ -14,7 +14,7 @@ from mxpolicy.state.store import StoreBusy
 from tests.helpers.fast_loop import run_fast
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
 FAR = 2e9
 
@@ -47,6 +47,10 @@ class Disk(MemoryStore):
         get = super().get
         return await self._do(lambda: get(key))
 
+    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        get_many = super().get_many
+        return await self._do(lambda: get_many(keys))
+
     async def add(
         self, key: str, value: bytes, expires: float, *, weight: int | None = None
     ) -> bool:
@@ -67,6 +71,9 @@ class Failing(MemoryStore):
             self.times -= 1
             raise self._error("no")
         return await super().get(key)
+
+    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        return {key: value for key in keys if (value := await self.get(key))}
 
 
 @pytest.mark.parametrize("seconds", [0.9, 3600.0], ids=["slow", "hangs"])

@@ -18,7 +18,7 @@ from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.state.store import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
 FAR = time.time() + 1e6
@@ -203,13 +203,13 @@ class Hanging:
     """A disk that answers when it is told to."""
 
     def __init__(self) -> None:
-        self.asked: list[Sequence[str]] = []
+        self.asked: list[Collection[str]] = []
         self.goes_on = asyncio.Event()
 
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
         self.asked.append(keys)
         await self.goes_on.wait()
-        return [b"1"] * len(keys)
+        return dict.fromkeys(keys, b"1")
 
     async def scan(self, prefix: str) -> list[Stored]:
         await self.goes_on.wait()
@@ -242,7 +242,7 @@ async def test_disk_that_hangs_is_waited_for_once_and_used_when_it_is_back(
 
 async def test_without_threads_nothing_is_remembered(told: list[str]) -> None:
     class NoThread(Hanging):
-        async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
             raise RuntimeError("can't start new thread")
 
     store = ReadingStore(NoThread(), told.append)

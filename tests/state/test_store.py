@@ -67,6 +67,18 @@ async def test_value_is_what_was_put_last(store: Store) -> None:
     assert await store.get("b") == b"other"
 
 
+async def test_many_are_had_by_one_visit(store: Store, clock: Clock) -> None:
+    for key in ("a", "b", "c"):
+        await store.put(key, key.encode(), NOW + 60)
+    await store.put("short", b"1", NOW + 30)
+    clock.now = NOW + 30
+    assert await store.get_many(["b", "none", "a", "b", "short"]) == {
+        "a": b"a",
+        "b": b"b",
+    }
+    assert await store.get_many([]) == {}
+
+
 async def test_row_is_gone_when_it_expires(store: Store, clock: Clock) -> None:
     await store.put("a", b"one", NOW + 60)
     clock.now = NOW + 59.9
