@@ -1,0 +1,317 @@
+"""The state of each recipient of one message, from the mail server's call to its outcome.
+
+Everything that changes such a state is in this module, and one table says how. The
+module does no I/O and has no clock. `mxpolicy.delivery.claims` tells it what the journal
+knows, `mxpolicy.delivery.attempt` what hosts have said. Both ask it what comes next.
+
+Theory of operation
+    A recipient is known by its *place* on the mail server's list, from 0. The same
+    address may be there twice.
+
+    UNCLAIMED   the journal has not been asked
+    ELSEWHERE   another process is delivering to it
+    OPEN        it is ours, and no host has the message for it
+    ACCEPTED    a host has said 2yz to its RCPT; no dot was sent
+    DOT_SENT    the final dot is out, or may be; the host has not answered
+
+    DELIVERED, DEFERRED and BOUNCED are final. The host has the message for a recipient
+    only after DOT_SENT, so no way leads to DELIVERED past it, except for an earlier
+    delivery that the journal knows of (from UNCLAIMED or ELSEWHERE).
+
+    Three facts stay with a recipient that is OPEN again. *past*: which hosts may have
+    the message, and how long others were waited for, also in earlier attempts.
+    *refused_by*: a refusal that is not final, because a better host is still to be
+    heard; only better hosts are asked from then on. *doubt*: a host may have the
+    message since this attempt; others are asked all the same.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from mxpolicy.delivery import trouble
+from mxpolicy.delivery.journal import NO_PAST, host_of
+from mxpolicy.errors import LocalProtocolError
+from mxpolicy.outcome import Bounced, Deferred, Delivered
+from mxpolicy.reply import printable
+from mxpolicy.routing.candidate import Finding, Phase, Scope, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from mxpolicy.delivery.journal import Past
+    from mxpolicy.outcome import Outcome
+    from mxpolicy.routing.candidate import Rank
+
+__all__ = ["TRANSITIONS", "Input", "Recipient", "Settlement", "State"]
+
+
+class State(Enum):
+    """How far one recipient has come; see the module's *Theory of operation*."""
+
+    UNCLAIMED = "unclaimed"
+    ELSEWHERE = "elsewhere"
+    OPEN = "open"
+    ACCEPTED = "accepted"
+    DOT_SENT = "dot-sent"
+    DELIVERED = "delivered"
+    DEFERRED = "deferred"
+    BOUNCED = "bounced"
+
+
+class Input(Enum):
+    """What may happen to a recipient."""
+
+    CLAIMED = "claimed"  # the journal gives it to us
+    BUSY = "busy"  # the journal says that another process has it
+    ACCEPTED = "accepted"  # 2yz to RCPT
+    DOT = "dot"  # the dot leaves now
+    RELEASED = "released"  # the host does not have the message for it
+    DOUBTED = "doubted"  # the host may have it, and others are asked all the same
+    DELIVERED = "delivered"
+    DEFERRED = "deferred"
+    BOUNCED = "bounced"
+
+
+_UNSETTLED = {
+    Input.DEFERRED: State.DEFERRED,
+    Input.BOUNCED: State.BOUNCED,
+}
+_NOT_OURS = {
+    Input.CLAIMED: State.OPEN,
+    Input.BUSY: State.ELSEWHERE,
+    Input.DELIVERED: State.DELIVERED,  # earlier
+    **_UNSETTLED,
+}
+
+# state -> input -> next state. What is not in it is a bug of ours.
+TRANSITIONS: Mapping[State, Mapping[Input, State]] = {
+    State.UNCLAIMED: _NOT_OURS,
+    State.ELSEWHERE: _NOT_OURS,
+    State.OPEN: {
+        Input.ACCEPTED: State.ACCEPTED,
+        Input.RELEASED: State.OPEN,
+        **_UNSETTLED,
+    },
+    State.ACCEPTED: {
+        Input.DOT: State.DOT_SENT,
+        Input.RELEASED: State.OPEN,
+        **_UNSETTLED,
+    },
+    State.DOT_SENT: {
+        Input.RELEASED: State.OPEN,
+        Input.DOUBTED: State.OPEN,
+        Input.DELIVERED: State.DELIVERED,
+        **_UNSETTLED,
+    },
+    State.DELIVERED: {},
+    State.DEFERRED: {},
+    State.BOUNCED: {},
+}
+
+
+class Recipient:
+    """One forward-path of the message, and all that is known of its delivery.
+
+    Attributes:
+        place: Its place on the mail server's list, from 0.
+        text: The forward-path as the mail server wrote it, printable.
+        state: See `State`.
+        outcome: None until it is settled.
+        past: What earlier attempts have left behind, and what this one adds.
+        relay: The host that the last dot was sent to.
+        refused_by: The rank of the best host that has refused it, not finally.
+        doubt: What it is deferred with if no host does better.
+    """
+
+    __slots__ = (
+        "doubt",
+        "outcome",
+        "past",
+        "place",
+        "refused_by",
+        "relay",
+        "state",
+        "text",
+    )
+
+    def __init__(self, place: int, text: str) -> None:
+        self.place = place
+        self.text = text
+        self.state = State.UNCLAIMED
+        self.outcome: Outcome | None = None
+        self.past: Past = NO_PAST
+        self.relay = ""
+        self.refused_by: Rank | None = None
+        self.doubt: Deferred | None = None
+
+    def take(self, what: Input) -> None:
+        """Go on to the next state.
+
+        Raises:
+            LocalProtocolError: *what* cannot happen in this state.
+        """
+        after = TRANSITIONS[self.state].get(what)
+        if after is None:
+            raise LocalProtocolError(
+                f"{self.text}: {what.value} when {self.state.value}"
+            )
+        self.state = after
+
+
+class Settlement:
+    """The recipients of one message.
+
+    Args:
+        recipients: Forward-paths in the mail server's words, by place.
+        settled: Called for each recipient once, right after it is settled.
+    """
+
+    def __init__(
+        self, recipients: Sequence[str], settled: Callable[[Recipient], None]
+    ) -> None:
+        self._recipients = tuple(
+            Recipient(place, printable(text)) for place, text in enumerate(recipients)
+        )
+        self._settled = settled
+
+    def __getitem__(self, place: int) -> Recipient:
+        return self._recipients[place]
+
+    def unsettled(self, places: Iterable[int] | None = None) -> list[int]:
+        """Return those of *places*, by default of all, that have no outcome."""
+        chosen = range(len(self._recipients)) if places is None else places
+        return [one for one in chosen if self._recipients[one].outcome is None]
+
+    def outcomes(self) -> list[Outcome] | None:
+        """Return the outcome of each recipient by place; None until all have one."""
+        outcomes = [one.outcome for one in self._recipients if one.outcome is not None]
+        return outcomes if len(outcomes) == len(self._recipients) else None
+
+    # -- what the journal says --------------------------------------------------
+
+    def claimed(self, place: int, past: Past = NO_PAST) -> None:
+        """It is ours to deliver; *past* is what earlier attempts have left behind."""
+        recipient = self[place]
+        recipient.take(Input.CLAIMED)
+        recipient.past = past
+
+    def busy(self, place: int) -> None:
+        """Another process is delivering to it."""
+        self[place].take(Input.BUSY)
+
+    # -- what hosts say ---------------------------------------------------------
+
+    def open_to(self, rank: Rank, places: Iterable[int]) -> list[int]:
+        """Return those of *places* that may be offered to a host of *rank*.
+
+        A recipient that a host has refused for good is offered to better hosts only: a
+        patient sender would have come to them before, and to no others after.
+        """
+        found = []
+        for place in self.unsettled(places):
+            refused_by = self[place].refused_by
+            if refused_by is None or rank < refused_by:
+                found.append(place)
+        return found
+
+    def accepted(self, places: Iterable[int]) -> None:
+        """A host has said 2yz to their RCPT."""
+        for place in places:
+            self[place].take(Input.ACCEPTED)
+
+    def dot_sent(self, places: Iterable[int], relay: str) -> None:
+        """The final dot leaves now for *relay*."""
+        for place in places:
+            self[place].take(Input.DOT)
+            self[place].relay = relay
+
+    def released(self, places: Iterable[int]) -> None:
+        """The host does not have the message for those of them that have no outcome."""
+        for place in self.unsettled(places):
+            self[place].take(Input.RELEASED)
+
+    def refused(self, place: int, rank: Rank) -> None:
+        """A host of *rank* has refused it; a better one is still to be heard."""
+        recipient = self[place]
+        recipient.take(Input.RELEASED)
+        best = recipient.refused_by
+        recipient.refused_by = rank if best is None else min(best, rank)
+
+    def is_first_doubt(self, place: int, outcome: Deferred) -> bool:
+        """The dot was not answered; return whether the caller settles it by *outcome*.
+
+        It does the first time that a host does not answer: another host would get a
+        second copy. A host that does not answer the second time may never do so. Then
+        others are asked, and *outcome* is kept for the end.
+        """
+        recipient = self[place]
+        hosts = map(host_of, recipient.past.doubts)
+        is_first = host_of(recipient.relay) not in hosts
+        recipient.past = recipient.past.doubted(recipient.relay)
+        if not is_first:
+            recipient.take(Input.DOUBTED)
+            recipient.doubt = outcome
+        return is_first
+
+    def waited(
+        self, places: Iterable[int], relay: str, awaited: str, seconds: float
+    ) -> None:
+        """*relay* was waited for in vain; the words are those of `journal.Past.waits`."""
+        for place in self.unsettled(places):
+            recipient = self[place]
+            recipient.past = recipient.past.waited(relay, awaited, seconds)
+
+    # -- the end ----------------------------------------------------------------
+
+    def settle(self, place: int, outcome: Outcome) -> None:
+        """Give a recipient its outcome.
+
+        A deferral begins with the host that may have the message; a bounce names those
+        hosts.
+        """
+        recipient = self[place]
+        match outcome:
+            case Delivered():
+                recipient.take(Input.DELIVERED)
+            case Deferred():
+                recipient.take(Input.DEFERRED)
+                outcome = _with_doubt(recipient.doubt, outcome)
+            case Bounced():
+                recipient.take(Input.BOUNCED)
+                hosts = set(map(host_of, recipient.past.doubts))
+                outcome = trouble.with_doubts(outcome, hosts)
+        recipient.outcome = outcome
+        self._settled(recipient)
+
+    def settle_unsettled(
+        self, outcome: Deferred | Bounced, places: Iterable[int] | None = None
+    ) -> None:
+        """Give *outcome* to those of *places*, by default of all, that have none."""
+        for place in self.unsettled(places):
+            self.settle(place, outcome)
+
+    def stop(self, outcome: Deferred) -> None:
+        """Settle all: nothing more is asked or heard, by our own doing.
+
+        What a host may have is in doubt; the others are deferred by *outcome*.
+        """
+        for place in self.unsettled():
+            recipient = self[place]
+            if recipient.state is State.DOT_SENT:
+                recipient.past = recipient.past.doubted(recipient.relay)
+                self.settle(place, trouble.in_doubt(_STOPPED, recipient.relay))
+            else:
+                self.settle(place, recipient.doubt or outcome)
+
+
+_STOPPED = Finding(
+    Verdict.CLOSED, Phase.DOT, 0.0, Scope.SITE, text="stopped by ourselves"
+)
+
+
+def _with_doubt(doubt: Deferred | None, outcome: Deferred) -> Deferred:
+    if doubt is None or doubt == outcome:
+        return outcome
+    return doubt._replace(text=trouble.one_line(f"{doubt.text}; {outcome.text}"))

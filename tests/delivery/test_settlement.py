@@ -1,0 +1,247 @@
+"""The state of each recipient: the whole table, then the stories."""
+
+from __future__ import annotations
+
+import pytest
+
+from mxpolicy.delivery.journal import Past
+from mxpolicy.delivery.settlement import (
+    TRANSITIONS,
+    Input,
+    Recipient,
+    Settlement,
+    State,
+)
+from mxpolicy.errors import LocalProtocolError
+from mxpolicy.outcome import Bounced, Deferred, Delivered
+from mxpolicy.reply import EnhancedStatus, Reply
+from mxpolicy.routing.candidate import rank_of
+
+OK = Delivered(
+    EnhancedStatus(2, 0, 0), "250 ok", Reply(250, ("ok",)), "a[192.0.2.1]:25"
+)
+LATER = Deferred(EnhancedStatus(4, 4, 1), "not now")
+NEVER = Bounced(EnhancedStatus(5, 1, 1), "unknown")
+UNANSWERED = Deferred(
+    EnhancedStatus(4, 4, 2), "sent, not answered", None, "a[192.0.2.1]:25", True
+)
+RELAY = "a[192.0.2.1]:25"
+SAME_HOST = "a[192.0.2.2]:25"
+OTHER = "b[192.0.2.3]:25"
+BEST, MIDDLE, WORST = map(rank_of, (10, 20, 30))
+FINAL = {State.DELIVERED, State.DEFERRED, State.BOUNCED}
+
+# The table once more, as a picture: rows are states, columns are inputs.
+#          claimed busy      accepted dot      released doubted delivered deferred bounced
+PICTURE = """
+unclaimed  open    elsewhere .        .        .        .       delivered deferred bounced
+elsewhere  open    elsewhere .        .        .        .       delivered deferred bounced
+open       .       .         accepted .        open     .       .         deferred bounced
+accepted   .       .         .        dot-sent open     .       .         deferred bounced
+dot-sent   .       .         .        .        open     open    delivered deferred bounced
+delivered  .       .         .        .        .        .       .         .        .
+deferred   .       .         .        .        .        .       .         .        .
+bounced    .       .         .        .        .        .       .         .        .
+"""
+CELLS = [
+    (State(row.split()[0]), what, after)
+    for row in PICTURE.split("\n")[1:-1]
+    for what, after in zip(Input, row.split()[1:], strict=True)
+]
+
+
+def settlement(*states: State) -> tuple[Settlement, list[Recipient]]:
+    """Make one with a recipient in each of *states*; return who was reported, too."""
+    reported: list[Recipient] = []
+    made = Settlement(
+        [f"r{n}@example.com" for n in range(len(states))], reported.append
+    )
+    for place, state in enumerate(states):
+        made[place].state = state
+    return made, reported
+
+
+# --- the table
+
+
+@pytest.mark.parametrize(
+    ("state", "what", "after"),
+    CELLS,
+    ids=[f"{state.value}-{what.value}" for state, what, _ in CELLS],
+)
+def test_every_input_in_every_state(state: State, what: Input, after: str) -> None:
+    recipient = Recipient(0, "bob@example.com")
+    recipient.state = state
+    if after == ".":
+        with pytest.raises(LocalProtocolError):
+            recipient.take(what)
+        assert recipient.state is state
+    else:
+        recipient.take(what)
+        assert recipient.state is State(after)
+
+
+def test_the_table_knows_every_state() -> None:
+    assert set(TRANSITIONS) == set(State)
+    assert {state for state, _, _ in CELLS} == set(State)
+
+
+def test_a_host_delivers_only_what_it_has_seen_the_dot_of() -> None:
+    from_ = {state for state in State if Input.DELIVERED in TRANSITIONS[state]}
+    # The first two: another process has delivered it, says the journal.
+    assert from_ == {State.UNCLAIMED, State.ELSEWHERE, State.DOT_SENT}
+
+
+def test_no_way_leads_out_of_an_outcome() -> None:
+    assert {state for state in State if not TRANSITIONS[state]} == FINAL
+
+
+@pytest.mark.parametrize("outcome", [OK, LATER, NEVER], ids=["ok", "later", "never"])
+@pytest.mark.parametrize("state", State, ids=lambda state: state.value)
+def test_an_outcome_is_given_once_and_stays(
+    state: State, outcome: Delivered | Deferred | Bounced
+) -> None:
+    made, reported = settlement(state)
+    try:
+        made.settle(0, outcome)
+    except LocalProtocolError:
+        assert made[0].state is state
+        assert made[0].outcome is None
+        assert not reported
+        return
+    assert made[0].outcome == outcome
+    assert made[0].state in FINAL
+    assert reported == [made[0]]
+    with pytest.raises(LocalProtocolError):
+        made.settle(0, outcome)
+    assert len(reported) == 1
+
+
+# --- stories
+
+
+def test_message_taken_for_one_and_refused_for_the_other() -> None:
+    made, reported = settlement(State.OPEN, State.OPEN)
+    made.accepted([0])
+    made.settle(1, NEVER)
+    made.dot_sent([0], RELAY)
+    assert made.outcomes() is None
+    made.settle(0, OK)
+    assert made.outcomes() == [OK, NEVER]
+    assert [one.place for one in reported] == [1, 0]
+
+
+def test_broken_session_leaves_everybody_to_the_next_host() -> None:
+    made, _ = settlement(State.OPEN, State.ACCEPTED, State.DOT_SENT, State.DELIVERED)
+    made[3].outcome = OK
+    made.released(range(4))
+    assert [made[place].state for place in range(3)] == [State.OPEN] * 3
+    assert made[3].state is State.DELIVERED
+
+
+def test_refusal_out_of_turn_is_asked_of_better_hosts_only() -> None:
+    made, _ = settlement(State.OPEN, State.OPEN)
+    made.refused(0, MIDDLE)
+    assert made.open_to(BEST, [0, 1]) == [0, 1]
+    assert made.open_to(MIDDLE, [0, 1]) == [1]
+    assert made.open_to(WORST, [0, 1]) == [1]
+    made.refused(0, WORST)  # the best refusal counts
+    assert made.open_to(MIDDLE, [0]) == []
+    made.refused(0, BEST)
+    assert made.open_to(BEST, [0]) == []
+
+
+def test_settled_recipient_is_offered_to_no_host() -> None:
+    made, _ = settlement(State.OPEN, State.OPEN)
+    made.settle(0, LATER)
+    assert made.open_to(BEST, [0, 1]) == [1]
+    assert made.unsettled() == [1]
+
+
+@pytest.mark.parametrize(
+    ("doubts", "is_first"),
+    [
+        pytest.param({}, True, id="none"),
+        pytest.param({RELAY: 1}, False, id="same_address"),
+        pytest.param({SAME_HOST: 1}, False, id="same_host"),
+        pytest.param({OTHER: 3}, True, id="other_host"),
+    ],
+)
+def test_second_doubt_at_one_host_goes_on(
+    doubts: dict[str, int], is_first: bool
+) -> None:
+    made, _ = settlement(State.UNCLAIMED)
+    made.claimed(0, Past(doubts))
+    made.accepted([0])
+    made.dot_sent([0], RELAY)
+    assert made.is_first_doubt(0, UNANSWERED) is is_first
+    assert made[0].past.doubts[RELAY] == doubts.get(RELAY, 0) + 1
+    if is_first:
+        made.settle(0, UNANSWERED)
+        assert made[0].outcome == UNANSWERED
+    else:
+        assert made[0].state is State.OPEN
+
+
+def test_deferral_begins_with_the_host_that_may_have_the_message() -> None:
+    made, _ = settlement(State.UNCLAIMED)
+    made.claimed(0, Past({RELAY: 1}))
+    made.accepted([0])
+    made.dot_sent([0], RELAY)
+    assert not made.is_first_doubt(0, UNANSWERED)
+    made.settle(0, LATER)
+    assert made[0].outcome == UNANSWERED._replace(text="sent, not answered; not now")
+
+
+def test_bounce_names_the_hosts_that_may_have_the_message() -> None:
+    made, _ = settlement(State.UNCLAIMED)
+    made.claimed(0, Past({RELAY: 1, SAME_HOST: 1}))
+    made.settle(0, NEVER)
+    outcome = made[0].outcome
+    assert outcome is not None
+    assert outcome.text == "unknown; but may have been delivered by a"
+
+
+def test_wait_is_noted_for_the_unsettled_only() -> None:
+    made, _ = settlement(State.OPEN, State.OPEN)
+    made.settle(0, LATER)
+    made.waited([0, 1], RELAY, "greeting", 8.0)
+    made.waited([0, 1], RELAY, "greeting", 2.0)
+    assert made[0].past.waits == {}
+    assert made[1].past.waits == {(RELAY, "greeting"): 10.0}
+
+
+@pytest.mark.parametrize("state", State, ids=lambda state: state.value)
+def test_stop_settles_each_by_what_a_host_may_have(state: State) -> None:
+    made, reported = settlement(state)
+    recipient = made[0]
+    recipient.relay = RELAY
+    if state in FINAL:
+        recipient.outcome = OK
+    made.stop(LATER)
+    outcome = recipient.outcome
+    if state in FINAL:
+        assert outcome == OK
+        assert not reported
+    elif state is State.DOT_SENT:
+        assert isinstance(outcome, Deferred)
+        assert outcome.may_have_arrived
+        assert recipient.past.doubts == {RELAY: 1}
+    else:
+        assert outcome == LATER
+        assert recipient.past.doubts == {}
+
+
+def test_stop_after_a_doubt_says_that_it_may_have_arrived() -> None:
+    made, _ = settlement(State.UNCLAIMED)
+    made.claimed(0, Past({RELAY: 1}))
+    made.accepted([0])
+    made.dot_sent([0], RELAY)
+    made.is_first_doubt(0, UNANSWERED)
+    made.stop(LATER)
+    assert made[0].outcome == UNANSWERED
+
+
+def test_forward_path_is_printable_in_what_is_shown() -> None:
+    made = Settlement(["b\nob@example.com"], lambda recipient: None)
+    assert made[0].text.isprintable()
