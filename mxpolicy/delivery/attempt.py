@@ -11,7 +11,7 @@ Who is settled how
     transaction ends that finally refused it or left it in doubt at a host for the
     first time. A refusal from a worse host while a better one is merely slow is kept,
     and so is a doubt that is not the first; the race goes on for that recipient. What
-    is unsettled at the end is settled by `history.combine` from all that was seen.
+    is unsettled at the end is settled by `failures.combine` from all that was seen.
 
     What a host has said after the final dot stands, whatever happens to us after
     it: an exception of our own, or the end of our task.
@@ -30,7 +30,7 @@ from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
-from mxpolicy.delivery.history import History
+from mxpolicy.delivery.failures import Failures
 from mxpolicy.delivery.journal import host_of
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.opening import TlsUse, Way, open_session
@@ -163,7 +163,7 @@ class Attempt:
             self._options.race,
             deadline,
         )
-        self._history = History(self._is_overruled, self._options.greeting_5xx)
+        self._failures = Failures(self._is_overruled, self._options.greeting_5xx)
         # Tasks that reach for a candidate, or offer it the message.
         self._runners: dict[Candidate, asyncio.Task[None]] = {}
         # Ready: waiting to be taken, or taken.
@@ -200,7 +200,7 @@ class Attempt:
                 session.quit()
         self._note_waits()
         for index in sorted(self._unsettled):
-            self._settle(index, self._history.combine(index, reason))
+            self._settle(index, self._failures.combine(index, reason))
 
     def _entry(self, candidate: Candidate) -> racing.Entry:
         doubts = [
@@ -379,7 +379,7 @@ class Attempt:
     def _record(
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
     ) -> None:
-        self._history.failed(candidate, finding, reply)
+        self._failures.failed(candidate, finding, reply)
         self._tell(events.CandidateFailed(self._now(), candidate, finding))
 
     def _is_overruled(self, candidate: Candidate) -> bool:
@@ -397,14 +397,14 @@ class Attempt:
         """Offer the message to the winner; the owner of its whole trouble."""
         session = self._sessions[candidate]
         self._begin_transfer(session)
-        wanted = self._history.open_to(candidate, sorted(self._unsettled))
+        wanted = self._failures.open_to(candidate, sorted(self._unsettled))
         result = TransactionResult()
         self._results[candidate] = result
         ending = None
         try:
             unfit = self._misfit(session, wanted)
             if unfit is not None:
-                ending = self._history.unfit(candidate, unfit)
+                ending = self._failures.unfit(candidate, unfit)
                 self._tell(events.CandidateFailed(self._now(), candidate, ending))
             elif wanted:
                 ending = await self._offer(session, wanted, result)
@@ -615,7 +615,7 @@ class Attempt:
         if is_first:
             self._settle(index, outcome)
         else:
-            self._history.in_doubt(index, outcome)
+            self._failures.in_doubt(index, outcome)
 
     def _settle_refused(
         self,
@@ -627,7 +627,7 @@ class Attempt:
         """Settle those whose refusal is final; return what the others were told."""
         undecided = []
         for index, (verb, reply) in result.refused.items():
-            refusal = self._history.refused(
+            refusal = self._failures.refused(
                 candidate, index, verb, reply, waited=waited, alone=alone
             )
             if refusal is None:
@@ -690,7 +690,7 @@ class Attempt:
     # -- the end of each recipient ------------------------------------------
 
     def _settle(self, index: int, outcome: Outcome) -> None:
-        self._report(index, outcome, self._delays, self._history.tried(index))
+        self._report(index, outcome, self._delays, self._failures.tried(index))
         self._unsettled.discard(index)
 
     def _settle_what_hosts_have(self) -> None:
@@ -698,7 +698,7 @@ class Attempt:
 
         A bug, or that our task was cancelled.
         """
-        outcomes: dict[int, Outcome] = dict(self._history.all_in_doubt())
+        outcomes: dict[int, Outcome] = dict(self._failures.all_in_doubt())
         for candidate, result in self._results.items():
             relay = str(candidate)
             outcomes |= {

@@ -18,7 +18,7 @@ the host, or ourselves (site). Callers say what failed, never what to do about i
 * Everything else defers. When in doubt, defer.
 
 `judge_reply`, `judge_finding` and `judge_misfit` judge one thing each; what comes
-out when a recipient has met several is `mxpolicy.delivery.history`'s to fold.
+out when a recipient has met several is `mxpolicy.delivery.failures`'s to fold.
 Pure: nothing here waits or looks at a clock.
 """
 

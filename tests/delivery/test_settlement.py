@@ -15,7 +15,7 @@ from mxpolicy.delivery.settlement import (
 from mxpolicy.errors import LocalProtocolError
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply
-from mxpolicy.routing.candidate import rank_of
+from mxpolicy.routing.candidate import Rank
 
 OK = Delivered(
     EnhancedStatus(2, 0, 0), "250 ok", Reply(250, ("ok",)), "a[192.0.2.1]:25"
@@ -28,7 +28,7 @@ UNANSWERED = Deferred(
 RELAY = "a[192.0.2.1]:25"
 SAME_HOST = "a[192.0.2.2]:25"
 OTHER = "b[192.0.2.3]:25"
-BEST, MIDDLE, WORST = map(rank_of, (10, 20, 30))
+BEST, MIDDLE, WORST = (Rank(0, 10), Rank(0, 20), Rank(0, 30))
 FINAL = {State.DELIVERED, State.DEFERRED, State.BOUNCED}
 
 # The table once more, as a picture: rows are states, columns are inputs.

@@ -22,7 +22,7 @@ from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.config import parse
 from mxpolicy.delivery import trouble
 from mxpolicy.delivery.events import CandidateFailed, Delays, RecipientSettled
-from mxpolicy.delivery.history import History
+from mxpolicy.delivery.failures import Failures
 from mxpolicy.delivery.log_line import MAX_LINE, json_line, text_line
 from mxpolicy.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from mxpolicy.net.dns_message import (
@@ -157,14 +157,14 @@ def judgements(data: bytes) -> None:
     for reply in _read([choices.rest()])[0]:
         if reply.is_positive and verb is not Verb.DATA:
             continue
-        history = History(lambda candidate: False)
-        final = history.refused(CANDIDATE, 0, verb, reply, waited=1.0, alone=alone)
+        failures = Failures(lambda candidate: False)
+        final = failures.refused(CANDIDATE, 0, verb, reply, waited=1.0, alone=alone)
         trouble.ending([(verb, reply)], waited=1.0, alone=alone)
         assert final is None or reply.is_permanent
-        combined = final or history.combine(0, GiveUpReason.EXHAUSTED)
+        combined = final or failures.combine(0, GiveUpReason.EXHAUSTED)
         assert isinstance(combined, Deferred) or reply.is_permanent
         finding = Finding(Verdict.CLOSED, Phase.EHLO, 1.0, text=reply.text)
-        _show(combined, history.tried(0), finding)
+        _show(combined, failures.tried(0), finding)
 
 
 def _show(outcome: Outcome, tried: tuple[str, ...], finding: Finding) -> None:

@@ -1,6 +1,6 @@
 """What one attempt has seen, and the outcome it makes for a recipient that no host took.
 
-`History` collects what `mxpolicy.delivery.trouble` judged, one by one. `combine`
+`Failures` collects what `mxpolicy.delivery.trouble` judged, one by one. `combine`
 folds it: a refusal that stands bounces, all else defers. The text begins with the
 failure that tells most, and then names every host that was tried.
 """
@@ -25,7 +25,7 @@ from mxpolicy.routing.candidate import (
 )
 from mxpolicy.routing.race import GiveUpReason
 
-__all__ = ["Failure", "History", "combine"]
+__all__ = ["Failure", "Failures", "combine"]
 
 # What one host said, in the list of those tried.
 _MAX_SAID = 80
@@ -45,7 +45,7 @@ class Failure(NamedTuple):
     judgement: trouble.Judgement
 
 
-class History:
+class Failures:
     """What one attempt has seen, and what it means for each recipient in the end.
 
     Recipients are spoken of by their index in the envelope.

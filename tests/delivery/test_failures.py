@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxpolicy.delivery import trouble
-from mxpolicy.delivery.history import Failure, History, combine
+from mxpolicy.delivery.failures import Failure, Failures, combine
 from mxpolicy.delivery.trouble import Misfit
 from mxpolicy.options import GreetingPolicy
 from mxpolicy.outcome import Bounced, Deferred
@@ -32,9 +32,9 @@ def reply(text: str) -> Reply:
 
 
 def refuse(
-    history: History, candidate: Candidate, text: str, index: int = 0
+    failures: Failures, candidate: Candidate, text: str, index: int = 0
 ) -> Bounced | None:
-    return history.refused(
+    return failures.refused(
         candidate, index, Verb.RCPT, reply(text), waited=0.5, alone=True
     )
 
@@ -44,52 +44,52 @@ def nobody_better(_: Candidate) -> bool:
 
 
 @pytest.fixture
-def history() -> History:
-    return History(nobody_better)
+def failures() -> Failures:
+    return Failures(nobody_better)
 
 
 # --- one thing after the other
 
 
-def test_a_refusal_that_stands_is_final_at_once(history: History) -> None:
-    outcome = refuse(history, BEST, "550 5.1.1 unknown")
+def test_a_refusal_that_stands_is_final_at_once(failures: Failures) -> None:
+    outcome = refuse(failures, BEST, "550 5.1.1 unknown")
     assert isinstance(outcome, Bounced)
     assert outcome.relay == str(BEST)
 
 
-def test_a_deferral_goes_on_with_any_other_host(history: History) -> None:
-    assert refuse(history, BEST, "450 4.2.1 busy") is None
-    assert history.open_to(WORST, [0, 1]) == [0, 1]
+def test_a_deferral_goes_on_with_any_other_host(failures: Failures) -> None:
+    assert refuse(failures, BEST, "450 4.2.1 busy") is None
+    assert failures.open_to(WORST, [0, 1]) == [0, 1]
 
 
 def test_a_refusal_out_of_turn_is_asked_of_better_hosts_only() -> None:
     better_pending = {MIDDLE}
-    history = History(better_pending.__contains__)
-    assert refuse(history, MIDDLE, "550 5.1.1 unknown") is None
-    assert history.open_to(BEST, [0, 1]) == [0, 1]
-    assert history.open_to(MIDDLE, [0, 1]) == [1]
-    assert history.open_to(WORST, [0, 1]) == [1]
+    failures = Failures(better_pending.__contains__)
+    assert refuse(failures, MIDDLE, "550 5.1.1 unknown") is None
+    assert failures.open_to(BEST, [0, 1]) == [0, 1]
+    assert failures.open_to(MIDDLE, [0, 1]) == [1]
+    assert failures.open_to(WORST, [0, 1]) == [1]
     better_pending.clear()
-    assert isinstance(history.combine(0, EXHAUSTED), Bounced)
+    assert isinstance(failures.combine(0, EXHAUSTED), Bounced)
 
 
-def test_what_is_said_to_one_recipient_concerns_no_other(history: History) -> None:
-    history.failed(BEST, FILTERED)
-    refuse(history, MIDDLE, "450 4.2.1 busy", index=1)
-    assert str(history.combine(0, EXHAUSTED).status) == "4.4.1"
-    assert str(history.combine(1, EXHAUSTED).status) == "4.2.1"
-    assert len(history.tried(0)) == 1
-    assert history.tried(1) == (
+def test_what_is_said_to_one_recipient_concerns_no_other(failures: Failures) -> None:
+    failures.failed(BEST, FILTERED)
+    refuse(failures, MIDDLE, "450 4.2.1 busy", index=1)
+    assert str(failures.combine(0, EXHAUSTED).status) == "4.4.1"
+    assert str(failures.combine(1, EXHAUSTED).status) == "4.2.1"
+    assert len(failures.tried(0)) == 1
+    assert failures.tried(1) == (
         "a.example[192.0.2.1]:25 filtered 6.0s",
         "b.example[192.0.2.2]:25 transient 0.5s (450 4.2.1 busy)",
     )
 
 
 def test_a_5xx_greeting_is_final_where_the_operator_says_so() -> None:
-    history = History(nobody_better, GreetingPolicy.BOUNCE)
+    failures = Failures(nobody_better, GreetingPolicy.BOUNCE)
     greeting = Finding(Verdict.GREETING_5XX, Phase.GREETING, 0.1)
-    history.failed(BEST, greeting, reply("554 5.7.1 go away"))
-    assert isinstance(history.combine(0, EXHAUSTED), Bounced)
+    failures.failed(BEST, greeting, reply("554 5.7.1 go away"))
+    assert isinstance(failures.combine(0, EXHAUSTED), Bounced)
 
 
 # --- all of it together
@@ -110,32 +110,32 @@ def test_a_5xx_greeting_is_final_where_the_operator_says_so() -> None:
 def test_a_refusal_of_our_session_is_final_when_all_were_heard(
     other: Finding | str | None, reason: GiveUpReason, overruled: bool
 ) -> None:
-    history = History(lambda candidate: overruled)
-    assert refuse(history, BEST, "503 5.5.1 EHLO first") is None
-    assert history.open_to(WORST, [0]) == [0]
+    failures = Failures(lambda candidate: overruled)
+    assert refuse(failures, BEST, "503 5.5.1 EHLO first") is None
+    assert failures.open_to(WORST, [0]) == [0]
     if isinstance(other, Finding):
-        history.failed(MIDDLE, other)
+        failures.failed(MIDDLE, other)
     elif other is not None:
-        refuse(history, MIDDLE, other)
-    outcome = history.combine(0, reason)
+        refuse(failures, MIDDLE, other)
+    outcome = failures.combine(0, reason)
     final = reason is EXHAUSTED and not overruled
     assert isinstance(outcome, Bounced if final else Deferred)
     assert outcome.status.class_ == (5 if final else 4)
 
 
 def test_a_refusal_of_the_mail_tells_more_than_one_of_our_session(
-    history: History,
+    failures: Failures,
 ) -> None:
-    refuse(history, BEST, "503 5.5.1 EHLO first")
-    outcome = refuse(history, MIDDLE, "550 5.1.1 unknown")
+    refuse(failures, BEST, "503 5.5.1 EHLO first")
+    outcome = refuse(failures, MIDDLE, "550 5.1.1 unknown")
     assert isinstance(outcome, Bounced)
 
 
-def test_a_message_that_fits_nowhere_bounces(history: History) -> None:
+def test_a_message_that_fits_nowhere_bounces(failures: Failures) -> None:
     for candidate in EVERYBODY:
-        finding = history.unfit(candidate, Misfit.TOO_LARGE)
+        finding = failures.unfit(candidate, Misfit.TOO_LARGE)
         assert finding.verdict is Verdict.UNFIT
-    outcome = history.combine(0, EXHAUSTED)
+    outcome = failures.combine(0, EXHAUSTED)
     assert isinstance(outcome, Bounced)
     assert str(outcome.status) == "5.3.4"
 
@@ -144,25 +144,25 @@ def test_a_message_that_fits_nowhere_bounces(history: History) -> None:
     "reason", [GiveUpReason.DEADLINE, GiveUpReason.CAPPED], ids=lambda r: r.value
 )
 def test_a_message_that_fits_nowhere_we_asked_is_deferred(
-    history: History, reason: GiveUpReason
+    failures: Failures, reason: GiveUpReason
 ) -> None:
-    history.unfit(BEST, Misfit.TOO_LARGE)
-    assert isinstance(history.combine(0, reason), Deferred)
+    failures.unfit(BEST, Misfit.TOO_LARGE)
+    assert isinstance(failures.combine(0, reason), Deferred)
 
 
 @pytest.mark.parametrize("other", [FILTERED, NO_FILES], ids=["filtered", "own_trouble"])
 def test_a_message_that_may_fit_elsewhere_is_deferred(
-    history: History, other: Finding
+    failures: Failures, other: Finding
 ) -> None:
-    history.unfit(BEST, Misfit.NO_SMTPUTF8)
-    history.failed(MIDDLE, other)
-    outcome = history.combine(0, EXHAUSTED)
+    failures.unfit(BEST, Misfit.NO_SMTPUTF8)
+    failures.failed(MIDDLE, other)
+    outcome = failures.combine(0, EXHAUSTED)
     assert isinstance(outcome, Deferred)
     assert str(outcome.status) == "4.6.7"
 
 
 @pytest.mark.parametrize(
-    ("failures", "status"),
+    ("seen", "status"),
     [
         pytest.param([(BEST, FILTERED), (MIDDLE, SILENT)], "4.4.2", id="furthest"),
         pytest.param([(BEST, FILTERED), (MIDDLE, NO_FILES)], "4.3.0", id="ourselves"),
@@ -170,20 +170,20 @@ def test_a_message_that_may_fit_elsewhere_is_deferred(
     ],
 )
 def test_the_failure_that_tells_most_gives_the_status(
-    history: History, failures: Sequence[tuple[Candidate, Finding]], status: str
+    failures: Failures, seen: Sequence[tuple[Candidate, Finding]], status: str
 ) -> None:
-    for candidate, finding in failures:
-        history.failed(candidate, finding)
-    assert str(history.combine(0, EXHAUSTED).status) == status
+    for candidate, finding in seen:
+        failures.failed(candidate, finding)
+    assert str(failures.combine(0, EXHAUSTED).status) == status
 
 
 def test_what_was_said_about_the_mail_tells_more_than_anything(
-    history: History,
+    failures: Failures,
 ) -> None:
-    history.failed(BEST, NO_FILES)
-    refuse(history, WORST, "451 4.7.1 greylisted")
-    history.failed(MIDDLE, SILENT)
-    outcome = history.combine(0, GiveUpReason.CAPPED)
+    failures.failed(BEST, NO_FILES)
+    refuse(failures, WORST, "451 4.7.1 greylisted")
+    failures.failed(MIDDLE, SILENT)
+    outcome = failures.combine(0, GiveUpReason.CAPPED)
     assert outcome.text == (
         "host c.example[192.0.2.3]:25 said: 451 4.7.1 greylisted (in reply to RCPT"
         " command); others are not asked this time; tried:"
@@ -193,20 +193,20 @@ def test_what_was_said_about_the_mail_tells_more_than_anything(
     )
 
 
-def test_one_failure_is_not_told_twice(history: History) -> None:
-    history.failed(BEST, FILTERED)
-    outcome = history.combine(0, GiveUpReason.DEADLINE)
+def test_one_failure_is_not_told_twice(failures: Failures) -> None:
+    failures.failed(BEST, FILTERED)
+    outcome = failures.combine(0, GiveUpReason.DEADLINE)
     assert outcome.text == (
         "a.example[192.0.2.1]:25 did not answer the connection attempt"
         " (connect, 6.0s); out of time"
     )
 
 
-def test_a_hundred_failures_stay_one_line_under_1000_bytes(history: History) -> None:
+def test_a_hundred_failures_stay_one_line_under_1000_bytes(failures: Failures) -> None:
     for number in range(100):
         candidate = Candidate(f"{'x' * 60}{number}.example", "2001:db8::1", 25)
-        history.failed(candidate, FILTERED)
-    text = history.combine(0, EXHAUSTED).text
+        failures.failed(candidate, FILTERED)
+    text = failures.combine(0, EXHAUSTED).text
     assert len(text) <= trouble.MAX_OUTCOME_TEXT
     named = text.count("filtered")
     assert 5 < named < 100
@@ -259,7 +259,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
     reason: GiveUpReason,
     policy: GreetingPolicy,
 ) -> None:
-    history = History(overruled.__contains__, policy)
+    failures = Failures(overruled.__contains__, policy)
     stands = greeting_stands = about_session = False
     for candidate, what in seen:
         match what:
@@ -267,7 +267,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
                 about_session |= candidate not in overruled and (
                     trouble.is_about_the_session(verb, answer)
                 )
-                final = history.refused(
+                final = failures.refused(
                     candidate, 0, verb, answer, waited=1.0, alone=alone
                 )
                 if final is not None:
@@ -277,7 +277,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
                     stands = True
             case (Finding() as finding, answer):
                 assert answer is None or isinstance(answer, Reply)
-                history.failed(candidate, finding, answer)
+                failures.failed(candidate, finding, answer)
                 greeting_stands |= (
                     policy is GreetingPolicy.BOUNCE
                     and finding.verdict is Verdict.GREETING_5XX
@@ -287,7 +287,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
                 )
             case _:
                 assert isinstance(what, Misfit)
-                history.unfit(candidate, what)
+                failures.unfit(candidate, what)
     fits_nowhere = (
         bool(seen)
         and reason is EXHAUSTED
@@ -295,7 +295,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
         and any(candidate not in overruled for candidate, _ in seen)
     )
     last_resort = about_session and reason is EXHAUSTED
-    outcome = history.combine(0, reason)
+    outcome = failures.combine(0, reason)
     assert isinstance(outcome, Bounced) == (
         stands or greeting_stands or fits_nowhere or last_resort
     )
@@ -304,7 +304,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
     assert outcome.text.isascii()
     assert outcome.text.isprintable()
     assert len(outcome.text) <= trouble.MAX_OUTCOME_TEXT < 1000
-    assert len(history.tried(0)) == len(seen)
+    assert len(failures.tried(0)) == len(seen)
 
 
 @given(st.permutations(range(4)))
