@@ -144,9 +144,9 @@ def _defer(text: str) -> NoReturn:
 
 def _policy(argv: list[str]) -> int:
     """Run the policy door, and answer "I do not know" where it cannot even begin."""
-    from mxpolicy import dunno
+    from mxpolicy import policy_fallback
 
-    out = dunno.take_stdout()
+    out = policy_fallback.take_stdout()
     try:
         # Python's own import has been seen to go round in circles for want of memory.
         # Where there is no process, smtpd(8) takes it for DUNNO, as main.cf says.
@@ -161,7 +161,7 @@ def _policy(argv: list[str]) -> int:
         return serve()
     _end_after(0)
     # Here the exception holds nothing any more: it may be that memory is short.
-    return dunno.serve(out, why)
+    return policy_fallback.serve(out, why)
 
 
 def _end_after(seconds: int) -> None:
@@ -191,9 +191,9 @@ def _misused(command: str, rest: list[str]) -> int:
         _defer(text)
     # `polcy` in master.cf: what stderr says there would be taken for an answer.
     if command.startswith("policy") or close == ["policy"]:
-        from mxpolicy import dunno
+        from mxpolicy import policy_fallback
 
-        return dunno.serve(dunno.take_stdout(), text)
+        return policy_fallback.serve(policy_fallback.take_stdout(), text)
     sys.stderr.write(f"mxpolicy: {text}; try mxpolicy --help\n")
     return EXIT_USAGE
 

@@ -12,7 +12,7 @@ connection. So:
   idle connection is never closed: that is the mail server's to do.
 
 Whatever goes wrong before the first question is read is `prepare`'s to raise, and
-`mxpolicy.dunno` answers in its stead. After that, a fault that no question caused
+`mxpolicy.policy_fallback` answers in its stead. After that, a fault that no question caused
 ends the process; smtpd(8) then asks a new one.
 """
 

@@ -10,7 +10,7 @@ the resource limit RLIMIT_LOCKS, which has had no other meaning since Linux 2.4.
 line in ``site-packages`` (`install`) makes each marked Python `watch` itself. The mark
 names the mount namespace, because the lab's directories of those names are its own.
 
-There is no module `syslog`: `mxpolicy.dunno` falls back on it, and does without it.
+There is no module `syslog`: `mxpolicy.policy_fallback` falls back on it, and does without it.
 A forbidden access raises `Trespass` where it happens, and leaves a file that says who
 it was. So the test fails (`tests/conftest.py`) also where the process lives on.
 

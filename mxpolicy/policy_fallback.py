@@ -1,7 +1,7 @@
 """The last resort of ``mxpolicy policy``: DUNNO to every question.
 
-When the configuration cannot be used, a module is missing or there is no memory
-for more, mail goes on as if nobody had been asked. This module needs nothing but
+It answers when the configuration cannot be used, a module is missing or memory has
+run out. Mail then goes on as if there were no policy server. This module needs only
 what is built into Python, and is imported before anything else of ours.
 """
 
@@ -16,16 +16,16 @@ EXIT_USAGE = 2
 # Postfix's requests have some hundred bytes.
 READ_SIZE = 4096
 
-# Given back when there is no memory for more: answering takes a little, too. Pages
-# that nobody has written to are none.
+# An emergency reserve, freed when memory has run out: answering takes a little, too.
+# It costs no RAM until then.
 _reserve = bytearray(2 * 1024 * 1024)
 
 
 def take_stdout() -> int:
-    """Return a descriptor for answers; what else is written to stdout goes nowhere.
+    """Return a descriptor for answers; anything else written to stdout is discarded.
 
-    Under spawn(8) standard error is the mail server's connection, too: any warning
-    would be taken for an answer. Where it is another file it stays as it is.
+    Under spawn(8) standard error is the mail server's connection, too, and a warning
+    would be taken for an answer. Standard error stays as it is when it is another file.
     """
     null = os.open(os.devnull, os.O_RDWR)
     while null < 3:  # 0, 1 or 2 was closed: this is the new one
@@ -48,7 +48,7 @@ def serve(out: int, why: str) -> int:
 
     Args:
         out: From `take_stdout`.
-        why: For the log; a person at a terminal is told and not kept waiting.
+        why: For the log. At a terminal it is printed, and no answer is given.
 
     Returns:
         The exit status.
@@ -66,7 +66,7 @@ def serve(out: int, why: str) -> int:
 
 
 def _answer_all(out: int) -> None:
-    is_empty = True  # the line that is being read, so far
+    is_empty = True  # so far, the line that is being read
     while data := os.read(0, READ_SIZE):
         *ended, rest = data.split(b"\n")
         for line in ended:
@@ -77,7 +77,7 @@ def _answer_all(out: int) -> None:
 
 
 def _log(text: str) -> None:
-    """Tell syslog, if that is possible at all."""
+    """Write *text* to syslog, where that is possible."""
     try:
         import syslog
 
@@ -85,5 +85,5 @@ def _log(text: str) -> None:
         words = "".join(one if one.isprintable() else " " for one in text)
         syslog.openlog("mxpolicy", syslog.LOG_PID, syslog.LOG_MAIL)
         syslog.syslog(syslog.LOG_WARNING, words[:MAX_LOGGED])
-    except Exception:  # noqa: S110 - there is nobody left to tell
+    except Exception:  # noqa: S110 - there is no other log
         pass
