@@ -23,7 +23,7 @@ from mxpolicy.routing import broken_tls
 from mxpolicy.routing.reachability import NOTHING, Record, decode
 from mxpolicy.state.opening import state_file
 from mxpolicy.state.store import StoreAbsent
-from mxpolicy.terminal import BOLD, Terminal
+from mxpolicy.terminal import BOLD, Terminal, reader_may_leave
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,15 +95,11 @@ def main(argv: Sequence[str]) -> int:
         print(f"mxpolicy: {error}", file=sys.stderr)
         return 1
     now = time.time()
-    try:
+    with reader_may_leave():
         if arguments.json:
             print(json.dumps(as_json(found, now, options.memory), indent=2))
         else:
             show(found, now, options.memory, Terminal(sys.stdout, os.environ))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read has left. The interpreter would try to flush again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -39,7 +39,7 @@ from mxpolicy.routing.race import MAX_DIALLED, Race, Start, Wake
 from mxpolicy.routing.race_timing import REMEMBERED_FACTOR
 from mxpolicy.routing.reachability import NOTHING
 from mxpolicy.state.opening import open_to_read, state_file
-from mxpolicy.terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
+from mxpolicy.terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal, reader_may_leave
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -111,15 +111,11 @@ def main(argv: Sequence[str]) -> int:
             outlook, options, when, printable(sender), printable(recipient)
         )
         found += [Finding("memory", printable(text, 500)) for text in told]
-    try:
+    with reader_may_leave():
         if arguments.json:
             print(json.dumps(as_json(outlook, found, options), indent=2))
         else:
             show(outlook, found, when, options, Terminal(sys.stdout, os.environ))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read has left. The interpreter would try to flush again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exit_status(outlook.plan)
 
 

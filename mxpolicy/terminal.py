@@ -8,14 +8,17 @@ already: nothing is escaped here.
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import textwrap
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["BOLD", "DIM", "GREEN", "RED", "YELLOW", "Terminal"]
+__all__ = ["BOLD", "DIM", "GREEN", "RED", "YELLOW", "Terminal", "reader_may_leave"]
 
 BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"
 
@@ -114,6 +117,17 @@ class Terminal:
             # A command that is to be copied shall stay in one piece.
             break_long_words=False,
         ) or [first.rstrip()]
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Flush stdout at the end of the block; end it quietly when nothing reads stdout."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes once more on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _columns() -> int:

@@ -26,7 +26,7 @@ from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Item, Level, Section, fail, ok, warn
 from mxpolicy.config import load
 from mxpolicy.errors import ConfigError
-from mxpolicy.terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal
+from mxpolicy.terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal, reader_may_leave
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -124,15 +124,11 @@ def main(argv: Sequence[str]) -> int:
         text = f"no answer within {PATIENCE:.0f} s; the rest was not looked at"
         sections.append(Section(looking.title, (fail(text),)))
     failed = any(one.level is Level.FAIL for part in sections for one in part.items)
-    try:
+    with reader_may_leave():
         if arguments.json:
             print(json.dumps(_as_json(sections, looking.settings), indent=2))
         else:
             _show(sections, looking.settings, Terminal(sys.stdout, os.environ))
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read has left. The interpreter would try to flush again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if thread.is_alive():
         os._exit(1)
     return 1 if failed else 0

@@ -25,6 +25,7 @@ from mxpolicy.demo.hosts import DemoError, address_of
 from mxpolicy.demo.screen import Paint, Screen
 from mxpolicy.demo.stage import perform
 from mxpolicy.demo.stories import STORIES
+from mxpolicy.terminal import reader_may_leave
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,24 +55,20 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     wanted = [s for s in STORIES if not arguments.story or s.name in arguments.story]
     try:
-        if arguments.list:
-            return _list(wanted)
-        return _interruptible(
-            wanted, Screen(sys.stdout, Paint.of(sys.stdout, os.environ))
-        )
+        with reader_may_leave():
+            if arguments.list:
+                return _list(wanted)
+            return _interruptible(
+                wanted, Screen(sys.stdout, Paint.of(sys.stdout, os.environ))
+            )
     except DemoError as error:
         print(f"mxpolicy demo: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        # Whoever watched has left. The interpreter would try to flush again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return 1
 
 
 def _list(stories: Sequence[Story]) -> int:
     for story in stories:
         print(f"{story.name:<9}{story.title}")
-    sys.stdout.flush()
     return 0
 
 

@@ -1,0 +1,56 @@
+"""What is shown to people: leaving when the reader has left, and how time is written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def run_unread(code: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
+    """Run *code* with a stdout that nothing reads any more."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            stdout=writes,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **environ},
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writes)
+
+
+@pytest.mark.parametrize("length", [1, 1_000_000], ids=["at_the_flush", "at_the_print"])
+def test_reader_that_has_left_ends_the_block_and_nothing_else(length: int) -> None:
+    ended = run_unread(
+        "from mxpolicy.terminal import reader_may_leave\n"
+        "def shown():\n"
+        "    with reader_may_leave():\n"
+        f"        print('x' * {length})\n"
+        "        return 3\n"
+        "    return 4\n"
+        "raise SystemExit(shown() + 10)\n"
+    )
+    assert ended.stderr == b""
+    assert ended.returncode == 14
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"), [(["hosts"], 0), (["demo", "--list"], 1)], ids=["hosts", "demo"]
+)
+def test_command_whose_reader_has_left_ends_quietly(
+    argv: list[str], status: int, tmp_path: Path
+) -> None:
+    code = f"import sys; from mxpolicy.cli import main; sys.argv[1:] = {argv}; sys.exit(main())"
+    ended = run_unread(code, STATE_DIRECTORY=str(tmp_path), MXPOLICY_CONFIG="/dev/null")
+    assert (ended.returncode, ended.stderr) == (status, b"")
