@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mxpolicy.delivery.journal import (
@@ -32,6 +31,7 @@ from mxpolicy.delivery.journal import (
     myself,
     settled_entry,
 )
+from mxpolicy.delivery.writer import Writer
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Deferred, Delivered
 from mxpolicy.state.store import HEAVY, LIGHT
@@ -97,6 +97,7 @@ class Claims:
         keys: By recipient index, from `journal.entry_key`. Whoever has none is
             delivered without a journal.
         deadline: Seconds from now until we are done.
+        tell: Given what goes wrong in the background: a bug of ours.
         utc: Seconds since the epoch.
     """
 
@@ -105,6 +106,7 @@ class Claims:
         store: Store,
         keys: Mapping[int, str],
         deadline: float,
+        tell: Callable[[Exception], None],
         utc: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -119,8 +121,7 @@ class Claims:
         self._past: dict[int, Past] = {}
         self._settled: dict[int, Entry] = {}
         self._earlier: set[int] = set()  # of those, the ones that were so before
-        self._queue: deque[Callable[[], Awaitable[None]]] = deque()
-        self._writer: asyncio.Task[None] | None = None
+        self._writer = Writer(tell)
 
     # -- before the delivery ------------------------------------------------
 
@@ -246,11 +247,11 @@ class Claims:
             return
         entry = settled_entry(outcome)
         if entry is None:
-            self._do_later(lambda: self._let_go(index))
+            self._writer.do_later(lambda: self._let_go(index))
             return
         self._settled[index] = entry
         if entry.state is State.DELIVERED:
-            self._do_later(lambda: self._keep(index, KEPT))
+            self._writer.do_later(lambda: self._keep(index, KEPT))
 
     async def _keep(self, index: int, kept: float, *, durable: bool = False) -> None:
         """Write that a recipient has it: the truth, whoever has written there."""
@@ -333,8 +334,7 @@ class Claims:
                 settled must outlive all that the mail server will try, and a loss
                 of power.
         """
-        while writer := self._writer:
-            await writer
+        await self._writer.wait()
         everybody = list(outcomes)
         is_deferred = any(isinstance(one, Deferred) for one in everybody)
         for index, entry in self._settled.items():
@@ -356,18 +356,6 @@ class Claims:
         for index in delivered:
             # What is durable takes with it all that was written before.
             await self._keep(index, KEPT_IN_PART, durable=index == delivered[-1])
-
-    def _do_later(self, work: Callable[[], Awaitable[None]]) -> None:
-        self._queue.append(work)
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write())
-
-    async def _write(self) -> None:
-        try:
-            while self._queue:
-                await self._queue.popleft()()
-        finally:
-            self._writer = None
 
 
 class _Patience:

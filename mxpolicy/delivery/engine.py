@@ -246,7 +246,7 @@ class _Delivery:
         self._recipients: list[Recipient] = []
         self._utc = parts.utc
         self._admission = parts.admission
-        self._claims = Claims(parts.store, {}, 0.0)
+        self._claims = Claims(parts.store, {}, 0.0, self._observe_trouble)
 
     async def run(self) -> list[Outcome]:
         try:
@@ -284,7 +284,9 @@ class _Delivery:
         )
         keys = self._journal_keys(envelope)
         until = self._request.deadline + DOT_TIME
-        self._claims = Claims(self._store, keys, until, self._utc)
+        self._claims = Claims(
+            self._store, keys, until, self._observe_trouble, self._utc
+        )
         async with asyncio.TaskGroup() as group:
             for (nexthop, domain, _), indices in self._groups().items():
                 group.create_task(self._send_once(envelope, nexthop, domain, indices))

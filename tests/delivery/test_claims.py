@@ -50,7 +50,10 @@ class Site:
         return self.now
 
     def claims(self, deadline: float = 900.0) -> Claims:
-        return Claims(self.store, KEYS, deadline, self.utc)
+        return Claims(self.store, KEYS, deadline, self.tell, self.utc)
+
+    def tell(self, error: Exception) -> None:
+        self.told.append(str(error))
 
     async def entry(self, index: int) -> Entry | None:
         value = await self.store.get(KEYS[index])
@@ -454,7 +457,7 @@ def test_delivery_is_the_truth_whoever_has_written_there() -> None:
 
 def test_nobody_without_a_key_is_in_the_journal() -> None:
     async def work(site: Site) -> None:
-        claims = Claims(site.store, {}, 900.0, site.utc)
+        claims = Claims(site.store, {}, 900.0, site.tell, site.utc)
         assert await claims.claim([0, 1]) == ([0, 1], {}, [])
         await claims.dot_is_next(HOST, [0, 1])
         claims.settled(0, TAKEN)
@@ -463,6 +466,23 @@ def test_nobody_without_a_key_is_in_the_journal() -> None:
         assert await site.store.scan("") == []
 
     play(work)
+
+
+def test_bug_in_one_write_is_told_and_the_others_are_written() -> None:
+    class Buggy(MemoryStore):
+        async def delete(self, key: str) -> bool:
+            raise RuntimeError("a bug of the store's")
+
+    async def work(site: Site) -> None:
+        claims = site.claims()
+        await claims.claim([0, 1])
+        claims.settled(0, LATER)
+        claims.settled(1, TAKEN)
+        await claims.finish([LATER, TAKEN])
+        assert await site.state(1) is State.DELIVERED
+        assert site.told == ["a bug of the store's"]
+
+    play(work, Buggy(lambda: 1_000_000.0))
 
 
 # -- a store that fails -----------------------------------------------------------
@@ -644,7 +664,7 @@ from mxpolicy.state.sqlite import SqliteStore
 
 async def main():
     store = FallbackStore(SqliteStore(sys.argv[1]), print)
-    claims = Claims(store, {0: "journal/a"}, 900.0)
+    claims = Claims(store, {0: "journal/a"}, 900.0, print)
     claim = await claims.claim([0])
     if claim.ours:
         await claims.dot_is_next("mx.example[192.0.2.1]:25", [0])
