@@ -8,7 +8,6 @@ The tree::
       ProtocolError
         LocalProtocolError     we would have broken the protocol: a bug here
         RemoteProtocolError    the peer broke it: close the connection
-      ResolveError             no usable answer from DNS; "no such domain" is an outcome
       ConnectError             a candidate could not be reached; carries the verdict
       TLSError                 the handshake or the verification failed
       LocalTrouble             our own machine: descriptors, memory, disk; never a verdict
@@ -37,7 +36,6 @@ __all__ = [
     "MxPolicyError",
     "ProtocolError",
     "RemoteProtocolError",
-    "ResolveError",
     "StoreError",
     "TLSError",
     "UsageError",
@@ -78,23 +76,6 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """The peer broke the protocol. The connection cannot be used any more."""
-
-
-class ResolveError(MxPolicyError):
-    """DNS gave no usable answer for *name* (RFC 2308: that is not "no such name").
-
-    Attributes:
-        name: The name asked for.
-        reason: What was seen: ``SERVFAIL from 192.0.2.1``, ``timeout``.
-    """
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)
-        self.name = name
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
 
 
 class ConnectError(MxPolicyError):

@@ -41,7 +41,7 @@ from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import TlsLevel
 from mxpolicy.outcome import Deferred, Outcome
-from mxpolicy.protocol.smtp_client import State, Verb, facts
+from mxpolicy.protocol.smtp_states import State, Verb, facts
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing import race as racing
 from mxpolicy.routing.candidate import (

@@ -16,7 +16,9 @@ from typing import TypeVar
 from mxpolicy.errors import MxPolicyError, RemoteProtocolError
 from mxpolicy.net.ack_watch import AckWatch, StreamSilent, StreamStalled
 from mxpolicy.net.stream import Stream, StreamClosed
-from mxpolicy.protocol import smtp_client as smtp
+from mxpolicy.protocol.smtp_client import SmtpClient
+from mxpolicy.protocol.smtp_events import Closing, Event, StrayReply
+from mxpolicy.protocol.smtp_states import State, facts
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing.candidate import Awaited, Finding, Phase, Scope, Verdict, Wait
 
@@ -30,21 +32,21 @@ _LOOK = 1.0
 
 # What we wait for in each state. A transaction after RSET begins with MAIL; of a dot
 # that is known not to have left, only the body was awaited.
-_AWAITED: dict[smtp.State, Awaited] = {
-    smtp.State.GREETING: Awaited.GREETING,
-    smtp.State.EHLO: Awaited.EHLO,
-    smtp.State.HELO: Awaited.EHLO,
-    smtp.State.STARTTLS: Awaited.TLS,
-    smtp.State.TLS_HANDSHAKE: Awaited.TLS,
-    smtp.State.READY: Awaited.MAIL,
-    smtp.State.RSET: Awaited.MAIL,
-    smtp.State.MAIL: Awaited.MAIL,
-    smtp.State.RCPT: Awaited.RCPT,
-    smtp.State.DATA: Awaited.DATA,
-    smtp.State.BODY: Awaited.BODY,
-    smtp.State.DOT: Awaited.BODY,
-    smtp.State.QUIT: Awaited.MAIL,
-    smtp.State.CLOSED: Awaited.BODY,
+_AWAITED: dict[State, Awaited] = {
+    State.GREETING: Awaited.GREETING,
+    State.EHLO: Awaited.EHLO,
+    State.HELO: Awaited.EHLO,
+    State.STARTTLS: Awaited.TLS,
+    State.TLS_HANDSHAKE: Awaited.TLS,
+    State.READY: Awaited.MAIL,
+    State.RSET: Awaited.MAIL,
+    State.MAIL: Awaited.MAIL,
+    State.RCPT: Awaited.RCPT,
+    State.DATA: Awaited.DATA,
+    State.BODY: Awaited.BODY,
+    State.DOT: Awaited.BODY,
+    State.QUIT: Awaited.MAIL,
+    State.CLOSED: Awaited.BODY,
 }
 
 E = TypeVar("E")
@@ -83,7 +85,7 @@ class Dialogue:
     def __init__(
         self,
         stream: Stream,
-        client: smtp.SmtpClient,
+        client: SmtpClient,
         clock: Callable[[], float],
         on_stray: Callable[[Reply], None],
     ) -> None:
@@ -91,7 +93,7 @@ class Dialogue:
         self._smtp = client
         self._clock = clock
         self._on_stray = on_stray
-        self._events: deque[smtp.Event] = deque()
+        self._events: deque[Event] = deque()
         self._phase = Phase.GREETING
         self._entered = clock()
         self._is_cut_short = False  # in the middle of the mail data
@@ -246,7 +248,7 @@ class Dialogue:
             raise StreamClosed("connection closed by the host")
         is_early = self._phase is Phase.DOT and not self._has_arrived()
         for event in self._smtp.receive_data(received, is_early=is_early):
-            if isinstance(event, smtp.StrayReply):
+            if isinstance(event, StrayReply):
                 self._on_stray(event.reply)
             else:
                 self._events.append(event)
@@ -281,9 +283,9 @@ class Dialogue:
         if self._events:
             raise self._unexpected(self._events.popleft())
 
-    def _unexpected(self, event: smtp.Event) -> SessionFailed:
+    def _unexpected(self, event: Event) -> SessionFailed:
         """Return the failure for an event that nobody asked for: a goodbye."""
-        if isinstance(event, smtp.Closing):
+        if isinstance(event, Closing):
             return self._failed(
                 self._verdict_of_goodbye(event.reply), reply=event.reply
             )
@@ -323,7 +325,7 @@ class Dialogue:
 
     def _awaited(self) -> str:
         # What that means for the message, if anything, is `trouble`'s to say.
-        return smtp.facts(self._smtp.state).log_words.partition(";")[0]
+        return facts(self._smtp.state).log_words.partition(";")[0]
 
     def _failed(
         self, verdict: Verdict, text: str = "", *, reply: Reply | None = None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mxpolicy.delivery import trouble
 from mxpolicy.options import GreetingPolicy
 from mxpolicy.outcome import Bounced, Deferred, Tried
-from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing.candidate import (
     Candidate,

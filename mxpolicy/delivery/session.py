@@ -26,7 +26,23 @@ from mxpolicy.net import tls
 from mxpolicy.net.ack_watch import StreamSilent, telling_progress
 from mxpolicy.net.stream import Stream, StreamClosed
 from mxpolicy.options import LongLines
-from mxpolicy.protocol import smtp_client as smtp
+from mxpolicy.protocol.extensions import Extensions
+from mxpolicy.protocol.smtp_client import SmtpClient
+from mxpolicy.protocol.smtp_events import (
+    BodyRefused,
+    Closing,
+    DataAnswered,
+    DotAnswered,
+    EhloAnswered,
+    Greeted,
+    HeloAnswered,
+    MailAnswered,
+    RcptAnswered,
+    RsetAnswered,
+    StartTlsRefused,
+    TlsReady,
+)
+from mxpolicy.protocol.smtp_states import State, Verb, facts
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 
@@ -80,7 +96,7 @@ class Session(Dialogue):
         handshake_time: float = HANDSHAKE_TIME,
         on_stray: Callable[[Reply], None] = lambda reply: None,
     ) -> None:
-        super().__init__(stream, smtp.SmtpClient(helo), clock, on_stray)
+        super().__init__(stream, SmtpClient(helo), clock, on_stray)
         self.candidate = candidate
         self.has_small_segments = has_small_segments
         self.had_to_be_in_clear = False
@@ -95,7 +111,7 @@ class Session(Dialogue):
         self._client_hello_was_sent = False
 
     @property
-    def extensions(self) -> smtp.Extensions:
+    def extensions(self) -> Extensions:
         """What the last EHLO reply offered."""
         return self._smtp.extensions
 
@@ -139,7 +155,7 @@ class Session(Dialogue):
             raise
 
     async def _hear_greeting(self) -> None:
-        reply = (await self._next(smtp.Greeted)).reply
+        reply = (await self._next(Greeted)).reply
         if reply.is_transient:
             raise self._failed(Verdict.GREETING_4XX, reply=reply)
         if reply.is_permanent:
@@ -164,13 +180,13 @@ class Session(Dialogue):
         """
         self._heed_the_end()
         self._smtp.ehlo()
-        refusal = (await self._next(smtp.EhloAnswered)).reply
+        refusal = (await self._next(EhloAnswered)).reply
         if _is_completion(refusal):
             return refusal
         self._heed_the_end()
         self._smtp.helo()
         try:
-            return (await self._next(smtp.HeloAnswered)).reply
+            return (await self._next(HeloAnswered)).reply
         except SessionFailed as failed:
             if failed.finding.verdict is not Verdict.CLOSED:
                 raise
@@ -203,9 +219,9 @@ class Session(Dialogue):
         """Do the handshake; False when the host does not want it after all."""
         self._heed_the_end()
         self._smtp.starttls()
-        event: smtp.TlsReady | smtp.StartTlsRefused
-        event = await self._next(smtp.TlsReady, smtp.StartTlsRefused)
-        if isinstance(event, smtp.StartTlsRefused):
+        event: TlsReady | StartTlsRefused
+        event = await self._next(TlsReady, StartTlsRefused)
+        if isinstance(event, StartTlsRefused):
             if self._needs_tls:
                 raise self._failed(Verdict.STARTTLS_REFUSED, reply=event.reply)
             return False
@@ -264,12 +280,12 @@ class Session(Dialogue):
     async def _clear(self, control: Control) -> None:
         """Make the session fit for another transaction."""
         self._heed_the_end()
-        if self._smtp.state is smtp.State.CLOSED:
+        if self._smtp.state is State.CLOSED:
             raise self._failed(Verdict.CLOSED, "nothing more after its refusal")
-        if self._smtp.state is smtp.State.READY:
+        if self._smtp.state is State.READY:
             return
         self._smtp.rset()
-        reply = (await self._answer(smtp.RsetAnswered, control)).reply
+        reply = (await self._answer(RsetAnswered, control)).reply
         if not reply.is_positive:
             raise self._failed(Verdict.CLOSED, reply=reply)
 
@@ -284,7 +300,7 @@ class Session(Dialogue):
             accepted = await self._recipients(transaction, batch)
         else:
             # Said before any recipient was named: it holds for the others too.
-            result.refuse((*batch, *later), smtp.Verb.MAIL, reply)
+            result.refuse((*batch, *later), Verb.MAIL, reply)
         control.recipients_answered(result)
         if not accepted:
             return False
@@ -311,7 +327,7 @@ class Session(Dialogue):
         )
         for index in batch:
             self._smtp.rcpt(envelope.recipients[index].mailbox.wire)
-        return (await self._answer(smtp.MailAnswered, transaction.control)).reply
+        return (await self._answer(MailAnswered, transaction.control)).reply
 
     async def _recipients(
         self, transaction: Transaction, batch: Sequence[int]
@@ -320,22 +336,22 @@ class Session(Dialogue):
         result = transaction.result
         accepted = []
         for index in batch:
-            answer = await self._answer(smtp.RcptAnswered, transaction.control)
+            answer = await self._answer(RcptAnswered, transaction.control)
             if answer.reply.is_positive:
                 accepted.append(index)
             else:
-                result.refuse([index], smtp.Verb.RCPT, answer.reply)
+                result.refuse([index], Verb.RCPT, answer.reply)
         result.accepted.update(accepted)
         return accepted
 
-    async def _data(self, transaction: Transaction) -> tuple[smtp.Verb, Reply] | None:
+    async def _data(self, transaction: Transaction) -> tuple[Verb, Reply] | None:
         """DATA and the mail data; return the refusal that ended it, if one did."""
         control = transaction.control
         self._heed_the_end()
         self._smtp.data()
-        reply = (await self._answer(smtp.DataAnswered, control)).reply
+        reply = (await self._answer(DataAnswered, control)).reply
         if not reply.is_positive:
-            return smtp.Verb.DATA, reply
+            return Verb.DATA, reply
         try:
             async with asyncio.timeout(control.time_before_dot()):
                 with telling_progress(
@@ -347,7 +363,7 @@ class Session(Dialogue):
         except TimeoutError:
             control.permit_dot()
             raise self._failed(Verdict.SILENT, self._awaited()) from None
-        return None if early is None else (smtp.Verb.DOT, early)
+        return None if early is None else (Verb.DOT, early)
 
     async def _body(self, transaction: Transaction) -> Reply | None:
         """Stream the mail data; return the refusal that came before the dot, if any."""
@@ -406,14 +422,14 @@ class Session(Dialogue):
             await self._listen()
         if not self._events:
             return None
-        event: smtp.BodyRefused | smtp.Closing
-        event = await self._next(smtp.BodyRefused, smtp.Closing)
+        event: BodyRefused | Closing
+        event = await self._next(BodyRefused, Closing)
         self._is_cut_short = True
         return event.reply
 
     async def _dot(
         self, transaction: Transaction, accepted: Sequence[int]
-    ) -> tuple[smtp.Verb, Reply] | None:
+    ) -> tuple[Verb, Reply] | None:
         """The final dot, in a write of its own: the one moment of doubt."""
         result = transaction.result
         transaction.control.progressed(self.candidate)
@@ -422,12 +438,12 @@ class Session(Dialogue):
         self._is_sent = False  # nor will it be, if it is refused before that
         self._dot_progress = transaction.progress
         result.in_doubt = frozenset(accepted)
-        event: smtp.DotAnswered | smtp.BodyRefused | smtp.Closing
+        event: DotAnswered | BodyRefused | Closing
         try:
             event = await self._next(
-                smtp.DotAnswered,
-                smtp.BodyRefused,
-                smtp.Closing,
+                DotAnswered,
+                BodyRefused,
+                Closing,
                 timeout=transaction.control.patience_at_dot(),
             )
         except BaseException:
@@ -436,11 +452,11 @@ class Session(Dialogue):
             raise
         result.in_doubt = frozenset()
         # A host that has refused must not come by the dot after that.
-        self._is_cut_short = not isinstance(event, smtp.DotAnswered) and (
-            not self._has_arrived() or isinstance(event, smtp.BodyRefused)
+        self._is_cut_short = not isinstance(event, DotAnswered) and (
+            not self._has_arrived() or isinstance(event, BodyRefused)
         )
         if not event.reply.is_positive:
-            return smtp.Verb.DOT, event.reply
+            return Verb.DOT, event.reply
         result.delivered.update(dict.fromkeys(accepted, event.reply))
         transaction.control.taken(str(self.candidate), accepted, event.reply)
         return None
@@ -459,7 +475,7 @@ class Session(Dialogue):
 
     async def _answer(self, kind: type[E], control: Control) -> E:
         """Return the next event, waited for as long as the message allows."""
-        timeout = smtp.facts(self._smtp.state).timeout
+        timeout = facts(self._smtp.state).timeout
         event = await self._next(kind, timeout=control.patience(timeout))
         control.progressed(self.candidate)
         return event

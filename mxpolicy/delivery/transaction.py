@@ -14,7 +14,7 @@ from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.options import LongLines
 from mxpolicy.protocol.dot_stuffing import DotStuffer
-from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.reply import Reply
 from mxpolicy.routing.candidate import Candidate
 

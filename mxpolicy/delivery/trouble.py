@@ -33,7 +33,7 @@ from mxpolicy.address import AddressError, UnsupportedDomain
 from mxpolicy.options import GreetingPolicy
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.protocol.extensions import Extensions
-from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.reply import EnhancedStatus, Reply, printable
 from mxpolicy.routing.candidate import (
     Finding,

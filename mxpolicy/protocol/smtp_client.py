@@ -20,14 +20,7 @@ from typing import NamedTuple, assert_never
 from mxpolicy.address import is_utf8
 from mxpolicy.errors import LocalProtocolError, RemoteProtocolError
 from mxpolicy.protocol.dot_stuffing import FINAL_DOT
-from mxpolicy.protocol.extensions import (
-    Extensions,
-    Limits,
-    MailDsn,
-    RcptDsn,
-    orcpt,
-    xtext,
-)
+from mxpolicy.protocol.extensions import Extensions, MailDsn, RcptDsn
 from mxpolicy.protocol.reply_reader import KEPT, ReplyReader
 from mxpolicy.protocol.smtp_events import (
     BodyRefused,
@@ -50,45 +43,12 @@ from mxpolicy.protocol.smtp_states import (
     COMMANDS,
     MAY_QUEUE,
     TRANSITIONS,
-    Facts,
     State,
     Verb,
-    facts,
 )
 from mxpolicy.reply import Reply
 
-__all__ = [
-    "COMMANDS",
-    "MAX_IN_FLIGHT",
-    "MAX_STRAYS",
-    "TRANSITIONS",
-    "BodyRefused",
-    "Closing",
-    "DataAnswered",
-    "DotAnswered",
-    "EhloAnswered",
-    "Event",
-    "Extensions",
-    "Facts",
-    "Greeted",
-    "HeloAnswered",
-    "Limits",
-    "MailAnswered",
-    "MailDsn",
-    "QuitAnswered",
-    "RcptAnswered",
-    "RcptDsn",
-    "RsetAnswered",
-    "SmtpClient",
-    "StartTlsRefused",
-    "State",
-    "StrayReply",
-    "TlsReady",
-    "Verb",
-    "facts",
-    "orcpt",
-    "xtext",
-]
+__all__ = ["MAX_IN_FLIGHT", "MAX_STRAYS", "SmtpClient"]
 
 # Commands that may wait for their replies at once. So many replies of usual size
 # (some 60 bytes) fit into any socket's buffer, and so many commands too: both
@@ -133,8 +93,8 @@ class SmtpClient:
 
     When the server breaks the protocol behind replies that were good, their
     events are returned first (one may be the 250 to the dot), and the error is
-    raised by the next call of `receive_data`, `receive_eof` or `data_to_send`;
-    so it is by every later one. A command given meanwhile has no effect.
+    raised by the next call of `receive_data` or `data_to_send`, and by every later
+    one. A command given meanwhile has no effect.
 
     Args:
         helo: Our name for EHLO and HELO: a domain or an address literal.
@@ -142,7 +102,6 @@ class SmtpClient:
     Attributes:
         state: Where the conversation is.
         extensions: What the last EHLO reply offered; empty before it.
-        greeting: The greeting, None before it.
         ehlo_name: The name the server gave itself in its last EHLO or HELO
             reply, empty when none; whether that is our own is for the caller.
         banner_masked: A firewall overwrites this server's SMTP. It is not
@@ -152,7 +111,6 @@ class SmtpClient:
     def __init__(self, helo: str) -> None:
         self.state = State.GREETING
         self.extensions = Extensions()
-        self.greeting: Reply | None = None
         self.ehlo_name = ""
         self.banner_masked = False
         self._helo = _parameter(helo)
@@ -228,21 +186,6 @@ class SmtpClient:
             if not events:
                 raise
         return events
-
-    def receive_eof(self) -> None:
-        """The server has closed the connection.
-
-        Raises:
-            RemoteProtocolError: Not at the end of the session; the text says what
-                we were doing.
-        """
-        self._raise_error()
-        state = self.state
-        self._end()
-        if state not in (State.QUIT, State.CLOSED):
-            text = f"connection closed while {facts(state).log_words}"
-            self._end(RemoteProtocolError(text))
-            self._raise_error()
 
     def data_to_send(self) -> bytes:
         """Return the bytes that may leave now; write them all. Often there are none.
@@ -492,7 +435,6 @@ class SmtpClient:
                 assert_never(command.verb)
 
     def _note_greeting(self, reply: Reply) -> Event:
-        self.greeting = reply
         text = "".join(reply.lines)
         self.banner_masked = reply.is_positive and bool(_MASKED_BANNER.fullmatch(text))
         return Greeted(reply)

@@ -11,7 +11,7 @@ from mxpolicy.delivery.failures import Failure, Failures, combine
 from mxpolicy.delivery.trouble import Misfit
 from mxpolicy.options import GreetingPolicy
 from mxpolicy.outcome import Bounced, Deferred
-from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.reply import Reply
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
 from mxpolicy.routing.race import GiveUpReason

@@ -21,7 +21,7 @@ from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import LocalProtocolError, LocalTrouble
 from mxpolicy.net.dial import dial
 from mxpolicy.options import LongLines
-from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 from tests.delivery.attempts import HELO, MESSAGE, envelope, mail_data, run
 from tests.helpers.scripted_smtp import EXTENSIONS, End, ScriptedHost

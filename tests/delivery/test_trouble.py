@@ -13,7 +13,7 @@ from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import GreetingPolicy
 from mxpolicy.outcome import Bounced, Deferred
 from mxpolicy.protocol.extensions import Extensions
-from mxpolicy.protocol.smtp_client import Verb
+from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.reply import EnhancedStatus, Reply
 from mxpolicy.routing.candidate import Finding, Phase, Scope, Verdict
 

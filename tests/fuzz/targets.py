@@ -41,17 +41,16 @@ from mxpolicy.protocol.access_policy import answer as access_answer
 from mxpolicy.protocol.attributes import AttributeReader, Malformed
 from mxpolicy.protocol.dot_stuffing import FINAL_DOT, MAX_TEXT_LINE, DotStuffer
 from mxpolicy.protocol.reply_reader import KEPT, MAX_REPLY, ReplyReader
-from mxpolicy.protocol.smtp_client import (
+from mxpolicy.protocol.smtp_client import SmtpClient
+from mxpolicy.protocol.smtp_events import (
     BodyRefused,
     Closing,
     DotAnswered,
     Event,
     RcptAnswered,
-    SmtpClient,
-    State,
     StrayReply,
-    Verb,
 )
+from mxpolicy.protocol.smtp_states import State, Verb
 from mxpolicy.reply import MAX_TEXT, Reply
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord, mail_exchangers
@@ -282,15 +281,13 @@ def states(data: bytes) -> None:
     caller = _Caller()
     failed = False
     while choices:
-        number = choices.number(16)
+        number = choices.number(15)
         try:
             if number < 10:
                 caller.give(number)
                 caller.send()
-            elif number < 15:
-                caller.receive(choices.line() + b"\r\n")
             else:
-                caller.client.receive_eof()
+                caller.receive(choices.line() + b"\r\n")
             assert not failed or caller.client.state is State.CLOSED
         except LocalProtocolError:
             pass

@@ -20,16 +20,10 @@ from typing import NamedTuple
 
 from mxpolicy.errors import RemoteProtocolError
 from mxpolicy.protocol.dot_stuffing import DotStuffer
-from mxpolicy.protocol.smtp_client import (
-    Closing,
-    Event,
-    MailDsn,
-    RcptAnswered,
-    RcptDsn,
-    SmtpClient,
-    State,
-    Verb,
-)
+from mxpolicy.protocol.extensions import MailDsn, RcptDsn
+from mxpolicy.protocol.smtp_client import SmtpClient
+from mxpolicy.protocol.smtp_events import Closing, Event, RcptAnswered
+from mxpolicy.protocol.smtp_states import State, Verb
 
 DIALOGS = sorted((Path(__file__).parent.parent / "dialogs").glob("*.txt"))
 
