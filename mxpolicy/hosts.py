@@ -20,7 +20,7 @@ from mxpolicy.errors import ConfigError, StoreError
 from mxpolicy.remembered import facts, sentences
 from mxpolicy.reply import printable
 from mxpolicy.routing import broken_tls
-from mxpolicy.routing.reachability import NOTHING, Record, decode
+from mxpolicy.routing.host_record import NOTHING, HostRecord, decode
 from mxpolicy.state.opening import state_file
 from mxpolicy.state.store import StoreAbsent
 from mxpolicy.terminal import BOLD, Terminal, reader_may_leave
@@ -57,7 +57,7 @@ class Entry(NamedTuple):
     address: str
     port: int
     nexthop: str
-    record: Record
+    record: HostRecord
     tls: BrokenTls | None = None
 
     def has_name(self, name: str) -> bool:

@@ -11,13 +11,13 @@ from mxpolicy.routing.reachability import Standing, standing
 if TYPE_CHECKING:
     from mxpolicy.options import MemoryOptions
     from mxpolicy.routing.broken_tls import BrokenTls
-    from mxpolicy.routing.reachability import Record
+    from mxpolicy.routing.host_record import HostRecord
 
 __all__ = ["facts", "sentences"]
 
 
 def sentences(
-    record: Record,
+    record: HostRecord,
     now: float,
     options: MemoryOptions,
     nexthop: str = "",
@@ -52,7 +52,7 @@ def sentences(
     return known or ["nothing bad"]
 
 
-def _meaning(record: Record, now: float, options: MemoryOptions) -> str:
+def _meaning(record: HostRecord, now: float, options: MemoryOptions) -> str:
     if record.is_lone_doubt:
         return "asked in its turn until another message meets the same"
     match standing(record, now, options):
@@ -80,7 +80,7 @@ def _span(seconds: float) -> str:
 
 
 def facts(
-    record: Record, now: float, options: MemoryOptions, tls: BrokenTls | None = None
+    record: HostRecord, now: float, options: MemoryOptions, tls: BrokenTls | None = None
 ) -> dict[str, object]:
     """Return the members of a candidate's JSON object; what is not known is absent."""
     found: dict[str, object | None] = {

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mxpolicy.address import AddressError, UnsupportedDomain, parse_mailbox
 from mxpolicy.config import load
 from mxpolicy.delivery.engine import Engine
-from mxpolicy.delivery.outlook import Outlook
+from mxpolicy.delivery.forecast import Forecast
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.errors import ConfigError
 from mxpolicy.options import Options, YesNo
@@ -33,11 +33,11 @@ from mxpolicy.outcome import (
 )
 from mxpolicy.remembered import facts, sentences
 from mxpolicy.reply import EnhancedStatus, printable
+from mxpolicy.routing.host_record import NOTHING
 from mxpolicy.routing.mx import Lookup, LookupStatus
 from mxpolicy.routing.order import MAX_ADDRESSES
 from mxpolicy.routing.race import MAX_DIALLED, Race, Start, Wake
 from mxpolicy.routing.race_timing import REMEMBERED_FACTOR
-from mxpolicy.routing.reachability import NOTHING
 from mxpolicy.state.opening import open_to_read, state_file
 from mxpolicy.terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal, reader_may_leave
 
@@ -102,21 +102,21 @@ def main(argv: Sequence[str]) -> int:
         options = Options()
         text = "; ".join(error.mistakes)
         refusal = Deferred(MISCONFIGURED, printable(text, 4000))
-        outlook = Outlook(Plan(printable(arguments.nexthop), (), refusal=refusal))
+        forecast = Forecast(Plan(printable(arguments.nexthop), (), refusal=refusal))
         found, when = [], {}
     else:
-        outlook = asyncio.run(engine.outlook(arguments.nexthop, sender, recipient))
-        when = starts(outlook, options)
+        forecast = asyncio.run(engine.forecast(arguments.nexthop, sender, recipient))
+        when = starts(forecast, options)
         found = findings(
-            outlook, options, when, printable(sender), printable(recipient)
+            forecast, options, when, printable(sender), printable(recipient)
         )
         found += [Finding("memory", printable(text, 500)) for text in told]
     with reader_may_leave():
         if arguments.json:
-            print(json.dumps(as_json(outlook, found, options), indent=2))
+            print(json.dumps(as_json(forecast, found, options), indent=2))
         else:
-            show(outlook, found, when, options, Terminal(sys.stdout, os.environ))
-    return exit_status(outlook.plan)
+            show(forecast, found, when, options, Terminal(sys.stdout, os.environ))
+    return exit_status(forecast.plan)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -175,17 +175,17 @@ def exit_status(plan: Plan) -> int:
 # What is found
 
 
-def starts(outlook: Outlook, options: Options) -> dict[Candidate, float]:
+def starts(forecast: Forecast, options: Options) -> dict[Candidate, float]:
     """Return when each candidate would be dialled, in seconds, if nobody ever answers.
 
     By a real race in which nothing happens. Who is not in it would not be dialled
     in one attempt.
     """
-    plan = outlook.plan
+    plan = forecast.plan
     if plan.refusal is not None:
         return {}
     race = Race(
-        [outlook.recalled.entry(candidate) for candidate in plan.candidates],
+        [forecast.known.entry(candidate) for candidate in plan.candidates],
         options.race,
         options.deadline,
     )
@@ -205,7 +205,7 @@ def starts(outlook: Outlook, options: Options) -> dict[Candidate, float]:
 
 
 def findings(
-    outlook: Outlook,
+    forecast: Forecast,
     options: Options,
     when: Mapping[Candidate, float],
     sender: str,
@@ -214,13 +214,13 @@ def findings(
     """Return what is worth knowing about a plan, apart from its candidates.
 
     Args:
-        outlook: The plan, and what is remembered.
+        forecast: The plan, and what is remembered.
         options: By which it was made.
         when: From `starts`.
         sender: Printable.
         recipient: Printable; empty when not known.
     """
-    plan = outlook.plan
+    plan = forecast.plan
     found = [_dns(lookup) for lookup in plan.lookups]
     found += _implicit(plan.lookups)
     found += [Finding("left_out", remark) for remark in plan.remarks]
@@ -232,7 +232,7 @@ def findings(
         if recipient:
             text += f"; this is the order for <{sender}> to <{recipient}>"
         found.append(Finding("order", text))
-    found += _memory(outlook, options)
+    found += _memory(forecast, options)
     if when:
         seconds = [_rounded(when.get(one)) for one in plan.candidates]
         text = "when each candidate is dialled if nobody answers, in seconds"
@@ -240,15 +240,15 @@ def findings(
     return found
 
 
-def _memory(outlook: Outlook, options: Options) -> Iterator[Finding]:
+def _memory(forecast: Forecast, options: Options) -> Iterator[Finding]:
     """What follows when everybody is known to have failed."""
     fast = options.memory.fast_deferral is YesNo.YES
-    if outlook.is_hopeless:
+    if forecast.known.is_hopeless:
         text = "every host has failed and is in its pause"
         said = "mail is deferred at once" if fast else "all are asked again"
         setting = f"memory.fast_deferral: {options.memory.fast_deferral.value}"
         yield Finding("memory", f"{text}: {said} ({setting})")
-    elif not outlook.has_other and fast:
+    elif not forecast.known.has_other and fast:
         text = "every host has failed; one message of all asks them again, the others"
         yield Finding("memory", f"{text} wait 15 s at most for what it finds")
 
@@ -342,15 +342,15 @@ def _has_equals(candidates: Sequence[Candidate]) -> bool:
 # For machines
 
 
-def as_json(outlook: Outlook, found: Sequence[Finding], options: Options) -> Json:
+def as_json(forecast: Forecast, found: Sequence[Finding], options: Options) -> Json:
     """Return the plan in the one shape of route, probe and hosts; no unused member.
 
     Args:
-        outlook: The plan, and what is remembered.
+        forecast: The plan, and what is remembered.
         found: From `findings`.
         options: By which it was made.
     """
-    plan = outlook.plan
+    plan = forecast.plan
     whole: Json = {
         "schema": SCHEMA,
         "nexthop": printable(plan.nexthop),
@@ -365,7 +365,7 @@ def as_json(outlook: Outlook, found: Sequence[Finding], options: Options) -> Jso
                 "address": one.address,
                 "port": one.port,
                 "tls": options.tls.default.value,
-                **_remembered(outlook, one, options),
+                **_remembered(forecast, one, options),
             }
             for one in plan.candidates
         ],
@@ -377,12 +377,13 @@ def as_json(outlook: Outlook, found: Sequence[Finding], options: Options) -> Jso
     return whole
 
 
-def _remembered(outlook: Outlook, one: Candidate, options: Options) -> Json:
-    record, tls = outlook.records.get(one), outlook.of_tls.get(one)
-    if record is None and tls is None:
+def _remembered(forecast: Forecast, one: Candidate, options: Options) -> Json:
+    plan, known = forecast
+    record, tls = known.record(one), known.of_tls.get(one)
+    if record == NOTHING and tls is None:
         return {}
-    whose = {"nexthop": outlook.plan.nexthop} if one in outlook.of_nexthop else {}
-    return {**whose, **facts(record or NOTHING, outlook.at, options.memory, tls)}
+    whose = {"nexthop": plan.nexthop} if known.is_limited(one) else {}
+    return {**whose, **facts(record, known.at, options.memory, tls)}
 
 
 def _action(refusal: Outcome | None) -> str:
@@ -399,7 +400,7 @@ def _action(refusal: Outcome | None) -> str:
 
 
 def show(
-    outlook: Outlook,
+    forecast: Forecast,
     found: Sequence[Finding],
     when: Mapping[Candidate, float],
     options: Options,
@@ -408,20 +409,20 @@ def show(
     """Write the plan as text.
 
     Args:
-        outlook: The plan, and what is remembered.
+        forecast: The plan, and what is remembered.
         found: From `findings`.
         when: From `starts`.
         options: By which all that was made.
         terminal: Where to.
     """
-    plan = outlook.plan
+    plan = forecast.plan
     _show_verdict(plan, terminal)
     if plan.refusal is None:
         terminal.heading("Who is tried, and when, if nobody answers")
-        terminal.table(_rows(outlook, when, options), right=(0, 1))
+        terminal.table(_rows(forecast, when, options), right=(0, 1))
     elif plan.candidates:
         terminal.heading("Who is not tried now")
-        terminal.table(_rows_of_paused(outlook, options), right=(0,))
+        terminal.table(_rows_of_paused(forecast, options), right=(0,))
     notes = [one.text for one in found if one.about not in {"dns", "start"}]
     if notes:
         terminal.heading("Why")
@@ -452,47 +453,48 @@ def _show_verdict(plan: Plan, terminal: Terminal) -> None:
 
 
 def _rows(
-    outlook: Outlook, when: Mapping[Candidate, float], options: Options
+    forecast: Forecast, when: Mapping[Candidate, float], options: Options
 ) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("start", "pref", "host", "address", "reason")]
     before: Candidate | None = None
     for one in sorted(when, key=lambda one: when[one]):
         reason = "first"
         if before is not None:
-            slow = outlook.recalled.entry(before).connect_time
+            slow = forecast.known.entry(before).connect_time
             gap = when[one] - when[before]
             reason = _reason(before, one, gap, options.race, slow)
-        reason += _and_known(outlook, one, options)
+        reason += _and_known(forecast, one, options)
         rows.append((f"{when[one]:.2f} s", *_cells(one), reason))
         before = one
-    for one in outlook.plan.candidates:
+    for one in forecast.plan.candidates:
         if one not in when:
             reason = f"not in one attempt: {MAX_DIALLED} are dialled at most,"
             reason += " within a third of the deadline"
-            reason += _and_known(outlook, one, options)
+            reason += _and_known(forecast, one, options)
             rows.append(("never", *_cells(one), reason))
     return rows
 
 
-def _rows_of_paused(outlook: Outlook, options: Options) -> list[tuple[str, ...]]:
+def _rows_of_paused(forecast: Forecast, options: Options) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("pref", "host", "address", "what is remembered")]
-    for one in outlook.plan.candidates:
-        known = _known(outlook, one, options)
+    for one in forecast.plan.candidates:
+        known = _known(forecast, one, options)
         rows.append((*_cells(one), known))
     return rows
 
 
-def _and_known(outlook: Outlook, one: Candidate, options: Options) -> str:
-    known = _known(outlook, one, options)
+def _and_known(forecast: Forecast, one: Candidate, options: Options) -> str:
+    known = _known(forecast, one, options)
     return f"; {known}" if known else ""
 
 
-def _known(outlook: Outlook, one: Candidate, options: Options) -> str:
-    record, tls = outlook.records.get(one), outlook.of_tls.get(one)
-    if record is None and tls is None:
+def _known(forecast: Forecast, one: Candidate, options: Options) -> str:
+    plan, known = forecast
+    record, tls = known.record(one), known.of_tls.get(one)
+    if record == NOTHING and tls is None:
         return ""
-    whose = outlook.plan.nexthop if one in outlook.of_nexthop else ""
-    words = sentences(record or NOTHING, outlook.at, options.memory, whose, tls)
+    whose = plan.nexthop if known.is_limited(one) else ""
+    words = sentences(record, known.at, options.memory, whose, tls)
     return printable("; ".join(words), 500)
 
 

@@ -21,7 +21,7 @@ from mxpolicy.options import MemoryOptions
 from mxpolicy.routing import broken_tls
 from mxpolicy.routing.broken_tls import BrokenTls
 from mxpolicy.routing.candidate import Phase, Verdict
-from mxpolicy.routing.reachability import Record, encode
+from mxpolicy.routing.host_record import HostRecord, encode
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.terminal import Terminal
@@ -35,7 +35,7 @@ NOW = 1_800_000_000.0
 OPTIONS = MemoryOptions()
 
 RECORDS = {
-    f"{HOST}direct 192.0.2.1 25": Record(
+    f"{HOST}direct 192.0.2.1 25": HostRecord(
         Verdict.FILTERED,
         Phase.CONNECT,
         True,
@@ -44,17 +44,17 @@ RECORDS = {
         6.0,
         name="mx1.example.com",
     ),
-    f"{HOST}direct 2001:db8::2 25": Record(
+    f"{HOST}direct 2001:db8::2 25": HostRecord(
         connect_time=0.012,
         greeting_latency=6.1,
         last_ready=NOW - 7200,
         small_segments=NOW - 5,
         name="mx2.example.com",
     ),
-    f"{NEXTHOP}example.org, [192.0.2.9]:25 {HOST}direct 192.0.2.1 25": Record(
+    f"{NEXTHOP}example.org, [192.0.2.9]:25 {HOST}direct 192.0.2.1 25": HostRecord(
         Verdict.CLOSED, Phase.TRANSACTION, True, NOW - 300, 60.0, 0.1, said="\x1b[31m"
     ),
-    f"{HOST}direct nonsense": Record(),
+    f"{HOST}direct nonsense": HostRecord(),
 }
 BROKEN_TLS = {
     f"{TLS}mx3.example.com {HOST}direct 192.0.2.3 25": BrokenTls(NOW - 5, "a", True),
@@ -174,7 +174,7 @@ def run(state: Path, *argv: str) -> subprocess.CompletedProcess[str]:
 def test_command_shows_and_clears_the_state_file(tmp_path: Path) -> None:
     async def fill() -> None:
         store = SqliteStore(str(tmp_path / "state.sqlite3"))
-        record = Record(Verdict.REFUSED, full=True, since=time.time(), pause=60.0)
+        record = HostRecord(Verdict.REFUSED, full=True, since=time.time(), pause=60.0)
         await store.put(f"{HOST}direct 192.0.2.1 25", encode(record), time.time() + 60)
         await store.close()
 
@@ -211,7 +211,7 @@ def test_command_shows_files_of_any_owner_and_none_that_acts(tmp_path: Path) -> 
 
     async def fill() -> None:
         store = SqliteStore(str(file))
-        record = Record(Verdict.REFUSED, full=True, since=time.time(), pause=60.0)
+        record = HostRecord(Verdict.REFUSED, full=True, since=time.time(), pause=60.0)
         await store.put(f"{HOST}direct 192.0.2.1 25", encode(record), time.time() + 60)
         await store.close()
 

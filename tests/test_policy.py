@@ -23,7 +23,7 @@ import pytest
 
 from mxpolicy.delivery.recall import host_key
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
-from mxpolicy.routing.reachability import Record, encode
+from mxpolicy.routing.host_record import HostRecord, encode
 from mxpolicy.state.sqlite import SqliteStore
 from tests.bench import policy as bench
 from tests.helpers.dns_server import DnsServer, dns_server, faults
@@ -120,7 +120,7 @@ class Runner:
 
     async def remember(self, **record: object) -> None:
         """Write, as a delivery does, that mx.good.example has failed 30 s ago."""
-        failed = Record(
+        failed = HostRecord(
             Verdict.FILTERED, Phase.CONNECT, True, time.time() - 30, 600.0, 6.0
         )
         known = failed._replace(**record)  # type: ignore[arg-type]

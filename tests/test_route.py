@@ -19,20 +19,20 @@ import pytest
 
 from mxpolicy import route
 from mxpolicy.delivery.engine import Engine
-from mxpolicy.delivery.opening import TlsUse
-from mxpolicy.delivery.outlook import Outlook, foreseen
+from mxpolicy.delivery.forecast import Forecast, forecast
 from mxpolicy.delivery.plan import Plan, Planner
-from mxpolicy.delivery.recall import Known, host_key, nexthop_key
+from mxpolicy.delivery.recall import host_key, nexthop_key
 from mxpolicy.options import MemoryOptions, Options, RaceOptions, YesNo
 from mxpolicy.outcome import Bounced, Deferred
 from mxpolicy.routing.broken_tls import BrokenTls
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
+from mxpolicy.routing.domain_record import DomainRecord, after_delivery
+from mxpolicy.routing.domain_record import encode as encode_track
+from mxpolicy.routing.host_record import HostRecord, encode
+from mxpolicy.routing.known_hosts import advise
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
 from mxpolicy.routing.nexthop import parse_nexthop
 from mxpolicy.routing.own import OwnIdentity
-from mxpolicy.routing.reachability import Record, advise, encode
-from mxpolicy.routing.track_record import TrackRecord, after_delivery
-from mxpolicy.routing.track_record import encode as encode_track
 from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.terminal import Terminal
 from tests.helpers.dns_server import DnsServer, dns_server
@@ -134,24 +134,24 @@ def planned(
 
 
 def shown(
-    plan: Plan | Outlook, options: Options | None = None, width: int | None = None
+    plan: Plan | Forecast, options: Options | None = None, width: int | None = None
 ) -> str:
     options = options or Options()
-    outlook = plan if isinstance(plan, Outlook) else Outlook(plan)
-    when = route.starts(outlook, options)
-    found = route.findings(outlook, options, when, "", "user@example.com")
+    foreseen = plan if isinstance(plan, Forecast) else Forecast(plan)
+    when = route.starts(foreseen, options)
+    found = route.findings(foreseen, options, when, "", "user@example.com")
     stream = io.StringIO()
-    route.show(outlook, found, when, options, Terminal(stream, {}, width))
+    route.show(foreseen, found, when, options, Terminal(stream, {}, width))
     return stream.getvalue()
 
 
 def texts(
-    plan: Plan | Outlook, about: str, options: Options | None = None
+    plan: Plan | Forecast, about: str, options: Options | None = None
 ) -> list[str]:
     options = options or Options()
-    outlook = plan if isinstance(plan, Outlook) else Outlook(plan)
-    when = route.starts(outlook, options)
-    found = route.findings(outlook, options, when, "", "user@example.com")
+    foreseen = plan if isinstance(plan, Forecast) else Forecast(plan)
+    when = route.starts(foreseen, options)
+    found = route.findings(foreseen, options, when, "", "user@example.com")
     return [one.text for one in found if one.about == about]
 
 
@@ -348,13 +348,13 @@ def test_plan_keeps_every_answer_in_the_order_of_hosts() -> None:
 
 def test_starts_are_those_of_a_race_that_nobody_answers() -> None:
     plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
-    assert list(route.starts(Outlook(plan), Options()).values()) == [0.0, 0.25, 1.75]
+    assert list(route.starts(Forecast(plan), Options()).values()) == [0.0, 0.25, 1.75]
 
 
 def test_starts_follow_the_configured_delays() -> None:
     plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
     options = Options(race=RaceOptions(address_delay=0.5, rank_delay=3.0))
-    assert list(route.starts(Outlook(plan), options).values()) == [0.0, 0.5, 3.5]
+    assert list(route.starts(Forecast(plan), options).values()) == [0.0, 0.5, 3.5]
 
 
 def test_who_is_beyond_the_most_that_are_dialled_never_starts() -> None:
@@ -364,7 +364,7 @@ def test_who_is_beyond_the_most_that_are_dialled_never_starts() -> None:
         a={name: [f"198.51.100.{n}"] for n, name in enumerate(many)},
     )
     plan = planned(resolver)
-    assert len(route.starts(Outlook(plan), Options())) == 32
+    assert len(route.starts(Forecast(plan), Options())) == 32
     assert shown(plan).count("never ") == 8
 
 
@@ -472,7 +472,7 @@ def test_hostile_names_reach_no_terminal() -> None:
         a={"b.example.com": ["198.51.100.2"]},
     )
     plan = planned(resolver)
-    whole = shown(plan) + json.dumps(route.as_json(Outlook(plan), [], Options()))
+    whole = shown(plan) + json.dumps(route.as_json(Forecast(plan), [], Options()))
     assert "\x1b" not in whole
     assert "\u202e" not in whole
 
@@ -510,7 +510,7 @@ def test_no_socket_but_the_name_server_s_is_connected(
 
 # What is remembered
 
-FAILED = Record(Verdict.FILTERED, Phase.CONNECT, True, 0.0, 600.0, 6.0)
+FAILED = HostRecord(Verdict.FILTERED, Phase.CONNECT, True, 0.0, 600.0, 6.0)
 MX1, MX1_V6, MX2 = "198.51.100.1", "2001:db8::1", "198.51.100.2"
 
 
@@ -548,7 +548,9 @@ def test_host_in_its_pause_is_shown_and_asked_last(config: str, tmp_path: Path) 
         {
             host(MX1): failed(said="no answer"),
             host(MX1_V6): failed(40, verdict=Verdict.REFUSED, full=False),
-            host(MX2): encode(Record(connect_time=0.02, last_ready=time.time() - 60)),
+            host(MX2): encode(
+                HostRecord(connect_time=0.02, last_ready=time.time() - 60)
+            ),
         },
     )
     ended = run("example.com", "--config", config)
@@ -636,7 +638,7 @@ def test_domain_that_took_mail_until_now_is_deferred_as_by_the_pipe(
     config: str, tmp_path: Path
 ) -> None:
     lookup = Lookup("null.example", "MX", LookupStatus.FOUND)
-    track = after_delivery(TrackRecord(), lookup, time.time() - 86400)
+    track = after_delivery(DomainRecord(), lookup, time.time() - 86400)
     before = remember(tmp_path, {"domain null.example": encode_track(track)})
     ended = run("null.example", "--json", "--config", config)
     said = json.loads(ended.stdout)
@@ -656,7 +658,7 @@ def test_records_of_before_are_said_to_be_so_while_dns_fails(
     name_server.fault = mx_fails
     records = (MxRecord(10, "mx2.example.com"),)
     lookup = Lookup("example.com", "MX", LookupStatus.FOUND, records)
-    track = after_delivery(TrackRecord(), lookup, time.time() - 60)
+    track = after_delivery(DomainRecord(), lookup, time.time() - 60)
     remember(tmp_path, {"domain example.com": encode_track(track)})
     ended = run("example.com", "--config", config)
     assert ended.returncode == 0
@@ -684,15 +686,15 @@ def test_state_file_that_cannot_be_read_is_said(config: str, tmp_path: Path) -> 
 
 def test_slow_host_is_waited_for_and_that_is_said() -> None:
     plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
-    records = {plan.candidates[0]: Record(connect_time=0.8)}
+    records = {plan.candidates[0]: HostRecord(connect_time=0.8)}
     options = MemoryOptions()
-    advice = advise(plan.candidates, records, {}, 0.0, options)
-    outlook = foreseen(plan, Known(advice, records, {}, {}, 0.0), options)
-    assert list(route.starts(outlook, Options()).values()) == [0.0, 1.6, 3.1]
+    known = advise(plan.candidates, records, {}, 0.0, options)
+    foreseen = forecast(plan, known, options)
+    assert list(route.starts(foreseen, Options()).values()) == [0.0, 1.6, 3.1]
     assert (
         "+1.6 s: the same host's other address family, beside one that takes 800 ms to"
         " connect\n"
-    ) in shown(outlook)
+    ) in shown(foreseen)
 
 
 def test_all_that_are_due_are_asked_by_one_message() -> None:
@@ -700,22 +702,22 @@ def test_all_that_are_due_are_asked_by_one_message() -> None:
     records = dict.fromkeys(plan.candidates, FAILED)
     for fast, count in ((YesNo.YES, 1), (YesNo.NO, 0)):
         options = MemoryOptions(fast_deferral=fast)
-        advice = advise(plan.candidates, records, {}, 700.0, options)
-        outlook = foreseen(plan, Known(advice, records, {}, {}, 700.0), options)
-        assert outlook.plan.refusal is None
-        assert len(texts(outlook, "memory", Options(memory=options))) == count
+        known = advise(plan.candidates, records, {}, 700.0, options)
+        foreseen = forecast(plan, known, options)
+        assert foreseen.plan.refusal is None
+        assert len(texts(foreseen, "memory", Options(memory=options))) == count
 
 
 def test_starttls_that_is_left_out_is_shown_with_its_host() -> None:
     plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
     first = plan.candidates[0]
-    advice = advise(plan.candidates, {}, {}, 1000.0, MemoryOptions())
     of_tls = {first: BrokenTls(990.0, "m", is_proven=True)}
-    outlook = foreseen(plan, Known(advice, {}, {}, of_tls, 1000.0), MemoryOptions())
-    assert outlook.recalled.tls_use(first) is TlsUse.LEFT_OUT
-    assert outlook.recalled.tls_use(plan.candidates[1]) is TlsUse.TRIED
-    assert "STARTTLS fails, left out for 60m" in shown(outlook)
-    facts = route.as_json(outlook, [], Options())["candidates"]
+    known = advise(plan.candidates, {}, {}, 1000.0, MemoryOptions(), of_tls)
+    foreseen = forecast(plan, known, MemoryOptions())
+    assert foreseen.known.is_tls_broken(first)
+    assert not foreseen.known.is_tls_broken(plan.candidates[1])
+    assert "STARTTLS fails, left out for 60m" in shown(foreseen)
+    facts = route.as_json(foreseen, [], Options())["candidates"]
     assert isinstance(facts, list)
     assert [one.get("starttls") for one in facts][:2] == ["broken", None]
 
@@ -731,12 +733,11 @@ def test_readme_shows_what_is_printed() -> None:
     by_address = {one.address: one for one in plan.candidates}
     records = {
         by_address["203.0.113.1"]: FAILED._replace(since=975.0, pause=60.0),
-        by_address["203.0.113.2"]: Record(last_ready=860.0),
+        by_address["203.0.113.2"]: HostRecord(last_ready=860.0),
     }
     options = MemoryOptions()
-    advice = advise(plan.candidates, records, {}, 1000.0, options)
-    known = Known(advice, records, {}, {}, 1000.0)
-    said = shown(foreseen(plan, known, options), width=106)
+    known = advise(plan.candidates, records, {}, 1000.0, options)
+    said = shown(forecast(plan, known, options), width=106)
     block = "".join(
         f"    {line}\n" if line else "\n"
         for line in said[: said.index("\nWhy")].splitlines()

@@ -35,7 +35,6 @@ from mxpolicy.delivery.journal import host_of
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.opening import TlsUse, Way, open_session
 from mxpolicy.delivery.plan import Plan
-from mxpolicy.delivery.recalled import NOTHING_RECALLED, Recalled
 from mxpolicy.delivery.session import Session
 from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import LocalTrouble
@@ -53,6 +52,7 @@ from mxpolicy.routing.candidate import (
     Verdict,
     Wait,
 )
+from mxpolicy.routing.known_hosts import NOTHING_KNOWN, KnownHosts
 from mxpolicy.routing.unresolved import has_better
 
 __all__ = ["DOT_TIME", "Attempt", "Journal", "OutOfTime"]
@@ -124,7 +124,7 @@ class Attempt:
             final dot is not sent later, and its reply has `DOT_TIME` more.
         settle: Called once for each of *recipients*, as soon as its outcome is known.
         journal: What became of this message before, and becomes of it now.
-        recalled: What is remembered of the candidates.
+        known: What is remembered of the candidates.
         ends: When the mail server stops listening, on the clock. A dot whose reply may
             come after it is not sent.
     """
@@ -141,14 +141,14 @@ class Attempt:
         deadline: float,
         settle: Settle,
         journal: Journal,
-        recalled: Recalled = NOTHING_RECALLED,
+        known: KnownHosts = NOTHING_KNOWN,
         ends: float = inf,
     ) -> None:
         self._context = context
         self._options = context.options
         self._clock = context.clock
         self._plan = plan
-        self._recalled = recalled
+        self._known = known
         self._envelope = envelope
         self._mail_data = mail_data
         self._began = began
@@ -218,7 +218,7 @@ class Attempt:
             )
             for awaited in Awaited
         }
-        entry = self._recalled.entry(candidate)
+        entry = self._known.entry(candidate)
         return entry._replace(
             doubts=at_host, doubts_here=here, doubts_of_all=of_all, waits=least
         )
@@ -305,7 +305,9 @@ class Attempt:
     async def _reach(self, candidate: Candidate) -> None:
         """Take *candidate* to ready and tell the race; the owner of its whole trouble."""
         try:
-            session = await self._open(candidate, self._recalled.way(candidate))
+            small = self._known.needs_small_segments(candidate)
+            way = Way.SMALL_SEGMENTS if small else Way.ORDINARY
+            session = await self._open(candidate, way)
             self._tell_of_detour(session)
         except SessionFailed as failed:
             self._failed(candidate, failed.finding, failed.reply)
@@ -337,7 +339,8 @@ class Attempt:
     def _tls_use(self, candidate: Candidate) -> TlsUse:
         if candidate in self._tls_only:
             return TlsUse.ONLY
-        return self._recalled.tls_use(candidate)
+        is_broken = self._known.is_tls_broken(candidate)
+        return TlsUse.LEFT_OUT if is_broken else TlsUse.TRIED
 
     def _tell_of_detour(self, session: Session) -> None:
         """Tell that the ordinary way had failed and another one has not."""

@@ -6,7 +6,7 @@ here. The way of a message, recipients grouped by nexthop:
 1. `Claims`: who has it already, was refused, or is at it elsewhere (the journal).
 2. `Stay.enter`: whether there is a place, or others wait for the same destination.
 3. `Planner`: the hosts, in order of preference, or why there are none.
-   `FailedLookups` says which better hosts could not be looked up, `Domains` whether a
+   `FailedLookups` says which better hosts could not be looked up, `DomainHistory` whether a
    domain that DNS does not know took mail lately.
 4. `Visit.consult`: the order by what is remembered, or that all failed a moment ago.
 5. `Stay.dial`: whether those hosts may be dialled now.
@@ -31,12 +31,12 @@ from mxpolicy.delivery.admission import Admission, Stay
 from mxpolicy.delivery.attempt import DOT_TIME, Attempt
 from mxpolicy.delivery.claims import Claim, Claims
 from mxpolicy.delivery.context import Context, Dial
-from mxpolicy.delivery.domains import Domains, StandIn
+from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
 from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.failed_lookups import FailedLookups
+from mxpolicy.delivery.forecast import Forecast, forecast
 from mxpolicy.delivery.mail_data import MailData
-from mxpolicy.delivery.outlook import Outlook, foreseen
 from mxpolicy.delivery.plan import Lookups, Plan, Planner
 from mxpolicy.delivery.recall import Memory, Visit
 from mxpolicy.errors import LocalTrouble
@@ -48,9 +48,9 @@ from mxpolicy.options import Options, YesNo
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import DIRECT
+from mxpolicy.routing.domain_record import is_missing, is_stale
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 from mxpolicy.routing.own import OwnIdentity
-from mxpolicy.routing.track_record import is_missing, is_stand_in
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import Store
 
@@ -115,11 +115,11 @@ class Engine:
         self._store = store or MemoryStore()
         self._utc = utc
         self._memory = Memory(self._store, options.memory, utc=utc)
-        self._domains = Domains(self._store, utc=utc)
+        self._domains = DomainHistory(self._store, utc=utc)
         self._admission = Admission(self._store, options.limits.processes, utc=utc)
         self._failed_lookups = FailedLookups(self._store, utc=utc)
         asked = lookups or Resolver(options.resolver)
-        self._planner = Planner(StandIn(asked, self._domains), options, identity)
+        self._planner = Planner(StaleMx(asked, self._domains), options, identity)
         self._context = Context(
             options,
             helo=helo,
@@ -163,7 +163,7 @@ class Engine:
         except AddressError as error:  # an international name, see parse_nexthop
             return Plan(nexthop, (), refusal=trouble.own_trouble(error))
 
-    async def outlook(self, nexthop: str, sender: str, recipient: str) -> Outlook:
+    async def forecast(self, nexthop: str, sender: str, recipient: str) -> Forecast:
         """Return what would become of a message now: the plan, and what is remembered.
 
         As `deliver` goes about it; nobody is dialled, and nothing is written.
@@ -178,14 +178,14 @@ class Engine:
         plan = plan._replace(unresolved=soft)
         if plan.refusal is None:
             known = await self._memory.advise(plan.nexthop, plan.candidates)
-            return foreseen(plan, known, self._memory.options)
+            return forecast(plan, known, self._memory.options)
         refusal = plan.refusal
         if recipient and isinstance(refusal, Bounced) and is_missing(refusal):
             # It was understood, or there would be another refusal.
             domain = _aim(nexthop, parse_mailbox(recipient).domain)[1]
-            if domain and await self._domains.would_be_reprieved(domain):
+            if domain and await self._domains.would_be_usable(domain):
                 refusal = _doubted(refusal)
-        return Outlook(plan._replace(refusal=_as_far_as_known(plan, refusal)))
+        return Forecast(plan._replace(refusal=_as_far_as_known(plan, refusal)))
 
     def is_own_name(self, domain: str) -> bool:
         """Return whether *domain* is the name given in EHLO or one of ``own_names``."""
@@ -220,7 +220,7 @@ class _Parts(NamedTuple):
     context: Context
     planner: Planner
     memory: Memory
-    domains: Domains
+    domains: DomainHistory
     failed_lookups: FailedLookups
     store: Store
     port: int
@@ -398,7 +398,7 @@ class _Delivery:
         plan = await self._plan(envelope, nexthop, domain)
         stay.planned()
         if plan.refusal is not None:
-            refusal = await self._reprieved(domain, plan.refusal)
+            refusal = await self._unless_stale(domain, plan.refusal)
             self._settle_group(indices, _as_far_as_known(plan, refusal))
             return
         if await self._attempt(stay, envelope, plan, indices):
@@ -454,7 +454,7 @@ class _Delivery:
                 deadline=deadline,
                 settle=settle,
                 journal=self._claims,
-                recalled=advised.recalled,
+                known=advised.known,
                 ends=self._began + self._request.ends,
             )
             await attempt.run()
@@ -463,11 +463,11 @@ class _Delivery:
             await visit.finish(linger)
         return was_taken
 
-    async def _reprieved(self, domain: str, refusal: Outcome) -> Outcome:
+    async def _unless_stale(self, domain: str, refusal: Outcome) -> Outcome:
         """Return *refusal*, deferred where the domain took mail until just now."""
         if not domain or not isinstance(refusal, Bounced) or not is_missing(refusal):
             return refusal
-        if not await self._domains.is_reprieved(domain):
+        if not await self._domains.is_stale_usable(domain):
             return refusal
         return _doubted(refusal)
 
@@ -576,7 +576,7 @@ def _with_remarks(plan: Plan) -> Plan:
     remarks = tuple(
         printable(f"remembered: MX of {one.name}; DNS says: {one.reason}")
         for one in plan.lookups
-        if is_stand_in(one)
+        if is_stale(one)
     )
     return plan._replace(remarks=plan.remarks + remarks)
 
@@ -588,7 +588,7 @@ def _doubted(refusal: Bounced) -> Outcome:
 
 def _as_far_as_known(plan: Plan, outcome: Outcome) -> Outcome:
     """Return *outcome*; a bounce is none where the hosts are those of yesterday."""
-    if isinstance(outcome, Bounced) and any(map(is_stand_in, plan.lookups)):
+    if isinstance(outcome, Bounced) and any(map(is_stale, plan.lookups)):
         text = f"{outcome.text} (DNS fails; by MX records of before)"
         return trouble.soft(outcome)._replace(text=trouble.one_line(text))
     return outcome

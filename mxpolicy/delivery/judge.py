@@ -135,15 +135,15 @@ class Judge:
         if self._engine.is_own_name(domain):
             return None, ""
         async with self._places:
-            outlook = await self._engine.outlook("", "", address)
-        plan = outlook.plan
+            forecast = await self._engine.forecast("", "", address)
+        plan, known = forecast
         match plan.refusal:
             case Deferred(status, text) if status == DIRECTORY_FAILURE:
                 self._trouble(began, text)
-        found = finding(plan.refusal, plan.lookups, is_hopeless=outlook.is_hopeless)
-        if not outlook.is_hopeless:
+        found = finding(plan.refusal, plan.lookups, is_hopeless=known.is_hopeless)
+        if not known.is_hopeless:
             return found, ""
-        detail = unreachable(plan.candidates, outlook.records, outlook.at)
+        detail = unreachable(plan.candidates, known.of_host, known.at)
         if plan.unresolved:
             detail += f"; {plan.unresolved[0].name} cannot be looked up"
         return found, detail

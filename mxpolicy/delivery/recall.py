@@ -1,7 +1,7 @@
 """The memory at work: read before an attempt, written as it goes, probes beside it.
 
 The shell of `mxpolicy.routing.reachability` (hosts), `mxpolicy.routing.broken_tls`
-(STARTTLS) and `mxpolicy.routing.sighting` (what is learned on the way), which decide
+(STARTTLS) and `mxpolicy.routing.dialling` (what is learned on the way), which decide
 everything. A `Memory` is the engine's; a `Visit` is one attempt's.
 
 Mail is delayed by the store's own bound, and where no other host is left by
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from mxpolicy.delivery import events, trouble
 from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.opening import open_session
-from mxpolicy.delivery.recalled import Recalled
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import YesNo
 from mxpolicy.outcome import Deferred, Delivered
@@ -30,25 +29,24 @@ from mxpolicy.reply import printable
 from mxpolicy.routing import broken_tls
 from mxpolicy.routing.broken_tls import BrokenTls, after_taking_in_clear
 from mxpolicy.routing.candidate import Candidate, Finding, Phase
-from mxpolicy.routing.reachability import (
+from mxpolicy.routing.dialling import Dialling, Ready
+from mxpolicy.routing.host_record import (
     KEPT,
-    LEASE,
     NOTHING,
-    Advice,
-    Record,
-    advise,
+    SKEW,
+    HostRecord,
+    decode,
+    encode,
+    is_news,
+)
+from mxpolicy.routing.known_hosts import KnownHosts, advise
+from mxpolicy.routing.reachability import (
     after_doubtful_probe,
     after_failure,
     after_ready,
-    after_taking,
-    decode,
-    encode,
     is_about_host,
     is_about_nexthop,
-    is_lease_stale,
-    is_news,
 )
-from mxpolicy.routing.sighting import Ready, Sighting
 from mxpolicy.state.store import HEAVY
 
 if TYPE_CHECKING:
@@ -57,16 +55,14 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.context import Context
     from mxpolicy.options import MemoryOptions
     from mxpolicy.outcome import Outcome
-    from mxpolicy.routing.sighting import Lesson
     from mxpolicy.state.store import Store
 
-    Change = Callable[[Record], Record]
+    Change = Callable[[HostRecord], HostRecord]
 
 __all__ = [
     "HOST",
     "LINGER",
     "TLS",
-    "Known",
     "Memory",
     "Visit",
     "hopeless",
@@ -93,6 +89,10 @@ LOOK_AGAIN = 0.25
 
 # Probes beside one message: a domain may have a hundred addresses that are due.
 MAX_PROBES = 4
+
+# Seconds for which the holder of a lease is not disturbed. A probe takes 45 at most;
+# the lease of a process that has died passes on after this time.
+LEASE = 60.0
 
 # Others may write the same row at the same time; one of them wins each time.
 MAX_TRIES = 4
@@ -124,50 +124,15 @@ class Advised(NamedTuple):
 
     Attributes:
         candidates: In the order of asking.
-        recalled: For the attempt.
+        known: For the attempt.
         refusal: The outcome of every recipient; then nobody is dialled.
         tried: With a refusal: one printable text for each candidate.
     """
 
     candidates: tuple[Candidate, ...]
-    recalled: Recalled
+    known: KnownHosts
     refusal: Deferred | None = None
     tried: tuple[str, ...] = ()
-
-
-class Known(NamedTuple):
-    """What is remembered of the candidates of a plan; those not in it are unknown.
-
-    Attributes:
-        advice: What is best done.
-        of_host: What is kept for all mail.
-        of_nexthop: What is kept for mail to their nexthop.
-        of_tls: What is known of broken STARTTLS.
-        at: When that was so, UTC seconds.
-    """
-
-    advice: Advice
-    of_host: dict[Candidate, Record]
-    of_nexthop: dict[Candidate, Record]
-    of_tls: dict[Candidate, BrokenTls]
-    at: float
-
-    def recalled(self) -> Recalled:
-        """Return it as an attempt takes it."""
-        without_tls = {
-            candidate
-            for candidate, known in self.of_tls.items()
-            if known.is_believed(self.at)
-        }
-        return Recalled(self.of_host, self.at, without_tls)
-
-    def record(self, candidate: Candidate) -> Record:
-        """Return what counts for *candidate*: its own failure before the nexthop's."""
-        of_host = self.of_host.get(candidate, NOTHING)
-        of_nexthop = self.of_nexthop.get(candidate, NOTHING)
-        if of_host.verdict is None and of_nexthop.verdict is not None:
-            return of_nexthop
-        return of_host
 
 
 class Memory:
@@ -196,7 +161,9 @@ class Memory:
         self.chance = chance
         self.linger = linger
 
-    async def records(self, keys: Mapping[Candidate, str]) -> dict[Candidate, Record]:
+    async def records(
+        self, keys: Mapping[Candidate, str]
+    ) -> dict[Candidate, HostRecord]:
         """Return what is remembered, by candidate; those not in it are unknown."""
         values = await self._values(keys)
         return {candidate: decode(value) for candidate, value in values.items()}
@@ -217,7 +184,7 @@ class Memory:
             if value is not None
         }
 
-    async def advise(self, nexthop: str, candidates: Sequence[Candidate]) -> Known:
+    async def advise(self, nexthop: str, candidates: Sequence[Candidate]) -> KnownHosts:
         """Return what is remembered of *candidates* for mail to *nexthop*, by now."""
         of_host = await self.records({one: host_key(one) for one in candidates})
         of_nexthop = await self.records(
@@ -225,8 +192,7 @@ class Memory:
         )
         of_tls = await self.broken_tls(candidates)
         now = self.utc()
-        advice = advise(candidates, of_host, of_nexthop, now, self.options)
-        return Known(advice, of_host, of_nexthop, of_tls, now)
+        return advise(candidates, of_host, of_nexthop, now, self.options, of_tls)
 
     async def change(self, key: str, change: Change) -> None:
         """Replace what is remembered by what *change* makes of it."""
@@ -307,7 +273,7 @@ class Visit:
         self._began = began
         self._due: list[Candidate] = []
         self._leased: list[str] = []
-        self._sightings: dict[Candidate, Sighting] = {}
+        self._diallings: dict[Candidate, Dialling] = {}
         self._alarms: dict[Candidate, asyncio.TimerHandle] = {}
         self._taken: set[Candidate] = set()
         self._of_tls: Mapping[Candidate, BrokenTls] = {}
@@ -332,17 +298,16 @@ class Visit:
         until = min(self._context.clock() + self._wait(), deadline - LONGEST_WAIT)
         while True:
             known = await self._advise(candidates)
-            advice = known.advice
-            advised = Advised(advice.order, known.recalled())
-            if advice.has_other or not self._defers_fast:
-                if advice.has_other:
-                    self._due = await self._lease_some(advice.due)
+            advised = Advised(known.order, known)
+            if known.has_other or not self._defers_fast:
+                if known.has_other:
+                    self._due = await self._lease_some(known.due)
                 return advised
-            if advice.is_hopeless:
+            if known.is_hopeless:
                 return self._hopeless(known, advised)
             if await self._lease_all(candidates):
                 known = await self._advise(candidates)
-                if not known.advice.is_hopeless:
+                if not known.is_hopeless:
                     return advised
                 await self._release_all()
                 return self._hopeless(known, advised)
@@ -357,12 +322,12 @@ class Visit:
     def _defers_fast(self) -> bool:
         return self._memory.options.fast_deferral is YesNo.YES
 
-    async def _advise(self, candidates: Sequence[Candidate]) -> Known:
+    async def _advise(self, candidates: Sequence[Candidate]) -> KnownHosts:
         known = await self._memory.advise(self._nexthop, candidates)
         self._of_tls = known.of_tls
         return known
 
-    def _hopeless(self, known: Known, advised: Advised) -> Advised:
+    def _hopeless(self, known: KnownHosts, advised: Advised) -> Advised:
         refusal, tried = hopeless(advised.candidates, known.of_host, known.at)
         return advised._replace(refusal=refusal, tried=tried)
 
@@ -403,11 +368,11 @@ class Visit:
     def _observe(self, event: events.Event) -> None:
         match event:
             case events.CandidateStarted(at, candidate):
-                self._sightings[candidate] = Sighting(candidate, at)
+                self._diallings[candidate] = Dialling(candidate, at)
                 self._watch(candidate)
             case events.PhaseReached(at, candidate, phase):
-                if sighting := self._sightings.get(candidate):
-                    self._learn(candidate, sighting.reached(phase, at))
+                if dialling := self._diallings.get(candidate):
+                    self._learn(candidate, dialling.reached(phase, at))
                     self._watch(candidate)
             case events.CandidateDoubted(_, candidate, finding):
                 self._failed(candidate, finding)
@@ -435,34 +400,34 @@ class Visit:
         for candidate in self._taken:
             if str(candidate) == outcome.relay:
                 self._learn(candidate, Ready())
-                self._change(self._nexthop_key(candidate), after_taking)
+                self._change(self._nexthop_key(candidate), HostRecord.cleared)
                 self._learn_of_tls(candidate)
 
     def _failed(self, candidate: Candidate, finding: Finding) -> None:
-        sighting = self._sightings.get(candidate)
-        self._learn(candidate, sighting.failed(finding) if sighting else finding)
+        dialling = self._diallings.get(candidate)
+        self._learn(candidate, dialling.failed(finding) if dialling else finding)
 
     def _watch(self, candidate: Candidate) -> None:
         """See to it that a full verdict is written as soon as it is one."""
         if alarm := self._alarms.pop(candidate, None):
             alarm.cancel()
-        at = self._sightings[candidate].full_at()
+        at = self._diallings[candidate].full_at()
         if at is not None:
             loop = asyncio.get_running_loop()
             delay = max(0.0, at - self._now())
             self._alarms[candidate] = loop.call_later(delay, self._ring, candidate)
 
     def _ring(self, candidate: Candidate) -> None:
-        sighting = self._sightings.get(candidate)
-        if sighting is not None:
-            self._learn(candidate, sighting.overdue(self._now()))
+        dialling = self._diallings.get(candidate)
+        if dialling is not None:
+            self._learn(candidate, dialling.overdue(self._now()))
 
     def _forget(self, candidate: Candidate) -> None:
-        self._sightings.pop(candidate, None)
+        self._diallings.pop(candidate, None)
         if alarm := self._alarms.pop(candidate, None):
             alarm.cancel()
 
-    def _learn(self, candidate: Candidate, lesson: Lesson | None) -> None:
+    def _learn(self, candidate: Candidate, lesson: Ready | Finding | None) -> None:
         if isinstance(lesson, Ready):
             ready = lesson
             now = self._memory.utc()
@@ -484,7 +449,7 @@ class Visit:
             return
         memory, now, chance = self._memory, self._memory.utc(), self._memory.chance()
 
-        def fail(record: Record) -> Record:
+        def fail(record: HostRecord) -> HostRecord:
             named = record._replace(name=candidate.host)
             return after_failure(
                 named, finding, now, memory.options, chance, self._message_id
@@ -499,7 +464,7 @@ class Visit:
             return
         now = self._memory.utc()
 
-        def note(record: Record) -> Record:
+        def note(record: HostRecord) -> HostRecord:
             if record.needs_small_segments(now):
                 return record
             return record._replace(small_segments=now)
@@ -550,47 +515,47 @@ class Visit:
 
     async def _probe(self, candidate: Candidate) -> None:
         """Dial *candidate* until it is ready or has failed fully; the owner of its trouble."""
-        sighting = Sighting(candidate, self._now())
+        dialling = Dialling(candidate, self._now())
         try:
-            await self._reach(sighting)
+            await self._reach(dialling)
         except SessionFailed as failed:
-            self._learn(candidate, sighting.failed(failed.finding))
+            self._learn(candidate, dialling.failed(failed.finding))
         except TimeoutError:
-            self._learn(candidate, sighting.overdue(self._now()))
+            self._learn(candidate, dialling.overdue(self._now()))
         except asyncio.CancelledError:
-            self._end_in_doubt(sighting)
+            self._end_in_doubt(dialling)
             raise
         except LocalTrouble:
             pass  # nothing is known of the host, and the lease runs out
         except Exception:
             self._tell_trouble()
 
-    async def _reach(self, sighting: Sighting) -> None:
-        candidate = sighting.candidate
+    async def _reach(self, dialling: Dialling) -> None:
+        candidate = dialling.candidate
 
         def entered(phase: Phase) -> None:
-            self._learn(candidate, sighting.reached(phase, self._now()))
-            limit.reschedule(self._limit(sighting))
+            self._learn(candidate, dialling.reached(phase, self._now()))
+            limit.reschedule(self._limit(dialling))
 
-        async with asyncio.timeout_at(self._limit(sighting)) as limit:
+        async with asyncio.timeout_at(self._limit(dialling)) as limit:
             session = await open_session(self._context, candidate, entered)
         if session.is_secured:
             self._secured(candidate)
         session.quit()
 
-    def _limit(self, sighting: Sighting) -> float | None:
+    def _limit(self, dialling: Dialling) -> float | None:
         """When the probe ends in a full failure, on the loop's clock."""
-        at = sighting.full_at()
+        at = dialling.full_at()
         if at is None:
             return None
         return asyncio.get_running_loop().time() + max(0.0, at - self._now())
 
-    def _end_in_doubt(self, sighting: Sighting) -> None:
-        now, phase = self._memory.utc(), sighting.phase
-        waited = self._now() - sighting.since
+    def _end_in_doubt(self, dialling: Dialling) -> None:
+        now, phase = self._memory.utc(), dialling.phase
+        waited = self._now() - dialling.since
         options = self._memory.options
         self._change(
-            host_key(sighting.candidate),
+            host_key(dialling.candidate),
             lambda record: after_doubtful_probe(record, phase, waited, now, options),
         )
 
@@ -621,7 +586,7 @@ class Visit:
 
 
 def hopeless(
-    candidates: Sequence[Candidate], records: Mapping[Candidate, Record], now: float
+    candidates: Sequence[Candidate], records: Mapping[Candidate, HostRecord], now: float
 ) -> tuple[Deferred, tuple[str, ...]]:
     """Return the outcome when all have failed, and a text for each of them."""
     tried = tuple(_tried(one, records.get(one, NOTHING), now) for one in candidates)
@@ -634,8 +599,22 @@ def hopeless(
     return refusal, tried
 
 
-def _tried(candidate: Candidate, record: Record, now: float) -> str:
+def _tried(candidate: Candidate, record: HostRecord, now: float) -> str:
     word = record.verdict.value if record.verdict else "failed"
     said = f" ({record.said})" if record.said else ""
     age = max(0.0, now - record.since)
     return f"{candidate} {word} {record.waited:.1f}s, {age:.0f}s ago{said}"
+
+
+def is_lease_stale(value: bytes, now: float) -> bool:
+    """Return whether a lease, as it was written, is none any more.
+
+    Args:
+        value: When it was taken, UTC seconds in decimal.
+        now: UTC seconds.
+    """
+    try:
+        age = now - float(value)
+    except ValueError:
+        return True
+    return not -SKEW <= age < LEASE

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from mxpolicy.outcome import Outcome
     from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.routing.host_record import HostRecord
     from mxpolicy.routing.mx import Lookup
-    from mxpolicy.routing.reachability import Record
 
 __all__ = [
     "ANY_NAME",
@@ -195,7 +195,7 @@ def finding(
 
 
 def unreachable(
-    candidates: Sequence[Candidate], records: Mapping[Candidate, Record], now: float
+    candidates: Sequence[Candidate], records: Mapping[Candidate, HostRecord], now: float
 ) -> str:
     """Return what is said of hosts that all have failed: who, how, and how long ago.
 

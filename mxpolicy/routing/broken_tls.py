@@ -16,8 +16,13 @@ Times are UTC seconds.
 
 from __future__ import annotations
 
-from math import isfinite
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.routing.host_record import SKEW
+from mxpolicy.routing.record_format import NUMBER, TEXT, RecordFormat, flag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["BELIEVED", "KEPT", "BrokenTls", "after_taking_in_clear", "decode", "encode"]
 
@@ -26,9 +31,6 @@ BELIEVED = 3600.0
 
 # Seconds for which one message may prove, or renew, what another one has met.
 KEPT = 86400.0
-
-# Clocks of machines that share a store differ.
-SKEW = 5.0
 
 
 class BrokenTls(NamedTuple):
@@ -69,21 +71,7 @@ def after_taking_in_clear(
     return BrokenTls(now, message_id, is_proven)
 
 
-def encode(known: BrokenTls) -> bytes:
-    """Return *known* as a store keeps it: one line of text."""
-    proven = "proven" if known.is_proven else "once"
-    return f"1 {known.since:.3f} {known.message_id} {proven}".encode("ascii", "replace")
+_FORMAT = RecordFormat(BrokenTls, "1", NUMBER, TEXT, flag("proven", "once"))
 
-
-def decode(value: bytes | None) -> BrokenTls | None:
-    """Return what was encoded; None for what cannot be understood."""
-    words = (value or b"").decode("ascii", "replace").split(" ")
-    if len(words) != 4 or words[0] != "1":
-        return None
-    try:
-        since = float(words[1])
-    except ValueError:
-        return None
-    if not isfinite(since):
-        return None
-    return BrokenTls(since, words[2], words[3] == "proven")
+encode: Callable[[BrokenTls], bytes] = _FORMAT.encode
+decode: Callable[[bytes | None], BrokenTls | None] = _FORMAT.decode

@@ -1,11 +1,11 @@
-"""What is remembered of a candidate, and what follows from it. Pure.
+"""What follows from what is remembered of a candidate, and what changes it. Pure.
 
 One law: remembering only makes delivery sooner. It never causes a bounce, a
 deferral or a duplicate that patient trying in order of preference would not have
 caused. So what is remembered changes the order in which candidates are asked, and
 how long one is waited for; it takes none of them away. The one exception is said
 plainly, and can be switched off: when *every* candidate has failed fully within
-its pause, a message is deferred at once (`Advice.is_hopeless`).
+its pause, a message is deferred at once (`KnownHosts.is_hopeless`).
 
 Theory of operation
 -------------------
@@ -15,10 +15,10 @@ phase. A *provisional* one says that our patience ended, because another could b
 asked beside it. After either the candidate is in its *pause*: it is asked last.
 
 When the pause is over the candidate is *due*: one message, the holder of a lease,
-looks after it beside its own delivery (a probe), and all others still ask it
-last. A verdict that is older than twice its pause means nothing any more, and the
-candidate is again where the order of preference puts it. So a host can only be
-lost for as long as it fails, or nobody has mail for it.
+dials it beside its own delivery (a probe). All others still ask it last. A verdict
+that is older than twice its pause means nothing any more. The candidate is then
+again where the order of preference puts it. So a host can only be lost for as long
+as it fails, or while there is no mail for it.
 
 The pause begins with a minute, and doubles when a full verdict is confirmed by
 another one after its end, to ten minutes at most: one SYN in ten minutes is cheap,
@@ -26,7 +26,7 @@ a recovered host left aside is not. It is never shorter than one try took.
 
 What is kept for all mail to a candidate depends on neither message nor nexthop:
 how connecting, greeting and EHLO failed. A verdict that may be due to either is
-kept beside the nexthop, and only changes the order there: no sender and no domain
+kept beside the nexthop, and only changes the order there. So no sender and no domain
 can pause a host that others have mail for. Doubt at the final dot changes the order
 only when two messages were in doubt: one may have met a content filter.
 
@@ -42,79 +42,46 @@ clock that is set back or forward makes a verdict unknown, never a pause longer.
 from __future__ import annotations
 
 from enum import Enum
-from math import isfinite
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from mxpolicy.reply import printable
-from mxpolicy.routing.candidate import Phase, Scope, Verdict, Wait
-from mxpolicy.routing.race_timing import awaited_in, slow_verdict
+from mxpolicy.routing.candidate import Phase, Scope, Verdict
+from mxpolicy.routing.host_record import MAX_SAID, NEWS_EVERY, SKEW, HostRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from mxpolicy.options import MemoryOptions
-    from mxpolicy.routing.candidate import Candidate, Finding
+    from mxpolicy.routing.candidate import Finding
 
 __all__ = [
-    "KEPT",
-    "LEASE",
-    "NOTHING",
-    "Advice",
-    "Record",
     "Standing",
-    "advise",
     "after_doubtful_probe",
     "after_failure",
     "after_ready",
-    "after_taking",
-    "decode",
-    "encode",
     "is_about_host",
     "is_about_nexthop",
-    "is_lease_stale",
-    "is_news",
     "standing",
 ]
 
-# How long what is known of a candidate is of use: latencies change.
-KEPT = 14 * 86400.0
-
-# Seconds for which who probes a candidate is not disturbed by others. A probe takes
-# 45 at most; whoever has died has left it to the next one after this time.
-LEASE = 60.0
-
-# A host that is as it was is written down again after this time. Each message to a
-# healthy host reads its record anyway; one write in half a minute costs nothing.
-NEWS_EVERY = 30.0
-
-# Who turns us away within a minute of a ready session has too many of them, or starts
-# anew. What is written of the last one may be older than that by the time above.
+# A host that turns us away within a minute of a ready session has too many of them, or
+# starts anew. What is written of the last one may be older than that by `NEWS_EVERY`.
 READY_LATELY = 60.0 + NEWS_EVERY
 
 # A 4yz greeting is a full verdict when it is met again after this time. Sessions that
 # began together with the first one have had the slowest greeting by then.
 STILL_NOT_NOW = 30.0
 
-# Clocks of machines that share a store differ.
-SKEW = 5.0
-
-# For how long small segments are used. They cost little; a stall costs half a minute.
-# Kept for all mail, as no outsider can bring it about: it takes a path that lets small
-# segments pass and swallows large ones.
-NARROW_PATH = 86400.0
-
-# For how long a message in doubt at the final dot proves something with the next one.
+# Seconds for which a doubt at the final dot counts together with the next one.
 DOUBT_AT_DOT = 86400.0
 
-# So many SYNs go unanswered in this time (0, 1 and 3 s) that it looks no better.
+# Three SYNs have gone unanswered by then (0, 1 and 3 s): it looks no better.
 DOUBTFUL_CONNECT = 3.0
 
-# Never reason for a longer pause: our own kernel has no route, which changes for all
+# These never make a pause longer: our own kernel has no route, which changes for all
 # hosts of an address family at once.
 _NEVER_DOUBLED = frozenset({Verdict.NO_ROUTE})
 
-# How hosts turn away who is too many: by 421, as RFC 5321 §3.8 has it, or by 554, by
-# words that are no SMTP, or by a connection that is closed or not accepted.
+# How a host turns away a connection too many: by 421, as RFC 5321 §3.8 has it, by 554,
+# by words that are no SMTP, or by closing or refusing it.
 _TURNED_AWAY = frozenset(
     {
         Verdict.REFUSED,
@@ -125,64 +92,6 @@ _TURNED_AWAY = frozenset(
         Verdict.EHLO_REFUSED,
     }
 )
-
-_SAID_LENGTH = 80
-
-
-class Record(NamedTuple):
-    """What is remembered of one candidate. All of it may be unknown.
-
-    Attributes:
-        verdict: How it failed when last tried; None when it did not.
-        phase: In which phase that was.
-        full: See above.
-        since: When, UTC seconds.
-        pause: Seconds from then in which it is asked last.
-        waited: Seconds that were waited for it in *phase*.
-        connect_time: Seconds from SYN to SYN-ACK when it was last ready.
-        greeting_latency: Seconds from there to the 220.
-        last_ready: When that was, UTC seconds.
-        small_segments: When only small TCP segments got through to it.
-        name: The host's name when it was last met.
-        message_id: Names the message that was in doubt at the final dot.
-        said: What the host or the system said, printable.
-    """
-
-    verdict: Verdict | None = None
-    phase: Phase = Phase.CONNECT
-    full: bool = False
-    since: float = 0.0
-    pause: float = 0.0
-    waited: float = 0.0
-    connect_time: float | None = None
-    greeting_latency: float | None = None
-    last_ready: float | None = None
-    small_segments: float | None = None
-    name: str = ""
-    message_id: str = ""
-    said: str = ""
-
-    @property
-    def is_lone_doubt(self) -> bool:
-        """Whether one message was in doubt at the final dot, and no other one yet."""
-        return self.phase is Phase.DOT and not self.full
-
-    def wait(self, now: float) -> Wait | None:
-        """Return what it was waited for in vain, while the verdict means anything."""
-        if self.verdict is None or self.phase >= Phase.READY:
-            return None
-        holds = 0 <= now - self.since < 2 * self.pause
-        if not holds or self.verdict is not slow_verdict(self.phase):
-            return None
-        return Wait(awaited_in(self.phase), self.waited)
-
-    def needs_small_segments(self, now: float) -> bool:
-        """Return whether larger segments had better not be tried."""
-        since = self.small_segments
-        return since is not None and 0 <= now - since < NARROW_PATH
-
-
-NOTHING = Record()
 
 # A stall may be due to the message's size, a loop is due to the nexthop.
 _OF_NEXTHOP = frozenset({Verdict.STALLED, Verdict.LOOPS_TO_MYSELF})
@@ -214,13 +123,13 @@ def is_about_nexthop(finding: Finding) -> bool:
 
 
 def after_failure(
-    record: Record,
+    record: HostRecord,
     finding: Finding,
     now: float,
     options: MemoryOptions,
     chance: float,
     message_id: str = "",
-) -> Record:
+) -> HostRecord:
     """Return what is remembered after *finding*, which is about host or nexthop.
 
     Args:
@@ -244,13 +153,13 @@ def after_failure(
         pause=_next_pause(record, before, finding, full, options, chance),
         waited=finding.waited,
         message_id=message_id if finding.phase is Phase.DOT else "",
-        said=printable(finding.text, _SAID_LENGTH),
+        said=printable(finding.text, MAX_SAID),
         small_segments=_small_segments_after(record, finding, full),
     )
 
 
 def _is_full(
-    record: Record, before: Standing, finding: Finding, now: float, message_id: str
+    record: HostRecord, before: Standing, finding: Finding, now: float, message_id: str
 ) -> bool:
     """Return whether *finding*, after what is remembered, makes a full verdict."""
     if finding.phase is Phase.DOT:
@@ -274,7 +183,7 @@ def _is_full(
     return record.full or now - record.since >= STILL_NOT_NOW
 
 
-def _says_as_much(record: Record, before: Standing, finding: Finding) -> bool:
+def _says_as_much(record: HostRecord, before: Standing, finding: Finding) -> bool:
     """Return whether what is remembered says at least as much as a doubt does.
 
     Of several "not now" the first counts: from there on it is to be confirmed.
@@ -285,7 +194,9 @@ def _says_as_much(record: Record, before: Standing, finding: Finding) -> bool:
     return record.full or (is_repeated and before is Standing.PAUSED)
 
 
-def _small_segments_after(record: Record, finding: Finding, full: bool) -> float | None:
+def _small_segments_after(
+    record: HostRecord, finding: Finding, full: bool
+) -> float | None:
     """Forget small segments where nothing is answered: perhaps it is due to them."""
     if full and finding.verdict in {Verdict.FILTERED, Verdict.SILENT}:
         return None
@@ -293,7 +204,7 @@ def _small_segments_after(record: Record, finding: Finding, full: bool) -> float
 
 
 def _next_pause(
-    record: Record,
+    record: HostRecord,
     before: Standing,
     finding: Finding,
     full: bool,
@@ -305,7 +216,7 @@ def _next_pause(
         pause = options.longest_pause  # each doubt may be one more copy
     elif full and record.full:
         if before is Standing.PAUSED:
-            # Many who found it out at the same time make it no worse.
+            # Several messages that found it out at the same time make it no worse.
             return min(record.pause, options.longest_pause)
         may_double = not (finding.is_transient or finding.verdict in _NEVER_DOUBLED)
         if before is Standing.DUE and may_double:
@@ -315,16 +226,16 @@ def _next_pause(
 
 
 def after_ready(
-    record: Record,
+    record: HostRecord,
     now: float,
     connect_time: float | None = None,
     greeting_latency: float | None = None,
-) -> Record:
+) -> HostRecord:
     """Return what is kept for all of a candidate that is ready: one success clears.
 
     A candidate that has taken a message is ready, too.
     """
-    record = _cleared(record)
+    record = record.cleared()
     if connect_time is not None:
         record = record._replace(connect_time=connect_time)
     if greeting_latency is not None:
@@ -332,41 +243,9 @@ def after_ready(
     return record._replace(last_ready=now)
 
 
-def is_news(before: Record, after: Record) -> bool:
-    """Return whether the difference is worth being written.
-
-    A healthy host is found so by every message; that need not cost a write each.
-    """
-    return not (
-        before._replace(last_ready=None, connect_time=None, greeting_latency=None)
-        == after._replace(last_ready=None, connect_time=None, greeting_latency=None)
-        and abs((after.last_ready or 0) - (before.last_ready or 0)) < NEWS_EVERY
-        and _is_near(before.connect_time, after.connect_time)
-        and _is_near(before.greeting_latency, after.greeting_latency)
-    )
-
-
-def _is_near(before: float | None, after: float | None) -> bool:
-    if before is None or after is None:
-        return before is after
-    return abs(after - before) <= 0.1 + before / 4
-
-
-def after_taking(record: Record) -> Record:
-    """Return what is kept for a nexthop of a candidate that has taken a message."""
-    return _cleared(record)
-
-
-def _cleared(record: Record) -> Record:
-    return record._replace(
-        verdict=None, phase=Phase.CONNECT, full=False, since=0.0, pause=0.0,
-        waited=0.0, message_id="", said="",
-    )  # fmt: skip
-
-
 def after_doubtful_probe(
-    record: Record, phase: Phase, waited: float, now: float, options: MemoryOptions
-) -> Record:
+    record: HostRecord, phase: Phase, waited: float, now: float, options: MemoryOptions
+) -> HostRecord:
     """Return what is remembered when a probe had to end before it could tell.
 
     Args:
@@ -379,12 +258,12 @@ def after_doubtful_probe(
     if record.verdict is None:
         return record
     if phase > record.phase:
-        return _cleared(record)  # what it failed in it has now passed
+        return record.cleared()  # it has passed the phase in which it had failed
     if phase is Phase.CONNECT and waited >= DOUBTFUL_CONNECT:
         return record._replace(
             full=False, since=now, pause=min(options.pause, options.longest_pause)
         )
-    return record  # soon unknown, and then found out in the order of preference
+    return record  # soon unknown, and then asked in the order of preference
 
 
 # -- what it means ------------------------------------------------------------
@@ -398,7 +277,7 @@ class Standing(Enum):
     DUE = "due"  # asked last, and one message looks after it
 
 
-def standing(record: Record, now: float, options: MemoryOptions) -> Standing:
+def standing(record: HostRecord, now: float, options: MemoryOptions) -> Standing:
     """Return where a candidate stands at *now*, UTC seconds."""
     if record.verdict is None or record.is_lone_doubt:
         return Standing.UNKNOWN
@@ -412,161 +291,3 @@ def standing(record: Record, now: float, options: MemoryOptions) -> Standing:
     if age < 2 * pause:
         return Standing.DUE
     return Standing.UNKNOWN
-
-
-def is_lease_stale(value: bytes, now: float) -> bool:
-    """Return whether a lease, as it was written, is none any more.
-
-    Args:
-        value: When it was taken, UTC seconds in decimal.
-        now: UTC seconds.
-    """
-    try:
-        age = now - float(value)
-    except ValueError:
-        return True
-    return not -SKEW <= age < LEASE
-
-
-class Advice(NamedTuple):
-    """What is best done with the candidates of a plan.
-
-    Attributes:
-        order: All of them, in the order in which they are to be asked.
-        due: Those to look after, for whom a lease has to be got.
-        has_other: There is one of whom nothing full is known, or not any more.
-        is_hopeless: Everyone has failed fully, and is in its pause.
-    """
-
-    order: tuple[Candidate, ...]
-    due: tuple[Candidate, ...]
-    has_other: bool
-    is_hopeless: bool
-
-
-def advise(
-    candidates: Sequence[Candidate],
-    of_host: Mapping[Candidate, Record],
-    of_nexthop: Mapping[Candidate, Record],
-    now: float,
-    options: MemoryOptions,
-) -> Advice:
-    """Return what is best done, by what is remembered.
-
-    Args:
-        candidates: In the order of preference.
-        of_host: What is kept for all, by candidate; those not in it are unknown.
-        of_nexthop: What is kept for mail to this nexthop.
-        now: UTC seconds.
-        options: For the pauses.
-    """
-    tiers: dict[Candidate, _Tier] = {}
-    for candidate in candidates:
-        host = of_host.get(candidate, NOTHING)
-        nexthop = of_nexthop.get(candidate, NOTHING)
-        tiers[candidate] = _tier(host, nexthop, now, options)
-    due = [one for one, tier in tiers.items() if tier in _DUE]
-    return Advice(
-        tuple(sorted(candidates, key=lambda one: tiers[one].value)),
-        tuple(due),
-        any(tier not in _FULL for tier in tiers.values()),
-        all(tier is _Tier.FULLY_PAUSED for tier in tiers.values()),
-    )
-
-
-class _Tier(Enum):
-    """Which part of the order a candidate is in; smaller is sooner."""
-
-    ORDINARY = 0
-    BAD_FOR_NEXTHOP = 1
-    DUE = 2
-    FULLY_DUE = 3
-    PAUSED = 4
-    FULLY_PAUSED = 5
-
-
-_DUE = frozenset({_Tier.DUE, _Tier.FULLY_DUE})
-_FULL = frozenset({_Tier.FULLY_DUE, _Tier.FULLY_PAUSED})
-
-
-def _tier(host: Record, nexthop: Record, now: float, options: MemoryOptions) -> _Tier:
-    match standing(host, now, options):
-        case Standing.PAUSED:
-            return _Tier.FULLY_PAUSED if host.full else _Tier.PAUSED
-        case Standing.DUE:
-            return _Tier.FULLY_DUE if host.full else _Tier.DUE
-        case Standing.UNKNOWN:
-            is_bad = standing(nexthop, now, options) is Standing.PAUSED
-            return _Tier.BAD_FOR_NEXTHOP if is_bad else _Tier.ORDINARY
-
-
-# -- bytes --------------------------------------------------------------------
-
-# One line of text: the version, then a word for each field in this order, ``-``
-# for what is not known, and what was said, which may have blanks, at the end.
-_VERSION = "2"
-
-
-def encode(record: Record) -> bytes:
-    """Return *record* as a store keeps it."""
-    words = [
-        _VERSION,
-        record.verdict.value if record.verdict else "-",
-        record.phase.word,
-        "full" if record.full else "-",
-        *map(_number, (record.since, record.pause, record.waited)),
-        *map(_number, (record.connect_time, record.greeting_latency)),
-        *map(_number, (record.last_ready, record.small_segments)),
-        record.name or "-",
-        record.message_id or "-",
-        record.said,
-    ]
-    return " ".join(words).encode("ascii", "replace")
-
-
-def decode(value: bytes | None) -> Record:
-    """Return what was encoded; `NOTHING` for what cannot be understood.
-
-    It may have been written by another version, or by a disk that fails: wrong
-    knowledge costs a message some seconds, no knowledge costs no more.
-    """
-    words = (value or b"").decode("ascii", "replace").split(" ", 13)
-    if len(words) != 14 or words[0] != _VERSION:
-        return NOTHING
-    try:
-        return _understood(words)
-    except (ValueError, KeyError):
-        return NOTHING
-
-
-def _understood(words: Sequence[str]) -> Record:
-    since, pause, waited, *known = map(_read, words[4:11])
-    connect_time, greeting_latency, last_ready, small_segments = known
-    return Record(
-        None if words[1] == "-" else Verdict(words[1]),
-        Phase[words[2].upper()],
-        words[3] == "full",
-        since or 0.0,
-        pause or 0.0,
-        waited or 0.0,
-        connect_time,
-        greeting_latency,
-        last_ready,
-        small_segments,
-        name="" if words[11] == "-" else words[11],
-        message_id="" if words[12] == "-" else words[12],
-        said=printable(words[13], _SAID_LENGTH),
-    )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}".rstrip("0").rstrip(".")
-
-
-def _read(word: str) -> float | None:
-    if word == "-":
-        return None
-    value = float(word)
-    if not (isfinite(value) and value >= 0):
-        raise ValueError(word)
-    return value

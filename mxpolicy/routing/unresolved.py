@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.routing.candidate import rank_of
+from mxpolicy.routing.record_format import WHOLE, RecordFormat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from mxpolicy.routing.candidate import Candidate, Rank
 
@@ -35,14 +36,14 @@ __all__ = [
     "that_matter",
 ]
 
-# For so long lookups may fail until a host counts as failed.
+# Seconds for which lookups may fail before the host counts as failed.
 SOFT = 3600.0
 
 # A failure is forgotten this long after the last one. Mail servers come back within
-# hours (Postfix 4000 s, Exim 6 h); nobody knows what happened in a longer time.
+# hours (Postfix 4000 s, Exim 6 h); what happened in a longer time is unknown.
 KEPT = 86400.0
 
-# Failures that go on are written down again after this time.
+# Failures that go on are written again after this time.
 NEWS_EVERY = 600.0
 
 
@@ -68,7 +69,7 @@ class Unresolved(NamedTuple):
 
 
 class FailedSince(NamedTuple):
-    """Lookups that failed, none of them with success in between; UTC seconds."""
+    """When lookups failed first and last, without success in between; UTC seconds."""
 
     first: float
     last: float
@@ -111,21 +112,7 @@ def is_soft(since: FailedSince, now: float) -> bool:
     return now - since.first < SOFT
 
 
-# -- bytes ----------------------------------------------------------------------
+_FORMAT = RecordFormat(FailedSince, "1", WHOLE, WHOLE)
 
-_VERSION = "1"
-
-
-def encode(since: FailedSince) -> bytes:
-    """Return it as a store keeps it."""
-    return f"{_VERSION} {since.first:.0f} {since.last:.0f}".encode()
-
-
-def decode(value: bytes | None) -> FailedSince | None:
-    """Return what was encoded; None for what cannot be understood."""
-    words = (value or b"").decode("ascii", "replace").split(" ")
-    if len(words) != 3 or words[0] != _VERSION:
-        return None
-    if not all(word.isascii() and word.isdigit() for word in words[1:]):
-        return None
-    return FailedSince(float(words[1]), float(words[2]))
+encode: Callable[[FailedSince], bytes] = _FORMAT.encode
+decode: Callable[[bytes | None], FailedSince | None] = _FORMAT.decode

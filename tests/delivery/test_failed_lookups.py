@@ -410,12 +410,12 @@ def test_forecast_tells_what_is_waited_for_and_writes_nothing() -> None:
     async def work() -> None:
         site = Site({20: refusing})
         for _ in range(2):
-            outlook = await site.engine.outlook("", "", "bob@example.com")
+            outlook = await site.engine.forecast("", "", "bob@example.com")
             assert [one.name for one in outlook.plan.unresolved] == [_name(10)]
         assert await site.store.scan("") == []
         await site.send()
         site.now += 3600
-        outlook = await site.engine.outlook("", "", "bob@example.com")
+        outlook = await site.engine.forecast("", "", "bob@example.com")
         assert outlook.plan.unresolved == ()
 
     run(refusing, work=work)

@@ -26,17 +26,17 @@ from mxpolicy.options import (
 )
 from mxpolicy.protocol.access_policy import AccessRequest
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
+from mxpolicy.routing.domain_record import DomainRecord, after_delivery
+from mxpolicy.routing.domain_record import encode as encode_track
+from mxpolicy.routing.host_record import HostRecord, encode
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
-from mxpolicy.routing.reachability import Record, encode
-from mxpolicy.routing.track_record import TrackRecord, after_delivery
-from mxpolicy.routing.track_record import encode as encode_track
 from mxpolicy.state.memory import MemoryStore
 from tests.helpers.dns_server import DnsServer, dns_server, faults
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.events import Event
 
-FAILED = Record(Verdict.FILTERED, Phase.CONNECT, True, 0.0, 600.0, 6.0)
+FAILED = HostRecord(Verdict.FILTERED, Phase.CONNECT, True, 0.0, 600.0, 6.0)
 FAR = time.time() + 1e6
 
 ZONE = (
@@ -459,7 +459,7 @@ async def test_judging_changes_nothing_that_is_remembered() -> None:
         await court.remember("192.0.2.10")
         await court.remember("192.0.2.20", since=time.time() - 700)
         lookup = Lookup("null.example", "MX", LookupStatus.FOUND)
-        track = after_delivery(TrackRecord(), lookup, time.time() - 9e4)
+        track = after_delivery(DomainRecord(), lookup, time.time() - 9e4)
         await court.store.put("domain null.example", encode_track(track), FAR)
         before = await court.rows()
         for domain in FINDINGS:
@@ -473,7 +473,7 @@ async def test_domain_that_took_mail_until_now_is_not_refused() -> None:
         court = Court(server, *TELLING)
         now = time.time()
         lookup = Lookup("null.example", "MX", LookupStatus.FOUND)
-        track = after_delivery(TrackRecord(), lookup, now - 2 * 86400)
+        track = after_delivery(DomainRecord(), lookup, now - 2 * 86400)
         for domain in ("null.example", "nxdomain.example", "empty.example"):
             await court.store.put(f"domain {domain}", encode_track(track), FAR)
             assert await court.ask(f"a@{domain}") == "DUNNO"
@@ -495,13 +495,13 @@ async def test_mx_records_of_before_refuse_nobody_while_dns_fails() -> None:
         server.fault = mx_fails
         record = MxRecord(10, "mx.nowhere.example")
         lookup = Lookup("good.example", "MX", LookupStatus.FOUND, (record,))
-        track = after_delivery(TrackRecord(), lookup, time.time() - 60)
+        track = after_delivery(DomainRecord(), lookup, time.time() - 60)
         await court.store.put("domain good.example", encode_track(track), FAR)
         assert await court.ask("a@good.example") == "DUNNO"
         # They are those to whom a message would go, so what is known of them counts.
         records = (MxRecord(10, "mx.two.example"),)
         lookup = lookup._replace(records=records)
-        track = after_delivery(TrackRecord(), lookup, time.time() - 60)
+        track = after_delivery(DomainRecord(), lookup, time.time() - 60)
         await court.store.put("domain good.example", encode_track(track), FAR)
         await court.remember("192.0.2.20")
         assert await court.ask("a@good.example") == "WARN recipient all_paused"

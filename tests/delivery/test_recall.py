@@ -12,12 +12,11 @@ import trustme
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.engine import Engine, Request
-from mxpolicy.delivery.opening import TlsUse
 from mxpolicy.delivery.recall import HOST, TLS, Memory, Visit, host_key, nexthop_key
 from mxpolicy.options import MemoryOptions, Options, YesNo
 from mxpolicy.outcome import Deferred, Delivered, Outcome
 from mxpolicy.routing.candidate import Finding, Phase, Verdict
-from mxpolicy.routing.reachability import Record, decode, encode
+from mxpolicy.routing.host_record import HostRecord, decode, encode
 from mxpolicy.state.memory import MemoryStore
 from tests.delivery.attempts import mail_data, run
 from tests.helpers.scripted_smtp import End, ScriptedHost
@@ -110,7 +109,7 @@ class Site:
         assert asyncio.get_running_loop().time() - began < settled[-1] + 4
         return Sent(outcome, settled[0], self.happened[seen:])
 
-    async def record(self, host: ScriptedHost) -> Record:
+    async def record(self, host: ScriptedHost) -> HostRecord:
         return decode(await self.store.get(host_key(host.candidate())))
 
     def troubles(self) -> Sequence[Event]:
@@ -382,8 +381,8 @@ def test_stalls_of_two_messages_for_one_nexthop_pause_no_other() -> None:
             visit = Visit(memory, context, "outsider.example", message, 0.0)
             visit.observe(events.CandidateFailed(20.0, candidate, stalled))
             await visit.finish(0.0)
-        advice = (await memory.advise("outsider.example", [candidate])).advice
-        assert not advice.is_hopeless
+        known = await memory.advise("outsider.example", [candidate])
+        assert not known.is_hopeless
         row = decode(await site.store.get(nexthop_key("outsider.example", candidate)))
         assert row.verdict is Verdict.STALLED
         assert (await site.record(victim)).verdict is None
@@ -558,8 +557,8 @@ def test_broken_starttls_under_one_name_says_nothing_of_another() -> None:
         for message in ("one", "two"):
             await memory.note_broken_tls(theirs, message)
         known = await memory.advise("example.com", [ours, theirs])
-        uses = [known.recalled().tls_use(one) for one in (ours, theirs)]
-        assert uses == [TlsUse.TRIED, TlsUse.LEFT_OUT]
+        broken = [known.is_tls_broken(one) for one in (ours, theirs)]
+        assert broken == [False, True]
 
     run(host, work=work)
 
@@ -698,7 +697,7 @@ def test_cancelled_delivery_leaves_no_probe_behind() -> None:
 
     async def work() -> None:
         site = Site(dead, hangs)
-        value = encode(Record(Verdict.FILTERED, since=site.utc() - 61, pause=60))
+        value = encode(HostRecord(Verdict.FILTERED, since=site.utc() - 61, pause=60))
         await site.store.put(host_key(dead.candidate()), value, START * 2)
         task = asyncio.create_task(site.send())
         await asyncio.sleep(1)

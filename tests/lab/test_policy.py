@@ -221,12 +221,12 @@ REMEMBER = """\
 import asyncio, sys, time
 from mxpolicy.delivery.recall import host_key
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
-from mxpolicy.routing.reachability import Record, encode
+from mxpolicy.routing.host_record import HostRecord, encode
 from mxpolicy.state.sqlite import SqliteStore
 address, failed = sys.argv[1:]
-record = Record(Verdict.FILTERED, Phase.CONNECT, True, time.time(), 600.0, 6.0)
+record = HostRecord(Verdict.FILTERED, Phase.CONNECT, True, time.time(), 600.0, 6.0)
 if failed == "no":
-    record = Record(last_ready=time.time())
+    record = HostRecord(last_ready=time.time())
 async def main():
     store = SqliteStore("/var/lib/mxpolicy/state.sqlite3")
     key = host_key(Candidate("mx", address, 25))

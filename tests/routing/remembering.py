@@ -11,21 +11,19 @@ import heapq
 import random
 from typing import TYPE_CHECKING, NamedTuple
 
+from mxpolicy.delivery.recall import LEASE
 from mxpolicy.options import MemoryOptions
 from mxpolicy.routing.candidate import Finding, Phase, Verdict
+from mxpolicy.routing.dialling import Dialling, Ready
+from mxpolicy.routing.host_record import HostRecord, decode, encode
+from mxpolicy.routing.known_hosts import advise
 from mxpolicy.routing.race import Doubt, Drop, Entry, Start
 from mxpolicy.routing.reachability import (
-    LEASE,
-    Record,
-    advise,
     after_doubtful_probe,
     after_failure,
     after_ready,
-    decode,
-    encode,
     is_about_host,
 )
-from mxpolicy.routing.sighting import Ready, Sighting
 from tests.routing.simulation import Host, Simulation
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
 
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.race import Action
-    from mxpolicy.routing.sighting import Lesson
 
 __all__ = ["DEFAULTS", "START", "Sent", "World"]
 
@@ -68,24 +65,24 @@ class Sent(NamedTuple):
 class _Watched(Simulation):
     """A race that teaches."""
 
-    lessons: list[tuple[float, Candidate, Lesson]]
+    lessons: list[tuple[float, Candidate, Ready | Finding]]
 
     def run(self) -> _Watched:
         self.lessons = []
-        self._sightings: dict[Candidate, Sighting] = {}
+        self._diallings: dict[Candidate, Dialling] = {}
         super().run()
         self._overdue(self.now)
         return self
 
-    def _learn(self, candidate: Candidate, lesson: Lesson | None) -> None:
+    def _learn(self, candidate: Candidate, lesson: Ready | Finding | None) -> None:
         if lesson is not None:
             self.lessons.append((self.now, candidate, lesson))
 
     def _overdue(self, now: float) -> None:
-        for candidate, sighting in self._sightings.items():
-            at = sighting.full_at()
+        for candidate, dialling in self._diallings.items():
+            at = dialling.full_at()
             if at is not None and at <= now:
-                finding = sighting.overdue(at)
+                finding = dialling.overdue(at)
                 assert finding is not None
                 self.lessons.append((at, candidate, finding))
 
@@ -93,13 +90,13 @@ class _Watched(Simulation):
         self._overdue(now)
         match action:
             case Start(candidate):
-                self._sightings[candidate] = Sighting(candidate, now)
+                self._diallings[candidate] = Dialling(candidate, now)
             case Doubt(candidate, finding):
-                self._learn(candidate, self._sightings[candidate].failed(finding))
+                self._learn(candidate, self._diallings[candidate].failed(finding))
             case Drop(candidate, finding):
-                sighting = self._sightings.pop(candidate)
+                dialling = self._diallings.pop(candidate)
                 if finding is not None:
-                    self._learn(candidate, sighting.failed(finding))
+                    self._learn(candidate, dialling.failed(finding))
             case _:
                 pass
         super()._act(action, now)
@@ -107,13 +104,13 @@ class _Watched(Simulation):
     def _happens(self, candidate: Candidate, dialling: int, step: int) -> None:
         what = self.world[candidate].steps[step][1]
         self._overdue(self.now)
-        sighting = self._sightings[candidate]
+        watched = self._diallings[candidate]
         if isinstance(what, Phase):
-            self._learn(candidate, sighting.reached(what, self.now))
+            self._learn(candidate, watched.reached(what, self.now))
         elif isinstance(what, Verdict):
-            finding = Finding(what, self._phase[candidate], self.now - sighting.since)
-            self._learn(candidate, sighting.failed(finding))
-            del self._sightings[candidate]
+            finding = Finding(what, self._phase[candidate], self.now - watched.since)
+            self._learn(candidate, watched.failed(finding))
+            del self._diallings[candidate]
         super()._happens(candidate, dialling, step)
 
 
@@ -146,11 +143,13 @@ class World:
         self._kept: dict[Candidate, bytes] = {}
         self._leases: dict[Candidate, float] = {}
         # (when, in which order, candidate, lesson): not yet learned
-        self._coming: list[tuple[float, int, Candidate, Callable[[Record], Record]]]
+        self._coming: list[
+            tuple[float, int, Candidate, Callable[[HostRecord], HostRecord]]
+        ]
         self._coming = []
         self._serial = 0
 
-    def record(self, candidate: Candidate) -> Record:
+    def record(self, candidate: Candidate) -> HostRecord:
         """Return what is remembered."""
         return decode(self._kept.get(candidate))
 
@@ -209,30 +208,30 @@ class World:
         )
 
     def _probe(self, candidate: Candidate, at: float, until: float) -> None:
-        sighting, now = Sighting(candidate, at), at
+        dialling, now = Dialling(candidate, at), at
         for seconds, what in self.hosts(candidate, at).steps:
-            full_at = sighting.full_at()
+            full_at = dialling.full_at()
             if full_at is not None and full_at < min(now + seconds, until):
                 break
             if now + seconds > until:
                 break
             now += seconds
             if isinstance(what, Phase):
-                if ready := sighting.reached(what, now):
+                if ready := dialling.reached(what, now):
                     self._teach(now, candidate, ready)
                     return
             elif what is not None:
-                finding = Finding(what, sighting.phase, now - sighting.since)
+                finding = Finding(what, dialling.phase, now - dialling.since)
                 self._teach(now, candidate, finding)
                 return
-        full_at = sighting.full_at()
+        full_at = dialling.full_at()
         assert full_at is not None
         if full_at <= until:
-            overdue = sighting.overdue(full_at)
+            overdue = dialling.overdue(full_at)
             assert overdue is not None
             self._teach(full_at, candidate, overdue)
             return
-        phase, waited = sighting.phase, until - sighting.since
+        phase, waited = dialling.phase, until - dialling.since
         self._later(
             until,
             candidate,
@@ -241,10 +240,10 @@ class World:
             ),
         )
 
-    def _teach(self, at: float, candidate: Candidate, lesson: Lesson) -> None:
+    def _teach(self, at: float, candidate: Candidate, lesson: Ready | Finding) -> None:
         now = at + self.skew
 
-        def learn(record: Record) -> Record:
+        def learn(record: HostRecord) -> HostRecord:
             if isinstance(lesson, Ready):
                 return after_ready(record, now, *lesson)
             if not is_about_host(lesson):
@@ -256,7 +255,7 @@ class World:
         self._later(at, candidate, learn)
 
     def _later(
-        self, at: float, candidate: Candidate, learn: Callable[[Record], Record]
+        self, at: float, candidate: Candidate, learn: Callable[[HostRecord], HostRecord]
     ) -> None:
         self._serial += 1
         heapq.heappush(self._coming, (at, self._serial, candidate, learn))

@@ -19,7 +19,7 @@ from mxpolicy.routing.access_rules import (
     words,
 )
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
-from mxpolicy.routing.reachability import Record
+from mxpolicy.routing.host_record import HostRecord
 
 NULL_MX = (AccessFinding.NULL_MX,)
 RULE = AccessRule(NULL_MX, "DUNNO")
@@ -159,8 +159,8 @@ def test_what_is_not_certain_is_no_finding(refusal: Bounced | Deferred | None) -
 HERE = Candidate("mx1.example.com", "192.0.2.1", 25, 10)
 BACKUP = Candidate("mx2.example.com", "192.0.2.2", 25, 20)
 RECORDS = {
-    HERE: Record(Verdict.FILTERED, Phase.CONNECT, True, 1000.0, 60.0, 6.0),
-    BACKUP: Record(Verdict.REFUSED, Phase.CONNECT, True, 1030.0, 60.0, 0.1),
+    HERE: HostRecord(Verdict.FILTERED, Phase.CONNECT, True, 1000.0, 60.0, 6.0),
+    BACKUP: HostRecord(Verdict.REFUSED, Phase.CONNECT, True, 1030.0, 60.0, 0.1),
 }
 
 

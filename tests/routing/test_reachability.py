@@ -1,4 +1,4 @@
-"""`mxpolicy.routing.reachability`: records, standings, advice, and years of outages."""
+"""`mxpolicy.routing.reachability`: what changes a record, and years of outages."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Scope, Verdict
+from mxpolicy.routing.host_record import NOTHING, HostRecord, encode, is_news
+from mxpolicy.routing.known_hosts import advise
 from mxpolicy.routing.reachability import (
-    NOTHING,
-    Record,
     Standing,
-    advise,
     after_doubtful_probe,
     after_failure,
     after_ready,
-    after_taking,
-    decode,
-    encode,
     is_about_host,
     is_about_nexthop,
-    is_news,
     standing,
 )
 from tests.routing.remembering import DEFAULTS, START, World
@@ -53,12 +48,12 @@ DAY = 86400.0
 
 
 def fail(
-    record: Record, finding: Finding, now: float, chance: float = 0.0, by: str = "m"
-) -> Record:
+    record: HostRecord, finding: Finding, now: float, chance: float = 0.0, by: str = "m"
+) -> HostRecord:
     return after_failure(record, finding, now, DEFAULTS, chance, by)
 
 
-def at(record: Record, now: float) -> Standing:
+def at(record: HostRecord, now: float) -> Standing:
     return standing(record, now, DEFAULTS)
 
 
@@ -224,7 +219,7 @@ def test_one_success_clears_and_latencies_stay() -> None:
     record = fail(NOTHING, FILTERED, START)
     record = after_ready(record, START + 5, 0.03, 6.1)
     assert at(record, START + 5) is Standing.UNKNOWN
-    assert record == Record(
+    assert record == HostRecord(
         connect_time=0.03, greeting_latency=6.1, last_ready=START + 5
     )
     again = after_ready(fail(record, FILTERED, START + 9), START + 10)
@@ -234,11 +229,11 @@ def test_one_success_clears_and_latencies_stay() -> None:
 def test_stall_is_cleared_by_a_message_taken() -> None:
     record = fail(NOTHING, STALLED, START)
     assert at(record, START + 1) is Standing.PAUSED
-    assert after_taking(record) == NOTHING
+    assert record.cleared() == NOTHING
 
 
 def test_in_doubt_at_the_dot_reorders_after_two_messages_of_a_day() -> None:
-    def order(record: Record, now: float) -> tuple[Candidate, ...]:
+    def order(record: HostRecord, now: float) -> tuple[Candidate, ...]:
         hosts = [PRIMARY, BACKUP]
         return advise(hosts, {}, {PRIMARY: record}, now, DEFAULTS).order
 
@@ -254,7 +249,7 @@ def test_in_doubt_at_the_dot_reorders_after_two_messages_of_a_day() -> None:
     again = fail(record, IN_DOUBT, START + 9000, by="two")
     assert order(again, START + 9001) == (BACKUP, PRIMARY)
     # One success clears, and what was a day ago proves nothing.
-    assert after_taking(record) == NOTHING
+    assert record.cleared() == NOTHING
     late = fail(record, IN_DOUBT, START + 2 * DAY, by="three")
     assert order(late, START + 2 * DAY + 1) == (PRIMARY, BACKUP)
 
@@ -268,7 +263,7 @@ def test_lone_doubt_at_the_dot_does_not_hide_what_reorders_already() -> None:
 
 
 def test_small_segments_that_are_not_answered_are_given_up() -> None:
-    narrow = Record(small_segments=START)
+    narrow = HostRecord(small_segments=START)
     assert fail(narrow, DOUBT, START + 1).needs_small_segments(START + 1)
     assert fail(narrow, BUSY, START + 1).needs_small_segments(START + 1)
     assert not fail(narrow, FILTERED, START + 1).needs_small_segments(START + 1)
@@ -295,7 +290,7 @@ def test_no_candidate_is_paused_longer_than_the_longest(
     since: float, pause: float, now: float, longest: float
 ) -> None:
     options = replace(DEFAULTS, longest_pause=longest)
-    record = Record(Verdict.FILTERED, full=True, since=since, pause=pause)
+    record = HostRecord(Verdict.FILTERED, full=True, since=since, pause=pause)
     if standing(record, now, options) is Standing.PAUSED:
         later = standing(record, now + longest + 0.001 + now * 1e-9, options)
         assert later is not Standing.PAUSED
@@ -319,24 +314,6 @@ def test_probe_that_could_not_tell_leaves_a_slow_greeter_to_the_next_message() -
     record = fail(NOTHING, Finding(Verdict.SILENT, Phase.GREETING, 8.0), START)
     after = after_doubtful_probe(record, Phase.GREETING, 3.1, START + 70, DEFAULTS)
     assert after == record
-
-
-def test_healthy_host_is_written_down_now_and_then_only() -> None:
-    first = after_ready(NOTHING, START, 0.03, 0.5)
-    assert is_news(NOTHING, first)
-    assert not is_news(first, after_ready(first, START + 29, 0.05, 0.55))
-    assert is_news(first, after_ready(first, START + 29, 0.05, 6.0))
-    assert is_news(first, after_ready(first, START + 31, 0.03, 0.5))
-    assert is_news(first, fail(first, FILTERED, START + 1))
-    failed = fail(first, FILTERED, START + 1)
-    assert is_news(failed, after_ready(failed, START + 2, 0.03, 0.5))
-
-
-def test_what_was_worked_around_is_not_tried_for_a_while() -> None:
-    record = Record(small_segments=START)
-    assert record.needs_small_segments(START + 86399)
-    assert not record.needs_small_segments(START + 86400)
-    assert not NOTHING.needs_small_segments(START)
 
 
 # --- whom a finding is about
@@ -386,89 +363,6 @@ def test_no_domain_pauses_anothers_host() -> None:
     assert not here.due
     alone = advise([PRIMARY], {}, {PRIMARY: bad._replace(full=True)}, START, DEFAULTS)
     assert not alone.is_hopeless
-
-
-# --- advice
-
-
-def test_order_is_of_preference_when_nothing_is_remembered() -> None:
-    hosts = ranked_hosts(5)
-    advice = advise(hosts, {}, {}, START, DEFAULTS)
-    assert advice == (tuple(hosts), (), True, False)
-
-
-def test_paused_are_asked_last_and_nobody_is_dropped() -> None:
-    hosts = ranked_hosts(6)
-    known = {
-        hosts[0]: fail(NOTHING, FILTERED, START),
-        hosts[1]: fail(NOTHING, DOUBT, START),
-        hosts[2]: fail(NOTHING, FILTERED, START - 70),
-        hosts[3]: fail(NOTHING, DOUBT, START - 70),
-    }
-    advice = advise(hosts, known, {}, START + 1, DEFAULTS)
-    expected = [hosts[n] for n in (4, 5, 3, 2, 1, 0)]
-    assert list(advice.order) == expected
-    assert set(advice.due) == {hosts[2], hosts[3]}
-    assert advice.has_other
-    assert not advice.is_hopeless
-
-
-def test_hopeless_only_when_everyone_failed_fully_within_its_pause() -> None:
-    paused = fail(NOTHING, FILTERED, START)
-    hosts = [PRIMARY, BACKUP]
-    both = {PRIMARY: paused, BACKUP: paused}
-    assert advise(hosts, both, {}, START + 59, DEFAULTS).is_hopeless
-    later = advise(hosts, both, {}, START + 61, DEFAULTS)
-    assert not later.is_hopeless
-    assert not later.has_other
-    assert later.due == (PRIMARY, BACKUP)
-    doubted = {PRIMARY: paused, BACKUP: fail(NOTHING, DOUBT, START)}
-    advice = advise(hosts, doubted, {}, START + 1, DEFAULTS)
-    assert advice.has_other
-    assert not advice.is_hopeless
-
-
-# --- bytes
-
-records = st.builds(
-    Record,
-    verdict=st.none() | st.sampled_from(Verdict),
-    phase=st.sampled_from(Phase),
-    full=st.booleans(),
-    since=st.integers(0, 2**33).map(float),
-    pause=st.integers(0, 86400).map(float),
-    waited=st.integers(0, 86400).map(float),
-    connect_time=st.none() | st.integers(0, 30000).map(lambda ms: ms / 1000),
-    greeting_latency=st.none() | st.integers(0, 300000).map(lambda ms: ms / 1000),
-    last_ready=st.none() | st.integers(0, 2**33).map(float),
-    small_segments=st.none() | st.integers(0, 2**33).map(float),
-    name=st.sampled_from(["", "mx.example.com"]),
-    message_id=st.text("0123456789abcdef", max_size=16),
-    said=st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=80),
-)
-
-
-@given(records)
-def test_record_is_read_as_it_was_written(record: Record) -> None:
-    assert decode(encode(record)) == record
-
-
-@given(st.binary(max_size=200) | st.tuples(records.map(encode), st.integers(0, 200)))
-def test_anything_can_be_read(value: bytes | tuple[bytes, int]) -> None:
-    if isinstance(value, tuple):
-        value = value[0][: value[1]]
-    record = decode(value)
-    assert standing(record, START, DEFAULTS) in Standing
-    assert decode(encode(record)) == record
-
-
-def test_record_of_another_version_is_nothing() -> None:
-    value = encode(fail(NOTHING, FILTERED, START))
-    assert decode(value) != NOTHING
-    assert decode(b"1" + value[1:]) == NOTHING
-    assert decode(None) == NOTHING
-    assert decode(value.replace(b"filtered", b"cursed")) == NOTHING
-    assert decode(value.replace(b" 60 ", b" nan ")) == NOTHING
 
 
 # --- years

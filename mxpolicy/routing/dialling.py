@@ -1,9 +1,9 @@
-"""What one connection attempt teaches about a candidate. Pure; no clock.
+"""What is learned of a candidate from dialling it once. Pure; no clock.
 
-`mxpolicy.delivery.recall` tells it what happened to one dialling, and gets
-lessons for the memory: a `Ready`, or a `Finding` that is to be remembered. A
-full verdict is due when the full time has passed without a new phase, also while
-the race goes on waiting: others who have mail for the candidate shall not have to.
+`mxpolicy.delivery.learner` and `mxpolicy.delivery.probe` tell a `Dialling` what happens
+to it. They get back what is to be remembered: a `Ready`, or a `Finding`. A full verdict
+is due when the full time has passed without a new phase. That also holds while the race
+goes on waiting: the verdict is published then, and other messages skip the wait.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mxpolicy.routing.race_timing import full_time, slow_verdict
 if TYPE_CHECKING:
     from mxpolicy.routing.candidate import Candidate
 
-__all__ = ["Lesson", "Ready", "Sighting"]
+__all__ = ["Dialling", "Ready"]
 
 
 class Ready(NamedTuple):
@@ -31,14 +31,11 @@ class Ready(NamedTuple):
     greeting_latency: float | None = None
 
 
-Lesson = Ready | Finding
-
-
-class Sighting:
+class Dialling:
     """One dialling of one candidate; all times on one monotonic clock.
 
     Attributes:
-        candidate: Who was dialled.
+        candidate: What is dialled.
         phase: How far it has come.
         since: When it entered it.
     """
@@ -61,7 +58,7 @@ class Sighting:
         self._is_full = False  # a full verdict was given before
 
     def reached(self, phase: Phase, now: float) -> Ready | None:
-        """Take note of a phase; return the lesson when that is READY."""
+        """Take note of a phase; return what is to be remembered when it is READY."""
         if phase <= self.phase:
             return None
         took = now - self.since

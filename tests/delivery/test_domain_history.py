@@ -1,4 +1,4 @@
-"""`mxpolicy.delivery.domains` in the engine: DNS that changes its mind."""
+"""`mxpolicy.delivery.domain_history` in the engine: DNS that changes its mind."""
 
 from __future__ import annotations
 

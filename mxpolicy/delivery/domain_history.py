@@ -1,36 +1,36 @@
-"""Domains that took our mail: the shell of `mxpolicy.routing.track_record`."""
+"""DomainHistory that took our mail: the shell of `mxpolicy.routing.domain_record`."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
-from mxpolicy.routing.mx import Lookup, LookupStatus
-from mxpolicy.routing.track_record import (
+from mxpolicy.routing.domain_record import (
     KEPT,
     after_delivery,
     after_missing,
     decode,
     encode,
     is_news,
-    is_reprieved,
-    stand_in,
+    is_stale_usable,
+    stale_mx,
 )
+from mxpolicy.routing.mx import Lookup, LookupStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mxpolicy.delivery.plan import Lookups
-    from mxpolicy.routing.track_record import TrackRecord
+    from mxpolicy.routing.domain_record import DomainRecord
     from mxpolicy.state.store import Store
 
-__all__ = ["DOMAIN", "Domains", "StandIn"]
+__all__ = ["DOMAIN", "DomainHistory", "StaleMx"]
 
 # What the keys begin with.
 DOMAIN = "domain "
 
 
-class Domains:
+class DomainHistory:
     """What is remembered of domains.
 
     Args:
@@ -42,7 +42,7 @@ class Domains:
         self.store = store
         self.utc = utc
 
-    async def record(self, domain: str) -> TrackRecord:
+    async def record(self, domain: str) -> DomainRecord:
         """Return what is remembered of *domain*."""
         return decode(await self.store.get(DOMAIN + domain))
 
@@ -51,7 +51,7 @@ class Domains:
         before = await self.record(domain)
         await self._write(domain, before, after_delivery(before, lookup, self.utc()))
 
-    async def is_reprieved(self, domain: str) -> bool:
+    async def is_stale_usable(self, domain: str) -> bool:
         """Return whether *domain*, missing in DNS, is not yet believed to be gone."""
         now = self.utc()
         before = await self.record(domain)
@@ -59,16 +59,16 @@ class Domains:
             return False
         after = after_missing(before, now)
         await self._write(domain, before, after)
-        return is_reprieved(after, now)
+        return is_stale_usable(after, now)
 
-    async def would_be_reprieved(self, domain: str) -> bool:
-        """Return what `is_reprieved` would, and write nothing."""
+    async def would_be_usable(self, domain: str) -> bool:
+        """Return what `is_stale_usable` would, and write nothing."""
         now = self.utc()
         before = await self.record(domain)
-        return is_reprieved(after_missing(before, now), now)
+        return is_stale_usable(after_missing(before, now), now)
 
     async def _write(
-        self, domain: str, before: TrackRecord, after: TrackRecord
+        self, domain: str, before: DomainRecord, after: DomainRecord
     ) -> None:
         if is_news(before, after):
             # It is forgotten so long after it last took mail, whatever is written.
@@ -76,13 +76,13 @@ class Domains:
             await self.store.put(DOMAIN + domain, encode(after), expires)
 
 
-class StandIn:
+class StaleMx:
     """Lookups in which the last MX records stand in for those that cannot be had.
 
     Such an answer has the failure's reason, which no other found one has.
     """
 
-    def __init__(self, lookups: Lookups, domains: Domains) -> None:
+    def __init__(self, lookups: Lookups, domains: DomainHistory) -> None:
         self._lookups = lookups
         self._domains = domains
 
@@ -92,7 +92,7 @@ class StandIn:
         if rdtype != "MX" or found.status is not LookupStatus.FAILED:
             return found
         record = await self._domains.record(name)
-        records = stand_in(record, self._domains.utc())
+        records = stale_mx(record, self._domains.utc())
         if not records:
             return found
         reason = found.reason or "no answer"

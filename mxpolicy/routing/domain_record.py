@@ -1,52 +1,53 @@
 """What is remembered of a domain that took our mail, for when DNS says otherwise. Pure.
 
-A registrar's or a name server's mishap must not bounce a day of mail: a domain that
-has just taken some, and of which DNS now says that it does not exist, has no address
-or takes no mail, is deferred for a day before that is believed. And while DNS does
-not answer at all, the MX records by which mail was last taken serve for a day; what
-a host refuses then is no bounce, for it may be theirs no more.
+A registrar's or a name server's mishap must not bounce a day of mail. A domain took our
+mail lately, and DNS now says that it does not exist, has no address or takes no mail:
+its mail is deferred for a day before that is believed.
+
+DNS does not answer at all: the MX records by which mail was last taken serve for a day.
+What a host refuses then does not bounce, as the domain may have left it.
 """
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.outcome import Bounced
 from mxpolicy.reply import EnhancedStatus
 from mxpolicy.routing.mx import LookupStatus, MxRecord
+from mxpolicy.routing.record_format import WHOLE, Field, RecordFormat, optional
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable
 
     from mxpolicy.outcome import Outcome
     from mxpolicy.routing.mx import Lookup
 
 __all__ = [
     "KEPT",
-    "NO_TRACK",
-    "TrackRecord",
+    "UNKNOWN_DOMAIN",
+    "DomainRecord",
     "after_delivery",
     "after_missing",
     "decode",
     "encode",
     "is_missing",
     "is_news",
-    "is_reprieved",
-    "is_stand_in",
-    "stand_in",
+    "is_stale",
+    "is_stale_usable",
+    "stale_mx",
 ]
 
 DAY = 86400.0
 
-# For so long a domain that took our mail is trusted to be there.
+# Seconds for which a domain that took our mail is trusted to be there.
 KEPT = 14 * DAY
-# For so long it may be missing before it is believed to be gone.
-REPRIEVE = DAY
-# For so long its MX records stand in for those that cannot be had.
-STAND_IN = DAY
+# Seconds for which it may be missing before it is believed to be gone.
+DOUBTED = DAY
+# Seconds for which its last MX records are used while DNS does not answer.
+STALE = DAY
 
-# A domain that takes mail all day is written down again after this time.
+# A domain that takes mail all day is written again after this time.
 NEWS_EVERY = 3600.0
 
 MAX_RECORDS = 20
@@ -57,7 +58,7 @@ _MISSING = frozenset(
 )
 
 
-class TrackRecord(NamedTuple):
+class DomainRecord(NamedTuple):
     """What is remembered of a domain.
 
     Attributes:
@@ -73,7 +74,7 @@ class TrackRecord(NamedTuple):
     exchanges: tuple[MxRecord, ...] = ()
 
 
-NO_TRACK = TrackRecord()
+UNKNOWN_DOMAIN = DomainRecord()
 
 
 def is_missing(refusal: Outcome | None) -> bool:
@@ -81,7 +82,7 @@ def is_missing(refusal: Outcome | None) -> bool:
     return isinstance(refusal, Bounced) and refusal.status in _MISSING
 
 
-def after_delivery(record: TrackRecord, lookup: Lookup, now: float) -> TrackRecord:
+def after_delivery(record: DomainRecord, lookup: Lookup, now: float) -> DomainRecord:
     """Return what is remembered after the domain has taken a message.
 
     Args:
@@ -90,7 +91,7 @@ def after_delivery(record: TrackRecord, lookup: Lookup, now: float) -> TrackReco
         now: UTC seconds.
     """
     record = record._replace(taken=now, missing=None)
-    if is_stand_in(lookup):
+    if is_stale(lookup):
         return record
     usable = [one for one in lookup.exchanges if _is_plain(one.exchange)]
     return record._replace(seen=now, exchanges=tuple(usable[:MAX_RECORDS]))
@@ -100,74 +101,58 @@ def _is_plain(exchange: str) -> bool:
     return exchange.isascii() and exchange.isprintable() and not set(exchange) & {*" ,"}
 
 
-def after_missing(record: TrackRecord, now: float) -> TrackRecord:
+def after_missing(record: DomainRecord, now: float) -> DomainRecord:
     """Return what is remembered after DNS has said that the domain takes no mail."""
     since = now if record.missing is None else min(record.missing, now)
     return record._replace(missing=since)
 
 
-def is_news(before: TrackRecord, after: TrackRecord) -> bool:
+def is_news(before: DomainRecord, after: DomainRecord) -> bool:
     """Return whether the difference is worth being written."""
     if (before.missing, before.exchanges) != (after.missing, after.exchanges):
         return True
     return abs((after.taken or 0.0) - (before.taken or 0.0)) >= NEWS_EVERY
 
 
-def is_reprieved(record: TrackRecord, now: float) -> bool:
-    """Return whether the domain is not yet believed to be gone."""
+def is_stale_usable(record: DomainRecord, now: float) -> bool:
+    """Return whether a domain that is missing in DNS still counts as being there."""
     if record.taken is None or not 0 <= now - record.taken < KEPT:
         return False
-    return record.missing is None or now - record.missing < REPRIEVE
+    return record.missing is None or now - record.missing < DOUBTED
 
 
-def stand_in(record: TrackRecord, now: float) -> tuple[MxRecord, ...]:
-    """Return the MX records to use while DNS gives none; empty when there are none."""
-    if record.seen is None or not 0 <= now - record.seen < STAND_IN:
+def stale_mx(record: DomainRecord, now: float) -> tuple[MxRecord, ...]:
+    """Return the MX records to use while DNS gives none; may be empty."""
+    if record.seen is None or not 0 <= now - record.seen < STALE:
         return ()
     return record.exchanges
 
 
-def is_stand_in(lookup: Lookup) -> bool:
-    """Return whether *lookup* was made from memory: found, and still a reason why not."""
+def is_stale(lookup: Lookup) -> bool:
+    """Return whether *lookup* was made from memory: it is found, and says why it failed."""
     return lookup.status is LookupStatus.FOUND and bool(lookup.reason)
 
 
 # -- bytes ----------------------------------------------------------------------
 
-_VERSION = "1"
+
+def _write_exchanges(exchanges: Iterable[MxRecord]) -> str:
+    return ",".join(f"{one.preference}:{one.exchange}" for one in exchanges)
 
 
-def encode(record: TrackRecord) -> bytes:
-    """Return *record* as a store keeps it."""
-    times = (record.taken, record.missing, record.seen)
-    words = [_VERSION, *("-" if one is None else f"{one:.0f}" for one in times)]
-    words.append(
-        ",".join(f"{one.preference}:{one.exchange}" for one in record.exchanges)
-    )
-    return " ".join(words).encode("ascii", "replace")
-
-
-def decode(value: bytes | None) -> TrackRecord:
-    """Return what was encoded; `NO_TRACK` for what cannot be understood."""
-    words = (value or b"").decode("ascii", "replace").split(" ")
-    if len(words) != 5 or words[0] != _VERSION:
-        return NO_TRACK
-    try:
-        taken, missing, seen = map(_time, words[1:4])
-        return TrackRecord(taken, missing, seen, _records(words[4].split(",")))
-    except ValueError:
-        return NO_TRACK
-
-
-def _time(word: str) -> float | None:
-    if word == "-":
-        return None
-    value = float(word)
-    if not isfinite(value):
+def _read_exchanges(word: str) -> tuple[MxRecord, ...]:
+    if not _is_plain(word.replace(",", "")):
         raise ValueError(word)
-    return value
-
-
-def _records(words: Sequence[str]) -> tuple[MxRecord, ...]:
-    pairs = [word.partition(":") for word in words if word]
+    pairs = [one.partition(":") for one in word.split(",") if one]
     return tuple(MxRecord(int(preference), name) for preference, _, name in pairs)
+
+
+_EXCHANGES = Field(_write_exchanges, _read_exchanges)
+_FORMAT = RecordFormat(DomainRecord, "1", *[optional(WHOLE)] * 3, _EXCHANGES)
+
+encode: Callable[[DomainRecord], bytes] = _FORMAT.encode
+
+
+def decode(value: bytes | None) -> DomainRecord:
+    """Return what was encoded; `UNKNOWN_DOMAIN` for what cannot be understood."""
+    return _FORMAT.decode(value) or UNKNOWN_DOMAIN
