@@ -5,14 +5,14 @@ needs Linux: there every address of 127.0.0.0/8 is on the loopback interface.
 
 A dropped SYN needs no firewall. A listening socket whose accept queue is full
 does not answer a SYN at all, and a queue made by ``listen(0)`` is full with a
-single connection that nobody accepts.
+single connection that is not accepted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
+import functools
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,19 +20,34 @@ from mxpolicy.demo.stories import Behaviour
 from mxpolicy.errors import MxPolicyError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
-__all__ = ["DemoError", "Hosts", "Receiver", "Taken", "address_of", "open_hosts"]
+__all__ = ["DemoError", "Hosts", "Taken", "address_of", "bound", "open_hosts"]
 
-BACKLOG = 16
-PORT_TRIES = 50
+# Two are enough: one more connection than listen(2) was told fits into the queue.
+FILLERS = 3
 # On loopback a SYN-ACK takes microseconds.
-SYN_ACK_TIME = 0.1
-FILLERS = 8
-LINE_LIMIT = 64 * 1024
-MESSAGE_LIMIT = 1024 * 1024
-# Nothing of the demo says so little for so long.
-VISIT_TIME = 300.0
+SYN_ACK_TIME = 0.02
+
+GOOD = {
+    "CONNECT": "220 demo ESMTP",
+    "EHLO": "250-demo\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 ENHANCEDSTATUSCODES",
+    "MAIL": "250 2.1.0 Ok",
+    "RCPT": "250 2.1.5 Ok",
+    "DATA": "354 End data with <CR><LF>.<CR><LF>",
+    "RSET": "250 2.0.0 Ok",
+    "QUIT": "221 2.0.0 Bye",
+}
+# Said at a step instead, the first time and from then on; "" closes the connection,
+# None says nothing at all.
+INSTEAD: dict[Behaviour, dict[str, tuple[str | None, str | None]]] = {
+    Behaviour.SILENT: {"CONNECT": (None, None)},
+    Behaviour.CLOSES: {"CONNECT": ("", "")},
+    Behaviour.REJECTS: {"CONNECT": ("554 5.7.1 No SMTP service here",) * 2},
+    Behaviour.BREAKS: {"DATA": ("", "")},
+    Behaviour.GREYLISTS: {"RCPT": ("450 4.7.1 Greylisted", GOOD["RCPT"])},
+    Behaviour.EMPTY: {"RCPT": ("550 5.1.1 No such user here",) * 2},
+}
 
 
 class DemoError(MxPolicyError):
@@ -49,289 +64,129 @@ class Taken(NamedTuple):
 
     Attributes:
         place: The host's place in its story, from 0.
+        paths: The reverse-path, then the forward-paths.
         mail_data: As it came over the wire, dot-stuffing removed, final CRLF kept.
     """
 
     place: int
-    reverse_path: str
-    forward_paths: tuple[str, ...]
+    paths: tuple[str, ...]
     mail_data: bytes
-
-
-class Receiver:
-    """A good host's side of SMTP (RFC 5321), without I/O.
-
-    It knows what the demo needs: EHLO, HELO, MAIL, RCPT, DATA, RSET, NOOP and
-    QUIT; refuses mail for ``nobody@``; takes lines that end in CRLF only.
-
-    Attributes:
-        closed: True after QUIT, and when the client broke a limit.
-    """
-
-    def __init__(self, name: str, place: int, taken: list[Taken]) -> None:
-        self._name = name
-        self._place = place
-        self._taken = taken
-        self._buffer = bytearray()
-        self._lines: list[bytes] | None = None
-        self._size = 0
-        self._reverse_path: str | None = None
-        self._forward_paths: list[str] = []
-        self.closed = False
-
-    def greeting(self) -> bytes:
-        """Return what is said first."""
-        return f"220 {self._name} ESMTP demo\r\n".encode()
-
-    def receive_data(self, data: bytes) -> bytes:
-        """Take what the client sent and return what to answer, perhaps nothing."""
-        self._buffer += data
-        replies = b"".join(self._reply(line) for line in self._whole_lines())
-        if len(self._buffer) > LINE_LIMIT or self._size > MESSAGE_LIMIT:
-            self.closed = True
-        return replies
-
-    def _whole_lines(self) -> Iterator[bytes]:
-        while not self.closed and b"\r\n" in self._buffer:
-            line, _, rest = bytes(self._buffer).partition(b"\r\n")
-            self._buffer[:] = rest
-            yield line
-
-    def _reply(self, line: bytes) -> bytes:
-        if self._lines is None:
-            text = self._command(line.decode("utf-8", "replace"))
-        elif line == b".":
-            text = self._finish()
-        else:
-            self._size += len(line)
-            self._lines.append(line.removeprefix(b"."))
-            return b""
-        return f"{text}\r\n".encode()
-
-    def _command(self, line: str) -> str:
-        verb, _, argument = line.partition(" ")
-        match verb.upper():
-            case "EHLO":
-                self._reset()
-                return (
-                    f"250-{self._name}\r\n250-PIPELINING\r\n250-SIZE {MESSAGE_LIMIT}\r\n"
-                    "250-8BITMIME\r\n250 ENHANCEDSTATUSCODES"
-                )
-            case "HELO":
-                self._reset()
-                return f"250 {self._name}"
-            case "MAIL":
-                self._reverse_path = _path(argument)
-                return "250 2.1.0 Ok"
-            case "RCPT":
-                return self._recipient(_path(argument))
-            case "DATA" if self._forward_paths:
-                self._lines, self._size = [], 0
-                return "354 End data with <CR><LF>.<CR><LF>"
-            case "DATA":
-                return "554 5.5.1 No valid recipients"
-            case "RSET":
-                self._reset()
-                return "250 2.0.0 Ok"
-            case "NOOP":
-                return "250 2.0.0 Ok"
-            case "QUIT":
-                self.closed = True
-                return "221 2.0.0 Bye"
-            case _:
-                return "502 5.5.2 Command not recognized"
-
-    def _recipient(self, forward_path: str) -> str:
-        if self._reverse_path is None:
-            return "503 5.5.1 MAIL first"
-        if forward_path.startswith("nobody@"):
-            return f"550 5.1.1 <{forward_path}>: no such user here"
-        self._forward_paths.append(forward_path)
-        return "250 2.1.5 Ok"
-
-    def _finish(self) -> str:
-        assert self._lines is not None  # only called in the mail data
-        mail_data = b"".join(line + b"\r\n" for line in self._lines)
-        self._taken.append(
-            Taken(
-                self._place,
-                self._reverse_path or "",
-                tuple(self._forward_paths),
-                mail_data,
-            )
-        )
-        self._reset()
-        return f"250 2.0.0 Ok: {len(mail_data)} bytes taken"
-
-    def _reset(self) -> None:
-        self._lines = self._reverse_path = None
-        self._forward_paths = []
-
-
-def _path(argument: str) -> str:
-    """Return what stands between ``<`` and ``>``."""
-    return argument.partition("<")[2].rpartition(">")[0]
 
 
 class Hosts:
     """The hosts of one story, all on one port; made by `open_hosts`.
 
     Attributes:
-        port: The port they share.
-        taken: What the good ones among them took, in order.
+        port: The port they share; 0 as long as there is no host.
+        taken: What they have taken, in order.
     """
 
-    def __init__(
-        self,
-        named: Sequence[tuple[str, Behaviour]],
-        sockets: Sequence[socket.socket],
-    ) -> None:
-        self.port: int = sockets[0].getsockname()[1] if sockets else 0
+    def __init__(self, behaviours: Sequence[Behaviour]) -> None:
+        self.port = 0
         self.taken: list[Taken] = []
-        self._hosts = [
-            (place, name, behaviour, sock)
-            for place, ((name, behaviour), sock) in enumerate(
-                zip(named, sockets, strict=True)
-            )
-        ]
+        self._behaviours = behaviours
+        self._asked: set[tuple[int, str]] = set()
 
-    async def serve(self, started: asyncio.Event) -> None:
-        """Let every host do what it does until cancelled; set *started* when all do.
-
-        Raises:
-            DemoError: SYNs to a full accept queue are answered on this machine.
-        """
-        dropped = [sock for *_, how, sock in self._hosts if how is Behaviour.DROPPED]
-        with contextlib.ExitStack() as fillers:
-            if not all(await asyncio.gather(*(_fill(s, fillers) for s in dropped))):
-                raise DemoError("this kernel answers SYNs to a full accept queue")
-            async with asyncio.TaskGroup() as visits:
-                for place, name, behaviour, sock in self._hosts:
-                    if behaviour not in (Behaviour.DROPPED, Behaviour.REFUSES):
-                        sock.listen(BACKLOG)
-                        visits.create_task(
-                            self._welcome(visits, place, name, behaviour, sock)
-                        )
-                started.set()
-                await asyncio.get_running_loop().create_future()
-
-    async def _welcome(
-        self,
-        visits: asyncio.TaskGroup,
-        place: int,
-        name: str,
-        behaviour: Behaviour,
-        listener: socket.socket,
+    async def serve(
+        self, place: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        loop = asyncio.get_running_loop()
+        """Be the host at *place* for one connection, and close it."""
+        with (
+            contextlib.closing(writer),
+            contextlib.suppress(OSError, asyncio.IncompleteReadError),
+        ):
+            await self._converse(place, reader, writer)
+
+    async def _converse(
+        self, place: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        command, paths = "CONNECT", list[str]()
         while True:
-            connection, _ = await loop.sock_accept(listener)
-            receiver = Receiver(name, place, self.taken)
-            visits.create_task(_visit(connection, behaviour, receiver))
+            verb, _, argument = command.partition(" ")
+            reply = self._reply(place, verb)
+            if verb == "DATA" and len(paths) < 2:
+                reply = "554 5.5.1 No valid recipients"
+            if reply is None:
+                await reader.read()
+            if not reply:
+                return
+            writer.write(f"{reply}\r\n".encode())
+            if verb in {"MAIL", "RCPT"} and reply.startswith("2"):
+                paths.append(argument.partition("<")[2].rpartition(">")[0])
+            elif reply.startswith("354"):
+                mail_data = await _mail_data(reader)
+                self.taken.append(Taken(place, tuple(paths), mail_data))
+                writer.write(b"250 2.0.0 Ok: taken\r\n")
+            elif verb in {"EHLO", "RSET"}:
+                paths.clear()
+            command = (await reader.readuntil(b"\r\n")).decode().rstrip()
+
+    def _reply(self, place: int, verb: str) -> str | None:
+        usual = GOOD.get(verb, "502 5.5.2 Command not recognized")
+        instead = INSTEAD.get(self._behaviours[place], {}).get(verb, (usual, usual))
+        is_again = (place, verb) in self._asked
+        self._asked.add((place, verb))
+        return instead[is_again]
 
 
-async def _visit(
-    connection: socket.socket, behaviour: Behaviour, receiver: Receiver
-) -> None:
-    """Serve one connection as *behaviour* says, and close it."""
-    with connection, contextlib.suppress(OSError):
-        async with asyncio.timeout(VISIT_TIME):
-            match behaviour:
-                case Behaviour.GOOD:
-                    await _converse(connection, receiver)
-                case Behaviour.REJECTS:
-                    await _say(connection, b"554 5.7.1 No SMTP service here\r\n")
-                    await _listen(connection)
-                case Behaviour.SILENT:
-                    await _listen(connection)
-                case Behaviour.CLOSES | Behaviour.DROPPED | Behaviour.REFUSES:
-                    pass
+async def _mail_data(reader: asyncio.StreamReader) -> bytes:
+    data = b""
+    while (line := await reader.readuntil(b"\r\n")) != b".\r\n":
+        data += line.removeprefix(b".")
+    return data
 
 
-async def _converse(connection: socket.socket, receiver: Receiver) -> None:
-    loop = asyncio.get_running_loop()
-    await _say(connection, receiver.greeting())
-    while not receiver.closed:
-        data = await loop.sock_recv(connection, 65536)
-        if not data:
-            return
-        await _say(connection, receiver.receive_data(data))
-
-
-async def _say(connection: socket.socket, data: bytes) -> None:
-    await asyncio.get_running_loop().sock_sendall(connection, data)
-
-
-async def _listen(connection: socket.socket) -> None:
-    """Read and say nothing until the client gives up."""
-    while await asyncio.get_running_loop().sock_recv(connection, 65536):
-        pass
-
-
-async def _fill(listener: socket.socket, fillers: contextlib.ExitStack) -> bool:
-    """Fill the accept queue of *listener* until a SYN really goes unanswered.
-
-    The connections are kept open on *fillers*. False when the kernel goes on
-    answering.
-    """
-    listener.listen(0)
-    for _ in range(FILLERS):
-        filler = fillers.enter_context(_tcp_socket())
-        try:
-            async with asyncio.timeout(SYN_ACK_TIME):
-                await asyncio.get_running_loop().sock_connect(
-                    filler, listener.getsockname()
-                )
-        except TimeoutError:
-            filler.close()
-            return True
-    return False
-
-
-def _tcp_socket() -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    return sock
-
-
-@contextlib.contextmanager
-def open_hosts(
-    named: Sequence[tuple[str, Behaviour]],
-) -> Iterator[tuple[Hosts, list[str]]]:
-    """Bind one socket for each host, all on one free port, and close them at the end.
-
-    Yields:
-        The hosts, which still have to `Hosts.serve`, and their addresses.
+@contextlib.asynccontextmanager
+async def open_hosts(behaviours: Sequence[Behaviour]) -> AsyncIterator[Hosts]:
+    """Have one host for each of *behaviours*, all on a port that the kernel chooses.
 
     Raises:
-        DemoError: There are no such addresses here, or no port is free on all.
+        DemoError: There are no such addresses here, the port is not free on all
+            of them, or this kernel answers every SYN.
     """
-    addresses = [address_of(place) for place in range(len(named))]
+    hosts = Hosts(behaviours)
     with contextlib.ExitStack() as stack:
-        sockets = _bind_all(addresses)
-        for sock in sockets:
-            stack.enter_context(sock)
-        yield Hosts(named, sockets), addresses
+        for place, behaviour in enumerate(behaviours):
+            sock = stack.enter_context(bound(address_of(place), hosts.port))
+            hosts.port = sock.getsockname()[1]
+            if behaviour is Behaviour.DROPPED:
+                await _drop_syns(sock, stack)
+            elif behaviour is not Behaviour.REFUSES:
+                serve = functools.partial(hosts.serve, place)
+                server = await asyncio.start_server(serve, sock=sock)
+                stack.callback(server.close)
+        yield hosts
 
 
-def _bind_all(addresses: Sequence[str]) -> list[socket.socket]:
-    """Bind every address on one port that the kernel chose for the first of them."""
-    for _ in range(PORT_TRIES):
-        sockets: list[socket.socket] = []
-        port = 0
-        try:
-            for address in addresses:
-                sockets.append(_tcp_socket())
-                sockets[-1].bind((address, port))
-                port = sockets[-1].getsockname()[1]
-        except OSError as error:
-            for sock in sockets:
-                sock.close()
-            if error.errno == errno.EADDRINUSE:
-                continue
-            raise DemoError(
-                f"cannot listen on {address}: {error.strerror}"
-                " (the demo needs Linux, where all of 127.0.0.0/8 is loopback)"
-            ) from error
-        return sockets
-    raise DemoError(f"no port is free on all of {addresses[0]} to {addresses[-1]}")
+async def _drop_syns(listener: socket.socket, stack: contextlib.ExitStack) -> None:
+    """Fill the accept queue of *listener*, so that further SYNs are dropped."""
+    listener.listen(0)
+    for _ in range(FILLERS):
+        filler = stack.enter_context(socket.socket())
+        filler.setblocking(False)
+        filler.connect_ex(listener.getsockname())
+    await asyncio.sleep(SYN_ACK_TIME)
+    with contextlib.suppress(OSError):  # the last one is not connected
+        filler.getpeername()
+        raise DemoError("this kernel answers SYNs to a full accept queue")
+
+
+def bound(
+    address: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
+    """Return a non-blocking socket of *address*; port 0 is any.
+
+    Raises:
+        DemoError: It cannot be had.
+    """
+    sock = socket.socket(type=kind)
+    sock.setblocking(False)
+    try:
+        sock.bind((address, port))
+    except OSError as error:
+        sock.close()
+        raise DemoError(
+            f"cannot use {address}: {error.strerror}"
+            " (the demo needs Linux, where all of 127.0.0.0/8 is loopback)"
+        ) from error
+    return sock
