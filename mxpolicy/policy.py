@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from mxpolicy.config import load
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import DUNNO, Trouble
-from mxpolicy.delivery.judge import Judge, hurried
+from mxpolicy.delivery.judge import Judge
 from mxpolicy.delivery.log import Log
 from mxpolicy.errors import UsageError
 from mxpolicy.protocol.access_policy import RequestError, answer, parse_request
@@ -79,7 +79,7 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
         lambda text: log.observe(Trouble(0.0, text)),
         acts=True,
     )
-    engine = Engine(hurried(options), log.observe, store=store)
+    engine = Engine(options, log.observe, store=store)
     judge = Judge(engine, options, log.observe)
     # Any descriptor will do: epoll would not take a file, which is how one tries it.
     loop = asyncio.SelectorEventLoop(selectors.PollSelector())

@@ -86,9 +86,11 @@ class StaleMx:
         self._lookups = lookups
         self._domains = domains
 
-    async def lookup(self, name: str, rdtype: str) -> Lookup:
+    async def lookup(
+        self, name: str, rdtype: str, within: float | None = None
+    ) -> Lookup:
         """See `mxpolicy.delivery.plan.Lookups`."""
-        found = await self._lookups.lookup(name, rdtype)
+        found = await self._lookups.lookup(name, rdtype, within)
         if rdtype != "MX" or found.status is not LookupStatus.FAILED:
             return found
         record = await self._domains.record(name)

@@ -130,7 +130,13 @@ class Engine:
             dial=dial,
         )
 
-    async def plan(self, nexthop: str, sender: str, recipient: str) -> Plan:
+    async def plan(
+        self,
+        nexthop: str,
+        sender: str,
+        recipient: str,
+        within: float | None = None,
+    ) -> Plan:
         """Return whom a message would be tried at, and why; nobody is dialled.
 
         As `deliver` goes about it, so that what is shown is what will happen.
@@ -140,6 +146,7 @@ class Engine:
             sender: Reverse-path; ``""`` or ``<>`` is the null one.
             recipient: Forward-path; ``""`` when it is not known. Then the nexthop
                 is taken for the operator's, whose trouble never bounces.
+            within: Seconds for it, where there is less time than a message has.
         """
         try:
             reverse_path = parse_reverse_path(sender)
@@ -156,6 +163,7 @@ class Engine:
                 destination_domain=domain,
                 reverse_path=reverse_path.wire if reverse_path else "",
                 forward_path=mailbox.wire if mailbox else "",
+                within=within,
             )
             return _with_remarks(plan)
         except NexthopError as error:
@@ -163,7 +171,13 @@ class Engine:
         except AddressError as error:  # an international name, see parse_nexthop
             return Plan(nexthop, (), refusal=trouble.own_trouble(error))
 
-    async def forecast(self, nexthop: str, sender: str, recipient: str) -> Forecast:
+    async def forecast(
+        self,
+        nexthop: str,
+        sender: str,
+        recipient: str,
+        within: float | None = None,
+    ) -> Forecast:
         """Return what would become of a message now: the plan, and what is remembered.
 
         As `deliver` goes about it; nobody is dialled, and nothing is written.
@@ -172,8 +186,9 @@ class Engine:
             nexthop: See `plan`.
             sender: See `plan`.
             recipient: See `plan`.
+            within: See `plan`.
         """
-        plan = await self.plan(nexthop, sender, recipient)
+        plan = await self.plan(nexthop, sender, recipient, within)
         soft = await self._failed_lookups.would_note(plan)
         plan = plan._replace(unresolved=soft)
         if plan.refusal is None:

@@ -11,7 +11,6 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mxpolicy.address import AddressError, parse_mailbox
@@ -34,28 +33,18 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.events import Observe
     from mxpolicy.options import AccessFinding, Options
 
-__all__ = ["Judge", "hurried"]
+__all__ = ["Judge"]
 
 # Judgements under way at once. A plan asks DNS through some descriptors, of which
 # a process has 1024 by default; one that waits for its turn does so within its own time.
 MAX_AT_ONCE = 100
-
-# A plan waits twice for DNS, once for MX and once for addresses, and has to come
-# to an end by itself: then the resolver remembers what gave no answer.
-STAGE = 0.45
-
-
-def hurried(options: Options) -> Options:
-    """Return *options* for an engine whose plans are made in ``policy.timeout``."""
-    timeout = min(options.resolver.timeout, STAGE * options.policy.timeout)
-    return replace(options, resolver=replace(options.resolver, timeout=timeout))
 
 
 class Judge:
     """Answers requests, any number, also at the same time.
 
     Args:
-        engine: Made with `hurried` options.
+        engine: Whose plans and memory tell.
         options: The configuration.
         observe: Told every judgement, and every trouble.
         clock: Seconds, monotonic.
@@ -135,7 +124,7 @@ class Judge:
         if self._engine.is_own_name(domain):
             return None, ""
         async with self._places:
-            forecast = await self._engine.forecast("", "", address)
+            forecast = await self._engine.forecast("", "", address, self._timeout)
         plan, known = forecast
         match plan.refusal:
             case Deferred(status, text) if status == DIRECTORY_FAILURE:

@@ -5,8 +5,8 @@ Looks up MX and addresses, all names at once, and lets the pure modules decide
 It dials, writes and leases nothing, so a plan can be shown without doing harm.
 RFC 5321 §5.1, RFC 7505.
 
-Time is bounded: ``resolver.timeout`` for the MX, and once more for all addresses
-together. Names of hosts are waited for so long even when others have been found:
+Time is bounded: ``resolver.timeout`` or less for the MX, and once more for all
+addresses together. Names of hosts are waited for so long even when others have been found:
 a host whose name is answered late may be the only one that can be reached.
 """
 
@@ -57,12 +57,18 @@ MAX_QUESTIONS = 32
 
 FAMILIES = ("AAAA", "A")
 
+# A plan waits twice for DNS, for MX and for addresses. Where its time is short, each
+# gets this share of it, so that the plan ends by itself and names what did not answer.
+STAGE = 0.45
+
 
 class Lookups(Protocol):
     """What a planner needs of a resolver: `mxpolicy.net.resolver.Resolver`."""
 
-    async def lookup(self, name: str, rdtype: str) -> Lookup:
-        """Return the answer, within bounded time; never raise for DNS trouble."""
+    async def lookup(
+        self, name: str, rdtype: str, within: float | None = None
+    ) -> Lookup:
+        """Return the answer, *within* so many seconds; never raise for DNS trouble."""
         ...
 
 
@@ -100,6 +106,22 @@ class _Answered(NamedTuple):
     lookups: tuple[Lookup, ...]
 
 
+class _Questions:
+    """The lookups of one plan: how long each may take, and how many are asked at once."""
+
+    def __init__(self, resolver: Lookups, timeout: float) -> None:
+        self._resolver = resolver
+        self.timeout = timeout
+        self._places = asyncio.Semaphore(MAX_QUESTIONS)
+
+    async def ask_mx(self, name: str) -> Lookup:
+        return await self._resolver.lookup(name, "MX", self.timeout)
+
+    async def ask_address(self, name: str, rdtype: str) -> Lookup:
+        async with self._places:
+            return await self._resolver.lookup(name, rdtype, self.timeout)
+
+
 class Planner:
     """Makes plans; remembers nothing but what its resolver caches."""
 
@@ -121,6 +143,7 @@ class Planner:
         destination_domain: str,
         reverse_path: str,
         forward_path: str,
+        within: float | None = None,
     ) -> Plan:
         """Return the plan for one recipient, or for several of one domain.
 
@@ -133,8 +156,12 @@ class Planner:
             reverse_path: With *forward_path* decides the order of equal hosts.
             forward_path: The first recipient of the whole call, settled before or
                 not: so equal hosts keep their order over the retries of a message.
+            within: Seconds for the whole plan, where ``resolver.timeout`` is too long.
         """
-        questions = asyncio.Semaphore(MAX_QUESTIONS)
+        stage = self._options.resolver.timeout
+        if within is not None:
+            stage = min(stage, STAGE * within)
+        questions = _Questions(self._resolver, stage)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._select(nexthop, questions))
@@ -157,18 +184,16 @@ class Planner:
             tuple(_unresolved(answered)),
         )
 
-    async def _select(
-        self, nexthop: Nexthop, questions: asyncio.Semaphore
-    ) -> _Answered:
+    async def _select(self, nexthop: Nexthop, questions: _Questions) -> _Answered:
         own = self._own if nexthop.port == LOOP_PORT else None
-        exchangers, lookups = await self._exchangers(nexthop)
+        exchangers, lookups = await _exchangers(nexthop, questions)
         hosts, named_at = exchangers.hosts, None
         if own is not None:
             hosts, named_at = better_than_own_name(hosts, own)
         if len(hosts) > MAX_HOSTS:
             remark = f"{len(hosts) - MAX_HOSTS} of {len(hosts)} mail servers left out"
             exchangers = exchangers._replace(remarks=(*exchangers.remarks, remark))
-        resolved = await self._resolve(hosts[:MAX_HOSTS], questions)
+        resolved = await _resolve(hosts[:MAX_HOSTS], questions)
         selection = select(
             nexthop.name,
             exchangers,
@@ -180,56 +205,6 @@ class Planner:
         )
         lookups += tuple(lookup for one in resolved for lookup in one.lookups)
         return _Answered(selection, lookups)
-
-    async def _exchangers(
-        self, nexthop: Nexthop
-    ) -> tuple[Exchangers, tuple[Lookup, ...]]:
-        match nexthop.kind:
-            case NexthopKind.DOMAIN:
-                lookup = await self._resolver.lookup(nexthop.name, "MX")
-                return mail_exchangers(nexthop.name, lookup), (lookup,)
-            case NexthopKind.HOST:
-                return Exchangers((Host(nexthop.name),)), ()
-            case NexthopKind.ADDRESS:
-                return Exchangers((Host(nexthop.name, address=nexthop.name),)), ()
-
-    async def _resolve(
-        self, hosts: Sequence[Host], questions: asyncio.Semaphore
-    ) -> list[Resolved]:
-        """Look all *hosts* up at once, the best first where places are short."""
-        end = asyncio.get_running_loop().time() + self._options.resolver.timeout
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._resolve_host(host, end, questions))
-                for host in hosts
-            ]
-        return [task.result() for task in tasks]
-
-    async def _resolve_host(
-        self, host: Host, end: float, questions: asyncio.Semaphore
-    ) -> Resolved:
-        if host.address is not None:
-            return Resolved(host, (host.address,))
-        tasks = {
-            asyncio.create_task(self._ask(host.name, rdtype, questions)): rdtype
-            for rdtype in FAMILIES
-        }
-        try:
-            await _wait_for_both(tasks, end)
-            lookups = tuple(
-                task.result() if task.done() else _unanswered(host.name, rdtype)
-                for task, rdtype in tasks.items()
-            )
-        finally:
-            await _end(tasks)
-        addresses = tuple(one for lookup in lookups for one in lookup.addresses)
-        return Resolved(host, addresses, lookups)
-
-    async def _ask(
-        self, name: str, rdtype: str, questions: asyncio.Semaphore
-    ) -> Lookup:
-        async with questions:
-            return await self._resolver.lookup(name, rdtype)
 
     def _refusal(
         self,
@@ -246,6 +221,48 @@ class Planner:
         ):
             return refusal
         return operators_trouble(refusal)
+
+
+async def _exchangers(
+    nexthop: Nexthop, questions: _Questions
+) -> tuple[Exchangers, tuple[Lookup, ...]]:
+    match nexthop.kind:
+        case NexthopKind.DOMAIN:
+            lookup = await questions.ask_mx(nexthop.name)
+            return mail_exchangers(nexthop.name, lookup), (lookup,)
+        case NexthopKind.HOST:
+            return Exchangers((Host(nexthop.name),)), ()
+        case NexthopKind.ADDRESS:
+            return Exchangers((Host(nexthop.name, address=nexthop.name),)), ()
+
+
+async def _resolve(hosts: Sequence[Host], questions: _Questions) -> list[Resolved]:
+    """Look all *hosts* up at once, the best first where places are short."""
+    end = asyncio.get_running_loop().time() + questions.timeout
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(_resolve_host(host, end, questions)) for host in hosts
+        ]
+    return [task.result() for task in tasks]
+
+
+async def _resolve_host(host: Host, end: float, questions: _Questions) -> Resolved:
+    if host.address is not None:
+        return Resolved(host, (host.address,))
+    tasks = {
+        asyncio.create_task(questions.ask_address(host.name, rdtype)): rdtype
+        for rdtype in FAMILIES
+    }
+    try:
+        await _wait_for_both(tasks, end)
+        lookups = tuple(
+            task.result() if task.done() else _unanswered(host.name, rdtype)
+            for task, rdtype in tasks.items()
+        )
+    finally:
+        await _end(tasks)
+    addresses = tuple(one for lookup in lookups for one in lookup.addresses)
+    return Resolved(host, addresses, lookups)
 
 
 async def _wait_for_both(tasks: Iterable[asyncio.Task[Lookup]], end: float) -> None:

@@ -5,8 +5,8 @@ What does not fit into 512 bytes comes over TCP (RFC 7766), and where TCP does n
 work, over UDP with EDNS. A silent server is left for the next one at first, and asked
 over TCP, too, in later rounds. A server that fails goes to the end of the list.
 
-How long it takes, with n servers, ``resolver.timeout`` T (15 s; 3.6 s for the access
-policy) and p, the smaller of 2 s and T / (n + 1):
+How long it takes, with n servers, T seconds of patience (``resolver.timeout``, 15 s;
+3.6 s for the access policy) and p, the smaller of 2 s and T / (n + 1):
 
 =================================================  =================================
 the first server                                   seconds until there is an answer
@@ -47,9 +47,14 @@ from mxpolicy.reply import printable
 from mxpolicy.routing.mx import Lookup, LookupStatus
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from mxpolicy.net.dns_query import Server
     from mxpolicy.net.resolv_conf import ResolvConf
     from mxpolicy.options import ResolverOptions
+
+    # Name, type, and seconds of patience.
+    _Question: TypeAlias = tuple[str, str, float]
 
 __all__ = ["Resolver"]
 
@@ -87,14 +92,14 @@ class Resolver:
             _begin_anywhere(self._servers)
         self._use_vc = conf.use_vc
         self._timeout = options.timeout
-        # Never so long that dead servers leave the last one no time.
-        share = self._timeout / (len(self._servers) + 1)
-        self._first_timeout = min(conf.timeout or FIRST_TIMEOUT, share)
+        self._first_timeout = conf.timeout or FIRST_TIMEOUT
         self._rounds = conf.attempts or ROUNDS
         self._cache = Cache()
-        self._asking: dict[tuple[str, str], asyncio.Future[Lookup | None]] = {}
+        self._asking: dict[_Question, asyncio.Future[Lookup | None]] = {}
 
-    async def lookup(self, name: str, rdtype: str) -> Lookup:
+    async def lookup(
+        self, name: str, rdtype: str, within: float | None = None
+    ) -> Lookup:
         """Return what DNS says about *name* (absolute, final dot or not).
 
         It takes at most ``ResolverOptions.timeout`` seconds and raises for nothing
@@ -103,10 +108,13 @@ class Resolver:
 
         Args:
             rdtype: ``MX``, ``A`` or ``AAAA``.
+            within: Seconds, where there is less time than that. Answers are shared
+                with patient questions; a failure is not.
         """
-        key = (name.lower().rstrip("."), rdtype)
+        patience = min(within or self._timeout, self._timeout)
+        key = (name.lower().rstrip("."), rdtype, patience)
         while True:
-            if known := self._cache.get(*key, _now()):
+            if known := self._cache.get(*key[:2], _now(), patience):
                 return known
             if (asking := self._asking.get(key)) is None:
                 return await self._ask_and_tell(key)
@@ -114,29 +122,31 @@ class Resolver:
             if told := await asyncio.shield(asking):
                 return told
 
-    async def _ask_and_tell(self, key: tuple[str, str]) -> Lookup:
+    async def _ask_and_tell(self, key: _Question) -> Lookup:
         done: asyncio.Future[Lookup | None]
         self._asking[key] = done = asyncio.get_running_loop().create_future()
         lookup = None
         try:
             lookup = await self._ask(*key)
-            self._cache.put(lookup, _now())
+            self._cache.put(lookup, _now(), key[2])
         except LocalTrouble as error:
             # It says nothing about the name, so it is not kept.
-            lookup = Lookup(*key, LookupStatus.FAILED, reason=str(error))
+            lookup = Lookup(*key[:2], LookupStatus.FAILED, reason=str(error))
         finally:
             del self._asking[key]
             done.set_result(lookup)
         return lookup
 
-    async def _ask(self, name: str, rdtype: str) -> Lookup:
+    async def _ask(self, name: str, rdtype: str, patience: float) -> Lookup:
         reasons: list[str] = []
+        # Never so long that dead servers leave the last one no time.
+        first = min(self._first_timeout, patience / (len(self._servers) + 1))
         try:
-            async with asyncio.timeout(self._timeout):
-                answer = await self._follow(Question.of(name, rdtype), reasons)
+            async with asyncio.timeout(patience):
+                answer = await self._follow(Question.of(name, rdtype), first, reasons)
         except TimeoutError:
             answer = Answer(LookupStatus.FAILED)
-            reasons.append(f"no answer within {self._timeout:g} s")
+            reasons.append(f"no answer within {patience:g} s")
         except WireError:
             answer = Answer(LookupStatus.FAILED, reason="not a domain name")
         return Lookup(
@@ -149,26 +159,35 @@ class Resolver:
             _reason(answer, reasons),
         )
 
-    async def _follow(self, question: Question, reasons: list[str]) -> Answer:
+    async def _follow(
+        self, question: Question, first: float, reasons: list[str]
+    ) -> Answer:
         """Ask, and ask on where a server leaves a CNAME's target to us."""
         secure, ttl = True, float("inf")
         for _ in range(MAX_CNAMES):
-            answer = await self._ask_servers(question, reasons)
+            answer = await self._ask_servers(question, first, reasons)
             secure, ttl = secure and answer.secure, min(ttl, answer.ttl)
             if answer.follow is None:
                 return answer._replace(secure=secure, ttl=ttl)
             question = question._replace(name=answer.follow)
         return Answer(LookupStatus.FAILED, reason="CNAME chain too long or a loop")
 
-    async def _ask_servers(self, question: Question, reasons: list[str]) -> Answer:
-        """Ask one server after the other, a few rounds long, until one answers."""
+    async def _ask_servers(
+        self, question: Question, first: float, reasons: list[str]
+    ) -> Answer:
+        """Ask one server after the other, a few rounds long, until one answers.
+
+        Args:
+            first: Seconds that each server has in the first round.
+            reasons: Why servers failed; added to.
+        """
         hopeless: set[Server] = set()
         for turn in range(self._rounds):
             for server in tuple(self._servers):
                 if server in hopeless:
                     continue
                 answer = await ask_server(
-                    server, question, self._steps(turn), self._first_timeout * 2**turn
+                    server, question, self._steps(turn), first * 2**turn
                 )
                 if answer.status is not LookupStatus.FAILED:
                     return answer

@@ -50,7 +50,9 @@ class Site:
     def ask(self, resolver: FakeResolver) -> None:
         self._asked = resolver
 
-    async def lookup(self, name: str, rdtype: str) -> Lookup:
+    async def lookup(
+        self, name: str, rdtype: str, within: float | None = None
+    ) -> Lookup:
         return await self._asked.lookup(name, rdtype)
 
     async def send(self, nexthop: str = "") -> Outcome:

@@ -11,7 +11,7 @@ import pytest
 
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import AccessJudged, Trouble
-from mxpolicy.delivery.judge import Judge, hurried
+from mxpolicy.delivery.judge import Judge
 from mxpolicy.delivery.recall import host_key
 from mxpolicy.options import (
     AccessAbout,
@@ -111,7 +111,7 @@ class Court:
             policy=AccessPolicyOptions(timeout, rules),
         )
         self.events: list[Event] = []
-        engine = Engine(hurried(options), self.events.append, store=self.store)
+        engine = Engine(options, self.events.append, store=self.store)
         self.judge = Judge(engine, options, self.events.append)
 
     async def remember(self, address: str, **record: object) -> None:
@@ -323,7 +323,7 @@ async def test_second_server_is_asked_in_time() -> None:
         dead.die()
         servers = ResolverOptions(servers=(dead.text, alive.text))
         options = Options(resolver=servers, policy=AccessPolicyOptions(timeout=1.0))
-        judge = Judge(Engine(hurried(options), print), options, lambda _: None)
+        judge = Judge(Engine(options, print), options, lambda _: None)
         request = AccessRequest("RCPT", "", "a@null.example")
         assert (await judge.judge(request)).startswith("550 5.1.10 ")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mxpolicy.delivery.plan import MAX_QUESTIONS, OTHER_FAMILY, Plan, Planner
+from mxpolicy.delivery.plan import MAX_QUESTIONS, OTHER_FAMILY, STAGE, Plan, Planner
 from mxpolicy.options import NxdomainPolicy, Options, ResolverOptions
 from mxpolicy.outcome import Bounced, Deferred
 from mxpolicy.routing.nexthop import parse_nexthop
@@ -29,6 +29,7 @@ def timed_plan(
     options: Options | None = None,
     own: OwnIdentity | None = None,
     forward_path: str = "user@example.com",
+    within: float | None = None,
 ) -> tuple[Plan, float]:
     """Return the plan and the seconds it took on the loop's clock."""
     options = options or Options()
@@ -39,6 +40,7 @@ def timed_plan(
             destination_domain=destination,
             reverse_path="sender@example.net",
             forward_path=forward_path,
+            within=within,
         )
     )
 
@@ -445,6 +447,18 @@ def test_retry_of_a_message_meets_the_same_order() -> None:
         for n in range(10)
     }
     assert len(others) > 5
+
+
+def test_plan_in_a_hurry_ends_by_itself_and_names_what_did_not_answer() -> None:
+    names = ("AAAA mx.example.com", "A mx.example.com")
+    resolver = FakeResolver(
+        mx={"example.com": [(10, "mx.example.com")]},
+        slow=dict.fromkeys(names, 60),
+    )
+    for within, seconds in ((8.0, STAGE * 8.0), (100.0, LOOKUP_TIME)):
+        made, took = timed_plan(resolver, within=within)
+        assert took == pytest.approx(seconds)
+        assert refused(made) == "defer 4.4.3"
 
 
 @pytest.mark.parametrize(

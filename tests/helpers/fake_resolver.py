@@ -44,7 +44,9 @@ class FakeResolver:
         self.most_at_once = 0
         self._at_once = 0
 
-    async def lookup(self, name: str, rdtype: str) -> Lookup:
+    async def lookup(
+        self, name: str, rdtype: str, within: float | None = None
+    ) -> Lookup:
         """Answer from the tables."""
         question = f"{rdtype} {name}"
         self.asked.append(question)

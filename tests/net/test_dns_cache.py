@@ -57,6 +57,24 @@ def test_success_ends_the_row_of_failures() -> None:
     assert found.ttl == FIRST_FAILURE
 
 
+def test_failure_is_no_answer_to_more_patience() -> None:
+    cache = Cache()
+    cache.put(FAILED, 0.0, patience=3.6)
+    assert cache.get("example.com", "A", 1.0, patience=3.6)
+    assert cache.get("example.com", "A", 1.0, patience=1.0)
+    assert cache.get("example.com", "A", 1.0, patience=15.0) is None
+    cache.put(lookup(), 1.0, patience=3.6)
+    assert cache.get("example.com", "A", 2.0, patience=15.0)
+
+
+def test_failure_takes_no_answer_away() -> None:
+    cache = Cache()
+    cache.put(lookup(), 0.0, patience=15.0)
+    cache.put(FAILED, 1.0, patience=3.6)
+    found = cache.get("example.com", "A", 1.0, patience=15.0)
+    assert found == lookup(ttl=59.0)
+
+
 def test_cache_is_bounded_and_the_oldest_leaves() -> None:
     cache = Cache(max_entries=3)
     for name in ("a", "b", "c"):

@@ -15,7 +15,7 @@ import dns.message
 import dns.rrset
 import pytest
 
-from mxpolicy.delivery.judge import hurried
+from mxpolicy.delivery.plan import STAGE
 from mxpolicy.errors import ConfigError
 from mxpolicy.net.dns_query import Server, parse_server
 from mxpolicy.net.resolv_conf import ResolvConf
@@ -400,7 +400,8 @@ WAITS = [
 def test_longest_wait_is_the_one_that_is_written_down(
     kinds: str, seconds: float, of_policy: float, is_policy: bool
 ) -> None:
-    options = hurried(Options()) if is_policy else Options()
+    options = Options()
+    within = STAGE * options.policy.timeout if is_policy else None
 
     async def look_up() -> tuple[Lookup, float, float]:
         async with contextlib.AsyncExitStack() as stack:
@@ -416,9 +417,9 @@ def test_longest_wait_is_the_one_that_is_written_down(
             asking = Resolver(replace(options.resolver, servers=names), ResolvConf())
             loop = asyncio.get_running_loop()
             began = loop.time()
-            lookup = await asking.lookup("many.example.com", "A")
+            lookup = await asking.lookup("many.example.com", "A", within)
             first = loop.time()
-            await asking.lookup("nowhere.example.com", "A")
+            await asking.lookup("nowhere.example.com", "A", within)
             return lookup, first - began, loop.time() - first
 
     lookup, took, next_took = run_with_sockets(look_up())
@@ -613,6 +614,22 @@ async def test_equal_questions_at_the_same_time_are_asked_once() -> None:
         )
     assert len(server.asked) == 1
     assert {one.addresses for one in answers} == {("192.0.2.2",)}
+
+
+async def test_question_in_a_hurry_shares_answers_and_no_failure() -> None:
+    async with dns_server(*ZONE) as server:
+        asking = resolver(server)
+        server.die()
+        hurried = await asking.lookup("a.example.com", "A", PATIENCE / 10)
+        assert hurried.status is FAILED
+        server.asked.clear()
+        assert await asking.lookup("a.example.com", "A", PATIENCE / 10)
+        assert not server.asked
+        server.revive()
+        assert (await asking.lookup("a.example.com", "A")).status is FOUND
+        server.die()
+        again = await asking.lookup("a.example.com", "A", PATIENCE / 10)
+    assert again.status is FOUND
 
 
 async def test_waiting_ones_ask_themselves_when_the_first_is_cancelled() -> None:

@@ -60,7 +60,9 @@ class Site:
         """Return whose *address* it is."""
         return self._hosts[address]
 
-    async def lookup(self, name: str, rdtype: str) -> Lookup:
+    async def lookup(
+        self, name: str, rdtype: str, within: float | None = None
+    ) -> Lookup:
         """See `mxpolicy.delivery.plan.Lookups`."""
         await asyncio.sleep(ROUND_TRIP)
         if rdtype == "MX" and name == DOMAIN:
