@@ -1,4 +1,4 @@
-"""DomainHistory that took our mail: the shell of `mxpolicy.routing.domain_record`."""
+"""Domains that took our mail: the shell of `mxpolicy.routing.domain_record`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from mxpolicy.routing.domain_record import (
     stale_mx,
 )
 from mxpolicy.routing.mx import Lookup, LookupStatus
+from mxpolicy.state.change import New, change
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mxpolicy.delivery.plan import Lookups
     from mxpolicy.routing.domain_record import DomainRecord
+    from mxpolicy.routing.mx import MxRecord
     from mxpolicy.state.store import Store
 
 __all__ = ["DOMAIN", "DomainHistory", "StaleMx"]
@@ -39,45 +41,53 @@ class DomainHistory:
     """
 
     def __init__(self, store: Store, *, utc: Callable[[], float] = time.time) -> None:
-        self.store = store
-        self.utc = utc
+        self._store = store
+        self._utc = utc
 
     async def record(self, domain: str) -> DomainRecord:
         """Return what is remembered of *domain*."""
-        return decode(await self.store.get(DOMAIN + domain))
+        return decode(await self._store.get(DOMAIN + domain))
+
+    async def stale_mx(self, domain: str) -> tuple[MxRecord, ...]:
+        """Return the MX records to use while DNS does not answer; may be empty."""
+        return stale_mx(await self.record(domain), self._utc())
 
     async def took(self, domain: str, lookup: Lookup) -> None:
         """Remember that *domain* has taken a message, by the answer *lookup*."""
-        before = await self.record(domain)
-        await self._write(domain, before, after_delivery(before, lookup, self.utc()))
+        now = self._utc()
+        await self._change(domain, lambda record: after_delivery(record, lookup, now))
 
-    async def is_stale_usable(self, domain: str) -> bool:
-        """Return whether *domain*, missing in DNS, is not yet believed to be gone."""
-        now = self.utc()
-        before = await self.record(domain)
-        if before.taken is None:
-            return False
-        after = after_missing(before, now)
-        await self._write(domain, before, after)
-        return is_stale_usable(after, now)
+    async def is_stale_usable(self, domain: str, *, note: bool = True) -> bool:
+        """Return whether *domain*, missing in DNS, still counts as being there.
 
-    async def would_be_usable(self, domain: str) -> bool:
-        """Return what `is_stale_usable` would, and write nothing."""
-        now = self.utc()
-        before = await self.record(domain)
-        return is_stale_usable(after_missing(before, now), now)
+        Args:
+            domain: It.
+            note: Whether to remember that it is missing.
+        """
+        now = self._utc()
+        record = await self.record(domain)
+        if note and record.taken is not None:
+            record = await self._change(domain, lambda one: after_missing(one, now))
+        return is_stale_usable(after_missing(record, now), now)
 
-    async def _write(
-        self, domain: str, before: DomainRecord, after: DomainRecord
-    ) -> None:
-        if is_news(before, after):
+    async def _change(
+        self, domain: str, after: Callable[[DomainRecord], DomainRecord]
+    ) -> DomainRecord:
+        """Return the record after the change, or the last one seen."""
+
+        def step(value: bytes | None) -> New | None:
+            before = decode(value)
+            record = after(before)
+            if not is_news(before, record):
+                return None
             # It is forgotten so long after it last took mail, whatever is written.
-            expires = (after.taken or self.utc()) + KEPT
-            await self.store.put(DOMAIN + domain, encode(after), expires)
+            return New(encode(record), (record.taken or self._utc()) + KEPT)
+
+        return decode((await change(self._store, DOMAIN + domain, step)).value)
 
 
 class StaleMx:
-    """Lookups in which the last MX records stand in for those that cannot be had.
+    """Lookups that give the last MX records where DNS does not answer.
 
     Such an answer has the failure's reason, which no other found one has.
     """
@@ -93,8 +103,7 @@ class StaleMx:
         found = await self._lookups.lookup(name, rdtype, within)
         if rdtype != "MX" or found.status is not LookupStatus.FAILED:
             return found
-        record = await self._domains.record(name)
-        records = stale_mx(record, self._domains.utc())
+        records = await self._domains.stale_mx(name)
         if not records:
             return found
         reason = found.reason or "no answer"

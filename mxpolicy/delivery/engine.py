@@ -198,7 +198,7 @@ class Engine:
         if recipient and isinstance(refusal, Bounced) and is_missing(refusal):
             # It was understood, or there would be another refusal.
             domain = _aim(nexthop, parse_mailbox(recipient).domain)[1]
-            if domain and await self._domains.would_be_usable(domain):
+            if domain and await self._domains.is_stale_usable(domain, note=False):
                 refusal = _doubted(refusal)
         return Forecast(plan._replace(refusal=_as_far_as_known(plan, refusal)))
 

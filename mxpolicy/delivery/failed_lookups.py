@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -15,10 +14,11 @@ from mxpolicy.routing.unresolved import (
     is_soft,
     that_matter,
 )
+from mxpolicy.state.change import New, change
 from mxpolicy.state.fallback import FallbackStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from mxpolicy.delivery.plan import Plan
     from mxpolicy.routing.unresolved import FailedSince, Unresolved
@@ -50,12 +50,13 @@ class FailedLookups:
     async def note(self, plan: Plan) -> tuple[Unresolved, ...]:
         """Remember what *plan* has met; return the hosts that are to be waited for.
 
-        These are the unresolved ones whose lookups have not failed for long. What
-        the store does not keep is none of them: it would never come to an end.
+        These are the unresolved ones whose lookups have not failed for long. A failure
+        that the store does not keep does not count: waiting for it would never end.
         """
         if not _is_kept(self._store) or not (plan.unresolved or _has_several(plan)):
             return ()
-        await self._forget(_resolved(plan))
+        for key in await self._store.get_many(_resolved(plan)):
+            await self._store.delete(key)
         now = self._utc()
         soft = []
         for one in that_matter(plan.unresolved, plan.candidates):
@@ -70,33 +71,27 @@ class FailedLookups:
         if not _is_kept(self._store):
             return ()
         now = self._utc()
-        soft = []
-        for one in that_matter(plan.unresolved, plan.candidates):
-            since = decode(await self._store.get(_key(one.rdtype, one.name)))
-            if is_soft(after_failure(since, now), now):
-                soft.append(one)
-        return tuple(soft)
+        keys = {
+            one: _key(one.rdtype, one.name)
+            for one in that_matter(plan.unresolved, plan.candidates)
+        }
+        rows = await self._store.get_many(keys.values())
+        return tuple(
+            one
+            for one, key in keys.items()
+            if is_soft(after_failure(decode(rows.get(key)), now), now)
+        )
 
     async def _note_failure(self, one: Unresolved, now: float) -> FailedSince | None:
         """Return since when it fails; None when that cannot be kept."""
-        store, key = self._store.patient(_PATIENCE), _key(one.rdtype, one.name)
-        value = await store.get(key)
-        before = decode(value)
-        after = after_failure(before, now)
-        if not is_news(before, after):
-            return before
-        if value is None:  # of several who are the first, one is
-            await store.add(key, encode(after), now + KEPT)
-        else:
-            await store.replace(key, value, encode(after), now + KEPT)
-        return decode(await store.get(key))
 
-    async def _forget(self, keys: Iterable[str]) -> None:
-        keys = list(keys)
-        values = await asyncio.gather(*(self._store.get(key) for key in keys))
-        for key, value in zip(keys, values, strict=True):
-            if value is not None:
-                await self._store.delete(key)
+        def step(value: bytes | None) -> New | None:
+            before = decode(value)
+            after = after_failure(before, now)
+            return New(encode(after), now + KEPT) if is_news(before, after) else None
+
+        store = self._store.patient(_PATIENCE)
+        return decode((await change(store, _key(one.rdtype, one.name), step)).value)
 
 
 def _key(rdtype: str, name: str) -> str:

@@ -1,4 +1,4 @@
-"""`mxpolicy.delivery.domain_history` in the engine: DNS that changes its mind."""
+"""`mxpolicy.delivery.domain_history`, most of it in the engine: DNS changes its mind."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.domain_history import DomainHistory
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
+from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
 from mxpolicy.state.memory import MemoryStore
 from tests.delivery.attempts import mail_data, run
 from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.scripted_smtp import ScriptedHost
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from mxpolicy.delivery.events import Event
-    from mxpolicy.routing.mx import Lookup
 
 START = 1_800_000_000.0
 DAY = 86400.0
@@ -149,3 +152,34 @@ def test_nexthop_of_the_operators_is_no_track_of_the_domain() -> None:
         assert isinstance(await site.send(), Bounced)
 
     run(host, work=work)
+
+
+class Meanwhile(MemoryStore):
+    """Lets another process go ahead just after a row was read, once."""
+
+    work: Callable[[], Awaitable[object]] | None = None
+
+    async def get(self, key: str) -> bytes | None:
+        value = await super().get(key)
+        if work := self.work:
+            self.work = None
+            await work()
+        return value
+
+
+def _found(*names: str) -> Lookup:
+    records = tuple(MxRecord(10, name) for name in names)
+    return Lookup("example.com", "MX", LookupStatus.FOUND, records)
+
+
+async def test_message_taken_meanwhile_is_not_forgotten() -> None:
+    now = START
+    store = Meanwhile(lambda: now)
+    ours, theirs = (DomainHistory(store, utc=lambda: now) for _ in range(2))
+    await ours.took("example.com", _found("old.example.com"))
+    now += 5 * DAY
+    store.work = lambda: theirs.took("example.com", _found("new.example.com"))
+    assert await ours.is_stale_usable("example.com")
+    record = await ours.record("example.com")
+    assert record.taken == record.missing == now
+    assert record.exchanges == (MxRecord(10, "new.example.com"),)
