@@ -81,7 +81,7 @@ class Admission:
         self.processes = processes
         self.utc = utc
         self.owner = owner
-        self._lives = lives
+        self.lives = lives
 
     async def places(self, me: Owner) -> list[Place]:
         """Return the places of the other processes of this machine.
@@ -100,7 +100,7 @@ class Admission:
         return [row.place for row in rows]
 
     async def _is_there(self, row: _Row) -> bool:
-        if self._lives(row.owner):
+        if self.lives(row.owner):
             return True
         await self.store.delete(row.key)
         return False

@@ -86,6 +86,9 @@ class Journal(Protocol):
     def note_doubt(self, indices: Iterable[int], relay: str) -> None:
         """*relay* saw the final dot for these recipients, and has not answered it."""
 
+    def has_memory(self) -> bool:
+        """Whether what is noted outlives this process, as far as can be told."""
+
     def waits(self, index: int) -> Mapping[tuple[str, str], float]:
         """{(relay, `Awaited`'s word): seconds waited in vain before}.
 
@@ -611,9 +614,11 @@ class Attempt:
 
         The first time no other host is asked: it would be a second copy. A host that
         does not answer the second time may never do so; then others may have a copy.
+        Without a state file each time would be the first, and the host would keep the
+        message from all others: then they are asked at once, as smtp(8) does it.
         """
         at_host, _ = _doubts_at(candidate, self._journal.doubts(index))
-        is_first = not at_host
+        is_first = not at_host and self._journal.has_memory()
         self._journal.note_doubt([index], str(candidate))
         if is_first:
             self._settle(index, outcome)

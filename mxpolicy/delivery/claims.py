@@ -34,6 +34,7 @@ from mxpolicy.delivery.journal import (
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Deferred, Delivered
+from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.store import HEAVY, LIGHT
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class Claims:
         deadline: Seconds from now until we are done.
         tell: Given what goes wrong in the background: a bug of ours.
         utc: Seconds since the epoch.
+        owner: Returns which process we are.
+        lives: Whether the process of an entry may still be at work.
     """
 
     def __init__(
@@ -108,11 +111,16 @@ class Claims:
         deadline: float,
         tell: Callable[[Exception], None],
         utc: Callable[[], float] = time.time,
+        *,
+        owner: Callable[[], Owner] = myself,
+        lives: Callable[[Owner], bool] = is_alive,
     ) -> None:
         self._store = store
         self._keys = keys
         self._utc = utc
         self._until = utc() + deadline + _SLACK
+        self._make_owner = owner
+        self._lives = lives
         self._me: Owner | None = None
         self._before_dot = _Patience(_VISIT, min(_ALL, deadline / 3))
         self._after_dot = _Patience(_VISIT_AFTER_DOT, _ALL_AFTER_DOT)
@@ -158,6 +166,12 @@ class Claims:
         """Return {relay: how often it may have got the message already}."""
         return self._past.get(index, NO_PAST).doubts
 
+    def has_memory(self) -> bool:
+        """Return False when what is noted is lost with this process."""
+        return not (
+            isinstance(self._store, FallbackStore) and self._store.is_memory_only
+        )
+
     def waits(self, index: int) -> Mapping[tuple[str, str], float]:
         """Return what earlier attempts waited for in vain; see `journal.Past.waits`."""
         return self._past.get(index, NO_PAST).waits
@@ -200,7 +214,7 @@ class Claims:
         """Return what is there, and what it means."""
         value = await self._get(self._before_dot, index)
         entry = Entry.decode(value) if value is not None else None
-        alive = entry is not None and is_alive(entry.owner)
+        alive = entry is not None and self._lives(entry.owner)
         said = judge(entry, self._owner(), self._utc(), alive=alive)
         if value is not None and entry is not None and isinstance(said, Settled):
             self._settled[index], self._held[index] = entry, value
@@ -213,7 +227,7 @@ class Claims:
 
     def _owner(self) -> Owner:
         if self._me is None:
-            self._me = myself()
+            self._me = self._make_owner()
         return self._me
 
     # -- while it goes on ---------------------------------------------------

@@ -92,6 +92,8 @@ class Engine:
         lookups: Asks DNS; by default the resolver of *options*.
         dial: Connects to a candidate.
         is_own_address: Whether an address is one of this machine's.
+        owner: Returns which process this is.
+        lives: Whether a process that shares the store may still be at work.
     """
 
     def __init__(
@@ -106,6 +108,8 @@ class Engine:
         lookups: Lookups | None = None,
         dial: Dial = dial_directly,
         is_own_address: Callable[[str], bool] = is_local_address,
+        owner: Callable[[], journal.Owner] = journal.myself,
+        lives: Callable[[journal.Owner], bool] = journal.is_alive,
     ) -> None:
         self._port = options.port
         helo = options.helo or own_name()
@@ -116,7 +120,9 @@ class Engine:
         self._utc = utc
         self._memory = Memory(self._store, options.memory, utc=utc)
         self._domains = DomainHistory(self._store, utc=utc)
-        self._admission = Admission(self._store, options.limits.processes, utc=utc)
+        self._admission = Admission(
+            self._store, options.limits.processes, utc=utc, owner=owner, lives=lives
+        )
         self._failed_lookups = FailedLookups(self._store, utc=utc)
         asked = lookups or Resolver(options.resolver)
         self._planner = Planner(StaleMx(asked, self._domains), options, identity)
@@ -261,7 +267,7 @@ class _Delivery:
         self._recipients: list[Recipient] = []
         self._utc = parts.utc
         self._admission = parts.admission
-        self._claims = Claims(parts.store, {}, 0.0, self._observe_trouble)
+        self._claims = self._make_claims({}, 0.0)
 
     async def run(self) -> list[Outcome]:
         try:
@@ -276,6 +282,18 @@ class _Delivery:
             self._settle_all(trouble.own_trouble(_cause(error)))
         await self._finish_journal()
         return [self._outcomes[place] for place in range(len(self._request.recipients))]
+
+    def _make_claims(self, keys: dict[int, str], until: float) -> Claims:
+        admission = self._admission
+        return Claims(
+            self._store,
+            keys,
+            until,
+            self._observe_trouble,
+            self._utc,
+            owner=admission.owner,
+            lives=admission.lives,
+        )
 
     async def _finish_journal(self) -> None:
         try:
@@ -299,9 +317,7 @@ class _Delivery:
         )
         keys = self._journal_keys(envelope)
         until = self._request.deadline + DOT_TIME
-        self._claims = Claims(
-            self._store, keys, until, self._observe_trouble, self._utc
-        )
+        self._claims = self._make_claims(keys, until)
         async with asyncio.TaskGroup() as group:
             for (nexthop, domain, _), indices in self._groups().items():
                 group.create_task(self._send_once(envelope, nexthop, domain, indices))

@@ -114,6 +114,9 @@ class Journal:
         """See `mxpolicy.delivery.attempt.Journal`."""
         return self._doubts[index] if index < len(self._doubts) else {}
 
+    def has_memory(self) -> bool:
+        return True
+
     def note_doubt(self, indices: Iterable[int], relay: str) -> None:
         """See `mxpolicy.delivery.attempt.Journal`."""
         self.noted += [(index, host_of(relay)) for index in indices]

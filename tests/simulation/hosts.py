@@ -2,50 +2,87 @@
 
 A `Site` is a world that lives: it answers lookups, lets itself be dialled, and keeps
 what its hosts have taken. The same site, made anew, serves the engine and the patient
-sender; time is the running loop's.
+sender; time is the running loop's. A `Line` is how one process reaches it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from typing import TYPE_CHECKING
+from collections import Counter, deque
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.errors import ConnectError, TLSError
 from mxpolicy.net.stream import StreamClosed
 from mxpolicy.routing.candidate import Verdict
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
-from tests.simulation.world import DOMAIN, GOOD, Act, Place
+from tests.simulation.world import GOOD, Act, Place
 
 if TYPE_CHECKING:
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.evidence import SendState
-    from tests.simulation.world import Host, Step, World
+    from tests.simulation.process import Process
+    from tests.simulation.world import Domain, Host, Step, World
 
-__all__ = ["Connection", "Site", "connection_to"]
+__all__ = [
+    "ROUND_TRIP",
+    "Connection",
+    "Line",
+    "Site",
+    "Taken",
+    "connection_to",
+    "text_of",
+]
 
-# Seconds there and back: to every host the same.
+# Seconds there and back, to a name server.
 ROUND_TRIP = 0.02
 GREYLISTED_FOR = 250.0
+
+
+def text_of(queue_id: str) -> bytes:
+    """Return the mail data of a message."""
+    return f"X-Message: {queue_id}\r\n\r\ntext\r\n".encode()
+
+
+class Taken(NamedTuple):
+    """A message that a host has, for one recipient.
+
+    Attributes:
+        at: When, in seconds from the beginning.
+        process: Who has sent it; None for the patient sender.
+        heard_at: When the reply to the final dot is there; never for a host without one.
+        is_whole: Whether nothing of it is missing.
+    """
+
+    recipient: str
+    queue_id: str
+    host: str
+    at: float
+    process: Process | None
+    heard_at: float
+    is_whole: bool
 
 
 class Site:
     """A world's hosts and names at work.
 
     Attributes:
-        taken: (recipient, message, host name) of each delivery, in their order.
+        taken: Each delivery, in their order.
         dialled: Addresses, in their order.
         as_of: The time that hosts and names go by, where it is not the clock's.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.taken: list[tuple[str, str, str]] = []
+        self.taken: list[Taken] = []
         self.dialled: list[str] = []
         self.as_of: float | None = None
         self.met: dict[tuple[str, str], float] = {}  # greylisting: (host, recipient)
+        self.sessions: Counter[str] = Counter()  # by address
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
+        self._domains = {domain.name: domain for domain in world.domains}
+        self._names = {host.name: host for host in world.hosts}
         self._hosts = {
             address: host for host in world.hosts for address in host.addresses
         }
@@ -65,15 +102,20 @@ class Site:
     ) -> Lookup:
         """See `mxpolicy.delivery.plan.Lookups`."""
         await asyncio.sleep(ROUND_TRIP)
-        if rdtype == "MX" and name == DOMAIN:
-            found = tuple(
-                MxRecord(one.preference, one.name) for one in self.world.hosts
-            )
-            return Lookup(name, rdtype, LookupStatus.FOUND, found)
-        for host in self.world.hosts:
-            if host.name == name:
-                return self._address(host, rdtype)
+        if rdtype == "MX" and name in self._domains:
+            return self._exchangers(self._domains[name])
+        if host := self._names.get(name):
+            return self._address(host, rdtype)
         return Lookup(name, rdtype, LookupStatus.NXDOMAIN)
+
+    def _exchangers(self, domain: Domain) -> Lookup:
+        name = domain.name
+        if self.now() < domain.fails_until:
+            return Lookup(name, "MX", LookupStatus.FAILED, reason="SERVFAIL")
+        found = [MxRecord(one.preference, one.name) for one in domain.hosts]
+        if domain.is_null:
+            found.append(MxRecord(0, "."))
+        return Lookup(name, "MX", LookupStatus.FOUND, tuple(found))
 
     def _address(self, host: Host, rdtype: str) -> Lookup:
         step = host.at(Place.LOOKUP, self.now())
@@ -82,37 +124,64 @@ class Site:
             return Lookup(host.name, rdtype, failed, reason="SERVFAIL")
         if step is not None:
             return Lookup(host.name, rdtype, LookupStatus.NXDOMAIN)
-        if rdtype == "A":
-            return Lookup(host.name, rdtype, LookupStatus.FOUND, host.addresses)
+        found = tuple(
+            one for one in host.addresses if (":" in one) == (rdtype == "AAAA")
+        )
+        if found:
+            return Lookup(host.name, rdtype, LookupStatus.FOUND, found)
         return Lookup(host.name, rdtype, LookupStatus.NODATA)
+
+
+class Line:
+    """How one process looks names up and dials; both end when it is killed."""
+
+    def __init__(self, site: Site, process: Process) -> None:
+        self._site = site
+        self._process = process
+
+    async def lookup(
+        self, name: str, rdtype: str, within: float | None = None
+    ) -> Lookup:
+        """See `mxpolicy.delivery.plan.Lookups`."""
+        self._process.operate()
+        return await self._site.lookup(name, rdtype)
 
     async def dial(self, candidate: Candidate, /, *, mss: int | None = None) -> Stream:
         """See `mxpolicy.net.dial.dial`."""
-        assert candidate.host in {host.name for host in self.world.hosts}
+        self._process.operate()
+        assert candidate.host == self._site.host(candidate.address).name
         try:
-            return Stream(await connection_to(self, candidate.address))
+            connection = await connection_to(
+                self._site, candidate.address, self._process
+            )
         except ConnectionRefusedError as error:
             raise ConnectError(Verdict.REFUSED, "Connection refused") from error
+        return Stream(connection, self._process)
 
 
-async def connection_to(site: Site, address: str) -> Connection:
+async def connection_to(
+    site: Site, address: str, process: Process | None = None
+) -> Connection:
     """Connect, which may take for ever."""
     site.dialled.append(address)
     host = site.host(address)
     step = host.at(Place.CONNECT, site.now(), address=address)
     if step is not None and step.act is Act.DROP:
         await asyncio.get_running_loop().create_future()
-    await asyncio.sleep(ROUND_TRIP + (step.delay if step else 0.0))
+    await asyncio.sleep(host.round_trip + (step.delay if step else 0.0))
     if step is not None and step.act is Act.REFUSE:
         raise ConnectionRefusedError(address)
-    return Connection(site, host, address)
+    return Connection(site, host, address, process)
 
 
 class Connection:
     """The host's side: takes what is sent, and says what its script says, in order."""
 
-    def __init__(self, site: Site, host: Host, address: str) -> None:
+    def __init__(
+        self, site: Site, host: Host, address: str, process: Process | None
+    ) -> None:
         self._site = site
+        self._process = process
         self._host = host
         self._address = address
         self._loop = asyncio.get_running_loop()
@@ -127,8 +196,17 @@ class Connection:
         self.inbox = b""
         self.at_eof = False
         self.is_closed_by_us = False
+        self._is_over = False
         self._woken: asyncio.Event = asyncio.Event()
-        self._act(Place.GREETING)
+        site.sessions[address] += 1
+        if process is not None:
+            process.connections.append(self)
+        self._greet()
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds there and back."""
+        return self._host.round_trip
 
     # -- what the client does ------------------------------------------------
 
@@ -157,7 +235,8 @@ class Connection:
         step = self._step(Place.TLS)
         if step is not None and step.act is Act.SILENT:
             await self._loop.create_future()
-        await asyncio.sleep(2 * ROUND_TRIP + (step.delay if step else 0.0))
+        far = self._host.round_trip
+        await asyncio.sleep(2 * far + (step.delay if step else 0.0))
         if step is not None and step.act is Act.FAIL:
             raise ConnectionResetError("handshake failure")
         self.is_secure = True
@@ -165,11 +244,26 @@ class Connection:
     def close(self) -> None:
         """The client has gone."""
         self.is_closed_by_us = True
+        self._leave()
+
+    def _leave(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._site.sessions[self._address] -= 1
 
     # -- what the host does ----------------------------------------------------
 
     def _step(self, place: Place, recipient: str = "") -> Step | None:
         return self._host.at(place, self._site.now(), recipient, self._address)
+
+    def _greet(self) -> None:
+        step = self._step(Place.GREETING)
+        if step is None or step.act is not Act.BUSY:
+            self._act(Place.GREETING)
+        elif self._site.sessions[self._address] > 1:
+            self._end(0.0, step.reply)
+        else:
+            self._say(0.0, self._good(Place.GREETING))
 
     def _command(self, line: str) -> None:
         verb = line.split(" ")[0].split(":")[0].upper()
@@ -253,7 +347,7 @@ class Connection:
             return
         step = self._step(Place.RCPT, recipient)
         if step is not None and step.act is Act.GREYLIST:
-            key = (DOMAIN, recipient)
+            key = (recipient.rpartition("@")[2], recipient)
             first = self._site.met.setdefault(key, self._site.now())
             if self._site.now() - first < GREYLISTED_FOR:
                 self._say(0.0, "450 4.7.1 greylisted")
@@ -270,7 +364,7 @@ class Connection:
             if data is not None and data.act is Act.STRAY:
                 self._say(0.0, "250 2.0.0 Ok")
             if body is not None and body.act is Act.CLOSE:
-                self._end(ROUND_TRIP)
+                self._end(self._host.round_trip)
 
     def _read_body(self) -> bool:
         step = self._step(Place.BODY)
@@ -282,20 +376,36 @@ class Connection:
         if not end:
             return False
         self._buffer, self._body = rest, None
-        message = body.partition(b"X-Message: ")[2].partition(b"\r\n")[0].decode()
         step = self._step(Place.DOT)
         act = step.act if step is not None else None
         is_well = step is None or (act is Act.REPLY and not step.reply)
-        if is_well or act in (Act.TAKE_AND_CLOSE, Act.TAKE_IN_SILENCE):
-            for recipient in self._recipients:
-                self._site.taken.append((recipient, message, self._host.name))
         if act is Act.TAKE_AND_CLOSE:
             self._end(0.0)
         elif act is Act.TAKE_IN_SILENCE:
             self._is_deaf = True
         else:
             self._act(Place.DOT)
+        if is_well:
+            self._take(body, self._free_at + self._host.round_trip)
+        elif act in (Act.TAKE_AND_CLOSE, Act.TAKE_IN_SILENCE):
+            self._take(body, inf)
         return True
+
+    def _take(self, body: bytes, heard_at: float) -> None:
+        queue_id = body.partition(b"X-Message: ")[2].partition(b"\r\n")[0].decode()
+        is_whole = body + b"\r\n" == text_of(queue_id)
+        self._site.taken += [
+            Taken(
+                one,
+                queue_id,
+                self._host.name,
+                self._site.now(),
+                self._process,
+                heard_at,
+                is_whole,
+            )
+            for one in self._recipients
+        ]
 
     # -- words on their way ------------------------------------------------------
 
@@ -310,12 +420,13 @@ class Connection:
         else:
             self._free_at = max(self._free_at, self._loop.time()) + delay
         self._is_deaf = True
+        self._leave()
         self._send(b"")
 
     def _send(self, data: bytes) -> None:
         # A loop does not keep the order of what is due at the same time.
         self._on_the_way.append(data)
-        self._loop.call_at(self._free_at + ROUND_TRIP, self._arrive)
+        self._loop.call_at(self._free_at + self._host.round_trip, self._arrive)
 
     def _arrive(self) -> None:
         data = self._on_the_way.popleft()
@@ -329,17 +440,19 @@ class Connection:
 class Stream:
     """`mxpolicy.net.stream.Stream` over a `Connection`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, process: Process) -> None:
         self.tls = False
         self.acknowledged = 0
         self._connection = connection
+        self._process = process
         self._data = b""
         self._is_closed = False
 
     async def read(self, limit: int = 65536) -> bytes:
         self._check()
         await self._connection.input()
-        self._check()
+        if self._is_closed:
+            raise StreamClosed("closed by ourselves")
         data = self._connection.inbox[:limit]
         self._connection.inbox = self._connection.inbox[limit:]
         return data
@@ -382,9 +495,10 @@ class Stream:
         self, *, progress_timeout: float | None = None, heed_input: bool = False
     ) -> bool:
         self._check()
+        far = self._connection.round_trip
         if heed_input:
-            return not await self.wait_for_input(ROUND_TRIP)
-        await asyncio.sleep(ROUND_TRIP)
+            return not await self.wait_for_input(far)
+        await asyncio.sleep(far)
         return True
 
     @property
@@ -398,6 +512,7 @@ class Stream:
         return None
 
     async def start_tls(self, context: object, server_name: str) -> None:
+        self._check()
         try:
             await self._connection.handshake()
         except ConnectionError as error:
@@ -405,7 +520,7 @@ class Stream:
         self.tls = True
 
     def close(self, last_words: bytes = b"") -> None:
-        if not self._is_closed and last_words:
+        if not self._is_closed and last_words and not self._process.is_dead:
             self._connection.feed(last_words)
         self.abort()
 
@@ -414,5 +529,6 @@ class Stream:
         self._connection.close()
 
     def _check(self) -> None:
+        self._process.operate()
         if self._is_closed:
             raise StreamClosed("closed by ourselves")

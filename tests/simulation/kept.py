@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from tests.simulation.world import Act, Host, Message, Place, Step, World
+from tests.simulation.world import (
+    DOMAIN,
+    Act,
+    Domain,
+    Host,
+    Message,
+    Place,
+    Step,
+    Storage,
+    World,
+)
 
 __all__ = ["KEPT"]
 
@@ -24,9 +34,10 @@ def host(number: int, preference: int, *steps: Step, tls: bool = False) -> Host:
 def world(
     *hosts: Host,
     messages: tuple[Message, ...] = ONE,
+    storage: Storage = Storage.WELL,
 ) -> World:
     """Make a world."""
-    return World(0, hosts, messages)
+    return World(0, (Domain(DOMAIN, hosts),), messages, storage)
 
 
 def dual(number: int, preference: int, *steps: Step) -> Host:
@@ -100,5 +111,8 @@ KEPT = {
     "250_when_it_has_the_body_and_554_to_the_dot": world(
         host(0, 30, Step(Place.BODY, Act.EARLY), says(Place.DOT, "554 5.7.1 spam")),
         messages=TWO,
+    ),
+    "best_host_never_answers_the_dot_and_nothing_can_be_kept": world(
+        host(0, 10, Step(Place.DOT, Act.SILENT)), host(1, 20), storage=Storage.GONE
     ),
 }

@@ -11,17 +11,21 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from enum import Enum
+from itertools import permutations, product
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.routing.mx import LookupStatus
-from tests.simulation.hosts import connection_to
+from tests.simulation.hosts import connection_to, text_of
+from tests.simulation.world import own_preference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from tests.simulation.hosts import Connection, Site
+    from tests.simulation.world import Domain, Host
 
-__all__ = ["POSTFIX", "UNLIMITED", "End", "Limits", "send"]
+__all__ = ["POSTFIX", "UNLIMITED", "End", "Limits", "orders", "send"]
 
 CONNECT, PHASE, DATA, DOT = 30.0, 300.0, 120.0, 600.0
 
@@ -46,26 +50,58 @@ class End(Enum):
 
 
 async def send(
-    site: Site, message: str, recipients: Sequence[str], limits: Limits
+    site: Site,
+    message: str,
+    recipients: Sequence[str],
+    order: Sequence[tuple[Host, str]],
+    limits: Limits,
 ) -> dict[str, End]:
-    """Make one attempt, at the site's hosts in the order in which they stand there."""
+    """Make one attempt.
+
+    Args:
+        order: Of the hosts and addresses that may be dialled; see `orders`.
+        recipients: All of the site's one domain.
+    """
     ends: dict[str, End] = {}
-    sessions = addresses = missing = 0
-    for host in site.world.hosts:
-        found = await site.lookup(host.name, "A")
-        if found.status is not LookupStatus.FOUND:
-            missing += found.status is not LookupStatus.FAILED
+    sessions = addresses = 0
+    (domain,) = site.world.domains
+    found = await site.lookup(domain.name, "MX")
+    if found.status is not LookupStatus.FOUND:
+        return dict.fromkeys(recipients, End.DEFERRED)
+    ours = own_preference(domain)
+    hosts = [one for one in domain.hosts if one.preference < ours]
+    lookups = {one.name: await site.lookup(one.name, "A") for one in hosts}
+    for host, address in order:
+        if lookups[host.name].status is not LookupStatus.FOUND:
             continue
-        for address in host.addresses:
-            left = [one for one in recipients if one not in ends]
-            if not left or addresses == limits.addresses:
-                break
-            if sessions == limits.sessions:
-                break
-            addresses += 1
-            sessions += await _visit(site, address, message, left, ends)
-    other = End.BOUNCED if missing == len(site.world.hosts) else End.DEFERRED
+        left = [one for one in recipients if one not in ends]
+        if not left or addresses == limits.addresses or sessions == limits.sessions:
+            break
+        addresses += 1
+        sessions += await _visit(site, address, message, left, ends)
+    # Without any host there is none, or we are the best one; a better one that has no
+    # address may have one tomorrow (smtp(8): "unable to find primary relay").
+    is_final = all(
+        lookups[one.name].status is LookupStatus.NXDOMAIN or not one.dialable
+        for one in hosts
+    ) and (not hosts or ours == inf)
+    other = End.BOUNCED if is_final else End.DEFERRED
     return {one: ends.get(one, other) for one in recipients}
+
+
+def orders(domain: Domain) -> Iterator[list[tuple[Host, str]]]:
+    """Yield every order of the domain's addresses that the preferences allow.
+
+    Addresses of equal hosts are mixed, as smtp(8) does it.
+    """
+    equals: dict[int, list[tuple[Host, str]]] = {}
+    for host in domain.hosts:
+        if host.preference < own_preference(domain):
+            equals.setdefault(host.preference, [])
+            equals[host.preference] += [(host, one) for one in host.dialable]
+    in_turn = [permutations(equals[one]) for one in sorted(equals)]
+    for groups in product(*in_turn):
+        yield [one for group in groups for one in group]
 
 
 async def _visit(
@@ -73,18 +109,23 @@ async def _visit(
 ) -> bool:
     """Try one address, in clear where TLS fails; return whether it was a session."""
     for tls in (True, False):
-        dialog = None
         try:
             async with asyncio.timeout(CONNECT):
-                dialog = _Dialog(await connection_to(site, address))
+                connection = await connection_to(site, address)
+        except (OSError, TimeoutError):
+            return False
+        dialog = _Dialog(connection)
+        try:
             await dialog.open(tls)
+            with suppress(OSError, TimeoutError):
+                await dialog.transact(message, left, ends)
+            return True
         except _TlsFailed:
             continue
         except (OSError, TimeoutError):
             return False
-        with suppress(OSError, TimeoutError):
-            await dialog.transact(message, left, ends)
-        return True
+        finally:
+            connection.close()
     return False
 
 
@@ -149,7 +190,7 @@ class _Dialog:
             return
         reply = await self._ask("DATA", DATA)
         if reply[0] == "3":
-            reply = await self._ask(f"X-Message: {message}\r\n\r\ntext\r\n.", DOT)
+            reply = await self._ask(f"{text_of(message).decode()}.", DOT)
         if reply[0] == "2":
             ends.update(dict.fromkeys(accepted, End.DELIVERED))
         else:

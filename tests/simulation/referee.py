@@ -3,44 +3,51 @@
 The law: racing and remembering only ever make delivery sooner. So for each recipient:
 no bounce and no deferral without end where the patient sender has delivered, no
 delivery that no host has, no second copy where the patient sender has made none, no
-deferral without end where the patient sender has bounced.
+deferral without end where the patient sender has bounced. No host is dialled that must
+not be, and nobody's mail is put off, or kept waiting, by another domain's hosts.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from itertools import permutations, product
+import random
+from itertools import product
+from math import inf
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.delivery.engine import Engine, Request
-from mxpolicy.delivery.mail_data import MailData
-from mxpolicy.options import Options
-from mxpolicy.outcome import Bounced, Delivered
-from mxpolicy.state.fallback import FallbackStore
-from mxpolicy.state.memory import MemoryStore
 from tests.helpers.fast_loop import run_fast
-from tests.simulation import patient
-from tests.simulation.hosts import Site
-from tests.simulation.patient import POSTFIX, UNLIMITED, End
-from tests.simulation.stores import SlowStore
-from tests.simulation.world import Act, Storage, make_world, story
+from tests.simulation.patient import POSTFIX, UNLIMITED, End, orders
+from tests.simulation.queue import play_ours, play_patiently
+from tests.simulation.world import (
+    Act,
+    Storage,
+    make_world,
+    own_preference,
+    slice_of,
+    story,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
-
-    from tests.simulation.patient import Limits
-    from tests.simulation.world import Message, World
+    from tests.simulation.queue import Played
+    from tests.simulation.world import World
 
 __all__ = ["Fault", "judge", "tell", "world_of"]
 
-# Seconds from one try of a mail server to the next, as Postfix's default rule.
-GAPS = (300.0, 600.0, 1200.0, 2400.0, *[4000.0] * 9)
-DEADLINE = 2900.0
-UTC = 1_800_000_000.0
+# Seconds that mail of a domain that is well waits for what is not.
+LONGEST_WAIT = 20.0
+# Seconds from the reply to the final dot until a process must have kept it.
+KEPT_WITHIN = 0.5
 
 _COPY = "a copy too many"
+
+# What nobody can write down, or read again, is sent again to all when one is deferred.
+_FORGETFUL = {
+    Storage.HANGING,
+    Storage.BREAKING,
+    Storage.LOSING,
+    Storage.FULL,
+    Storage.GONE,
+}
 
 
 class Fault(NamedTuple):
@@ -52,22 +59,6 @@ class Fault(NamedTuple):
     patients: str
 
 
-class Played(NamedTuple):
-    """One way through a world.
-
-    Attributes:
-        ends: By recipient.
-        copies: How often hosts have taken the message, by recipient.
-        hosts: Who has taken it, by recipient.
-        texts: What was said last, by recipient; the story for a person.
-    """
-
-    ends: dict[str, End]
-    copies: Counter[str]
-    hosts: dict[str, set[str]]
-    texts: dict[str, list[str]]
-
-
 def world_of(seed: int) -> World:
     """Return the world with this number."""
     return make_world(Random(seed), seed)
@@ -75,56 +66,110 @@ def world_of(seed: int) -> World:
 
 def judge(world: World) -> list[Fault]:
     """Play *world* both ways and return what the law forbids; most often nothing."""
-    ours, _ = run_fast(_play_ours(world))
-    suspects, faults = list(ours.ends), []
+    random.seed(world.seed)
+    ours, _ = run_fast(play_ours(world))
+    faults = [
+        Fault(kind, one, _told(ours, one), "") for one, kind in ours.breaches.items()
+    ]
+    faults += [
+        Fault("dialled, and must not be", address, "", "")
+        for address in sorted(set(ours.dialled) - _may_be_dialled(world))
+    ]
+    for domain in world.domains:
+        faults += _judge_domain(slice_of(world, domain), ours)
+    return faults
+
+
+def _may_be_dialled(world: World) -> set[str]:
+    return {
+        address
+        for domain in world.domains
+        for host in domain.hosts
+        if host.preference < own_preference(domain)
+        for address in host.dialable
+    }
+
+
+def _judge_domain(world: World, ours: Played) -> list[Fault]:
+    """Judge what became of the mail for the one domain of *world*."""
+    suspects = [who for one in world.messages for who in one.recipients]
+    (domain,) = world.domains
+    faults: list[Fault] = _harm(world, ours)
     steps = [step for host in world.hosts for step in host.steps]
     is_fooling = any(step.act is Act.EARLY for step in steps)
+    others: list[Fault] = []
     # Of equal hosts each sender chooses one, each has limits of its own, and to be slow
     # is luck where a host recovers meanwhile. One of all patient senders at least must
     # have fared as we have.
     for order, limits, at_once in product(
-        _orders(world), (POSTFIX, UNLIMITED), (False, True)
+        orders(domain), (POSTFIX, UNLIMITED), (False, True)
     ):
-        patients, _ = run_fast(_play_patiently(order, limits, at_once=at_once))
-        faults = [
-            _fault(kind, one, ours, patients)
-            for one in suspects
-            if (kind := _kind(ours, patients, one, is_fooling=is_fooling))
-            # What nobody can write down is sent again to all when one is deferred.
-            and not (kind == _COPY and world.storage is Storage.GONE)
-        ]
-        suspects = [fault.recipient for fault in faults]
-        if not faults:
+        if not suspects:
             break
+        patients, _ = run_fast(play_patiently(world, limits, order, at_once=at_once))
+        others = [
+            Fault(kind, one, _told(ours, one), _told(patients, one))
+            for one in suspects
+            if (kind := _kind(world, ours, patients, one, is_fooling=is_fooling))
+        ]
+        suspects = [fault.recipient for fault in others]
+    return faults + others
+
+
+def _harm(world: World, ours: Played) -> list[Fault]:
+    """Return who was put off, or kept waiting, though nothing is wrong where it goes."""
+    (domain,) = world.domains
+    is_well = all(
+        step.act is Act.REPLY and not step.reply and step.delay < 2
+        for host in domain.hosts
+        for step in host.steps
+    )
+    if not is_well or domain.is_null or domain.fails_until or not domain.hosts:
+        return []
+    if world.storage is not Storage.WELL or world.kills or world.restarts:
+        return []
+    # What others keep may be most places, but never the last quarter of them.
+    alone = world._replace(processes=world.processes // 4)
+    order = next(orders(domain))
+    patients, _ = run_fast(play_patiently(alone, UNLIMITED, order))
+    faults = []
+    for message in world.messages:
+        for who in message.recipients:
+            if message.is_cut:
+                continue
+            longer = _taken_at(ours, who) - _taken_at(patients, who)
+            if ours.deferrals[who]:
+                kind = "put off for no fault of its hosts"
+            elif longer > LONGEST_WAIT:
+                kind = f"kept waiting {longer:.0f}s for no fault of its hosts"
+            else:
+                continue
+            faults.append(Fault(kind, who, _told(ours, who), ""))
     return faults
 
 
-def _orders(world: World) -> Iterator[World]:
-    """Yield *world* with its hosts in every order that their preferences allow."""
-    for hosts in permutations(world.hosts):
-        preferences = [host.preference for host in hosts]
-        if preferences == sorted(preferences):
-            yield world._replace(hosts=hosts)
+def _taken_at(played: Played, one: str) -> float:
+    return min((taken.at for taken in played.copies(one)), default=inf)
 
 
-def _fault(kind: str, one: str, ours: Played, patients: Played) -> Fault:
-    said = " | ".join(dict.fromkeys(ours.texts[one]))
-    return Fault(
-        kind,
-        one,
-        f"{ours.ends[one].value}, {ours.copies[one]} copies: {said}",
-        f"{patients.ends[one].value}, {patients.copies[one]} copies",
-    )
+def _told(played: Played, one: str) -> str:
+    said = " | ".join(dict.fromkeys(played.texts[one]))
+    end, copies = played.ends[one], len(played.copies(one))
+    return f"{end.value}, {copies} copies: {said}"
 
 
-def _kind(ours: Played, patients: Played, one: str, *, is_fooling: bool) -> str:
+def _kind(
+    world: World, ours: Played, patients: Played, one: str, *, is_fooling: bool
+) -> str:
     end, theirs = ours.ends[one], patients.ends[one]
-    if end is End.DELIVERED and not ours.copies[one]:
+    copies, their_copies = ours.copies(one), patients.copies(one)
+    if end is End.DELIVERED and not copies:
         return "delivered, and no host has it"
-    price = _price(ours, patients, one, is_fooling=is_fooling)
-    if ours.copies[one] > max(1, patients.copies[one]) + price:
-        return _COPY
-    if theirs is End.DELIVERED and not patients.copies[one]:
+    if world.storage not in _FORGETFUL:
+        price = _price(world, ours, patients, one, is_fooling=is_fooling)
+        if len(copies) > max(1, len(their_copies)) + price:
+            return _COPY
+    if theirs is End.DELIVERED and not their_copies:
         return ""  # it was fooled by a host that says 250 and has nothing
     if end is End.BOUNCED and theirs is End.DELIVERED:
         return "bounced"
@@ -133,16 +178,30 @@ def _kind(ours: Played, patients: Played, one: str, *, is_fooling: bool) -> str:
     return ""
 
 
-def _price(ours: Played, patients: Played, one: str, *, is_fooling: bool) -> int:
+def _price(
+    world: World, ours: Played, patients: Played, one: str, *, is_fooling: bool
+) -> int:
     """Return how many copies more than the patient sender's are no fault.
 
     A race may be won by a host to which the patient sender never came, and that host
     may leave the final dot unanswered. To bounce what a host may have costs no copy, nor
-    does it to believe a 250 that comes before the final dot (*is_fooling*).
+    does it to believe a 250 that comes before the final dot (*is_fooling*). Who is
+    killed before the reply is read makes a copy, as a patient sender does. A restart is
+    one more try, at hosts that do not answer the dot or without an answer of the store.
     """
-    elsewhere = len(ours.hosts.get(one, set()) - patients.hosts.get(one, set()))
+    copies = ours.copies(one)
+    theirs = {taken.host for taken in patients.copies(one)}
+    elsewhere = len({taken.host for taken in copies} - theirs)
     bounced = patients.ends[one] is End.BOUNCED
-    return elsewhere + bounced + is_fooling
+    killed = sum(
+        taken.process is not None
+        and taken.process.died_at < taken.heard_at + KEPT_WITHIN
+        for taken in copies
+    )
+    unheard = any(taken.heard_at == inf for taken in copies)
+    is_in_doubt = unheard or world.storage is Storage.SLOW
+    restarted = len(world.restarts) if is_in_doubt else 0
+    return elsewhere + bounced + is_fooling + killed + restarted
 
 
 def tell(world: World, faults: list[Fault]) -> str:
@@ -150,119 +209,7 @@ def tell(world: World, faults: list[Fault]) -> str:
     lines = [story(world)]
     for fault in faults:
         lines.append(f"  {fault.kind}: {fault.recipient}")
-        lines.append(f"    ours: {fault.ours}")
-        lines.append(f"    the patient sender's: {fault.patients}")
+        lines += [f"    ours: {fault.ours}"] if fault.ours else []
+        if fault.patients:
+            lines.append(f"    the patient sender's: {fault.patients}")
     return "\n".join(lines)
-
-
-async def _play_ours(world: World) -> Played:
-    site = Site(world)
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-
-    def utc() -> float:
-        return UTC + loop.time() - began
-
-    shared = MemoryStore(utc)
-    rng = Random(world.seed)
-
-    def opened() -> FallbackStore:
-        if world.storage is Storage.GONE:
-            return FallbackStore(None, lambda trouble: None, MemoryStore(utc))
-        store = SlowStore(shared, world.storage, rng)
-        return FallbackStore(store, lambda trouble: None, MemoryStore(utc))
-
-    async def attempt(message: Message) -> dict[str, tuple[End, str]]:
-        # A process for each try, as pipe(8) has it; they share the store.
-        engine = Engine(
-            Options(helo="client.example.net"),
-            lambda event: None,
-            store=opened(),
-            clock=loop.time,
-            utc=utc,
-            lookups=site,
-            dial=site.dial,  # type: ignore[arg-type]
-            is_own_address=lambda address: False,
-        )
-        data = MailData()
-        data.append(f"X-Message: {message.queue_id}\r\n\r\ntext\r\n".encode())
-        data.finish()
-        request = Request(
-            "alice@example.net", message.recipients, "", message.queue_id, DEADLINE
-        )
-        try:
-            outcomes = await engine.deliver(request, data)
-        finally:
-            data.close()
-        ends: dict[str, tuple[End, str]] = {}
-        for who, outcome in zip(message.recipients, outcomes, strict=True):
-            match outcome:
-                case Delivered():
-                    end = End.DELIVERED
-                case Bounced():
-                    end = End.BOUNCED
-                case _:
-                    end = End.DEFERRED
-            ends[who] = (end, outcome.text)
-        return ends
-
-    return await _play(world, site, attempt)
-
-
-async def _play_patiently(world: World, limits: Limits, *, at_once: bool) -> Played:
-    """Play it by the patient sender.
-
-    Args:
-        at_once: Whether every attempt meets the hosts as they are at its beginning.
-    """
-    site = Site(world)
-
-    async def attempt(message: Message) -> dict[str, tuple[End, str]]:
-        who = message.recipients
-        site.as_of = None
-        site.as_of = site.now() if at_once else None
-        ends = await patient.send(site, message.queue_id, who, limits)
-        return {one: (end, "") for one, end in ends.items()}
-
-    return await _play(world, site, attempt, by_recipient=True)
-
-
-async def _play(
-    world: World,
-    site: Site,
-    attempt: Callable[[Message], Awaitable[dict[str, tuple[End, str]]]],
-    *,
-    by_recipient: bool = False,
-) -> Played:
-    """Let the mail server try each message until it is settled.
-
-    Args:
-        by_recipient: Whether only those deferred are tried again; a pipe process has
-            one answer for all its recipients, so there all are.
-    """
-    ends: dict[str, End] = {}
-    texts: dict[str, list[str]] = {
-        who: [] for message in world.messages for who in message.recipients
-    }
-
-    async def keep_trying(message: Message) -> None:
-        await asyncio.sleep(message.begins)
-        for gap in (*GAPS, None):
-            for who, (end, text) in (await attempt(message)).items():
-                ends[who] = end
-                texts[who].append(text)
-            deferred = [w for w in message.recipients if ends[w] is End.DEFERRED]
-            if not deferred or gap is None:
-                return
-            if by_recipient:
-                message = message._replace(recipients=tuple(deferred))
-            await asyncio.sleep(gap)
-
-    async with asyncio.TaskGroup() as group:
-        for message in world.messages:
-            group.create_task(keep_trying(message))
-    await asyncio.sleep(3600)  # until the last late reply has come
-    hosts: dict[str, set[str]] = {}
-    for who, _, name in site.taken:
-        hosts.setdefault(who, set()).add(name)
-    return Played(ends, Counter(who for who, _, _ in site.taken), hosts, texts)

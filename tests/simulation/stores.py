@@ -1,37 +1,86 @@
-"""A store that is slow, busy or gone, as one process sees it."""
+"""The state file of a world, and what one process gets to see of it.
+
+The file is a `MemoryStore`; a `View` of it is late, busy, broken or forgetful as the
+world has it, and ends with its process.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
+from mxpolicy.errors import StoreError
+from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import StoreBusy
 from tests.simulation.world import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
-    from random import Random
     from typing import Any, Self
 
-    from mxpolicy.state.memory import MemoryStore
     from mxpolicy.state.store import Stored
+    from tests.simulation.process import Process
 
-__all__ = ["SlowStore"]
+__all__ = ["File", "View"]
 
 T = TypeVar("T")
 
+# Rows of a full store.
+FEW_ROWS = 12
+# Of all operations, those that are late; seconds.
+OFTEN, LATE = 0.1, (0.5, 4.0)
+# Seconds after which the trouble of a store begins, and how long it lasts.
+BEGINS, LASTS = (0.0, 400.0), (5.0, 300.0)
 
-class SlowStore:
+
+class File:
+    """What all processes have in common.
+
+    Args:
+        storage: How it does.
+        seed: What goes wrong, and when.
+        utc: Seconds.
+    """
+
+    def __init__(self, storage: Storage, seed: int, utc: Callable[[], float]) -> None:
+        self.storage = storage
+        self.rng = Random(seed)
+        self.utc = utc
+        rows = FEW_ROWS if storage is Storage.FULL else 100_000
+        self.memory = MemoryStore(utc, rows)
+        begins = utc() + self.rng.uniform(*BEGINS)
+        self.trouble = begins, begins + self.rng.uniform(*LASTS)
+
+    def delay(self) -> float:
+        """Return how long the next operation takes; raise `StoreError` if it fails."""
+        began, ended = self.trouble
+        now = self.utc()
+        is_in_trouble = began <= now < ended
+        match self.storage:
+            case Storage.SLOW if self.rng.random() < OFTEN:
+                return self.rng.uniform(*LATE)
+            case Storage.HANGING if is_in_trouble:
+                return ended - now
+            case Storage.BREAKING if is_in_trouble:
+                raise StoreError("disk I/O error")
+            case Storage.LOSING if is_in_trouble:
+                for key in list(self.memory._rows):
+                    if self.rng.random() < OFTEN:
+                        del self.memory._rows[key]
+        return 0.0005
+
+
+class View:
     """Does one thing after the other, some of them late, some not at all.
 
     What it was told is done, also when nobody waits for it any more: so a thread does
     it that writes a file. See `mxpolicy.state.store.Store`.
     """
 
-    def __init__(self, store: MemoryStore, storage: Storage, rng: Random) -> None:
-        self._store = store
-        self._is_slow = storage is Storage.SLOW
-        self._rng = rng
+    def __init__(self, file: File, process: Process) -> None:
+        self._file = file
+        self._process = process
         self._free_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -39,50 +88,57 @@ class SlowStore:
         return self
 
     async def get(self, key: str) -> bytes | None:
-        return await self._do(lambda: self._store.get(key))
+        return await self._do(lambda memory: memory.get(key))
 
     async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
-        return await self._do(lambda: self._store.get_many(keys))
+        return await self._do(lambda memory: memory.get_many(keys))
 
     async def put(self, key: str, value: bytes, expires: float, **more: Any) -> None:
-        await self._do(lambda: self._store.put(key, value, expires, **more))
+        await self._do(lambda memory: memory.put(key, value, expires, **more))
 
     async def add(self, key: str, value: bytes, expires: float, **more: Any) -> bool:
-        return await self._do(lambda: self._store.add(key, value, expires, **more))
+        return await self._do(lambda memory: memory.add(key, value, expires, **more))
 
     async def replace(
         self, key: str, old: bytes, new: bytes, expires: float, **more: Any
     ) -> bool:
         return await self._do(
-            lambda: self._store.replace(key, old, new, expires, **more)
+            lambda memory: memory.replace(key, old, new, expires, **more)
         )
 
     async def delete(self, key: str) -> bool:
-        return await self._do(lambda: self._store.delete(key))
+        return await self._do(lambda memory: memory.delete(key))
 
     async def count(self, key: str, n: int, expires: float) -> int:
-        return await self._do(lambda: self._store.count(key, n, expires))
+        return await self._do(lambda memory: memory.count(key, n, expires))
 
     async def scan(self, prefix: str) -> list[Stored]:
-        return await self._do(lambda: self._store.scan(prefix))
+        return await self._do(lambda memory: memory.scan(prefix))
 
     async def close(self) -> None:
         pass
 
-    async def _do(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def _do(self, operation: Callable[[MemoryStore], Awaitable[T]]) -> T:
+        self._process.operate()
         loop = asyncio.get_running_loop()
-        delay = 0.0005
-        if self._is_slow and self._rng.random() < 0.1:
-            delay = self._rng.uniform(0.5, 4.0)
-            if self._rng.random() < 0.5:
-                await asyncio.sleep(0.5)
-                raise StoreBusy("locked")
+        delay = self._file.delay()
+        if self._file.storage is Storage.WELL:
+            await asyncio.sleep(delay)
+            self._process.check()
+            return await operation(self._file.memory)
+        is_late = self._file.storage is Storage.SLOW and delay >= LATE[0]
+        if is_late and self._file.rng.random() < 0.5:
+            await asyncio.sleep(LATE[0])
+            raise StoreBusy("locked")
         self._free_at = max(self._free_at, loop.time()) + delay
         task = loop.create_task(self._do_at(self._free_at, operation))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _do_at(self, at: float, operation: Callable[[], Awaitable[T]]) -> T:
+    async def _do_at(
+        self, at: float, operation: Callable[[MemoryStore], Awaitable[T]]
+    ) -> T:
         await asyncio.sleep(max(0.0, at - asyncio.get_running_loop().time()))
-        return await operation()
+        self._process.check()
+        return await operation(self._file.memory)

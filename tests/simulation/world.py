@@ -1,11 +1,12 @@
-"""A world for one domain's mail: its hosts, what they do, and who writes to it.
+"""A world of mail: domains, their hosts and what these do, messages, and what goes wrong.
 
-A world is made from a seed and is plain data; nothing here runs. `hosts` brings it to
-life, `story` prints it for a person.
+A world is made from a seed and is plain data; nothing here runs. `hosts` brings its
+hosts to life, `queue` its mail server, `story` prints it for a person.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,19 +16,32 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DOMAIN",
+    "FOREVER",
+    "OUR_ADDRESS",
+    "OUR_NAME",
     "Act",
+    "Domain",
     "Host",
+    "Kill",
     "Message",
     "Place",
     "Step",
     "Storage",
     "World",
     "make_world",
+    "own_preference",
+    "slice_of",
     "story",
 ]
 
 DOMAIN = "example.com"
 FOREVER = 10 * 86400.0
+
+# As Postfix's default rule.
+GAPS = (300.0, 600.0, 1200.0, 2400.0, *[4000.0] * 9)
+
+OUR_NAME = "client.example.net"
+OUR_ADDRESS = "198.51.100.25"
 
 
 class Place(Enum):
@@ -53,6 +67,7 @@ class Act(Enum):
     CLOSE = "closes"
     DROP = "drops SYNs"  # CONNECT
     REFUSE = "refuses connections"  # CONNECT
+    BUSY = "has one session at a time"  # GREETING: it closes a second one
     FAIL = "fails"  # LOOKUP: SERVFAIL; TLS: the handshake
     MISSING = "does not exist"  # LOOKUP
     GREYLIST = "greylists"  # RCPT
@@ -68,6 +83,10 @@ class Storage(Enum):
 
     WELL = "well"
     SLOW = "slow and busy"
+    HANGING = "hanging for minutes"
+    BREAKING = "breaking in the middle"
+    LOSING = "losing rows"
+    FULL = "full"
     GONE = "gone"
 
 
@@ -94,7 +113,11 @@ class Step(NamedTuple):
 
 
 class Host(NamedTuple):
-    """One MX host; what *steps* do not say goes well."""
+    """One MX host; what *steps* do not say goes well.
+
+    Attributes:
+        round_trip: Seconds there and back.
+    """
 
     name: str
     preference: int
@@ -102,6 +125,7 @@ class Host(NamedTuple):
     steps: tuple[Step, ...] = ()
     offers_tls: bool = True
     pipelining: bool = True
+    round_trip: float = 0.02
 
     def at(
         self, place: Place, now: float, recipient: str = "", address: str = ""
@@ -116,22 +140,123 @@ class Host(NamedTuple):
                 return step
         return None
 
+    @property
+    def is_ourselves(self) -> bool:
+        """Whether mail sent there would come back to us."""
+        return self.name == OUR_NAME or OUR_ADDRESS in self.addresses
+
+    @property
+    def dialable(self) -> tuple[str, ...]:
+        """The addresses that are not of this machine, this network or nobody's."""
+        return tuple(one for one in self.addresses if _is_global(one))
+
+
+class Domain(NamedTuple):
+    """Where the mail of some recipients goes.
+
+    Attributes:
+        hosts: By preference.
+        is_null: Whether DNS has a null MX, alone or beside the hosts (RFC 7505).
+        fails_until: Until when its MX cannot be looked up.
+    """
+
+    name: str
+    hosts: tuple[Host, ...]
+    is_null: bool = False
+    fails_until: float = 0.0
+
 
 class Message(NamedTuple):
-    """One message of the mail server's queue, handed over when *begins* has come."""
+    """One message of the mail server's queue, handed over when *begins* has come.
+
+    Attributes:
+        is_cut: The mail server is killed while it hands it over for the first time.
+    """
 
     queue_id: str
     recipients: tuple[str, ...]
     begins: float
+    is_cut: bool = False
+
+    def to(self, domain: Domain) -> Message:
+        """Return it as the mail server of a sender by domain has it."""
+        of = tuple(one for one in self.recipients if one.endswith("@" + domain.name))
+        return self._replace(recipients=of)
+
+
+class Kill(NamedTuple):
+    """The end of a process by SIGKILL, at a moment that others can tell from another.
+
+    Attributes:
+        queue_id: Of its message.
+        attempt: Which one, from 0.
+        operation: Before which of its reads, writes, lookups and visits to the store,
+            from 0.
+    """
+
+    queue_id: str
+    attempt: int
+    operation: int
 
 
 class World(NamedTuple):
-    """All of it."""
+    """All of it.
+
+    Attributes:
+        processes: How many the mail server starts at once.
+        is_one_engine: One engine delivers all messages; else each has a process.
+        kills: At most one of a message.
+        restarts: When the mail server is started again, and forgets its deliveries;
+            their processes live on.
+        gaps: Seconds from one try of the mail server to the next.
+    """
 
     seed: int
-    hosts: tuple[Host, ...]
+    domains: tuple[Domain, ...]
     messages: tuple[Message, ...]
     storage: Storage = Storage.WELL
+    processes: int = 60
+    is_one_engine: bool = False
+    kills: tuple[Kill, ...] = ()
+    restarts: tuple[float, ...] = ()
+    gaps: tuple[float, ...] = GAPS
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """Those of all domains."""
+        return tuple(host for domain in self.domains for host in domain.hosts)
+
+    def domain_of(self, recipient: str) -> Domain:
+        """Return the domain of *recipient*."""
+        name = recipient.rpartition("@")[2]
+        return next(one for one in self.domains if one.name == name)
+
+
+def own_preference(domain: Domain) -> float:
+    """Return from which preference on no host may be dialled (RFC 5321 §5.1)."""
+    mine = [one.preference for one in domain.hosts if one.is_ourselves]
+    return min(mine, default=float("inf"))
+
+
+def slice_of(world: World, domain: Domain) -> World:
+    """Return the mail for one domain, which a patient sender treats by itself."""
+    messages = tuple(
+        mine for one in world.messages if (mine := one.to(domain)).recipients
+    )
+    return world._replace(domains=(domain,), messages=messages)
+
+
+def _is_global(text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return not (
+        address.is_loopback
+        or address.is_link_local
+        or address.is_multicast
+        or address.is_unspecified
+        or (address.version == 4 and address.is_reserved)
+    )
 
 
 GOOD = {
@@ -148,49 +273,184 @@ TRANSIENT = (
     "451 4.7.1 not from you, not now",
     "421 4.7.0 too many",
     "421 4.3.2 shutting down",
+    "452 4.2.2 mailbox full, too many messages",
 )
 REFUSALS = {
-    Place.MAIL: ("550 5.7.1 not from you",),
-    Place.RCPT: ("550 5.1.1 no such user", "550 5.7.1 relaying denied"),
+    Place.MAIL: ("550 5.7.1 not from you", "503 5.5.1 say hello first"),
+    Place.RCPT: (
+        "550 5.1.1 no such user",
+        "550 5.7.1 relaying denied",
+        "552 5.2.2 mailbox full, too many messages",
+    ),
     Place.DATA: ("554 5.5.0 no valid recipients",),
-    Place.DOT: ("554 5.7.1 spam", "550 5.7.1 client.example.net fails DMARC"),
+    Place.DOT: ("554 5.7.1 spam", f"550 5.7.1 {OUR_NAME} fails DMARC"),
 }
 
 
 def make_world(rng: Random, seed: int) -> World:
     """Make a world; the same one for the same state of *rng*."""
-    count = rng.choice((1, 2, 2, 2, 2, 3, 3, 3, 4, 7))
-    # Every order of equals is a patient sender's: few of them where there are many hosts.
-    of = (10, 20, 20, 30) if count < 5 else range(10, 80, 10)
-    preferences = sorted(rng.choice(of) for _ in range(count))
-    hosts = tuple(_host(rng, place, pref) for place, pref in enumerate(preferences))
+    if rng.random() < 0.03:
+        return _crowd(rng, seed)
+    count = rng.choice((1, 1, 1, 1, 2, 3))
+    domains = tuple(_domain(rng, number, count) for number in range(count))
     messages = tuple(
         Message(
             f"Q{number}",
-            tuple(f"{who}@{DOMAIN}" for who in _who(rng, number)),
+            _recipients(rng, number, domains),
             0.0 if number == 0 else rng.choice((0.0, 1.0, 30.0, 400.0, 4000.0)),
+            rng.random() < 0.03,
         )
         for number in range(rng.choice((1, 1, 1, 2, 3)))
     )
-    well = (Storage.WELL,) * 6
-    return World(seed, hosts, messages, rng.choice((*well, *Storage)))
+    well = (Storage.WELL,) * 18
+    world = World(seed, domains, messages, rng.choice((*well, *Storage)))
+    if rng.random() < 0.25:
+        return world._replace(is_one_engine=True)
+    if rng.random() < 0.3:
+        world = world._replace(kills=_kills(rng, messages))
+    if rng.random() < 0.1:
+        at = rng.choice((0.05, 0.1, 1.0, 5.0, 40.0, 300.5, 901.0))
+        world = world._replace(restarts=(round(at * rng.uniform(0.5, 1.5), 3),))
+    return world
 
 
-def _who(rng: Random, number: int) -> tuple[str, ...]:
-    return (f"a{number}",) if rng.random() < 0.5 else (f"a{number}", f"b{number}")
+def _kills(rng: Random, messages: tuple[Message, ...]) -> tuple[Kill, ...]:
+    return tuple(
+        Kill(
+            one.queue_id,
+            rng.choice((0, 0, 0, 1, 2)),
+            int(rng.triangular(0, 90, 40)),
+        )
+        for one in messages
+        if rng.random() < 0.7
+    )
 
 
-def _host(rng: Random, number: int, preference: int) -> Host:
-    addresses = tuple(f"192.0.2.{10 * number + one}" for one in (1, 2))
+def _crowd(rng: Random, seed: int) -> World:
+    """Make one with few processes, a domain that keeps many of them, and a good one."""
+    bad = Domain("bad.example", (_stuck_host(rng),))
+    good = Domain("good.example", (_good_host(rng),))
+    burst = rng.choice((0.0, 0.0, 0.2, 1.0))
+    messages = [
+        Message(f"B{number}", (f"b{number}@bad.example",), number * burst)
+        for number in range(rng.choice((12, 24, 40)))
+    ]
+    gap = rng.choice((0.0, 0.1, 0.5, 3.0))
+    begins = rng.choice((0.1, 5.0, 20.0, 320.0))
+    messages += [
+        Message(f"G{number}", (f"g{number}@good.example",), begins + number * gap)
+        for number in range(rng.choice((1, 4, 16)))
+    ]
+    in_turn = sorted(messages, key=lambda one: one.begins)
+    return World(
+        seed,
+        (bad, good),
+        tuple(in_turn),
+        processes=rng.choice((8, 16, 20)),
+        gaps=GAPS[:3],
+    )
+
+
+def _stuck_host(rng: Random) -> Host:
+    steps = rng.choice(
+        (
+            Step(Place.CONNECT, Act.DROP),
+            Step(Place.GREETING, Act.SILENT),
+            Step(Place.EHLO, Act.SILENT),
+            Step(Place.RCPT, Act.SILENT),
+            Step(Place.DOT, Act.REPLY, 400.0, "451 4.3.0 try again later"),
+        )
+    )
+    return Host("mx.bad.example", 10, ("192.0.2.200",), (steps,))
+
+
+def _good_host(rng: Random) -> Host:
+    slow = rng.choice((0.0, 0.0, 0.3, 1.0))
+    places = (Place.GREETING, Place.EHLO, Place.MAIL, Place.RCPT, Place.DATA, Place.DOT)
+    steps = tuple(Step(place, Act.REPLY, slow) for place in places) if slow else ()
+    return Host("mx.good.example", 10, ("192.0.2.201",), steps, offers_tls=False)
+
+
+def _domain(rng: Random, number: int, of: int) -> Domain:
+    name = DOMAIN if number == 0 else f"example{number}.com"
+    count = rng.choice((1, 2, 2, 2, 2, 3, 3, 3, 4, 7) if of == 1 else (1, 2, 3))
+    # Every order of equals is a patient sender's: few of them where there are many hosts.
+    those = (10, 20, 20, 30) if count < 5 else range(10, 80, 10)
+    preferences = sorted(rng.choice(those) for _ in range(count))
+    hosts = tuple(
+        _host(rng, name, 10 * number + place, pref)
+        for place, pref in enumerate(preferences)
+    )
+    if rng.random() < 0.12:
+        hosts = _with_one_not_to_be_dialled(rng, hosts)
+    domain = Domain(name, hosts, is_null=rng.random() < 0.02)
+    if rng.random() < 0.02:
+        return domain._replace(hosts=(), is_null=True)
+    if rng.random() < 0.03:
+        return domain._replace(fails_until=rng.choice((20.0, 500.0, 5000.0)))
+    return domain
+
+
+NOT_DIALABLE = ("127.0.0.1", "169.254.169.254", "0.0.0.0", "240.0.0.1", "224.0.0.9")
+NOT_DIALABLE_V6 = ("::1", "fe80::1", "::ffff:127.0.0.1", "ff02::1")
+
+
+def _with_one_not_to_be_dialled(
+    rng: Random, hosts: tuple[Host, ...]
+) -> tuple[Host, ...]:
+    place = rng.randrange(len(hosts))
+    one = hosts[place]
+    match rng.randrange(4):
+        case 0:
+            one = one._replace(addresses=(*one.addresses, rng.choice(NOT_DIALABLE)))
+        case 1:
+            one = one._replace(addresses=(rng.choice(NOT_DIALABLE_V6), *one.addresses))
+        case 2:
+            # Its lookup fails as little as our own does.
+            steps = tuple(step for step in one.steps if step.place is not Place.LOOKUP)
+            one = one._replace(addresses=(OUR_ADDRESS,), steps=steps)
+        case _:
+            one = one._replace(name=OUR_NAME, steps=())
+    return (*hosts[:place], one, *hosts[place + 1 :])
+
+
+def _recipients(
+    rng: Random, number: int, domains: tuple[Domain, ...]
+) -> tuple[str, ...]:
+    """Return those of one message: in one of *domains*, or in several of them."""
+    several = rng.random() < 0.5
+    those = [one for one in domains if not several or rng.random() < 0.7]
+    those = those if several and those else [rng.choice(domains)]
+    who = ("a",) if rng.random() < 0.5 else ("a", "b")
+    return tuple(f"{one}{number}@{domain.name}" for domain in those for one in who)
+
+
+def _host(rng: Random, domain: str, number: int, preference: int) -> Host:
+    addresses = tuple(f"192.0.2.{5 * number + one}" for one in (1, 2))
     steps = tuple(_step(rng) for _ in range(rng.choice((0, 0, 1, 1, 1, 2))))
+    if rng.random() < 0.2:
+        if rng.random() < 0.3:
+            addresses = (addresses[0], f"2001:db8::{number}:2")
+        if rng.random() < 0.5:
+            steps = tuple(_at_one(rng, step, addresses) for step in steps)
+    else:
+        addresses = addresses[:1]
     return Host(
-        f"mx{number}.{DOMAIN}",
+        f"mx{number}.{domain}",
         preference,
-        addresses if rng.random() < 0.2 else addresses[:1],
+        addresses,
         steps,
         rng.random() < 0.5,
         rng.random() < 0.7,
+        rng.choice((0.02, 0.02, 0.02, 0.001, 0.3, 1.5)),
     )
+
+
+def _at_one(rng: Random, step: Step, addresses: tuple[str, ...]) -> Step:
+    """Return *step* at one of the *addresses* only, where that makes a difference."""
+    if step.place is Place.LOOKUP or step.act is Act.GREYLIST:
+        return step
+    return step._replace(address=rng.choice(addresses))
 
 
 # Where a host may be slow and be waited for; seconds at the most.
@@ -243,6 +503,7 @@ def _at_greeting(rng: Random) -> list[_Choice]:
         (Act.CLOSE, rng.choice((0.0, 12.0, 200.0)), ""),
         (Act.REPLY, rng.choice((0.0, 40.0)), rng.choice(TRANSIENT)),
         (Act.REPLY, 0.0, "554 5.3.2 no service here"),
+        (Act.BUSY, 0.0, rng.choice(("", "421 4.7.0 too many", "554 5.7.0 too many"))),
     ]
 
 
@@ -307,18 +568,34 @@ _CHOICES: dict[Place, Callable[[Random], list[_Choice]]] = {
 
 def story(world: World) -> str:
     """Return *world* as a person would tell it."""
-    lines = [f"world {world.seed}, its state file {world.storage.value}"]
-    for host in world.hosts:
-        words = "; ".join(map(_words, host.steps)) or "is well"
-        tls = "" if host.offers_tls else ", no TLS"
-        lines.append(
-            f"  {host.preference} {host.name}[{', '.join(host.addresses)}]{tls}: {words}"
-        )
+    engine = "one engine" if world.is_one_engine else f"{world.processes} processes"
+    lines = [f"world {world.seed}, {engine}, its state file is {world.storage.value}"]
+    for domain in world.domains:
+        null = ", a null MX" if domain.is_null else ""
+        until = domain.fails_until
+        fails = f", no DNS answer for {until:g}s" if until else ""
+        lines.append(f"  {domain.name}{null}{fails}")
+        lines += map(_of_host, domain.hosts)
     lines += [
         f"  {one.queue_id} at {one.begins:g}s to {', '.join(one.recipients)}"
+        f"{', cut short the first time' if one.is_cut else ''}"
         for one in world.messages
     ]
+    for kill in world.kills:
+        lines.append(
+            f"  attempt {kill.attempt} of {kill.queue_id} is killed"
+            f" before its operation {kill.operation}"
+        )
+    lines += [f"  the mail server is restarted at {at:g}s" for at in world.restarts]
     return "\n".join(lines)
+
+
+def _of_host(host: Host) -> str:
+    words = "; ".join(map(_words, host.steps)) or "is well"
+    tls = "" if host.offers_tls else ", no TLS"
+    far = "" if host.round_trip == 0.02 else f", {host.round_trip:g}s away"
+    addresses = ", ".join(host.addresses)
+    return f"    {host.preference} {host.name}[{addresses}]{tls}{far}: {words}"
 
 
 def _words(step: Step) -> str:
