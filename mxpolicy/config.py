@@ -6,7 +6,7 @@ they were written, so that the traps of YAML 1.1 (``no`` is false, ``0600`` is
 a word, says what the word means. All mistakes are reported in one go, each as
 ``FILE:LINE:COLUMN: path: what was expected``.
 
-The kinds are the annotations of the fields in `mxpolicy.options`;
+The kinds are the types of the fields in `mxpolicy.options`;
 `mxpolicy.option_values` knows how each is read. PyYAML is imported only when
 there is a file: mail runs without one, too.
 """
@@ -17,11 +17,10 @@ import errno
 import os
 import re
 import stat
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from mxpolicy import options as kinds
 from mxpolicy.errors import ConfigError
 from mxpolicy.option_values import ITEMS, LISTS, choice, near_miss, shown
 from mxpolicy.options import Options
@@ -244,7 +243,7 @@ def _section(node: Node | None, record: Any, path: str, mistakes: _Mistakes) -> 
         what = f"expected a section with the keys {keys}"
         mistakes.at(node, path.rstrip("."), what)
         return None if _required(record) else record()
-    known = {one.name: str(one.type) for one in fields(record)}
+    known = {one.name: one.type for one in fields(record)}
     values: dict[str, object] = {}
     lines: dict[str, int] = {}
     for key_node, value_node in node.value:
@@ -280,7 +279,7 @@ def _required(record: Any) -> list[str]:
 
 
 def _key(
-    node: Node, known: Mapping[str, str], path: str, mistakes: _Mistakes
+    node: Node, known: Mapping[str, object], path: str, mistakes: _Mistakes
 ) -> str | None:
     """Return the name of an option of this section, or None after a mistake."""
     if node.id != "scalar":
@@ -305,25 +304,23 @@ def _nearest_key(key: str, known: tuple[str, ...]) -> str:
 def _all_paths(record: Any, path: str) -> Iterator[str]:
     for one in fields(record):
         yield path + one.name
-        kind = getattr(kinds, str(one.type))
-        if record := _record_of_list(kind):
+        if record := _record_of_list(one.type):
             yield from _all_paths(record, f"{path}{one.name}[].")
-        elif hasattr(kind, "__dataclass_fields__"):
-            yield from _all_paths(kind, f"{path}{one.name}.")
+        elif is_dataclass(one.type):
+            yield from _all_paths(one.type, f"{path}{one.name}.")
 
 
-def _value(node: Node, kind: str, path: str, mistakes: _Mistakes) -> object:
+def _value(node: Node, kind: Any, path: str, mistakes: _Mistakes) -> object:
     """Return the value of one option; a mistake in it is raised as ValueError."""
     if kind in ITEMS:
         return ITEMS[kind](_word(node))
     if kind in LISTS:
         return _list(node, LISTS[kind], path, mistakes)
-    record_or_enum: Any = getattr(kinds, kind)
-    if record := _record_of_list(record_or_enum):
+    if record := _record_of_list(kind):
         return _sections(node, record, path, mistakes)
-    if isinstance(record_or_enum, type) and issubclass(record_or_enum, Enum):
-        return choice(_word(node), record_or_enum)
-    return _section(node, record_or_enum, f"{path}.", mistakes)
+    if issubclass(kind, Enum):
+        return choice(_word(node), kind)
+    return _section(node, kind, f"{path}.", mistakes)
 
 
 def _is_null(node: Node) -> bool:
@@ -362,8 +359,8 @@ def _list(
 
 def _record_of_list(kind: Any) -> Any:
     """Return the record that *kind* is a list of (``tuple[Record, ...]``), else None."""
-    first, *_ = getattr(kind, "__args__", (None,))
-    return first if hasattr(first, "__dataclass_fields__") else None
+    first, *_ = get_args(kind) or (None,)
+    return first if is_dataclass(first) else None
 
 
 def _sections(

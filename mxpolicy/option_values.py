@@ -1,8 +1,8 @@
 """The words of an option's value: durations, sizes, names, networks.
 
 Text to value, without YAML and without I/O. `ITEMS` and `LISTS` say for each
-kind, which is an annotation in `mxpolicy.options`, how its text is read. Every
-reader raises ValueError with a sentence that says what was expected; it is
+kind, which is the type of a field in `mxpolicy.options`, how its text is read.
+Every reader raises ValueError with a sentence that says what was expected; it is
 shown to the operator as it is.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from mxpolicy.options import AccessFinding
+from mxpolicy import options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ _WITH_PORT = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]+)")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 # smtpd(8)'s names; BDAT is shown as DATA.
 _STATES = ("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN")  # fmt: skip
-_SWITCHES = {
+_YES_NO_AUTO = {
     **dict.fromkeys(("yes", "on", "true"), True),
     **dict.fromkeys(("no", "off", "false"), False),
     "auto": None,
@@ -114,13 +114,20 @@ def choice(text: str, enum: type[Enum]) -> Enum:
     Raises:
         ValueError: With the words to choose from, and the one that was meant.
     """
-    words = tuple(str(one.value) for one in enum)
+    return enum(_one_of(tuple(str(one.value) for one in enum), text))
+
+
+def _one_of(words: tuple[str, ...], text: str) -> str:
     if text in words:
-        return enum(text)
+        return text
     raise ValueError(
         f"{_quoted(text)} is not allowed here; use one of: {', '.join(words)}"
         + near_miss(text, words)
     )
+
+
+def _yes_no(text: str) -> bool:
+    return _one_of(("yes", "no"), text) == "yes"
 
 
 def _seconds(least: str, most: str) -> Reader:
@@ -153,9 +160,9 @@ def _whole(least: int, most: int) -> Reader:
     return read
 
 
-def _switch(text: str) -> bool | None:
+def _yes_no_auto(text: str) -> bool | None:
     try:
-        return _SWITCHES[text.lower()]
+        return _YES_NO_AUTO[text.lower()]
     except KeyError:
         raise ValueError(f"{_quoted(text)}: expected yes, no or auto") from None
 
@@ -271,7 +278,7 @@ def _access_action(text: str) -> str:
 
 
 def _access_finding(text: str) -> Enum:
-    return choice(text, AccessFinding)
+    return choice(text, options.AccessFinding)
 
 
 def _protocol_state(text: str) -> str:
@@ -295,28 +302,29 @@ def _text(text: str) -> str:
     return text
 
 
-# The annotation of a field in options.py -> how its text is read.
-ITEMS: dict[str, Reader] = {
-    "Delay": _seconds("0s", "1h"),
-    "Timeout": _seconds("1ms", "1d"),
-    "Size": _size,
-    "Port": _whole(1, 65535),
-    "Hops": _whole(1, 1000),
-    "Places": _whole(1, 32),
-    "Processes": _whole(0, 10000),
-    "Switch": _switch,
-    "HostName": _helo,
-    "LogTarget": _log_target,
-    "Directory": _directory,
-    "AccessAction": _access_action,
+# The type of a field in options.py -> how its text is read, or that of each item.
+ITEMS: dict[object, Reader] = {
+    bool: _yes_no,
+    options.Delay: _seconds("0s", "1h"),
+    options.Timeout: _seconds("1ms", "1d"),
+    options.Size: _size,
+    options.Port: _whole(1, 65535),
+    options.Hops: _whole(1, 1000),
+    options.Places: _whole(1, 32),
+    options.Processes: _whole(0, 10000),
+    options.YesNoAuto: _yes_no_auto,
+    options.HostName: _helo,
+    options.LogTarget: _log_target,
+    options.Directory: _directory,
+    options.AccessAction: _access_action,
 }
-LISTS: dict[str, Reader] = {
-    "HostNames": _host_name,
-    "Networks": _network,
-    "NetworksOrPrivate": _network_or_private,
-    "NameServers": _name_server,
-    "AccessFindings": _access_finding,
-    "ProtocolStates": _protocol_state,
-    "Destinations": _destination,
-    "Texts": _text,
+LISTS: dict[object, Reader] = {
+    options.HostNames: _host_name,
+    options.Networks: _network,
+    options.NetworksOrPrivate: _network_or_private,
+    options.NameServers: _name_server,
+    options.AccessFindings: _access_finding,
+    options.ProtocolStates: _protocol_state,
+    options.Destinations: _destination,
+    options.Texts: _text,
 }

@@ -4,16 +4,15 @@ The records are frozen and import nothing of ours, so that any layer may take
 one as an argument. `mxpolicy.config` fills them from YAML; the sample file and
 the table in the README are made from the docstrings under the fields.
 
-Field names are the YAML keys. The annotation of a field names its kind, and
-`mxpolicy.config` has one reader for each kind: a `Timeout` is a number of
-seconds here and ``30s`` or ``5m`` in YAML, a `Size` is a number of bytes here
-and ``10MiB`` there.
+Field names are the YAML keys. The type of a field is its kind, and
+`mxpolicy.option_values` has one reader for each kind: a `Timeout` is a number
+of seconds here and ``30s`` or ``5m`` in YAML, a `Size` is a number of bytes
+here and ``10MiB`` there. Kinds are kept apart at run time by `Annotated`.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Annotated
 
 __all__ = [
     "MIB",
@@ -51,13 +50,12 @@ __all__ = [
     "RaceOptions",
     "ResolverOptions",
     "Size",
-    "Switch",
     "Texts",
     "Timeout",
     "TlsLevel",
     "TlsOptions",
     "TransactionOptions",
-    "YesNo",
+    "YesNoAuto",
 ]
 
 MS = 0.001
@@ -65,51 +63,44 @@ SECONDS = 1.0
 MINUTES = 60.0
 MIB = 1024 * 1024
 
-Delay = float
+Delay = Annotated[float, "Delay"]
 """Seconds, from 0 to an hour."""
-Timeout = float
+Timeout = Annotated[float, "Timeout"]
 """Seconds, from 1 ms to a day: waiting no time at all would be no try at all."""
-Size = int
+Size = Annotated[int, "Size"]
 """Bytes, from 0 to 1 GiB."""
-Port = int
+Port = Annotated[int, "Port"]
 """A TCP port, 1 to 65535."""
-Places = int
+Places = Annotated[int, "Places"]
 """How many at once, 1 to 32: an attempt dials no more."""
-Processes = int
+Processes = Annotated[int, "Processes"]
 """How many processes at once, 0 to 10000."""
-Hops = int
+Hops = Annotated[int, "Hops"]
 """Mail servers that a message has passed, 1 to 1000."""
-Switch = bool | None
+YesNoAuto = Annotated[bool | None, "YesNoAuto"]
 """``yes``, ``no``, or None for ``auto``."""
-HostName = str
+HostName = Annotated[str, "HostName"]
 """A host's name as A-labels, at least two, or an address literal in brackets; empty for the default."""
-HostNames = tuple[str, ...]
+HostNames = Annotated[tuple[str, ...], "HostNames"]
 """Host names, lower case, without the final dot."""
-Networks = tuple[str, ...]
+Networks = Annotated[tuple[str, ...], "Networks"]
 """Addresses, or networks in CIDR notation."""
-NetworksOrPrivate = tuple[str, ...]
+NetworksOrPrivate = Annotated[tuple[str, ...], "NetworksOrPrivate"]
 """The same, or ``private`` for the private ranges."""
-NameServers = tuple[str, ...]
+NameServers = Annotated[tuple[str, ...], "NameServers"]
 """``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT``."""
-LogTarget = str
+LogTarget = Annotated[str, "LogTarget"]
 """``syslog``, ``journald``, ``stderr`` or an absolute path."""
-Directory = str
+Directory = Annotated[str, "Directory"]
 """An absolute path; empty for the default."""
-AccessAction = str
+AccessAction = Annotated[str, "AccessAction"]
 """An action of access(5), as `mxpolicy.protocol.access_policy` knows them."""
-ProtocolStates = tuple[str, ...]
+ProtocolStates = Annotated[tuple[str, ...], "ProtocolStates"]
 """Postfix's names for where an SMTP session is, upper case."""
-Destinations = tuple[str, ...]
+Destinations = Annotated[tuple[str, ...], "Destinations"]
 """Domains as A-labels; ``.example.com`` stands for all below it."""
-Texts = tuple[str, ...]
+Texts = Annotated[tuple[str, ...], "Texts"]
 """Words taken as they are."""
-
-
-class YesNo(Enum):
-    """Whether something is done."""
-
-    YES = "yes"
-    NO = "no"
 
 
 class GreetingPolicy(Enum):
@@ -162,7 +153,7 @@ class ResolverOptions:
     """Name servers, ``ADDRESS`` or ``ADDRESS:PORT`` (``[V6]:PORT``). Default: those of ``/etc/resolv.conf``."""
     timeout: Timeout = 15 * SECONDS
     """How long one lookup may take, over all servers and repetitions."""
-    trust_ad: Switch = None
+    trust_ad: YesNoAuto = None
     """Believe the AD bit of these servers: ``yes``, ``no``, or ``auto``, which is yes with ``options trust-ad`` in resolv.conf."""
 
 
@@ -216,7 +207,7 @@ class MemoryOptions:
     """After its first failure; it doubles each time the host is found still to fail."""
     longest_pause: Timeout = 10 * MINUTES
     """Upper limit of the pause, and so of how long a host that has recovered stays unused."""
-    fast_deferral: YesNo = YesNo.YES
+    fast_deferral: bool = True
     """When every host has failed and is in its pause: ``yes`` defers the message at once, ``no`` asks them all again."""
 
 
@@ -224,7 +215,7 @@ class MemoryOptions:
 class JournalOptions:
     """Which message has gone to whom, so that nobody gets it twice."""
 
-    keep: YesNo = YesNo.YES
+    keep: bool = True
     """``yes``: a retry goes to those only who have not had the message; ``no``: to all of its recipients again."""
     wait: Delay = 30 * SECONDS
     """How long a delivery waits for another one of the same message to the same recipient; then it is deferred."""
@@ -268,7 +259,7 @@ class AccessAbout(Enum):
     SENDER = "sender"
 
 
-AccessFindings = tuple[AccessFinding, ...]
+AccessFindings = Annotated[tuple[AccessFinding, ...], "AccessFindings"]
 """Findings, at least one."""
 
 

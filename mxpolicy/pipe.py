@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 from mxpolicy.config import load
 from mxpolicy.errors import ConfigError, LocalTrouble, UsageError
 from mxpolicy.option_values import ITEMS
-from mxpolicy.options import Options
+from mxpolicy.options import Options, Timeout
 from mxpolicy.outcome import (
     EXIT_BOUNCE,
     EXIT_DEFER,
@@ -457,7 +457,7 @@ def _utf8(text: str) -> str:
 
 def _deadline(text: str) -> float:
     try:
-        seconds = ITEMS["Timeout"](text)
+        seconds = ITEMS[Timeout](text)
     except ValueError as error:
         raise UsageError(f"--deadline: {error}") from error
     assert isinstance(seconds, float)

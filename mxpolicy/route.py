@@ -22,7 +22,7 @@ from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.forecast import Forecast
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.errors import ConfigError
-from mxpolicy.options import Options, YesNo
+from mxpolicy.options import Options
 from mxpolicy.outcome import (
     EXIT_BOUNCE,
     EXIT_DEFER,
@@ -242,11 +242,11 @@ def findings(
 
 def _memory(forecast: Forecast, options: Options) -> Iterator[Finding]:
     """What follows when everybody is known to have failed."""
-    fast = options.memory.fast_deferral is YesNo.YES
+    fast = options.memory.fast_deferral
     if forecast.known.is_hopeless:
         text = "every host has failed and is in its pause"
         said = "mail is deferred at once" if fast else "all are asked again"
-        setting = f"memory.fast_deferral: {options.memory.fast_deferral.value}"
+        setting = f"memory.fast_deferral: {'yes' if fast else 'no'}"
         yield Finding("memory", f"{text}: {said} ({setting})")
     elif not forecast.known.has_other and fast:
         text = "every host has failed; one message of all asks them again, the others"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from mxpolicy import options
 from mxpolicy.option_values import parse_duration
@@ -75,9 +75,9 @@ def all_options(record: Any = Options, path: str = "") -> Iterator[Option]:
         else:
             yield Option(
                 path + one.name,
-                as_yaml(default, str(one.type)),
+                as_yaml(default, one.type),
                 texts[one.name],
-                _keys(str(one.type), f"{path}{one.name}[]."),
+                _keys(one.type, f"{path}{one.name}[]."),
             )
 
 
@@ -87,24 +87,24 @@ def _default(option: Field[Any]) -> object:
     return option.default
 
 
-def _keys(kind: str, path: str) -> tuple[Option, ...]:
-    first, *_ = getattr(getattr(options, kind), "__args__", (None,))
+def _keys(kind: object, path: str) -> tuple[Option, ...]:
+    first, *_ = get_args(kind) or (None,)
     return tuple(all_options(first, path)) if is_dataclass(first) else ()
 
 
-def as_yaml(value: object, kind: str) -> str:
+def as_yaml(value: object, kind: object) -> str:
     """Return the default *value* of an option of *kind* as one would write it."""
     if isinstance(value, Enum):
         return str(value.value)
     if value is MISSING:
         return ""
-    if value is None:
-        return "auto"
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "auto"}[value]
     if value == ():
         return "[]"
-    if kind in {"Delay", "Timeout"}:
+    if kind in (options.Delay, options.Timeout):
         return _duration(value)
-    if kind == "Size":
+    if kind == options.Size:
         assert isinstance(value, int)
         return f"{value // options.MIB}MiB"
     return str(value) if value != "" else '""'

@@ -2,6 +2,7 @@
 
 import pytest
 
+from mxpolicy import options
 from mxpolicy.option_values import ITEMS, LISTS, parse_duration, parse_size, shown
 
 
@@ -73,7 +74,7 @@ def test_duration_without_a_unit_is_shown_with_one(text: str, example: str) -> N
 )
 def test_port_is_a_plain_whole_number(text: str) -> None:
     with pytest.raises(ValueError, match="is not a whole number"):
-        ITEMS["Port"](text)
+        ITEMS[options.Port](text)
 
 
 @pytest.mark.parametrize(
@@ -87,20 +88,20 @@ def test_port_is_a_plain_whole_number(text: str) -> None:
     ],
 )
 def test_host_name_is_lower_case_without_the_final_dot(text: str, name: str) -> None:
-    assert LISTS["HostNames"](text) == name
+    assert LISTS[options.HostNames](text) == name
 
 
 @pytest.mark.parametrize("text", ["", ".", "..", "a..b", "a..", "-a.b", "a-.b", "a b", "a/b", "1.2.3.4", "a.7", "\u212a.example", "a\n.example"])  # fmt: skip
 def test_host_name_of_other_form_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"host name|A-labels"):
-        LISTS["HostNames"](text)
+        LISTS[options.HostNames](text)
 
 
 @pytest.mark.parametrize(
     "text", ["[192.0.2.1]", "[IPv6:2001:db8::1]", "[ipv6:::1]", ""]
 )
 def test_helo_may_be_a_literal_or_left_to_us(text: str) -> None:
-    assert ITEMS["HostName"](text) == text
+    assert ITEMS[options.HostName](text) == text
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_helo_may_be_a_literal_or_left_to_us(text: str) -> None:
 )
 def test_helo_that_is_no_literal_of_rfc_5321_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not an address literal"):
-        ITEMS["HostName"](text)
+        ITEMS[options.HostName](text)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +124,13 @@ def test_helo_that_is_no_literal_of_rfc_5321_is_refused(text: str) -> None:
     ],
 )
 def test_network_is_an_address_or_cidr(text: str, network: str) -> None:
-    assert LISTS["Networks"](text) == network
+    assert LISTS[options.Networks](text) == network
 
 
 @pytest.mark.parametrize("text", ["192.0.2.0/", "192.0.2.0/-1", "192.0.2/24", "fe80::%1/64", "1", "3232235776"])  # fmt: skip
 def test_network_of_other_form_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not an address or a network"):
-        LISTS["Networks"](text)
+        LISTS[options.Networks](text)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_network_of_other_form_is_refused(text: str) -> None:
     [("yes", True), ("ON", True), ("True", True), ("no", False), ("off", False), ("auto", None)],
 )  # fmt: skip
 def test_switch_has_the_words_people_use(text: str, value: bool | None) -> None:
-    assert ITEMS["Switch"](text) is value
+    assert ITEMS[options.YesNoAuto](text) is value
 
 
 def test_what_is_shown_is_short_and_printable() -> None:

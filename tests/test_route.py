@@ -22,7 +22,7 @@ from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.forecast import Forecast, forecast
 from mxpolicy.delivery.plan import Plan, Planner
 from mxpolicy.delivery.recall import host_key, nexthop_key
-from mxpolicy.options import MemoryOptions, Options, RaceOptions, YesNo
+from mxpolicy.options import MemoryOptions, Options, RaceOptions
 from mxpolicy.outcome import Bounced, Deferred
 from mxpolicy.routing.broken_tls import BrokenTls
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
@@ -700,7 +700,7 @@ def test_slow_host_is_waited_for_and_that_is_said() -> None:
 def test_all_that_are_due_are_asked_by_one_message() -> None:
     plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
     records = dict.fromkeys(plan.candidates, FAILED)
-    for fast, count in ((YesNo.YES, 1), (YesNo.NO, 0)):
+    for fast, count in ((True, 1), (False, 0)):
         options = MemoryOptions(fast_deferral=fast)
         known = advise(plan.candidates, records, {}, 700.0, options)
         foreseen = forecast(plan, known, options)

@@ -12,7 +12,7 @@ from mxpolicy.check.report import fail, ok, warn
 from mxpolicy.config import DEFAULT_PATH
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolv_conf import read_resolv_conf
-from mxpolicy.options import Options
+from mxpolicy.options import Delay, Options, Size, Timeout, YesNoAuto
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -70,7 +70,7 @@ def _settings(
         if is_dataclass(value):
             yield from _settings(value, usual, f"{name}.", meanings)
         else:
-            text = as_written(value, str(one.type))
+            text = as_written(value, one.type)
             yield Setting(name, text, value == usual, meanings.get(name, ""))
 
 
@@ -90,17 +90,17 @@ def _meanings(options: Options, environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def as_written(value: object, kind: str) -> str:
-    """Return *value* of an option of *kind*, an annotation in `options`, as in YAML."""
+def as_written(value: object, kind: object) -> str:
+    """Return *value* of an option of *kind*, a field's type in `options`, as in YAML."""
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"
-    if kind == "Switch":
+    if kind in (bool, YesNoAuto):
         return {True: "yes", False: "no", None: "auto"}[value]  # type: ignore[index]
-    if kind in {"Delay", "Timeout"}:
+    if kind in (Delay, Timeout):
         return _duration(float(str(value)))
-    if kind == "Size":
+    if kind == Size:
         return _size(int(str(value)))
     return str(value) if value != "" else '""'
 

@@ -44,7 +44,7 @@ from mxpolicy.net.dial import dial as dial_directly
 from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolver import Resolver
-from mxpolicy.options import Options, YesNo
+from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import DIRECT
@@ -329,7 +329,7 @@ class _Delivery:
         each mail server writes on top, two equal messages would be taken for one.
         """
         name = self._request.queue_id
-        if self._context.options.journal.keep is YesNo.NO or not (
+        if not self._context.options.journal.keep or not (
             name or self._mail_data.has_received_on_top
         ):
             return {}

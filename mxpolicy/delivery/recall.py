@@ -23,7 +23,6 @@ from mxpolicy.delivery import events, trouble
 from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.opening import open_session
 from mxpolicy.errors import LocalTrouble
-from mxpolicy.options import YesNo
 from mxpolicy.outcome import Deferred, Delivered
 from mxpolicy.reply import printable
 from mxpolicy.routing import broken_tls
@@ -320,7 +319,7 @@ class Visit:
 
     @property
     def _defers_fast(self) -> bool:
-        return self._memory.options.fast_deferral is YesNo.YES
+        return self._memory.options.fast_deferral
 
     async def _advise(self, candidates: Sequence[Candidate]) -> KnownHosts:
         known = await self._memory.advise(self._nexthop, candidates)

@@ -13,7 +13,7 @@ import trustme
 from mxpolicy.delivery import events
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.delivery.recall import HOST, TLS, Memory, Visit, host_key, nexthop_key
-from mxpolicy.options import MemoryOptions, Options, YesNo
+from mxpolicy.options import MemoryOptions, Options
 from mxpolicy.outcome import Deferred, Delivered, Outcome
 from mxpolicy.routing.candidate import Finding, Phase, Verdict
 from mxpolicy.routing.host_record import HostRecord, decode, encode
@@ -175,7 +175,7 @@ def test_all_dead_hosts_are_asked_again_where_that_is_wanted() -> None:
     refused = ScriptedHost(is_refused=True)
 
     async def work() -> None:
-        site = Site(refused, options=MemoryOptions(fast_deferral=YesNo.NO))
+        site = Site(refused, options=MemoryOptions(fast_deferral=False))
         await site.send()
         assert len((await site.send()).dialled) == 1
 

@@ -11,7 +11,7 @@ import pytest
 from mxpolicy.delivery import events
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.net.dial import dial
-from mxpolicy.options import JournalOptions, Options, YesNo
+from mxpolicy.options import JournalOptions, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
@@ -46,7 +46,7 @@ class Site:
         self,
         *mx: tuple[str, int, ScriptedHost],
         store: Store | None = None,
-        journal: YesNo = YesNo.YES,
+        journal: bool = True,
     ) -> None:
         self.now = START
         self.happened: list[Event] = []
@@ -454,7 +454,7 @@ def test_without_a_journal_the_same_host_is_asked_again() -> None:
     cutting, good = ScriptedHost(CUT), ScriptedHost()
 
     async def work() -> None:
-        site = Site(("mx1", 10, cutting), ("mx2", 20, good), journal=YesNo.NO)
+        site = Site(("mx1", 10, cutting), ("mx2", 20, good), journal=False)
         for count in (1, 2):
             assert deferred_in_doubt((await site.send("bob"))[0], "mx1")
             assert len(cutting.messages) == count
