@@ -1,4 +1,4 @@
-"""Which rule decides; what is certain about a domain is tried in test_judge."""
+"""Which rule decides; what is certain about a domain is tried in tests/server/test_access_policy.py."""
 
 from __future__ import annotations
 
