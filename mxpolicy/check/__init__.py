@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from mxpolicy.check import configuration, names, postfix, surroundings
 from mxpolicy.check.access import account, current
 from mxpolicy.check.postconf import Postconf, PostfixUnseen
-from mxpolicy.check.report import Item, Level, Section, fail, ok, warn
+from mxpolicy.check.report import Item, Level, Section, tell
 from mxpolicy.config import load
 from mxpolicy.errors import ConfigError
 from mxpolicy.terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal, reader_may_leave
@@ -53,6 +53,7 @@ class _Looking:
         self.sections: list[Section] = []
         self.settings: list[Setting] = []
         self.title = "configuration"
+        self._seen: postfix.Postfix | None = None
 
     def run(self) -> None:
         """Look at one thing after the other; the owner of its whole trouble."""
@@ -60,46 +61,44 @@ class _Looking:
             options = load(self._config, os.environ)
         except ConfigError as error:
             text = "mail is deferred (4.3.5): "
-            items = tuple(fail(text + mistake) for mistake in error.mistakes)
+            items = [tell(Level.FAIL, text + mistake) for mistake in error.mistakes]
             self.sections.append(Section(self.title, items))
             return
         self.settings = configuration.settings(options, os.environ)
-        seen: list[postfix.Postfix] = []
-        self._add("configuration", lambda: self._configuration(options))
-        self._add(
-            "name servers", lambda: asyncio.run(names.look_at_name_servers(options))
+        themes: tuple[tuple[str, Callable[[], list[Item]]], ...] = (
+            (self.title, lambda: configuration.look(self._config, options, os.environ)),
+            ("name servers", lambda: asyncio.run(names.look_at_name_servers(options))),
+            ("our name", lambda: asyncio.run(names.look_at_our_name(options))),
+            ("Postfix", lambda: self._postfix(options)),
+            ("this machine", lambda: self._machine(options)),
         )
-        self._add("our name", lambda: asyncio.run(names.look_at_our_name(options)))
-        self._add("Postfix", lambda: self._postfix(options, seen))
-        self._add("this machine", lambda: self._machine(options, seen))
+        for self.title, look in themes:
+            self.sections.append(Section(self.title, _looked(look)))
 
-    def _add(self, title: str, look: Callable[[], Sequence[Item]]) -> None:
-        self.title = title
-        try:
-            items = tuple(look())
-        except PostfixUnseen as error:
-            items = (warn(f"could not be seen: {error}; try as root"),)
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"could not be checked: {type(error).__name__}: {error}"
-            items = (warn(f"{text} ({where.name}, line {where.lineno})"),)
-        self.sections.append(Section(title, items))
-
-    def _configuration(self, options: Options) -> list[Item]:
-        return configuration.look(self._config, options, os.environ)
-
-    def _postfix(self, options: Options, seen: list[postfix.Postfix]) -> list[Item]:
+    def _postfix(self, options: Options) -> list[Item]:
         postconf = Postconf.find(os.environ.get("PATH", ""))
         if postconf is None:
-            return [ok("there is no Postfix on this machine (no postconf found)")]
-        seen.append(postfix.see(postconf))
-        return postfix.look(seen[0], options, self._config)
+            text = "there is no Postfix on this machine (no postconf found)"
+            return [tell(Level.OK, text)]
+        self._seen = postfix.see(postconf)
+        return postfix.look(self._seen, options, self._config)
 
-    def _machine(self, options: Options, seen: list[postfix.Postfix]) -> list[Item]:
-        who = postfix.user_of(seen[0]) if seen else None
+    def _machine(self, options: Options) -> list[Item]:
+        who = postfix.user_of(self._seen) if self._seen else None
         # Without a Postfix that says so: the account that contrib's samples name.
         who = who or account("mxpolicy") or current()
         return surroundings.look(options, os.environ, who)
+
+
+def _looked(look: Callable[[], list[Item]]) -> list[Item]:
+    try:
+        return look()
+    except PostfixUnseen as error:
+        return [tell(Level.WARN, f"could not be seen: {error}; try as root")]
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"could not be checked: {type(error).__name__}: {error}"
+        return [tell(Level.WARN, f"{text} ({where.name}, line {where.lineno})")]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -122,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
     sections = list(looking.sections)
     if thread.is_alive():
         text = f"no answer within {PATIENCE:.0f} s; the rest was not looked at"
-        sections.append(Section(looking.title, (fail(text),)))
+        sections.append(Section(looking.title, [tell(Level.FAIL, text)]))
     failed = any(one.level is Level.FAIL for part in sections for one in part.items)
     with reader_may_leave():
         if arguments.json:

@@ -52,6 +52,11 @@ class Service(NamedTuple):
     argv: tuple[str, ...]
 
     @property
+    def place(self) -> str:
+        """As ``postconf -F`` and ``-P`` want it."""
+        return f"{self.name}/{self.kind}"
+
+    @property
     def arguments(self) -> tuple[str, ...] | None:
         """What follows our program in `argv`; None when it is not in there."""
         for place, word in enumerate(self.argv):

@@ -16,7 +16,17 @@ import dns.rcode
 import dns.rdatatype
 import dns.reversename
 
-from mxpolicy.check.report import fail, ok, warn
+from mxpolicy.check.report import (
+    Level,
+    Table,
+    fail,
+    first,
+    judge,
+    ok,
+    otherwise,
+    tell,
+    warn,
+)
 from mxpolicy.net.dns_query import Server, parse_server
 from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name
@@ -68,9 +78,7 @@ async def ask(server: Server, name: dns.name.Name, rdtype: str) -> Answered:
             answer, _ = await dns.asyncquery.udp_with_fallback(
                 query, server.address, timeout=PATIENCE, port=server.port
             )
-    except TimeoutError:
-        return Answered(trouble=f"no answer within {PATIENCE:g} s")
-    except dns.exception.Timeout:
+    except (TimeoutError, dns.exception.Timeout):
         return Answered(trouble=f"no answer within {PATIENCE:g} s")
     except OSError as error:
         return Answered(trouble=error.strerror or str(error))
@@ -92,6 +100,56 @@ async def ask(server: Server, name: dns.name.Name, rdtype: str) -> Answered:
 # Name servers
 
 
+class _Asked(NamedTuple):
+    """A name server, and what it did with a question.
+
+    Attributes:
+        server: Its address.
+        answer: To the question for the root.
+        is_believed: Whether we believe its AD bit.
+        is_near: Whether it is on this machine.
+        some_answer: Whether any name server answers.
+    """
+
+    server: Server
+    answer: Answered
+    is_believed: bool
+    is_near: bool
+    some_answer: bool
+
+
+_SERVER: Table[_Asked] = (
+    first(
+        warn(
+            lambda it: it.answer.trouble and it.some_answer,
+            "name server {server}: {answer.trouble}; each lookup that begins there waits"
+            " in vain: take it out",
+        ),
+        warn(lambda it: it.answer.trouble, "name server {server}: {answer.trouble}"),
+        warn(
+            lambda it: not it.answer.authentic,
+            "name server {server} answers, and does not validate (DNSSEC): forged"
+            " answers can lead mail to somebody else",
+        ),
+        ok(
+            lambda it: not it.is_believed,
+            "name server {server} answers and validates; its word for it (AD) is not"
+            " believed",
+        ),
+        ok(
+            lambda it: it.is_near,
+            "name server {server} answers and validates, and is believed (AD)",
+        ),
+        warn(
+            otherwise,
+            "name server {server} answers and validates, and is believed (AD) although"
+            " it is not on this machine: whoever sits on the way to it can forge that",
+            "resolver: {{trust_ad: no}}",
+        ),
+    ),
+)
+
+
 async def look_at_name_servers(
     options: Options, conf: ResolvConf | None = None
 ) -> list[Item]:
@@ -104,15 +162,15 @@ async def look_at_name_servers(
     answers = await asyncio.gather(
         *(ask(server, dns.name.root, "NS") for server in servers)
     )
-    some_work = any(not answer.trouble for answer in answers)
-    items = [
-        _judge_server(server, answer, believed=believed, some_work=some_work)
-        for server, answer in zip(servers, answers, strict=True)
-    ]
-    if not some_work:
-        items.append(
-            fail("no name server answers: all mail to domains is deferred (4.4.3)")
-        )
+    some_answer = any(not answer.trouble for answer in answers)
+    items: list[Item] = []
+    for server, answer in zip(servers, answers, strict=True):
+        address = ipaddress.ip_address(server.address.partition("%")[0])
+        near = address.is_loopback
+        items += judge(_SERVER, _Asked(server, answer, believed, near, some_answer))
+    if not some_answer:
+        text = "no name server answers: all mail to domains is deferred (4.4.3)"
+        items.append(tell(Level.FAIL, text))
     return items
 
 
@@ -121,29 +179,149 @@ def _servers(options: Options, conf: ResolvConf) -> list[Server]:
     return list(dict.fromkeys(parse_server(text) for text in named))
 
 
-def _judge_server(
-    server: Server, answer: Answered, *, believed: bool, some_work: bool
-) -> Item:
-    if answer.trouble:
-        text = f"name server {server}: {answer.trouble}"
-        if some_work:
-            text += "; each lookup that begins there waits in vain: take it out"
-        return warn(text)
-    if not answer.authentic:
-        text = f"name server {server} answers, and does not validate (DNSSEC):"
-        text += " forged answers can lead mail to somebody else"
-        return warn(text)
-    text = f"name server {server} answers and validates"
-    if not believed:
-        return ok(f"{text}; its word for it (AD) is not believed")
-    if not ipaddress.ip_address(server.address.partition("%")[0]).is_loopback:
-        text += ", and is believed (AD) although it is not on this machine: whoever"
-        text += " sits on the way to it can forge that"
-        return warn(text, "resolver: {trust_ad: no}")
-    return ok(f"{text}, and is believed (AD)")
-
-
 # Our own name
+
+
+class _Self(NamedTuple):
+    """Our name and addresses, as we and as DNS see them.
+
+    Attributes:
+        helo: What we say in EHLO.
+        options: As understood.
+        sources: Addresses that connections leave from.
+        trouble: Why a name server did not say what address the name has.
+        addresses: Those that it has in DNS.
+        is_here: Whether one of those is of this system.
+    """
+
+    helo: str
+    options: Options
+    sources: Sequence[str]
+    trouble: str = ""
+    addresses: Sequence[str] = ()
+    is_here: bool = False
+
+    @property
+    def is_private(self) -> bool:
+        """Whether no other host can look the name up."""
+        return self.helo.endswith(_PRIVATE)
+
+    @property
+    def shown(self) -> str:
+        return ", ".join(self.addresses[:MAX_NAMES])
+
+    @property
+    def record(self) -> str:
+        """What gives the name an address, or another name."""
+        for address in self.sources:
+            if ipaddress.ip_address(address).is_global:
+                return f"{self.helo}. {'AAAA' if ':' in address else 'A'} {address}"
+        return "helo: mail.example.net"
+
+    @property
+    def source(self) -> str:
+        return " and ".join(self.sources)
+
+    @property
+    def is_translated(self) -> bool:
+        """Whether the world sees another address, and nobody has told us which."""
+        private = (ipaddress.ip_address(one).is_private for one in self.sources)
+        return all(private) and not self.options.own_addresses
+
+
+_PRIVATE = (".localdomain", ".local", ".localhost", ".lan", ".internal")
+
+_SELF: Table[_Self] = (
+    first(
+        warn(
+            lambda it: it.helo.startswith("["),
+            "EHLO says {helo}, an address literal: allowed, and refused by many who take"
+            " it for a bot",
+            "helo: mail.example.net",
+        ),
+        warn(
+            lambda it: it.is_private,
+            "EHLO says {helo}, a name that nobody else can look up: hosts that check it"
+            " refuse the mail",
+            "helo: mail.example.net",
+        ),
+        warn(
+            lambda it: not it.addresses and it.trouble,
+            "EHLO says {helo}; whether it resolves is unknown: {trouble}",
+        ),
+        warn(
+            lambda it: not it.addresses,
+            "EHLO says {helo}, which has no address in DNS: hosts that check it refuse"
+            " the mail",
+            "{record}",
+        ),
+        ok(
+            lambda it: it.is_here,
+            "EHLO says {helo}, which is {shown}: an address of this system",
+        ),
+        warn(
+            otherwise,
+            "EHLO says {helo}, which is {shown}: no address of this machine. If that is"
+            " how the world sees it (NAT), say so, or mail for ourselves may loop",
+            "own_addresses: [{shown}]",
+        ),
+    ),
+    first(
+        fail(
+            lambda it: not it.sources,
+            "this machine has no route to the Internet: all mail is deferred",
+        ),
+        ok(otherwise, "connections leave from {source}"),
+    ),
+    warn(
+        lambda it: it.sources and it.is_translated,
+        "these addresses are not the ones that the world sees: an MX record that points"
+        " to us would not be taken for ourselves, and its mail may loop",
+        "own_addresses: [THE ADDRESS THE WORLD SEES]",
+    ),
+)
+
+
+class _Pointer(NamedTuple):
+    """The PTR record of an address.
+
+    Attributes:
+        address: The address.
+        reverse: The name of the record.
+        helo: What we say in EHLO.
+        trouble: Why there is no usable answer.
+        shown: The names in the answer.
+        is_confirmed: Whether one of them has that address.
+    """
+
+    address: str
+    reverse: dns.name.Name
+    helo: str
+    trouble: str
+    shown: str
+    is_confirmed: bool
+
+
+_POINTER: Table[_Pointer] = (
+    first(
+        warn(
+            lambda it: it.trouble,
+            "the PTR of {address} is unknown: {trouble}",
+        ),
+        warn(
+            lambda it: not it.shown,
+            "{address} has no PTR record: many hosts take no mail from it",
+            "{reverse} PTR {helo}.",
+        ),
+        warn(
+            lambda it: not it.is_confirmed,
+            "the PTR of {address} is {shown}, which does not resolve to it: many hosts"
+            " take no mail from it",
+            "{reverse} PTR {helo}.",
+        ),
+        ok(otherwise, "the PTR of {address} is {shown}, which resolves to it"),
+    ),
+)
 
 
 async def look_at_our_name(
@@ -154,77 +332,33 @@ async def look_at_our_name(
     helo = options.helo or own_name()
     server = _servers(options, conf)[0]
     sources = source_addresses()
-    identity = OwnIdentity((), options.own_addresses, is_local_address)
-    items = [await _judge_helo(helo, server, identity, sources)]
-    items += _judge_sources(sources, options)
+    items = judge(_SELF, await _look_up(_Self(helo, options, sources), server))
     named = [one for one in options.own_addresses if "/" not in one]
     public = [one for one in sources if ipaddress.ip_address(one).is_global]
     for address in dict.fromkeys([*public, *named]):
-        items.append(await _judge_pointer(address, helo, server))
+        reverse = dns.reversename.from_address(address)
+        answer = await ask(server, reverse, "PTR")
+        names = answer.records[:MAX_NAMES]
+        confirmed = [await _is_address_of(one, address, server) for one in names]
+        shown = ", ".join(one.rstrip(".") for one in names)
+        it = _Pointer(address, reverse, helo, answer.trouble, shown, any(confirmed))
+        items += judge(_POINTER, it)
     return items
 
 
-async def _judge_helo(
-    helo: str, server: Server, identity: OwnIdentity, sources: Sequence[str]
-) -> Item:
-    if helo.startswith("["):
-        text = f"EHLO says {helo}, an address literal: allowed, and refused by many"
-        return warn(f"{text} who take it for a bot", "helo: mail.example.net")
-    if helo.endswith((".localdomain", ".local", ".localhost", ".lan", ".internal")):
-        text = f"EHLO says {helo}, a name that nobody else can look up: hosts that"
-        return warn(f"{text} check it refuse the mail", "helo: mail.example.net")
-    name = dns.name.from_text(helo, dns.name.root)
+async def _look_up(it: _Self, server: Server) -> _Self:
+    """Return *it* with what DNS says of its name, where that can say anything."""
+    if it.helo.startswith("[") or it.is_private:
+        return it
+    name = dns.name.from_text(it.helo, dns.name.root)
     found = [await ask(server, name, rdtype) for rdtype in ("A", "AAAA")]
-    troubles = [one.trouble for one in found if one.trouble]
+    identity = OwnIdentity((), it.options.own_addresses, is_local_address)
     addresses = [one for answer in found for one in answer.records]
-    if not addresses and troubles:
-        return warn(f"EHLO says {helo}; whether it resolves is unknown: {troubles[0]}")
-    if not addresses:
-        text = f"EHLO says {helo}, which has no address in DNS: hosts that check it"
-        record = _address_record(helo, sources)
-        return warn(f"{text} refuse the mail", record or "helo: mail.example.net")
-    shown = ", ".join(addresses[:MAX_NAMES])
-    if any(identity.has_address(one) for one in addresses):
-        return ok(f"EHLO says {helo}, which is {shown}: an address of this system")
-    text = f"EHLO says {helo}, which is {shown}: no address of this machine. If that is"
-    text += " how the world sees it (NAT), say so, or mail for ourselves may loop"
-    return warn(text, f"own_addresses: [{shown}]")
-
-
-def _address_record(helo: str, sources: Sequence[str]) -> str:
-    for address in sources:
-        if ipaddress.ip_address(address).is_global:
-            return f"{helo}. {'AAAA' if ':' in address else 'A'} {address}"
-    return ""
-
-
-def _judge_sources(sources: Sequence[str], options: Options) -> list[Item]:
-    if not sources:
-        return [fail("this machine has no route to the Internet: all mail is deferred")]
-    items = [ok(f"connections leave from {' and '.join(sources)}")]
-    private = [one for one in sources if ipaddress.ip_address(one).is_private]
-    if len(private) == len(sources) and not options.own_addresses:
-        text = "these addresses are not the ones that the world sees: an MX record that"
-        text += " points to us would not be taken for ourselves, and its mail may loop"
-        items.append(warn(text, "own_addresses: [THE ADDRESS THE WORLD SEES]"))
-    return items
-
-
-async def _judge_pointer(address: str, helo: str, server: Server) -> Item:
-    reverse = dns.reversename.from_address(address)
-    answer = await ask(server, reverse, "PTR")
-    if answer.trouble:
-        return warn(f"the PTR of {address} is unknown: {answer.trouble}")
-    if not answer.records:
-        text = f"{address} has no PTR record: many hosts take no mail from it"
-        return warn(text, f"{reverse} PTR {helo}.")
-    names = answer.records[:MAX_NAMES]
-    confirmed = [one for one in names if await _is_address_of(one, address, server)]
-    shown = ", ".join(one.rstrip(".") for one in names)
-    if not confirmed:
-        text = f"the PTR of {address} is {shown}, which does not resolve to it: many"
-        return warn(f"{text} hosts take no mail from it", f"{reverse} PTR {helo}.")
-    return ok(f"the PTR of {address} is {shown}, which resolves to it")
+    return it._replace(
+        trouble=next((one.trouble for one in found if one.trouble), ""),
+        addresses=addresses,
+        is_here=any(identity.has_address(one) for one in addresses),
+    )
 
 
 async def _is_address_of(name: str, address: str, server: Server) -> bool:

@@ -12,16 +12,17 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import defaultdict
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.reply import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Postconf", "PostfixUnseen"]
+__all__ = ["Ended", "Postconf", "PostfixUnseen", "Programs"]
 
 # postconf reads two files; postmap may ask a database over the network.
 PATIENCE = 10.0
@@ -32,64 +33,33 @@ MAX_OUTPUT = 4 * 1024 * 1024
 # Not always on the PATH of somebody who is not root.
 _PLACES = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/lib/postfix/sbin")
 
-# sysexits aside, postmap(1) says so with status 1 and nothing on stderr.
-_NOT_FOUND = 1
-
 
 class PostfixUnseen(MxPolicyError):
     """A program of Postfix did not say what it was asked for; the text says why."""
 
 
-class Postconf:
-    """The programs of one Postfix installation."""
+class Ended(NamedTuple):
+    """How a program ended, and what it wrote."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Programs:
+    """Runs the programs of one Postfix installation."""
 
     def __init__(self, directory: str, patience: float = PATIENCE) -> None:
         """Use the programs of *directory*; kill them after *patience* seconds."""
         self._directory = directory
         self._patience = patience
 
-    @classmethod
-    def find(cls, search: str) -> Postconf | None:
-        """Return those on the path *search* or in the usual places, if any."""
-        path = os.pathsep.join((search, *_PLACES))
-        found = shutil.which("postconf", path=path)
-        return cls(os.path.dirname(found)) if found else None
-
-    def services(self) -> str:
-        """Return what ``postconf -M`` says.
+    def __call__(self, program: str, *argv: str) -> Ended:
+        """Run *program* to its end.
 
         Raises:
-            PostfixUnseen: It says nothing.
+            PostfixUnseen: It cannot be started, took too long or said too much.
         """
-        return self._run("postconf", "-M")
-
-    def settings(self, names: Sequence[str]) -> dict[str, str]:
-        """Return the values of main.cf, ``$name`` filled in; unknown names are absent.
-
-        Raises:
-            PostfixUnseen: Nothing was said.
-        """
-        lines = self._run("postconf", "-x", *names).splitlines()
-        pairs = (line.partition("=") for line in lines)
-        return {name.strip(): value.strip() for name, _, value in pairs}
-
-    def raw(self, name: str) -> str:
-        """Return a value as it is written.
-
-        Raises:
-            PostfixUnseen: It is not said.
-        """
-        return self._run("postconf", "-h", name).strip()
-
-    def look_up(self, key: str, table: str) -> str | None:
-        """Return what *table* (``type:name``) has for *key*, None when nothing.
-
-        Raises:
-            PostfixUnseen: The table cannot be asked.
-        """
-        return self._run("postmap", "-q", key, table, absent=True).strip() or None
-
-    def _run(self, program: str, *argv: str, absent: bool = False) -> str:
         try:
             process = subprocess.Popen(  # noqa: S603 - no shell, our own words
                 [os.path.join(self._directory, program), *argv],
@@ -110,14 +80,59 @@ class Postconf:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 raise
-        words = printable(err.strip())
-        if process.returncode == 0 or (
-            absent and process.returncode == _NOT_FOUND and not words
-        ):
-            return out.decode("utf-8", "replace")
-        raise PostfixUnseen(
-            words or f"{program} ended with status {process.returncode}"
-        )
+        text = out.decode("utf-8", "replace")
+        return Ended(process.returncode, text, printable(err.strip()))
+
+
+class Postconf:
+    """Asks one Postfix what its configuration is.
+
+    Every method raises `PostfixUnseen` where a program does not say.
+    """
+
+    def __init__(self, run: Callable[..., Ended]) -> None:
+        """Ask by *run*, which takes the words of a command line: see `Programs`."""
+        self._run = run
+
+    @classmethod
+    def find(cls, search: str) -> Postconf | None:
+        """Return the one on the path *search* or in the usual places, if any."""
+        path = os.pathsep.join((search, *_PLACES))
+        found = shutil.which("postconf", path=path)
+        return cls(Programs(os.path.dirname(found))) if found else None
+
+    def services(self) -> str:
+        """Return what ``postconf -M`` says."""
+        return self._answer("postconf", "-M")
+
+    def settings(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Return the values of main.cf, ``$name`` filled in; unknown ones are empty."""
+        lines = self._answer("postconf", "-x", *names).splitlines()
+        pairs = (line.partition("=") for line in lines)
+        found = {name.strip(): value.strip() for name, _, value in pairs}
+        return defaultdict(str, found)
+
+    def raw(self, name: str) -> str:
+        """Return a value as it is written."""
+        return self._answer("postconf", "-h", name).strip()
+
+    def filtered(self, key: str, tables: Sequence[str]) -> str:
+        """Return what the first of *tables* (``type:name``) that has *key* says.
+
+        Returns:
+            Its value; empty when none has it.
+        """
+        answers = (self._answer("postmap", "-q", key, table) for table in tables)
+        return next(filter(None, map(str.strip, answers)), "")
+
+    def _answer(self, program: str, *argv: str) -> str:
+        ended = self._run(program, *argv)
+        # sysexits aside, postmap(1) says so that a table has nothing.
+        is_absent = program == "postmap" and ended.status == 1 and not ended.err
+        if ended.status == 0 or is_absent:
+            return ended.out
+        silent = f"{program} ended with status {ended.status}"
+        raise PostfixUnseen(ended.err or silent)
 
 
 def _output(

@@ -1,17 +1,38 @@
-"""What was looked at, how it is, and the line that mends it."""
+"""What is said of a thing that was looked at; and the tables that say it.
+
+A `Row` of a table is one sentence: when it is said, how it goes, and the line that
+mends what it tells of. `judge` reads a table against facts that were gathered before,
+so what is said is a pure function of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from mxpolicy.reply import printable
 
-__all__ = ["Item", "Level", "Section", "fail", "ok", "warn"]
+__all__ = [
+    "Item",
+    "Level",
+    "Row",
+    "Section",
+    "Table",
+    "fail",
+    "first",
+    "judge",
+    "ok",
+    "otherwise",
+    "tell",
+    "warn",
+]
 
 # A sentence with a few names in it; a mistake in the configuration may be long.
 MAX_TEXT = 1000
 MAX_MEND = 4000
+
+Facts = TypeVar("Facts")
 
 
 class Level(Enum):
@@ -42,19 +63,82 @@ class Section(NamedTuple):
     """The items of one theme."""
 
     title: str
-    items: tuple[Item, ...]
+    items: Sequence[Item]
 
 
-def ok(text: str) -> Item:
-    """Return an item that is well."""
-    return Item(Level.OK, printable(text, MAX_TEXT))
+class Row(NamedTuple, Generic[Facts]):
+    """One sentence of a table.
+
+    Attributes:
+        level: Of the item.
+        condition: Whether it is said, by what is true of the facts.
+        sentence: For `str.format`; in braces stand attributes of the facts.
+        mend: The same, for the line that mends it.
+    """
+
+    level: Level
+    condition: Callable[[Facts], object]
+    sentence: str
+    mend: str = ""
 
 
-def warn(text: str, mend: str = "") -> Item:
-    """Return an item that will bite sooner or later."""
-    return Item(Level.WARN, printable(text, MAX_TEXT), printable(mend, MAX_MEND))
+# Rows of which the first whose condition is true is said, or none.
+Group = Sequence[Row[Facts]]
+
+Table = Sequence[Group[Facts]]
 
 
-def fail(text: str, mend: str = "") -> Item:
-    """Return an item that must be mended."""
-    return Item(Level.FAIL, printable(text, MAX_TEXT), printable(mend, MAX_MEND))
+def ok(condition: Callable[[Facts], object], sentence: str) -> Group[Facts]:
+    """Return the row of a thing that is well."""
+    return (Row(Level.OK, condition, sentence),)
+
+
+def warn(
+    condition: Callable[[Facts], object], sentence: str, mend: str = ""
+) -> Group[Facts]:
+    """Return the row of a thing that will bite sooner or later."""
+    return (Row(Level.WARN, condition, sentence, mend),)
+
+
+def fail(
+    condition: Callable[[Facts], object], sentence: str, mend: str = ""
+) -> Group[Facts]:
+    """Return the row of a thing that must be mended."""
+    return (Row(Level.FAIL, condition, sentence, mend),)
+
+
+def first(*groups: Group[Facts]) -> Group[Facts]:
+    """Return one group of all these rows: what is true first is said alone."""
+    return tuple(row for group in groups for row in group)
+
+
+def otherwise(facts: object) -> bool:
+    """Return True: the condition of a row that is said when no row before it is."""
+    del facts
+    return True
+
+
+def judge(table: Table[Facts], facts: Facts) -> list[Item]:
+    """Return what *table* says of *facts*, in its order."""
+    words = _Words(facts)
+    said = (next((row for row in g if row.condition(facts)), None) for g in table)
+    return [
+        tell(row.level, row.sentence.format_map(words), row.mend.format_map(words))
+        for row in said
+        if row
+    ]
+
+
+def tell(level: Level, text: str, mend: str = "") -> Item:
+    """Return an item that can be shown on any terminal."""
+    return Item(level, printable(text, MAX_TEXT), printable(mend, MAX_MEND))
+
+
+class _Words:
+    """The attributes of some facts, as `str.format_map` asks for them."""
+
+    def __init__(self, facts: object) -> None:
+        self._facts = facts
+
+    def __getitem__(self, name: str) -> object:
+        return getattr(self._facts, name)

@@ -16,16 +16,13 @@ from typing import Any
 
 import pytest
 
-from mxpolicy.check import configuration, postfix
+from mxpolicy.check import configuration
 from mxpolicy.check.access import Account
-from mxpolicy.check.master_cf import parse_services
 from mxpolicy.check.names import look_at_our_name
-from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Level
 from mxpolicy.check.surroundings import takes_no_row
 from mxpolicy.net.resolv_conf import read_resolv_conf
 from mxpolicy.options import Options, ResolverOptions
-from mxpolicy.pipe import parse_arguments
 from mxpolicy.state.opening import open_store
 from tests.helpers.dns_server import dns_server
 
@@ -113,42 +110,6 @@ def test_postfix_that_refuses_to_say_is_not_called_well(run: Run) -> None:
     assert item["text"] == "could not be seen: main.cf: nobody may; try as root"
 
 
-def test_postfix_that_hangs_is_given_up(tmp_path: Path) -> None:
-    # A process of its own in between, which holds the pipe open as a real one may.
-    program(tmp_path, "sleep 20; true")
-    begun = time.monotonic()
-    with pytest.raises(PostfixUnseen, match=r"did not answer within 0\.2 s"):
-        Postconf(str(tmp_path), patience=0.2).services()
-    assert time.monotonic() - begun < 10
-
-
-@pytest.mark.parametrize(
-    "text", ["exec yes", "exec yes >&2", "yes & exec sleep 20", "exec cat /dev/zero"]
-)
-def test_postfix_that_never_stops_talking_is_given_up(
-    tmp_path: Path, text: str
-) -> None:
-    program(tmp_path, text)
-    begun = time.monotonic()
-    with pytest.raises(PostfixUnseen, match=r"^postconf says more than 4194304 bytes$"):
-        Postconf(str(tmp_path)).services()
-    assert time.monotonic() - begun < 10
-
-
-def test_postfix_that_talks_slowly_is_given_up(tmp_path: Path) -> None:
-    program(tmp_path, "while :; do echo x; sleep 0.05; done")
-    begun = time.monotonic()
-    with pytest.raises(PostfixUnseen, match=r"did not answer within 0\.3 s"):
-        Postconf(str(tmp_path), patience=0.3).services()
-    assert time.monotonic() - begun < 10
-
-
-def test_postfix_that_ends_its_output_and_stays_is_given_up(tmp_path: Path) -> None:
-    program(tmp_path, "exec >&- 2>&-; sleep 20; true")
-    with pytest.raises(PostfixUnseen, match=r"did not answer within 0\.2 s"):
-        Postconf(str(tmp_path), patience=0.2).services()
-
-
 def test_garbage_from_postfix_is_neither_believed_nor_shown_raw(run: Run) -> None:
     ended = run(
         "check", postconf=r"printf '\033[31mx\000\377 a b c d e f pipe g=\nm\n'"
@@ -208,40 +169,6 @@ def test_deadline_too_short_to_wait_for_a_slow_host_fails(
     items = configuration.look("/nowhere", Options(deadline=deadline), {})
     about = [one.level.value for one in items if "deadline" in one.text]
     assert about == ([level] if level else [])
-
-
-CONTRIB = ("pipe", "-f", "x", "--deadline", "2900s", "--", "y")
-NO_DEADLINE = ("pipe", "-f", "x", "--", "y")
-SHORT = ("pipe", "-f", "x", "--deadline", "300s", "--", "y")
-
-
-@pytest.mark.parametrize(
-    ("argv", "limit", "levels"),
-    [
-        pytest.param(CONTRIB, "3600s", ["ok"], id="contrib"),
-        pytest.param(CONTRIB, "1h", ["ok"], id="contrib_in_hours"),
-        pytest.param(CONTRIB, "3500s", ["fail"], id="no_room_for_the_alarm"),
-        pytest.param(CONTRIB, "3000s", ["fail"], id="no_room_for_the_dot"),
-        pytest.param(CONTRIB, "1000s", ["fail"], id="postfix_default"),
-        pytest.param(NO_DEADLINE, "1000s", ["ok"], id="nothing_configured"),
-        pytest.param(NO_DEADLINE, "900s", ["fail"], id="lower_than_we_assume"),
-        pytest.param(SHORT, "3600s", ["ok", "fail"], id="short_deadline"),
-    ],
-)
-def test_postfix_must_not_kill_before_the_dot_has_had_its_time(
-    argv: tuple[str, ...], limit: str, levels: list[str], tmp_path: Path
-) -> None:
-    (tmp_path / "empty.yaml").touch()
-    command, *options = argv
-    words = (command, "--config", str(tmp_path / "empty.yaml"), *options)
-    entry = "mxpolicy unix - n n - 20 pipe user=mxpolicy argv=/usr/bin/mxpolicy "
-    [service] = parse_services(entry + " ".join(words))
-    settings = {"mxpolicy_time_limit": limit, "daemon_timeout": "18000s"}
-    seen = postfix.Postfix(Postconf("postconf"), (service,), settings)
-    assert service.arguments is not None
-    arguments = parse_arguments(service.arguments[1:], {})
-    items = list(postfix.judge_time(service, arguments, seen))
-    assert [one.level.value for one in items] == levels
 
 
 @pytest.mark.parametrize("how", ["directory", "link", "trigger", "nonsense"])

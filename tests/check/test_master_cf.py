@@ -1,13 +1,8 @@
 """What is read out of the lines that ``postconf -M`` prints."""
 
-from pathlib import Path
-
 import pytest
 
 from mxpolicy.check.master_cf import parse_services, substitute, words
-from mxpolicy.check.postfix import FILTER, parse_time
-
-CHECKOUT = Path(__file__).parents[2]
 
 LINE = (
     "mxpolicy   unix  -       n       n       -       20      pipe flags=q"
@@ -58,27 +53,3 @@ def test_unknown_macro_is_named() -> None:
     seen, unknown = substitute(("${sender}", "$(recipient)", "$next_hop"))
     assert seen[:2] == ("user@example.com", "user@example.com")
     assert unknown == ["next_hop"]
-
-
-def test_filter_is_the_one_in_contrib() -> None:
-    sample = (CHECKOUT / "contrib/postfix/main.cf").read_text()
-    assert FILTER in " ".join(sample.split())
-
-
-@pytest.mark.parametrize(
-    ("text", "unit", "seconds"),
-    [
-        ("3600s", "s", 3600.0),
-        ("5", "d", 432000.0),
-        ("2h", "s", 7200.0),
-        ("1w", "s", 604800.0),
-        ("0", "d", 0.0),
-        ("soon", "s", None),
-        ("", "s", None),
-        ("-5s", "s", None),
-    ],
-)
-def test_times_are_read_as_postfix_does(
-    text: str, unit: str, seconds: float | None
-) -> None:
-    assert parse_time(text, unit) == seconds

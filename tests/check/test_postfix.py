@@ -1,13 +1,97 @@
-"""What is said about Postfix's limits, where no Postfix is needed to say it."""
+"""What is said of a Postfix, by what a real one has answered; no Postfix is needed."""
 
 from __future__ import annotations
 
+import re
+import string
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from mxpolicy.check import postfix
 from mxpolicy.check.master_cf import parse_services
-from mxpolicy.check.postfix import judge_places
-from mxpolicy.check.report import Level
+from mxpolicy.check.postconf import Ended, Postconf
+from mxpolicy.check.postfix import Postfix
+from mxpolicy.check.postfix_rows import (
+    FILTER,
+    FILTERED,
+    PLACES,
+    TIME,
+    TRANSPORT,
+    WHOLE,
+    parse_time,
+    timing,
+)
+from mxpolicy.check.report import Item, Level, Row, Table, judge
 from mxpolicy.options import LimitOptions, Options
+from mxpolicy.pipe import parse_arguments
+from tests.check import recorded
+from tests.check.mistakes import MISTAKES
+
+CHECKOUT = Path(__file__).parents[2]
+
+TABLES: tuple[Table[Any], ...] = (TRANSPORT, TIME, FILTERED, PLACES, WHOLE)
+ROWS = [row for table in TABLES for group in table for row in group]
+
+PLACES_OF = {"three_processes": 3, "processes_not_counted": 0}
+
+
+def look(name: str) -> list[Item]:
+    """Return what is said of a recorded configuration."""
+    options = Options(
+        helo="mail.lab.test",
+        own_addresses=("198.51.100.7",),
+        limits=LimitOptions(processes=PLACES_OF.get(name, 60)),
+    )
+    config = "/srv/looked-at.yaml" if name == "configuration_of_its_own" else None
+    seen = postfix.see(Postconf(recorded.Replay(name)))
+    return postfix.look(seen, options, config, recorded.MACHINE)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_told_and_nothing_is_said_twice(name: str) -> None:
+    items = look(name)
+    _, level, said = MISTAKES[name]
+    assert [one.level.value for one in items if said in one.text] == [level]
+    assert len({one.text for one in items}) == len(items)
+
+
+def test_nothing_fails_with_contrib() -> None:
+    assert [one for one in look("contrib") if one.level is not Level.OK] == []
+
+
+def test_every_row_is_shown_by_one_recording_and_not_by_another() -> None:
+    shown = {name: [row_of(item) for item in look(name)] for name in MISTAKES}
+    del shown["no_service_of_ours"]  # a sentence of its own, and nothing else
+    for row in ROWS:
+        names = {name for name, rows in shown.items() if row in rows}
+        assert names, row
+        if row is not ROWS[0]:  # which names the transport, whatever is wrong with it
+            assert names != set(shown), row
+
+
+def test_postfix_that_does_not_run_us_is_told_nothing_else() -> None:
+    [item] = look("no_service_of_ours")
+    assert item.level is Level.WARN
+
+
+def row_of(item: Item) -> Row[Any] | None:
+    """Return the row that *item* was made from."""
+    for row in ROWS:
+        if (
+            row.level is item.level
+            and re.fullmatch(pattern(row.sentence), item.text)
+            and re.fullmatch(pattern(row.mend), item.mend)
+        ):
+            return row
+    return None
+
+
+def pattern(template: str) -> str:
+    parts = string.Formatter().parse(template)
+    return "".join(re.escape(text) + ".*" * bool(name) for text, name, *_ in parts)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +136,68 @@ def test_places_are_compared_with_master_cf(
             for number, limit in enumerate(limits.split())
         )
     )
-    settings = {"default_process_limit": "100"}
+    settings = defaultdict(str, default_process_limit="100")
     options = Options(limits=LimitOptions(processes=places))
-    item = judge_places(services, settings, options)
+    seen = Postfix(Postconf(nothing_filtered), tuple(services), settings)
+    items = postfix.look(seen, options, None, recorded.MACHINE)
+    [item] = [one for one in items if one.text.startswith("limits.processes")]
     assert (item.level, item.mend) == (level, mend)
     assert said in item.text
+
+
+def nothing_filtered(*argv: str) -> Ended:
+    return Ended(1, "", "")
+
+
+WITH_DEADLINE = ("pipe", "-f", "x", "--deadline", "2900s", "--", "y")
+NO_DEADLINE = ("pipe", "-f", "x", "--", "y")
+SHORT = ("pipe", "-f", "x", "--deadline", "300s", "--", "y")
+
+
+@pytest.mark.parametrize(
+    ("argv", "limit", "levels"),
+    [
+        pytest.param(WITH_DEADLINE, "3600s", ["ok"], id="contrib"),
+        pytest.param(WITH_DEADLINE, "1h", ["ok"], id="contrib_in_hours"),
+        pytest.param(WITH_DEADLINE, "3500s", ["fail"], id="no_room_for_the_alarm"),
+        pytest.param(WITH_DEADLINE, "3000s", ["fail"], id="no_room_for_the_dot"),
+        pytest.param(WITH_DEADLINE, "1000s", ["fail"], id="postfix_default"),
+        pytest.param(NO_DEADLINE, "1000s", ["ok"], id="nothing_configured"),
+        pytest.param(NO_DEADLINE, "900s", ["fail"], id="lower_than_we_assume"),
+        pytest.param(SHORT, "3600s", ["ok", "fail"], id="short_deadline"),
+    ],
+)
+def test_postfix_must_not_kill_before_the_dot_has_had_its_time(
+    argv: tuple[str, ...], limit: str, levels: list[str]
+) -> None:
+    entry = "mxpolicy unix - n n - 20 pipe user=mxpolicy argv=/usr/bin/mxpolicy "
+    [service] = parse_services(entry + " ".join(argv))
+    settings = {"mxpolicy_time_limit": limit, "daemon_timeout": "18000s"}
+    assert service.arguments is not None
+    arguments = parse_arguments(service.arguments[1:], {})
+    items = judge(TIME, timing(service, settings, arguments.deadline, Options()))
+    assert [one.level.value for one in items] == levels
+
+
+def test_filter_is_the_one_in_contrib() -> None:
+    sample = (CHECKOUT / "contrib/postfix/main.cf").read_text()
+    assert FILTER in " ".join(sample.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "seconds"),
+    [
+        ("3600s", "s", 3600.0),
+        ("5", "d", 432000.0),
+        ("2h", "s", 7200.0),
+        ("1w", "s", 604800.0),
+        ("0", "d", 0.0),
+        ("soon", "s", None),
+        ("", "s", None),
+        ("-5s", "s", None),
+    ],
+)
+def test_times_are_read_as_postfix_does(
+    text: str, unit: str, seconds: float | None
+) -> None:
+    assert parse_time(text, unit) == seconds

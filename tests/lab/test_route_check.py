@@ -2,10 +2,22 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
+
+from mxpolicy.check import postfix
+from mxpolicy.check.postconf import Ended, Postconf
+from mxpolicy.options import Options
+from mxpolicy.reply import printable
+from tests.check import recorded
+from tests.check.mistakes import (
+    MISTAKES,
+    WITH_A_MEND,
+    WITHOUT_ONE_RIGHT_LINE,
+    command,
+)
 
 from .case import place
 from .cases import CASES
@@ -39,23 +51,34 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-def run(lab: Lab, *argv: str, user: str | None = None) -> tuple[int, str]:
+def run(
+    lab: Lab,
+    *argv: str,
+    user: str | None = None,
+    env: Mapping[str, str] | None = None,
+) -> tuple[int, str]:
     """Run mxpolicy on the mail server; return its status and what it printed."""
-    done = lab.mta_exec((MXPOLICY, *argv), user=user)
+    done = lab.mta_exec((MXPOLICY, *argv), user=user, env=env)
     assert done.stderr == b"", done.stderr.decode()
     return done.returncode, done.stdout.decode()
 
 
-def check(lab: Lab, user: str | None = None) -> list[dict[str, str]]:
+def check(
+    lab: Lab, user: str | None = None, env: Mapping[str, str] | None = None
+) -> list[dict[str, str]]:
     """Run ``mxpolicy check``; return its items. Its status must agree with them."""
-    for name in ("main.cf", "master.cf"):
-        # Postfix's programs sleep until a file they read is two seconds old.
-        os.utime(lab.world.path(f"/etc/postfix/{name}"), (0, 0))
-    status, text = run(lab, "check", "--json", user=user)
+    make_old(lab)
+    status, text = run(lab, "check", "--json", user=user, env=env)
     items: list[dict[str, str]] = json.loads(text)["items"]
     fails = [one for one in items if one["level"] == "fail"]
     assert status == (1 if fails else 0)
     return items
+
+
+def make_old(lab: Lab) -> None:
+    for name in ("main.cf", "master.cf"):
+        # Postfix's programs sleep until a file they read is two seconds old.
+        os.utime(lab.world.path(f"/etc/postfix/{name}"), (0, 0))
 
 
 def bad(items: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -166,127 +189,17 @@ def test_check_on_a_terminal_is_text(lab: Lab) -> None:
     assert " 0 fail, " in f" {text.splitlines()[-1]}"
 
 
-NAME = "mxpolicy/unix"
-COMMAND = (
-    "pipe flags=q user=mxpolicy null_sender= argv=/opt/mxpolicy/bin/mxpolicy pipe"
-    " -f ${sender} --nexthop ${nexthop} --queue-id ${queue_id} --deadline 2900s"
-    " -- ${recipient}"
-)
-
-
-def command(old: str, new: str) -> list[str]:
-    """Return the edit of master.cf that puts *new* in place of *old* in our entry."""
-    assert old in COMMAND
-    return ["-F", f"{NAME}/command={COMMAND.replace(old, new)}"]
-
-
-@pytest.mark.parametrize(
-    ("mistake", "level", "said"),
-    [
-        pytest.param(
-            ["-X", "mxpolicy_destination_recipient_limit"],
-            "warn",
-            "recipient_limit is 50, not 1",
-            id="recipient_limit_missing",
-        ),
-        pytest.param(
-            ["-X", "mxpolicy_time_limit"],
-            "fail",
-            "mxpolicy_time_limit is 1000 s, --deadline 2900 s, and",
-            id="time_limit_below_the_deadline",
-        ),
-        pytest.param(
-            ["-P", f"{NAME}/mxpolicy_time_limit=5m"],
-            "fail",
-            "mxpolicy_time_limit is 300 s, --deadline 2900 s, and",
-            id="time_limit_lowered_in_master_cf",
-        ),
-        pytest.param(
-            ["-X", "pipe_delivery_status_filter"],
-            "fail",
-            "does not soften 'Command died with status 1",
-            id="filter_missing",
-        ),
-        pytest.param(
-            ["-e", "pipe_delivery_status_filter=regexp:{ {/^5(.7.1 .*)/ 4$$1} }"],
-            "fail",
-            "does not soften 'Command died with status 1",
-            id="filter_for_something_else",
-        ),
-        pytest.param(
-            command("null_sender= ", ""),
-            "warn",
-            "lacks null_sender=",
-            id="null_sender_missing",
-        ),
-        pytest.param(
-            command("null_sender=", "null_sender=bounces@lab.test"),
-            "fail",
-            "bounces leave with that sender",
-            id="null_sender_that_is_an_address",
-        ),
-        pytest.param(
-            command("flags=q", "flags=FqR"),
-            "fail",
-            "the flags F, which change the message",
-            id="flags_that_change_the_message",
-        ),
-        pytest.param(
-            command("flags=q ", ""), "warn", "lacks the flag q", id="flag_q_missing"
-        ),
-        pytest.param(
-            command("user=mxpolicy", "user=postfix"),
-            "fail",
-            "user=postfix, which pipe(8) refuses",
-            id="user_postfix",
-        ),
-        pytest.param(
-            ["-F", f"{NAME}/chroot=y"], "fail", "runs in a chroot", id="chroot"
-        ),
-        pytest.param(
-            ["-F", f"{NAME}/unprivileged=y"],
-            "fail",
-            "cannot become another user",
-            id="unprivileged",
-        ),
-        pytest.param(
-            ["-F", f"{NAME}/process_limit=0"],
-            "warn",
-            "any number of processes",
-            id="any_number_of_processes",
-        ),
-        pytest.param(
-            ["-e", "daemon_timeout=3000s"],
-            "fail",
-            "Postfix gives up on mxpolicy before",
-            id="watchdog_before_the_limit",
-        ),
-        pytest.param(
-            ["-e", "soft_bounce=yes"], "warn", "nothing bounces", id="soft_bounce"
-        ),
-        pytest.param(
-            ["-e", "maximal_queue_lifetime=0"],
-            "warn",
-            "maximal_queue_lifetime is 0",
-            id="queue_lifetime_of_nothing",
-        ),
-        pytest.param(
-            ["-e", "default_transport=mxpolicy:", "relayhost=[relay.lab.test]"],
-            "warn",
-            "all of it is aimed at [relay.lab.test]",
-            id="relayhost_in_the_way",
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", WITH_A_MEND)
 def test_mistake_is_found_and_mended_by_the_line_that_is_shown(
-    lab: Lab, mistake: list[str], level: str, said: str
+    lab: Lab, name: str
 ) -> None:
+    edits, level, said = WITH_A_MEND[name]
     saved = {
         name: lab.world.path(f"/etc/postfix/{name}").read_text()
         for name in ("main.cf", "master.cf")
     }
     try:
-        edit(lab, mistake)
+        edit(lab, *edits)
         found = [one for one in bad(check(lab)) if said in one["text"]]
         assert [one["level"] for one in found] == [level], check(lab)
         done = lab.mta_exec(["sh", "-c", found[0]["mend"]])
@@ -300,60 +213,62 @@ def test_mistake_is_found_and_mended_by_the_line_that_is_shown(
             lab.world.path(f"/etc/postfix/{name}").write_text(text)
 
 
-@pytest.mark.parametrize(
-    ("mistake", "said"),
-    [
-        pytest.param(
-            command("-f ${sender}", "-f${sender}"),
-            "all mail is deferred: unknown argument",
-            id="option_and_value_in_one_word",
-        ),
-        pytest.param(
-            command(" -- ", " "),
-            "unknown argument 'user@example.com'",
-            id="no_double_dash",
-        ),
-        pytest.param(
-            command("mxpolicy pipe", "mxpolicy"), "without 'pipe'", id="no_command"
-        ),
-        pytest.param(
-            command("${nexthop}", "${next_hop}"),
-            "pipe(8) does not know ${next_hop}",
-            id="unknown_macro",
-        ),
-        pytest.param(
-            command("bin/mxpolicy", "sbin/mxpolicy"),
-            "cannot run its program",
-            id="program_missing",
-        ),
-        pytest.param(
-            command("${recipient}", "user@lab.test"),
-            "does not pass ${recipient}",
-            id="recipient_missing",
-        ),
-        pytest.param(
-            command("--deadline", "--config /etc/nowhere.yaml --deadline"),
-            "/etc/nowhere.yaml: cannot be read",
-            id="configuration_missing",
-        ),
-    ],
-)
-def test_mistake_without_one_right_line_is_found(
-    lab: Lab, mistake: list[str], said: str
-) -> None:
+@pytest.mark.parametrize("name", WITHOUT_ONE_RIGHT_LINE)
+def test_mistake_without_one_right_line_is_found(lab: Lab, name: str) -> None:
+    edits, level, said = WITHOUT_ONE_RIGHT_LINE[name]
     path = lab.world.path("/etc/postfix/master.cf")
     saved = path.read_text()
     try:
-        edit(lab, mistake)
+        edit(lab, *edits)
         found = [one for one in bad(check(lab)) if said in one["text"]]
-        assert [one["level"] for one in found] == ["fail"], check(lab)
+        assert [one["level"] for one in found] == [level], check(lab)
     finally:
         path.write_text(saved)
 
 
-def edit(lab: Lab, mistake: list[str]) -> None:
-    done = lab.mta_exec(["postconf", *mistake])
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("name", MISTAKES)
+def test_recorded_answers_are_those_of_this_postfix(lab: Lab, name: str) -> None:
+    saved = {
+        file: lab.world.path(f"/etc/postfix/{file}").read_text()
+        for file in ("main.cf", "master.cf")
+    }
+    answers: dict[tuple[str, ...], Ended] = {}
+
+    def ask(*argv: str) -> Ended:
+        done = lab.mta_exec(argv, env={"LC_ALL": "C"})
+        # Warnings are nothing to us.
+        words = printable(done.stderr.strip()) if done.returncode else ""
+        answers[argv] = Ended(done.returncode, done.stdout.decode(), words)
+        return answers[argv]
+
+    try:
+        edit(lab, *MISTAKES[name].edits)
+        make_old(lab)
+        postfix.look(postfix.see(Postconf(ask)), Options(), None, recorded.MACHINE)
+    finally:
+        for file, text in saved.items():
+            lab.world.path(f"/etc/postfix/{file}").write_text(text)
+    if os.environ.get("MXPOLICY_RECORD"):
+        recorded.write(name, answers)
+    assert {argv: recorded.read(name).get(argv) for argv in answers} == answers
+
+
+def test_check_looks_at_the_instance_that_mail_config_names(lab: Lab) -> None:
+    script = (
+        "cp -r /etc/postfix /etc/postfix-out && postconf -c /etc/postfix-out -e"
+        " soft_bounce=yes multi_instance_name=postfix-out && touch -d @0"
+        " /etc/postfix-out/main.cf /etc/postfix-out/master.cf"
+    )
+    assert lab.mta_exec(["sh", "-c", script]).returncode == 0
+    assert bad(check(lab)) == []
+    [item] = bad(check(lab, env={"MAIL_CONFIG": "/etc/postfix-out"}))
+    assert "soft_bounce is yes" in item["text"]
+
+
+def edit(lab: Lab, *edits: Sequence[str]) -> None:
+    for words in edits:
+        done = lab.mta_exec(["postconf", *words])
+        assert done.returncode == 0, done.stderr
 
 
 def test_name_server_that_is_away_fails(lab: Lab) -> None:
