@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mxpolicy.errors import StoreError
 from mxpolicy.state.memory import MemoryStore
-from mxpolicy.state.store import JOURNAL, StoreBusy
+from mxpolicy.state.store import JOURNAL, Store, StoreAbsent, StoreBusy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Callable
     from typing import Self
 
-    from mxpolicy.state.store import Store, Stored
+    from mxpolicy.state.store import Operation
 
-__all__ = ["BOUND", "Allowance", "FallbackStore"]
+__all__ = ["BOUND", "READING_BOUND", "Allowance", "FallbackStore", "ReadingStore"]
 
 # Seconds. A healthy disk needs one thousandth; the whole price of a dead one.
 BOUND = 1.0
@@ -34,6 +35,10 @@ BOUND = 1.0
 RENEWED = 60.0
 # Seconds that a wait may last without being counted: a busy processor's, no disk's.
 FREE = 0.05
+
+# Seconds that a process which only looks waits for one answer. Short, since it waits for
+# DNS too.
+READING_BOUND = 0.5
 
 # Seconds between two tries of who is patient with a store that others keep busy.
 _RETRY = 0.1
@@ -88,37 +93,30 @@ class _Source:
         self._memory = memory
         self._allowance = allowance
 
-    async def ask(
-        self,
-        operation: Callable[[Store], Awaitable[T]],
-        undone: T,
-        patience: float | None,
-    ) -> T:
+    async def do(self, operation: Operation[T], patience: float | None) -> T:
         store = self.store
         if store is None:
-            return await operation(self._memory)
+            return await self._memory.do(operation)
         try:
             if patience is not None:
                 async with asyncio.timeout(patience):
                     return await _until_done(store, operation)
-            return await self._ask_within_allowance(store, operation)
+            return await self._do_within_allowance(store, operation)
         except StoreBusy:
-            return undone
+            return operation.undone
         except TimeoutError:
             self._tell("no answer from the store in time: it is asked again later")
-            return undone
+            return operation.undone
         except StoreError as error:
             self._leave(store, str(error))
-        return await operation(self._memory)
+        return await self._memory.do(operation)
 
-    async def _ask_within_allowance(
-        self, store: Store, operation: Callable[[Store], Awaitable[T]]
-    ) -> T:
+    async def _do_within_allowance(self, store: Store, operation: Operation[T]) -> T:
         clock = asyncio.get_running_loop().time
         seconds = self._allowance.begin(clock())
         try:
             async with asyncio.timeout(seconds):
-                return await operation(store)
+                return await store.do(operation)
         finally:
             self._allowance.end(clock())
 
@@ -128,15 +126,15 @@ class _Source:
             self._tell(f"nothing outlives this process: {why}")
 
 
-async def _until_done(store: Store, operation: Callable[[Store], Awaitable[T]]) -> T:
+async def _until_done(store: Store, operation: Operation[T]) -> T:
     while True:
         try:
-            return await operation(store)
+            return await store.do(operation)
         except StoreBusy:
             await asyncio.sleep(_RETRY)
 
 
-class FallbackStore:
+class FallbackStore(Store):
     """See `mxpolicy.state.store.Store`; no method raises for the store's troubles.
 
     Where a method says "nobody can tell", others kept the store busy, or it did not
@@ -172,80 +170,68 @@ class FallbackStore:
         other._patience = max(0.0, seconds)
         return other
 
-    async def get(self, key: str) -> bytes | None:
-        """See `Store.get`; None when nobody can tell."""
-        return await self._ask(key, lambda store: store.get(key), None)
-
-    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
-        """See `Store.get_many`; nothing when nobody can tell."""
-        if not keys:
-            return {}
-        one = next(iter(keys))
-        return await self._ask(one, lambda store: store.get_many(keys), {})
-
-    async def put(
-        self,
-        key: str,
-        value: bytes,
-        expires: float,
-        *,
-        weight: int | None = None,
-        durable: bool = False,
-    ) -> None:
-        """See `Store.put`."""
-        await self._ask(
-            key,
-            lambda store: store.put(
-                key, value, expires, weight=weight, durable=durable
-            ),
-            None,
-        )
-
-    async def add(
-        self, key: str, value: bytes, expires: float, *, weight: int | None = None
-    ) -> bool:
-        """See `Store.add`; False when nobody can tell."""
-        return await self._ask(
-            key, lambda store: store.add(key, value, expires, weight=weight), False
-        )
-
-    async def replace(
-        self,
-        key: str,
-        old: bytes,
-        new: bytes,
-        expires: float,
-        *,
-        weight: int | None = None,
-    ) -> bool:
-        """See `Store.replace`; False when nobody can tell."""
-        return await self._ask(
-            key,
-            lambda store: store.replace(key, old, new, expires, weight=weight),
-            False,
-        )
-
-    async def delete(self, key: str) -> bool:
-        """See `Store.delete`; False when nobody can tell."""
-        return await self._ask(key, lambda store: store.delete(key), False)
-
-    async def count(self, key: str, n: int, expires: float) -> int:
-        """See `Store.count`; *n* when nobody can tell."""
-        return await self._ask(key, lambda store: store.count(key, n, expires), n)
-
-    async def scan(self, prefix: str) -> list[Stored]:
-        """See `Store.scan`; nothing when nobody can tell."""
-        return await self._ask(prefix, lambda store: store.scan(prefix), [])
+    async def do(self, operation: Operation[T]) -> T:
+        """See `Store.do`; `Operation.undone` when nobody can tell."""
+        is_of_journal = operation.key.startswith(JOURNAL)
+        source = self._journal if is_of_journal else self._rest
+        return await source.do(operation, self._patience)
 
     async def close(self) -> None:
         """See `Store.close`."""
-        await self._ask("", lambda store: store.close(), None)
+        if self._rest.store is not None:
+            with suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(BOUND):
+                    await self._rest.store.close()
 
-    async def _ask(
-        self, key: str, operation: Callable[[Store], Awaitable[T]], undone: T
-    ) -> T:
-        source = self._journal if key.startswith(JOURNAL) else self._rest
-        return await source.ask(operation, undone, self._patience)
+
+class ReadingStore(Store):
+    """For a process that only looks, and may live long; no method raises or writes.
+
+    A store that is not there, or cannot be used, means that nothing is remembered, for
+    as long as it is so. An answer is waited for `READING_BOUND` seconds. While one that
+    was waited for in vain is still outstanding, no other question is asked.
+
+    Args:
+        store: The real one.
+        tell: Given one line when what is remembered cannot be read, once.
+    """
+
+    def __init__(self, store: Store, tell: Callable[[str], None]) -> None:
+        self._store = store
+        self._tell = tell
+        self._has_told = False
+        self._late: asyncio.Future[Any] | None = None
+
+    async def do(self, operation: Operation[T]) -> T:
+        """See `Store.do`; `Operation.undone` when it writes, or nobody can tell."""
+        hangs = self._late is not None and not self._late.done()
+        if hangs or not operation.is_read:
+            return operation.undone
+        question = asyncio.ensure_future(self._answer(operation))
+        await asyncio.wait([question], timeout=READING_BOUND)
+        if question.done():
+            return question.result()
+        self._cannot_read(f"no answer from the disk within {READING_BOUND:g}s")
+        if self._late is None or self._late.done():
+            self._late = question  # its answer shows that the disk is back
+        else:
+            question.cancel()
+        return operation.undone
+
+    async def _answer(self, operation: Operation[T]) -> T:
+        try:
+            return await self._store.do(operation)
+        except (StoreAbsent, StoreBusy):
+            pass  # nothing is remembered yet, or not to be had now
+        except Exception as error:
+            # Whatever it is, a thread or a module that cannot be had, too.
+            self._cannot_read(str(error) or type(error).__name__)
+        return operation.undone
+
+    def _cannot_read(self, why: str) -> None:
+        if not self._has_told:
+            self._has_told = True
+            self._tell(f"what is remembered cannot be read: {why}")
 
 
 def _once(tell: Callable[[str], None]) -> Callable[[str], None]:

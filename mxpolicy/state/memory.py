@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from mxpolicy.state.store import LIGHT, MEDIUM, Stored
+from mxpolicy.state.store import LIGHT, MEDIUM, Store, Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-    from typing import Self
+    from collections.abc import Callable, Iterable
+
+    from mxpolicy.state.store import Operation
 
 __all__ = ["MemoryStore"]
+
+T = TypeVar("T")
 
 # A hundred thousand hosts take some 60 MiB; nobody's mail goes to more at a time.
 MAX_ROWS = 100_000
@@ -26,8 +29,8 @@ class _Row:
         self.weight = weight
 
 
-class MemoryStore:
-    """See `mxpolicy.state.store.Store`.
+class MemoryStore(Store):
+    """See `mxpolicy.state.store.Store`; it never waits, and nothing in it is durable.
 
     Args:
         clock: UTC seconds.
@@ -38,86 +41,62 @@ class MemoryStore:
     def __init__(
         self, clock: Callable[[], float] = time.time, max_rows: int = MAX_ROWS
     ) -> None:
+        self.rows = MemoryRows(clock, max_rows)
+
+    async def do(self, operation: Operation[T]) -> T:
+        """See `Store.do`."""
+        return operation.on(self.rows)
+
+
+class MemoryRows:
+    """The rows. Methods and arguments are those of `Store`; see `Operation`."""
+
+    def __init__(self, clock: Callable[[], float], max_rows: int) -> None:
         self._clock = clock
         self._max_rows = max_rows
         self._rows: dict[str, _Row] = {}
 
-    def patient(self, seconds: float) -> Self:
-        """See `Store.patient`; this one answers at once."""
-        return self
-
-    async def get(self, key: str) -> bytes | None:
-        """See `Store.get`."""
-        row = self._live(key)
-        return row.value if row else None
-
-    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
-        """See `Store.get_many`."""
+    def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         return {key: row.value for key in keys if (row := self._live(key))}
 
-    async def put(
-        self,
-        key: str,
-        value: bytes,
-        expires: float,
-        *,
-        weight: int | None = None,
-        durable: bool = False,
+    def put(
+        self, key: str, value: bytes, expires: float, weight: int | None, durable: bool
     ) -> None:
-        """See `Store.put`; nothing here is durable."""
         self._write(key, value, expires, weight)
 
-    async def add(
-        self, key: str, value: bytes, expires: float, *, weight: int | None = None
-    ) -> bool:
-        """See `Store.add`."""
+    def add(self, key: str, value: bytes, expires: float, weight: int | None) -> bool:
         if self._live(key):
             return False
         self._write(key, value, expires, weight)
         return True
 
-    async def replace(
-        self,
-        key: str,
-        old: bytes,
-        new: bytes,
-        expires: float,
-        *,
-        weight: int | None = None,
+    def replace(
+        self, key: str, old: bytes, new: bytes, expires: float, weight: int | None
     ) -> bool:
-        """See `Store.replace`."""
         row = self._live(key)
         if row is None or row.value != old:
             return False
         self._write(key, new, expires, weight)
         return True
 
-    async def delete(self, key: str) -> bool:
-        """See `Store.delete`."""
+    def delete(self, key: str) -> bool:
         had = self._live(key) is not None
         self._rows.pop(key, None)
         return had
 
-    async def count(self, key: str, n: int, expires: float) -> int:
-        """See `Store.count`."""
+    def count(self, key: str, n: int, expires: float) -> int:
         row = self._live(key)
-        if row is None:
-            self._write(key, b"%d" % n, expires, None)
-            return n
-        total = int(row.value) + n
-        self._write(key, b"%d" % total, row.expires, None)
-        return total
+        if row is not None:
+            n, expires = int(row.value) + n, row.expires
+        self._write(key, b"%d" % n, expires, None)
+        return n
 
-    async def scan(self, prefix: str) -> list[Stored]:
-        """See `Store.scan`."""
+    def scan(self, prefix: str) -> list[Stored]:
         return [
             Stored(key, row.value, row.expires)
             for key in sorted(self._rows)
             if key.startswith(prefix) and (row := self._live(key))
         ]
-
-    async def close(self) -> None:
-        """See `Store.close`."""
 
     def _live(self, key: str) -> _Row | None:
         row = self._rows.get(key)

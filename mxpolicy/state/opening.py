@@ -6,12 +6,10 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from mxpolicy.state.fallback import FallbackStore
+from mxpolicy.state.fallback import FallbackStore, ReadingStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-    from mxpolicy.state.reading import ReadingStore
 
 __all__ = [
     "DEFAULT_DIRECTORY",
@@ -38,9 +36,7 @@ def state_file(directory: str, environ: Mapping[str, str]) -> str:
     return os.path.join(given or DEFAULT_DIRECTORY, FILE)
 
 
-def open_store(
-    path: str, tell: Callable[[str], None], *, create: bool = True
-) -> FallbackStore:
+def open_store(path: str, tell: Callable[[str], None]) -> FallbackStore:
     """Return the store; this process's memory when *path* cannot serve.
 
     Nothing is imported, made or told here unless *path*'s directory is there.
@@ -48,7 +44,6 @@ def open_store(
     Args:
         path: From `state_file`.
         tell: Given one line when nothing will outlive this process.
-        create: Whether the file may be made.
     """
     directory = os.path.dirname(path)
     try:
@@ -58,13 +53,13 @@ def open_store(
         return FallbackStore(None, tell)
     from mxpolicy.state.sqlite import SqliteStore
 
-    return FallbackStore(SqliteStore(path, create=create), tell)
+    return FallbackStore(SqliteStore(path), tell)
 
 
 def open_to_read(
     path: str, tell: Callable[[str], None], *, acts: bool = False
 ) -> ReadingStore:
-    """Return the store for who changes nothing; see `mxpolicy.state.reading`.
+    """Return the store for a process that changes nothing.
 
     Args:
         path: From `state_file`; the file may come later.
@@ -72,7 +67,6 @@ def open_to_read(
         acts: Whether mail depends on what is read: then nobody but the owner may be
             able to write it.
     """
-    from mxpolicy.state.reading import ReadingStore
     from mxpolicy.state.sqlite import SqliteStore
     from mxpolicy.state.trust import Trust
 
@@ -92,15 +86,15 @@ def inspect(path: str, uid: int) -> None:
         OSError: There is no directory, or it may not be looked at.
     """
     from mxpolicy.state.sqlite import journal_file
-    from mxpolicy.state.sqlite_file import FileToRead, Terms
+    from mxpolicy.state.sqlite_file import File, Terms
     from mxpolicy.state.store import StoreAbsent, StoreBusy
     from mxpolicy.state.trust import Trust, examine
 
     for one in (path, journal_file(path)):
         examine(one, Trust.OURS, uid)
-        file = FileToRead(Terms(one, 0, time.time, False, Trust.READ))
+        file = File(Terms(one, 0, time.time, False, True, Trust.READ))
         try:
-            file.get("")
+            file.get_many([""])
         except (StoreAbsent, StoreBusy):
             continue
         finally:

@@ -23,7 +23,6 @@ __all__ = [
     "ADD",
     "DELETE",
     "EVICT",
-    "FIND",
     "GET",
     "PURGE",
     "PUT",
@@ -68,8 +67,7 @@ _SOUND = (
 )
 _LIVE = f"rows.expires > :now AND {_SOUND}"
 
-FIND = f"SELECT value, expires FROM rows WHERE key = :key AND {_LIVE}"
-GET = f"SELECT value FROM rows WHERE key = :key AND {_LIVE}"
+GET = f"SELECT value, expires FROM rows WHERE key = :key AND {_LIVE}"
 # As bytes: a key that is no text must not spoil the others.
 SCAN = f"""
 SELECT CAST(key AS BLOB), value, expires FROM rows

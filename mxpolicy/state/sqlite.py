@@ -18,16 +18,15 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.errors import StoreError
-from mxpolicy.state.sqlite_file import File, FileToRead, Terms
-from mxpolicy.state.store import JOURNAL
+from mxpolicy.state.sqlite_file import File, Terms
+from mxpolicy.state.store import JOURNAL, Store
 from mxpolicy.state.trust import Trust
 from mxpolicy.state.worker import Worker, WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-    from typing import Self
+    from collections.abc import Callable
 
-    from mxpolicy.state.store import Stored
+    from mxpolicy.state.store import Operation
 
 __all__ = ["MAX_BYTES", "MAX_JOURNAL_BYTES", "SqliteStore", "journal_file"]
 
@@ -44,13 +43,13 @@ def journal_file(path: str) -> str:
     return os.path.join(os.path.dirname(path), "journal.sqlite3")
 
 
-class SqliteStore:
+class SqliteStore(Store):
     """See `mxpolicy.state.store.Store`. Nothing is opened before the first call.
 
     Args:
         path: The file; the journal's is beside it.
         create: Make a file where it does not exist; else that is a `StoreError`.
-        read_only: Change nothing, and go along when a file is replaced.
+        read_only: Change nothing and make nothing.
         trust: What is asked of the files' owner and mode.
         clock: UTC seconds.
         max_bytes: What the file may take, its log aside.
@@ -68,75 +67,19 @@ class SqliteStore:
         max_bytes: int = MAX_BYTES,
         max_journal_bytes: int = MAX_JOURNAL_BYTES,
     ) -> None:
-        kind = FileToRead if read_only else File
-        journal = journal_file(path)
-        self._file = kind(Terms(path, max_bytes, clock, create, trust))
-        self._journal = kind(Terms(journal, max_journal_bytes, clock, create, trust))
+        terms = Terms(path, max_bytes, clock, create, read_only, trust)
+        self._file = File(terms)
+        self._journal = File(
+            terms._replace(path=journal_file(path), max_bytes=max_journal_bytes)
+        )
         self._path = path
         self._worker = Worker()
 
-    def patient(self, seconds: float) -> Self:
-        """See `Store.patient`: whoever calls this one bounds the time."""
-        return self
-
-    async def get(self, key: str) -> bytes | None:
-        """See `Store.get`."""
-        return await self._call(lambda: self._of(key).get(key))
-
-    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
-        """See `Store.get_many`."""
-
-        def get_many() -> dict[str, bytes]:
-            found = ((key, self._of(key).get(key)) for key in keys)
-            return {key: value for key, value in found if value is not None}
-
-        return await self._call(get_many)
-
-    async def put(
-        self,
-        key: str,
-        value: bytes,
-        expires: float,
-        *,
-        weight: int | None = None,
-        durable: bool = False,
-    ) -> None:
-        """See `Store.put`."""
-        await self._call(
-            lambda: self._of(key).put(key, value, expires, weight, durable)
-        )
-
-    async def add(
-        self, key: str, value: bytes, expires: float, *, weight: int | None = None
-    ) -> bool:
-        """See `Store.add`."""
-        return await self._call(lambda: self._of(key).add(key, value, expires, weight))
-
-    async def replace(
-        self,
-        key: str,
-        old: bytes,
-        new: bytes,
-        expires: float,
-        *,
-        weight: int | None = None,
-    ) -> bool:
-        """See `Store.replace`."""
-        return await self._call(
-            lambda: self._of(key).replace(key, old, new, expires, weight)
-        )
-
-    async def delete(self, key: str) -> bool:
-        """See `Store.delete`."""
-        return await self._call(lambda: self._of(key).delete(key))
-
-    async def count(self, key: str, n: int, expires: float) -> int:
-        """See `Store.count`."""
-        return await self._call(lambda: self._of(key).count(key, n, expires))
-
-    async def scan(self, prefix: str) -> list[Stored]:
-        """See `Store.scan`; what is in the journal is found by a prefix of its own."""
-        return await self._call(lambda: self._of(prefix).scan(prefix))
+    async def do(self, operation: Operation[T]) -> T:
+        """See `Store.do`."""
+        is_of_journal = operation.key.startswith(JOURNAL)
+        file = self._journal if is_of_journal else self._file
+        return await self._call(lambda: operation.on(file))
 
     async def close(self) -> None:
         """See `Store.close`. A process that just ends needs not call it."""
@@ -144,9 +87,6 @@ class SqliteStore:
             await self._call(self._file.close)
             await self._call(self._journal.close)
             self._worker.end()
-
-    def _of(self, key: str) -> File:
-        return self._journal if key.startswith(JOURNAL) else self._file
 
     async def _call(self, operation: Callable[[], T]) -> T:
         try:

@@ -21,9 +21,9 @@ from mxpolicy.state.trust import Trust, examine, files, may_group_write
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["File", "FileToRead", "Terms"]
+__all__ = ["File", "Terms"]
 
 # Seconds that the library waits for another process's lock.
 BUSY = 0.5
@@ -53,6 +53,7 @@ class Terms(NamedTuple):
         max_bytes: What it may take, its log aside.
         clock: UTC seconds.
         create: Make it where it does not exist.
+        read_only: Change nothing and make nothing, not even what SQLite has beside it.
         trust: What is asked of its owner and mode.
     """
 
@@ -60,26 +61,32 @@ class Terms(NamedTuple):
     max_bytes: int
     clock: Callable[[], float]
     create: bool
+    read_only: bool
     trust: Trust
 
 
 class File:
-    """A file that is read and written. Every method may wait, and raises `StoreError`."""
+    """A file as it is at every moment: it may come, go and be replaced.
+
+    Methods and arguments are those of `Store`; see `Operation`. Every one may wait, and
+    raises `StoreError`. The next one then opens the file anew.
+    """
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
         self._path = terms.path
         self._connection: sqlite3.Connection | None = None
+        self._identity: tuple[object, ...] | None = None
         self._writes = 0
 
-    def get(self, key: str) -> bytes | None:
-        """See `Store.get`."""
-        row = {"key": key, "now": self._terms.clock()}
-        rows = self._do(lambda db: db.execute(schema.GET, row).fetchall())
-        return rows[0][0] if rows else None
+    def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+        def get(db: sqlite3.Connection) -> dict[str, bytes]:
+            found = ((key, self._row(db, key)) for key in keys)
+            return {key: row[0] for key, row in found if row is not None}
+
+        return self._do(get)
 
     def scan(self, prefix: str) -> list[Stored]:
-        """See `Store.scan`."""
         last = prefix + "\U0010ffff"
         row = {"first": prefix, "last": last, "now": self._terms.clock()}
         rows = self._do(lambda db: db.execute(schema.SCAN, row).fetchall())
@@ -89,43 +96,42 @@ class File:
     def put(
         self, key: str, value: bytes, expires: float, weight: int | None, durable: bool
     ) -> None:
-        """See `Store.put`."""
         row = {"key": key, "value": value, "expires": expires, "weight": weight}
         self._write(schema.PUT, row, durable)
 
     def add(self, key: str, value: bytes, expires: float, weight: int | None) -> bool:
-        """See `Store.add`."""
         row = {"key": key, "value": value, "expires": expires, "weight": weight}
         return self._write(schema.ADD, {**row, "now": self._terms.clock()}) == 1
 
     def replace(
         self, key: str, old: bytes, new: bytes, expires: float, weight: int | None
     ) -> bool:
-        """See `Store.replace`."""
         row = {"key": key, "old": old, "value": new, "expires": expires}
         row |= {"weight": weight, "now": self._terms.clock()}
         return self._write(schema.REPLACE, row) == 1
 
     def delete(self, key: str) -> bool:
-        """See `Store.delete`."""
         return self._write(schema.DELETE, {"key": key}) == 1
 
     def count(self, key: str, n: int, expires: float) -> int:
-        """See `Store.count`."""
-
         def add(db: sqlite3.Connection) -> int:
             # RETURNING is not in the SQLite of every system that we run on.
             with _transaction(db):
-                row = {"key": key, "now": self._terms.clock()}
-                found = db.execute(schema.FIND, row).fetchone()
-                before = _number(found[0]) if found else None
-                end = expires if before is None else found[1]
-                total = n + (before or 0)
+                total, end = n, expires
+                found = self._row(db, key)
+                if found and (before := _number(found[0])) is not None:
+                    total, end = before + n, found[1]
                 row = {"key": key, "value": b"%d" % total, "expires": end}
                 db.execute(schema.PUT, {**row, "weight": None})
             return total
 
         return self._do(add)
+
+    def _row(self, db: sqlite3.Connection, key: str) -> tuple[bytes, float] | None:
+        """Return value and end."""
+        row = {"key": key, "now": self._terms.clock()}
+        found: tuple[bytes, float] | None = db.execute(schema.GET, row).fetchone()
+        return found
 
     def close(self) -> None:
         """Let go of the file; the next call opens it again."""
@@ -179,47 +185,90 @@ class File:
         except ImportError as error:  # a part of Python that some systems leave out
             raise StoreError(f"no SQLite: {error}") from error
         try:
+            if self._connection is not None and self._identity != self._identity_now():
+                self.close()
             if self._connection is None:
                 self._connection = self._open()
             return operation(self._connection)
+        except StoreBusy:
+            raise
+        except StoreError:
+            self.close()
+            raise
         except sqlite3.Error as error:
             # The low byte; the others say which kind of it.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             text = f"{self._path}: {error}"
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise StoreBusy(text) from error
+            self.close()
             raise StoreError(text) from error
         except MemoryError as error:
+            self.close()
             raise StoreError(f"{self._path}: out of memory") from error
         except (OSError, ValueError, TypeError) as error:
+            self.close()
             why = getattr(error, "strerror", None) or str(error)
             raise StoreError(f"{self._path}: {why}") from error
 
+    def _identity_now(self) -> tuple[object, ...] | None:
+        return _identity(self._path, with_log=self._terms.read_only)
+
     def _open(self) -> sqlite3.Connection:
-        self._examine()
-        if not os.path.exists(self._path):
-            if not self._terms.create:
-                raise StoreAbsent(f"{self._path}: no such file")
-            self._make()
-        # Asked first: for a file that may only be read the library says so later.
-        if not os.access(self._path, os.R_OK | os.W_OK):
-            raise StoreError(f"{self._path}: may not be read and written")
-        db = _connect(self._path, "mode=rw")
+        way = self._way_to_read() if self._terms.read_only else self._way_to_write()
+        db = _connect(self._path, way)
         try:
-            try:
-                schema.check(db, self._path)
-            except schema.OtherVersion:
-                schema.renew(db)
-                schema.check(db, self._path)
-            db.execute("PRAGMA secure_delete = OFF")
-            db.execute("PRAGMA synchronous = NORMAL")
-            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
-            db.execute(f"PRAGMA journal_size_limit = {LOG_SIZE}")
+            self._check(db)
             self._examine()
         except BaseException:
             db.close()
             raise
         return db
+
+    def _way_to_write(self) -> str:
+        """Return how the file is opened, which is there now."""
+        self._examine()
+        if not os.path.exists(self._path):
+            if not self._terms.create:
+                raise StoreAbsent(f"{self._path}: no such file")
+            self._make()
+        # Before it is opened: what replaces it in between is seen the next time.
+        self._identity = self._identity_now()
+        # Asked first: for a file that may only be read the library says so later.
+        if not os.access(self._path, os.R_OK | os.W_OK):
+            raise StoreError(f"{self._path}: may not be read and written")
+        return "mode=rw"
+
+    def _way_to_read(self) -> str:
+        """Return how the file is opened, so that the library makes nothing beside it."""
+        self._identity = self._identity_now()
+        if os.path.lexists(self._path):
+            self._examine()
+        if self._identity is None:
+            raise StoreAbsent(f"{self._path}: no such file")
+        if not os.access(self._path, os.R_OK):
+            raise StoreError(f"{self._path}: may not be read")
+        match self._identity[-1]:
+            case _Log.NONE:
+                return "mode=ro&immutable=1"
+            case _Log.SHARED:
+                return "mode=ro&readonly_shm=1"
+            case _:
+                raise StoreBusy(f"{self._path}: another process has it alone")
+
+    def _check(self, db: sqlite3.Connection) -> None:
+        try:
+            schema.check(db, self._path)
+        except schema.OtherVersion as error:
+            if self._terms.read_only:
+                raise StoreAbsent(str(error)) from error
+            schema.renew(db)
+            schema.check(db, self._path)
+        if not self._terms.read_only:
+            db.execute("PRAGMA secure_delete = OFF")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
+            db.execute(f"PRAGMA journal_size_limit = {LOG_SIZE}")
 
     def _examine(self) -> None:
         examine(self._path, self._terms.trust, os.geteuid())
@@ -238,54 +287,6 @@ class File:
                     os.link(temporary, self._path)
         finally:
             _remove(files(temporary))
-
-
-class FileToRead(File):
-    """The file as it is at every moment: it may come, go and be replaced.
-
-    Nothing is made or changed, not even what SQLite has beside the file.
-    """
-
-    _identity: tuple[object, ...] | None = None
-
-    def _do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        if self._connection is not None and _identity(self._path) != self._identity:
-            self.close()
-        try:
-            return super()._do(operation)
-        except StoreBusy:
-            raise
-        except StoreError:
-            self.close()
-            raise
-
-    def _open(self) -> sqlite3.Connection:
-        # Before it is opened: what replaces it in between is seen the next time.
-        self._identity = _identity(self._path)
-        if os.path.lexists(self._path):
-            self._examine()
-        if self._identity is None:
-            raise StoreAbsent(f"{self._path}: no such file")
-        if not os.access(self._path, os.R_OK):
-            raise StoreError(f"{self._path}: may not be read")
-        match self._identity[-1]:
-            case _Log.NONE:
-                how = "immutable=1"  # else the library would make one
-            case _Log.SHARED:
-                how = "readonly_shm=1"
-            case _:
-                raise StoreBusy(f"{self._path}: another process has it alone")
-        db = _connect(self._path, f"mode=ro&{how}")
-        try:
-            schema.check(db, self._path)
-            self._examine()
-        except schema.OtherVersion as error:
-            db.close()
-            raise StoreAbsent(str(error)) from error
-        except BaseException:
-            db.close()
-            raise
-        return db
 
 
 def _connect(path: str, how: str) -> sqlite3.Connection:
@@ -331,16 +332,21 @@ class _Log(Enum):
     ALONE = "without: one process has it, or had it"
 
 
-def _identity(path: str) -> tuple[object, ...] | None:
-    """Return which file this is, with the `_Log` last; None when there is no file.
+def _identity(path: str, *, with_log: bool) -> tuple[object, ...] | None:
+    """Return which file this is; None when there is no file.
 
-    Without a log, a change is seen by its time and size.
+    Args:
+        path: Of the file.
+        with_log: Also in which state it is, the `_Log` last. Without a log, a change is
+            seen by its time and size.
     """
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     which = found.st_dev, found.st_ino
+    if not with_log:
+        return which
     if not os.path.exists(path + "-wal"):
         return *which, found.st_mtime_ns, found.st_size, _Log.NONE
     return *which, _Log.SHARED if os.path.exists(path + "-shm") else _Log.ALONE

@@ -10,7 +10,7 @@ when they expire, when there is no room, and when an operator clears them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from mxpolicy.errors import StoreError
 
@@ -24,12 +24,15 @@ __all__ = [
     "LIGHT",
     "MEDIUM",
     "WEIGHTS",
+    "Operation",
     "Store",
     "StoreAbsent",
     "StoreBusy",
     "StoreDistrusted",
     "Stored",
 ]
+
+T = TypeVar("T")
 
 # What the keys of the journal's rows begin with. They have a bound of their own: what
 # is remembered of hosts never takes their room, nor they that of the hosts.
@@ -78,8 +81,34 @@ class Stored(NamedTuple):
     expires: float
 
 
-class Store(Protocol):
-    """What every implementation does.
+class Operation(NamedTuple, Generic[T]):
+    """One call of a method of `Store`, as a value that wrappers pass on.
+
+    Attributes:
+        name: The method's. An implementation has rows: an object with a method of this
+            name that takes *arguments*.
+        key: The key, prefix or first key that it is about; see `JOURNAL`.
+        arguments: All of them, in the order of the method's signature.
+        undone: What the method returns where it was not done and must not raise.
+    """
+
+    name: str
+    key: str
+    arguments: tuple[Any, ...]
+    undone: T
+
+    @property
+    def is_read(self) -> bool:
+        """Whether it changes nothing."""
+        return self.name in {"get_many", "scan"}
+
+    def on(self, rows: object) -> T:
+        """Do it, and return what it returns."""
+        return cast("T", getattr(rows, self.name)(*self.arguments))
+
+
+class Store:
+    """What every implementation does. It has one method, `do`; the others call that.
 
     Times are UTC seconds as `time.time` gives them: several machines, or one before
     and after a restart, have no other clock in common. A row is gone from the
@@ -93,6 +122,10 @@ class Store(Protocol):
     Without it a row is light, and medium from the second time on that it is written.
     """
 
+    async def do(self, operation: Operation[T]) -> T:
+        """Return what *operation* does."""
+        raise NotImplementedError
+
     def patient(self, seconds: float) -> Self:
         """Return the same store, for one question that is worth *seconds* of waiting.
 
@@ -101,18 +134,24 @@ class Store(Protocol):
         nobody can tell, and that what was to be written is *perhaps* written: read
         again. Whatever was begun before is done before the next question is answered.
         """
-        ...
+        return self
+
+    async def close(self) -> None:
+        """Let go of it. What was put is kept, as far as this kind of store keeps."""
 
     async def get(self, key: str) -> bytes | None:
         """Return the value, None when there is none."""
-        ...
+        return (await self.get_many([key])).get(key)
 
     async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
         """Return the values of those that are there, by key; one visit for all.
 
         Either all of *keys* are the journal's, or none is.
         """
-        ...
+        if not keys:
+            return {}
+        one = next(iter(keys))
+        return await self.do(Operation("get_many", one, (keys,), {}))
 
     async def put(
         self,
@@ -128,7 +167,8 @@ class Store(Protocol):
         With *durable* it survives a loss of power once this has returned; without,
         a crash of the process only.
         """
-        ...
+        row = key, value, expires, weight, durable
+        await self.do(Operation("put", key, row, None))
 
     async def add(
         self, key: str, value: bytes, expires: float, *, weight: int | None = None
@@ -137,7 +177,8 @@ class Store(Protocol):
 
         Of any number who add one key at the same time, one is told True.
         """
-        ...
+        row = key, value, expires, weight
+        return await self.do(Operation("add", key, row, False))
 
     async def replace(
         self,
@@ -149,23 +190,23 @@ class Store(Protocol):
         weight: int | None = None,
     ) -> bool:
         """Keep *new* if *old* is what is there; return whether it was."""
-        ...
+        row = key, old, new, expires, weight
+        return await self.do(Operation("replace", key, row, False))
 
     async def delete(self, key: str) -> bool:
         """Forget *key*; return whether there was anything."""
-        ...
+        return await self.do(Operation("delete", key, (key,), False))
 
     async def count(self, key: str, n: int, expires: float) -> int:
         """Add *n* to a number, which begins with 0, and return the sum.
 
         *expires* is that of the first addition; later ones do not move it.
         """
-        ...
+        return await self.do(Operation("count", key, (key, n, expires), n))
 
     async def scan(self, prefix: str) -> list[Stored]:
-        """Return the rows whose key begins with *prefix*, by key."""
-        ...
+        """Return the rows whose key begins with *prefix*, by key.
 
-    async def close(self) -> None:
-        """Let go of it. What was put is kept, as far as this kind of store keeps."""
-        ...
+        Those of the journal are found by a prefix that begins with `JOURNAL` only.
+        """
+        return await self.do(Operation("scan", prefix, (prefix,), []))

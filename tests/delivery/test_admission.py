@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mxpolicy.net.stream import Stream
-    from mxpolicy.state.store import Store
+    from mxpolicy.state.store import Operation, Store
+
+T = TypeVar("T")
+
 
 LIMIT = 20
 BAD, GOOD = "bad.example:25", "good.example:25"
@@ -475,8 +478,10 @@ class Lazy(MemoryStore):
 class Broken(MemoryStore):
     """A disk that fails at the first touch."""
 
-    async def scan(self, prefix: str) -> Any:
-        raise StoreError("disk full")
+    async def do(self, operation: Operation[T]) -> T:
+        if operation.name == "scan":
+            raise StoreError("disk full")
+        return await super().do(operation)
 
 
 @pytest.mark.parametrize("broken", [False, True])

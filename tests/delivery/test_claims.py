@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mxpolicy.outcome import Outcome
-    from mxpolicy.state.store import Store
+    from mxpolicy.state.store import Operation, Store
+
+T = TypeVar("T")
 
 HOST, OTHER = "mx1.example[192.0.2.1]:25", "mx2.example[192.0.2.2]:25"
 TAKEN = Delivered(EnhancedStatus(2, 0, 0), "250 2.0.0 Ok", Reply(250, ("Ok",)), HOST)
@@ -496,48 +498,11 @@ class Failing(MemoryStore):
         self.left = after
         self.error = error
 
-    def _fail(self) -> None:
+    async def do(self, operation: Operation[T]) -> T:
         self.left -= 1
         if self.left < 0:
             raise self.error("no")
-
-    async def get(self, key: str) -> bytes | None:
-        self._fail()
-        return await super().get(key)
-
-    async def put(
-        self,
-        key: str,
-        value: bytes,
-        expires: float,
-        *,
-        weight: int | None = None,
-        durable: bool = False,
-    ) -> None:
-        self._fail()
-        await super().put(key, value, expires, weight=weight, durable=durable)
-
-    async def add(
-        self, key: str, value: bytes, expires: float, *, weight: int | None = None
-    ) -> bool:
-        self._fail()
-        return await super().add(key, value, expires, weight=weight)
-
-    async def replace(
-        self,
-        key: str,
-        old: bytes,
-        new: bytes,
-        expires: float,
-        *,
-        weight: int | None = None,
-    ) -> bool:
-        self._fail()
-        return await super().replace(key, old, new, expires, weight=weight)
-
-    async def delete(self, key: str) -> bool:
-        self._fail()
-        return await super().delete(key)
+        return await super().do(operation)
 
 
 @pytest.mark.parametrize("outcome", [TAKEN, REFUSED, LATER, IN_DOUBT])
@@ -568,17 +533,10 @@ def test_busy_store_is_given_time_since_a_copy_may_depend_on_it() -> None:
     class BusyForAWhile(MemoryStore):
         until = 0.0
 
-        async def get(self, key: str) -> bytes | None:
+        async def do(self, operation: Operation[T]) -> T:
             if asyncio.get_running_loop().time() < self.until:
                 raise StoreBusy("no")
-            return await super().get(key)
-
-        async def add(
-            self, key: str, value: bytes, expires: float, *, weight: int | None = None
-        ) -> bool:
-            if asyncio.get_running_loop().time() < self.until:
-                raise StoreBusy("no")
-            return await super().add(key, value, expires, weight=weight)
+            return await super().do(operation)
 
     store = BusyForAWhile(lambda: 1_000_000.0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
     from mxpolicy.net.stream import Stream
     from mxpolicy.routing.candidate import Candidate
-    from mxpolicy.state.store import Store
+    from mxpolicy.state.store import Operation, Store
+
+T = TypeVar("T")
+
 
 START = 1_800_000_000.0
 MINUTE = 60.0
@@ -370,7 +373,7 @@ def test_later_nexthop_does_not_bounce_while_an_earlier_one_cannot_be_looked_up(
 
 
 class Broken(MemoryStore):
-    async def get(self, key: str) -> bytes | None:
+    async def do(self, operation: Operation[T]) -> T:
         raise StoreError("disk full")
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, TypeVar
 from mxpolicy.state.memory import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Callable
+
+    from mxpolicy.state.store import Operation
 
 __all__ = ["SlowOnce"]
 
@@ -43,55 +45,19 @@ class SlowOnce(MemoryStore):
         self._seconds = seconds
         self._until = 0.0
 
-    async def _visit(self, work: Awaitable[T]) -> T:
+    async def do(self, operation: Operation[T]) -> T:
         number, self.visits = self.visits, self.visits + 1
         clock = asyncio.get_running_loop().time
         if number == self.at:
             self._until = clock() + self._seconds
         # What was begun is done whatever becomes of whoever waits, as by a thread.
-        return await asyncio.shield(asyncio.ensure_future(self._late(work)))
+        return await asyncio.shield(asyncio.ensure_future(self._late(operation)))
 
-    async def _late(self, work: Awaitable[T]) -> T:
+    async def _late(self, operation: Operation[T]) -> T:
         wait = max(0.0, self._until - asyncio.get_running_loop().time())
         if self._how == "done late":
             await asyncio.sleep(wait)
-            return await work
-        done = await work
+            return await super().do(operation)
+        done = await super().do(operation)
         await asyncio.sleep(wait)
         return done
-
-    async def get(self, key: str) -> bytes | None:
-        return await self._visit(super().get(key))
-
-    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
-        return await self._visit(super().get_many(keys))
-
-    async def put(
-        self,
-        key: str,
-        value: bytes,
-        expires: float,
-        *,
-        weight: int | None = None,
-        durable: bool = False,
-    ) -> None:
-        await self._visit(super().put(key, value, expires, weight=weight))
-
-    async def add(
-        self, key: str, value: bytes, expires: float, *, weight: int | None = None
-    ) -> bool:
-        return await self._visit(super().add(key, value, expires, weight=weight))
-
-    async def replace(
-        self,
-        key: str,
-        old: bytes,
-        new: bytes,
-        expires: float,
-        *,
-        weight: int | None = None,
-    ) -> bool:
-        return await self._visit(super().replace(key, old, new, expires, weight=weight))
-
-    async def delete(self, key: str) -> bool:
-        return await self._visit(super().delete(key))

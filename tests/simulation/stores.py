@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.errors import StoreError
 from mxpolicy.state.memory import MemoryStore
-from mxpolicy.state.store import StoreBusy
+from mxpolicy.state.store import Store, StoreBusy
 from tests.simulation.world import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
-    from typing import Any, Self
+    from collections.abc import Callable
+    from typing import Any
 
-    from mxpolicy.state.store import Stored
+    from mxpolicy.state.store import Operation
     from tests.simulation.process import Process
 
 __all__ = ["File", "View"]
@@ -65,13 +65,13 @@ class File:
             case Storage.BREAKING if is_in_trouble:
                 raise StoreError("disk I/O error")
             case Storage.LOSING if is_in_trouble:
-                for key in list(self.memory._rows):
+                for key in list(self.memory.rows._rows):
                     if self.rng.random() < OFTEN:
-                        del self.memory._rows[key]
+                        del self.memory.rows._rows[key]
         return 0.0005
 
 
-class View:
+class View(Store):
     """Does one thing after the other, some of them late, some not at all.
 
     What it was told is done, also when nobody waits for it any more: so a thread does
@@ -84,48 +84,14 @@ class View:
         self._free_at = 0.0
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def patient(self, seconds: float) -> Self:
-        return self
-
-    async def get(self, key: str) -> bytes | None:
-        return await self._do(lambda memory: memory.get(key))
-
-    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
-        return await self._do(lambda memory: memory.get_many(keys))
-
-    async def put(self, key: str, value: bytes, expires: float, **more: Any) -> None:
-        await self._do(lambda memory: memory.put(key, value, expires, **more))
-
-    async def add(self, key: str, value: bytes, expires: float, **more: Any) -> bool:
-        return await self._do(lambda memory: memory.add(key, value, expires, **more))
-
-    async def replace(
-        self, key: str, old: bytes, new: bytes, expires: float, **more: Any
-    ) -> bool:
-        return await self._do(
-            lambda memory: memory.replace(key, old, new, expires, **more)
-        )
-
-    async def delete(self, key: str) -> bool:
-        return await self._do(lambda memory: memory.delete(key))
-
-    async def count(self, key: str, n: int, expires: float) -> int:
-        return await self._do(lambda memory: memory.count(key, n, expires))
-
-    async def scan(self, prefix: str) -> list[Stored]:
-        return await self._do(lambda memory: memory.scan(prefix))
-
-    async def close(self) -> None:
-        pass
-
-    async def _do(self, operation: Callable[[MemoryStore], Awaitable[T]]) -> T:
+    async def do(self, operation: Operation[T]) -> T:
         self._process.operate()
         loop = asyncio.get_running_loop()
         delay = self._file.delay()
         if self._file.storage is Storage.WELL:
             await asyncio.sleep(delay)
             self._process.check()
-            return await operation(self._file.memory)
+            return await self._file.memory.do(operation)
         is_late = self._file.storage is Storage.SLOW and delay >= LATE[0]
         if is_late and self._file.rng.random() < 0.5:
             await asyncio.sleep(LATE[0])
@@ -136,9 +102,7 @@ class View:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
-    async def _do_at(
-        self, at: float, operation: Callable[[MemoryStore], Awaitable[T]]
-    ) -> T:
+    async def _do_at(self, at: float, operation: Operation[T]) -> T:
         await asyncio.sleep(max(0.0, at - asyncio.get_running_loop().time()))
         self._process.check()
-        return await operation(self._file.memory)
+        return await self._file.memory.do(operation)

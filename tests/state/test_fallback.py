@@ -14,7 +14,7 @@ from mxpolicy.state.store import StoreBusy
 from tests.helpers.fast_loop import run_fast
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from mxpolicy.state.store import Operation
 
 FAR = 2e9
 
@@ -33,47 +33,30 @@ class Disk(MemoryStore):
         self._turn = asyncio.Lock()
         self._tasks: list[asyncio.Task[Any]] = []
 
-    async def _do(self, operation: Callable[[], Awaitable[T]]) -> T:
+    async def do(self, operation: Operation[T]) -> T:
         async def in_turn() -> T:
             async with self._turn:
                 await asyncio.sleep(self.seconds)
-                return await operation()
+                return operation.on(self.rows)
 
         task = asyncio.create_task(in_turn())
         self._tasks.append(task)
         return await asyncio.shield(task)
 
-    async def get(self, key: str) -> bytes | None:
-        get = super().get
-        return await self._do(lambda: get(key))
-
-    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
-        get_many = super().get_many
-        return await self._do(lambda: get_many(keys))
-
-    async def add(
-        self, key: str, value: bytes, expires: float, *, weight: int | None = None
-    ) -> bool:
-        add = super().add
-        return await self._do(lambda: add(key, value, expires, weight=weight))
-
 
 class Failing(MemoryStore):
-    """Raises *error* for the first *times*."""
+    """Raises *error* for the first *times* that something is read."""
 
     def __init__(self, error: type[StoreError], times: int) -> None:
         super().__init__(lambda: 0.0)
         self._error = error
         self.times = times
 
-    async def get(self, key: str) -> bytes | None:
-        if self.times > 0:
+    async def do(self, operation: Operation[T]) -> T:
+        if operation.is_read and self.times > 0:
             self.times -= 1
             raise self._error("no")
-        return await super().get(key)
-
-    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
-        return {key: value for key in keys if (value := await self.get(key))}
+        return await super().do(operation)
 
 
 @pytest.mark.parametrize("seconds", [0.9, 3600.0], ids=["slow", "hangs"])
@@ -121,7 +104,7 @@ def test_patience_is_what_a_question_may_take(
 ) -> None:
     async def work() -> None:
         disk = Disk(5.0)
-        await MemoryStore.put(disk, "a", b"1", FAR)
+        disk.rows.put("a", b"1", FAR, None, False)
         store = FallbackStore(disk, print)
         assert await store.patient(patience).get("a") == answer
 

@@ -8,18 +8,23 @@ import shutil
 import sqlite3
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from mxpolicy.state.fallback import READING_BOUND as BOUND
+from mxpolicy.state.fallback import ReadingStore
+from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.opening import open_to_read
-from mxpolicy.state.reading import BOUND, ReadingStore
 from mxpolicy.state.sqlite import SqliteStore
-from mxpolicy.state.store import Stored
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
     from pathlib import Path
+
+    from mxpolicy.state.store import Operation
+
+T = TypeVar("T")
 
 FAR = time.time() + 1e6
 
@@ -199,24 +204,19 @@ async def test_lock_of_another_delays_for_a_short_time_only(
     assert len(told) <= 1
 
 
-class Hanging:
+class Hanging(MemoryStore):
     """A disk that answers when it is told to."""
 
     def __init__(self) -> None:
-        self.asked: list[Collection[str]] = []
+        super().__init__()
+        self.rows.put("a", b"1", FAR, None, False)
+        self.asked: list[Operation[Any]] = []
         self.goes_on = asyncio.Event()
 
-    async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
-        self.asked.append(keys)
+    async def do(self, operation: Operation[T]) -> T:
+        self.asked.append(operation)
         await self.goes_on.wait()
-        return dict.fromkeys(keys, b"1")
-
-    async def scan(self, prefix: str) -> list[Stored]:
-        await self.goes_on.wait()
-        return [Stored(prefix, b"1", FAR)]
-
-    async def close(self) -> None:
-        pass
+        return operation.on(self.rows)
 
 
 async def test_disk_that_hangs_is_waited_for_once_and_used_when_it_is_back(
@@ -224,9 +224,10 @@ async def test_disk_that_hangs_is_waited_for_once_and_used_when_it_is_back(
 ) -> None:
     disk = Hanging()
     store = ReadingStore(disk, told.append)
-    assert await asyncio.gather(*(store.get(f"{n}") for n in range(9))) == [None] * 9
+    keys = [f"{n}" for n in range(9)]
+    assert await store.get_many(keys) == {}
     assert len(disk.asked) == 1
-    assert len(disk.asked[0]) == 9  # by one visit
+    assert len(disk.asked[0].arguments[0]) == 9  # by one visit
     began = time.monotonic()
     for _ in range(100):
         assert await store.get("a") is None
@@ -242,7 +243,7 @@ async def test_disk_that_hangs_is_waited_for_once_and_used_when_it_is_back(
 
 async def test_without_threads_nothing_is_remembered(told: list[str]) -> None:
     class NoThread(Hanging):
-        async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        async def do(self, operation: Operation[T]) -> T:
             raise RuntimeError("can't start new thread")
 
     store = ReadingStore(NoThread(), told.append)
