@@ -534,6 +534,7 @@ async def _deliver(
     """Deliver until *deadline*, on the monotonic clock, or *ends*; and leave."""
     import asyncio
 
+    from mxpolicy.delivery.context import Context
     from mxpolicy.delivery.engine import Engine, Request
     from mxpolicy.delivery.events import RecipientSettled, Trouble
     from mxpolicy.delivery.log import Log
@@ -541,7 +542,7 @@ async def _deliver(
     from mxpolicy.state.opening import open_store, state_file
 
     asyncio.get_running_loop().set_exception_handler(_loop_trouble(door))
-    log = Log(options.log, arguments.queue_id)
+    log = Log(options.log)
 
     def observe(event: Event) -> None:
         if isinstance(event, RecipientSettled):
@@ -549,10 +550,13 @@ async def _deliver(
         log.observe(event)
 
     def tell(trouble: str) -> None:
-        log.observe(Trouble(0.0, trouble))
+        log.observe(Trouble(0.0, trouble, arguments.queue_id))
+
+    async def is_watched() -> bool:
+        return door.is_watched()
 
     store = open_store(state_file(options.state, os.environ), tell)
-    engine = Engine(options, observe, door.is_watched, store=store)
+    engine = Engine(Context(options, store=store))
     mail_data = await spool(0, memory_limit=options.limits.message_memory)
     if not mail_data.size:
         raise LocalTrouble("no message: standard input is empty")
@@ -567,6 +571,8 @@ async def _deliver(
         queue_id=arguments.queue_id,
         deadline=max(0.0, deadline - time.monotonic()),
         ends=max(0.0, ends - time.monotonic()),
+        observe=observe,
+        may_send_dot=is_watched,
     )
     door.expect(len(request.recipients))
     await engine.deliver(request, mail_data)

@@ -21,6 +21,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from mxpolicy.config import load
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Trouble
 from mxpolicy.delivery.log import Log
@@ -54,7 +55,7 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
         MxPolicyError, OSError, MemoryError: Nothing has been read yet.
     """
     options = load(_config(argv), os.environ)
-    log = Log(options.log, "")
+    log = Log(options.log)
 
     def tell(text: str) -> None:
         log.observe(Trouble(0.0, text))
@@ -64,7 +65,7 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
         tell(f"{type(trouble).__name__}: {trouble}")
 
     store = open_to_read(state_file(options.state, os.environ), tell, acts=True)
-    engine = Engine(options, log.observe, store=store)
+    engine = Engine(Context(options, store=store))
     server = AccessPolicyServer(engine, options, log.observe)
     # Any descriptor will do: epoll would not take a file, which is how one tries it.
     loop = asyncio.SelectorEventLoop(selectors.PollSelector())

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.address import AddressError, UnsupportedDomain, parse_mailbox
 from mxpolicy.config import load
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.forecast import Forecast
 from mxpolicy.delivery.plan import Plan
@@ -97,7 +98,7 @@ def main(argv: Sequence[str]) -> int:
         options = load(arguments.config, os.environ)
         told: list[str] = []
         store = open_to_read(state_file(options.state, os.environ), told.append)
-        engine = Engine(options, lambda _: None, store=store)
+        engine = Engine(Context(options, store=store))
     except ConfigError as error:
         options = Options()
         text = "; ".join(error.mistakes)

@@ -627,7 +627,7 @@ SETTLE = (
     "    for one in recipients or request.recipients:\n"
     "        reply = Reply(250, ('Ok',))\n"
     "        got = Delivered(EnhancedStatus(2, 0, 0), '250 Ok', reply, 'h')\n"
-    "        self._around.observe(events.RecipientSettled(\n"
+    "        request.observe(events.RecipientSettled(\n"
     "            0.0, one, got, Delays(), 'direct', ()))\n"
     "async def deliver(self, request, mail_data):\n"
     "    {}\n"

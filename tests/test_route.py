@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from mxpolicy import route
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.forecast import Forecast, forecast
 from mxpolicy.delivery.plan import Plan, Planner
@@ -296,7 +297,7 @@ async def test_engine_plans_as_it_delivers() -> None:
         options = Options(
             helo="mail.example.net", resolver=ResolverOptions(servers=(server.text,))
         )
-        engine = Engine(options, lambda _: None)
+        engine = Engine(Context(options))
         for nexthop in ("example.com", "EXAMPLE.com.", "", "[198.51.100.9]"):
             plan = await engine.plan(nexthop, "", "user@example.com")
             assert plan.candidates
@@ -328,7 +329,7 @@ async def test_only_the_recipient_s_own_domain_bounces(
         options = Options(
             helo="mail.example.net", resolver=ResolverOptions(servers=(server.text,))
         )
-        plan = await Engine(options, lambda _: None).plan(nexthop, "", recipient)
+        plan = await Engine(Context(options)).plan(nexthop, "", recipient)
     assert isinstance(plan.refusal, kind), plan
 
 

@@ -81,7 +81,7 @@ class Admission:
         self.processes = processes
         self.utc = utc
         self.owner = owner
-        self.lives = lives
+        self._lives = lives
 
     async def places(self, me: Owner) -> list[Place]:
         """Return the places of the other processes of this machine.
@@ -100,7 +100,7 @@ class Admission:
         return [row.place for row in rows]
 
     async def _is_there(self, row: _Row) -> bool:
-        if self.lives(row.owner):
+        if self._lives(row.owner):
             return True
         await self.store.delete(row.key)
         return False
@@ -146,7 +146,7 @@ class Stay:
     """One delivery, from the door to its end.
 
     Call `enter` first, and `dial` before any host is dialled; tell everything to
-    `observe`, and in the end, whatever has happened, call `leave`.
+    `learn`, and in the end, whatever has happened, call `leave`.
 
     Args:
         admission: The engine's.
@@ -260,7 +260,7 @@ class Stay:
         if self._has_place:
             self._watch()
 
-    def observe(self, event: events.Event) -> None:
+    def learn(self, event: events.Event) -> None:
         """Take note of what happens; never waits."""
         if not self._has_place:
             return

@@ -20,8 +20,8 @@ Who is settled how
 from __future__ import annotations
 
 import asyncio
-import traceback
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from typing import Protocol, assert_never
 
@@ -36,6 +36,7 @@ from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.opening import TlsUse, Way, open_session
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.session import Session
+from mxpolicy.delivery.trace import Trace
 from mxpolicy.delivery.transaction import TransactionResult
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import TlsLevel
@@ -116,51 +117,56 @@ class Attempt:
     """Deliver one message to *recipients* over *plan*; use once, by `run`.
 
     Args:
-        context: The engine's things.
+        context: The engine's.
+        trace: The message's. All times are as its `now`.
         plan: Has at least one candidate. A refusal is not final while one of its
             unresolved hosts is better.
         envelope: The whole envelope.
         recipients: Indices into it: those this plan is for.
         mail_data: Readable any number of times.
-        began: When the message was taken in hand, on the clock.
-        deadline: On the clock. Until then hosts are asked and mail data is sent; the
+        deadline: Until then hosts are asked and mail data is sent; the
             final dot is not sent later, and its reply has `DOT_TIME` more.
         settle: Called once for each of *recipients*, as soon as its outcome is known.
         journal: What became of this message before, and becomes of it now.
         known: What is remembered of the candidates.
-        ends: When the mail server stops listening, on the clock. A dot whose reply may
-            come after it is not sent.
+        may_send_dot: Asked before the mail data is sent, and again just before the final
+            dot, which makes the message the host's (RFC 5321 §4.1.1.4).
+        ends: When the mail server stops listening. A dot whose reply may come after it
+            is not sent.
     """
 
     def __init__(
         self,
         context: Context,
+        trace: Trace,
         plan: Plan,
         envelope: Envelope,
         recipients: Iterable[int],
         mail_data: MailData,
         *,
-        began: float,
         deadline: float,
         settle: Settle,
         journal: Journal,
+        may_send_dot: Callable[[], Awaitable[bool]],
         known: KnownHosts = NOTHING_KNOWN,
         ends: float = inf,
     ) -> None:
         self._context = context
         self._options = context.options
-        self._clock = context.clock
+        self._trace = trace
+        self._tell = trace.tell
+        self._now = trace.now
         self._plan = plan
         self._known = known
         self._envelope = envelope
         self._mail_data = mail_data
-        self._began = began
-        self._planned = context.clock()
+        self._planned = trace.now()
         self._deadline = deadline
         self._last_dot = min(deadline, ends - DOT_TIME)
         self._unsettled = set(recipients)
         self._report = settle
         self._journal = journal
+        self._may_send_dot = may_send_dot
         self._race = racing.Race(
             [self._entry(candidate) for candidate in plan.candidates],
             self._options.race,
@@ -178,7 +184,7 @@ class Attempt:
         self._results: dict[Candidate, TransactionResult] = {}
         # Why no other host is asked after a transaction that we had to end ourselves.
         self._hopeless: _Reason | None = None
-        self._delays = Delays(dns=self._planned - began)
+        self._delays = Delays(dns=self._planned)
         self._transfer_began = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[_Reason]
@@ -192,7 +198,7 @@ class Attempt:
         """
         try:
             async with asyncio.TaskGroup() as self._group:
-                self._perform(self._race.begin(self._clock()))
+                self._perform(self._race.begin(self._now()))
                 reason = await self._over  # everybody was dropped before it
         except BaseException:
             self._settle_what_hosts_have()
@@ -253,13 +259,13 @@ class Attempt:
                 case racing.GiveUp(reason):
                     self._end(reason)
                 case racing.Doubt(candidate, finding):
-                    self._tell(events.CandidateDoubted(self._now(), candidate, finding))
+                    self._tell(events.CandidateDoubted, candidate, finding)
                 case _:
                     assert_never(action)
 
     def _start(self, candidate: Candidate) -> None:
         self._phase[candidate] = Phase.CONNECT
-        self._tell(events.CandidateStarted(self._now(), candidate))
+        self._tell(events.CandidateStarted, candidate)
         self._run(candidate, self._reach(candidate))
 
     def _drop(self, candidate: Candidate, finding: Finding | None) -> None:
@@ -267,7 +273,7 @@ class Attempt:
             self._record(candidate, finding)
         else:
             phase = self._phase[candidate]
-            self._tell(events.CandidateDropped(self._now(), candidate, phase))
+            self._tell(events.CandidateDropped, candidate, phase)
         runner = self._runners.pop(candidate, None)
         if runner is not None:
             runner.cancel()
@@ -276,7 +282,7 @@ class Attempt:
             session.quit()
 
     def _take(self, candidate: Candidate) -> None:
-        self._tell(events.CandidateTaken(self._now(), candidate))
+        self._tell(events.CandidateTaken, candidate)
         self._run(candidate, self._transact(candidate))
 
     def _run(self, candidate: Candidate, work: Coroutine[None, None, None]) -> None:
@@ -287,12 +293,12 @@ class Attempt:
             self._alarm.cancel()
             self._alarm = None
         if at is not None:
-            delay = max(0.0, at - self._clock())
+            delay = max(0.0, at - self._now())
             self._alarm = asyncio.get_running_loop().call_later(delay, self._ring)
 
     def _ring(self) -> None:
         try:
-            self._perform(self._race.wake(self._clock()))
+            self._perform(self._race.wake(self._now()))
         except Exception as exc:  # a callback's exception would reach nobody
             if self._over.done():
                 raise
@@ -317,12 +323,12 @@ class Attempt:
         except LocalTrouble as failed:
             self._spoilt(candidate, failed)
         except Exception as failed:
-            self._tell(events.Trouble(self._now(), traceback.format_exc()))
+            self._trace.trouble(failed)
             self._spoilt(candidate, failed)
         else:
             del self._runners[candidate]
             self._sessions[candidate] = session
-            self._perform(self._race.reached(candidate, Phase.READY, self._clock()))
+            self._perform(self._race.reached(candidate, Phase.READY, self._now()))
 
     async def _open(self, candidate: Candidate, way: Way) -> Session:
         session = await open_session(
@@ -331,12 +337,10 @@ class Attempt:
             lambda phase: self._entered(candidate, phase),
             way,
             self._tls_use(candidate),
-            on_stray=lambda reply: self._tell(
-                events.StrayReply(self._now(), candidate, reply.text)
-            ),
+            on_stray=lambda reply: self._tell(events.StrayReply, candidate, reply.text),
         )
         if session.is_secured:
-            self._tell(events.Secured(self._now(), candidate))
+            self._tell(events.Secured, candidate)
         return session
 
     def _tls_use(self, candidate: Candidate) -> TlsUse:
@@ -349,12 +353,10 @@ class Attempt:
         """Tell that the ordinary way had failed and another one has not."""
         if session.has_small_segments or session.had_to_be_in_clear:
             self._tell(
-                events.WorkedAround(
-                    self._now(),
-                    session.candidate,
-                    session.has_small_segments,
-                    session.had_to_be_in_clear,
-                )
+                events.WorkedAround,
+                session.candidate,
+                session.has_small_segments,
+                session.had_to_be_in_clear,
             )
 
     def _entered(self, candidate: Candidate, phase: Phase) -> None:
@@ -362,10 +364,10 @@ class Attempt:
         if phase <= self._phase[candidate]:
             return
         self._phase[candidate] = phase
-        self._tell(events.PhaseReached(self._now(), candidate, phase))
+        self._tell(events.PhaseReached, candidate, phase)
         if phase is Phase.READY:
             return  # the race is told when the session is in our hands
-        self._perform(self._race.reached(candidate, phase, self._clock()))
+        self._perform(self._race.reached(candidate, phase, self._now()))
         if candidate not in self._runners:
             raise asyncio.CancelledError  # dropped in answer to what it has reached
 
@@ -374,19 +376,19 @@ class Attempt:
     ) -> None:
         del self._runners[candidate]
         self._record(candidate, finding, reply)
-        self._perform(self._race.failed(candidate, finding, self._clock()))
+        self._perform(self._race.failed(candidate, finding, self._now()))
 
     def _spoilt(self, candidate: Candidate, error: Exception) -> None:
         """Our own trouble kept us from *candidate*; nothing is said against it."""
         del self._runners[candidate]
         self._record(candidate, _own_finding(self._phase[candidate], error))
-        self._perform(self._race.failed(candidate, None, self._clock()))
+        self._perform(self._race.failed(candidate, None, self._now()))
 
     def _record(
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
     ) -> None:
         self._failures.failed(candidate, finding, reply)
-        self._tell(events.CandidateFailed(self._now(), candidate, finding))
+        self._tell(events.CandidateFailed, candidate, finding)
 
     def _is_overruled(self, candidate: Candidate) -> bool:
         """Return whether a refusal by *candidate* is not final, now.
@@ -411,7 +413,7 @@ class Attempt:
             unfit = self._misfit(session, wanted)
             if unfit is not None:
                 ending = self._failures.unfit(candidate, unfit)
-                self._tell(events.CandidateFailed(self._now(), candidate, ending))
+                self._tell(events.CandidateFailed, candidate, ending)
             elif wanted:
                 ending = await self._offer(session, wanted, result)
                 ending = await self._offer_past_a_stall(session, wanted, result, ending)
@@ -475,7 +477,7 @@ class Attempt:
         if reply is None or not left:
             return ending
         self._tls_only.add(candidate)
-        self._tell(events.TlsWanted(self._now(), candidate, reply.text))
+        self._tell(events.TlsWanted, candidate, reply.text)
         said = f"in clear it said {reply.text}"
         if result.in_doubt or self._hopeless is not None:
             # Another dot is not sent now: the next attempt begins with TLS.
@@ -496,7 +498,7 @@ class Attempt:
         self, candidate: Candidate, way: Way, remark: str = ""
     ) -> Session | Finding:
         """Return another session, or the finding, with *remark*, why there is none."""
-        began, reply = self._clock(), None
+        began, reply = self._now(), None
         try:
             async with asyncio.timeout(min(RETRY_TIME, self.time_before_dot())):
                 return await self._open(candidate, way)
@@ -512,7 +514,7 @@ class Attempt:
         except LocalTrouble as failed:
             finding = _own_finding(Phase.CONNECT, failed)
         except TimeoutError:
-            waited = self._clock() - began
+            waited = self._now() - began
             wait = Wait(Awaited.TLS, waited)
             finding = Finding(
                 Verdict.TLS_SILENT, Phase.TLS, waited, full=False, wait=wait
@@ -525,9 +527,9 @@ class Attempt:
         return finding
 
     def _begin_transfer(self, session: Session) -> None:
-        self._transfer_began = self._clock()
+        self._transfer_began = self._now()
         self._delays = Delays(
-            dns=self._planned - self._began,
+            dns=self._planned,
             reach=self._transfer_began - self._planned - session.tls_seconds,
             tls=session.tls_seconds,
         )
@@ -562,7 +564,7 @@ class Attempt:
             self._hopeless = _Reason.DEADLINE if late else _Reason.CAPPED
             finding = _own_finding(Phase.TRANSACTION, failed)
         except Exception as failed:
-            self._tell(events.Trouble(self._now(), traceback.format_exc()))
+            self._trace.trouble(failed)
             finding = _own_finding(Phase.TRANSACTION, failed)
         else:
             return None
@@ -579,7 +581,7 @@ class Attempt:
         ending: Finding | None,
     ) -> None:
         """Settle who can be settled; the race goes on for the others."""
-        now = self._clock()
+        now = self._now()
         waited = now - self._transfer_began
         self._delays = self._delays._replace(transfer=waited)
         self._settle_taken(candidate, result, ending)
@@ -652,7 +654,7 @@ class Attempt:
         Never under `SHORTEST_PATIENCE`, and never past the deadline. A host that has
         only outlasted this patience is asked again, with all its time.
         """
-        left = max(0.0, self._deadline - self._clock())
+        left = max(0.0, self._deadline - self._now())
         others = self._race.others_left()
         if not others or self._race.is_last_chance():
             return min(standard, left)
@@ -661,7 +663,7 @@ class Attempt:
 
     def time_before_dot(self) -> float:
         """Return the seconds in which the final dot may still be sent."""
-        return max(0.0, self._last_dot - self._clock())
+        return max(0.0, self._last_dot - self._now())
 
     def patience_at_dot(self) -> float:
         """Return the seconds to wait for the reply to the final dot."""
@@ -669,13 +671,13 @@ class Attempt:
 
     def progressed(self, candidate: Candidate) -> None:
         """Tell that the host of the transaction goes on (see `Control`)."""
-        self._tell(events.Progressed(self._now(), candidate))
+        self._tell(events.Progressed, candidate)
 
     def recipients_answered(self, result: TransactionResult) -> None:
         """Let the losers go when nobody is left for them."""
         open_questions = self._unsettled - result.accepted
         if not open_questions:
-            self._perform(self._race.settled(self._clock()))
+            self._perform(self._race.settled(self._now()))
 
     async def dot_is_next(self, relay: str, recipients: Sequence[int]) -> None:
         """Let the owner of the message know (see `Control`)."""
@@ -683,16 +685,20 @@ class Attempt:
 
     def taken(self, relay: str, recipients: Sequence[int], reply: Reply) -> None:
         """Settle *recipients* at once: nothing that comes now can undo it."""
-        transfer = self._clock() - self._transfer_began
+        transfer = self._now() - self._transfer_began
         self._delays = self._delays._replace(transfer=transfer)
         for index in recipients:
             self._settle(index, trouble.delivered(reply, relay))
 
-    def permit_dot(self) -> None:
+    async def permit_dot(self) -> None:
         """Raise when the final dot must not be sent (see `Control`)."""
+        may_send = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.time_before_dot()):
+                may_send = await self._may_send_dot()
         if not self.time_before_dot():
             raise OutOfTime("too little time is left for the end of the mail data")
-        if not self._context.input_is_complete():
+        if not may_send:
             raise LocalTrouble("the mail server that started us has gone away")
 
     # -- the end of each recipient ------------------------------------------
@@ -721,12 +727,6 @@ class Attempt:
         for index in self._unsettled & outcomes.keys():
             self._report(index, outcomes[index], self._delays, ())
             self._unsettled.discard(index)
-
-    def _tell(self, event: events.Event) -> None:
-        self._context.observe(event)
-
-    def _now(self) -> float:
-        return self._clock() - self._began
 
 
 def _doubts_at(candidate: Candidate, doubts: Mapping[str, int]) -> tuple[int, int]:

@@ -1,20 +1,31 @@
-"""What every attempt shares with its engine: configuration, our name, the clock."""
+"""What all messages of one engine share, made once and injected."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import random
+import time
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from mxpolicy.delivery.journal import is_alive, myself
 from mxpolicy.net.dial import dial as dial_directly
+from mxpolicy.net.own_address import is_local_address
+from mxpolicy.net.own_name import own_name
+from mxpolicy.net.resolver import Resolver
+from mxpolicy.routing.candidate import DIRECT
+from mxpolicy.routing.own import OwnIdentity
+from mxpolicy.state.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mxpolicy.delivery.events import Observe
+    from mxpolicy.delivery.journal import Owner
+    from mxpolicy.delivery.plan import Lookups
     from mxpolicy.net.stream import Stream
     from mxpolicy.options import Options
     from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.state.store import Store
 
-__all__ = ["Context", "Dial"]
+__all__ = ["Context", "Dial", "Egress"]
 
 
 class Dial(Protocol):
@@ -27,57 +38,66 @@ class Dial(Protocol):
         ...
 
 
-class Context:
-    """What an attempt takes from the engine; the same for every message.
+class Egress(NamedTuple):
+    """One way out.
 
     Attributes:
-        options: The configuration.
-        helo: Our name.
-        is_myself: Whether a name is ours.
-        clock: Seconds, monotonic.
-        observe: Told everything that happens.
-        input_is_complete: Whether the mail data is known to be whole. Asked
-            before the final dot (RFC 5321 §4.1.1.4 makes it ours after that).
+        helo: Our name for EHLO there.
         dial: Connects to a candidate.
     """
 
-    __slots__ = (
-        "clock",
-        "dial",
-        "helo",
-        "input_is_complete",
-        "is_myself",
-        "observe",
-        "options",
-    )
+    helo: str
+    dial: Dial
+
+
+class Context:
+    """The configuration, our identity, the clocks, and the way to DNS, hosts and store.
+
+    Args:
+        options: The configuration.
+        store: What is remembered. None of its methods may raise
+            (`mxpolicy.state.fallback`). By default it lasts as long as this context.
+        resolver: Asks DNS; by default the resolver of *options*.
+        dial: Connects to a candidate without proxy or relay.
+        clock: Seconds, monotonic, in step with the event loop's.
+        utc: Seconds since the epoch, in step with the store's.
+        chance: 0 to 1, as `random.random`.
+        is_own_address: Whether an address is one of this machine's.
+        owner: Returns which process this is, for one delivery.
+        lives: Whether a process that shares the store may still be at work.
+
+    Attributes:
+        identity: The names and addresses that mean this mail system.
+        egresses: By name, as in `Candidate.egress`.
+
+    Raises:
+        ConfigError: ``own_addresses`` cannot be understood.
+    """
 
     def __init__(
         self,
         options: Options,
         *,
-        helo: str,
-        is_myself: Callable[[str], bool],
-        clock: Callable[[], float],
-        observe: Observe,
-        input_is_complete: Callable[[], bool],
+        store: Store | None = None,
+        resolver: Lookups | None = None,
         dial: Dial = dial_directly,
+        clock: Callable[[], float] = time.monotonic,
+        utc: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+        is_own_address: Callable[[str], bool] = is_local_address,
+        owner: Callable[[], Owner] = myself,
+        lives: Callable[[Owner], bool] = is_alive,
     ) -> None:
+        helo = options.helo or own_name()
         self.options = options
-        self.helo = helo
-        self.is_myself = is_myself
-        self.clock = clock
-        self.observe = observe
-        self.input_is_complete = input_is_complete
-        self.dial = dial
-
-    def observed_by(self, observe: Observe) -> Context:
-        """Return the same for one attempt, everything told to *observe* instead."""
-        return Context(
-            self.options,
-            helo=self.helo,
-            is_myself=self.is_myself,
-            clock=self.clock,
-            observe=observe,
-            input_is_complete=self.input_is_complete,
-            dial=self.dial,
+        self.identity = OwnIdentity(
+            (helo, *options.own_names), options.own_addresses, is_own_address
         )
+        self.clock = clock
+        self.utc = utc
+        self.chance = chance
+        self.owner = owner
+        self.lives = lives
+        self.resolver = resolver or Resolver(options.resolver)
+        self.store = store or MemoryStore()
+        self.egresses = {DIRECT: Egress(helo, dial)}

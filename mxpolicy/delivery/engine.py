@@ -17,10 +17,7 @@ here. The way of a message, recipients grouped by nexthop:
 from __future__ import annotations
 
 import asyncio
-import time
-import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 from math import inf
 from typing import NamedTuple
@@ -30,31 +27,28 @@ from mxpolicy.delivery import events, journal, trouble
 from mxpolicy.delivery.admission import Admission, Stay
 from mxpolicy.delivery.attempt import DOT_TIME, Attempt
 from mxpolicy.delivery.claims import Claim, Claims
-from mxpolicy.delivery.context import Context, Dial
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
 from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.failed_lookups import FailedLookups
 from mxpolicy.delivery.forecast import Forecast, forecast
 from mxpolicy.delivery.mail_data import MailData
-from mxpolicy.delivery.plan import Lookups, Plan, Planner
+from mxpolicy.delivery.plan import Plan, Planner
 from mxpolicy.delivery.recall import Memory, Visit
+from mxpolicy.delivery.trace import Trace
 from mxpolicy.errors import LocalTrouble
-from mxpolicy.net.dial import dial as dial_directly
-from mxpolicy.net.own_address import is_local_address
-from mxpolicy.net.own_name import own_name
-from mxpolicy.net.resolver import Resolver
-from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import DIRECT
 from mxpolicy.routing.domain_record import is_missing, is_stale
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
-from mxpolicy.routing.own import OwnIdentity
-from mxpolicy.state.memory import MemoryStore
-from mxpolicy.state.store import Store
 
 __all__ = ["Engine", "Request"]
+
+
+async def _always() -> bool:
+    return True
 
 
 class Request(NamedTuple):
@@ -67,6 +61,10 @@ class Request(NamedTuple):
         queue_id: The mail server's name for the message; may be empty.
         deadline: Seconds from now, in which the final dot must be sent.
         ends: Seconds from now, after which the mail server does not listen any more.
+        observe: Told everything that happens to the message; see
+            `mxpolicy.delivery.events`.
+        may_send_dot: Asked just before the final dot, which ends our right to change
+            our mind. Where it returns False, the message is deferred.
     """
 
     sender: str
@@ -75,66 +73,28 @@ class Request(NamedTuple):
     queue_id: str
     deadline: float
     ends: float = inf
+    observe: events.Observe = lambda event: None
+    may_send_dot: Callable[[], Awaitable[bool]] = _always
 
 
 class Engine:
-    """Delivers messages, any number, also at the same time.
+    """Delivers messages, any number, also at the same time."""
 
-    Args:
-        options: The configuration.
-        observe: Told everything that happens; see `mxpolicy.delivery.events`.
-        input_is_complete: Whether the mail data is known to be whole; asked
-            just before the final dot.
-        store: What is remembered, in a store that never raises; by default only as
-            long as this engine lives.
-        clock: Seconds, monotonic, in step with the event loop's.
-        utc: Seconds since the epoch, in step with the store's.
-        lookups: Asks DNS; by default the resolver of *options*.
-        dial: Connects to a candidate.
-        is_own_address: Whether an address is one of this machine's.
-        owner: Returns which process this is.
-        lives: Whether a process that shares the store may still be at work.
-    """
-
-    def __init__(
-        self,
-        options: Options,
-        observe: events.Observe,
-        input_is_complete: Callable[[], bool] = lambda: True,
-        *,
-        store: Store | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        utc: Callable[[], float] = time.time,
-        lookups: Lookups | None = None,
-        dial: Dial = dial_directly,
-        is_own_address: Callable[[str], bool] = is_local_address,
-        owner: Callable[[], journal.Owner] = journal.myself,
-        lives: Callable[[journal.Owner], bool] = journal.is_alive,
-    ) -> None:
-        self._port = options.port
-        helo = options.helo or own_name()
-        identity = OwnIdentity(
-            (helo, *options.own_names), options.own_addresses, is_own_address
+    def __init__(self, context: Context) -> None:
+        options, store, utc = context.options, context.store, context.utc
+        self.context = context
+        self.memory = Memory(store, options.memory, utc=utc, chance=context.chance)
+        self.domains = DomainHistory(store, utc=utc)
+        self.admission = Admission(
+            store,
+            options.limits.processes,
+            utc=utc,
+            owner=context.owner,
+            lives=context.lives,
         )
-        self._store = store or MemoryStore()
-        self._utc = utc
-        self._memory = Memory(self._store, options.memory, utc=utc)
-        self._domains = DomainHistory(self._store, utc=utc)
-        self._admission = Admission(
-            self._store, options.limits.processes, utc=utc, owner=owner, lives=lives
-        )
-        self._failed_lookups = FailedLookups(self._store, utc=utc)
-        asked = lookups or Resolver(options.resolver)
-        self._planner = Planner(StaleMx(asked, self._domains), options, identity)
-        self._context = Context(
-            options,
-            helo=helo,
-            is_myself=lambda name: identity.has_name(name.lower().rstrip(".")),
-            clock=clock,
-            observe=_harmless(observe),
-            input_is_complete=input_is_complete,
-            dial=dial,
-        )
+        self.failed_lookups = FailedLookups(store, utc=utc)
+        lookups = StaleMx(context.resolver, self.domains)
+        self.planner = Planner(lookups, options, context.identity)
 
     async def plan(
         self,
@@ -164,8 +124,8 @@ class Engine:
             return Plan(nexthop, (), refusal=trouble.bad_recipient(error))
         nexthop, domain = _aim(nexthop, mailbox.domain if mailbox else "")
         try:
-            plan = await self._planner.plan(
-                parse_nexthop(nexthop, self._port),
+            plan = await self.planner.plan(
+                parse_nexthop(nexthop, self.context.options.port),
                 destination_domain=domain,
                 reverse_path=reverse_path.wire if reverse_path else "",
                 forward_path=mailbox.wire if mailbox else "",
@@ -195,22 +155,22 @@ class Engine:
             within: See `plan`.
         """
         plan = await self.plan(nexthop, sender, recipient, within)
-        soft = await self._failed_lookups.would_note(plan)
+        soft = await self.failed_lookups.would_note(plan)
         plan = plan._replace(unresolved=soft)
         if plan.refusal is None:
-            known = await self._memory.advise(plan.nexthop, plan.candidates)
-            return forecast(plan, known, self._memory.options)
+            known = await self.memory.advise(plan.nexthop, plan.candidates)
+            return forecast(plan, known, self.memory.options)
         refusal = plan.refusal
         if recipient and isinstance(refusal, Bounced) and is_missing(refusal):
             # It was understood, or there would be another refusal.
             domain = _aim(nexthop, parse_mailbox(recipient).domain)[1]
-            if domain and await self._domains.is_stale_usable(domain, note=False):
+            if domain and await self.domains.is_stale_usable(domain, note=False):
                 refusal = _doubted(refusal)
         return Forecast(plan._replace(refusal=_as_far_as_known(plan, refusal)))
 
     def is_own_name(self, domain: str) -> bool:
         """Return whether *domain* is the name given in EHLO or one of ``own_names``."""
-        return self._context.is_myself(domain)
+        return self.context.identity.has_name(domain)
 
     async def deliver(self, request: Request, mail_data: MailData) -> list[Outcome]:
         """Deliver *mail_data* and return the outcome of each recipient, in their order.
@@ -221,52 +181,21 @@ class Engine:
         task is cancelled, whoever is not settled yet is deferred, and
         `asyncio.CancelledError` goes on.
         """
-        parts = _Parts(
-            self._context,
-            self._planner,
-            self._memory,
-            self._domains,
-            self._failed_lookups,
-            self._store,
-            self._port,
-            self._utc,
-            self._admission,
-        )
-        return await _Delivery(parts, request, mail_data).run()
-
-
-class _Parts(NamedTuple):
-    """What an engine's deliveries have in common."""
-
-    context: Context
-    planner: Planner
-    memory: Memory
-    domains: DomainHistory
-    failed_lookups: FailedLookups
-    store: Store
-    port: int
-    utc: Callable[[], float]
-    admission: Admission
+        return await _Delivery(self, request, mail_data).run()
 
 
 class _Delivery:
     """One call of `Engine.deliver`: its recipients, grouped by where they go."""
 
-    def __init__(self, parts: _Parts, request: Request, mail_data: MailData) -> None:
-        self._context = parts.context
-        self._planner = parts.planner
-        self._memory = parts.memory
-        self._domains = parts.domains
-        self._failed_lookups = parts.failed_lookups
-        self._store = parts.store
-        self._port = parts.port
+    def __init__(self, engine: Engine, request: Request, mail_data: MailData) -> None:
+        context = engine.context
+        self._engine = engine
+        self._context = context
+        self._trace = Trace(request.queue_id, context.clock, request.observe)
         self._request = request
         self._mail_data = mail_data
-        self._began = parts.context.clock()
         self._outcomes: dict[int, Outcome] = {}
         self._recipients: list[Recipient] = []
-        self._utc = parts.utc
-        self._admission = parts.admission
         self._claims = self._make_claims({}, 0.0)
 
     async def run(self) -> list[Outcome]:
@@ -278,28 +207,28 @@ class _Delivery:
             await self._finish_journal()
             raise
         except Exception as error:
-            self._observe_trouble(error)
+            self._trace.trouble(error)
             self._settle_all(trouble.own_trouble(_cause(error)))
         await self._finish_journal()
         return [self._outcomes[place] for place in range(len(self._request.recipients))]
 
     def _make_claims(self, keys: dict[int, str], until: float) -> Claims:
-        admission = self._admission
+        context = self._context
         return Claims(
-            self._store,
+            context.store,
             keys,
             until,
-            self._observe_trouble,
-            self._utc,
-            owner=admission.owner,
-            lives=admission.lives,
+            self._trace.trouble,
+            context.utc,
+            owner=context.owner,
+            lives=context.lives,
         )
 
     async def _finish_journal(self) -> None:
         try:
             await self._claims.finish(self._outcomes.values())
         except Exception as error:
-            self._observe_trouble(error)
+            self._trace.trouble(error)
 
     async def _deliver(self) -> None:
         try:
@@ -344,7 +273,7 @@ class _Delivery:
 
     def _aim_of(self, domain: str) -> str:
         nexthop, _ = _aim(self._request.nexthop, domain)
-        return journal.aim_of(nexthop, self._port)
+        return journal.aim_of(nexthop, self._context.options.port)
 
     def _understand_recipients(self) -> None:
         """Fill the envelope; whoever cannot be written to is settled at once."""
@@ -388,7 +317,7 @@ class _Delivery:
     ) -> None:
         """Wait for what another process makes of the same message."""
         wait = self._context.options.journal.wait
-        left = self._began + self._request.deadline - self._context.clock()
+        left = self._request.deadline - self._trace.now()
         claim = await self._claims.claim_later(indices, min(wait, left / 3))
         self._settle_earlier(claim)
         self._settle_group(claim.busy, trouble.under_way())
@@ -401,8 +330,8 @@ class _Delivery:
         """Plan and attempt for one group; the owner of its whole trouble."""
         deadline = self._request.deadline
         try:
-            aim = nexthop_aim(parse_nexthop(nexthop, self._port))
-            stay = Stay(self._admission, aim, self._now, deadline)
+            aim = nexthop_aim(parse_nexthop(nexthop, self._context.options.port))
+            stay = Stay(self._engine.admission, aim, self._trace.now, deadline)
             try:
                 await self._send_from(stay, envelope, nexthop, domain, indices)
             finally:
@@ -410,7 +339,7 @@ class _Delivery:
         except NexthopError as error:
             self._settle_group(indices, trouble.bad_nexthop(error))
         except Exception as error:
-            self._observe_trouble(error)
+            self._trace.trouble(error)
             self._settle_group(indices, trouble.own_trouble(_cause(error)))
 
     async def _send_from(
@@ -443,15 +372,13 @@ class _Delivery:
         Returns whether anybody took the message.
         """
         visit = Visit(
-            self._memory, self._context, plan.nexthop, self._message_id(), self._began
+            self._engine.memory,
+            self._context,
+            self._trace,
+            plan.nexthop,
+            self._message_id(),
         )
-
         was_taken = False
-
-        def observe(event: events.Event) -> None:
-            visit.observe(event)
-            stay.observe(event)
-            self._context.observe(event)
 
         def settle(
             index: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
@@ -463,7 +390,7 @@ class _Delivery:
             was_taken = was_taken or isinstance(outcome, Delivered)
 
         linger = 0.0
-        deadline = self._began + self._request.deadline
+        deadline = self._request.deadline
         try:
             advised = await visit.consult(plan.candidates, deadline)
             if advised.refusal is not None:
@@ -476,20 +403,21 @@ class _Delivery:
                 return False
             visit.probe()
             attempt = Attempt(
-                self._context.observed_by(observe),
+                self._context,
+                self._trace.with_learners(visit.learn, stay.learn),
                 plan._replace(candidates=advised.candidates),
                 envelope,
                 indices,
                 self._mail_data,
-                began=self._began,
                 deadline=deadline,
                 settle=settle,
                 journal=self._claims,
+                may_send_dot=self._request.may_send_dot,
                 known=advised.known,
-                ends=self._began + self._request.ends,
+                ends=self._request.ends,
             )
             await attempt.run()
-            linger = self._memory.linger
+            linger = self._engine.memory.linger
         finally:
             await visit.finish(linger)
         return was_taken
@@ -498,14 +426,14 @@ class _Delivery:
         """Return *refusal*, deferred where the domain took mail until just now."""
         if not domain or not isinstance(refusal, Bounced) or not is_missing(refusal):
             return refusal
-        if not await self._domains.is_stale_usable(domain):
+        if not await self._engine.domains.is_stale_usable(domain):
             return refusal
         return _doubted(refusal)
 
     async def _remember_domain(self, domain: str, plan: Plan) -> None:
         for lookup in plan.lookups:
             if lookup.rdtype == "MX" and lookup.name == domain:
-                await self._domains.took(domain, lookup)
+                await self._engine.domains.took(domain, lookup)
 
     def _message_id(self) -> str:
         """Return a name for the message, the same when it is tried again."""
@@ -514,17 +442,15 @@ class _Delivery:
         return blake2b(name.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
     async def _plan(self, envelope: Envelope, nexthop: str, domain: str) -> Plan:
-        plan = await self._planner.plan(
-            parse_nexthop(nexthop, self._port),
+        plan = await self._engine.planner.plan(
+            parse_nexthop(nexthop, self._context.options.port),
             destination_domain=domain,
             reverse_path=envelope.reverse_path.wire if envelope.reverse_path else "",
             forward_path=envelope.recipients[0].mailbox.wire,
         )
         plan = _with_remarks(plan)
-        plan = plan._replace(unresolved=await self._failed_lookups.note(plan))
-        self._context.observe(
-            events.Planned(self._now(), nexthop, plan.candidates, plan.remarks)
-        )
+        plan = plan._replace(unresolved=await self._engine.failed_lookups.note(plan))
+        self._trace.tell(events.Planned, nexthop, plan.candidates, plan.remarks)
         return plan
 
     # -- settling ---------------------------------------------------------
@@ -567,24 +493,14 @@ class _Delivery:
         if place in self._outcomes:
             return
         self._outcomes[place] = outcome
-        now = self._now()
-        self._context.observe(
-            events.RecipientSettled(
-                at=now,
-                recipient=printable(self._request.recipients[place]),
-                outcome=outcome,
-                delays=delays or Delays(dns=now),
-                egress=DIRECT,
-                tried=tried,
-            )
+        self._trace.tell(
+            events.RecipientSettled,
+            recipient=printable(self._request.recipients[place]),
+            outcome=outcome,
+            delays=delays or Delays(dns=self._trace.now()),
+            egress=DIRECT,
+            tried=tried,
         )
-
-    def _observe_trouble(self, error: Exception) -> None:
-        text = "".join(traceback.format_exception(error))
-        self._context.observe(events.Trouble(self._now(), text))
-
-    def _now(self) -> float:
-        return self._context.clock() - self._began
 
 
 def _aim(nexthop: str, domain: str) -> tuple[str, str]:
@@ -639,13 +555,3 @@ def _cause(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _harmless(observe: events.Observe) -> events.Observe:
-    """Return *observe*, unable to do harm: no mail is lost or doubled for a log line."""
-
-    def tell(event: events.Event) -> None:
-        with suppress(Exception):
-            observe(event)
-
-    return tell

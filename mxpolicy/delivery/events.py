@@ -1,9 +1,14 @@
 """What happened, as values: the one stream on which log, demo and metrics live.
 
-The engine is given ``observe: Callable[[Event], None]`` and calls it as things
-happen; nothing else logs or counts a delivery. Every event carries ``at``,
-seconds on the engine's monotonic clock since the message was taken in hand.
-An observer must not raise and must not block.
+A request brings ``observe: Callable[[Event], None]``, which is called as things
+happen; nothing else logs or counts a delivery. An observer must not block, and what it
+raises is lost. Every event carries:
+
+at
+    Seconds since the message was taken in hand, monotonic.
+queue_id
+    The mail server's name for the message; empty for what concerns no message, or one
+    without a name.
 """
 
 from __future__ import annotations
@@ -34,7 +39,6 @@ __all__ = [
     "TlsWanted",
     "Trouble",
     "WorkedAround",
-    "nobody",
 ]
 
 
@@ -49,6 +53,7 @@ class Planned(NamedTuple):
     nexthop: str
     candidates: tuple[Candidate, ...]
     remarks: tuple[str, ...]
+    queue_id: str = ""
 
 
 class CandidateStarted(NamedTuple):
@@ -56,6 +61,7 @@ class CandidateStarted(NamedTuple):
 
     at: float
     candidate: Candidate
+    queue_id: str = ""
 
 
 class PhaseReached(NamedTuple):
@@ -64,6 +70,7 @@ class PhaseReached(NamedTuple):
     at: float
     candidate: Candidate
     phase: Phase
+    queue_id: str = ""
 
 
 class Progressed(NamedTuple):
@@ -71,6 +78,7 @@ class Progressed(NamedTuple):
 
     at: float
     candidate: Candidate
+    queue_id: str = ""
 
 
 class CandidateFailed(NamedTuple):
@@ -79,6 +87,7 @@ class CandidateFailed(NamedTuple):
     at: float
     candidate: Candidate
     finding: Finding
+    queue_id: str = ""
 
 
 class CandidateDoubted(NamedTuple):
@@ -87,6 +96,7 @@ class CandidateDoubted(NamedTuple):
     at: float
     candidate: Candidate
     finding: Finding
+    queue_id: str = ""
 
 
 class WorkedAround(NamedTuple):
@@ -101,6 +111,7 @@ class WorkedAround(NamedTuple):
     candidate: Candidate
     small_segments: bool
     in_clear: bool
+    queue_id: str = ""
 
 
 class Secured(NamedTuple):
@@ -108,6 +119,7 @@ class Secured(NamedTuple):
 
     at: float
     candidate: Candidate
+    queue_id: str = ""
 
 
 class TlsWanted(NamedTuple):
@@ -120,6 +132,7 @@ class TlsWanted(NamedTuple):
     at: float
     candidate: Candidate
     text: str
+    queue_id: str = ""
 
 
 class StrayReply(NamedTuple):
@@ -132,6 +145,7 @@ class StrayReply(NamedTuple):
     at: float
     candidate: Candidate
     text: str
+    queue_id: str = ""
 
 
 class CandidateDropped(NamedTuple):
@@ -140,6 +154,7 @@ class CandidateDropped(NamedTuple):
     at: float
     candidate: Candidate
     phase: Phase
+    queue_id: str = ""
 
 
 class CandidateTaken(NamedTuple):
@@ -147,6 +162,7 @@ class CandidateTaken(NamedTuple):
 
     at: float
     candidate: Candidate
+    queue_id: str = ""
 
 
 class Delays(NamedTuple):
@@ -171,6 +187,7 @@ class RecipientSettled(NamedTuple):
     delays: Delays
     egress: str
     tried: tuple[str, ...]
+    queue_id: str = ""
 
 
 DUNNO = "DUNNO"
@@ -204,6 +221,7 @@ class Trouble(NamedTuple):
 
     at: float
     text: str
+    queue_id: str = ""
 
 
 Event = (
@@ -225,7 +243,3 @@ Event = (
 )
 
 Observe = Callable[[Event], None]
-
-
-def nobody(event: Event) -> None:
-    """Observe nothing."""

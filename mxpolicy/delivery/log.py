@@ -47,7 +47,7 @@ STDERR = 2
 
 
 class Log:
-    """The log of one message, or of one mail server's questions: observes the events.
+    """The log of all messages and all questions: observes the events.
 
     Nothing is opened before the first line, and no method raises.
 
@@ -57,22 +57,18 @@ class Log:
 
     Args:
         options: Where to, which form, how much.
-        queue_id: The mail server's name for the message; may be empty, and is where
-            events bring their own.
         syslog_socket, journal_socket: Where the two listen.
     """
 
     def __init__(
         self,
         options: LogOptions,
-        queue_id: str,
         *,
         syslog_socket: str = SYSLOG_SOCKET,
         journal_socket: str = JOURNAL_SOCKET,
     ) -> None:
         self.lost = 0
         self.trouble = ""
-        self._queue_id = queue_id
         self._json = options.format is LogFormat.JSON
         self._every_step = options.detail is LogDetail.EVENTS
         self._sink: _Syslog | _Journal | _Stderr | _File
@@ -92,7 +88,7 @@ class Log:
             return
         if self.lost:
             text = f"log lines lost: {self.lost}; {self.trouble}"
-            if not self._write(Trouble(event.at, text)):
+            if not self._write(Trouble(event.at, text, event.queue_id)):
                 self.lost += 1
                 return
             self.lost, self.trouble = 0, ""
@@ -103,11 +99,8 @@ class Log:
         severity = SEVERITY_WARNING if isinstance(event, Trouble) else SEVERITY_INFO
         now = _now()
         try:
-            if self._json:
-                line = json_line(event, self._queue_id, now)
-            else:
-                line = text_line(event, self._queue_id)
-            self._sink.write(line, severity, now, self._queue_id)
+            line = json_line(event, now) if self._json else text_line(event)
+            self._sink.write(line, severity, now)
         except OSError as exc:
             self.trouble = exc.strerror or str(exc)
             return False
@@ -190,14 +183,14 @@ class _Datagrams:
 class _Syslog(_Datagrams):
     """syslogd's local socket. It knows the time itself, and the host (RFC 3164 §4.1)."""
 
-    def write(self, line: str, severity: int, now: str, queue_id: str) -> None:
+    def write(self, line: str, severity: int, now: str) -> None:
         self.send(f"<{FACILITY_MAIL << 3 | severity}>{_tag()}: {line}".encode("ascii"))
 
 
 class _Journal(_Datagrams):
     """The journal's native protocol: one ``FIELD=value`` a line; our lines hold no line end."""
 
-    def write(self, line: str, severity: int, now: str, queue_id: str) -> None:
+    def write(self, line: str, severity: int, now: str) -> None:
         fields = (
             f"MESSAGE={line}",
             f"PRIORITY={severity}",
@@ -211,7 +204,7 @@ class _Journal(_Datagrams):
 class _Stderr:
     """Standard error, which may be a pipe that nobody empties."""
 
-    def write(self, line: str, severity: int, now: str, queue_id: str) -> None:
+    def write(self, line: str, severity: int, now: str) -> None:
         # Its O_NONBLOCK is not ours to change: others hold the same open file. A
         # pipe that polls writable takes PIPE_BUF bytes, and no line has more.
         poll = select.poll()
@@ -233,7 +226,7 @@ class _File:
         self._descriptor: int | None = None
         self._mend = ""  # ends a line that was written in part
 
-    def write(self, line: str, severity: int, now: str, queue_id: str) -> None:
+    def write(self, line: str, severity: int, now: str) -> None:
         if self._descriptor is None:
             # Not blocking: the path may name a FIFO that nobody reads.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK

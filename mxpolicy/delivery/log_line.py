@@ -56,13 +56,13 @@ MAX_TEXT = 1000  # of an outcome; so that `tried` has room beside it
 MAX_ID = 100
 
 
-def text_line(event: Event, queue_id: str) -> str:
+def text_line(event: Event) -> str:
     """Return *event* as a line in the form of Postfix's own: ``ID: key=value, …``."""
     words = _settled(event) if isinstance(event, RecipientSettled) else _step(event)
-    return printable(f"{_identity(event, queue_id)}: {words}", MAX_LINE)
+    return printable(f"{_identity(event)}: {words}", MAX_LINE)
 
 
-def json_line(event: Event, queue_id: str, time: str) -> str:
+def json_line(event: Event, time: str) -> str:
     """Return *event* as one JSON object in ASCII, at most `MAX_LINE` long.
 
     Args:
@@ -70,7 +70,7 @@ def json_line(event: Event, queue_id: str, time: str) -> str:
     """
     import json  # 30 million instructions, so only where JSON is wanted
 
-    facts = {"time": time, "id": _identity(event, queue_id), **_facts(event)}
+    facts = {"time": time, "id": _identity(event), **_facts(event)}
     line = json.dumps(facts, separators=(",", ":"))
     while len(line) > MAX_LINE:
         _shorten(facts)
@@ -286,10 +286,8 @@ def _shorten(facts: Facts) -> None:
 # Words
 
 
-def _identity(event: Event, queue_id: str) -> str:
-    if isinstance(event, AccessJudged):  # the only one that brings its own
-        queue_id = event.queue_id
-    return printable(queue_id, MAX_ID) or "NOQUEUE"
+def _identity(event: Event) -> str:
+    return printable(event.queue_id, MAX_ID) or "NOQUEUE"
 
 
 def _status(outcome: Outcome) -> str:

@@ -128,9 +128,10 @@ async def _open_once(
     tls: TlsUse,
 ) -> Session:
     began = context.clock()
+    egress = context.egresses[candidate.egress]
     small = way is Way.SMALL_SEGMENTS
     try:
-        stream = await context.dial(candidate, mss=SMALL_SEGMENT if small else None)
+        stream = await egress.dial(candidate, mss=SMALL_SEGMENT if small else None)
     except ConnectError as error:
         waited = context.clock() - began
         raise SessionFailed(
@@ -140,8 +141,8 @@ async def _open_once(
         session = Session(
             stream,
             candidate,
-            helo=context.helo,
-            is_myself=context.is_myself,
+            helo=egress.helo,
+            is_myself=context.identity.has_name,
             use_tls=tls is not TlsUse.LEFT_OUT,
             needs_tls=tls is TlsUse.ONLY,
             clock=context.clock,

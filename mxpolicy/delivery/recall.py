@@ -14,9 +14,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-import traceback
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events, trouble
@@ -52,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from mxpolicy.delivery.context import Context
+    from mxpolicy.delivery.trace import Trace
     from mxpolicy.options import MemoryOptions
     from mxpolicy.outcome import Outcome
     from mxpolicy.state.store import Store
@@ -246,30 +245,31 @@ class Memory:
 class Visit:
     """One attempt's use of the memory.
 
-    Call `consult` first, then `probe`, tell everything to `observe` and `settled`,
+    Call `consult` first, then `probe`, tell everything to `learn` and `settled`,
     and in the end, whatever has happened, `finish`.
 
     Args:
         memory: The engine's.
-        context: The engine's; told of our own trouble.
+        context: The engine's.
+        trace: The message's; told of our own trouble.
         nexthop: Whose verdicts of its own are kept.
         message_id: Names the message.
-        began: When it was taken in hand, on the clock: events count from there.
     """
 
     def __init__(
         self,
         memory: Memory,
         context: Context,
+        trace: Trace,
         nexthop: str,
         message_id: str,
-        began: float,
     ) -> None:
         self._memory = memory
         self._context = context
+        self._trace = trace
+        self._now = trace.now
         self._nexthop = nexthop
         self._message_id = message_id
-        self._began = began
         self._due: list[Candidate] = []
         self._leased: list[str] = []
         self._diallings: dict[Candidate, Dialling] = {}
@@ -290,11 +290,11 @@ class Visit:
 
         When all have failed, one message probes them with its own delivery. The
         others wait for what it finds, `LONGEST_WAIT` at most and not until
-        *deadline*, on the clock. Then each dials for itself, like any sender that
+        *deadline*, in the message's time. Then each dials for itself, like any sender that
         remembers nothing: whoever probes may be slow, or dead. A wait never ends
         in a deferral, unless a new full verdict was written of every candidate.
         """
-        until = min(self._context.clock() + self._wait(), deadline - LONGEST_WAIT)
+        until = min(self._now() + self._wait(), deadline - LONGEST_WAIT)
         while True:
             known = await self._advise(candidates)
             advised = Advised(known.order, known)
@@ -310,7 +310,7 @@ class Visit:
                     return advised
                 await self._release_all()
                 return self._hopeless(known, advised)
-            if self._context.clock() >= until:
+            if self._now() >= until:
                 return advised
             await asyncio.sleep(LOOK_AGAIN)
 
@@ -357,14 +357,8 @@ class Visit:
 
     # -- while it goes on ---------------------------------------------------
 
-    def observe(self, event: events.Event) -> None:
-        """Learn from what happens; never raises, never waits."""
-        try:
-            self._observe(event)
-        except Exception:
-            self._tell_trouble()
-
-    def _observe(self, event: events.Event) -> None:
+    def learn(self, event: events.Event) -> None:
+        """Learn from what happens; never waits."""
         match event:
             case events.CandidateStarted(at, candidate):
                 self._diallings[candidate] = Dialling(candidate, at)
@@ -498,8 +492,8 @@ class Visit:
         try:
             while self._queue:
                 await self._queue.popleft()()
-        except Exception:
-            self._tell_trouble()
+        except Exception as error:
+            self._trace.trouble(error)
         finally:
             self._writer = None
 
@@ -526,8 +520,8 @@ class Visit:
             raise
         except LocalTrouble:
             pass  # nothing is known of the host, and the lease runs out
-        except Exception:
-            self._tell_trouble()
+        except Exception as error:
+            self._trace.trouble(error)
 
     async def _reach(self, dialling: Dialling) -> None:
         candidate = dialling.candidate
@@ -574,14 +568,6 @@ class Visit:
             self._do_later(self._release_all)
         while writer := self._writer:
             await writer
-
-    def _tell_trouble(self) -> None:
-        with suppress(Exception):
-            text = traceback.format_exc()
-            self._context.observe(events.Trouble(self._now(), text))
-
-    def _now(self) -> float:
-        return self._context.clock() - self._began
 
 
 def hopeless(

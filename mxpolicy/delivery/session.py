@@ -304,11 +304,11 @@ class Session(Dialogue):
         control.recipients_answered(result)
         if not accepted:
             return False
-        control.permit_dot()  # else the mail data would be sent for nothing
+        await control.permit_dot()  # else the mail data would be sent for nothing
         refusal = await self._data(transaction)
         if refusal is None:
             await control.dot_is_next(str(self.candidate), accepted)
-            control.permit_dot()
+            await control.permit_dot()
             refusal = await self._dot(transaction, accepted)
         if refusal is None:
             return True
@@ -361,7 +361,7 @@ class Session(Dialogue):
                     if early is None:
                         early = await self._drain(transaction)
         except TimeoutError:
-            control.permit_dot()
+            await control.permit_dot()
             raise self._failed(Verdict.SILENT, self._awaited()) from None
         return None if early is None else (Verb.DOT, early)
 

@@ -47,8 +47,8 @@ class Control(Protocol):
         Raises when it must not be sent, because somebody else has the message.
         """
 
-    def permit_dot(self) -> None:
-        """Raise when the final dot must not be sent: out of time, input not whole."""
+    async def permit_dot(self) -> None:
+        """Raise when the final dot must not be sent: out of time, or not permitted."""
 
     def taken(self, relay: str, recipients: Sequence[int], reply: Reply) -> None:
         """*relay* has the message for *recipients*: its 2yz to the final dot is here."""

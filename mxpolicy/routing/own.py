@@ -41,8 +41,8 @@ class OwnIdentity:
         self._is_local = is_local
 
     def has_name(self, host: str) -> bool:
-        """Return whether *host* (lower case, no final dot) is one of our names."""
-        return host in self._names
+        """Return whether *host* is one of our names."""
+        return host.lower().rstrip(".") in self._names
 
     def has_address(self, address: str, *, ask_kernel: bool = True) -> bool:
         """Return whether mail dialled to *address* would come back to us."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from mxpolicy.address import parse_mailbox, parse_reverse_path
 from mxpolicy.delivery.attempt import Attempt
@@ -14,6 +15,7 @@ from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.journal import host_of
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.plan import Plan
+from mxpolicy.delivery.trace import Trace
 from mxpolicy.options import Options
 from tests.helpers.scripted_smtp import ScriptedHost, serve
 from tests.helpers.socket_loop import run_with_sockets
@@ -40,6 +42,7 @@ HELO = "client.example.net"
 MESSAGE = b"Subject: test\r\n\r\nHello.\r\n"
 
 E = TypeVar("E")
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -140,6 +143,19 @@ class Journal:
         await asyncio.sleep(self._seconds)
 
 
+class _Trace(Trace):
+    """Lets through what an observer raises."""
+
+    def tell(
+        self,
+        kind: Callable[Concatenate[float, P], Event],
+        *facts: P.args,
+        **named_facts: P.kwargs,
+    ) -> None:
+        """See `Trace`."""
+        self._observe(kind(self.now(), *facts, **named_facts))
+
+
 async def play(
     *hosts: ScriptedHost,
     recipients: Sequence[str] = ("bob@example.com",),
@@ -152,7 +168,6 @@ async def play(
     is_complete: Callable[[], bool] = lambda: True,
     observe: Callable[[Event], None] = lambda event: None,
     helo: str = HELO,
-    is_myself: Callable[[str], bool] = lambda name: False,
     spoil: Callable[[MailData], None] = lambda message: None,
     settled: dict[int, Outcome] | None = None,
     journal: Journal | None = None,
@@ -162,7 +177,7 @@ async def play(
     Args:
         hosts: In the order of trying.
         preferences: Theirs; 10, 20, 30 and so on if not given.
-        observe: Told everything too, and may raise.
+        observe: Told everything too. What it raises is as a bug in the attempt.
         spoil: Done to the mail data.
         settled: Filled, for who will not get an answer.
         journal: By default there is no past.
@@ -187,15 +202,14 @@ async def play(
 
     message = mail_data(data)
     spoil(message)
+
+    async def may_send_dot() -> bool:
+        return is_complete()
+
+    options = dataclasses.replace(options or Options(), helo=helo)
     attempt = Attempt(
-        Context(
-            options or Options(),
-            helo=helo,
-            is_myself=is_myself,
-            clock=loop.time,
-            observe=note,
-            input_is_complete=is_complete,
-        ),
+        Context(options, clock=loop.time),
+        _Trace("Q", loop.time, note),
         Plan(
             "example.com",
             tuple(map(ScriptedHost.candidate, hosts, preferences)),
@@ -203,11 +217,11 @@ async def play(
         envelope(*recipients, sender=sender),
         range(len(recipients)),
         message,
-        began=began,
-        deadline=began + deadline,
-        ends=began + ends,
+        deadline=deadline,
+        ends=ends,
         settle=settle,
         journal=journal or Journal(),
+        may_send_dot=may_send_dot,
     )
     try:
         await attempt.run()

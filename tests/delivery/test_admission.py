@@ -12,6 +12,7 @@ import pytest
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.admission import LIMITED_FOR, PLACE, Admission, Stay
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.delivery.journal import Owner
 from mxpolicy.errors import StoreError
@@ -88,7 +89,7 @@ class Machine:
         if refusal is not None:
             await stay.leave()
             return refusal
-        stay.observe(events.CandidateStarted(self.now(), (hosts or (HOST,))[0]))
+        stay.learn(events.CandidateStarted(self.now(), (hosts or (HOST,))[0]))
         return stay
 
     async def stuck(self, count: int, aim: str = BAD, *hosts: Candidate) -> list[Stay]:
@@ -148,11 +149,11 @@ def test_host_that_goes_on_slowly_is_not_waited_for() -> None:
         for phase in (Phase.GREETING, Phase.EHLO, Phase.READY, Phase.TRANSACTION):
             for stay in stays:
                 assert isinstance(stay, Stay)
-                stay.observe(events.PhaseReached(machine.now(), HOST, phase))
+                stay.learn(events.PhaseReached(machine.now(), HOST, phase))
             await asyncio.sleep(NEXT_ANSWER - 1)
         for stay in stays:
             assert isinstance(stay, Stay)
-            stay.observe(events.Progressed(machine.now(), HOST))
+            stay.learn(events.Progressed(machine.now(), HOST))
         await asyncio.sleep(NEXT_ANSWER - 1)
         assert isinstance(await machine.come(BAD), Stay)
         await asyncio.sleep(2)
@@ -167,10 +168,10 @@ def test_one_that_waited_and_goes_on_counts_no_more() -> None:
     async def work(machine: Machine) -> None:
         stays = await machine.stuck(15)
         for stay in stays:
-            stay.observe(events.PhaseReached(machine.now(), HOST, Phase.READY))
+            stay.learn(events.PhaseReached(machine.now(), HOST, Phase.READY))
         await asyncio.sleep(NEXT_ANSWER - 0.2)
         for stay in stays:
-            stay.observe(events.PhaseReached(machine.now(), HOST, Phase.TRANSACTION))
+            stay.learn(events.PhaseReached(machine.now(), HOST, Phase.TRANSACTION))
         assert isinstance(await machine.come(GOOD, BACKUP), Stay)
         assert isinstance(await machine.come(BAD), Stay)
 
@@ -233,7 +234,7 @@ def test_place_is_given_back() -> None:
         for stay in stays:
             await stay.leave()
             await stay.leave()
-            stay.observe(events.PhaseReached(machine.now(), HOST, Phase.GREETING))
+            stay.learn(events.PhaseReached(machine.now(), HOST, Phase.GREETING))
         assert await machine.rows() == 0
         # Nor is anything left behind that would write.
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -244,11 +245,11 @@ def test_place_is_given_back() -> None:
 def test_place_is_given_back_also_while_its_row_is_written() -> None:
     async def work(machine: Machine) -> None:
         for stay in await machine.stuck(3):
-            stay.observe(events.PhaseReached(machine.now(), HOST, Phase.GREETING))
+            stay.learn(events.PhaseReached(machine.now(), HOST, Phase.GREETING))
             await asyncio.sleep(0)  # the write has begun
-            stay.observe(events.CandidateStarted(machine.now(), BACKUP))
+            stay.learn(events.CandidateStarted(machine.now(), BACKUP))
             await asyncio.sleep(FIRST_ANSWER + 0.1)
-            stay.observe(events.PhaseReached(machine.now(), BACKUP, Phase.GREETING))
+            stay.learn(events.PhaseReached(machine.now(), BACKUP, Phase.GREETING))
             await stay.leave()
         assert await machine.store.scan("") == []
 
@@ -308,7 +309,7 @@ def test_destination_that_has_recovered_has_all_places_again() -> None:
         healthy += [await machine.come(GOOD, BACKUP) for _ in range(5)]
         again = await machine.come(BAD)
         assert isinstance(again, Stay)
-        again.observe(events.PhaseReached(machine.now(), HOST, Phase.READY))
+        again.learn(events.PhaseReached(machine.now(), HOST, Phase.READY))
         await again.leave()
         for one in healthy:
             assert isinstance(one, Stay)
@@ -316,7 +317,7 @@ def test_destination_that_has_recovered_has_all_places_again() -> None:
         came = [await machine.come(BAD) for _ in range(15)]
         for one in came:
             assert isinstance(one, Stay)
-            one.observe(events.PhaseReached(machine.now(), HOST, Phase.READY))
+            one.learn(events.PhaseReached(machine.now(), HOST, Phase.READY))
         late = asyncio.create_task(machine.come(BAD))
         await asyncio.sleep(1)
         assert isinstance(came[0], Stay)
@@ -379,7 +380,7 @@ async def send(
                 return stay.text
             for phase in (Phase.EHLO, Phase.READY, *[Phase.TRANSACTION] * 4):
                 await asyncio.sleep(seconds)
-                stay.observe(events.PhaseReached(machine.now(), host, phase))
+                stay.learn(events.PhaseReached(machine.now(), host, phase))
             await stay.leave()
             return "sent"
 
@@ -418,7 +419,7 @@ def test_burst_is_decided_before_it_takes_the_last_places() -> None:
         stays = [await machine.come(BAD) for _ in range(15)]
         for stay in stays:
             assert isinstance(stay, Stay)
-            stay.observe(events.PhaseReached(machine.now(), HOST, Phase.GREETING))
+            stay.learn(events.PhaseReached(machine.now(), HOST, Phase.GREETING))
         # Silent from here on: all that is to come finds out at the same time.
         late = await asyncio.gather(*(machine.come(BAD) for _ in range(5)))
         assert all(isinstance(one, Deferred) for one in late)
@@ -437,7 +438,7 @@ def test_burst_for_a_healthy_destination_waits_for_the_first_to_end() -> None:
         async def end_one() -> None:
             await asyncio.sleep(1)
             assert isinstance(stays[-1], Stay)
-            stays[-1].observe(events.PhaseReached(machine.now(), HOST, Phase.READY))
+            stays[-1].learn(events.PhaseReached(machine.now(), HOST, Phase.READY))
             await stays[-1].leave()
 
         end = asyncio.create_task(end_one())
@@ -456,9 +457,9 @@ def test_failed_first_host_leaves_the_next_one_its_time() -> None:
         refused = Finding(Verdict.REFUSED, Phase.CONNECT, 1.0)
         for stay in stays:
             assert isinstance(stay, Stay)
-            stay.observe(events.CandidateFailed(machine.now(), HOST, refused))
-            stay.observe(events.CandidateStarted(machine.now(), BACKUP))
-            stay.observe(events.PhaseReached(machine.now(), BACKUP, Phase.READY))
+            stay.learn(events.CandidateFailed(machine.now(), HOST, refused))
+            stay.learn(events.CandidateStarted(machine.now(), BACKUP))
+            stay.learn(events.PhaseReached(machine.now(), BACKUP, Phase.READY))
         await asyncio.sleep(NEXT_ANSWER + 1)
         said = await machine.come(BAD)
         assert isinstance(said, Deferred)
@@ -553,7 +554,7 @@ def another_process() -> Iterator[Owner]:
             process.kill()
 
 
-def engine_beside(store: Store, happened: list[events.Event]) -> Engine:
+def engine_beside(store: Store) -> Engine:
     """Return an engine with one place, for a domain whose host must not be dialled."""
     mx, a = [(10, "mx1.example.com")], ["192.0.2.1"]
     resolver = FakeResolver({"example.com": mx}, {"mx1.example.com": a})
@@ -561,13 +562,8 @@ def engine_beside(store: Store, happened: list[events.Event]) -> Engine:
     async def dial(candidate: Candidate, /, *, mss: int | None = None) -> Stream:
         raise AssertionError(f"{candidate} was dialled")
 
-    return Engine(
-        Options(helo="mail.example.net", limits=LimitOptions(processes=1)),
-        happened.append,
-        store=store,
-        lookups=resolver,
-        dial=dial,
-    )
+    options = Options(helo="mail.example.net", limits=LimitOptions(processes=1))
+    return Engine(Context(options, store=store, resolver=resolver, dial=dial))
 
 
 @pytest.mark.parametrize(
@@ -585,12 +581,19 @@ async def test_delivery_that_is_put_off_dials_nobody(
         other = Stay(admission, aim, now, now() + 900)
         assert await other.enter() is None
         other.planned()
-        other.observe(events.CandidateStarted(now() - 60, of_another))
+        other.learn(events.CandidateStarted(now() - 60, of_another))
         await asyncio.sleep(0)
         happened: list[events.Event] = []
         message = mail_data()
-        request = Request("me@example.net", ("you@example.com",), "", "Q", 900.0)
-        (outcome,) = await engine_beside(store, happened).deliver(request, message)
+        request = Request(
+            "me@example.net",
+            ("you@example.com",),
+            "",
+            "Q",
+            900.0,
+            observe=happened.append,
+        )
+        (outcome,) = await engine_beside(store).deliver(request, message)
         message.close()
         await other.leave()
         assert isinstance(outcome, Deferred)

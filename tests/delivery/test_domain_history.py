@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.domain_history import DomainHistory
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.options import Options
@@ -40,14 +41,14 @@ class Site:
             mx={"example.com": [(10, "mx.example.com")]},
             a={"mx.example.com": [candidate.address]},
         )
-        self.engine = Engine(
+        context = Context(
             options,
-            self.happened.append,
             store=MemoryStore(lambda: self.now),
             clock=loop.time,
             utc=lambda: self.now,
-            lookups=self,
+            resolver=self,
         )
+        self.engine = Engine(context)
         self.number = 0
 
     def ask(self, resolver: FakeResolver) -> None:
@@ -66,6 +67,7 @@ class Site:
             nexthop,
             f"Q{self.number}",
             900.0,
+            observe=self.happened.append,
         )
         message = mail_data()
         try:

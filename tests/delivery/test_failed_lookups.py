@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.delivery.failed_lookups import LOOKUP
 from mxpolicy.errors import StoreError
@@ -63,15 +64,15 @@ class Site:
             self.resolve(_name(preference), host)
         self.fail(*map(_name, unresolved))
         self.store = store or MemoryStore(lambda: self.now)
-        self.engine = Engine(
+        context = Context(
             options or Options(helo="us.example.net", allow_dial=("127.0.0.0/8",)),
-            self.happened.append,
             store=self.store,
             clock=asyncio.get_running_loop().time,
             utc=lambda: self.now,
-            lookups=self.resolver,
+            resolver=self.resolver,
             dial=self._dial,
         )
+        self.engine = Engine(context)
         self.number = 0
 
     def resolve(self, name: str, host: ScriptedHost) -> None:
@@ -95,7 +96,14 @@ class Site:
         self.now += minutes * MINUTE
         self.number += 1
         users = ("bob@example.com",)
-        request = Request("a@example.net", users, nexthop, f"Q{self.number}", 900.0)
+        request = Request(
+            "a@example.net",
+            users,
+            nexthop,
+            f"Q{self.number}",
+            900.0,
+            observe=self.happened.append,
+        )
         message = mail_data()
         try:
             (outcome,) = await self.engine.deliver(request, message)

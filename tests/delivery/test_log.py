@@ -36,8 +36,9 @@ SENT = RecipientSettled(
     Delays(),
     "direct",
     (),
+    "4bXyz1",
 )
-STARTED = CandidateStarted(0.1, Candidate("mx.example.com", "192.0.2.1", 25))
+STARTED = CandidateStarted(0.1, Candidate("mx.example.com", "192.0.2.1", 25), "4bXyz1")
 LINE = (
     "4bXyz1: to=<kim@example.com>, relay=mx.example.com[192.0.2.1]:25, egress=direct,"
     " delay=0.5, delays=0/0/0/0, dsn=2.0.0, status=sent (250 2.0.0 Ok)"
@@ -55,7 +56,7 @@ def listener(path: Path) -> Iterator[socket.socket]:
 
 
 def to_syslog(path: Path, **options: LogFormat | LogDetail) -> Log:
-    return Log(LogOptions(**options), "4bXyz1", syslog_socket=str(path))  # type: ignore[arg-type]
+    return Log(LogOptions(**options), syslog_socket=str(path))  # type: ignore[arg-type]
 
 
 # syslog
@@ -64,7 +65,7 @@ def to_syslog(path: Path, **options: LogFormat | LogDetail) -> Log:
 def test_syslog_gets_one_datagram_for_each_line(tmp_path: Path) -> None:
     with listener(tmp_path / "log") as syslogd, to_syslog(tmp_path / "log") as log:
         log.observe(SENT)
-        log.observe(Trouble(0.6, "no memory"))
+        log.observe(Trouble(0.6, "no memory", "4bXyz1"))
         # mail.info is 2 * 8 + 6, mail.warning 2 * 8 + 4
         assert syslogd.recv(5000).decode() == f"<22>{TAG}: {LINE}"
         trouble = f"<20>{TAG}: 4bXyz1: trouble, at=0.6 (no memory)"
@@ -73,7 +74,7 @@ def test_syslog_gets_one_datagram_for_each_line(tmp_path: Path) -> None:
 
 def test_stray_reply_is_logged_unasked(tmp_path: Path) -> None:
     with listener(tmp_path / "log") as syslogd, to_syslog(tmp_path / "log") as log:
-        log.observe(StrayReply(0.1, STARTED.candidate, "250 ok"))
+        log.observe(StrayReply(0.1, STARTED.candidate, "250 ok", "4bXyz1"))
         assert b": stray reply, at=0.1" in syslogd.recv(5000)
 
 
@@ -157,7 +158,7 @@ def test_syslog_that_reads_nothing_is_not_waited_for(tmp_path: Path) -> None:
 def test_journal_gets_its_fields(tmp_path: Path) -> None:
     options = LogOptions(to="journald")
     with listener(tmp_path / "journal") as journal:
-        with Log(options, "4bXyz1", journal_socket=str(tmp_path / "journal")) as log:
+        with Log(options, journal_socket=str(tmp_path / "journal")) as log:
             log.observe(SENT)
         fields = journal.recv(5000).decode().splitlines()
     assert fields == [
@@ -173,7 +174,7 @@ def test_journal_gets_its_fields(tmp_path: Path) -> None:
 
 
 def to_file(path: Path, form: LogFormat = LogFormat.POSTFIX) -> Log:
-    return Log(LogOptions(to=str(path), format=form), "4bXyz1")
+    return Log(LogOptions(to=str(path), format=form))
 
 
 def test_file_grows_by_a_line_with_its_time(tmp_path: Path) -> None:
@@ -306,7 +307,7 @@ def as_stderr(descriptor: int) -> Iterator[None]:
 
 def test_stderr_gets_lines_with_the_program_s_name() -> None:
     reads, writes = os.pipe()
-    with as_stderr(writes), Log(LogOptions(to="stderr"), "4bXyz1") as log:
+    with as_stderr(writes), Log(LogOptions(to="stderr")) as log:
         log.observe(SENT)
     assert os.read(reads, 5000).decode() == f"{TAG}: {LINE}\n"
     os.close(reads)
@@ -316,7 +317,7 @@ def test_stderr_gets_lines_with_the_program_s_name() -> None:
 def test_stderr_that_nobody_empties_is_not_waited_for() -> None:
     reads, writes = os.pipe()
     fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)
-    log = Log(LogOptions(to="stderr"), "4bXyz1")
+    log = Log(LogOptions(to="stderr"))
     with as_stderr(writes):
         while not log.lost:
             log.observe(SENT)
@@ -329,7 +330,7 @@ def test_stderr_that_nobody_empties_is_not_waited_for() -> None:
 def test_stderr_whose_reader_is_gone_is_no_trouble_for_mail() -> None:
     reads, writes = os.pipe()
     os.close(reads)
-    log = Log(LogOptions(to="stderr"), "4bXyz1")
+    log = Log(LogOptions(to="stderr"))
     with as_stderr(writes):
         log.observe(SENT)
     assert log.lost == 1

@@ -33,6 +33,12 @@ from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
 
 FIRST = Candidate("mx1.example.com", "192.0.2.1", 25, preference=10)
 SECOND = Candidate("mx2.example.com", "2001:db8::2", 25, preference=20)
+
+
+def named(event: Event) -> Event:
+    return event._replace(queue_id="4bXyz1")
+
+
 TIME = "2026-11-23T23:10:00.123Z"
 
 OK = Reply(250, ("2.0.0 Ok: queued as 4bXzA",))
@@ -190,7 +196,7 @@ NOT_SMTP = Finding(Verdict.NOT_SMTP, Phase.GREETING, 0.01, text="HTTP/1.1 400")
     ],
 )  # fmt: skip
 def test_event_as_text(event: Event, line: str) -> None:
-    assert text_line(event, "4bXyz1") == line
+    assert text_line(named(event)) == line
 
 
 MX1 = {
@@ -312,24 +318,24 @@ MX2 = {
     ],
 )
 def test_event_as_json(event: Event, facts: dict[str, object]) -> None:
-    said = json.loads(json_line(event, "4bXyz1", TIME))
+    said = json.loads(json_line(named(event), TIME))
     assert said == {"time": TIME, "id": "4bXyz1", **facts}
 
 
 @pytest.mark.parametrize("outcome", [DEFERRED, BOUNCED])
 def test_json_has_the_status_of_the_text(outcome: Outcome) -> None:
-    line = text_line(settled(outcome), "x")
-    status = json.loads(json_line(settled(outcome), "x", TIME))["status"]
+    line = text_line(settled(outcome))
+    status = json.loads(json_line(settled(outcome), TIME))["status"]
     assert f" status={status} (" in line
 
 
 def test_judgement_has_the_id_of_its_own_message() -> None:
-    assert text_line(JUDGED, "4bXyz1") == (
+    assert text_line(JUDGED) == (
         "4bOwn: access, delay=0.03, state=RCPT, client=192.0.2.9,"
         " from=<kim@example.com>, to=<pat@example.net>, found=recipient example.net"
         " null_mx; sender example.com no_address, action=550 5.1.10 no"
     )
-    assert json.loads(json_line(JUDGED, "4bXyz1", TIME)) == {
+    assert json.loads(json_line(JUDGED, TIME)) == {
         "time": TIME,
         "id": "4bOwn",
         "event": "access",
@@ -342,13 +348,13 @@ def test_judgement_has_the_id_of_its_own_message() -> None:
         "action": "550 5.1.10 no",
     }
     nothing = JUDGED._replace(queue_id="", found=())
-    assert text_line(nothing, "").startswith("NOQUEUE: access, ")
-    assert ", found=nothing, action=" in text_line(nothing, "")
+    assert text_line(nothing).startswith("NOQUEUE: access, ")
+    assert ", found=nothing, action=" in text_line(nothing)
 
 
 def test_message_without_a_queue_id_is_noqueue() -> None:
-    assert text_line(Trouble(0.0, "x"), "").startswith("NOQUEUE: ")
-    assert json.loads(json_line(Trouble(0.0, "x"), "", TIME))["id"] == "NOQUEUE"
+    assert text_line(Trouble(0.0, "x")).startswith("NOQUEUE: ")
+    assert json.loads(json_line(Trouble(0.0, "x"), TIME))["id"] == "NOQUEUE"
 
 
 @pytest.mark.parametrize(
@@ -356,7 +362,7 @@ def test_message_without_a_queue_id_is_noqueue() -> None:
     [(0.0, "0"), (0.004, "0"), (0.02, "0.02"), (1.5, "1.5"), (100.0, "100"), (1e6, "1000000")],
 )  # fmt: skip
 def test_seconds_have_the_places_that_matter(seconds: float, shown: str) -> None:
-    assert text_line(Trouble(seconds, "x"), "i") == f"i: trouble, at={shown} (x)"
+    assert text_line(Trouble(seconds, "x", "i")) == f"i: trouble, at={shown} (x)"
 
 
 MANY = tuple(
@@ -367,7 +373,7 @@ MANY = tuple(
 
 def test_long_text_is_cut_at_its_end() -> None:
     event = settled(BOUNCED, tried=tuple(f"{one} filtered 1.5s" for one in MANY))
-    line = text_line(event, "4bXyz1")
+    line = text_line(named(event))
     assert len(line) == MAX_LINE
     assert line.endswith("...")
     assert " status=bounced (host mx1.example.com[192.0.2.1]:25 said: 550" in line
@@ -384,7 +390,7 @@ def test_long_text_is_cut_at_its_end() -> None:
 def test_long_json_stays_json_and_says_what_is_left_out(
     event: Event, name: str
 ) -> None:
-    line = json_line(event, "4bXyz1", TIME)
+    line = json_line(named(event), TIME)
     assert len(line) <= MAX_LINE
     said = json.loads(line)
     whole = sum(len(part) for part in event if type(part) is tuple)
@@ -396,7 +402,7 @@ def test_long_json_stays_json_and_says_what_is_left_out(
 def test_recipient_too_long_for_json_is_cut() -> None:
     recipient = "\N{MAHJONG TILE RED DRAGON}" * 320  # twelve characters each
     event = settled(BOUNCED)._replace(recipient=recipient)
-    line = json_line(event, "4bXyz1", TIME)
+    line = json_line(named(event), TIME)
     assert len(line) <= MAX_LINE
     said = json.loads(line)
     assert recipient.startswith(said["to"])
@@ -412,10 +418,12 @@ def test_no_text_of_a_stranger_breaks_a_line(
     queue_id: str, recipient: str, text: str, tried: tuple[str, ...]
 ) -> None:
     outcome = Deferred(EnhancedStatus(4, 0, 0), text)
-    event = RecipientSettled(0.0, recipient, outcome, Delays(), "direct", tried)
-    for line in (text_line(event, queue_id), json_line(event, queue_id, TIME)):
+    event = RecipientSettled(
+        0.0, recipient, outcome, Delays(), "direct", tried, queue_id
+    )
+    for line in (text_line(event), json_line(event, TIME)):
         assert re.fullmatch(f"[ -~]{{1,{MAX_LINE}}}", line)
-    said = json.loads(json_line(event, queue_id, TIME))["to"]
+    said = json.loads(json_line(event, TIME))["to"]
     assert recipient.startswith(said)
     assert len(said) >= min(len(recipient), 160)
 
@@ -431,5 +439,5 @@ def test_no_text_of_our_own_breaks_a_line(nexthop: str, text: str) -> None:
         CandidateFailed(0.0, candidate, finding),
     ]
     for event in events:
-        for line in (text_line(event, "i"), json_line(event, "i", TIME)):
+        for line in (text_line(named(event)), json_line(named(event), TIME)):
             assert re.fullmatch(f"[ -~]{{1,{MAX_LINE}}}", line)

@@ -11,8 +11,10 @@ import pytest
 import trustme
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.delivery.recall import HOST, TLS, Memory, Visit, host_key, nexthop_key
+from mxpolicy.delivery.trace import Trace
 from mxpolicy.options import MemoryOptions, Options
 from mxpolicy.outcome import Deferred, Delivered, Outcome
 from mxpolicy.routing.candidate import Finding, Phase, Verdict
@@ -22,7 +24,7 @@ from tests.delivery.attempts import mail_data, run
 from tests.helpers.scripted_smtp import End, ScriptedHost
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mxpolicy.delivery.events import Event
     from tests.helpers.scripted_smtp import Answer, Script
@@ -60,25 +62,30 @@ class Site:
     """An engine whose memory outlives a message, and hosts by preference."""
 
     def __init__(
-        self, *hosts: ScriptedHost, options: MemoryOptions | None = None
+        self,
+        *hosts: ScriptedHost,
+        options: MemoryOptions | None = None,
+        store: type[MemoryStore] = MemoryStore,
+        chance: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.hosts = hosts
         self.utc = Utc()
-        self.store = MemoryStore(self.utc)
+        self.store = store(self.utc)
         self.options = Options(
             helo="mail.example.com",
             allow_dial=("127.0.0.0/8",),
             memory=options or MemoryOptions(),
         )
         self.happened: list[Event] = []
-        self.engine = Engine(
+        self.context = Context(
             self.options,
-            self.happened.append,
             store=self.store,
             clock=asyncio.get_running_loop().time,
             utc=self.utc,
+            chance=chance,
         )
-        self.engine._memory.chance = lambda: 0.0
+        self.engine = Engine(self.context)
+        self.memory = Memory(self.store, self.options.memory, utc=self.utc)
         self.number = 0
 
     @property
@@ -94,6 +101,7 @@ class Site:
             nexthop or self.nexthop,
             f"Q{self.number}",
             900.0,
+            observe=self.happened.append,
         )
         began, seen = asyncio.get_running_loop().time(), len(self.happened)
         message = mail_data()
@@ -108,6 +116,10 @@ class Site:
         ]
         assert asyncio.get_running_loop().time() - began < settled[-1] + 4
         return Sent(outcome, settled[0], self.happened[seen:])
+
+    def visit(self, nexthop: str, message_id: str) -> Visit:
+        trace = Trace("", self.context.clock, self.happened.append)
+        return Visit(self.memory, self.context, trace, nexthop, message_id)
 
     async def record(self, host: ScriptedHost) -> HostRecord:
         return decode(await self.store.get(host_key(host.candidate())))
@@ -275,7 +287,7 @@ def test_lease_of_a_dead_process_is_waited_for_and_then_the_host_is_dialled() ->
         site = Site(back)
         await site.send()
         site.utc.offset += 61
-        await site.engine._memory.lease(host_key(back.candidate()))
+        await site.memory.lease(host_key(back.candidate()))
         sent = await site.send()
         assert isinstance(sent.outcome, Delivered)
         assert 14.9 < sent.seconds < 15.7
@@ -304,8 +316,7 @@ def test_those_who_waited_do_not_dial_all_at_once() -> None:
     slow = ScriptedHost({"CONNECT": [End.CLOSE, (20.0, "220 hello")]})
 
     async def work() -> None:
-        site = Site(slow)
-        site.engine._memory.chance = random.Random(1).random
+        site = Site(slow, chance=random.Random(1).random)
         await site.send()
         site.utc.offset += 61
         seen = len(site.happened)
@@ -376,12 +387,11 @@ def test_stalls_of_two_messages_for_one_nexthop_pause_no_other() -> None:
         site = Site(victim, other)
         stalled = Finding(Verdict.STALLED, Phase.TRANSACTION, 20.0)
         candidate = victim.candidate()
-        memory, context = site.engine._memory, site.engine._context
         for message in ("one", "two", "three"):
-            visit = Visit(memory, context, "outsider.example", message, 0.0)
-            visit.observe(events.CandidateFailed(20.0, candidate, stalled))
+            visit = site.visit("outsider.example", message)
+            visit.learn(events.CandidateFailed(20.0, candidate, stalled))
             await visit.finish(0.0)
-        known = await memory.advise("outsider.example", [candidate])
+        known = await site.memory.advise("outsider.example", [candidate])
         assert not known.is_hopeless
         row = decode(await site.store.get(nexthop_key("outsider.example", candidate)))
         assert row.verdict is Verdict.STALLED
@@ -418,10 +428,9 @@ def test_retries_of_one_message_that_is_cut_at_the_dot_reorder_nothing() -> None
         nexthop = site.nexthop
         candidate = cuts.candidate()
         doubt = Finding(Verdict.CLOSED, Phase.DOT, 0.1)
-        memory, context = site.engine._memory, site.engine._context
         for _ in range(3):
-            visit = Visit(memory, context, nexthop, "same", 0.0)
-            visit.observe(events.CandidateFailed(0.1, candidate, doubt))
+            visit = site.visit(nexthop, "same")
+            visit.learn(events.CandidateFailed(0.1, candidate, doubt))
             await visit.finish(0.0)
         assert (await site.send()).dialled == [candidate.address]
 
@@ -553,7 +562,7 @@ def test_broken_starttls_under_one_name_says_nothing_of_another() -> None:
         site = Site(host)
         ours = host.candidate()
         theirs = ours._replace(host="unknown.evil.example.net")
-        memory = site.engine._memory
+        memory = site.memory
         for message in ("one", "two"):
             await memory.note_broken_tls(theirs, message)
         known = await memory.advise("example.com", [ours, theirs])
@@ -662,30 +671,21 @@ def test_refusal_of_a_backup_does_not_bounce_while_the_better_one_is_paused() ->
 
 
 class Broken(MemoryStore):
-    """A store that breaks its promise."""
+    """A store that breaks its promise where hosts are to be written."""
 
-    async def get(self, key: str) -> bytes | None:
-        if key.startswith(HOST) and self.breaks:
+    async def add(
+        self, key: str, value: bytes, expires: float, *, weight: int | None = None
+    ) -> bool:
+        if key.startswith(HOST):
             raise RuntimeError("a bug of the store's")
-        return None
-
-    breaks = False
+        return await super().add(key, value, expires, weight=weight)
 
 
 def test_bug_in_writing_is_told_and_mail_goes_on() -> None:
     good = ScriptedHost()
 
     async def work() -> None:
-        site = Site(good)
-        store = Broken(site.utc)
-        site.engine._memory.store = store
-
-        async def get_twice(key: str) -> bytes | None:
-            store.breaks = True  # from the second look on: that of a writer
-            return None
-
-        store.get = get_twice  # type: ignore[method-assign]
-        store.add = None  # type: ignore[assignment, method-assign]
+        site = Site(good, store=Broken)
         assert isinstance((await site.send()).outcome, Delivered)
         assert site.troubles()
 

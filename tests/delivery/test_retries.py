@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.net.dial import dial
 from mxpolicy.options import JournalOptions, Options
@@ -58,19 +59,19 @@ class Site:
         self._resolver.addresses["A"] = self._addresses  # type: ignore[assignment]
         for name, preference, host in mx:
             self.add(name, preference, host)
-        self.engine = Engine(
+        context = Context(
             Options(
                 helo="mail.example.net",
                 allow_dial=("127.0.0.0/8",),
                 journal=JournalOptions(keep=journal),
             ),
-            self.happened.append,
             store=store or MemoryStore(lambda: self.now),
             clock=asyncio.get_running_loop().time,
             utc=lambda: self.now,
-            lookups=self._resolver,
+            resolver=self._resolver,
             dial=self._dial,
         )
+        self.engine = Engine(context)
 
     def add(self, name: str, preference: int, host: ScriptedHost) -> None:
         """Publish one address more of a host."""
@@ -107,7 +108,14 @@ class Site:
         recipients = tuple(f"{name}@example.com" for name in names)
         message = mail_data()
         try:
-            request = Request(sender, recipients, "", queue_id, 900.0)
+            request = Request(
+                sender,
+                recipients,
+                "",
+                queue_id,
+                900.0,
+                observe=self.happened.append,
+            )
             return await self.engine.deliver(request, message)
         finally:
             message.close()

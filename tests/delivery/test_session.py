@@ -86,7 +86,7 @@ class Owner:
     def taken(self, relay: str, recipients: Sequence[int], reply: Reply) -> None:
         self.takings.append((relay, list(recipients), reply))
 
-    def permit_dot(self) -> None:
+    async def permit_dot(self) -> None:
         """Asked before DATA, where it does no harm, and before the dot."""
         self._asked += 1
         if self._asked % 2 == 0:

@@ -178,8 +178,8 @@ def _show(outcome: Outcome, tried: tuple[str, ...], finding: Finding) -> None:
     assert (line[0] == "5") == (status == EXIT_BOUNCE)
     settled = RecipientSettled(1.0, recipient, outcome, Delays(), "direct", tried)
     for event in (settled, CandidateFailed(1.0, CANDIDATE, finding)):
-        assert_shown(text_line(event, "QID"), MAX_LINE)
-        written = json_line(event, "QID", "2000-01-01T00:00:00Z")
+        assert_shown(text_line(event), MAX_LINE)
+        written = json_line(event, "2000-01-01T00:00:00Z")
         assert_shown(written, MAX_LINE)
         for one in _strings(json.loads(written)):
             assert_shown(one, MAX_LINE)

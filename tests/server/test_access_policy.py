@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import dns.message
 import pytest
 
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import AccessJudged, Trouble
 from mxpolicy.delivery.forecast import Forecast
@@ -123,7 +124,7 @@ class Court:
             policy=AccessPolicyOptions(timeout, rules),
         )
         self.events: list[Event] = []
-        engine = Engine(options, self.events.append, store=self.store)
+        engine = Engine(Context(options, store=self.store))
         self.server = AccessPolicyServer(engine, options, self.events.append)
 
     async def remember(self, address: str, **record: object) -> None:
@@ -335,7 +336,7 @@ async def test_second_server_is_asked_in_time() -> None:
         dead.die()
         servers = ResolverOptions(servers=(dead.text, alive.text))
         options = Options(resolver=servers, policy=AccessPolicyOptions(timeout=1.0))
-        asked = AccessPolicyServer(Engine(options, print), options, lambda _: None)
+        asked = AccessPolicyServer(Engine(Context(options)), options, lambda _: None)
         request = AccessRequest("RCPT", "", "a@null.example")
         assert (await asked.action_for(request)).startswith("550 5.1.10 ")
 
@@ -350,7 +351,7 @@ async def test_fault_of_ours_is_dunno_and_a_line_in_the_log() -> None:
 
         options = Options(resolver=ResolverOptions(servers=(server.text,)))
         court.server = AccessPolicyServer(
-            Broken(options, print), options, court.events.append
+            Broken(Context(options)), options, court.events.append
         )
         assert await court.ask("a@null.example", "b@null.example") == "DUNNO"
         assert "ZeroDivisionError: a bug" in court.trouble[0]
@@ -538,7 +539,7 @@ class Foreseeing(Engine):
     """
 
     def __init__(self) -> None:
-        super().__init__(Options(helo="mail.own.example"), print)
+        super().__init__(Context(Options(helo="mail.own.example")))
         self.seconds: dict[str, float] = {}
         self.asked: list[str] = []
 

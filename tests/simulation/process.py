@@ -12,6 +12,7 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.delivery.journal import Owner
 from mxpolicy.delivery.mail_data import MailData
@@ -98,7 +99,6 @@ class Process:
         self._dies_at = dies_at
         self._tasks: set[asyncio.Task[list[Outcome]]] = set()
         self._told: dict[str, int] = {}
-        self._is_input_complete = True
         self.connections: list[Connection] = []
         self.is_gone = False
         self.died_at = inf
@@ -108,22 +108,21 @@ class Process:
         machine, line = self._machine, Line(self._machine.site, self)
         file, memory = machine.file, MemoryStore(machine.file.utc)
         view = None if file.storage is Storage.GONE else View(file, self)
-        return Engine(
+        context = Context(
             Options(
                 helo=OUR_NAME,
                 limits=LimitOptions(processes=machine.site.world.processes),
             ),
-            self._observe,
-            lambda: self._is_input_complete,
             store=FallbackStore(view, lambda trouble: None, memory),
             clock=machine.clock,
             utc=file.utc,
-            lookups=line,
+            resolver=line,
             dial=line.dial,  # type: ignore[arg-type]
             is_own_address=lambda address: address == OUR_ADDRESS,
             owner=self._owner,
             lives=machine.lives,
         )
+        return Engine(context)
 
     def _owner(self) -> Owner:
         self._calls += 1
@@ -170,9 +169,18 @@ class Process:
         text = text_of(message.queue_id)
         data.append(text[: len(text) // 2] if is_cut else text)
         data.finish()
-        self._is_input_complete = not is_cut
+
+        async def may_send_dot() -> bool:
+            return not is_cut
+
         request = Request(
-            "alice@example.net", message.recipients, "", message.queue_id, DEADLINE
+            "alice@example.net",
+            message.recipients,
+            "",
+            message.queue_id,
+            DEADLINE,
+            observe=self._observe,
+            may_send_dot=may_send_dot,
         )
         self._told |= dict.fromkeys(message.recipients, 0)
         loop = asyncio.get_running_loop()

@@ -1,0 +1,75 @@
+"""One message's events: each is told with the message's queue id and time."""
+
+from __future__ import annotations
+
+import traceback
+from contextlib import suppress
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
+
+from mxpolicy.delivery.events import Trouble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mxpolicy.delivery.events import Event, Observe
+
+__all__ = ["Trace"]
+
+P = ParamSpec("P")
+
+
+class Trace:
+    """Tells what happens to one message.
+
+    Args:
+        queue_id: The mail server's name for the message; may be empty.
+        clock: Seconds, monotonic.
+        observe: Told every event. What it raises is ignored: a log line costs no mail.
+        learners: Our own, told before *observe*. What one raises is our trouble.
+    """
+
+    def __init__(
+        self,
+        queue_id: str,
+        clock: Callable[[], float],
+        observe: Observe,
+        *learners: Observe,
+    ) -> None:
+        self.queue_id = queue_id
+        self._clock = clock
+        self._began = clock()
+        self._observe = observe
+        self._learners = learners
+
+    def with_learners(self, *learners: Observe) -> Trace:
+        """Return the same, also told to *learners*."""
+        trace = Trace(self.queue_id, self._clock, self._observe, *learners)
+        trace._began = self._began
+        return trace
+
+    def now(self) -> float:
+        """Return the seconds since the message was taken in hand."""
+        return self._clock() - self._began
+
+    def tell(
+        self,
+        kind: Callable[Concatenate[float, P], Event],
+        *facts: P.args,
+        **named_facts: P.kwargs,
+    ) -> None:
+        """Tell that something happened now; its *facts* come after ``at``."""
+        event = kind(self.now(), *facts, **named_facts)
+        event = event._replace(queue_id=self.queue_id)
+        for learn in self._learners:
+            try:
+                learn(event)
+            except Exception as error:
+                self.trouble(error)
+        with suppress(Exception):
+            self._observe(event)
+
+    def trouble(self, error: BaseException) -> None:
+        """Tell *error*, which is no fact about a host, with its traceback."""
+        text = "".join(traceback.format_exception(error))
+        with suppress(Exception):
+            self._observe(Trouble(self.now(), text, self.queue_id))
