@@ -227,7 +227,10 @@ def _memory(
     recipients = recipients or ("b@b.example",)
     argv = ["--deadline", f"{deadline:g}s", *pipe.argv(nexthop, *recipients)]
     # The reply to the final dot has 600 s beyond the deadline; here as long as that.
-    hasty = f"from mxpolicy.delivery import attempt\nattempt.DOT_TIME = {DEADLINE}\n"
+    hasty = (
+        "from mxpolicy.delivery import transaction\n"
+        f"transaction.DOT_TIME = {DEADLINE}\n"
+    )
     ended = pipe.run(argv, LARGE, before=hasty + MEASURE.format(file=str(file)))
     return ended, int(file.read_text().split()[1])
 

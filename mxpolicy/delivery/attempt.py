@@ -22,26 +22,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import Protocol, assert_never
 
 from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery.approach import SMALL_SEGMENT, Approach
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.dialogue import SessionFailed
+from mxpolicy.delivery.dialogue import Listener, SessionFailed
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.failures import Failures
 from mxpolicy.delivery.journal import host_of
 from mxpolicy.delivery.mail_data import MailData
-from mxpolicy.delivery.opening import TlsUse, Way, open_session
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.session import Session
 from mxpolicy.delivery.trace import Trace
-from mxpolicy.delivery.transaction import TransactionResult
+from mxpolicy.delivery.transaction import DOT_TIME, Transaction, TransactionResult
 from mxpolicy.errors import LocalTrouble
-from mxpolicy.options import TlsLevel
 from mxpolicy.outcome import Deferred, Outcome
-from mxpolicy.protocol.smtp_states import State, Verb, facts
+from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing import race as racing
 from mxpolicy.routing.candidate import (
@@ -54,19 +54,21 @@ from mxpolicy.routing.candidate import (
     Wait,
 )
 from mxpolicy.routing.known_hosts import NOTHING_KNOWN, KnownHosts
+from mxpolicy.routing.tls_requirement import (
+    TlsRequirement,
+    tls_requirement,
+    wanted_by_host,
+)
 from mxpolicy.routing.unresolved import has_better
 
-__all__ = ["DOT_TIME", "Attempt", "Journal", "OutOfTime"]
+__all__ = ["Attempt", "Journal", "OutOfTime"]
 
-# RFC 5321 §4.5.3.2.6: a sender that gives up on the final dot sooner makes duplicates.
-# So the deadline is for sending it; its reply has these seconds more.
-DOT_TIME = facts(State.DOT).timeout
 # A silent host is never left sooner than this in the transaction, however many
 # others wait: the reply to RCPT may depend on a call-out to a third host.
 SHORTEST_PATIENCE = 10.0
 
-# Seconds for a second connection to a host whose path has swallowed the first one's
-# packets: to connect and to greet, TLS included.
+# Seconds for a second connection to a host that did not take the message over the first
+# one: to connect and to greet, TLS included.
 RETRY_TIME = 60.0
 
 _Reason = racing.GiveUpReason
@@ -153,6 +155,7 @@ class Attempt:
     ) -> None:
         self._context = context
         self._options = context.options
+        self._supplier = context.sessions
         self._trace = trace
         self._tell = trace.tell
         self._now = trace.now
@@ -175,11 +178,11 @@ class Attempt:
         self._failures = Failures(self._is_overruled, self._options.greeting_5xx)
         # Tasks that reach for a candidate, or offer it the message.
         self._runners: dict[Candidate, asyncio.Task[None]] = {}
-        # Ready: waiting to be taken, or taken.
+        # Ready: waiting to be taken.
         self._sessions: dict[Candidate, Session] = {}
         self._phase: dict[Candidate, Phase] = {}
-        # Those that would not have the message in clear.
-        self._tls_only: set[Candidate] = set()
+        # Of those that would not have the message in clear.
+        self._wanted_tls: dict[Candidate, TlsRequirement] = {}
         # Of transactions that are not concluded: one, or none.
         self._results: dict[Candidate, TransactionResult] = {}
         # Why no other host is asked after a transaction that we had to end ourselves.
@@ -206,7 +209,7 @@ class Attempt:
         finally:
             self._set_alarm(None)
             for session in self._sessions.values():
-                session.quit()
+                self._supplier.give_back(session)
         self._note_waits()
         for index in sorted(self._unsettled):
             self._settle(index, self._failures.combine(index, reason))
@@ -279,7 +282,7 @@ class Attempt:
             runner.cancel()
         session = self._sessions.pop(candidate, None)
         if session is not None:
-            session.quit()
+            self._supplier.give_back(session)
 
     def _take(self, candidate: Candidate) -> None:
         self._tell(events.CandidateTaken, candidate)
@@ -314,50 +317,48 @@ class Attempt:
     async def _reach(self, candidate: Candidate) -> None:
         """Take *candidate* to ready and tell the race; the owner of its whole trouble."""
         try:
-            small = self._known.needs_small_segments(candidate)
-            way = Way.SMALL_SEGMENTS if small else Way.ORDINARY
-            session = await self._open(candidate, way)
+            session = await self._open(candidate, self._approach(candidate))
             self._tell_of_detour(session)
-        except SessionFailed as failed:
-            self._failed(candidate, failed.finding, failed.reply)
-        except LocalTrouble as failed:
-            self._spoilt(candidate, failed)
-        except Exception as failed:
-            self._trace.trouble(failed)
-            self._spoilt(candidate, failed)
+        except Exception as error:
+            failed = self._failure(self._phase[candidate], error)
+            del self._runners[candidate]
+            self._record(candidate, failed.finding, failed.reply)
+            is_ours = failed.finding.scope is Scope.SITE  # says nothing against it
+            finding = None if is_ours else failed.finding
+            self._perform(self._race.failed(candidate, finding, self._now()))
         else:
             del self._runners[candidate]
             self._sessions[candidate] = session
             self._perform(self._race.reached(candidate, Phase.READY, self._now()))
 
-    async def _open(self, candidate: Candidate, way: Way) -> Session:
-        session = await open_session(
-            self._context,
-            candidate,
-            lambda phase: self._entered(candidate, phase),
-            way,
-            self._tls_use(candidate),
-            on_stray=lambda reply: self._tell(events.StrayReply, candidate, reply.text),
+    async def _open(self, candidate: Candidate, approach: Approach) -> Session:
+        listener = Listener(
+            entered=partial(self._entered, candidate),
+            progressed=partial(self._tell, events.Progressed, candidate),
+            ignored=lambda reply: self._tell(events.StrayReply, candidate, reply.text),
         )
+        session = await self._supplier.open(candidate, approach, listener)
         if session.is_secured:
             self._tell(events.Secured, candidate)
         return session
 
-    def _tls_use(self, candidate: Candidate) -> TlsUse:
-        if candidate in self._tls_only:
-            return TlsUse.ONLY
+    def _approach(self, candidate: Candidate) -> Approach:
+        """Return how *candidate* is reached first."""
+        is_small = self._known.needs_small_segments(candidate)
+        return Approach(self._tls(candidate), SMALL_SEGMENT if is_small else None)
+
+    def _tls(self, candidate: Candidate) -> TlsRequirement:
+        if candidate in self._wanted_tls:
+            return self._wanted_tls[candidate]
         is_broken = self._known.is_tls_broken(candidate)
-        return TlsUse.LEFT_OUT if is_broken else TlsUse.TRIED
+        return tls_requirement(self._options.tls.default, is_broken=is_broken)
 
     def _tell_of_detour(self, session: Session) -> None:
         """Tell that the ordinary way had failed and another one has not."""
-        if session.has_small_segments or session.had_to_be_in_clear:
-            self._tell(
-                events.WorkedAround,
-                session.candidate,
-                session.has_small_segments,
-                session.had_to_be_in_clear,
-            )
+        is_small = session.approach.segment_size is not None
+        in_clear = session.approach.had_to_be_in_clear
+        if is_small or in_clear:
+            self._tell(events.WorkedAround, session.candidate, is_small, in_clear)
 
     def _entered(self, candidate: Candidate, phase: Phase) -> None:
         """Tell of a phase once, also when the candidate is dialled a second time."""
@@ -371,18 +372,13 @@ class Attempt:
         if candidate not in self._runners:
             raise asyncio.CancelledError  # dropped in answer to what it has reached
 
-    def _failed(
-        self, candidate: Candidate, finding: Finding, reply: Reply | None = None
-    ) -> None:
-        del self._runners[candidate]
-        self._record(candidate, finding, reply)
-        self._perform(self._race.failed(candidate, finding, self._now()))
-
-    def _spoilt(self, candidate: Candidate, error: Exception) -> None:
-        """Our own trouble kept us from *candidate*; nothing is said against it."""
-        del self._runners[candidate]
-        self._record(candidate, _own_finding(self._phase[candidate], error))
-        self._perform(self._race.failed(candidate, None, self._now()))
+    def _failure(self, phase: Phase, error: Exception) -> SessionFailed:
+        """Return how a session failed by *error* in *phase*; tell of a bug of ours."""
+        if isinstance(error, SessionFailed):
+            return error
+        if not isinstance(error, LocalTrouble):
+            self._trace.trouble(error)
+        return SessionFailed(_own_finding(phase, error))
 
     def _record(
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
@@ -403,128 +399,101 @@ class Attempt:
 
     async def _transact(self, candidate: Candidate) -> None:
         """Offer the message to the winner; the owner of its whole trouble."""
-        session = self._sessions[candidate]
+        session = self._sessions.pop(candidate)
         self._begin_transfer(session)
         wanted = self._failures.open_to(candidate, sorted(self._unsettled))
-        result = TransactionResult()
-        self._results[candidate] = result
-        ending = None
+        offer = _Offer(session, wanted)
+        self._results[candidate] = offer.result
         try:
             unfit = self._misfit(session, wanted)
             if unfit is not None:
-                ending = self._failures.unfit(candidate, unfit)
-                self._tell(events.CandidateFailed, candidate, ending)
+                offer.ending = self._failures.unfit(candidate, unfit)
+                self._tell(events.CandidateFailed, candidate, offer.ending)
             elif wanted:
-                ending = await self._offer(session, wanted, result)
-                ending = await self._offer_past_a_stall(session, wanted, result, ending)
-                ending = await self._offer_under_tls(candidate, wanted, result, ending)
-            self._sessions[candidate].quit()  # unless it was aborted
+                await self._offer(offer)
+                await self._offer_past_a_stall(offer)
+                await self._offer_under_tls(offer)
         except BaseException:
-            self._sessions[candidate].abort()
+            offer.session.abort()
             raise
         finally:
-            del self._sessions[candidate], self._runners[candidate]
-        self._conclude(candidate, wanted, result, ending)
+            self._supplier.give_back(offer.session)
+            del self._runners[candidate]
+        self._conclude(candidate, wanted, offer.result, offer.ending)
 
-    async def _offer_past_a_stall(
-        self,
-        session: Session,
-        wanted: list[int],
-        result: TransactionResult,
-        ending: Finding | None,
-    ) -> Finding | None:
-        """Offer it again, in other ways, where what we sent did not arrive.
+    async def _offer_past_a_stall(self, offer: _Offer) -> None:
+        """Offer it again, by other approaches, where what we sent did not arrive.
 
-        To the same host, before anybody else: it is the best one that is there, was
-        alive a moment ago, and has not seen a dot. Returns how the last session broke.
+        To the same host, before any other: it is the best one that is there, was
+        alive a moment ago, and has not seen a dot.
         """
-        candidate = session.candidate
-        for way in (Way.SMALL_SEGMENTS, Way.DOT_UNSEEN):
-            left = result.unsettled(wanted)
-            if ending is None or ending.verdict is not Verdict.STALLED or not left:
-                break
-            if way is Way.SMALL_SEGMENTS and session.has_small_segments:
-                continue
-            if way is Way.DOT_UNSEEN and self._race.others_left():
-                break  # they may do better than a dot that leaves us in doubt
-            again = await self._open_again(candidate, way)
-            if not isinstance(again, Session):
-                break
-            session = self._sessions[candidate] = again
-            ending = await self._offer(session, left, result)
-            if ending is None:
-                self._tell_of_detour(session)
-        return ending
+        candidate = offer.session.candidate
+        while offer.has_stalled and offer.left():
+            others_left = bool(self._race.others_left())
+            approach = offer.session.approach.after_stall(others_left=others_left)
+            if approach is None:
+                return
+            try:
+                await self._reopen(offer, approach._replace(tls=self._tls(candidate)))
+            except SessionFailed as failed:
+                if failed.finding.full:  # else that it stalled has been said
+                    self._record(candidate, failed.finding, failed.reply)
+                return
+            await self._offer(offer)
+            if offer.ending is None:
+                self._tell_of_detour(offer.session)
 
-    async def _offer_under_tls(
-        self,
-        candidate: Candidate,
-        wanted: list[int],
-        result: TransactionResult,
-        ending: Finding | None,
-    ) -> Finding | None:
+    async def _offer_under_tls(self, offer: _Offer) -> None:
         """Offer it once more under TLS, where it was refused for being in clear.
 
         We came in clear by our own choice: TLS had failed, for want of one packet
-        perhaps, or the memory knew no better. A refusal of that is none of the mail:
-        when TLS fails again, it is deferred. Returns how the last session broke.
+        perhaps, or the memory knew no better. Such a refusal says nothing of the mail:
+        when TLS fails again, it is deferred.
         """
-        session = self._sessions[candidate]
-        is_our_choice = self._options.tls.default is not TlsLevel.NONE
-        if not (is_our_choice and session.might_have_tls):
-            return ending
-        left, reply = result.take_back_for_want_of_tls(wanted)
-        if reply is None or not left:
-            return ending
-        self._tls_only.add(candidate)
-        self._tell(events.TlsWanted, candidate, reply.text)
-        said = f"in clear it said {reply.text}"
+        session, result = offer.session, offer.result
+        if not session.might_have_tls:
+            return
+        said = result.take_back_for_want_of_tls()
+        if said is None or not offer.left():
+            return
+        candidate = session.candidate
+        tls = self._wanted_tls[candidate] = wanted_by_host(said.text)
+        self._tell(events.TlsWanted, candidate, said.text)
         if result.in_doubt or self._hopeless is not None:
             # Another dot is not sent now: the next attempt begins with TLS.
-            self._record(
-                candidate, Finding(Verdict.TLS_FAILED, Phase.TLS, 0.0, text=said)
-            )
-            return ending
-        session.quit()
-        way = Way.SMALL_SEGMENTS if session.has_small_segments else Way.ORDINARY
-        again = await self._open_again(candidate, way, said)
-        if isinstance(again, Finding):
-            return again
-        self._sessions[candidate] = again
-        ending = await self._offer(again, left, result)
-        return await self._offer_past_a_stall(again, left, result, ending)
-
-    async def _open_again(
-        self, candidate: Candidate, way: Way, remark: str = ""
-    ) -> Session | Finding:
-        """Return another session, or the finding, with *remark*, why there is none."""
-        began, reply = self._now(), None
+            finding = Finding(Verdict.TLS_FAILED, Phase.TLS, 0.0)
+            self._record(candidate, tls.unmet(finding))
+            return
         try:
-            async with asyncio.timeout(min(RETRY_TIME, self.time_before_dot())):
-                return await self._open(candidate, way)
+            await self._reopen(offer, Approach(tls, session.approach.segment_size))
         except SessionFailed as failed:
-            finding, reply = failed.finding, failed.reply
-            if remark and finding.phase < Phase.TLS:
-                # Perhaps for the sake of the first connection, as in `opening`.
-                text = f"the second connection: {failed}"
-                finding = Finding(
-                    Verdict.TLS_FAILED, Phase.TLS, finding.waited, text=text
-                )
-                reply = None
-        except LocalTrouble as failed:
-            finding = _own_finding(Phase.CONNECT, failed)
+            reply = failed.reply if failed.finding.phase is Phase.TLS else None
+            offer.ending = tls.unmet(failed.finding)
+            self._record(candidate, offer.ending, reply)
+            return
+        await self._offer(offer)
+        await self._offer_past_a_stall(offer)
+
+    async def _reopen(self, offer: _Offer, approach: Approach) -> None:
+        """Go on with another session to the same host, after the end of this one.
+
+        Raises:
+            SessionFailed: There is none; not in full where our time was up.
+        """
+        old, began = offer.session, self._now()
+        old.quit()
+        try:
+            async with asyncio.timeout(min(RETRY_TIME, self._time_left())):
+                offer.session = await self._open(old.candidate, approach)
+        except LocalTrouble as error:
+            raise self._failure(Phase.CONNECT, error) from error
         except TimeoutError:
             waited = self._now() - began
             wait = Wait(Awaited.TLS, waited)
-            finding = Finding(
-                Verdict.TLS_SILENT, Phase.TLS, waited, full=False, wait=wait
-            )
-            if not remark:
-                return finding  # that it stalled has been said
-        text = "; ".join(filter(None, (finding.text, remark)))
-        finding = finding._replace(text=printable(text))
-        self._record(candidate, finding, reply)
-        return finding
+            raise SessionFailed(
+                Finding(Verdict.TLS_SILENT, Phase.TLS, waited, full=False, wait=wait)
+            ) from None
+        self._supplier.give_back(old)
 
     def _begin_transfer(self, session: Session) -> None:
         self._transfer_began = self._now()
@@ -542,36 +511,29 @@ class Attempt:
             masked=session.is_masked,
         )
 
-    async def _offer(
-        self, session: Session, wanted: list[int], result: TransactionResult
-    ) -> Finding | None:
-        """Run the transaction; return how the session broke, None if it did not."""
-        reply = None
+    async def _offer(self, offer: _Offer) -> None:
+        """Run the transaction for those that are left, and note how the session broke."""
+        transaction = Transaction(
+            offer.session,
+            self._envelope,
+            offer.left(),
+            self._mail_data,
+            self,
+            offer.result,
+            long_lines=self._options.long_lines,
+            progress=self._options.transaction.body_progress,
+        )
+        offer.ending = None
         try:
-            await session.transact(
-                self._envelope,
-                wanted,
-                self._mail_data,
-                long_lines=self._options.long_lines,
-                body_progress=self._options.transaction.body_progress,
-                control=self,
-                result=result,
-            )
-        except SessionFailed as failed:
-            finding, reply = failed.finding, failed.reply
-        except LocalTrouble as failed:
-            late = isinstance(failed, OutOfTime)
-            self._hopeless = _Reason.DEADLINE if late else _Reason.CAPPED
-            finding = _own_finding(Phase.TRANSACTION, failed)
-        except Exception as failed:
-            self._trace.trouble(failed)
-            finding = _own_finding(Phase.TRANSACTION, failed)
-        else:
-            return None
-        session.abort()
-        result.goodbye = reply
-        self._record(session.candidate, finding, reply)
-        return finding
+            await transaction.run()
+        except Exception as error:
+            if isinstance(error, LocalTrouble):
+                late = isinstance(error, OutOfTime)
+                self._hopeless = _Reason.DEADLINE if late else _Reason.CAPPED
+            failed = self._failure(Phase.TRANSACTION, error)
+            offer.session.abort()
+            offer.ending, offer.result.goodbye = failed.finding, failed.reply
+            self._record(offer.session.candidate, failed.finding, failed.reply)
 
     def _conclude(
         self,
@@ -646,7 +608,7 @@ class Attempt:
                 self._settle(index, refusal)
         return undecided
 
-    # -- what a transaction asks: delivery.session.Control ------------------
+    # -- what a transaction asks: delivery.transaction.Control --------------
 
     def patience(self, standard: float) -> float:
         """Return the seconds to wait for a reply: fewer when others are waiting.
@@ -661,45 +623,49 @@ class Attempt:
         share = min(self._options.transaction.silence, left / others)
         return min(standard, left, max(SHORTEST_PATIENCE, share))
 
-    def time_before_dot(self) -> float:
-        """Return the seconds in which the final dot may still be sent."""
+    def _time_left(self) -> float:
         return max(0.0, self._last_dot - self._now())
 
-    def patience_at_dot(self) -> float:
-        """Return the seconds to wait for the reply to the final dot."""
-        return DOT_TIME
+    def time_before_dot(self) -> float:
+        """Return the seconds in which the final dot may still be sent (see `Control`)."""
+        left = self._time_left()
+        if not left:
+            raise OutOfTime("too little time is left for the end of the mail data")
+        return left
 
-    def progressed(self, candidate: Candidate) -> None:
-        """Tell that the host of the transaction goes on (see `Control`)."""
-        self._tell(events.Progressed, candidate)
-
-    def recipients_answered(self, result: TransactionResult) -> None:
-        """Let the losers go when nobody is left for them."""
-        open_questions = self._unsettled - result.accepted
-        if not open_questions:
+    async def recipients_answered(
+        self, result: TransactionResult, accepted: Sequence[int]
+    ) -> None:
+        """Let the losers go when there is nothing left for them (see `Control`)."""
+        if not self._unsettled - result.accepted:
             self._perform(self._race.settled(self._now()))
+        if accepted:  # else the mail data would be sent for nothing
+            await self._permit_dot()
 
-    async def dot_is_next(self, relay: str, recipients: Sequence[int]) -> None:
-        """Let the owner of the message know (see `Control`)."""
-        await self._journal.dot_is_next(relay, recipients)
+    async def dot_is_next(
+        self, candidate: Candidate, recipients: Sequence[int]
+    ) -> None:
+        """Let the owner of the message know, and ask it (see `Control`)."""
+        await self._journal.dot_is_next(str(candidate), recipients)
+        await self._permit_dot()
 
-    def taken(self, relay: str, recipients: Sequence[int], reply: Reply) -> None:
+    async def _permit_dot(self) -> None:
+        may_send = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._time_left()):
+                may_send = await self._may_send_dot()
+        self.time_before_dot()
+        if not may_send:
+            raise LocalTrouble("the mail server that started us has gone away")
+
+    def taken(
+        self, candidate: Candidate, recipients: Sequence[int], reply: Reply
+    ) -> None:
         """Settle *recipients* at once: nothing that comes now can undo it."""
         transfer = self._now() - self._transfer_began
         self._delays = self._delays._replace(transfer=transfer)
         for index in recipients:
-            self._settle(index, trouble.delivered(reply, relay))
-
-    async def permit_dot(self) -> None:
-        """Raise when the final dot must not be sent (see `Control`)."""
-        may_send = False
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self.time_before_dot()):
-                may_send = await self._may_send_dot()
-        if not self.time_before_dot():
-            raise OutOfTime("too little time is left for the end of the mail data")
-        if not may_send:
-            raise LocalTrouble("the mail server that started us has gone away")
+            self._settle(index, trouble.delivered(reply, str(candidate)))
 
     # -- the end of each recipient ------------------------------------------
 
@@ -727,6 +693,34 @@ class Attempt:
         for index in self._unsettled & outcomes.keys():
             self._report(index, outcomes[index], self._delays, ())
             self._unsettled.discard(index)
+
+
+class _Offer:
+    """The message as it is offered to one candidate, over one session after another.
+
+    Attributes:
+        session: The one that is used now, or was used last.
+        wanted: Indices of the recipients it is offered for.
+        result: What was answered.
+        ending: How *session* broke, None if it did not.
+    """
+
+    __slots__ = ("ending", "result", "session", "wanted")
+
+    def __init__(self, session: Session, wanted: list[int]) -> None:
+        self.session = session
+        self.wanted = wanted
+        self.result = TransactionResult()
+        self.ending: Finding | None = None
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether the host acknowledged nothing more."""
+        return self.ending is not None and self.ending.verdict is Verdict.STALLED
+
+    def left(self) -> list[int]:
+        """Return those of whom nothing is decided."""
+        return self.result.unsettled(self.wanted)
 
 
 def _doubts_at(candidate: Candidate, doubts: Mapping[str, int]) -> tuple[int, int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
+from mxpolicy.delivery.connect import Egress
 from mxpolicy.delivery.journal import is_alive, myself
+from mxpolicy.delivery.sessions import Sessions
 from mxpolicy.net.dial import dial as dial_directly
 from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name
@@ -18,36 +20,13 @@ from mxpolicy.state.memory import MemoryStore
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mxpolicy.delivery.connect import Dial
     from mxpolicy.delivery.journal import Owner
     from mxpolicy.delivery.plan import Lookups
-    from mxpolicy.net.stream import Stream
     from mxpolicy.options import Options
-    from mxpolicy.routing.candidate import Candidate
     from mxpolicy.state.store import Store
 
-__all__ = ["Context", "Dial", "Egress"]
-
-
-class Dial(Protocol):
-    """How a candidate is connected to: `mxpolicy.net.dial.dial`."""
-
-    async def __call__(
-        self, candidate: Candidate, /, *, mss: int | None = None
-    ) -> Stream:
-        """Return the connected stream, or raise what `mxpolicy.net.dial.dial` does."""
-        ...
-
-
-class Egress(NamedTuple):
-    """One way out.
-
-    Attributes:
-        helo: Our name for EHLO there.
-        dial: Connects to a candidate.
-    """
-
-    helo: str
-    dial: Dial
+__all__ = ["Context"]
 
 
 class Context:
@@ -68,7 +47,7 @@ class Context:
 
     Attributes:
         identity: The names and addresses that mean this mail system.
-        egresses: By name, as in `Candidate.egress`.
+        sessions: Supplies sessions with hosts.
 
     Raises:
         ConfigError: ``own_addresses`` cannot be understood.
@@ -100,4 +79,5 @@ class Context:
         self.lives = lives
         self.resolver = resolver or Resolver(options.resolver)
         self.store = store or MemoryStore()
-        self.egresses = {DIRECT: Egress(helo, dial)}
+        direct = Egress(dial, helo, self.identity.has_name, clock)
+        self.sessions = Sessions({DIRECT: direct})

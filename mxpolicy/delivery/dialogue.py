@@ -1,28 +1,36 @@
 """The bytes under a session: what leaves, what comes, and how waiting for it ends.
 
-A `Dialogue` moves bytes between a stream and `mxpolicy.protocol.smtp_client` and turns
-every way in which that can fail into a `SessionFailed`. Which commands are said and
-what their answers mean is `mxpolicy.delivery.session`'s.
+A `Dialogue` moves bytes between a stream and `mxpolicy.protocol.smtp_client`. Every way
+in which that can fail becomes a `SessionFailed`. It gives no command, except for the
+final dot and QUIT: `mxpolicy.delivery.session` and `mxpolicy.delivery.transaction` do,
+and know what the answers mean.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from mxpolicy.errors import MxPolicyError, RemoteProtocolError
 from mxpolicy.net.ack_watch import AckWatch, StreamSilent, StreamStalled
 from mxpolicy.net.stream import Stream, StreamClosed
 from mxpolicy.protocol.smtp_client import SmtpClient
-from mxpolicy.protocol.smtp_events import Closing, Event, StrayReply
+from mxpolicy.protocol.smtp_events import (
+    BodyRefused,
+    Closing,
+    DotAnswered,
+    Event,
+    StrayReply,
+)
 from mxpolicy.protocol.smtp_states import State, facts
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing.candidate import Awaited, Finding, Phase, Scope, Verdict, Wait
 
-__all__ = ["Dialogue", "SessionFailed"]
+__all__ = ["Dialogue", "Listener", "SessionFailed"]
 
 # Seconds for the rest of what a host has begun to say unasked.
 _REST_OF_A_REPLY = 10.0
@@ -49,6 +57,17 @@ _AWAITED: dict[State, Awaited] = {
     State.CLOSED: Awaited.BODY,
 }
 
+# What it is when the host says goodbye, or what is no SMTP, in a phase before *ready*.
+_GOODBYE = {
+    Phase.GREETING: Verdict.GREETING_4XX,
+    Phase.EHLO: Verdict.EHLO_REFUSED,
+    Phase.TLS: Verdict.STARTTLS_REFUSED,
+}
+_NONSENSE = {
+    Phase.GREETING: Verdict.NOT_SMTP,
+    Phase.TLS: Verdict.TLS_FAILED,  # words in clear that must not be believed
+}
+
 E = TypeVar("E")
 
 
@@ -58,18 +77,39 @@ class SessionFailed(MxPolicyError):
     Attributes:
         finding: Verdict, phase, and how long that phase had lasted.
         reply: What the host said, None when it said nothing.
-        client_hello_was_sent: It failed after that (RFC 8446 §4.1.2), which is the
-            first packet of a session that may be large.
+        client_hello_is_unanswered: It failed in waiting for the answer to a ClientHello
+            (RFC 8446 §4.1.2), the first packet of a session that may be large. The
+            answer may be large, too.
     """
 
     def __init__(self, finding: Finding, reply: Reply | None = None) -> None:
         super().__init__(finding, reply)
         self.finding = finding
         self.reply = reply
-        self.client_hello_was_sent = False
+        self.client_hello_is_unanswered = False
+
+    def add_remark(self, remark: str) -> None:
+        """Say *remark*, behind what is said already."""
+        text = "; ".join(filter(None, (self.finding.text, remark)))
+        self.finding = self.finding._replace(text=printable(text))
 
     def __str__(self) -> str:
         return f"{self.finding.verdict.value} {self.finding.text}".rstrip()
+
+
+class Listener(NamedTuple):
+    """Who is told what a session does, as it does it; by default nothing is.
+
+    Attributes:
+        entered: A phase begins, on the way to ready.
+        progressed: The host has answered a command of a transaction, or taken more of
+            the mail data.
+        ignored: The host has said what answers nothing; it was dropped.
+    """
+
+    entered: Callable[[Phase], None] = lambda phase: None
+    progressed: Callable[[], None] = lambda: None
+    ignored: Callable[[Reply], None] = lambda reply: None
 
 
 class Dialogue:
@@ -77,22 +117,26 @@ class Dialogue:
 
     Args:
         stream: Connected.
-        client: The protocol's side of it.
+        helo: Our name for EHLO.
         clock: Seconds, monotonic.
-        on_stray: Told of each reply that answers nothing and was dropped.
+        ignored: Is told of each reply that answers nothing and was dropped.
+
+    Attributes:
+        stream: As given.
+        smtp: The protocol's side of it. What it is told to say leaves with `next`.
     """
 
     def __init__(
         self,
         stream: Stream,
-        client: SmtpClient,
+        helo: str,
         clock: Callable[[], float],
-        on_stray: Callable[[Reply], None],
+        ignored: Callable[[Reply], None],
     ) -> None:
-        self._stream = stream
-        self._smtp = client
+        self.stream = stream
+        self.smtp = SmtpClient(helo)
         self._clock = clock
-        self._on_stray = on_stray
+        self._ignored = ignored
         self._events: deque[Event] = deque()
         self._phase = Phase.GREETING
         self._entered = clock()
@@ -101,12 +145,9 @@ class Dialogue:
         self._sent_until = 0  # what `Stream.acknowledged` is when it has arrived
         self._dot_progress = 0.0  # seconds for the dot to leave in
 
-    def _enter(
-        self, phase: Phase, on_phase: Callable[[Phase], None] | None = None
-    ) -> None:
+    def enter(self, phase: Phase) -> None:
+        """Begin *phase*: what fails from now on has failed in it."""
         self._phase, self._entered = phase, self._clock()
-        if on_phase is not None:
-            on_phase(phase)
 
     # -- the end ----------------------------------------------------------
 
@@ -122,18 +163,18 @@ class Dialogue:
         last_words = b""
         # A reply may have come that makes QUIT pointless or wrong; then go silently.
         with suppress(MxPolicyError):
-            self._smtp.quit()
-            last_words = self._smtp.data_to_send()
-        self._stream.close(last_words)
+            self.smtp.quit()
+            last_words = self.smtp.data_to_send()
+        self.stream.close(last_words)
 
     def abort(self) -> None:
         """Reset the connection: the host must not take what it has for a message."""
-        self._stream.abort()
+        self.stream.abort()
 
     # -- bytes and events -------------------------------------------------
 
-    async def _next(self, *kinds: type[E], timeout: float | None = None) -> E:  # noqa: ASYNC109
-        """Return the next event, which must be one of *kinds*.
+    async def next(self, *kinds: type[E], timeout: float | None = None) -> E:  # noqa: ASYNC109
+        """Send what is to be said; return the next event, which is one of *kinds*.
 
         Raises:
             SessionFailed: The peer closed, was silent for *timeout* seconds,
@@ -143,7 +184,7 @@ class Dialogue:
             try:
                 await self._wait_for_event(timeout)
             except TimeoutError:
-                raise self._out_of_patience(timeout or 0.0) from None
+                raise self.out_of_patience(timeout or 0.0) from None
         event = self._events.popleft()
         if isinstance(event, kinds):
             return event
@@ -157,14 +198,15 @@ class Dialogue:
         except StreamClosed as exc:
             raise self._closed(exc) from exc
         except RemoteProtocolError as exc:
-            raise self._failed(self._nonsense(), printable(str(exc))) from exc
+            verdict = _NONSENSE.get(self._phase, Verdict.CLOSED)
+            raise self.failed(verdict, printable(str(exc))) from exc
 
     async def _wait_for_event(self, timeout: float | None) -> None:  # noqa: ASYNC109
         """Exchange bytes until there is an event; raise TimeoutError without one.
 
-        Before it gives up it looks once more. Somebody may have stopped us
-        (SIGSTOP, a frozen machine): then the reply has come in time, and to leave
-        the one to the final dot unread is to send the message twice.
+        Before it gives up it looks once more. We may have been stopped (SIGSTOP, a
+        frozen machine), and the reply has come in time. To leave the one to the final
+        dot unread is to send the message twice.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -176,18 +218,18 @@ class Dialogue:
 
     async def _exchange(self) -> None:
         """Send what may leave now, then take in whatever comes."""
-        if self._smtp.awaits and not self._smtp.is_asking:
+        if self.smtp.awaits and not self.smtp.is_asking:
             await self._listen_before_asking()
             if self._events:
                 return
-        data = self._smtp.data_to_send()
+        data = self.smtp.data_to_send()
         if data:
             self._is_sent = False
             # Closed: what it said before that (421, 552) is still there to be read.
             with suppress(StreamClosed):
-                await self._stream.write(data)
+                await self.stream.write(data)
                 self._is_sent = True
-                self._sent_until = self._stream.handed_over
+                self._sent_until = self.stream.handed_over
         if self._phase in (Phase.TRANSACTION, Phase.DOT):
             await self._watch_what_was_sent()
         await self._take_in()
@@ -195,19 +237,19 @@ class Dialogue:
     async def _watch_what_was_sent(self) -> None:
         """Wait until something comes, or all that was sent is acknowledged.
 
-        Before *ready* nobody watches: there, whoever is slow is merely overtaken.
+        Nothing is watched before *ready*: a slow host is overtaken there.
         """
-        watch = AckWatch(self._stream)
-        while self._stream.unacknowledged():
-            if await self._stream.wait_for_input(_LOOK):
+        watch = AckWatch(self.stream)
+        while self.stream.unacknowledged():
+            if await self.stream.wait_for_input(_LOOK):
                 return
             self._look(watch)
 
     def _look(self, watch: AckWatch) -> None:
         """Raise when what was sent provably does not arrive.
 
-        After the dot only the dot that has not left in all the time a slow reader
-        is given for the body.
+        After the dot that is only a dot that has not left, in all the time that a slow
+        reader has for the body.
         """
         if self._phase is not Phase.DOT:
             try:
@@ -215,41 +257,41 @@ class Dialogue:
             except StreamStalled as exc:
                 raise self._unheard(exc) from exc
             return
-        state = self._stream.send_state()
+        state = self.stream.send_state()
         patient = self._clock() - self._entered < self._dot_progress
         if state is not None and state.unsent and not patient:
-            raise self._out_of_patience(self._dot_progress, text="its window is closed")
+            raise self.out_of_patience(self._dot_progress, text="its window is closed")
 
     async def _listen_before_asking(self) -> None:
         """Hear what the host says while no reply is due, to the end of its sentence.
 
-        Right before a command leaves, after all that was slow: what is there now is
-        no answer to it, and nobody could tell that from what comes later.
+        Called right before a command leaves, after all that was slow. What is there now
+        is no answer to the command. Later that could not be told from an answer.
         """
         try:
             async with asyncio.timeout(_REST_OF_A_REPLY):
                 await self._listen()
-                while self._smtp.is_in_mid_reply and not self._events:
+                while self.smtp.is_in_mid_reply and not self._events:
                     await self._take_in()
                     await self._listen()
         except TimeoutError:
             text = "a reply to nothing, without an end"
-            raise self._failed(Verdict.SILENT, text) from None
+            raise self.failed(Verdict.SILENT, text) from None
 
     async def _listen(self) -> None:
         """Take in what is there, without waiting, up to an event."""
-        while not self._events and self._stream.has_input():
+        while not self._events and self.stream.has_input():
             await self._take_in()
 
     async def _take_in(self) -> None:
         """Read once, waiting for it. What answers nothing is told and forgotten."""
-        received = await self._stream.read()
+        received = await self.stream.read()
         if not received:
             raise StreamClosed("connection closed by the host")
         is_early = self._phase is Phase.DOT and not self._has_arrived()
-        for event in self._smtp.receive_data(received, is_early=is_early):
+        for event in self.smtp.receive_data(received, is_early=is_early):
             if isinstance(event, StrayReply):
-                self._on_stray(event.reply)
+                self._ignored(event.reply)
             else:
                 self._events.append(event)
 
@@ -257,14 +299,120 @@ class Dialogue:
         """Whether the host's kernel may have all that we said, as of what was just read.
 
         A host answers what it has read, and every segment that it sends acknowledges
-        that (RFC 9293 §3.10.7.4); our kernel looks at the acknowledgement of a segment
-        before it lets us have its data. So while the dot is unacknowledged *after* a
-        read, what was read is no answer to it, also when the acknowledgement rides on
-        the reply itself. Where the kernel does not tell, all counts as arrived.
+        that (RFC 9293 §3.10.7.4). Our kernel looks at the acknowledgement of a segment
+        before it lets us have its data. So what was read is no answer to the dot, while
+        the dot is unacknowledged *after* that read. That holds also when the
+        acknowledgement rides on the reply itself. Where the kernel does not tell, all
+        counts as arrived.
         """
-        return self._is_sent and self._stream.acknowledged >= self._sent_until
+        return self._is_sent and self.stream.acknowledged >= self._sent_until
 
-    async def _heed_what_has_come(self) -> None:
+    # -- the mail data ----------------------------------------------------
+
+    async def send_body(self, piece: bytes, progress: float) -> Reply | None:
+        """Send *piece* of the mail data; return a refusal that came meanwhile.
+
+        Args:
+            progress: Seconds without an acknowledged byte that are too many.
+
+        Raises:
+            SessionFailed: The host has gone, or takes nothing more.
+        """
+        write = partial(self.stream.write, piece)
+        return await self._unless_refused(write, self.stream.resume, progress)
+
+    async def drain(self, progress: float) -> Reply | None:
+        """Wait until the host's kernel has the body; see `send_body`.
+
+        A path that swallows the body, or our acknowledgements, shows itself here. It is
+        the last moment at which another host may be asked without a second copy. That
+        costs a round trip, and the host's delay for its last acknowledgement.
+        """
+        return await self._unless_refused(
+            self.stream.drain, self.stream.drain, progress
+        )
+
+    async def _unless_refused(
+        self,
+        begin: Callable[..., Awaitable[bool]],
+        go_on: Callable[..., Awaitable[bool]],
+        progress: float,
+    ) -> Reply | None:
+        """Do *begin*, then *go_on* as often as the host says what is no refusal.
+
+        Both are methods of `Stream` that take *heed_input*.
+        """
+        step = begin
+        while True:
+            gone = None
+            try:
+                if not self._events and await step(
+                    progress_timeout=progress, heed_input=True
+                ):
+                    return None
+            except StreamClosed as exc:
+                gone = exc  # what it said before is still there to be read
+            except StreamSilent as exc:
+                raise self._unheard(exc) from exc
+            early = await self._early_refusal()
+            if early is not None:
+                return early
+            if gone is not None:
+                raise self._closed(gone) from gone
+            step = go_on
+
+    async def _early_refusal(self) -> Reply | None:
+        """Hear what the host says in the middle of the mail data; return a refusal."""
+        with self._translated():
+            await self._listen()
+        if not self._events:
+            return None
+        event: BodyRefused | Closing = await self.next(BodyRefused, Closing)
+        self._is_cut_short = True
+        return event.reply
+
+    async def send_dot(self, progress: float, timeout: float) -> Reply:  # noqa: ASYNC109
+        """Send the final dot in a write of its own; return the reply that decides.
+
+        That is the answer to the dot, or a refusal that came before the host had it.
+
+        Args:
+            progress: Seconds for the dot to leave in.
+            timeout: Seconds for the reply.
+
+        Raises:
+            SessionFailed: There is no reply. See `take_dot_back`.
+        """
+        self.enter(Phase.DOT)
+        self._is_sent = False  # nor will it be, if it is refused before that
+        self.smtp.dot()
+        self._dot_progress = progress
+        event: DotAnswered | BodyRefused | Closing
+        event = await self.next(DotAnswered, BodyRefused, Closing, timeout=timeout)
+        # A host that has refused must not come by the dot after that.
+        self._is_cut_short = not isinstance(event, DotAnswered) and (
+            not self._has_arrived() or isinstance(event, BodyRefused)
+        )
+        return event.reply
+
+    def take_dot_back(self) -> bool:
+        """Return whether the host cannot have the dot, after `send_dot` has failed.
+
+        Either it has not left us, or the kernel still has it: the host's window is
+        closed. A partly sent dot cannot end the message. The reset follows the look at
+        once, or the kernel might still send the rest when the window opens.
+        """
+        if not self._is_sent:
+            return True
+        state = self.stream.send_state()
+        if state is None or not state.unsent:
+            return False
+        self.abort()
+        return True
+
+    # -- what has failed --------------------------------------------------
+
+    async def heed_what_has_come(self) -> None:
         """Fail when the host has ended a session that was kept waiting.
 
         That is its idle timeout and nothing about the message, 421 or not (RFC
@@ -273,61 +421,45 @@ class Dialogue:
         try:
             await self._listen()
         except (StreamClosed, RemoteProtocolError) as exc:
-            raise self._failed(Verdict.CLOSED, printable(str(exc))) from exc
+            raise self.failed(Verdict.CLOSED, printable(str(exc))) from exc
         if self._events:
             goodbye = self._unexpected(self._events.popleft())
-            raise self._failed(Verdict.CLOSED, reply=goodbye.reply)
+            raise self.failed(Verdict.CLOSED, reply=goodbye.reply)
 
-    def _heed_the_end(self) -> None:
+    def heed_the_end(self) -> None:
         """Raise when the host has said goodbye right behind its last reply."""
         if self._events:
             raise self._unexpected(self._events.popleft())
 
     def _unexpected(self, event: Event) -> SessionFailed:
-        """Return the failure for an event that nobody asked for: a goodbye."""
-        if isinstance(event, Closing):
-            return self._failed(
-                self._verdict_of_goodbye(event.reply), reply=event.reply
-            )
-        raise AssertionError(f"{event!r} is no answer")
+        """Return the failure for an event that answers nothing: a goodbye."""
+        assert isinstance(event, Closing), f"{event!r} is no answer"
+        reply = event.reply
+        usual = Verdict.TRANSIENT if reply.is_transient else Verdict.CLOSED
+        return self.failed(_GOODBYE.get(self._phase, usual), reply=reply)
 
     def _closed(self, exc: StreamClosed) -> SessionFailed:
-        if self._phase is Phase.GREETING and (said := self._smtp.skipped):
-            return self._failed(Verdict.NOT_SMTP, f"not an SMTP reply: {said!r}")
+        if self._phase is Phase.GREETING and (said := self.smtp.skipped):
+            return self.failed(Verdict.NOT_SMTP, f"not an SMTP reply: {said!r}")
         is_tls = self._phase is Phase.TLS
         verdict = Verdict.TLS_FAILED if is_tls else Verdict.CLOSED
-        return self._failed(verdict, str(exc))
+        return self.failed(verdict, str(exc))
 
-    def _nonsense(self) -> Verdict:
-        if self._phase is Phase.TLS:
-            return Verdict.TLS_FAILED  # words in clear that nobody must believe
-        return Verdict.NOT_SMTP if self._phase is Phase.GREETING else Verdict.CLOSED
-
-    def _verdict_of_goodbye(self, reply: Reply) -> Verdict:
-        match self._phase:
-            case Phase.GREETING:
-                return Verdict.GREETING_4XX
-            case Phase.EHLO:
-                return Verdict.EHLO_REFUSED
-            case Phase.TLS:
-                return Verdict.STARTTLS_REFUSED
-            case _:
-                return Verdict.TRANSIENT if reply.is_transient else Verdict.CLOSED
-
-    def _out_of_patience(
+    def out_of_patience(
         self, seconds: float, verdict: Verdict = Verdict.SILENT, text: str = ""
     ) -> SessionFailed:
         """Make the exception for a host that was waited for *seconds* in vain."""
-        failed = self._failed(verdict, text or self._awaited())
-        wait = Wait(_AWAITED[self._smtp.state], seconds)
+        failed = self.failed(verdict, text or self.doing())
+        wait = Wait(_AWAITED[self.smtp.state], seconds)
         failed.finding = failed.finding._replace(wait=wait)
         return failed
 
-    def _awaited(self) -> str:
+    def doing(self) -> str:
+        """Return what we are doing, in words for the log."""
         # What that means for the message, if anything, is `trouble`'s to say.
-        return facts(self._smtp.state).log_words.partition(";")[0]
+        return facts(self.smtp.state).log_words.partition(";")[0]
 
-    def _failed(
+    def failed(
         self, verdict: Verdict, text: str = "", *, reply: Reply | None = None
     ) -> SessionFailed:
         """Make the exception for a failure now, in this phase."""
@@ -344,4 +476,4 @@ class Dialogue:
     def _unheard(self, exc: StreamSilent) -> SessionFailed:
         stalled = isinstance(exc, StreamStalled)
         verdict = Verdict.STALLED if stalled else Verdict.SILENT
-        return self._out_of_patience(exc.seconds, verdict, str(exc))
+        return self.out_of_patience(exc.seconds, verdict, str(exc))

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import events, journal, trouble
 from mxpolicy.delivery.admission import Admission, Stay
-from mxpolicy.delivery.attempt import DOT_TIME, Attempt
+from mxpolicy.delivery.attempt import Attempt
 from mxpolicy.delivery.claims import Claim, Claims
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
@@ -37,6 +37,7 @@ from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.plan import Plan, Planner
 from mxpolicy.delivery.recall import Memory, Visit
 from mxpolicy.delivery.trace import Trace
+from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import printable

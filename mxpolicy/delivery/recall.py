@@ -18,8 +18,8 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events, trouble
-from mxpolicy.delivery.dialogue import SessionFailed
-from mxpolicy.delivery.opening import open_session
+from mxpolicy.delivery.approach import Approach
+from mxpolicy.delivery.dialogue import Listener, SessionFailed
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Deferred, Delivered
 from mxpolicy.reply import printable
@@ -44,6 +44,7 @@ from mxpolicy.routing.reachability import (
     is_about_host,
     is_about_nexthop,
 )
+from mxpolicy.routing.tls_requirement import tls_requirement
 from mxpolicy.state.store import HEAVY
 
 if TYPE_CHECKING:
@@ -530,11 +531,13 @@ class Visit:
             self._learn(candidate, dialling.reached(phase, self._now()))
             limit.reschedule(self._limit(dialling))
 
+        sessions = self._context.sessions
+        approach = Approach(tls_requirement(self._context.options.tls.default))
         async with asyncio.timeout_at(self._limit(dialling)) as limit:
-            session = await open_session(self._context, candidate, entered)
+            session = await sessions.open(candidate, approach, Listener(entered))
         if session.is_secured:
             self._secured(candidate)
-        session.quit()
+        sessions.give_back(session)
 
     def _limit(self, dialling: Dialling) -> float | None:
         """When the probe ends in a full failure, on the loop's clock."""

@@ -1,57 +1,80 @@
-"""What goes into a mail transaction, and what comes out (RFC 5321 §3.3).
+"""One message over one session: from MAIL to the dot (RFC 5321 §3.3).
 
-`mxpolicy.delivery.session` carries it out; `mxpolicy.delivery.attempt` owns the
-message and judges the result.
+A `Transaction` offers the message to some of its recipients and says in a
+`TransactionResult` how each was answered. It never decides what a reply means for a
+recipient: `mxpolicy.delivery.trouble` does. It bounds every wait itself, because after
+*ready* the time belongs to the message; `Control` says how much there is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Protocol, TypeVar
 
 from mxpolicy.delivery import trouble
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.session import Session
+from mxpolicy.net.ack_watch import telling_progress
 from mxpolicy.options import LongLines
 from mxpolicy.protocol.dot_stuffing import DotStuffer
-from mxpolicy.protocol.smtp_states import Verb
+from mxpolicy.protocol.smtp_events import (
+    DataAnswered,
+    MailAnswered,
+    RcptAnswered,
+)
+from mxpolicy.protocol.smtp_states import State, Verb, facts
 from mxpolicy.reply import Reply
-from mxpolicy.routing.candidate import Candidate
+from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 
-__all__ = ["Control", "Transaction", "TransactionResult"]
+__all__ = ["DOT_TIME", "Control", "Transaction", "TransactionResult"]
+
+# Seconds for the reply to the final dot. A sender that gives up sooner makes duplicates
+# (RFC 5321 §4.5.3.2.6).
+DOT_TIME = facts(State.DOT).timeout
 
 _CHUNK = 64 * 1024
 
+E = TypeVar("E")
+
 
 class Control(Protocol):
-    """What a transaction asks of whoever owns the message; see `Attempt`."""
+    """What a transaction asks of the owner of the message; see `Attempt`."""
 
     def patience(self, standard: float) -> float:
         """Seconds to wait for a reply whose standard time-out is *standard*."""
 
     def time_before_dot(self) -> float:
-        """Seconds from now on in which the final dot may still be sent."""
+        """Seconds from now on in which the final dot may still be sent.
 
-    def patience_at_dot(self) -> float:
-        """Seconds to wait for the reply to the final dot."""
-
-    def progressed(self, candidate: Candidate) -> None:
-        """*candidate* has answered, or acknowledged more of the mail data."""
-
-    def recipients_answered(self, result: TransactionResult) -> None:
-        """Every RCPT of a transaction has been answered, DATA not yet sent."""
-
-    async def dot_is_next(self, relay: str, recipients: Sequence[int]) -> None:
-        """Note that *relay* will see the final dot for *recipients*.
-
-        Raises when it must not be sent, because somebody else has the message.
+        Raises:
+            LocalTrouble: There are none.
         """
 
-    async def permit_dot(self) -> None:
-        """Raise when the final dot must not be sent: out of time, or not permitted."""
+    async def recipients_answered(
+        self, result: TransactionResult, accepted: Sequence[int]
+    ) -> None:
+        """Every RCPT of a transaction is answered, and *accepted* well.
 
-    def taken(self, relay: str, recipients: Sequence[int], reply: Reply) -> None:
-        """*relay* has the message for *recipients*: its 2yz to the final dot is here."""
+        Raises:
+            LocalTrouble: The mail data must not be sent for *accepted*.
+        """
+
+    async def dot_is_next(
+        self, candidate: Candidate, recipients: Sequence[int]
+    ) -> None:
+        """*candidate* is to see the final dot for *recipients*.
+
+        Raises:
+            LocalTrouble: It must not be sent: out of time, the input is not whole, or
+                another process has the message.
+        """
+
+    def taken(
+        self, candidate: Candidate, recipients: Sequence[int], reply: Reply
+    ) -> None:
+        """*candidate* has the message for *recipients*: its 2yz to the dot is here."""
 
 
 class TransactionResult:
@@ -87,13 +110,10 @@ class TransactionResult:
         settled = self.delivered.keys() | self.refused.keys() | self.in_doubt
         return [index for index in recipients if index not in settled]
 
-    def take_back_for_want_of_tls(
-        self, recipients: Iterable[int]
-    ) -> tuple[list[int], Reply | None]:
-        """Forget the refusals in clear that ask for TLS.
+    def take_back_for_want_of_tls(self) -> Reply | None:
+        """Forget the refusals in clear that ask for TLS; return one of them.
 
-        Returns who may be offered again under TLS, and what the host said; None
-        when it did not ask for it.
+        Returns None when the host did not ask for it.
         """
         asked = {
             index: reply
@@ -106,7 +126,7 @@ class TransactionResult:
         if self.goodbye is not None and trouble.wants_tls(self.goodbye):
             replies.append(self.goodbye)
         self.goodbye = None
-        return self.unsettled(recipients), replies[0] if replies else None
+        return replies[0] if replies else None
 
     def take_back_crowded(self, recipients: Iterable[int]) -> list[int]:
         """Forget and return those refused only because there were "too many" of them."""
@@ -122,44 +142,173 @@ class TransactionResult:
 
 
 class Transaction:
-    """What stays the same in all transactions of one `Session.transact`.
+    """Offers a message over *session*; use once, by `run`.
 
-    Attributes:
+    Args:
+        session: Ready. It can be used again only when `run` returns.
         envelope: The whole envelope.
+        recipients: Indices into it: those that are offered.
         mail_data: Readable any number of times.
-        progress: Seconds without an acknowledged byte of the mail data.
         control: Who owns the message.
         result: Filled in.
+        long_lines: What is done about them.
+        progress: Seconds without an acknowledged byte of the mail data that are too
+            many.
     """
-
-    __slots__ = (
-        "_long_lines",
-        "control",
-        "envelope",
-        "mail_data",
-        "progress",
-        "result",
-    )
 
     def __init__(
         self,
+        session: Session,
         envelope: Envelope,
+        recipients: Iterable[int],
         mail_data: MailData,
-        long_lines: LongLines,
-        progress: float,
         control: Control,
         result: TransactionResult,
+        *,
+        long_lines: LongLines,
+        progress: float,
     ) -> None:
-        self.envelope = envelope
-        self.mail_data = mail_data
-        self.progress = progress
-        self.control = control
-        self.result = result
+        self._session = session
+        self._dialogue = session.dialogue
+        self._smtp = session.dialogue.smtp
+        self._envelope = envelope
+        self._recipients = list(recipients)
+        self._mail_data = mail_data
+        self._control = control
+        self._result = result
         self._long_lines = long_lines
+        self._progress = progress
 
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the mail data as it goes over the wire, all but the final dot."""
+    async def run(self) -> None:
+        """Offer the message, and write what was answered into the result.
+
+        Takes several transactions when the host limits the recipients of one
+        (RFC 9422). So it does for those that were "too many" (RFC 5321 §4.5.3.1.10), as
+        long as the host takes some in each.
+
+        Raises:
+            SessionFailed: The session broke. The result holds what had been
+                answered, and ``in_doubt`` says whose dot was out.
+            Exception: Whatever *control* raised; no dot was sent.
+        """
+        self._dialogue.enter(Phase.TRANSACTION)
+        await self._dialogue.heed_what_has_come()
+        pending = self._recipients
+        while pending:
+            await self._session.make_ready(self._patience(State.RSET))
+            size = self._session.extensions.limits.rcptmax or len(pending)
+            batch, later = pending[:size], pending[size:]
+            some_taken = await self._one_transaction(batch, later)
+            crowded = self._result.take_back_crowded(batch) if some_taken else []
+            refused = self._result.refused
+            pending = crowded + [index for index in later if index not in refused]
+
+    async def _one_transaction(
+        self, batch: Sequence[int], later: Sequence[int]
+    ) -> bool:
+        """MAIL to dot for *batch*; return whether the host has taken it for some."""
+        reply = await self._mail(batch)
+        accepted = []
+        if reply.is_positive:
+            accepted = await self._hear_recipients(batch)
+        else:
+            # Said before any recipient was named: it holds for the others too.
+            self._result.refuse((*batch, *later), Verb.MAIL, reply)
+        await self._control.recipients_answered(self._result, accepted)
+        if not accepted:
+            return False
+        refusal = await self._data()
+        if refusal is None:
+            await self._control.dot_is_next(self._session.candidate, accepted)
+            refusal = await self._dot(accepted)
+        if refusal is None:
+            return True
+        self._result.refuse(accepted, *refusal)
+        return False
+
+    async def _mail(self, batch: Sequence[int]) -> Reply:
+        """Give MAIL and RCPT, which leave together where the host allows it."""
+        self._dialogue.heed_the_end()
+        envelope = self._envelope
+        self._smtp.mail(
+            envelope.reverse_path.wire if envelope.reverse_path else "",
+            size=self._mail_data.size,
+            body8bit=self._mail_data.has_8bit,
+            smtputf8=envelope.needs_smtputf8(batch),
+        )
+        for index in batch:
+            self._smtp.rcpt(envelope.recipients[index].mailbox.wire)
+        return (await self._answer(MailAnswered)).reply
+
+    async def _hear_recipients(self, batch: Sequence[int]) -> list[int]:
+        """Hear the replies to RCPT; return which recipients were accepted."""
+        accepted = []
+        for index in batch:
+            reply = (await self._answer(RcptAnswered)).reply
+            if reply.is_positive:
+                accepted.append(index)
+            else:
+                self._result.refuse([index], Verb.RCPT, reply)
+        self._result.accepted.update(accepted)
+        return accepted
+
+    async def _data(self) -> tuple[Verb, Reply] | None:
+        """DATA and the mail data; return the refusal that ended it, if one did."""
+        self._dialogue.heed_the_end()
+        self._smtp.data()
+        reply = (await self._answer(DataAnswered)).reply
+        if not reply.is_positive:
+            return Verb.DATA, reply
+        told = telling_progress(
+            self._dialogue.stream, self._session.listener.progressed
+        )
+        try:
+            async with asyncio.timeout(self._control.time_before_dot()):
+                with told:
+                    early = await self._body()
+        except TimeoutError:
+            self._control.time_before_dot()
+            text = self._dialogue.doing()
+            raise self._dialogue.failed(Verdict.SILENT, text) from None
+        return None if early is None else (Verb.DOT, early)
+
+    async def _body(self) -> Reply | None:
+        """Stream the mail data; return the refusal that came before the dot, if any."""
         stuffer = DotStuffer(self._long_lines)
-        for chunk in self.mail_data.chunks(_CHUNK):
-            yield stuffer.encode(chunk)
-        yield stuffer.finish()
+        for chunk in self._mail_data.chunks(_CHUNK):
+            early = await self._dialogue.send_body(
+                stuffer.encode(chunk), self._progress
+            )
+            if early is not None:
+                return early
+        early = await self._dialogue.send_body(stuffer.finish(), self._progress)
+        if early is not None or not self._session.approach.waits_for_body:
+            return early
+        return await self._dialogue.drain(self._progress)
+
+    async def _dot(self, accepted: Sequence[int]) -> tuple[Verb, Reply] | None:
+        """The final dot: the one moment of doubt. Returns the refusal."""
+        self._session.listener.progressed()
+        self._result.in_doubt = frozenset(accepted)
+        try:
+            reply = await self._dialogue.send_dot(self._progress, DOT_TIME)
+        except BaseException:
+            if self._dialogue.take_dot_back():
+                self._result.in_doubt = frozenset()
+            raise
+        self._result.in_doubt = frozenset()
+        if not reply.is_positive:
+            return Verb.DOT, reply
+        self._result.delivered.update(dict.fromkeys(accepted, reply))
+        self._control.taken(self._session.candidate, accepted, reply)
+        return None
+
+    async def _answer(self, kind: type[E]) -> E:
+        """Return the next event, waited for as long as the message allows."""
+        patience = self._patience(self._smtp.state)
+        event = await self._dialogue.next(kind, timeout=patience)
+        self._session.listener.progressed()
+        return event
+
+    def _patience(self, state: State) -> float:
+        return self._control.patience(facts(state).timeout)

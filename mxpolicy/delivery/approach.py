@@ -1,0 +1,75 @@
+"""How a candidate is connected to, and what is asked of it before the final dot. Pure.
+
+A path may swallow what an ordinary session sends. Two other approaches get around that:
+
+* Small segments, where the path swallows large ones (RFC 2923 §2.1).
+* A dot that is sent before the body is acknowledged. A firewall that passes the body
+  and drops the bare acknowledgements for it looks like one that drops the body. The
+  reply to a dot comes through.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mxpolicy.routing.tls_requirement import Level, Source, TlsRequirement
+
+__all__ = ["SMALL_SEGMENT", "Approach"]
+
+# Bytes. Every host must take so many (RFC 9293 §3.7.1), so every path lets them pass.
+SMALL_SEGMENT = 536
+
+
+class Approach(NamedTuple):
+    """One way to begin and to hold a session.
+
+    Attributes:
+        tls: What is asked of it.
+        segment_size: Largest TCP segment in bytes, both ways; None is the kernel's.
+        waits_for_body: Whether the dot waits until the host's kernel has acknowledged
+            the mail data. Any other sender does not wait.
+    """
+
+    tls: TlsRequirement
+    segment_size: int | None = None
+    waits_for_body: bool = True
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether nothing is done about what the path may swallow."""
+        return self.segment_size is None and self.waits_for_body
+
+    @property
+    def had_to_be_in_clear(self) -> bool:
+        """Whether TLS has failed in a session right before."""
+        return self.tls.source is Source.FAILURE
+
+    def in_small_segments(self) -> Approach:
+        """Return the same, in small segments."""
+        return self._replace(segment_size=SMALL_SEGMENT)
+
+    def in_clear(self) -> Approach:
+        """Return the same after a failure of TLS."""
+        return self._replace(tls=TlsRequirement(Level.NONE, Source.FAILURE))
+
+    def after_stall(self, *, others_left: bool) -> Approach | None:
+        """Return what to try next when the host acknowledged nothing more.
+
+        Args:
+            others_left: Other hosts may still be asked. They may do better than a dot
+                that leaves us in doubt.
+
+        ==================  ====================================================
+        it stalled          next
+        ==================  ====================================================
+        in ordinary ones    in small segments
+        in small segments   in ordinary ones, the dot before the body is
+                            acknowledged; with others left, nothing
+        after such a dot    nothing
+        ==================  ====================================================
+        """
+        if self.is_ordinary:
+            return self.in_small_segments()
+        if self.waits_for_body and not others_left:
+            return self._replace(segment_size=None, waits_for_body=False)
+        return None
