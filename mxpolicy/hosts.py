@@ -15,7 +15,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.config import load
-from mxpolicy.delivery.recall import HOST, LEASED, NEXTHOP, TLS
+from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS
+from mxpolicy.delivery.leases import LEASED
 from mxpolicy.errors import ConfigError, StoreError
 from mxpolicy.remembered import facts, sentences
 from mxpolicy.reply import printable

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mxpolicy.delivery.recall import HOST, LEASED, NEXTHOP, TLS
+from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS
+from mxpolicy.delivery.leases import LEASED
 from mxpolicy.hosts import Entry, as_json, clear, entries, show
 from mxpolicy.options import MemoryOptions
 from mxpolicy.routing import broken_tls

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from mxpolicy.delivery.recall import host_key
+from mxpolicy.delivery.host_memory import host_key
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 from mxpolicy.routing.host_record import HostRecord, encode
 from mxpolicy.state.sqlite import SqliteStore

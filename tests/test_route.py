@@ -21,8 +21,8 @@ from mxpolicy import route
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.forecast import Forecast, forecast
+from mxpolicy.delivery.host_memory import host_key, nexthop_key
 from mxpolicy.delivery.plan import Plan, Planner
-from mxpolicy.delivery.recall import host_key, nexthop_key
 from mxpolicy.options import MemoryOptions, Options, RaceOptions
 from mxpolicy.outcome import Bounced, Deferred
 from mxpolicy.routing.broken_tls import BrokenTls

@@ -8,9 +8,10 @@ here. The way of a message, recipients grouped by nexthop:
 3. `Planner`: the hosts, in order of preference, or why there are none.
    `FailedLookups` says which better hosts could not be looked up, `DomainHistory` whether a
    domain that DNS does not know took mail lately.
-4. `Visit.consult`: the order by what is remembered, or that all failed a moment ago.
+4. `consult`: the order by what is remembered, or that all failed a moment ago.
 5. `Stay.dial`: whether those hosts may be dialled now.
-6. `Attempt`: the race and the transactions, while `Visit` learns from what happens.
+6. `Attempt`: the race and the transactions. A `Learner` remembers what its events say of
+   hosts, and `Probes` dial beside it those whose pause is over.
 7. Back again: each outcome goes to the journal and the door as soon as it exists.
 """
 
@@ -20,22 +21,26 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 from math import inf
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import events, journal, trouble
 from mxpolicy.delivery.admission import Admission, Stay
 from mxpolicy.delivery.attempt import Attempt
 from mxpolicy.delivery.claims import Claim, Claims
+from mxpolicy.delivery.consult import consult
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
 from mxpolicy.delivery.envelope import Envelope, Recipient
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.failed_lookups import FailedLookups
 from mxpolicy.delivery.forecast import Forecast, forecast
+from mxpolicy.delivery.host_memory import HostMemory
+from mxpolicy.delivery.learner import Learner
+from mxpolicy.delivery.leases import Leases
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.plan import Plan, Planner
-from mxpolicy.delivery.recall import Memory, Visit
+from mxpolicy.delivery.probe import LINGER, Probes
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import LocalTrouble
@@ -44,6 +49,12 @@ from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import DIRECT
 from mxpolicy.routing.domain_record import is_missing, is_stale
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.routing.known_hosts import KnownHosts
 
 __all__ = ["Engine", "Request"]
 
@@ -84,7 +95,7 @@ class Engine:
     def __init__(self, context: Context) -> None:
         options, store, utc = context.options, context.store, context.utc
         self.context = context
-        self.memory = Memory(store, options.memory, utc=utc, chance=context.chance)
+        self.memory = HostMemory(store, options.memory, utc)
         self.domains = DomainHistory(store, utc=utc)
         self.admission = Admission(
             store,
@@ -159,7 +170,7 @@ class Engine:
         soft = await self.failed_lookups.would_note(plan)
         plan = plan._replace(unresolved=soft)
         if plan.refusal is None:
-            known = await self.memory.advise(plan.nexthop, plan.candidates)
+            known = await self.memory.advise(plan.nexthop.lower(), plan.candidates)
             return forecast(plan, known, self.memory.options)
         refusal = plan.refusal
         if recipient and isinstance(refusal, Bounced) and is_missing(refusal):
@@ -368,17 +379,59 @@ class _Delivery:
     async def _attempt(
         self, stay: Stay, envelope: Envelope, plan: Plan, indices: list[int]
     ) -> bool:
-        """Attempt a delivery, with what is remembered of the candidates.
+        """Attempt a delivery, unless all hosts failed a moment ago, or are too busy.
 
         Returns whether anybody took the message.
         """
-        visit = Visit(
+        leases = Leases(self._context.store, self._context.utc)
+        try:
+            consulted = await consult(
+                self._engine.memory,
+                leases,
+                plan,
+                now=self._trace.now,
+                chance=self._context.chance(),
+                deadline=self._request.deadline,
+            )
+            if consulted.refusal is not None:
+                for index in indices:
+                    self._settle_recipient(
+                        index, consulted.refusal, None, consulted.tried
+                    )
+                return False
+            known = consulted.known
+            refusal = await stay.dial(known.order)
+            if refusal is not None:
+                self._settle_group(indices, refusal)
+                return False
+            plan = plan._replace(candidates=known.order)
+            return await self._dial(stay, envelope, plan, indices, known, consulted.due)
+        finally:
+            await leases.release()
+
+    async def _dial(
+        self,
+        stay: Stay,
+        envelope: Envelope,
+        plan: Plan,
+        indices: list[int],
+        known: KnownHosts,
+        due: Iterable[Candidate],
+    ) -> bool:
+        """Dial the candidates, and beside it those that are *due*; learn from all of it.
+
+        Returns whether anybody took the message.
+        """
+        learner = Learner(
             self._engine.memory,
-            self._context,
             self._trace,
-            plan.nexthop,
+            self._context.chance,
+            plan.nexthop.lower(),
             self._message_id(),
+            known.of_tls,
         )
+        probes = Probes(self._context, self._trace, learner)
+        trace = self._trace.with_learners(learner.learn, stay.learn)
         was_taken = False
 
         def settle(
@@ -386,41 +439,31 @@ class _Delivery:
         ) -> None:
             nonlocal was_taken
             outcome = _with_unresolved(plan, _as_far_as_known(plan, outcome))
-            self._settle_recipient(index, outcome, delays, tried)
-            visit.settled(outcome)
+            self._settle_recipient(index, outcome, delays, tried, trace)
             was_taken = was_taken or isinstance(outcome, Delivered)
 
-        linger = 0.0
-        deadline = self._request.deadline
+        attempt = Attempt(
+            self._context,
+            trace,
+            plan,
+            envelope,
+            indices,
+            self._mail_data,
+            deadline=self._request.deadline,
+            settle=settle,
+            journal=self._claims,
+            may_send_dot=self._request.may_send_dot,
+            known=known,
+            ends=self._request.ends,
+        )
         try:
-            advised = await visit.consult(plan.candidates, deadline)
-            if advised.refusal is not None:
-                for index in indices:
-                    self._settle_recipient(index, advised.refusal, None, advised.tried)
-                return False
-            refusal = await stay.dial(advised.candidates)
-            if refusal is not None:
-                self._settle_group(indices, refusal)
-                return False
-            visit.probe()
-            attempt = Attempt(
-                self._context,
-                self._trace.with_learners(visit.learn, stay.learn),
-                plan._replace(candidates=advised.candidates),
-                envelope,
-                indices,
-                self._mail_data,
-                deadline=deadline,
-                settle=settle,
-                journal=self._claims,
-                may_send_dot=self._request.may_send_dot,
-                known=advised.known,
-                ends=self._request.ends,
-            )
+            for candidate in due:
+                probes.begin(candidate)
             await attempt.run()
-            linger = self._engine.memory.linger
+            await probes.finish(LINGER)
         finally:
-            await visit.finish(linger)
+            await probes.finish(0.0)
+            await learner.finish()
         return was_taken
 
     async def _unless_stale(self, domain: str, refusal: Outcome) -> Outcome:
@@ -474,6 +517,7 @@ class _Delivery:
         outcome: Outcome,
         delays: Delays | None,
         tried: tuple[str, ...],
+        trace: Trace | None = None,
     ) -> None:
         place = self._recipients[index].place
         if isinstance(outcome, Bounced):
@@ -481,7 +525,7 @@ class _Delivery:
             outcome = trouble.with_doubts(outcome, hosts)
         if place not in self._outcomes:
             self._claims.settled(index, outcome)
-            self._settle(place, outcome, delays, tried)
+            self._settle(place, outcome, delays, tried, trace)
 
     def _settle(
         self,
@@ -489,12 +533,13 @@ class _Delivery:
         outcome: Outcome,
         delays: Delays | None = None,
         tried: tuple[str, ...] = (),
+        trace: Trace | None = None,
     ) -> None:
         """Settle a recipient, once: what comes later is about something settled."""
         if place in self._outcomes:
             return
         self._outcomes[place] = outcome
-        self._trace.tell(
+        (trace or self._trace).tell(
             events.RecipientSettled,
             recipient=printable(self._request.recipients[place]),
             outcome=outcome,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.delivery.recall import hopeless
+from mxpolicy.delivery.consult import refusal_of
 from mxpolicy.routing.known_hosts import NOTHING_KNOWN, KnownHosts
 
 if TYPE_CHECKING:
@@ -38,5 +38,5 @@ def forecast(plan: Plan, known: KnownHosts, options: MemoryOptions) -> Forecast:
     """Return what is to be expected of *plan*, which has candidates."""
     refusal = None
     if known.is_hopeless and options.fast_deferral:
-        refusal, _ = hopeless(plan.candidates, known.of_host, known.at)
+        refusal, _ = refusal_of(known)
     return Forecast(plan._replace(candidates=known.order, refusal=refusal), known)

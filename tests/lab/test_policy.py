@@ -219,7 +219,7 @@ def test_postfix_does_what_rules_say(lab: Lab) -> None:
 # In its pause for as long as a test takes; the address is nobody's.
 REMEMBER = """\
 import asyncio, sys, time
-from mxpolicy.delivery.recall import host_key
+from mxpolicy.delivery.host_memory import host_key
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 from mxpolicy.routing.host_record import HostRecord, encode
 from mxpolicy.state.sqlite import SqliteStore

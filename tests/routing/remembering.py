@@ -1,6 +1,6 @@
 """Messages one after the other, or at the same time, in a world that changes.
 
-`World` plays the part of `mxpolicy.delivery.recall` and of the store for the pure
+`World` plays the part of `mxpolicy.delivery.consult`, `learner` and `probe`, and of the store for the pure
 `mxpolicy.routing.reachability`, and lets each message run in a `Simulation`: the
 same race, the same rules, a clock that is moved. A year takes a second.
 """
@@ -11,7 +11,7 @@ import heapq
 import random
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.delivery.recall import LEASE
+from mxpolicy.delivery.leases import LENGTH as LEASE
 from mxpolicy.options import MemoryOptions
 from mxpolicy.routing.candidate import Finding, Phase, Verdict
 from mxpolicy.routing.dialling import Dialling, Ready

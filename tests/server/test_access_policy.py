@@ -14,8 +14,8 @@ from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import AccessJudged, Trouble
 from mxpolicy.delivery.forecast import Forecast
+from mxpolicy.delivery.host_memory import host_key
 from mxpolicy.delivery.plan import Plan
-from mxpolicy.delivery.recall import host_key
 from mxpolicy.options import (
     AccessAbout,
     AccessFinding,

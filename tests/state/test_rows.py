@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mxpolicy.delivery.recall import Memory
-from mxpolicy.options import MemoryOptions
+from mxpolicy.delivery.leases import Leases
 from mxpolicy.state import schema
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.opening import open_to_read
@@ -189,10 +188,10 @@ async def test_lease_outlives_a_full_store(tmp_path: Path) -> None:
     await made(tmp_path)
     fill(tmp_path / "state.sqlite3", ((f"host x{n}", FAR, LIGHT) for n in range(2000)))
     store = SqliteStore(str(tmp_path / "state.sqlite3"))
-    memory = Memory(store, MemoryOptions())
-    assert await memory.lease("host x1")
+    leases = Leases(store, time.time)
+    assert await leases.take("host x1")
     await write(tmp_path, 5, max_bytes=1)
-    assert not await memory.lease("host x1")
+    assert not await leases.take("host x1")
     await store.close()
 
 

@@ -1,0 +1,123 @@
+"""Before an attempt: in which order its hosts are asked, or why none is.
+
+Mail is delayed here only where no other host is left, by `LONGEST_WAIT` at most: for
+another message's probe. Only a refusal settles anything: all hosts failed a moment ago.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.delivery import trouble
+from mxpolicy.delivery.host_memory import host_key
+from mxpolicy.outcome import Deferred
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mxpolicy.delivery.host_memory import HostMemory
+    from mxpolicy.delivery.leases import Leases
+    from mxpolicy.delivery.plan import Plan
+    from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.routing.known_hosts import KnownHosts
+
+__all__ = ["Consulted", "consult", "refusal_of"]
+
+# Seconds that a message without any other host waits for another one's probe, less up
+# to a fifth by chance: messages that began to wait together do not dial together.
+LONGEST_WAIT = 15.0
+# Seconds between two looks at what has come of that probe.
+LOOK_AGAIN = 0.25
+
+# Probes beside one message: a domain may have a hundred addresses that are due.
+MAX_PROBES = 4
+
+
+class Consulted(NamedTuple):
+    """What is to be done with a plan.
+
+    Attributes:
+        known: What is remembered, for the attempt. Its order is the one of asking.
+        due: Candidates that we have a lease of, to be probed beside the attempt.
+        refusal: The outcome of every recipient. Then no host is dialled.
+        tried: With a refusal: one printable text for each candidate.
+    """
+
+    known: KnownHosts
+    due: tuple[Candidate, ...] = ()
+    refusal: Deferred | None = None
+    tried: tuple[str, ...] = ()
+
+
+async def consult(
+    memory: HostMemory,
+    leases: Leases,
+    plan: Plan,
+    *,
+    now: Callable[[], float],
+    chance: float,
+    deadline: float,
+) -> Consulted:
+    """Return in which order the candidates of *plan* are asked, or why none is.
+
+    When all have failed, one message takes their leases, and its own delivery is the
+    probe. The others wait for what it finds, `LONGEST_WAIT` at most and not until
+    *deadline*. Then each dials for itself, like any sender that remembers nothing: the
+    message that probes may be slow, or dead. A wait ends in a deferral only when a new
+    full verdict was written of every candidate.
+
+    Args:
+        memory: What is remembered.
+        leases: The message's; the caller gives them back.
+        plan: It has candidates.
+        now: Seconds, monotonic.
+        chance: 0 to 1; shortens the wait.
+        deadline: When the final dot must be sent, in seconds as *now*.
+    """
+    until = min(now() + LONGEST_WAIT * (1 - chance / 5), deadline - LONGEST_WAIT)
+    keys = [host_key(one) for one in plan.candidates]
+    while True:
+        known = await memory.advise(plan.nexthop.lower(), plan.candidates)
+        if known.has_other:
+            due = [
+                one
+                for one in known.due[:MAX_PROBES]
+                if await leases.take(host_key(one))
+            ]
+            return Consulted(known, tuple(due))
+        if not memory.options.fast_deferral:
+            return Consulted(known)
+        if not known.is_hopeless and await leases.take_all(keys):
+            # What the last holder has found was written before its lease was free.
+            known = await memory.advise(plan.nexthop.lower(), plan.candidates)
+            if not known.is_hopeless:
+                return Consulted(known)
+            await leases.release()
+        if known.is_hopeless:
+            refusal, tried = refusal_of(known)
+            return Consulted(known, (), refusal, tried)
+        if now() >= until:
+            return Consulted(known)
+        await asyncio.sleep(LOOK_AGAIN)
+
+
+def refusal_of(known: KnownHosts) -> tuple[Deferred, tuple[str, ...]]:
+    """Return the outcome when all have failed, and a text for each of them."""
+    tried = tuple(_tried(one, known) for one in known.order)
+    text = "no host can be reached, as was found before: "
+    refusal = Deferred(
+        trouble.UNREACHABLE,
+        trouble.one_line(text + "; ".join(tried)),
+        relay=str(known.order[0]),
+    )
+    return refusal, tried
+
+
+def _tried(candidate: Candidate, known: KnownHosts) -> str:
+    record = known.of_host[candidate]
+    assert record.verdict is not None  # or not all would have failed
+    word = record.verdict.value
+    said = f" ({record.said})" if record.said else ""
+    age = max(0.0, known.at - record.since)
+    return f"{candidate} {word} {record.waited:.1f}s, {age:.0f}s ago{said}"

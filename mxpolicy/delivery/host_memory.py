@@ -1,0 +1,131 @@
+"""What is remembered of hosts, in the store: read, and changed row by row.
+
+The shell of `mxpolicy.routing.host_record`, `mxpolicy.routing.reachability`,
+`mxpolicy.routing.known_hosts` and `mxpolicy.routing.broken_tls`, which decide. Reading
+delays mail by the store's own bound at most.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mxpolicy.reply import printable
+from mxpolicy.routing import broken_tls
+from mxpolicy.routing.broken_tls import after_taking_in_clear
+from mxpolicy.routing.host_record import KEPT, decode, encode, is_news
+from mxpolicy.routing.known_hosts import KnownHosts, advise
+from mxpolicy.state.change import New, change
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mxpolicy.options import MemoryOptions
+    from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.routing.host_record import HostRecord
+    from mxpolicy.state.store import Store
+
+__all__ = [
+    "HOST",
+    "NEXTHOP",
+    "TLS",
+    "HostMemory",
+    "host_key",
+    "nexthop_key",
+    "tls_key",
+]
+
+# What the keys begin with: a candidate's record for all mail, the one for mail to a
+# nexthop, broken TLS at a host of a name.
+HOST = "host "
+NEXTHOP = "nexthop "
+TLS = "tls "
+
+_MAX_NEXTHOP = 255
+
+
+def host_key(candidate: Candidate) -> str:
+    """Return the key of what is remembered of *candidate*.
+
+    Without the host's name: thousands of domains have names of their own for the
+    same few addresses.
+    """
+    return f"{HOST}{candidate.egress} {candidate.address} {candidate.port}"
+
+
+def nexthop_key(aim: str, candidate: Candidate) -> str:
+    """Return the key of what is remembered of *candidate* for mail to one nexthop.
+
+    Args:
+        aim: The nexthop's one spelling (`mxpolicy.routing.nexthop.nexthop_aim`).
+        candidate: It.
+    """
+    return f"{NEXTHOP}{printable(aim, _MAX_NEXTHOP)} {host_key(candidate)}"
+
+
+def tls_key(candidate: Candidate) -> str:
+    """Return the key of what is remembered of STARTTLS at *candidate*, by its name."""
+    return f"{TLS}{candidate.host} {host_key(candidate)}"
+
+
+class HostMemory:
+    """What an engine remembers of hosts.
+
+    Args:
+        store: Where it is kept; no method of it may raise (`FallbackStore`).
+        options: The pauses.
+        utc: Seconds, as `time.time`.
+    """
+
+    def __init__(
+        self, store: Store, options: MemoryOptions, utc: Callable[[], float]
+    ) -> None:
+        self._store = store
+        self.options = options
+        self.utc = utc
+
+    async def advise(self, aim: str, candidates: Sequence[Candidate]) -> KnownHosts:
+        """Return what is remembered of *candidates* now, for mail to the nexthop *aim*."""
+        hosts = {host_key(one): one for one in candidates}
+        nexthops = {nexthop_key(aim, one): one for one in candidates}
+        names = {tls_key(one): one for one in candidates}
+        rows = await self._store.get_many([*hosts, *nexthops, *names])
+        of_tls = {
+            one: known
+            for key, one in names.items()
+            if (known := broken_tls.decode(rows.get(key))) is not None
+        }
+        return advise(
+            candidates,
+            {one: decode(rows[key]) for key, one in hosts.items() if key in rows},
+            {one: decode(rows[key]) for key, one in nexthops.items() if key in rows},
+            self.utc(),
+            self.options,
+            of_tls,
+        )
+
+    async def change(self, key: str, after: Callable[[HostRecord], HostRecord]) -> None:
+        """Replace what is remembered by what *after* makes of it."""
+
+        def step(value: bytes | None) -> New | None:
+            before = decode(value)
+            record = after(before)
+            if not is_news(before, record):
+                return None
+            return New(encode(record), self.utc() + KEPT)
+
+        await change(self._store, key, step)
+
+    async def note_broken_tls(self, candidate: Candidate, message_id: str) -> None:
+        """Remember that a message was taken in clear after TLS had failed."""
+        now = self.utc()
+
+        def step(value: bytes | None) -> New:
+            known = broken_tls.decode(value)
+            after = after_taking_in_clear(known, message_id, now)
+            return New(broken_tls.encode(after), now + broken_tls.KEPT)
+
+        await change(self._store, tls_key(candidate), step)
+
+    async def forget_broken_tls(self, candidate: Candidate) -> None:
+        """Forget it: TLS works there, or is wanted."""
+        await self._store.delete(tls_key(candidate))

@@ -1,0 +1,123 @@
+"""Several messages, one memory, real sockets on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.delivery import events
+from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.engine import Engine, Request
+from mxpolicy.delivery.host_memory import HostMemory, host_key
+from mxpolicy.delivery.learner import Learner
+from mxpolicy.delivery.trace import Trace
+from mxpolicy.options import MemoryOptions, Options
+from mxpolicy.outcome import Outcome
+from mxpolicy.routing.host_record import HostRecord, decode
+from mxpolicy.state.memory import MemoryStore
+from tests.delivery.attempts import mail_data
+from tests.helpers.scripted_smtp import ScriptedHost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mxpolicy.delivery.events import Event
+
+
+START = 1_800_000_000.0
+
+
+class Utc:
+    """UTC that goes on with the loop's clock, and can be moved by the test."""
+
+    def __init__(self) -> None:
+        self.offset = START - asyncio.get_running_loop().time()
+
+    def __call__(self) -> float:
+        return asyncio.get_running_loop().time() + self.offset
+
+
+class Sent(NamedTuple):
+    """What became of a message."""
+
+    outcome: Outcome
+    seconds: float
+    events: list[Event]
+
+    @property
+    def dialled(self) -> list[str]:
+        return [
+            one.candidate.address
+            for one in self.events
+            if isinstance(one, events.CandidateStarted)
+        ]
+
+
+class Site:
+    """An engine whose memory outlives a message, and hosts by preference."""
+
+    def __init__(
+        self,
+        *hosts: ScriptedHost,
+        options: MemoryOptions | None = None,
+        store: type[MemoryStore] = MemoryStore,
+        chance: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.hosts = hosts
+        self.utc = Utc()
+        self.store = store(self.utc)
+        self.options = Options(
+            helo="mail.example.com",
+            allow_dial=("127.0.0.0/8",),
+            memory=options or MemoryOptions(),
+        )
+        self.happened: list[Event] = []
+        self.context = Context(
+            self.options,
+            store=self.store,
+            clock=asyncio.get_running_loop().time,
+            utc=self.utc,
+            chance=chance,
+        )
+        self.engine = Engine(self.context)
+        self.memory = HostMemory(self.store, self.options.memory, self.utc)
+        self.number = 0
+
+    @property
+    def nexthop(self) -> str:
+        found = [one.candidate() for one in self.hosts]
+        return ", ".join(f"[{one.address}]:{one.port}" for one in found)
+
+    async def send(self, nexthop: str = "") -> Sent:
+        self.number += 1
+        request = Request(
+            "alice@example.net",
+            ("bob@example.com",),
+            nexthop or self.nexthop,
+            f"Q{self.number}",
+            900.0,
+            observe=self.happened.append,
+        )
+        began, seen = asyncio.get_running_loop().time(), len(self.happened)
+        message = mail_data()
+        try:
+            (outcome,) = await self.engine.deliver(request, message)
+        finally:
+            message.close()
+        settled = [
+            one.at
+            for one in self.happened[seen:]
+            if isinstance(one, events.RecipientSettled)
+        ]
+        assert asyncio.get_running_loop().time() - began < settled[-1] + 4
+        return Sent(outcome, settled[0], self.happened[seen:])
+
+    def learner(self, aim: str, message_id: str) -> Learner:
+        trace = Trace("", self.context.clock, self.happened.append)
+        return Learner(self.memory, trace, lambda: 0.0, aim, message_id, {})
+
+    async def record(self, host: ScriptedHost) -> HostRecord:
+        return decode(await self.store.get(host_key(host.candidate())))
+
+    def troubles(self) -> Sequence[Event]:
+        return [one for one in self.happened if isinstance(one, events.Trouble)]
