@@ -6,7 +6,8 @@ the line that mends it. Nothing is changed, no mail is sent, nobody is dialled b
 the name servers.
 
 Themes have a module each: `configuration`, `names`, `surroundings` (with `access`),
-`postfix` (with `postconf`, which asks, and `master_cf`, which reads).
+`postfix` (with `postconf`, which asks, `master_cf`, which reads, and `postfix_rows`,
+which judges).
 """
 
 from __future__ import annotations

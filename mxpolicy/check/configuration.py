@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mxpolicy.check.report import Table, fail, first, judge, ok, otherwise, warn
+from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.config import DEFAULT_PATH
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolv_conf import read_resolv_conf
@@ -121,68 +121,34 @@ def _size(size: int) -> str:
     return "0B"
 
 
-class _Facts(NamedTuple):
-    """What `look` saw.
-
-    Attributes:
-        file: Where options are read.
-        is_there: Whether it is.
-        is_from_environment: Whether only a variable names it.
-        changed: How many options it changes.
-        deadline: In seconds.
-        has_idna: Whether that package is installed.
-    """
-
-    file: str
-    is_there: bool
-    is_from_environment: bool
-    changed: int
-    deadline: float
-    has_idna: bool
-
-    @property
-    def deadline_shown(self) -> str:
-        return _duration(self.deadline)
-
-
-_TABLE: Table[_Facts] = (
-    first(
-        ok(
-            lambda it: it.is_there,
-            "{file} is understood; {changed} options are not as by default",
-        ),
-        ok(otherwise, "there is no {file}: everything is as by default"),
-    ),
-    warn(
-        lambda it: it.is_from_environment,
-        "$MXPOLICY_CONFIG was followed here; Postfix does not hand it to pipe(8)"
-        " commands, which will read another file",
-        "mxpolicy pipe ... --config {file}",
-    ),
-    fail(
-        lambda it: it.deadline < SHORT_DEADLINE,
-        f"the option deadline is {{deadline_shown}}: {TOO_SHORT}",
-        "deadline: 15m",
-    ),
-    warn(
-        lambda it: not it.has_idna,
-        "the Python package idna is missing: mail to international domains is deferred"
-        " where old and new rules differ (names with sharp s, joiners)",
-        "pip install 'mxpolicy[idna]'",
-    ),
-)
-
-
 def look(path: str | None, options: Options, environ: Mapping[str, str]) -> list[Item]:
     """Say which file was read and what is missing of what could be installed."""
     named = path or environ.get("MXPOLICY_CONFIG")
     file = named or DEFAULT_PATH
-    facts = _Facts(
-        file,
-        is_there=bool(named) or os.path.exists(file),
-        is_from_environment=bool(named and not path),
-        changed=sum(not one.is_default for one in settings(options, environ)),
-        deadline=options.deadline,
-        has_idna=importlib.util.find_spec("idna") is not None,
+    changed = sum(not one.is_default for one in settings(options, environ))
+    return said(
+        first(
+            ok(
+                named or os.path.exists(file),
+                f"{file} is understood; {changed} options are not as by default",
+            ),
+            ok(True, f"there is no {file}: everything is as by default"),
+        ),
+        warn(
+            named and not path,
+            "$MXPOLICY_CONFIG was followed here; Postfix does not hand it to pipe(8)"
+            " commands, which will read another file",
+            f"mxpolicy pipe ... --config {file}",
+        ),
+        fail(
+            options.deadline < SHORT_DEADLINE,
+            f"the option deadline is {_duration(options.deadline)}: {TOO_SHORT}",
+            "deadline: 15m",
+        ),
+        warn(
+            importlib.util.find_spec("idna") is None,
+            "the Python package idna is missing: mail to international domains is"
+            " deferred where old and new rules differ (names with sharp s, joiners)",
+            "pip install 'mxpolicy[idna]'",
+        ),
     )
-    return judge(_TABLE, facts)

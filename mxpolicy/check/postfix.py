@@ -17,18 +17,15 @@ from mxpolicy.check.postconf import PostfixUnseen
 from mxpolicy.check.postfix_rows import (
     ACCIDENTS,
     FILTER_NAME,
-    FILTERED,
-    PLACES,
     REFUSAL,
-    TIME,
-    TRANSPORT,
-    WHOLE,
-    Places,
     Transport,
-    Whole,
-    timing,
+    filter_tables,
+    judge_all,
+    judge_places,
+    judge_transport,
+    processes,
 )
-from mxpolicy.check.report import Level, judge, tell
+from mxpolicy.check.report import Level, tell
 from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import ConfigError, UsageError
 from mxpolicy.net.own_name import own_name
@@ -141,26 +138,17 @@ def look(
         text = f"Postfix {settings['mail_version']} is here; no pipe(8) service of it"
         return [tell(Level.WARN, f"{text} runs mxpolicy: see contrib/postfix")]
     items: list[Item] = []
-    limits = []
     for service in postfix.services:
-        it, loaded = _gather(service, postfix, config, machine)
-        limits.append(it.processes)
-        items += judge(TRANSPORT, it)
-        if it.arguments and loaded:
-            deadline = it.arguments.deadline
-            items += judge(TIME, timing(service, settings, deadline, loaded))
-        items += judge(FILTERED, it)
-    most = sum(limits) if all(limits) else 0
-    names = frozenset(one.name for one in postfix.services)
-    whole = Whole(names, settings, options, options.helo or own_name())
-    items += judge(PLACES, Places(options.limits.processes, most))
-    return [*items, *judge(WHOLE, whole)]
+        items += judge_transport(_gather(service, postfix, config, machine))
+    each = [processes(one, settings) for one in postfix.services]
+    items += judge_places(options.limits.processes, each)
+    names = {one.name for one in postfix.services}
+    return items + judge_all(names, settings, options, options.helo or own_name())
 
 
 def _gather(
     service: Service, postfix: Postfix, config: str | None, machine: Machine
-) -> tuple[Transport, Options | None]:
-    """Return what *service* refers to, and the options that its command reads."""
+) -> Transport:
     who = machine.account(service.attributes.get("user", ""))
     command, unknown = substitute(service.arguments or ())
     it = _ask_filter(Transport(service, postfix.settings, machine.memory), postfix)
@@ -173,29 +161,29 @@ def _gather(
         unknown="".join(unknown[:1]),
     )
     if command[:1] != ("pipe",):
-        return it, None
+        return it
     try:
         arguments = parse_arguments(command[1:], {})
     except UsageError as error:
-        return it._replace(usage_error=str(error)), None
+        return it._replace(usage_error=str(error))
     file = arguments.config or DEFAULT_PATH
     it = it._replace(arguments=arguments, file=file)
     try:
-        options = machine.load(arguments.config)
+        it = it._replace(options=machine.load(arguments.config))
     except ConfigError as error:
-        return it._replace(mistakes="; ".join(error.mistakes)), None
+        return it._replace(mistakes="; ".join(error.mistakes))
     if who and machine.exists(file):
         it = it._replace(cannot_read=machine.objection(who, file, READ))
     if config and os.path.realpath(config) != os.path.realpath(file):
         it = it._replace(other_file=config)
-    return it, options
+    return it
 
 
 def _ask_filter(it: Transport, postfix: Postfix) -> Transport:
     """Return *it* with what the delivery status filter makes of some ends."""
     if it.settings["soft_bounce"] == "yes":
         return it
-    ask, tables = postfix.postconf, it.filter_tables
+    ask, tables = postfix.postconf, filter_tables(it.service, it.settings)
     try:
         ends = {end: ask.filtered(end, tables) for end in (*ACCIDENTS, REFUSAL)}
         # As it is written, so that its $$ stay.

@@ -1,7 +1,7 @@
-"""What is said of the Postfix of this machine: facts, and the tables about them. Pure.
+"""What is said of the Postfix of this machine: a pure function of what was gathered.
 
-`mxpolicy.check.postfix` gathers the facts. A sentence says what would happen, and the
-line beside it is the ``postconf`` command that mends it.
+`mxpolicy.check.postfix` gathers. Each row is a condition, a sentence about what would
+happen, and the ``postconf`` line that mends it.
 """
 
 from __future__ import annotations
@@ -12,33 +12,31 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.check.configuration import SHORT_DEADLINE, TOO_SHORT
 from mxpolicy.check.master_cf import words
-from mxpolicy.check.report import Table, fail, first, ok, otherwise, warn
+from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.options import Options
 from mxpolicy.pipe import ALARM_INTERVAL, ALARM_SLACK, DOT_TIME, time_needed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from mxpolicy.check.access import Account
     from mxpolicy.check.master_cf import Service
+    from mxpolicy.check.report import Item
     from mxpolicy.pipe import Arguments
 
 __all__ = [
     "ACCIDENTS",
     "FILTER",
-    "FILTERED",
     "FILTER_NAME",
-    "PLACES",
     "REFUSAL",
-    "TIME",
-    "TRANSPORT",
-    "WHOLE",
-    "Places",
-    "Timing",
     "Transport",
-    "Whole",
+    "filter_tables",
+    "judge_all",
+    "judge_places",
+    "judge_time",
+    "judge_transport",
     "parse_time",
-    "timing",
+    "processes",
 ]
 
 # Between the last reply that is waited for and the limit at which Postfix kills:
@@ -72,7 +70,7 @@ ACCIDENTS = (
 # An end that we do choose.
 REFUSAL = "5.1.1 no such user"
 
-_HARMFUL, _FOR_MAILBOXES = "FB.>", "DOR"
+_RECIPIENT = re.compile(r"recipient}|\$recipient|\(recipient")
 
 
 def parse_time(text: str, unit: str = "s") -> float | None:
@@ -108,6 +106,7 @@ class Transport(NamedTuple):
         arguments: As it understands them; None when it does not.
         file: The configuration file that it reads.
         mistakes: In that file; empty when there are none.
+        options: In that file; None when there are mistakes.
         cannot_read: Why the account may not read it; empty when it may.
         other_file: What this check was told to look at, where that is another file.
     """
@@ -126,586 +125,469 @@ class Transport(NamedTuple):
     arguments: Arguments | None = None
     file: str = ""
     mistakes: str = ""
+    options: Options | None = None
     cannot_read: str = ""
     other_file: str = ""
 
-    @property
-    def command_line(self) -> str:
-        return " ".join(self.service.argv)
 
-    @property
-    def is_chrooted(self) -> bool:
-        level = re.match(r"\d+", self.settings["compatibility_level"] or "0")
-        by_default = level is not None and level[0] == "0"
-        return self.service.chroot == "y" or (by_default and self.service.chroot == "-")
-
-    @property
-    def processes(self) -> int:
-        """How many there may be at once; 0 is any number."""
-        limit = self.service.process_limit
-        if limit == "-":
-            limit = self.settings["default_process_limit"] or "100"
-        return int(limit) if limit.isdigit() else 0
-
-    @property
-    def fitting(self) -> int:
-        """How many processes there may be without harm."""
-        return max(1, min(Options().limits.processes, self.memory // 2 // PROCESS))
-
-    @property
-    def user(self) -> str:
-        return self.service.attributes.get("user", "")
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether pipe(8) does not run a command as *user*, ``name`` or ``name:group``."""
-        owner = self.settings["mail_owner"] or "postfix"
-        return self.user.partition(":")[0] in {"", "root", owner}
-
-    @property
-    def flags(self) -> str:
-        return self.service.attributes.get("flags", "")
-
-    @property
-    def harmful(self) -> str:
-        return "".join(one for one in _HARMFUL if one in self.flags)
-
-    @property
-    def for_mailboxes(self) -> str:
-        return "".join(one for one in _FOR_MAILBOXES if one in self.flags)
-
-    @property
-    def null_sender(self) -> str:
-        return self.service.attributes.get("null_sender", "MAILER-DAEMON")
-
-    @property
-    def limit_name(self) -> str:
-        return f"{self.service.name}_destination_recipient_limit"
-
-    @property
-    def recipient_limit(self) -> str:
-        return self.settings[self.limit_name] or "unknown"
-
-    @property
-    def entry_mend(self) -> str:
-        """The line that gives the entry the attributes that it should have.
-
-        One line for all of them: each alone would undo what the others mend.
-        """
-        kept = "".join(x for x in self.flags if x not in f"{_HARMFUL}u{_FOR_MAILBOXES}")
-        wanted = {"flags": kept if "q" in kept else f"{kept}q", "null_sender": ""}
-        if self.is_refused:
-            wanted["user"] = "mxpolicy"
-        before, argv, after = self.service.command.partition("argv=")
-        for name, value in wanted.items():
-            if self.service.attributes.get(name) != value:
-                old = re.compile(rf"(?<=\s){name}=\S*(?=\s)")
-                before, count = old.subn(f"{name}={value}", before, count=1)
-                before += "" if count else f"{name}={value} "
-        command = f"{self.service.place}/command={before}{argv}{after}"
-        return f"postconf -F {shlex.quote(command)}"
-
-    @property
-    def filter_tables(self) -> list[str]:
-        """The tables of the delivery status filter, in the order of the question."""
-        usual = self.settings[FILTER_NAME]
-        return words(self.service.overrides.get(FILTER_NAME, usual), " \t,")
-
-    @property
-    def hard_accident(self) -> str:
-        """What bounces mail although no host refused it."""
-        hard = (x for x in ACCIDENTS if not self.filtered.get(x, "").startswith("4"))
-        return next(hard, "").partition(" ")[2]
-
-    @property
-    def filter_mend(self) -> str:
-        if FILTER_NAME in self.service.overrides:
-            return f"postconf -PX {self.service.place}/{FILTER_NAME}"
-        # Ours first: it is the narrower.
-        value = ", ".join(filter(None, (FILTER, self.filter_as_written)))
-        return f"postconf -e {shlex.quote(f'{FILTER_NAME} = {value}')}"
+def judge_transport(it: Transport) -> list[Item]:
+    """Return what is said of one service."""
+    # One line for all of them: each alone would undo what the others mend.
+    mend = _entry_mend(it.service, is_refused=_is_refused(it.service, it.settings))
+    items = [*_judge_process(it), *_judge_user(it, mend), *_judge_flags(it, mend)]
+    items += [*_judge_recipients(it), *_judge_command(it)]
+    if it.arguments and it.options:
+        deadline = it.arguments.deadline
+        items += judge_time(it.service, it.settings, deadline, it.options)
+    return [*items, *_judge_filter(it)]
 
 
-_RECIPIENT = re.compile(r"recipient}|\$recipient|\(recipient")
+def _judge_process(it: Transport) -> list[Item]:
+    name, place, settings = it.service.name, it.service.place, it.settings
+    level = re.match(r"\d+", settings["compatibility_level"] or "0")
+    old_default = it.service.chroot == "-" and level is not None and level[0] == "0"
+    most = processes(it.service, settings)
+    fitting = max(1, min(Options().limits.processes, it.memory // 2 // PROCESS))
+    return said(
+        ok(True, f"transport {name} runs {' '.join(it.service.argv)}"),
+        fail(
+            it.service.unprivileged != "n",
+            f"{name} has no 'n' in the column unpriv: pipe(8) cannot become another"
+            " user, and all mail is deferred",
+            f"postconf -F {place}/unprivileged=n",
+        ),
+        fail(
+            it.service.chroot == "y" or old_default,
+            f"{name} runs in a chroot, where there is no Python: all mail is deferred",
+            f"postconf -F {place}/chroot=n",
+        ),
+        first(
+            warn(
+                not most,
+                f"{name}: any number of processes of 30 MB may run at once, more than"
+                " half of this machine's memory",
+                f"postconf -F {place}/process_limit={fitting}",
+            ),
+            warn(
+                most * PROCESS > it.memory / 2,
+                f"{name}: up to {most} processes of 30 MB may run at once, more than"
+                " half of this machine's memory",
+                f"postconf -F {place}/process_limit={fitting}",
+            ),
+            ok(True, f"{name}: at most {most} processes at once"),
+        ),
+    )
 
-TRANSPORT: Table[Transport] = (
-    ok(otherwise, "transport {service.name} runs {command_line}"),
-    fail(
-        lambda it: it.service.unprivileged != "n",
-        "{service.name} has no 'n' in the column unpriv: pipe(8) cannot become another user, and"
-        " all mail is deferred",
-        "postconf -F {service.place}/unprivileged=n",
-    ),
-    fail(
-        lambda it: it.is_chrooted,
-        "{service.name} runs in a chroot, where there is no Python: all mail is deferred",
-        "postconf -F {service.place}/chroot=n",
-    ),
-    first(
-        warn(
-            lambda it: not it.processes,
-            "{service.name}: any number of processes of 30 MB may run at once, more than half of"
-            " this machine's memory",
-            "postconf -F {service.place}/process_limit={fitting}",
+
+def processes(service: Service, settings: Mapping[str, str]) -> int:
+    """Return how many processes *service* may have at once; 0 is any number."""
+    limit = service.process_limit
+    if limit == "-":
+        limit = settings["default_process_limit"] or "100"
+    return int(limit) if limit.isdigit() else 0
+
+
+def _is_refused(service: Service, settings: Mapping[str, str]) -> bool:
+    """Whether pipe(8) does not run a command as ``user=``, ``name`` or ``name:group``."""
+    user = service.attributes.get("user", "").partition(":")[0]
+    return user in {"", "root", settings["mail_owner"] or "postfix"}
+
+
+def _judge_user(it: Transport, mend: str) -> list[Item]:
+    name, program = it.service.name, it.service.argv[0]
+    user = it.service.attributes.get("user", "")
+    return said(
+        first(
+            fail(
+                not user,
+                f"{name} has no user=: pipe(8) ends, and all mail is deferred",
+                mend,
+            ),
+            fail(
+                _is_refused(it.service, it.settings),
+                f"{name} has user={user}, which pipe(8) refuses: all mail is deferred",
+                mend,
+            ),
+            fail(
+                it.account is None,
+                f"{name} has user={user}, which is not known here: all mail is deferred",
+                "adduser --system --group --no-create-home mxpolicy",
+            ),
+            warn(
+                not program.startswith("/"),
+                f"{name} runs {program} without a path; pipe(8) looks for it in /usr/bin"
+                " and /bin only",
+            ),
+            fail(
+                it.cannot_run,
+                f"{name} cannot run its program ({it.cannot_run}): all mail is deferred",
+            ),
+        )
+    )
+
+
+def _judge_flags(it: Transport, mend: str) -> list[Item]:
+    name, flags = it.service.name, it.service.attributes.get("flags", "")
+    harmful = "".join(one for one in "FB.>" if one in flags)
+    added = "".join(one for one in "DOR" if one in flags)
+    null_sender = it.service.attributes.get("null_sender", "MAILER-DAEMON")
+    return said(
+        fail(
+            harmful,
+            f"{name} has the flags {harmful}, which change the message: signatures"
+            " (DKIM) break",
+            mend,
         ),
         warn(
-            lambda it: it.processes * PROCESS > it.memory / 2,
-            "{service.name}: up to {processes} processes of 30 MB may run at once, more than half"
-            " of this machine's memory",
-            "postconf -F {service.place}/process_limit={fitting}",
-        ),
-        ok(otherwise, "{service.name}: at most {processes} processes at once"),
-    ),
-    first(
-        fail(
-            lambda it: not it.user,
-            "{service.name} has no user=: pipe(8) ends, and all mail is deferred",
-            "{entry_mend}",
-        ),
-        fail(
-            lambda it: it.is_refused,
-            "{service.name} has user={user}, which pipe(8) refuses: all mail is deferred",
-            "{entry_mend}",
-        ),
-        fail(
-            lambda it: it.account is None,
-            "{service.name} has user={user}, which is not known here: all mail is deferred",
-            "adduser --system --group --no-create-home mxpolicy",
+            "u" in flags,
+            f"{name} has the flag u: local parts arrive in lower case, and hosts that"
+            " tell A from a refuse them",
+            mend,
         ),
         warn(
-            lambda it: not it.service.argv[0].startswith("/"),
-            "{service.name} runs {service.argv[0]} without a path; pipe(8) looks for it in"
-            " /usr/bin and /bin only",
-        ),
-        fail(
-            lambda it: it.cannot_run,
-            "{service.name} cannot run its program ({cannot_run}): all mail is deferred",
-        ),
-    ),
-    fail(
-        lambda it: it.harmful,
-        "{service.name} has the flags {harmful}, which change the message: signatures (DKIM)"
-        " break",
-        "{entry_mend}",
-    ),
-    warn(
-        lambda it: "u" in it.flags,
-        "{service.name} has the flag u: local parts arrive in lower case, and hosts that tell A"
-        " from a refuse them",
-        "{entry_mend}",
-    ),
-    warn(
-        lambda it: it.for_mailboxes,
-        "{service.name} has the flags {for_mailboxes}, which add header fields (Delivered-To,"
-        " X-Original-To, Return-Path) that are for mailboxes, and tell the recipient"
-        " what he need not know",
-        "{entry_mend}",
-    ),
-    warn(
-        lambda it: "q" not in it.flags,
-        "{service.name} lacks the flag q: a local part with blanks or quotes cannot be told from"
-        " another one",
-        "{entry_mend}",
-    ),
-    first(
-        ok(
-            lambda it: it.null_sender == "",
-            "{service.name}: the sender of a bounce stays empty",
+            added,
+            f"{name} has the flags {added}, which add header fields (Delivered-To,"
+            " X-Original-To, Return-Path) that are for mailboxes, and tell the recipient"
+            " what he need not know",
+            mend,
         ),
         warn(
-            lambda it: it.null_sender == "MAILER-DAEMON",
-            "{service.name} lacks null_sender=: the empty sender of a bounce arrives as a name,"
-            " by default MAILER-DAEMON; mxpolicy takes that one, and no other one, for"
-            " the empty sender",
-            "{entry_mend}",
+            "q" not in flags,
+            f"{name} lacks the flag q: a local part with blanks or quotes cannot be told"
+            " from another one",
+            mend,
         ),
+        first(
+            ok(null_sender == "", f"{name}: the sender of a bounce stays empty"),
+            warn(
+                null_sender == "MAILER-DAEMON",
+                f"{name} lacks null_sender=: the empty sender of a bounce arrives as a"
+                " name, by default MAILER-DAEMON; mxpolicy takes that one, and no other"
+                " one, for the empty sender",
+                mend,
+            ),
+            fail(
+                True,
+                f"{name} has null_sender={null_sender}: bounces leave with that sender,"
+                " and can loop",
+                mend,
+            ),
+        ),
+    )
+
+
+def _entry_mend(service: Service, *, is_refused: bool) -> str:
+    """Return the line that gives the entry the attributes that it should have."""
+    flags = service.attributes.get("flags", "")
+    kept = "".join(one for one in flags if one not in "FB.>uDOR")
+    wanted = {"flags": kept if "q" in kept else f"{kept}q", "null_sender": ""}
+    if is_refused:
+        wanted["user"] = "mxpolicy"
+    before, argv, after = service.command.partition("argv=")
+    for name, value in wanted.items():
+        if service.attributes.get(name) != value:
+            old = re.compile(rf"(?<=\s){name}=\S*(?=\s)")
+            before, count = old.subn(f"{name}={value}", before, count=1)
+            before += "" if count else f"{name}={value} "
+    return (
+        f"postconf -F {shlex.quote(f'{service.place}/command={before}{argv}{after}')}"
+    )
+
+
+def _judge_recipients(it: Transport) -> list[Item]:
+    name = f"{it.service.name}_destination_recipient_limit"
+    limit = it.settings[name]
+    return said(
+        warn(
+            name in it.service.overrides,
+            f"-o {name} in master.cf has no effect: the queue manager reads main.cf",
+            f"postconf -PX {it.service.place}/{name}",
+        ),
+        first(
+            ok(limit == "1", f"{it.service.name}: one recipient for each run"),
+            warn(
+                True,
+                f"{name} is {limit or 'unknown'}, not 1: while one recipient of a"
+                " message is deferred, all of that run are, and a refusal of one bounces"
+                " them all",
+                f"postconf -e {name}=1",
+            ),
+        ),
+    )
+
+
+def _judge_command(it: Transport) -> list[Item]:
+    name, arguments = it.service.name, it.arguments
+    return said(
         fail(
-            otherwise,
-            "{service.name} has null_sender={null_sender}: bounces leave with that sender, and"
-            " can loop",
-            "{entry_mend}",
+            it.unknown,
+            f"{name}: pipe(8) does not know ${{{it.unknown}}}: all mail is deferred",
         ),
-    ),
-    warn(
-        lambda it: it.limit_name in it.service.overrides,
-        "-o {limit_name} in master.cf has no effect: the queue manager reads main.cf",
-        "postconf -PX {service.place}/{limit_name}",
-    ),
-    first(
-        ok(
-            lambda it: it.recipient_limit == "1",
-            "{service.name}: one recipient for each run",
+        first(
+            fail(
+                it.command[:1] != ("pipe",),
+                f"{name} runs mxpolicy without 'pipe' as its first word: all mail is"
+                " deferred",
+            ),
+            fail(it.usage_error, f"{name}: all mail is deferred: {it.usage_error}"),
         ),
         warn(
-            otherwise,
-            "{limit_name} is {recipient_limit}, not 1: while one recipient of a message"
-            " is deferred, all of that run are, and a refusal of one bounces them all",
-            "postconf -e {limit_name}=1",
-        ),
-    ),
-    fail(
-        lambda it: it.unknown,
-        "{service.name}: pipe(8) does not know ${{{unknown}}}: all mail is deferred",
-    ),
-    first(
-        fail(
-            lambda it: it.command[:1] != ("pipe",),
-            "{service.name} runs mxpolicy without 'pipe' as its first word: all mail is deferred",
-        ),
-        fail(
-            lambda it: it.usage_error,
-            "{service.name}: all mail is deferred: {usage_error}",
-        ),
-    ),
-    warn(
-        lambda it: it.arguments and not it.arguments.nexthop,
-        "{service.name} does not pass --nexthop ${{nexthop}}: a host given in transport_maps or"
-        " relayhost has no effect",
-    ),
-    warn(
-        lambda it: it.arguments and not it.arguments.queue_id,
-        "{service.name} does not pass --queue-id ${{queue_id}}: log lines do not say which"
-        " message they are about",
-    ),
-    fail(
-        lambda it: it.arguments and not _RECIPIENT.search(it.command_line),
-        "{service.name} does not pass ${{recipient}}: mail goes astray",
-    ),
-    first(
-        fail(
-            lambda it: it.mistakes,
-            "{service.name}: all mail is deferred (4.3.5): {mistakes}",
-        ),
-        fail(
-            lambda it: it.cannot_read,
-            "{service.name}: all mail is deferred (4.3.5): {file}: {cannot_read}",
-            "chmod a+r {file}",
-        ),
-    ),
-    warn(
-        lambda it: it.other_file,
-        "{service.name} reads {file}, not {other_file}, which was looked at here",
-    ),
-)
-
-FILTERED: Table[Transport] = (
-    first(
-        warn(
-            lambda it: it.settings.get("soft_bounce") == "yes",
-            "soft_bounce is yes: nothing bounces, whatever hosts say, until"
-            " maximal_queue_lifetime",
-            "postconf -e soft_bounce=no",
+            arguments and not arguments.nexthop,
+            f"{name} does not pass --nexthop ${{nexthop}}: a host given in"
+            " transport_maps or relayhost has no effect",
         ),
         warn(
-            lambda it: it.filter_unseen,
-            f"{FILTER_NAME} could not be asked: {{filter_unseen}}",
+            arguments and not arguments.queue_id,
+            f"{name} does not pass --queue-id ${{queue_id}}: log lines do not say which"
+            " message they are about",
         ),
         fail(
-            lambda it: it.hard_accident,
-            f"{FILTER_NAME} does not soften '{{hard_accident}}': when Python does not"
-            " start, or a file is missing, mail is bounced, not deferred",
-            "{filter_mend}",
+            arguments and not _RECIPIENT.search(" ".join(it.service.argv)),
+            f"{name} does not pass ${{recipient}}: mail goes astray",
         ),
-        ok(
-            otherwise,
-            f"{{service.name}}: accidents of the command are deferred ({FILTER_NAME})",
+        first(
+            fail(it.mistakes, f"{name}: all mail is deferred (4.3.5): {it.mistakes}"),
+            fail(
+                it.cannot_read,
+                f"{name}: all mail is deferred (4.3.5): {it.file}: {it.cannot_read}",
+                f"chmod a+r {it.file}",
+            ),
         ),
-    ),
-    warn(
-        lambda it: it.filtered.get(REFUSAL, "").startswith("4"),
-        f"{FILTER_NAME} softens 5.1.1: what a host refuses for good stays in the queue",
-    ),
-)
+        warn(
+            it.other_file,
+            f"{name} reads {it.file}, not {it.other_file}, which was looked at here",
+        ),
+    )
 
 
-# Its time
-
-
-class Timing(NamedTuple):
-    """How long a delivery may take, to us and to Postfix; in seconds.
-
-    Attributes:
-        service: The entry.
-        written: Its time limit, as in main.cf or master.cf.
-        limit: The same: when Postfix kills. None when it cannot be understood.
-        watchdog: When Postfix gives up on the service; None as before.
-        given: What ``--deadline`` says, None without it.
-        options: From the configuration file.
-    """
-
-    service: Service
-    written: str
-    limit: float | None
-    watchdog: float | None
-    given: float | None
-    options: Options
-
-    @property
-    def limit_name(self) -> str:
-        return f"{self.service.name}_time_limit"
-
-    @property
-    def source(self) -> str:
-        return "--deadline" if self.given else "the option deadline"
-
-    @property
-    def deadline(self) -> float:
-        return self.given or self.options.deadline
-
-    @property
-    def needed(self) -> float:
-        return time_needed(self.given, self.options)
-
-    @property
-    def last_end(self) -> float:
-        """When the end of a message must have left."""
-        return self.needed - DOT_TIME
-
-    @property
-    def longest(self) -> float:
-        return max(self.limit or 0.0, self.deadline)
-
-    @property
-    def limit_mend(self) -> str:
-        setting = f"{self.limit_name}={self.deadline + DOT_TIME + MARGIN:.0f}s"
-        if self.limit_name in self.service.overrides:
-            return f"postconf -P {self.service.place}/{setting}"
-        return f"postconf -e {setting}"
-
-    @property
-    def watchdog_mend(self) -> str:
-        return f"postconf -e daemon_timeout={self.longest * 2:.0f}s"
-
-
-def timing(
+def judge_time(
     service: Service, settings: Mapping[str, str], given: float | None, options: Options
-) -> Timing:
-    """Return how long a delivery by *service* may take."""
+) -> list[Item]:
+    """Judge whether a delivery ends before Postfix kills it, and bounces the message.
+
+    Args:
+        service: The entry.
+        settings: Of main.cf.
+        given: What ``--deadline`` says, None without it.
+        options: From the configuration file that the command reads.
+    """
     name = f"{service.name}_time_limit"
     written = service.overrides.get(name) or settings[name]
-    limit, watchdog = parse_time(written), parse_time(settings["daemon_timeout"])
-    return Timing(service, written, limit, watchdog, given, options)
-
-
-TIME: Table[Timing] = (
-    first(
-        warn(
-            lambda it: it.limit is None,
-            "{limit_name} cannot be understood: {written}",
+    limit = parse_time(written)
+    if limit is None:
+        return said(warn(True, f"{name} cannot be understood: {written}"))
+    source = "--deadline" if given else "the option deadline"
+    deadline, needed = given or options.deadline, time_needed(given, options)
+    longest = max(limit, deadline)
+    watchdog = parse_time(settings["daemon_timeout"])
+    setting = f"{name}={deadline + DOT_TIME + MARGIN:.0f}s"
+    return said(
+        first(
+            fail(
+                limit < needed + LEAST_MARGIN,
+                f"{name} is {limit:.0f} s, {source} {deadline:.0f} s, and a host may"
+                f" take {DOT_TIME:.0f} s more to answer the end of a message: Postfix"
+                " kills a delivery that is still under way, and the message is bounced"
+                " or arrives twice",
+                f"postconf -P {service.place}/{setting}"
+                if name in service.overrides
+                else f"postconf -e {setting}",
+            ),
+            ok(
+                needed < deadline + DOT_TIME,
+                f"{service.name}: without --deadline a message must have left after"
+                f" {needed - DOT_TIME:.0f} s, or Postfix might kill the delivery while"
+                " its end is answered",
+            ),
+            ok(
+                True,
+                f"{service.name}: deferred after {needed:.0f} s at the latest, killed by"
+                f" Postfix after {limit:.0f} s",
+            ),
         ),
         fail(
-            lambda it: (it.limit or 0.0) < it.needed + LEAST_MARGIN,
-            "{limit_name} is {limit:.0f} s, {source} {deadline:.0f} s, and a host may"
-            f" take {DOT_TIME:.0f} s more to answer the end of a message: Postfix kills"
-            " a delivery that is still under way, and the message is bounced or arrives"
-            " twice",
-            "{limit_mend}",
+            deadline < SHORT_DEADLINE,
+            f"{service.name}: {source} is {deadline:.0f} s: {TOO_SHORT}",
         ),
-        ok(
-            lambda it: it.last_end < it.deadline,
-            "{service.name}: without --deadline a message must have left after {last_end:.0f} s,"
-            " or Postfix might kill the delivery while its end is answered",
+        fail(
+            watchdog is not None and watchdog <= longest,
+            f"daemon_timeout is {watchdog or 0.0:.0f} s: Postfix gives up on {service.name}"
+            f" before {name} has passed, and tries again beside it",
+            f"postconf -e daemon_timeout={longest * 2:.0f}s",
         ),
-        ok(
-            otherwise,
-            "{service.name}: deferred after {needed:.0f} s at the latest, killed by Postfix after"
-            " {limit:.0f} s",
+    )
+
+
+def filter_tables(service: Service, settings: Mapping[str, str]) -> list[str]:
+    """Return the tables of the delivery status filter, in the order of the question."""
+    text = service.overrides.get(FILTER_NAME, settings[FILTER_NAME])
+    return words(text, " \t,")
+
+
+def _judge_filter(it: Transport) -> list[Item]:
+    hard = [one for one in ACCIDENTS if not it.filtered.get(one, "").startswith("4")]
+    # Ours first: it is the narrower.
+    value = ", ".join(filter(None, (FILTER, it.filter_as_written)))
+    return said(
+        first(
+            warn(
+                it.settings["soft_bounce"] == "yes",
+                "soft_bounce is yes: nothing bounces, whatever hosts say, until"
+                " maximal_queue_lifetime",
+                "postconf -e soft_bounce=no",
+            ),
+            warn(
+                it.filter_unseen,
+                f"{FILTER_NAME} could not be asked: {it.filter_unseen}",
+            ),
+            fail(
+                hard,
+                f"{FILTER_NAME} does not soften '{''.join(hard[:1])[6:]}': when Python"
+                " does not start, or a file is missing, mail is bounced, not deferred",
+                f"postconf -PX {it.service.place}/{FILTER_NAME}"
+                if FILTER_NAME in it.service.overrides
+                else f"postconf -e {shlex.quote(f'{FILTER_NAME} = {value}')}",
+            ),
+            ok(
+                True,
+                f"{it.service.name}: accidents of the command are deferred"
+                f" ({FILTER_NAME})",
+            ),
         ),
-    ),
-    fail(
-        lambda it: it.limit is not None and it.deadline < SHORT_DEADLINE,
-        f"{{service.name}}: {{source}} is {{deadline:.0f}} s: {TOO_SHORT}",
-    ),
-    fail(
-        lambda it: (
-            it.limit is not None
-            and it.watchdog is not None
-            and it.watchdog <= it.longest
+        warn(
+            it.filtered.get(REFUSAL, "").startswith("4"),
+            f"{FILTER_NAME} softens 5.1.1: what a host refuses for good stays in the"
+            " queue",
         ),
-        "daemon_timeout is {watchdog:.0f} s: Postfix gives up on {service.name} before"
-        " {limit_name} has passed, and tries again beside it",
-        "{watchdog_mend}",
-    ),
-)
+    )
 
 
 # All services together
 
 
-class Places(NamedTuple):
-    """How many deliveries may run at once.
+def judge_places(places: int, each: Collection[int]) -> list[Item]:
+    """Judge whether ``limits.processes`` is what master.cf says.
 
-    Attributes:
-        places: As ``limits.processes`` says; 0 is any number.
-        processes: As master.cf says for all services; 0 is any number.
+    Args:
+        places: The option; 0 is any number.
+        each: How many processes each service may have; 0 is any number.
     """
-
-    places: int
-    processes: int
-
-    @property
-    def allowed(self) -> str:
-        return str(self.processes or "any number")
-
-    @property
-    def mend(self) -> str:
-        return f"limits: {{processes: {self.processes}}}" if self.processes else ""
-
-
-PLACES: Table[Places] = (
-    first(
-        warn(
-            lambda it: not it.places,
-            "limits.processes is 0: a destination that does not answer can take all"
-            " processes, and then all other mail waits for it",
-            "{mend}",
-        ),
-        warn(
-            lambda it: it.places == it.processes < FEWEST_PLACES,
-            "limits.processes is {places}, as in master.cf: with less than"
-            f" {FEWEST_PLACES}, a destination that does not answer takes all of them, and"
-            " then all other mail waits for it",
-        ),
-        ok(
-            lambda it: it.places == it.processes,
-            "limits.processes is {places}, as in master.cf: a destination that does not"
-            " answer cannot take all of them",
-        ),
-        warn(
-            lambda it: not 0 < it.processes < it.places,
-            "limits.processes is {places}, master.cf allows {allowed}: mail for a"
-            " destination that does not answer is put off sooner than it need be",
-            "{mend}",
-        ),
-        warn(
-            otherwise,
-            "limits.processes is {places}, master.cf allows {allowed}: a destination that"
-            " does not answer can take all of them, and then all other mail waits for it",
-            "{mend}",
-        ),
-    ),
-)
+    most = sum(each) if all(each) else 0
+    allowed = most or "any number"
+    mend = f"limits: {{processes: {most}}}" if most else ""
+    return said(
+        first(
+            warn(
+                not places,
+                "limits.processes is 0: a destination that does not answer can take all"
+                " processes, and then all other mail waits for it",
+                mend,
+            ),
+            warn(
+                places == most < FEWEST_PLACES,
+                f"limits.processes is {places}, as in master.cf: with less than"
+                f" {FEWEST_PLACES}, a destination that does not answer takes all of"
+                " them, and then all other mail waits for it",
+            ),
+            ok(
+                places == most,
+                f"limits.processes is {places}, as in master.cf: a destination that does"
+                " not answer cannot take all of them",
+            ),
+            warn(
+                not 0 < most < places,
+                f"limits.processes is {places}, master.cf allows {allowed}: mail for a"
+                " destination that does not answer is put off sooner than it need be",
+                mend,
+            ),
+            warn(
+                True,
+                f"limits.processes is {places}, master.cf allows {allowed}: a"
+                " destination that does not answer can take all of them, and then all"
+                " other mail waits for it",
+                mend,
+            ),
+        )
+    )
 
 
-class Whole(NamedTuple):
-    """What concerns all mail of this Postfix.
+def judge_all(
+    transports: Collection[str],
+    settings: Mapping[str, str],
+    options: Options,
+    helo: str,
+) -> list[Item]:
+    """Judge what concerns all mail of this Postfix.
 
-    Attributes:
+    Args:
         transports: Names of those that run mxpolicy.
-        settings: Of main.cf; one that is not there is empty.
+        settings: Of main.cf.
         options: As this check understood them.
         helo: What mxpolicy calls itself.
     """
-
-    transports: frozenset[str]
-    settings: Mapping[str, str]
-    options: Options
-    helo: str
-
-    @property
-    def myhostname(self) -> str:
-        return self.settings["myhostname"].lower()
-
-    @property
-    def all_names(self) -> str:
-        return ", ".join((*self.options.own_names, self.myhostname))
-
-    @property
-    def unknown_proxies(self) -> str:
-        proxies = words(self.settings["proxy_interfaces"], " \t,")
-        return ", ".join(x for x in proxies if x not in self.options.own_addresses)
-
-    @property
-    def transport(self) -> str:
-        """Where mail that leaves goes when no table says otherwise."""
-        return self.settings["default_transport"].partition(":")[0]
-
-    @property
-    def relay(self) -> str:
-        nexthop = self.settings["default_transport"].partition(":")[2]
-        return nexthop or self.settings["relayhost"]
-
-    @property
-    def is_ours(self) -> bool:
-        return self.transport in self.transports
-
-
-def _is_short(lifetime: str) -> bool:
-    seconds = parse_time(lifetime, "d")
-    return seconds is not None and seconds < DAY
-
-
-WHOLE: Table[Whole] = (
-    warn(
-        lambda it: (
-            it.myhostname
-            and it.myhostname not in (it.helo.lower(), *it.options.own_names)
-        ),
-        "Postfix is called {myhostname}, mxpolicy {helo}: an MX of Postfix's name is not"
-        " taken for ourselves, and its mail may loop",
-        "own_names: [{all_names}]",
-    ),
-    warn(
-        lambda it: it.unknown_proxies,
-        "Postfix has proxy_interfaces {unknown_proxies}, mxpolicy does not know of it: an"
-        " MX of that address is not taken for ourselves",
-        "own_addresses: [{unknown_proxies}]",
-    ),
-    first(
-        ok(
-            lambda it: not it.is_ours,
-            "default_transport is {settings[default_transport]}: mxpolicy gets what transport_maps,"
-            " a filter or another table sends its way",
-        ),
-        ok(
-            otherwise,
-            "default_transport is {settings[default_transport]}: all mail that leaves goes by"
-            " mxpolicy",
-        ),
-    ),
-    warn(
-        lambda it: it.is_ours and it.relay,
-        "all of it is aimed at {relay}, no MX is looked up for it",
-        "postconf -e default_transport={transport}: relayhost=",
-    ),
-    warn(
-        lambda it: it.is_ours and it.settings["sender_dependent_relayhost_maps"],
-        "senders in {settings[sender_dependent_relayhost_maps]} have a relay of their own, which is the nexthop then",
-    ),
-    first(
+    name, names = settings["myhostname"].lower(), options.own_names
+    proxies = words(settings["proxy_interfaces"], " \t,")
+    unknown = ", ".join(one for one in proxies if one not in options.own_addresses)
+    default = settings["default_transport"]
+    transport, _, nexthop = default.partition(":")
+    is_ours, aim = transport in transports, nexthop or settings["relayhost"]
+    maps = settings["sender_dependent_relayhost_maps"]
+    backoff = parse_time(settings["maximal_backoff_time"]) or 0.0
+    return said(
         warn(
-            lambda it: _is_short(it.settings["maximal_queue_lifetime"]),
-            "maximal_queue_lifetime is {settings[maximal_queue_lifetime]}: a message that cannot be"
-            " delivered is given up within a day (RFC 5321 4.5.4.1 asks for four to"
-            " five)",
-            "postconf -e maximal_queue_lifetime=5d",
+            name and name not in (helo.lower(), *names),
+            f"Postfix is called {name}, mxpolicy {helo}: an MX of Postfix's name is not"
+            " taken for ourselves, and its mail may loop",
+            f"own_names: [{', '.join((*names, name))}]",
         ),
-        ok(
-            lambda it: (
-                parse_time(it.settings["maximal_queue_lifetime"], "d") is not None
-            ),
-            "maximal_queue_lifetime is {settings[maximal_queue_lifetime]}: so long is a message tried"
-            " again",
-        ),
-    ),
-    first(
         warn(
-            lambda it: _is_short(it.settings["bounce_queue_lifetime"]),
-            "bounce_queue_lifetime is {settings[bounce_queue_lifetime]}: a bounce that cannot be"
-            " delivered is given up within a day (RFC 5321 4.5.4.1 asks for four to"
-            " five)",
-            "postconf -e bounce_queue_lifetime=5d",
+            unknown,
+            f"Postfix has proxy_interfaces {unknown}, mxpolicy does not know of it: an"
+            " MX of that address is not taken for ourselves",
+            f"own_addresses: [{unknown}]",
+        ),
+        first(
+            ok(
+                not is_ours,
+                f"default_transport is {default}: mxpolicy gets what transport_maps, a"
+                " filter or another table sends its way",
+            ),
+            ok(
+                True,
+                f"default_transport is {default}: all mail that leaves goes by mxpolicy",
+            ),
+        ),
+        warn(
+            is_ours and aim,
+            f"all of it is aimed at {aim}, no MX is looked up for it",
+            f"postconf -e default_transport={transport}: relayhost=",
+        ),
+        warn(
+            is_ours and maps,
+            f"senders in {maps} have a relay of their own, which is the nexthop then",
+        ),
+        _judge_lifetime("maximal_queue_lifetime", "a message", settings),
+        _judge_lifetime("bounce_queue_lifetime", "a bounce", settings),
+        warn(
+            backoff > DAY,
+            "maximal_backoff_time is more than a day: a host that is back is not noticed",
+            "postconf -e maximal_backoff_time=4000s",
+        ),
+    )
+
+
+def _judge_lifetime(name: str, what: str, settings: Mapping[str, str]) -> Item | None:
+    written = settings[name]
+    lifetime = parse_time(written, "d")
+    return first(
+        warn(
+            lifetime is not None and lifetime < DAY,
+            f"{name} is {written}: {what} that cannot be delivered is given up within a"
+            " day (RFC 5321 4.5.4.1 asks for four to five)",
+            f"postconf -e {name}=5d",
         ),
         ok(
-            lambda it: (
-                parse_time(it.settings["bounce_queue_lifetime"], "d") is not None
-            ),
-            "bounce_queue_lifetime is {settings[bounce_queue_lifetime]}: so long is a bounce tried again",
+            lifetime is not None,
+            f"{name} is {written}: so long is {what} tried again",
         ),
-    ),
-    warn(
-        lambda it: (parse_time(it.settings["maximal_backoff_time"]) or 0.0) > DAY,
-        "maximal_backoff_time is more than a day: a host that is back is not noticed",
-        "postconf -e maximal_backoff_time=4000s",
-    ),
-)
+    )

@@ -1,38 +1,25 @@
-"""What is said of a thing that was looked at; and the tables that say it.
+"""What is said of a thing that was looked at, and the rows of the tables that say it.
 
-A `Row` of a table is one sentence: when it is said, how it goes, and the line that
-mends what it tells of. `judge` reads a table against facts that were gathered before,
-so what is said is a pure function of them.
+A row is one sentence: when it is said, how it goes, and the line that mends what it
+tells of (`ok`, `warn`, `fail`). A table is a call of `said`, of rows about facts that
+were gathered before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.reply import printable
 
-__all__ = [
-    "Item",
-    "Level",
-    "Row",
-    "Section",
-    "Table",
-    "fail",
-    "first",
-    "judge",
-    "ok",
-    "otherwise",
-    "tell",
-    "warn",
-]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Item", "Level", "Section", "fail", "first", "ok", "said", "tell", "warn"]
 
 # A sentence with a few names in it; a mistake in the configuration may be long.
 MAX_TEXT = 1000
 MAX_MEND = 4000
-
-Facts = TypeVar("Facts")
 
 
 class Level(Enum):
@@ -66,79 +53,31 @@ class Section(NamedTuple):
     items: Sequence[Item]
 
 
-class Row(NamedTuple, Generic[Facts]):
-    """One sentence of a table.
-
-    Attributes:
-        level: Of the item.
-        condition: Whether it is said, by what is true of the facts.
-        sentence: For `str.format`; in braces stand attributes of the facts.
-        mend: The same, for the line that mends it.
-    """
-
-    level: Level
-    condition: Callable[[Facts], object]
-    sentence: str
-    mend: str = ""
-
-
-# Rows of which the first whose condition is true is said, or none.
-Group = Sequence[Row[Facts]]
-
-Table = Sequence[Group[Facts]]
-
-
-def ok(condition: Callable[[Facts], object], sentence: str) -> Group[Facts]:
-    """Return the row of a thing that is well."""
-    return (Row(Level.OK, condition, sentence),)
-
-
-def warn(
-    condition: Callable[[Facts], object], sentence: str, mend: str = ""
-) -> Group[Facts]:
-    """Return the row of a thing that will bite sooner or later."""
-    return (Row(Level.WARN, condition, sentence, mend),)
-
-
-def fail(
-    condition: Callable[[Facts], object], sentence: str, mend: str = ""
-) -> Group[Facts]:
-    """Return the row of a thing that must be mended."""
-    return (Row(Level.FAIL, condition, sentence, mend),)
-
-
-def first(*groups: Group[Facts]) -> Group[Facts]:
-    """Return one group of all these rows: what is true first is said alone."""
-    return tuple(row for group in groups for row in group)
-
-
-def otherwise(facts: object) -> bool:
-    """Return True: the condition of a row that is said when no row before it is."""
-    del facts
-    return True
-
-
-def judge(table: Table[Facts], facts: Facts) -> list[Item]:
-    """Return what *table* says of *facts*, in its order."""
-    words = _Words(facts)
-    said = (next((row for row in g if row.condition(facts)), None) for g in table)
-    return [
-        tell(row.level, row.sentence.format_map(words), row.mend.format_map(words))
-        for row in said
-        if row
-    ]
-
-
 def tell(level: Level, text: str, mend: str = "") -> Item:
     """Return an item that can be shown on any terminal."""
     return Item(level, printable(text, MAX_TEXT), printable(mend, MAX_MEND))
 
 
-class _Words:
-    """The attributes of some facts, as `str.format_map` asks for them."""
+def ok(condition: object, text: str) -> Item | None:
+    """Return the row of a thing that is well, None where *condition* is false."""
+    return tell(Level.OK, text) if condition else None
 
-    def __init__(self, facts: object) -> None:
-        self._facts = facts
 
-    def __getitem__(self, name: str) -> object:
-        return getattr(self._facts, name)
+def warn(condition: object, text: str, mend: str = "") -> Item | None:
+    """Return the row of a thing that will bite sooner or later, or None."""
+    return tell(Level.WARN, text, mend) if condition else None
+
+
+def fail(condition: object, text: str, mend: str = "") -> Item | None:
+    """Return the row of a thing that must be mended, or None."""
+    return tell(Level.FAIL, text, mend) if condition else None
+
+
+def first(*rows: Item | None) -> Item | None:
+    """Return the first of *rows* that is said."""
+    return next(filter(None, rows), None)
+
+
+def said(*rows: Item | None) -> list[Item]:
+    """Return all of *rows* that are said."""
+    return list(filter(None, rows))

@@ -5,20 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from mxpolicy.check.access import EXECUTE, READ, WRITE, objection
-from mxpolicy.check.report import (
-    Level,
-    Table,
-    fail,
-    first,
-    judge,
-    ok,
-    otherwise,
-    tell,
-    warn,
-)
+from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.delivery.log import JOURNAL_SOCKET, SYSLOG_SOCKET
 from mxpolicy.errors import StoreError
 from mxpolicy.state.opening import inspect, state_file
@@ -35,114 +25,51 @@ if TYPE_CHECKING:
 __all__ = ["look", "takes_no_row"]
 
 
-class _Writer(NamedTuple):
-    """Who runs deliveries, and a file that is to be written.
-
-    Attributes:
-        who: The account.
-        path: The file, or the directory of the state.
-        name: Of a log daemon.
-        trouble: Why the system does not let anybody in.
-        why_not: Why *who* may not write it.
-    """
-
-    who: Account
-    path: str = ""
-    name: str = ""
-    trouble: str = ""
-    why_not: str = ""
-
-    @property
-    def owner(self) -> str:
-        """Who shall own what is made: never root, as whom no delivery is to run."""
-        return self.who.name if self.who.uid else "mxpolicy"
-
-
 _UNUSED = "nothing is remembered, and there is no journal"
 _LOST = "log lines are lost, mail goes on"
-
-_USER: Table[_Writer] = (
-    first(
-        warn(
-            lambda it: it.who.uid == 0,
-            "deliveries would run as root, which they need for nothing; Postfix refuses"
-            " to do that (user=)",
-        ),
-        ok(otherwise, "deliveries run as {who.name}"),
-    ),
-)
-
-_STATE: Table[_Writer] = (
-    first(
-        warn(
-            lambda it: it.why_not,
-            "nothing can be kept in {path} between two messages: {why_not}",
-            "install -d -o {owner} -m 0750 {path}",
-        ),
-        fail(lambda it: it.trouble, f"{_UNUSED}: {{trouble}}"),
-        ok(otherwise, "{path} can be written by {who.name}"),
-    ),
-)
-
-_STDERR: Table[_Writer] = (
-    warn(
-        otherwise,
-        "the log goes to stderr, which is closed under pipe(8): nothing is logged",
-        "log: {{to: syslog}}",
-    ),
-)
-
-_SOCKET: Table[_Writer] = (
-    first(
-        warn(
-            lambda it: it.trouble,
-            f"{{name}} does not listen on {{path}} ({{trouble}}): {_LOST}",
-            "log: {{to: /var/log/mxpolicy.log}}",
-        ),
-        warn(
-            lambda it: it.why_not,
-            f"{{name}} listens on {{path}}, but {{why_not}}: {_LOST}",
-        ),
-        ok(otherwise, "{name} listens on {path}"),
-    ),
-)
-
-_FILE: Table[_Writer] = (
-    first(
-        warn(
-            lambda it: it.why_not,
-            "the log {path} cannot be written: {why_not}; its lines are lost",
-            "install -o {owner} -m 0640 /dev/null {path}",
-        ),
-        ok(otherwise, "the log {path} can be written by {who.name}"),
-    ),
-)
 
 
 def look(options: Options, environ: Mapping[str, str], who: Account) -> list[Item]:
     """Judge the surroundings of deliveries made by *who*."""
-    return [
-        *judge(_USER, _Writer(who)),
-        *_look_at_state(options, environ, who),
-        *_look_at_log(options.log.to, who),
-    ]
+    return said(
+        first(
+            warn(
+                who.uid == 0,
+                "deliveries would run as root, which they need for nothing; Postfix"
+                " refuses to do that (user=)",
+            ),
+            ok(True, f"deliveries run as {who.name}"),
+        ),
+        _look_at_state(state_file(options.state, environ), who),
+        _look_at_log(options.log.to, who),
+    )
 
 
-def _look_at_state(
-    options: Options, environ: Mapping[str, str], who: Account
-) -> list[Item]:
-    file = state_file(options.state, environ)
+def _owner(who: Account) -> str:
+    """Who shall own what is made: never root, as whom no delivery is to run."""
+    return who.name if who.uid else "mxpolicy"
+
+
+def _look_at_state(file: str, who: Account) -> Item | None:
     path, trouble = os.path.dirname(file), ""
     try:
         inspect(file, who.uid)
     except StoreDistrusted as error:
-        return [tell(Level.FAIL, f"{_UNUSED}: {error.reason}", error.mend)]
+        return fail(True, f"{_UNUSED}: {error.reason}", error.mend)
     except (StoreError, OSError) as error:
         trouble = str(error)
     why_not = objection(who, path, WRITE | EXECUTE)
     if not why_not and not trouble:
         trouble = takes_no_row(file, who, os.statvfs(path))
-    return judge(_STATE, _Writer(who, path, trouble=trouble, why_not=why_not))
+    return first(
+        warn(
+            why_not,
+            f"nothing can be kept in {path} between two messages: {why_not}",
+            f"install -d -o {_owner(who)} -m 0750 {path}",
+        ),
+        fail(trouble, f"{_UNUSED}: {trouble}"),
+        ok(True, f"{path} can be written by {who.name}"),
+    )
 
 
 def takes_no_row(file: str, who: Account, system: os.statvfs_result) -> str:
@@ -162,28 +89,44 @@ def takes_no_row(file: str, who: Account, system: os.statvfs_result) -> str:
     return next(filter(None, (objection(who, one, READ | WRITE) for one in there)), "")
 
 
-def _look_at_log(to: str, who: Account) -> list[Item]:
+def _look_at_log(to: str, who: Account) -> Item | None:
     match to:
         case "syslog":
             return _look_at_socket(SYSLOG_SOCKET, "syslog", who)
         case "journald":
             return _look_at_socket(JOURNAL_SOCKET, "the journal", who)
         case "stderr":
-            return judge(_STDERR, _Writer(who))
+            text = "the log goes to stderr, which is closed under pipe(8): nothing is"
+            return warn(True, f"{text} logged", "log: {to: syslog}")
         case path:
             exists = os.path.lexists(path)
             where = path if exists else str(Path(path).parent)
             why_not = objection(who, where, WRITE if exists else WRITE | EXECUTE)
-            return judge(_FILE, _Writer(who, path, why_not=why_not))
+            return first(
+                warn(
+                    why_not,
+                    f"the log {path} cannot be written: {why_not}; its lines are lost",
+                    f"install -o {_owner(who)} -m 0640 /dev/null {path}",
+                ),
+                ok(True, f"the log {path} can be written by {who.name}"),
+            )
 
 
-def _look_at_socket(path: str, name: str, who: Account) -> list[Item]:
-    trouble = ""
+def _look_at_socket(path: str, name: str, who: Account) -> Item | None:
+    trouble = None
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
             probe.setblocking(False)
             probe.connect(path)
     except OSError as error:
-        trouble = error.strerror or str(error)
+        trouble = error.strerror
     why_not = objection(who, path, WRITE)
-    return judge(_SOCKET, _Writer(who, path, name, trouble, why_not))
+    return first(
+        warn(
+            trouble,
+            f"{name} does not listen on {path} ({trouble}): {_LOST}",
+            "log: {to: /var/log/mxpolicy.log}",
+        ),
+        warn(why_not, f"{name} listens on {path}, but {why_not}: {_LOST}"),
+        ok(True, f"{name} listens on {path}"),
+    )
