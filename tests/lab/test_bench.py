@@ -10,7 +10,7 @@ from tests.bench.__main__ import main
 from .packages import LabUnavailable
 from .world import World
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 NAMES = ("mxpolicy", "Postfix smtp(8)", "Exim smtp")
 

@@ -20,7 +20,7 @@ from .postfix import Delivery
 from .smtp_host import Behaviour, Step
 from .transports import HASTY, lab_of_cases
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 MXPOLICY = "mxpolicy"
 

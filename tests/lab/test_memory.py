@@ -14,7 +14,7 @@ from .packages import LabUnavailable
 from .postfix import Delivery
 from .smtp_host import Behaviour, Step
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 MXPOLICY = "mxpolicy"
 

@@ -14,7 +14,7 @@ from .lab import MXPOLICY_EXIM, Lab
 from .packages import LabUnavailable
 from .smtp_host import Behaviour, Step
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.long]
 
 MXPOLICY = "mxpolicy"
 TRANSPORTS = (MXPOLICY, MXPOLICY_EXIM)
