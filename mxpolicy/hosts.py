@@ -1,7 +1,7 @@
 """``mxpolicy hosts``: what is remembered, as a table or as JSON; and ``hosts clear``.
 
-Reads the state file that the mail server's user has made, and never makes one:
-root, who will call this most often, would make one that this user cannot write.
+It reads the state file that the mail server's user has made, and never makes one.
+Most often root calls it, and that user could not write a file of root's.
 """
 
 from __future__ import annotations
@@ -12,65 +12,34 @@ import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from mxpolicy.config import load
 from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS
 from mxpolicy.delivery.leases import LEASED
 from mxpolicy.errors import ConfigError, StoreError
-from mxpolicy.remembered import facts, sentences
+from mxpolicy.remembered import (
+    SCHEMA,
+    Remembered,
+    address_and_port,
+    candidate_json,
+    sentences,
+)
 from mxpolicy.reply import printable
 from mxpolicy.routing import broken_tls
-from mxpolicy.routing.host_record import NOTHING, HostRecord, decode
+from mxpolicy.routing.candidate import DIRECT, Candidate
+from mxpolicy.routing.host_record import decode
 from mxpolicy.state.opening import state_file
 from mxpolicy.state.store import StoreAbsent
-from mxpolicy.terminal import BOLD, Terminal, reader_may_leave
+from mxpolicy.terminal import BOLD, Terminal, milliseconds, reader_may_leave
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mxpolicy.options import MemoryOptions
-    from mxpolicy.routing.broken_tls import BrokenTls
     from mxpolicy.state.store import Store, Stored
 
-__all__ = ["Entry", "as_json", "clear", "entries", "main", "show"]
-
-SCHEMA = 1
-
-Json = dict[str, object]
-
-
-class Entry(NamedTuple):
-    """One thing remembered.
-
-    Attributes:
-        key: In the store.
-        egress: The way out.
-        address: Of the host.
-        port: TCP port.
-        nexthop: What it is limited to; empty for what holds for all mail.
-        record: What is remembered.
-        tls: What is known of broken STARTTLS; then there is nothing else.
-    """
-
-    key: str
-    egress: str
-    address: str
-    port: int
-    nexthop: str
-    record: HostRecord
-    tls: BrokenTls | None = None
-
-    def has_name(self, name: str) -> bool:
-        """Return whether an operator may mean this one by *name*."""
-        name = name.lower().rstrip(".")
-        place = f"[{self.address}]" if ":" in self.address else self.address
-        return bool(name) and name in {
-            self.record.name,
-            self.address,
-            f"{place}:{self.port}",
-            self.nexthop,
-        }
+__all__ = ["as_json", "clear", "main", "read", "show"]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -83,16 +52,12 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         options = load(arguments.config, os.environ)
-    except ConfigError as error:
-        print(f"mxpolicy: {error}", file=sys.stderr)
-        return 1
-    path = state_file(options.state, os.environ)
-    try:
+        path = state_file(options.state, os.environ)
         if arguments.action == "clear":
             return asyncio.run(_clear(path, arguments.key))
         # Without a file nothing has been remembered yet.
-        found = asyncio.run(_read(path)) if os.path.lexists(path) else []
-    except StoreError as error:
+        found = asyncio.run(_read(path)) if os.path.lexists(path) else {}
+    except (ConfigError, StoreError) as error:
         print(f"mxpolicy: {error}", file=sys.stderr)
         return 1
     now = time.time()
@@ -122,15 +87,15 @@ def _parser() -> argparse.ArgumentParser:
 # -- the store -----------------------------------------------------------------
 
 
-async def _read(path: str) -> list[Entry]:
+async def _read(path: str) -> dict[str, Remembered]:
     from mxpolicy.state.sqlite import SqliteStore
     from mxpolicy.state.trust import Trust
 
     store = SqliteStore(path, create=False, read_only=True, trust=Trust.READ)
     try:
-        return await entries(store)
+        return await read(store)
     except StoreAbsent:
-        return []  # of an earlier version, or gone by now
+        return {}  # of an earlier version, or gone by now
     finally:
         await store.close()
 
@@ -150,95 +115,82 @@ async def _clear(path: str, key: str | None) -> int:
     return 0 if count or key is None else 1
 
 
-async def entries(store: Store) -> list[Entry]:
-    """Return what *store* has about hosts, what holds for all first."""
+async def read(store: Store) -> dict[str, Remembered]:
+    """Return {key: what is remembered} about hosts, what holds for all mail first."""
     prefixes = HOST, NEXTHOP, TLS
     rows = [row for prefix in prefixes for row in await store.scan(prefix)]
-    found = [_entry(row) for row in rows]
-    return [one for one in found if one is not None]
+    found = {row.key: _remembered(row) for row in rows}
+    return {key: one for key, one in found.items() if one is not None}
 
 
-def _entry(row: Stored) -> Entry | None:
+def _remembered(row: Stored) -> Remembered | None:
     head, _, tail = row.key.rpartition(HOST)
     words = tail.split(" ")
     if len(words) != 3 or not words[2].isdecimal():
         return None
-    egress, address, port = words[0], words[1], int(words[2])
+    candidate = Candidate("", words[1], int(words[2]), egress=words[0])
     if head.startswith(TLS):
-        named = NOTHING._replace(name=head.removeprefix(TLS).rstrip(" "))
-        tls = broken_tls.decode(row.value)
-        return Entry(row.key, egress, address, port, "", named, tls)
+        candidate = candidate._replace(host=head.removeprefix(TLS).rstrip(" "))
+        return Remembered(candidate, broken_tls=broken_tls.decode(row.value))
+    record = decode(row.value)
     nexthop = head.removeprefix(NEXTHOP).rstrip(" ")
-    return Entry(row.key, egress, address, port, nexthop, decode(row.value))
+    return Remembered(candidate._replace(host=record.name), record, nexthop)
 
 
 async def clear(store: Store, name: str | None) -> int:
     """Forget what *name* means, or everything; return how much that was."""
-    chosen = [one for one in await entries(store) if name is None or one.has_name(name)]
-    for one in chosen:
-        await store.delete(one.key)
-        await store.delete(LEASED + one.key)
+    found = await read(store)
+    chosen = [key for key, one in found.items() if name is None or _means(name, one)]
+    for key in chosen:
+        await store.delete(key)
+        await store.delete(LEASED + key)
     return len(chosen)
 
 
-# -- for people ------------------------------------------------------------------
+def _means(name: str, one: Remembered) -> bool:
+    """Return whether an operator may mean *one* by *name*."""
+    name, candidate = name.lower().rstrip("."), one.candidate
+    names = candidate.host, candidate.address, address_and_port(candidate), one.nexthop
+    return bool(name) and name in names
+
+
+# -- what is shown ---------------------------------------------------------------
 
 
 def show(
-    found: Sequence[Entry], now: float, options: MemoryOptions, terminal: Terminal
+    found: Mapping[str, Remembered],
+    now: float,
+    options: MemoryOptions,
+    terminal: Terminal,
 ) -> None:
-    """Write *found* as a table, those that fail first."""
+    """Write what was `read` as a table, the hosts that fail first."""
     if not found:
         terminal.line("Nothing is remembered.")
         return
-    ordered = sorted(found, key=lambda one: (one.record.verdict is None, one.key))
-    failing = sum(one.record.verdict is not None for one in found)
-    terminal.line(
-        terminal.paint(f"{len(found)} remembered, {failing} of them as failing", BOLD)
-    )
+    failing = {key for key, one in found.items() if one.record.verdict is not None}
+    text = f"{len(found)} remembered, {len(failing)} of them as failing"
+    terminal.line(terminal.paint(text, BOLD))
+    ordered = sorted(found, key=lambda key: (key not in failing, key))
     heads = ("host", "address", "connects", "greets", "what is known")
-    rows = [heads, *(_row(one, now, options) for one in ordered)]
+    rows = [heads, *(_row(found[key], now, options) for key in ordered)]
     terminal.table(rows, right=(2, 3))
 
 
-def _row(one: Entry, now: float, options: MemoryOptions) -> tuple[str, ...]:
-    place = f"[{one.address}]" if ":" in one.address else one.address
-    way = "" if one.egress == "direct" else f" by {one.egress}"
+def _row(one: Remembered, now: float, options: MemoryOptions) -> tuple[str, ...]:
+    candidate, record = one.candidate, one.record
+    way = "" if candidate.egress == DIRECT else f" by {candidate.egress}"
+    times = record.connect_time, record.greeting_latency
     return (
-        one.record.name or "-",
-        f"{place}:{one.port}{way}",
-        _milliseconds(one.record.connect_time),
-        _milliseconds(one.record.greeting_latency),
-        printable("; ".join(_sentences(one, now, options))),
+        candidate.host or "-",
+        f"{address_and_port(candidate)}{way}",
+        *("-" if time is None else milliseconds(time) for time in times),
+        printable("; ".join(sentences(one, now, options))),
     )
 
 
-def _sentences(one: Entry, now: float, options: MemoryOptions) -> list[str]:
-    return sentences(one.record, now, options, one.nexthop, one.tls)
-
-
-def _milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1000:.0f} ms"
-
-
-# -- for machines ------------------------------------------------------------------
-
-
-def as_json(found: Sequence[Entry], now: float, options: MemoryOptions) -> Json:
-    """Return *found* in the shape that ``route`` and ``probe`` have, too."""
-    return {
-        "schema": SCHEMA,
-        "candidates": [_facts(one, now, options) for one in found],
-    }
-
-
-def _facts(one: Entry, now: float, options: MemoryOptions) -> Json:
-    whose: dict[str, object | None] = {
-        "egress": one.egress,
-        "host": one.record.name or None,
-        "address": one.address,
-        "port": one.port,
-        "nexthop": one.nexthop or None,
-    }
-    known = {name: value for name, value in whose.items() if value is not None}
-    return {**known, **facts(one.record, now, options, one.tls)}
+def as_json(
+    found: Mapping[str, Remembered], now: float, options: MemoryOptions
+) -> dict[str, object]:
+    """Return what was `read` in the shape that ``route`` and ``probe`` have, too."""
+    candidates = [candidate_json(one, now, options) for one in found.values()]
+    return {"schema": SCHEMA, "candidates": candidates}

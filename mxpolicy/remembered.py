@@ -1,52 +1,68 @@
-"""What is remembered of a host, in words and as JSON: ``hosts`` and ``route`` show it."""
+"""What is remembered of a candidate, in words and as JSON, for ``hosts`` and ``route``."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.routing.broken_tls import BELIEVED
+from mxpolicy.routing.host_record import NOTHING
 from mxpolicy.routing.reachability import Standing, standing
+from mxpolicy.terminal import age
 
 if TYPE_CHECKING:
     from mxpolicy.options import MemoryOptions
     from mxpolicy.routing.broken_tls import BrokenTls
+    from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.host_record import HostRecord
 
-__all__ = ["facts", "sentences"]
+__all__ = ["SCHEMA", "Remembered", "address_and_port", "candidate_json", "sentences"]
+
+# Of the JSON that route, probe and hosts show.
+SCHEMA = 1
 
 
-def sentences(
-    record: HostRecord,
-    now: float,
-    options: MemoryOptions,
-    nexthop: str = "",
-    tls: BrokenTls | None = None,
-) -> list[str]:
-    """Return what is known and what follows from it, at least one of each.
+class Remembered(NamedTuple):
+    """A candidate, and what is remembered of it.
+
+    Attributes:
+        candidate: Its host may be empty, and its preference means nothing without a
+            plan.
+        record: What is remembered.
+        nexthop: What *record* is limited to; empty for what holds for all mail.
+        broken_tls: What is known of broken STARTTLS.
+    """
+
+    candidate: Candidate
+    record: HostRecord = NOTHING
+    nexthop: str = ""
+    broken_tls: BrokenTls | None = None
+
+
+def sentences(one: Remembered, now: float, options: MemoryOptions) -> list[str]:
+    """Return what is known of *one* and what follows from it, at least one sentence.
 
     Args:
-        record: What is remembered.
+        one: What is remembered.
         now: UTC seconds.
         options: For the pauses.
-        nexthop: What it is limited to; empty for what holds for all mail.
-        tls: What is known of broken STARTTLS.
     """
+    record = one.record
     known = []
     if record.verdict is not None:
-        where = f" for {nexthop}" if nexthop else ""
+        where = f" for {one.nexthop}" if one.nexthop else ""
         doubt = "" if record.full else ", in doubt"
         known.append(
             f"{record.verdict.value} ({record.phase.word}, {record.waited:.1f}s)"
-            f"{doubt}{where} {_span(now - record.since)} ago"
+            f"{doubt}{where} {age(now - record.since)} ago"
         )
         known.append(_meaning(record, now, options))
         if record.said:
             known.append(f"said: {record.said}")
     elif record.last_ready is not None:
-        known.append(f"ready {_span(now - record.last_ready)} ago")
-    if tls is not None:
-        known.append(_meaning_of_tls(tls, now))
+        known.append(f"ready {age(now - record.last_ready)} ago")
+    if one.broken_tls is not None:
+        known.append(_meaning_of_tls(one.broken_tls, now))
     if record.needs_small_segments(now):
         known.append("needs small segments")
     return known or ["nothing bad"]
@@ -57,7 +73,7 @@ def _meaning(record: HostRecord, now: float, options: MemoryOptions) -> str:
         return "asked in its turn until another message meets the same"
     match standing(record, now, options):
         case Standing.PAUSED:
-            return f"asked last for {_span(record.since + record.pause - now)}"
+            return f"asked last for {age(record.since + record.pause - now)}"
         case Standing.DUE:
             return "asked last, the next message looks after it"
         case Standing.UNKNOWN:
@@ -66,28 +82,34 @@ def _meaning(record: HostRecord, now: float, options: MemoryOptions) -> str:
 
 def _meaning_of_tls(tls: BrokenTls, now: float) -> str:
     if tls.is_believed(now):
-        return f"STARTTLS fails, left out for {_span(tls.since + BELIEVED - now)}"
-    return f"STARTTLS failed {_span(now - tls.since)} ago, tried again"
+        return f"STARTTLS fails, left out for {age(tls.since + BELIEVED - now)}"
+    return f"STARTTLS failed {age(now - tls.since)} ago, tried again"
 
 
-def _span(seconds: float) -> str:
-    """Return a time in the largest unit of which it has two: ``90s``, ``3h``."""
-    seconds = max(0.0, seconds)
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{seconds:.0f}s"
-
-
-def facts(
-    record: HostRecord, now: float, options: MemoryOptions, tls: BrokenTls | None = None
+def candidate_json(
+    one: Remembered, now: float, options: MemoryOptions, tls_level: str | None = None
 ) -> dict[str, object]:
-    """Return the members of a candidate's JSON object; what is not known is absent."""
+    """Return *one* in the shape of route, probe and hosts; no unused member.
+
+    Args:
+        one: The candidate, and what is remembered of it.
+        now: UTC seconds.
+        options: For the pauses.
+        tls_level: By the plan; None where there is no plan.
+    """
+    candidate, record = one.candidate, one.record
     found: dict[str, object | None] = {
+        "egress": candidate.egress,
+        "host": candidate.host or None,
+        "preference": None if tls_level is None else candidate.preference,
+        "address": candidate.address,
+        "port": candidate.port,
+        "tls": tls_level,
+        "nexthop": one.nexthop or None,
         "connect_time": record.connect_time,
         "greeting_latency": record.greeting_latency,
         "last_ready": _time(record.last_ready),
-        "starttls": _word_for_tls(tls, now),
+        "starttls": _word_for_tls(one.broken_tls, now),
         "small_segments": record.needs_small_segments(now) or None,
     }
     if record.verdict is not None:
@@ -101,6 +123,12 @@ def facts(
             "text": record.said or None,
         }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def address_and_port(candidate: Candidate) -> str:
+    """Return ``192.0.2.1:25``, or ``[2001:db8::1]:25``."""
+    address = f"[{candidate.address}]" if candidate.is_ipv6 else candidate.address
+    return f"{address}:{candidate.port}"
 
 
 def _word_for_tls(tls: BrokenTls | None, now: float) -> str | None:

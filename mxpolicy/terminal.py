@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-__all__ = ["BOLD", "DIM", "GREEN", "RED", "YELLOW", "Terminal", "reader_may_leave"]
+__all__ = [
+    "BOLD",
+    "DIM",
+    "GREEN",
+    "RED",
+    "YELLOW",
+    "Terminal",
+    "age",
+    "duration",
+    "milliseconds",
+    "reader_may_leave",
+]
 
 BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"
 
@@ -117,6 +128,25 @@ class Terminal:
             # A command that is to be copied shall stay in one piece.
             break_long_words=False,
         ) or [first.rstrip()]
+
+
+def milliseconds(seconds: float) -> str:
+    """Return a time as ``12 ms``."""
+    return f"{seconds * 1000:.0f} ms"
+
+
+def duration(seconds: float) -> str:
+    """Return a time exactly, as ``250 ms`` or ``1.5 s``."""
+    return milliseconds(seconds) if seconds < 1 else f"{seconds:.4g} s"
+
+
+def age(seconds: float) -> str:
+    """Return a time in the largest unit of which it has two: ``90s``, ``3h``."""
+    seconds = max(0.0, seconds)
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.0f}s"
 
 
 @contextmanager

@@ -17,8 +17,9 @@ import pytest
 
 from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS
 from mxpolicy.delivery.leases import LEASED
-from mxpolicy.hosts import Entry, as_json, clear, entries, show
+from mxpolicy.hosts import as_json, clear, read, show
 from mxpolicy.options import MemoryOptions
+from mxpolicy.remembered import Remembered
 from mxpolicy.routing import broken_tls
 from mxpolicy.routing.broken_tls import BrokenTls
 from mxpolicy.routing.candidate import Phase, Verdict
@@ -75,13 +76,13 @@ async def filled(store: Store) -> Store:
 
 def shown(columns: str = "200") -> str:
     stream = io.StringIO()
-    found = asyncio.run(_entries())
+    found = asyncio.run(_found())
     show(found, NOW, OPTIONS, Terminal(stream, {"COLUMNS": columns}))
     return stream.getvalue()
 
 
-async def _entries() -> list[Entry]:
-    return await entries(await filled(MemoryStore(lambda: NOW)))
+async def _found() -> dict[str, Remembered]:
+    return await read(await filled(MemoryStore(lambda: NOW)))
 
 
 def test_table_says_what_is_known_and_what_follows() -> None:
@@ -103,12 +104,12 @@ def test_table_says_what_is_known_and_what_follows() -> None:
 
 def test_empty_memory_is_said_to_be_so() -> None:
     stream = io.StringIO()
-    show([], NOW, OPTIONS, Terminal(stream, {}))
+    show({}, NOW, OPTIONS, Terminal(stream, {}))
     assert stream.getvalue() == "Nothing is remembered.\n"
 
 
 def test_json_has_the_shape_of_route() -> None:
-    found = asyncio.run(_entries())
+    found = asyncio.run(_found())
     facts = json.loads(json.dumps(as_json(found, NOW, OPTIONS)))
     assert facts["schema"] == 1
     first, second, third, fourth, fifth = facts["candidates"]
@@ -150,10 +151,10 @@ def test_clear_takes_what_was_named(name: str | None, left: int) -> None:
     async def work() -> None:
         store = await filled(MemoryStore(lambda: NOW))
         assert await clear(store, name) == 5 - left
-        found = await entries(store)
+        found = await read(store)
         assert len(found) == left
         leases = {row.key.removeprefix(LEASED) for row in await store.scan(LEASED)}
-        assert leases >= {one.key for one in found}
+        assert leases >= found.keys()
         assert len(leases) == left + 1
 
     asyncio.run(work())

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from mxpolicy import route
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.forecast import Forecast, forecast
@@ -25,6 +24,14 @@ from mxpolicy.delivery.host_memory import host_key, nexthop_key
 from mxpolicy.delivery.plan import Plan, Planner
 from mxpolicy.options import MemoryOptions, Options, RaceOptions
 from mxpolicy.outcome import Bounced, Deferred
+from mxpolicy.route.explanation import (
+    Explained,
+    as_json,
+    exit_status,
+    explain,
+    starts,
+)
+from mxpolicy.route.text import show
 from mxpolicy.routing.broken_tls import BrokenTls
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 from mxpolicy.routing.domain_record import DomainRecord, after_delivery
@@ -134,26 +141,24 @@ def planned(
     return plan
 
 
+def explained(plan: Plan | Forecast, options: Options | None = None) -> Explained:
+    foreseen = plan if isinstance(plan, Forecast) else Forecast(plan)
+    return explain(foreseen, options or Options(), "", "user@example.com")
+
+
 def shown(
     plan: Plan | Forecast, options: Options | None = None, width: int | None = None
 ) -> str:
-    options = options or Options()
-    foreseen = plan if isinstance(plan, Forecast) else Forecast(plan)
-    when = route.starts(foreseen, options)
-    found = route.findings(foreseen, options, when, "", "user@example.com")
     stream = io.StringIO()
-    route.show(foreseen, found, when, options, Terminal(stream, {}, width))
+    show(explained(plan, options), Terminal(stream, {}, width))
     return stream.getvalue()
 
 
 def texts(
     plan: Plan | Forecast, about: str, options: Options | None = None
 ) -> list[str]:
-    options = options or Options()
-    foreseen = plan if isinstance(plan, Forecast) else Forecast(plan)
-    when = route.starts(foreseen, options)
-    found = route.findings(foreseen, options, when, "", "user@example.com")
-    return [one.text for one in found if one.about == about]
+    remarks = explained(plan, options).remarks
+    return [one.text for one in remarks if one.about == about]
 
 
 DUAL = {
@@ -349,13 +354,13 @@ def test_plan_keeps_every_answer_in_the_order_of_hosts() -> None:
 
 def test_starts_are_those_of_a_race_that_nobody_answers() -> None:
     plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
-    assert list(route.starts(Forecast(plan), Options()).values()) == [0.0, 0.25, 1.75]
+    assert list(starts(Forecast(plan), Options()).values()) == [0.0, 0.25, 1.75]
 
 
 def test_starts_follow_the_configured_delays() -> None:
     plan = planned(FakeResolver(**DUAL))  # type: ignore[arg-type]
     options = Options(race=RaceOptions(address_delay=0.5, rank_delay=3.0))
-    assert list(route.starts(Forecast(plan), options).values()) == [0.0, 0.5, 3.5]
+    assert list(starts(Forecast(plan), options).values()) == [0.0, 0.5, 3.5]
 
 
 def test_who_is_beyond_the_most_that_are_dialled_never_starts() -> None:
@@ -365,7 +370,7 @@ def test_who_is_beyond_the_most_that_are_dialled_never_starts() -> None:
         a={name: [f"198.51.100.{n}"] for n, name in enumerate(many)},
     )
     plan = planned(resolver)
-    assert len(route.starts(Forecast(plan), Options())) == 32
+    assert len(starts(Forecast(plan), Options())) == 32
     assert shown(plan).count("never ") == 8
 
 
@@ -450,7 +455,7 @@ def test_failed_lookup_is_not_called_an_answer() -> None:
     assert texts(plan, "dns") == [
         "MX example.com: no answer that can be believed (SERVFAIL)"
     ]
-    assert route.exit_status(plan) == 75
+    assert exit_status(plan) == 75
     assert "nobody to dial, deferred (exit 75)" in shown(plan)
 
 
@@ -473,7 +478,7 @@ def test_hostile_names_reach_no_terminal() -> None:
         a={"b.example.com": ["198.51.100.2"]},
     )
     plan = planned(resolver)
-    whole = shown(plan) + json.dumps(route.as_json(Forecast(plan), [], Options()))
+    whole = shown(plan) + json.dumps(as_json(explained(plan)))
     assert "\x1b" not in whole
     assert "\u202e" not in whole
 
@@ -691,7 +696,7 @@ def test_slow_host_is_waited_for_and_that_is_said() -> None:
     options = MemoryOptions()
     known = advise(plan.candidates, records, {}, 0.0, options)
     foreseen = forecast(plan, known, options)
-    assert list(route.starts(foreseen, Options()).values()) == [0.0, 1.6, 3.1]
+    assert list(starts(foreseen, Options()).values()) == [0.0, 1.6, 3.1]
     assert (
         "+1.6 s: the same host's other address family, beside one that takes 800 ms to"
         " connect\n"
@@ -718,7 +723,7 @@ def test_starttls_that_is_left_out_is_shown_with_its_host() -> None:
     assert foreseen.known.is_tls_broken(first)
     assert not foreseen.known.is_tls_broken(plan.candidates[1])
     assert "STARTTLS fails, left out for 60m" in shown(foreseen)
-    facts = route.as_json(foreseen, [], Options())["candidates"]
+    facts = as_json(explained(foreseen))["candidates"]
     assert isinstance(facts, list)
     assert [one.get("starttls") for one in facts][:2] == ["broken", None]
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mxpolicy.terminal import age, duration, milliseconds
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -54,3 +56,29 @@ def test_command_whose_reader_has_left_ends_quietly(
     code = f"import sys; from mxpolicy.cli import main; sys.argv[1:] = {argv}; sys.exit(main())"
     ended = run_unread(code, STATE_DIRECTORY=str(tmp_path), MXPOLICY_CONFIG="/dev/null")
     assert (ended.returncode, ended.stderr) == (status, b"")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "exactly", "as_age"),
+    [
+        (0.0, "0 ms", "0s"),
+        (0.012, "12 ms", "0s"),
+        (1.5, "1.5 s", "2s"),
+        (119.0, "119 s", "119s"),
+        (120.0, "120 s", "2m"),
+        (7200.0, "7200 s", "2h"),
+    ],
+)
+def test_time_is_written_exactly_or_as_an_age(
+    seconds: float, exactly: str, as_age: str
+) -> None:
+    assert (duration(seconds), age(seconds)) == (exactly, as_age)
+
+
+def test_age_of_what_is_yet_to_come_is_none() -> None:
+    assert age(-5.0) == "0s"
+    assert age(172800.0) == "2d"
+
+
+def test_times_of_one_column_have_one_unit() -> None:
+    assert milliseconds(6.1) == "6100 ms"

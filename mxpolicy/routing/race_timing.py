@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PATIENT_TIME",
-    "REMEMBERED_FACTOR",
     "Entry",
     "awaited_in",
+    "connect_step",
     "full_time",
     "is_patient",
     "patience",
@@ -111,25 +111,29 @@ def patience(
     """Return the seconds in *phase* after which *following* may start beside *entry*."""
     if phase is Phase.CONNECT:
         remembered = REMEMBERED_FACTOR * (entry.connect_time or 0.0)
-        return max(_connect_delay(entry.candidate, following, timing), remembered)
+        return max(connect_step(entry.candidate, following, timing)[0], remembered)
     if phase is Phase.GREETING:
         remembered = REMEMBERED_FACTOR * (entry.greeting_latency or 0.0)
         return max(timing.phase_patience, min(remembered, LONGEST_PATIENCE))
     return timing.phase_patience
 
 
-def _connect_delay(
+def connect_step(
     earlier: Candidate, following: Candidate, timing: RaceOptions
-) -> float:
+) -> tuple[float, str]:
+    """Return the seconds between two starts while *earlier* connects, and why so many."""
     if following.rank > earlier.rank:
-        return timing.rank_delay
-    if (
-        following.rank == earlier.rank
-        and following.host == earlier.host
-        and following.is_ipv6 != earlier.is_ipv6
-    ):
-        return timing.address_delay
-    return timing.host_delay
+        is_next = following.nexthop_place != earlier.nexthop_place
+        what = "the next nexthop of the list" if is_next else "a worse preference"
+        return timing.rank_delay, what
+    if following.rank < earlier.rank:
+        # In the order of preference it never comes later.
+        return timing.host_delay, "a better preference, asked later"
+    if following.host != earlier.host:
+        return timing.host_delay, "another host of this preference"
+    if following.is_ipv6 != earlier.is_ipv6:
+        return timing.address_delay, "the same host's other address family"
+    return timing.host_delay, "another address of the same host"
 
 
 def full_time(phase: Phase) -> float:

@@ -6,6 +6,7 @@ from mxpolicy.options import RaceOptions
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 from mxpolicy.routing.race_timing import (
     Entry,
+    connect_step,
     full_time,
     patience,
     patient_time,
@@ -42,6 +43,24 @@ def test_patience_before_the_syn_ack_depends_on_who_is_next(
     earlier: Candidate, following: Candidate, seconds: float
 ) -> None:
     assert patience(Entry(earlier), Phase.CONNECT, following, RaceOptions()) == seconds
+
+
+@pytest.mark.parametrize(
+    ("earlier", "following", "seconds", "words"),
+    [
+        (V4, V6, 0.25, "the same host's other address family"),
+        (V4, SECOND_V4, 1.0, "another address of the same host"),
+        (V4, EQUAL_V6, 1.0, "another host of this preference"),
+        (V4, WORSE, 1.5, "a worse preference"),
+        (V4, NEXT_NEXTHOP, 1.5, "the next nexthop of the list"),
+        (WORSE, V4, 1.0, "a better preference, asked later"),
+        (NEXT_NEXTHOP, V4, 1.0, "a better preference, asked later"),
+    ],
+)
+def test_step_between_two_starts_has_its_reason(
+    earlier: Candidate, following: Candidate, seconds: float, words: str
+) -> None:
+    assert connect_step(earlier, following, RaceOptions()) == (seconds, words)
 
 
 @pytest.mark.parametrize(

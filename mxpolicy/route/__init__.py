@@ -1,0 +1,122 @@
+"""``mxpolicy route NEXTHOP``: the plan for a message, and its reasons; dials nothing.
+
+Which hosts would be tried, in which order and when, what is remembered of each, what
+was left out and why, and what DNS said. The plan and the memory are the engine's own,
+for the given sender and recipient. So what is shown is what ``mxpolicy pipe`` would do
+now. When no host would be dialled, the exit status is what the mail server would have
+got. What is remembered is only read.
+
+`explanation` has the reasons, `text` shows them to people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from mxpolicy.address import AddressError, UnsupportedDomain, parse_mailbox
+from mxpolicy.config import load
+from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.forecast import Forecast
+from mxpolicy.delivery.plan import Plan
+from mxpolicy.errors import ConfigError
+from mxpolicy.options import Options
+from mxpolicy.outcome import Deferred
+from mxpolicy.reply import EnhancedStatus, printable
+from mxpolicy.route.explanation import as_json, exit_status, explain
+from mxpolicy.route.text import show
+from mxpolicy.state.opening import open_to_read, state_file
+from mxpolicy.terminal import Terminal, reader_may_leave
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+# What any recipient's domain has (RFC 5321 §4.5.1). Where no recipient is given, it
+# decides only how equal hosts are shuffled.
+ANYBODY = "postmaster"
+
+MISCONFIGURED = EnhancedStatus(4, 3, 5)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Show the plan that *argv* asks for.
+
+    Args:
+        argv: What follows ``mxpolicy route`` on the command line.
+
+    Returns:
+        0 when there is a host to dial, else 75 or 69 as ``mxpolicy pipe`` would
+        answer. Leaves by `SystemExit` with 2 on a wrong command line.
+    """
+    arguments = _parser().parse_args(argv)
+    nexthop, sender = arguments.nexthop, arguments.sender
+    recipient = arguments.recipient or _anybody(nexthop)
+    troubles: list[str] = []
+    try:
+        options = load(arguments.config, os.environ)
+        store = open_to_read(state_file(options.state, os.environ), troubles.append)
+        engine = Engine(Context(options, store=store))
+    except ConfigError as error:
+        options = Options()
+        refusal = Deferred(MISCONFIGURED, printable("; ".join(error.mistakes), 4000))
+        forecast = Forecast(Plan(nexthop, (), refusal=refusal))
+    else:
+        forecast = asyncio.run(engine.forecast(nexthop, sender, recipient))
+    explained = explain(
+        forecast, options, printable(sender), printable(recipient), troubles
+    )
+    with reader_may_leave():
+        if arguments.json:
+            print(json.dumps(as_json(explained), indent=2))
+        else:
+            show(explained, Terminal(sys.stdout, os.environ))
+    return exit_status(forecast.plan)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mxpolicy route",
+        description="Show whom a message would be tried at, when and why. "
+        "Asks DNS and what is remembered; dials nothing.",
+        epilog="Exit status: 0 there is somebody to dial; 75 and 69 as "
+        "mxpolicy pipe would answer when nobody would be dialled.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "nexthop",
+        metavar="NEXTHOP",
+        help="domain, domain:port, [host], [address], or a list, as in transport(5)",
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--config", metavar="FILE", help="instead of the usual one")
+    parser.add_argument(
+        "--sender",
+        metavar="ADDRESS",
+        default="",
+        help="reverse-path; with the recipient it decides the order of equal hosts",
+    )
+    parser.add_argument(
+        "--recipient",
+        metavar="ADDRESS",
+        help="forward-path; default: postmaster of the nexthop, where that is a domain",
+    )
+    return parser
+
+
+def _anybody(nexthop: str) -> str:
+    """Return a recipient in the domain *nexthop*, or nothing if it cannot be one."""
+    recipient = f"{ANYBODY}@{nexthop.strip()}"
+    try:
+        parse_mailbox(recipient)
+    except UnsupportedDomain:
+        return recipient  # it is one, and the plan says what is wrong with it
+    except AddressError:
+        return ""
+    return recipient
