@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AckWatch", "StreamSilent", "StreamStalled", "telling_progress"]
 
-# Seconds between two looks for the sake of others.
+# Seconds between two looks at the progress that is told.
 _TELL = 5.0
 
 
@@ -63,7 +63,7 @@ class AckWatch:
     """Watches, from now on, whether what *stream* has sent arrives.
 
     Args:
-        timeout: Seconds without progress that are too many, whatever the reason.
+        timeout: Seconds without progress that are too many for any reason.
     """
 
     def __init__(self, stream: Acknowledged, timeout: float = math.inf) -> None:

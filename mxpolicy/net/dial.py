@@ -1,14 +1,15 @@
 """Open a TCP connection to a candidate, and say exactly how that failed.
 
-The errno of connect(2) means different things as connect returns it at once (our
-own kernel speaks) or later in SO_ERROR (something on the way or the host speaks).
-The two tables below were checked against nftables on Linux 6 (the tests do it
-again): a RST and ICMP "port unreachable", which is what iptables' REJECT sends
-when told nothing else, both end as ECONNREFUSED, so ``refused`` means either; the
-other ICMP refusals end as EHOSTUNREACH, ENETUNREACH or, IPv6, EACCES. A
-neighbour that does not answer ARP is EHOSTUNREACH as well, after some seconds.
+The errno of connect(2) has two meanings. When connect returns it at once, our own kernel
+speaks. When it comes later, in SO_ERROR, something on the way or the host speaks. The
+two tables below were checked against nftables on Linux 6 (the tests do it again):
 
-Knows no timer: without a SYN-ACK the kernel gives up after two minutes, and the
+* A RST and ICMP "port unreachable" both end as ECONNREFUSED, so ``refused`` means
+  either. The latter is what iptables' REJECT sends by default.
+* The other ICMP refusals end as EHOSTUNREACH, ENETUNREACH or, with IPv6, EACCES.
+* A neighbour that does not answer ARP is EHOSTUNREACH as well, after some seconds.
+
+There is no timer here: without a SYN-ACK the kernel gives up after two minutes, and the
 race lets go long before.
 """
 
@@ -58,7 +59,7 @@ async def dial(
         ConnectError: with the verdict ``refused``, ``prohibited``, ``no_route``
             or ``filtered``.
         LocalTrouble: no descriptor, memory or local port left, or *source* is no
-            address of this machine: nobody else is to blame.
+            address of this machine. It says nothing of the candidate.
     """
     family = socket.AF_INET6 if candidate.is_ipv6 else socket.AF_INET
     sock = _open(family, candidate.address)
@@ -145,7 +146,9 @@ def _failed_later(number: int) -> ConnectError | LocalTrouble:
 
 
 def _has_source(family: int, address: str) -> bool:
-    """Is there an own address to reach *address* from? The kernel says so without a packet.
+    """Return whether this machine has an address to reach *address* from.
+
+    The kernel says so without a packet.
 
     Where IPv6 is switched off by sysctl, connect gives the same EADDRNOTAVAIL as
     when all ports are taken; but then UDP, whose ports are others, has it too.

@@ -1,14 +1,14 @@
 """One TCP connection as a byte stream, in clear or under TLS, close to the kernel.
 
-asyncio's transports hide the socket, and we need it: how many bytes the peer has
-acknowledged decides how long a message body may take and, later, whether a host
-can have the message at all; a reset instead of a farewell is a socket option. So
-this is a non-blocking socket with the loop's readiness calls, and TLS through
-`ssl.MemoryBIO`.
+asyncio's transports hide the socket, and we need it. How many bytes the peer has
+acknowledged decides how long a message body may take, and whether a host can have the
+message at all. A reset instead of a farewell is a socket option. So this is a
+non-blocking socket with the loop's readiness calls, and TLS by
+`mxpolicy.net.tls.TlsLayer`.
 
-No timers before the mail data: who calls bounds the time (`asyncio.timeout`), and
-cancelling any of these coroutines leaves neither a task nor a registered
-descriptor behind. A `Stream` belongs to one task at a time.
+It sets no timers before the mail data: the caller bounds the time (`asyncio.timeout`).
+Cancelling any of these coroutines leaves no task and no registered descriptor behind.
+A `Stream` belongs to one task at a time.
 
 What it does not do: interpret a byte (see `mxpolicy.protocol`), or connect
 (`mxpolicy.net.dial`).
@@ -34,7 +34,7 @@ from mxpolicy.errors import (
 )
 from mxpolicy.net.ack_watch import AckWatch
 from mxpolicy.net.tcp_info import send_state
-from mxpolicy.reply import printable
+from mxpolicy.net.tls import TlsLayer, words_of
 from mxpolicy.routing.evidence import SendState
 
 __all__ = ["OWN_TROUBLE", "Stream", "StreamClosed"]
@@ -84,7 +84,7 @@ class Stream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.tls = False
         self._socket = sock
-        self._layer: _TlsLayer | None = None
+        self._layer: TlsLayer | None = None
         self._received = b""  # taken from the kernel, not yet read by our caller
         self._at_eof = False
         self._failure: MxPolicyError | None = None
@@ -100,8 +100,8 @@ class Stream:
     async def read(self, limit: int = _READ_SIZE) -> bytes:
         """Return what has come, 1 to *limit* bytes, waiting for the first.
 
-        ``b""`` is the end: the peer said goodbye, with TLS or without (a reply
-        says itself where it ends, so a TLS connection cut short cannot pretend).
+        ``b""`` is the end: the peer said goodbye, with TLS or without. A reply says
+        itself where it ends, so a TLS connection cut short cannot pretend.
 
         Raises:
             StreamClosed: reset, or broken otherwise, and nothing left to read.
@@ -157,12 +157,12 @@ class Stream:
             self._at_eof = True
         return True
 
-    def _unwrap(self, layer: _TlsLayer) -> None:
+    def _unwrap(self, layer: TlsLayer) -> None:
         """Move decrypted bytes from *layer* to where `read` finds them."""
         try:
             data = layer.decrypt(_READ_SIZE)
         except ssl.SSLError as error:
-            self._failure = StreamClosed(_tls_text(error))
+            self._failure = StreamClosed(words_of(error))
             return
         if data is not None:
             self._received = data
@@ -171,7 +171,7 @@ class Stream:
     def _send_what_tls_owes(self) -> None:
         """Answer the peer's key update, as far as that goes without waiting.
 
-        Never the rest of a write that was cut short: a peer that has refused the
+        The rest of a write that was cut short stays here: a peer that has refused the
         message takes no more of it, and we wait for the end of what it says.
         """
         if self._layer is not None and not self._is_torn:
@@ -213,7 +213,10 @@ class Stream:
         if self._is_torn:
             raise StreamClosed("an earlier write was cut short")
         if self._layer is not None:
-            self._layer.encrypt(data)
+            try:
+                self._layer.encrypt(data)
+            except ssl.SSLError as error:
+                raise StreamClosed(words_of(error)) from error
         else:
             self._outgoing += data
         return await self.resume(
@@ -343,19 +346,19 @@ class Stream:
         """
         if self._pull() and self._received:
             raise RemoteProtocolError("bytes in clear before the TLS handshake")
-        self._layer = _TlsLayer(context, server_name)
+        self._layer = TlsLayer(context, server_name)
         try:
             await self._handshake(self._layer)
         except ssl.SSLError as error:
             with suppress(StreamClosed, LocalTrouble):
                 self._outgoing += self._layer.outgoing()  # the alert
                 self._send()
-            raise TLSError("validation-failure", _tls_text(error)) from error
+            raise TLSError("validation-failure", words_of(error)) from error
         except StreamClosed as error:
             raise TLSError("validation-failure", error.reason) from error
         self.tls = True
 
-    async def _handshake(self, layer: _TlsLayer) -> None:
+    async def _handshake(self, layer: TlsLayer) -> None:
         while not layer.handshake():
             await self._flush()
             while not self._receive():
@@ -382,8 +385,8 @@ class Stream:
             await woken
         finally:
             self._woken = None
-            # Here and not in a callback of the future, as sock_recv does it: by
-            # then the number may belong to another socket.
+            # Not in a callback of the future, as sock_recv does it: by then the
+            # number may belong to another socket.
             if self._socket.fileno() == descriptor:
                 loop.remove_reader(descriptor)
                 loop.remove_writer(descriptor)
@@ -405,7 +408,7 @@ class Stream:
         waits, never raises; may be called twice.
         """
         if not self._is_torn:
-            with suppress(StreamClosed, ssl.SSLError, OSError):
+            with suppress(OSError):  # also OpenSSL's
                 self._socket.send(self._wrap_farewell(last_words))
         self._release()
 
@@ -441,63 +444,6 @@ class Stream:
         self._socket.close()
 
 
-class _TlsLayer:
-    """An `ssl.SSLObject` between two memory buffers: bytes in, bytes out."""
-
-    def __init__(self, context: ssl.SSLContext, server_name: str) -> None:
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        try:
-            self._object = context.wrap_bio(
-                self._incoming, self._outgoing, server_hostname=server_name
-            )
-        except ValueError as error:  # not a name that IDNA 2003 can encode
-            if context.check_hostname:
-                raise TLSError("validation-failure", str(error)) from error
-            self._object = context.wrap_bio(self._incoming, self._outgoing)
-
-    def feed(self, data: bytes) -> None:
-        """Take what came from the network; ``b""`` is its end."""
-        if data:
-            self._incoming.write(data)
-        else:
-            self._incoming.write_eof()
-
-    def outgoing(self) -> bytes:
-        """Return what must go to the network now."""
-        return self._outgoing.read()
-
-    def handshake(self) -> bool:
-        """Go on as far as possible; True when complete. Then send `outgoing`."""
-        try:
-            self._object.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
-
-    def decrypt(self, limit: int) -> bytes | None:
-        """Return clear text, ``b""`` at its end, None when more must be fed first."""
-        try:
-            return self._object.read(limit)
-        except ssl.SSLWantReadError:
-            return None
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            return b""
-
-    def encrypt(self, data: bytes) -> None:
-        """Take clear text; a memory buffer takes all of it."""
-        if not data:
-            return
-        try:
-            self._object.write(data)
-        except ssl.SSLError as error:
-            raise StreamClosed(_tls_text(error)) from error
-
-    def say_goodbye(self) -> None:
-        """Make a close_notify, without waiting for the peer's (RFC 8446 §6.1)."""
-        with suppress(ssl.SSLWantReadError):
-            self._object.unwrap()
-
-
 def _wake(woken: asyncio.Future[None]) -> None:
     if not woken.done():
         woken.set_result(None)
@@ -508,8 +454,3 @@ def _translate(error: OSError) -> MxPolicyError:
     text = os.strerror(error.errno) if error.errno else str(error)
     kind = LocalTrouble if error.errno in OWN_TROUBLE else StreamClosed
     return kind(text)
-
-
-def _tls_text(error: ssl.SSLError) -> str:
-    """Return OpenSSL's words without its source file and line."""
-    return printable(error.reason or str(error.strerror or error))

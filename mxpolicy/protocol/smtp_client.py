@@ -4,7 +4,7 @@ Also RFC 1870, 2034, 2920, 3207, 3461, 6152, 6531, 9422. Left out: AUTH, CHUNKIN
 and DATA pipelined behind RCPT (it saves a round trip, and then a server that
 refused all recipients has to be sent an empty message).
 
-Who calls: `mxpolicy.delivery.session`. Its loop is: give a command, write what
+Its caller is `mxpolicy.delivery.dialogue`. The loop there is: give a command, write what
 `data_to_send` returns, read, pass it to `receive_data`, act on the events,
 *write what* `data_to_send` *returns*, and so on. What a reply means for a
 recipient is not decided here. The states and their tables, with the theory of

@@ -33,8 +33,8 @@ Everything that decides where a conversation goes is in the two tables here;
 #
 # 1. 421 closes, whenever it comes (RFC 5321 §3.8): event `Closing`. It is then
 #    the answer to the oldest command that has none, if there is one.
-# 2. A reply that came before a command had left is no answer to it: whoever
-#    takes it for one is out of step for ever, and that is how mail is lost. If it
+# 2. A reply that came before a command had left is no answer to it. A client
+#    that takes it for one is out of step for ever, and that is how mail is lost. If it
 #    refuses (4yz, 5yz) it is the server's last word: event `BodyRefused` for the
 #    message in hand, else `Closing`. Anything else is dropped: event `StrayReply`.
 #    Behind a group of commands it ends the session, for any of the replies
@@ -167,7 +167,7 @@ TRANSITIONS: dict[tuple[State, Verb, int], State] = {
 
 
 class Facts(NamedTuple):
-    """What a state means to somebody who waits.
+    """What a state means while it lasts.
 
     Attributes:
         timeout: Seconds after which RFC 5321 §4.5.3.2 lets a client give up.

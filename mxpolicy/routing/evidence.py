@@ -1,16 +1,15 @@
 """What our own kernel knows about bytes on their way, and what follows from it.
 
-A black hole for large packets (a firewall that drops them and the ICMP message that
-would say so, RFC 2923 §2.1) lets the whole SMTP dialogue pass and swallows the
-message. Nobody says anything; only the kernel sees segments that are never
-acknowledged.
+A black hole for large packets lets the whole SMTP dialogue pass and swallows the
+message: a firewall that drops them and the ICMP message that would say so (RFC 2923
+§2.1). Nothing is said. Only the kernel sees segments that are never acknowledged.
 
 It is asked before the final dot, while moving on to another host is harmless. That
 is why the dot leaves only when all that was written before it is acknowledged. After
 the dot one thing alone proves that the host cannot have the message: that the dot
-has never left. Not that it is unacknowledged: lost acknowledgements look just so.
-And not a hole, acknowledged segments behind a missing one: a retransmission may have
-filled it, and the path back may have died.
+has never left. A dot without acknowledgement proves nothing: lost acknowledgements look
+just so. Neither does a hole, acknowledged segments behind a missing one: a
+retransmission may have filled it, and the path back may have died.
 
 Pure: `mxpolicy.net.tcp_info` reads the kernel, these functions judge. What they
 say holds on a direct connection only: through a proxy it is about the proxy.
@@ -66,7 +65,7 @@ class AckProgress:
 
 
 def is_stalled(state: SendState, still_for: float) -> bool:
-    """Return whether what we send does not arrive, or nobody can say so.
+    """Return True only when the kernel proves that what we send is lost.
 
     Args:
         state: Now.
