@@ -207,12 +207,39 @@ class Attempt:
             self._settle_what_hosts_have()
             raise
         finally:
+            self._over.cancel()
             self._set_alarm(None)
             for session in self._sessions.values():
                 self._supplier.give_back(session)
-        self._note_waits()
+        self._note_waits(self._unsettled)
         for index in sorted(self._unsettled):
             self._settle(index, self._failures.combine(index, reason))
+
+    def cancel(self, outcome: Deferred) -> None:
+        """Dial no host and send no final dot any more.
+
+        Those whose dot is out are settled by what becomes of it, all others at once by
+        *outcome*. `run` returns when all are settled.
+        """
+        if self._over.done():
+            return
+        results = self._results.values()
+        at_dot = {index for result in results for index in result.in_doubt}
+        others = self._unsettled - at_dot
+        self._note_waits(others)
+        in_doubt = self._failures.all_in_doubt()
+        for index in sorted(others):
+            self._settle(index, in_doubt.get(index, outcome))
+        self._hopeless = _Reason.CAPPED
+        if self._results:  # a candidate is taken
+            self._perform(self._race.settled(self._now()))
+        else:
+            for candidate in {**self._runners, **self._sessions}:
+                self._drop(candidate, None)
+        if not at_dot:
+            for candidate in self._results:
+                self._runners[candidate].cancel()
+            self._end(_Reason.CAPPED)
 
     def _entry(self, candidate: Candidate) -> racing.Entry:
         doubts = [
@@ -235,13 +262,11 @@ class Attempt:
             doubts=at_host, doubts_here=here, doubts_of_all=of_all, waits=least
         )
 
-    def _note_waits(self) -> None:
-        """Tell the journal, for the unsettled, which candidates we waited for in vain."""
+    def _note_waits(self, indices: Iterable[int]) -> None:
+        """Tell the journal, for *indices*, which candidates we waited for in vain."""
         for candidate, waits in self._race.waits().items():
             for awaited, seconds in waits.items():
-                self._journal.note_wait(
-                    self._unsettled, str(candidate), awaited.value, seconds
-                )
+                self._journal.note_wait(indices, str(candidate), awaited.value, seconds)
 
     # -- the race's actions -----------------------------------------------
 
@@ -428,7 +453,7 @@ class Attempt:
         alive a moment ago, and has not seen a dot.
         """
         candidate = offer.session.candidate
-        while offer.has_stalled and offer.left():
+        while offer.has_stalled and offer.left() and self._hopeless is None:
             others_left = bool(self._race.others_left())
             approach = offer.session.approach.after_stall(others_left=others_left)
             if approach is None:
@@ -650,6 +675,8 @@ class Attempt:
         await self._permit_dot()
 
     async def _permit_dot(self) -> None:
+        if self._hopeless is not None:
+            raise LocalTrouble("the delivery was cancelled")
         may_send = False
         with suppress(TimeoutError):
             async with asyncio.timeout(self._time_left()):

@@ -18,7 +18,7 @@ here. The way of a message, recipients grouped by nexthop:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from hashlib import blake2b
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.known_hosts import KnownHosts
 
-__all__ = ["Engine", "Request"]
+__all__ = ["Delivery", "Engine", "Request"]
 
 
 async def _always() -> bool:
@@ -184,20 +184,41 @@ class Engine:
         """Return whether *domain* is the name given in EHLO or one of ``own_names``."""
         return self.context.identity.has_name(domain)
 
+    def begin(self, request: Request, mail_data: MailData) -> Delivery:
+        """Begin to deliver *mail_data*, which stays open until the delivery has ended."""
+        return Delivery(self, request, mail_data)
+
     async def deliver(self, request: Request, mail_data: MailData) -> list[Outcome]:
-        """Deliver *mail_data* and return the outcome of each recipient, in their order.
-
-        Each outcome is also observed, as soon as it exists, as
-        `events.RecipientSettled`. Nothing a host, a name server or a strange
-        address does makes this raise; our own bugs come out as `Deferred`. When the
-        task is cancelled, whoever is not settled yet is deferred, and
-        `asyncio.CancelledError` goes on.
-        """
-        return await _Delivery(self, request, mail_data).run()
+        """Deliver *mail_data*; see `Delivery.outcomes`."""
+        return await self.begin(request, mail_data).outcomes()
 
 
-class _Delivery:
-    """One call of `Engine.deliver`: its recipients, grouped by where they go."""
+class _Group:
+    """Recipients that go the same way.
+
+    Attributes:
+        nexthop: Theirs.
+        domain: Their destination domain; empty where the nexthop is the operator's.
+        indices: Theirs in the envelope: those still to be sent to.
+        task: Takes care of them.
+        attempt: Once the hosts are known.
+    """
+
+    __slots__ = ("attempt", "domain", "indices", "nexthop", "task")
+
+    def __init__(self, nexthop: str, domain: str, indices: list[int]) -> None:
+        self.nexthop = nexthop
+        self.domain = domain
+        self.indices = indices
+        self.task: asyncio.Task[None]
+        self.attempt: Attempt | None = None
+
+
+class Delivery:
+    """One message on its way: its recipients, grouped by where they go.
+
+    Each outcome is observed, as soon as it exists, as `events.RecipientSettled`.
+    """
 
     def __init__(self, engine: Engine, request: Request, mail_data: MailData) -> None:
         context = engine.context
@@ -206,11 +227,42 @@ class _Delivery:
         self._trace = Trace(request.queue_id, context.clock, request.observe)
         self._request = request
         self._mail_data = mail_data
+        self._envelope = Envelope(None, ())
         self._outcomes: dict[int, Outcome] = {}
-        self._recipients: list[Recipient] = []
         self._claims = self._make_claims({}, 0.0)
+        self._groups: list[_Group] = []
+        self._cancelled: Deferred | None = None
+        self._task = asyncio.create_task(self._run())
 
-    async def run(self) -> list[Outcome]:
+    async def outcomes(self) -> list[Outcome]:
+        """Return the outcome of each recipient, in their order, when all are known.
+
+        Nothing a host, a name server or a strange address does makes this raise; our
+        own bugs come out as `Deferred`. When the calling task is cancelled, so is the
+        delivery: whoever is not settled yet is deferred, and `asyncio.CancelledError`
+        goes on.
+        """
+        return await self._task
+
+    def cancel(self, why: str) -> None:
+        """Leave the message to the mail server, as far as that is still possible.
+
+        No host is dialled and no final dot is sent any more. Recipients whose dot is out
+        are settled by what becomes of it, for which `DOT_TIME` is waited; all others are
+        deferred at once.
+
+        Args:
+            why: For the text of those outcomes.
+        """
+        self._cancelled = trouble.cancelled(why)
+        for group in self._groups:
+            if group.attempt is not None:
+                group.attempt.cancel(self._cancelled)
+            else:
+                group.task.cancel()
+                self._settle_group(group, self._cancelled)
+
+    async def _run(self) -> list[Outcome]:
         try:
             await self._deliver()
         except asyncio.CancelledError:
@@ -243,6 +295,9 @@ class _Delivery:
             self._trace.trouble(error)
 
     async def _deliver(self) -> None:
+        if self._cancelled is not None:  # before it has begun
+            self._settle_all(self._cancelled)
+            return
         try:
             reverse_path = parse_reverse_path(self._request.sender)
         except AddressError as error:
@@ -252,18 +307,22 @@ class _Delivery:
         if hops >= self._context.options.limits.hops:
             self._settle_all(trouble.too_many_hops(hops))
             return
-        self._understand_recipients()
-        envelope = Envelope(
-            reverse_path, tuple(self._recipients), self._request.queue_id
-        )
-        keys = self._journal_keys(envelope)
+        recipients = tuple(self._understood_recipients())
+        self._envelope = Envelope(reverse_path, recipients)
         until = self._request.deadline + DOT_TIME
-        self._claims = self._make_claims(keys, until)
-        async with asyncio.TaskGroup() as group:
-            for (nexthop, domain, _), indices in self._groups().items():
-                group.create_task(self._send_once(envelope, nexthop, domain, indices))
+        self._claims = self._make_claims(self._journal_keys(), until)
+        async with asyncio.TaskGroup() as tasks:
+            for (nexthop, domain, _), indices in self._grouped().items():
+                group = _Group(nexthop, domain, indices)
+                self._begin(tasks, group, self._send_once(tasks, group))
 
-    def _journal_keys(self, envelope: Envelope) -> dict[int, str]:
+    def _begin(
+        self, tasks: asyncio.TaskGroup, group: _Group, work: Coroutine[None, None, None]
+    ) -> None:
+        group.task = tasks.create_task(work)
+        self._groups.append(group)
+
+    def _journal_keys(self) -> dict[int, str]:
         """Return the key of each recipient's entry in the journal, if there is one.
 
         Without the mail server's name for the message, and without the field that
@@ -275,113 +334,103 @@ class _Delivery:
         ):
             return {}
         digest = journal.digest_of(self._mail_data.chunks())
-        sender = envelope.reverse_path.wire if envelope.reverse_path else ""
+        sender = self._sender()
         return {
             index: journal.entry_key(
                 name, self._aim_of(mailbox.domain), digest, sender, mailbox.wire
             )
-            for index, (_, _, mailbox) in enumerate(envelope.recipients)
+            for index, (_, _, mailbox) in enumerate(self._envelope.recipients)
         }
 
     def _aim_of(self, domain: str) -> str:
         nexthop, _ = _aim(self._request.nexthop, domain)
         return journal.aim_of(nexthop, self._context.options.port)
 
-    def _understand_recipients(self) -> None:
-        """Fill the envelope; whoever cannot be written to is settled at once."""
+    def _sender(self) -> str:
+        reverse_path = self._envelope.reverse_path
+        return reverse_path.wire if reverse_path else ""
+
+    def _understood_recipients(self) -> Iterator[Recipient]:
+        """Yield those that mail can be sent to; settle the others at once."""
         for place, text in enumerate(self._request.recipients):
             try:
                 mailbox = parse_mailbox(text)
             except AddressError as error:
                 self._settle(place, trouble.bad_recipient(error))
             else:
-                self._recipients.append(Recipient(place, printable(text), mailbox))
+                yield Recipient(place, printable(text), mailbox)
 
-    def _groups(self) -> dict[tuple[str, str, bool], list[int]]:
+    def _grouped(self) -> dict[tuple[str, str, bool], list[int]]:
         """Return {(nexthop, destination domain, needs SMTPUTF8): recipients' indices}.
 
         Those whose address needs SMTPUTF8 go by themselves: a host that cannot
         take theirs is no reason to refuse the others.
         """
         groups: dict[tuple[str, str, bool], list[int]] = {}
-        for index, recipient in enumerate(self._recipients):
+        for index, recipient in enumerate(self._envelope.recipients):
             mailbox = recipient.mailbox
             aim = _aim(self._request.nexthop, mailbox.domain)
             groups.setdefault((*aim, mailbox.needs_smtputf8), []).append(index)
         return groups
 
-    async def _send_once(
-        self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
-    ) -> None:
+    async def _send_once(self, tasks: asyncio.TaskGroup, group: _Group) -> None:
         """Send to those of a group who have not got it, or been refused, already."""
-        claim = await self._claims.claim(indices)
+        claim = await self._claims.claim(group.indices)
         self._settle_earlier(claim)
-        async with asyncio.TaskGroup() as group:
-            if claim.ours:
-                group.create_task(self._send(envelope, nexthop, domain, claim.ours))
-            if claim.busy:
-                group.create_task(
-                    self._send_after_others(envelope, nexthop, domain, claim.busy)
-                )
+        group.indices = claim.ours
+        if claim.busy:
+            later = _Group(group.nexthop, group.domain, claim.busy)
+            self._begin(tasks, later, self._send_after_others(later))
+        if claim.ours:
+            await self._send(group)
 
-    async def _send_after_others(
-        self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
-    ) -> None:
+    async def _send_after_others(self, group: _Group) -> None:
         """Wait for what another process makes of the same message."""
         wait = self._context.options.journal.wait
         left = self._request.deadline - self._trace.now()
-        claim = await self._claims.claim_later(indices, min(wait, left / 3))
+        claim = await self._claims.claim_later(group.indices, min(wait, left / 3))
         self._settle_earlier(claim)
-        self._settle_group(claim.busy, trouble.under_way())
+        group.indices = claim.busy
+        self._settle_group(group, trouble.under_way())
+        group.indices = claim.ours
         if claim.ours:
-            await self._send(envelope, nexthop, domain, claim.ours)
+            await self._send(group)
 
-    async def _send(
-        self, envelope: Envelope, nexthop: str, domain: str, indices: list[int]
-    ) -> None:
+    async def _send(self, group: _Group) -> None:
         """Plan and attempt for one group; the owner of its whole trouble."""
         deadline = self._request.deadline
         try:
-            aim = nexthop_aim(parse_nexthop(nexthop, self._context.options.port))
+            aim = nexthop_aim(parse_nexthop(group.nexthop, self._context.options.port))
             stay = Stay(self._engine.admission, aim, self._trace.now, deadline)
             try:
-                await self._send_from(stay, envelope, nexthop, domain, indices)
+                await self._send_from(stay, group)
             finally:
                 await stay.leave()
         except NexthopError as error:
-            self._settle_group(indices, trouble.bad_nexthop(error))
+            self._settle_group(group, trouble.bad_nexthop(error))
         except Exception as error:
             self._trace.trouble(error)
-            self._settle_group(indices, trouble.own_trouble(_cause(error)))
+            self._settle_group(group, trouble.own_trouble(_cause(error)))
 
-    async def _send_from(
-        self,
-        stay: Stay,
-        envelope: Envelope,
-        nexthop: str,
-        domain: str,
-        indices: list[int],
-    ) -> None:
+    async def _send_from(self, stay: Stay, group: _Group) -> None:
         """Plan and attempt, once there is a place for it."""
         refusal: Outcome | None = await stay.enter()
         if refusal is not None:
-            self._settle_group(indices, refusal)
+            self._settle_group(group, refusal)
             return
-        plan = await self._plan(envelope, nexthop, domain)
+        plan = await self._plan(group)
         stay.planned()
         if plan.refusal is not None:
-            refusal = await self._unless_stale(domain, plan.refusal)
-            self._settle_group(indices, _as_far_as_known(plan, refusal))
+            refusal = await self._unless_stale(group.domain, plan.refusal)
+            self._settle_group(group, _as_far_as_known(plan, refusal))
             return
-        if await self._attempt(stay, envelope, plan, indices):
-            await self._remember_domain(domain, plan)
+        if await self._attempt(stay, group, plan):
+            await self._remember_domain(group.domain, plan)
 
-    async def _attempt(
-        self, stay: Stay, envelope: Envelope, plan: Plan, indices: list[int]
-    ) -> bool:
+    async def _attempt(self, stay: Stay, group: _Group, plan: Plan) -> bool:
         """Attempt a delivery, unless all hosts failed a moment ago, or are too busy.
 
-        Returns whether anybody took the message.
+        Returns whether any host took the message.
         """
         leases = Leases(self._context.store, self._context.utc)
         try:
@@ -394,7 +443,7 @@ class _Delivery:
                 deadline=self._request.deadline,
             )
             if consulted.refusal is not None:
-                for index in indices:
+                for index in group.indices:
                     self._settle_recipient(
                         index, consulted.refusal, None, consulted.tried
                     )
@@ -402,19 +451,18 @@ class _Delivery:
             known = consulted.known
             refusal = await stay.dial(known.order)
             if refusal is not None:
-                self._settle_group(indices, refusal)
+                self._settle_group(group, refusal)
                 return False
             plan = plan._replace(candidates=known.order)
-            return await self._dial(stay, envelope, plan, indices, known, consulted.due)
+            return await self._dial(stay, group, plan, known, consulted.due)
         finally:
             await leases.release()
 
     async def _dial(
         self,
         stay: Stay,
-        envelope: Envelope,
+        group: _Group,
         plan: Plan,
-        indices: list[int],
         known: KnownHosts,
         due: Iterable[Candidate],
     ) -> bool:
@@ -442,12 +490,12 @@ class _Delivery:
             self._settle_recipient(index, outcome, delays, tried, trace)
             was_taken = was_taken or isinstance(outcome, Delivered)
 
-        attempt = Attempt(
+        group.attempt = Attempt(
             self._context,
             trace,
             plan,
-            envelope,
-            indices,
+            self._envelope,
+            group.indices,
             self._mail_data,
             deadline=self._request.deadline,
             settle=settle,
@@ -459,7 +507,7 @@ class _Delivery:
         try:
             for candidate in due:
                 probes.begin(candidate)
-            await attempt.run()
+            await group.attempt.run()
             await probes.finish(LINGER)
         finally:
             await probes.finish(0.0)
@@ -485,16 +533,16 @@ class _Delivery:
         name = request.queue_id or f"{request.sender} {request.recipients}"
         return blake2b(name.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
-    async def _plan(self, envelope: Envelope, nexthop: str, domain: str) -> Plan:
+    async def _plan(self, group: _Group) -> Plan:
         plan = await self._engine.planner.plan(
-            parse_nexthop(nexthop, self._context.options.port),
-            destination_domain=domain,
-            reverse_path=envelope.reverse_path.wire if envelope.reverse_path else "",
-            forward_path=envelope.recipients[0].mailbox.wire,
+            parse_nexthop(group.nexthop, self._context.options.port),
+            destination_domain=group.domain,
+            reverse_path=self._sender(),
+            forward_path=self._envelope.recipients[0].mailbox.wire,
         )
         plan = _with_remarks(plan)
         plan = plan._replace(unresolved=await self._engine.failed_lookups.note(plan))
-        self._trace.tell(events.Planned, nexthop, plan.candidates, plan.remarks)
+        self._trace.tell(events.Planned, group.nexthop, plan.candidates, plan.remarks)
         return plan
 
     # -- settling ---------------------------------------------------------
@@ -507,8 +555,8 @@ class _Delivery:
         for index, outcome in claim.settled.items():
             self._settle_recipient(index, outcome, None, ())
 
-    def _settle_group(self, indices: list[int], outcome: Outcome) -> None:
-        for index in indices:
+    def _settle_group(self, group: _Group, outcome: Outcome) -> None:
+        for index in group.indices:
             self._settle_recipient(index, outcome, None, ())
 
     def _settle_recipient(
@@ -519,7 +567,7 @@ class _Delivery:
         tried: tuple[str, ...],
         trace: Trace | None = None,
     ) -> None:
-        place = self._recipients[index].place
+        place = self._envelope.recipients[index].place
         if isinstance(outcome, Bounced):
             hosts = set(map(journal.host_of, self._claims.doubts(index)))
             outcome = trouble.with_doubts(outcome, hosts)

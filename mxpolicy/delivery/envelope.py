@@ -31,12 +31,10 @@ class Envelope(NamedTuple):
         reverse_path: None is the null reverse-path ``<>``.
         recipients: At least one. Everything below speaks of a recipient by its
             index in this tuple, since the same address may be there twice.
-        queue_id: The mail server's name for the message, for the log; may be empty.
     """
 
     reverse_path: ReversePath | None
     recipients: tuple[Recipient, ...]
-    queue_id: str = ""
 
     def needs_smtputf8(self, indices: Iterable[int]) -> bool:
         """Return whether a transaction with these recipients needs RFC 6531.

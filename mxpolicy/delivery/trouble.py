@@ -52,6 +52,7 @@ __all__ = [
     "bad_nexthop",
     "bad_recipient",
     "bad_sender",
+    "cancelled",
     "delivered",
     "ending",
     "in_doubt",
@@ -471,6 +472,11 @@ def own_trouble(error: BaseException) -> Deferred:
     """Return the outcome when our own machine or program failed."""
     said = str(error) or type(error).__name__
     return Deferred(_OWN_TROUBLE, one_line(f"local trouble: {said}"))
+
+
+def cancelled(why: str) -> Deferred:
+    """Return the outcome of those that had no host's answer to wait for."""
+    return Deferred(_SYSTEM_BUSY, one_line(f"the delivery was cancelled: {why}"))
 
 
 def under_way() -> Deferred:
