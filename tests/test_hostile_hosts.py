@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,27 +156,31 @@ HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<html>"
 
 
 def _cases() -> Iterator[Any]:
-    """Yield (step, deed, script), each with its name."""
+    """Yield (step, deeds, script), each with its name."""
     for step, code in CODES.items():
+        # Until the deadline: so these are met at once.
+        waits: dict[str, Deed] = {
+            "byte by byte": drip(code + b"-", b"x"),
+            "line by line": drip(b"", code + b"-x\r\n"),
+            "binary": say(bytes(range(256)), b"\r\n"),
+            "hung": hang,
+            "deaf": deaf,
+        }
+        yield pytest.param(step, waits, {}, id=f"{step}, no end")
         more: dict[str, Deed] = {
             "endless line": flood(code + b" ", b"x" * 65536),
             "endless reply": flood(b"", (code + b"-line\r\n") * 6000),
             "endless replies": flood(b"", (code + b" reply\r\n") * 6000),
             "endless zeros": flood(b"", bytes(65536)),
             "endless CR": flood(code + b" x", b"\r" * 65536),
-            "byte by byte": drip(code + b"-", b"x"),
-            "line by line": drip(b"", code + b"-x\r\n"),
             "4yz": say(b"451 4.3.0 later\r\n"),
             "5yz": say(b"550 5.7.1 no\r\n"),
             "421": say(b"421 4.3.2 bye\r\n"),
-            "binary": say(bytes(range(256)), b"\r\n"),
-            "hung": hang,
             "closed": close,
             "reset": reset,
-            "deaf": deaf,
         }
         for name, deed in more.items():
-            yield pytest.param(step, deed, {}, id=f"{step}, {name}")
+            yield pytest.param(step, {name: deed}, {}, id=f"{step}, {name}")
     hello = {"EHLO": STARTTLS}
     for name, step, deed, script in (
         ("HTTP", "CONNECT", say(HTTP), {}),
@@ -191,7 +196,7 @@ def _cases() -> Iterator[Any]:
         ("hung", "QUIT", hang, {}),
         ("endless", "QUIT", flood(b"", b"221-bye\r\n" * 6000), {}),
     ):
-        yield pytest.param(step, deed, script, id=f"{step}, {name}")
+        yield pytest.param(step, {name: deed}, script, id=f"{step}, {name}")
 
 
 # -- memory, time and truth -----------------------------------------------------------
@@ -245,8 +250,26 @@ def healthy_memory(tmp_path_factory: pytest.TempPathFactory) -> int:
     return memory
 
 
-@pytest.mark.parametrize(("step", "deed", "script"), list(_cases()))
+@pytest.mark.parametrize(("step", "deeds", "script"), list(_cases()))
 def test_host_takes_no_memory_no_time_and_no_message(
+    step: str,
+    deeds: dict[str, Deed],
+    script: dict[str, str],
+    tmp_path: Path,
+    healthy_memory: int,
+) -> None:
+    def meet(name: str) -> None:
+        (tmp_path / name).mkdir()
+        _meet(step, deeds[name], script, Runner(tmp_path / name), healthy_memory)
+
+    with ThreadPoolExecutor(len(deeds)) as pool:
+        met = {name: pool.submit(meet, name) for name in deeds}
+    troubles = {name: one.exception() for name, one in met.items()}
+    for name in filter(troubles.get, troubles):
+        raise AssertionError(name) from troubles[name]
+
+
+def _meet(
     step: str, deed: Deed, script: dict[str, str], pipe: Runner, healthy_memory: int
 ) -> None:
     _configure(pipe)
