@@ -65,22 +65,10 @@ def main() -> int:
         _pipe(rest)
     if command == "policy":
         return _policy(rest)
-    if command == "route":
-        from mxpolicy import route
+    if command in COMMANDS:
+        from importlib import import_module
 
-        return route.main(rest)
-    if command == "hosts":
-        from mxpolicy import hosts
-
-        return hosts.main(rest)
-    if command == "check":
-        from mxpolicy import check
-
-        return check.main(rest)
-    if command == "demo":
-        from mxpolicy import demo
-
-        return demo.main(rest)
+        return int(import_module(f"mxpolicy.{command}").main(rest))
     if command in {"-h", "--help", "help"}:
         sys.stdout.write(_help())
         return 0

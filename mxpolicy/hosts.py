@@ -12,7 +12,8 @@ import json
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.config import load
 from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS
@@ -34,12 +35,14 @@ from mxpolicy.state.store import StoreAbsent
 from mxpolicy.terminal import BOLD, Terminal, milliseconds, reader_may_leave
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from mxpolicy.options import MemoryOptions
     from mxpolicy.state.store import Store, Stored
 
 __all__ = ["as_json", "clear", "main", "read", "show"]
+
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,13 +53,19 @@ def main(argv: Sequence[str]) -> int:
         `SystemExit` with 2 on a wrong command line.
     """
     arguments = _parser().parse_args(argv)
+    found: dict[str, Remembered] = {}
     try:
         options = load(arguments.config, os.environ)
         path = state_file(options.state, os.environ)
         if arguments.action == "clear":
-            return asyncio.run(_clear(path, arguments.key))
+            key = arguments.key
+            count = asyncio.run(_use(path, lambda store: clear(store, key), True))
+            print(f"{count} forgotten")
+            return 0 if count or key is None else 1
         # Without a file nothing has been remembered yet.
-        found = asyncio.run(_read(path)) if os.path.lexists(path) else {}
+        if os.path.lexists(path):
+            with suppress(StoreAbsent):  # of an earlier version, or gone by now
+                found = asyncio.run(_use(path, read))
     except (ConfigError, StoreError) as error:
         print(f"mxpolicy: {error}", file=sys.stderr)
         return 1
@@ -87,32 +96,20 @@ def _parser() -> argparse.ArgumentParser:
 # -- the store -----------------------------------------------------------------
 
 
-async def _read(path: str) -> dict[str, Remembered]:
-    from mxpolicy.state.sqlite import SqliteStore
-    from mxpolicy.state.trust import Trust
-
-    store = SqliteStore(path, create=False, read_only=True, trust=Trust.READ)
-    try:
-        return await read(store)
-    except StoreAbsent:
-        return {}  # of an earlier version, or gone by now
-    finally:
-        await store.close()
-
-
-async def _clear(path: str, key: str | None) -> int:
+async def _use(
+    path: str, work: Callable[[Store], Awaitable[T]], changes: bool = False
+) -> T:
+    """Return what *work* makes of the store in the file *path*."""
     from mxpolicy.state.sqlite import SqliteStore
     from mxpolicy.state.trust import Trust
 
     # What root adds beside the file belongs to its owner, by the library's own care.
-    trust = Trust.OURS if os.geteuid() else Trust.READ
-    store = SqliteStore(path, create=False, trust=trust)
+    trust = Trust.OURS if changes and os.geteuid() else Trust.READ
+    store = SqliteStore(path, create=False, read_only=not changes, trust=trust)
     try:
-        count = await clear(store, key)
+        return await work(store)
     finally:
         await store.close()
-    print(f"{count} forgotten")
-    return 0 if count or key is None else 1
 
 
 async def read(store: Store) -> dict[str, Remembered]:

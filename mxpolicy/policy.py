@@ -18,6 +18,7 @@ import select
 import selectors
 import signal
 import traceback
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mxpolicy.config import load
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-__all__ = ["Input", "Output", "prepare"]
+__all__ = ["Descriptors", "prepare"]
 
 USAGE = "usage: mxpolicy policy [--config FILE]"
 
@@ -73,7 +74,8 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
 
     def serve() -> int:
         with log:
-            serving = loop.create_task(server.serve(Input(STDIN), Output(out)))
+            stream = Descriptors(STDIN, out)
+            serving = loop.create_task(server.serve(stream, stream))
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.add_signal_handler(number, serving.cancel)
             try:
@@ -99,66 +101,55 @@ def _config(argv: Sequence[str]) -> str | None:
     raise UsageError(f"cannot be run with {printable(' '.join(argv), 60)!r}; {USAGE}")
 
 
-# asyncio's own streams take no file, and make a descriptor non-blocking that other
-# processes share.
+class Descriptors:
+    """Two descriptors of any kind as one stream, both `Reader` and `Writer`.
 
+    asyncio's own streams take no file, and make a descriptor non-blocking that other
+    processes share.
+    """
 
-class Input:
-    """A descriptor of any kind, to read from."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, source: int, out: int) -> None:
+        self._source = source
+        self._out = out
+        self._unsent = b""
 
     async def read(self, n: int, /) -> bytes:
         """See `mxpolicy.server.access_policy.Reader`."""
         loop = asyncio.get_running_loop()
         while True:
-            future = loop.create_future()
-            loop.add_reader(self._descriptor, _wake, future)
+            ready = loop.create_future()
+            loop.add_reader(self._source, _wake, ready)
             try:
-                await future
-                return os.read(self._descriptor, n)
+                await ready
+                return os.read(self._source, n)
             except BlockingIOError:
                 continue
             finally:
-                loop.remove_reader(self._descriptor)
-
-
-class Output:
-    """A descriptor of any kind, to write to."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._unsent = b""
+                loop.remove_reader(self._source)
 
     def write(self, data: bytes, /) -> None:
         """See `mxpolicy.server.access_policy.Writer`."""
         self._unsent += data
-        try:
-            while self._unsent and self._is_writable():
-                sent = os.write(self._descriptor, self._unsent[:WRITE_SIZE])
+        poll = select.poll()
+        poll.register(self._out, select.POLLOUT)
+        with suppress(BlockingIOError):
+            while self._unsent and poll.poll(0):
+                sent = os.write(self._out, self._unsent[:WRITE_SIZE])
                 self._unsent = self._unsent[sent:]
-        except BlockingIOError:
-            return
 
     async def drain(self) -> None:
         """See `mxpolicy.server.access_policy.Writer`."""
         loop = asyncio.get_running_loop()
         while self._unsent:
-            future = loop.create_future()
-            loop.add_writer(self._descriptor, _wake, future)
+            ready = loop.create_future()
+            loop.add_writer(self._out, _wake, ready)
             try:
-                await future
+                await ready
             finally:
-                loop.remove_writer(self._descriptor)
+                loop.remove_writer(self._out)
             self.write(b"")
 
-    def _is_writable(self) -> bool:
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLOUT)
-        return bool(poll.poll(0))
 
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

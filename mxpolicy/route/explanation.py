@@ -30,9 +30,6 @@ __all__ = [
     "starts",
 ]
 
-# A race in which no host answers ends by itself, after a few steps for each.
-MAX_STEPS = 10_000
-
 # How a refusal ends: the action, and the exit status of ``mxpolicy pipe``.
 _ENDS = {
     type(None): ("deliver", EXIT_DELIVERED),
@@ -138,16 +135,15 @@ def starts(forecast: Forecast, options: Options) -> dict[Candidate, float]:
     race = Race(entries, options.race, options.deadline)
     now = 0.0
     actions = race.begin(now)
-    for _ in range(MAX_STEPS):
+    while True:
         for action in actions:
             if isinstance(action, Start):
                 found.setdefault(action.candidate, now)
-        wake = next((one.at for one in actions if isinstance(one, Wake)), None)
-        if wake is None:
-            break
-        now = max(now, wake)
+        wakes = [one.at for one in actions if isinstance(one, Wake)]
+        if not wakes:
+            return found
+        now = max(now, wakes[0])
         actions = race.wake(now)
-    return found
 
 
 def exit_status(plan: Plan) -> int:

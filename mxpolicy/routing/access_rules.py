@@ -60,9 +60,6 @@ _STATUSES = {
 # RFC 3463 §3.5: X.4.1, no answer from host.
 _UNREACHABLE = EnhancedStatus(4, 4, 1)
 
-# Findings that may be over in a minute.
-_PASSING = frozenset({AccessFinding.ALL_PAUSED})
-
 # A reply line should not be over 512 bytes (RFC 5321 §4.5.3.1.5), and the mail server
 # puts the address before it; names may be 253.
 _DETAIL_LENGTH = 200
@@ -114,7 +111,7 @@ class Situation(NamedTuple):
     @property
     def is_passing(self) -> bool:
         """Whether it may be over in a minute: then nothing is refused for good."""
-        return self.finding in _PASSING
+        return self.finding is AccessFinding.ALL_PAUSED
 
 
 class AccessRules:
@@ -140,34 +137,25 @@ class AccessRules:
 
 
 def _matches(rule: AccessRule, clients: Networks, situation: Situation) -> bool:
+    """Return whether all that *rule* says is so; what it leaves out is always so."""
+    client, user = situation.client_address, situation.sasl_username
+    names = rule.sasl_username
     return (
         situation.finding in rule.finding
         and situation.about is rule.about
-        and _is_one(situation.protocol_state, rule.protocol_state)
-        and (not rule.client or _is_in(situation.client_address, clients))
-        and (not rule.sasl_username or _is_name(situation, rule.sasl_username))
-        and (not rule.domain or _is_below(situation.domain, rule.domain))
+        and (not rule.protocol_state or situation.protocol_state in rule.protocol_state)
+        and (not rule.client or (client != "" and clients.has(ip_address(client))))
+        and (not names or (user != "" and (user in names or ANY_NAME in names)))
+        and (
+            not rule.domain
+            or any(_covers(one, situation.domain) for one in rule.domain)
+        )
     )
 
 
-def _is_one(word: str, words: Sequence[str]) -> bool:
-    return not words or word in words
-
-
-def _is_in(address: str, networks: Networks) -> bool:
-    return bool(address) and networks.has(ip_address(address))
-
-
-def _is_name(situation: Situation, names: Sequence[str]) -> bool:
-    name = situation.sasl_username
-    return bool(name) and (name in names or ANY_NAME in names)
-
-
-def _is_below(domain: str, patterns: Sequence[str]) -> bool:
-    return any(
-        domain.endswith(one) if one.startswith(".") else domain == one
-        for one in patterns
-    )
+def _covers(pattern: str, domain: str) -> bool:
+    is_parent = pattern.startswith(".")
+    return domain.endswith(pattern) if is_parent else domain == pattern
 
 
 def finding(

@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from mxpolicy.delivery.engine import Engine
     from mxpolicy.delivery.events import Observe
-    from mxpolicy.options import AccessFinding, Options
+    from mxpolicy.options import Options
     from mxpolicy.protocol.attributes import Attributes
 
 __all__ = ["AccessPolicyServer", "Reader", "Writer"]
@@ -205,45 +205,35 @@ class AccessPolicyServer:
         """Return what is found about the domain of *address*; None for any trouble."""
         began = self._clock()
         try:
-            domain = parse_mailbox(address).domain
-            found, detail = await self._finding(domain, address, began)
+            return await self._found(request, about, address, began)
         except AddressError:
-            return None  # Postfix has its own checks for that
+            pass  # Postfix has its own checks for that
         except Exception:
             self._trouble(traceback.format_exc(), began)
-            return None
-        if found is None:
-            return None
-        return Situation(
-            found,
-            about,
-            domain,
-            request.protocol_state,
-            request.client_address,
-            request.sasl_username,
-            detail,
-        )
+        return None
 
-    async def _finding(
-        self, domain: str, address: str, began: float
-    ) -> tuple[AccessFinding | None, str]:
-        """Return what is found about *domain*, and in which detail."""
+    async def _found(
+        self, request: AccessRequest, about: AccessAbout, address: str, began: float
+    ) -> Situation | None:
+        domain = parse_mailbox(address).domain
         # The names of this very system are local, whatever DNS says about them.
         if self._engine.is_own_name(domain):
-            return None, ""
+            return None
         async with self._places:
             forecast = await self._engine.forecast("", "", address, self._timeout)
         plan, known = forecast
         match plan.refusal:
             case Deferred(status, text) if status == DIRECTORY_FAILURE:
                 self._trouble(text, began)
+        detail = ""
+        if known.is_hopeless:
+            detail = unreachable(plan.candidates, known.of_host, known.at)
+            if plan.unresolved:
+                detail += f"; {plan.unresolved[0].name} cannot be looked up"
         found = finding(plan.refusal, plan.lookups, is_hopeless=known.is_hopeless)
-        if not known.is_hopeless:
-            return found, ""
-        detail = unreachable(plan.candidates, known.of_host, known.at)
-        if plan.unresolved:
-            detail += f"; {plan.unresolved[0].name} cannot be looked up"
-        return found, detail
+        state, client = request.protocol_state, request.client_address
+        user = request.sasl_username
+        return found and Situation(found, about, domain, state, client, user, detail)
 
     def _action(self, situations: list[Situation]) -> str:
         """Return the answer to all that was found: a refusal goes before the rest."""
