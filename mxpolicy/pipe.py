@@ -539,6 +539,7 @@ async def _deliver(
     from mxpolicy.delivery.events import RecipientSettled, Trouble
     from mxpolicy.delivery.log import Log
     from mxpolicy.delivery.mail_data import spool
+    from mxpolicy.delivery.replay import prevails
     from mxpolicy.state.opening import open_store, state_file
 
     asyncio.get_running_loop().set_exception_handler(_loop_trouble(door))
@@ -555,7 +556,7 @@ async def _deliver(
     async def is_watched() -> bool:
         return door.is_watched()
 
-    store = open_store(state_file(options.state, os.environ), tell)
+    store = open_store(state_file(options.state, os.environ), tell, prevails)
     engine = Engine(Context(options, store=store))
     mail_data = await spool(0, memory_limit=options.limits.message_memory)
     if not mail_data.size:

@@ -34,7 +34,6 @@ from mxpolicy.delivery.journal import (
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Deferred, Delivered
-from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.store import HEAVY, LIGHT
 
 if TYPE_CHECKING:
@@ -168,9 +167,7 @@ class Claims:
 
     def has_memory(self) -> bool:
         """Return False when what is noted is lost with this process."""
-        return not (
-            isinstance(self._store, FallbackStore) and self._store.is_memory_only
-        )
+        return not self._store.is_memory_only
 
     def waits(self, index: int) -> Mapping[tuple[str, str], float]:
         """Return what earlier attempts waited for in vain; see `journal.Past.waits`."""

@@ -15,7 +15,6 @@ from mxpolicy.routing.unresolved import (
     that_matter,
 )
 from mxpolicy.state.change import New, change
-from mxpolicy.state.fallback import FallbackStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +52,7 @@ class FailedLookups:
         These are the unresolved ones whose lookups have not failed for long. A failure
         that the store does not keep does not count: waiting for it would never end.
         """
-        if not _is_kept(self._store) or not (plan.unresolved or _has_several(plan)):
+        if self._store.is_memory_only or not (plan.unresolved or _has_several(plan)):
             return ()
         for key in await self._store.get_many(_resolved(plan)):
             await self._store.delete(key)
@@ -64,11 +63,11 @@ class FailedLookups:
             if since is not None and is_soft(since, now):
                 soft.append(one)
         # A store may turn out to be away only when it is asked.
-        return tuple(soft) if _is_kept(self._store) else ()
+        return () if self._store.is_memory_only else tuple(soft)
 
     async def would_note(self, plan: Plan) -> tuple[Unresolved, ...]:
         """Return what `note` would, and write nothing."""
-        if not _is_kept(self._store):
+        if self._store.is_memory_only:
             return ()
         now = self._utc()
         keys = {
@@ -96,10 +95,6 @@ class FailedLookups:
 
 def _key(rdtype: str, name: str) -> str:
     return f"{LOOKUP}{rdtype} {name}"
-
-
-def _is_kept(store: Store) -> bool:
-    return not (isinstance(store, FallbackStore) and store.is_memory_only)
 
 
 def _has_several(plan: Plan) -> bool:

@@ -1,4 +1,4 @@
-"""A store that is never away: when the real one fails, this process's memory serves.
+"""A store that is never away: while the real one fails, this process's memory serves.
 
 Mail does not wait for what is only of use. Whatever the store does, no method raises,
 and a process waits for all of its questions together `BOUND` seconds (as much again
@@ -7,27 +7,50 @@ within `RENEWED`). A question on which a second copy or a bounce may depend is a
 
 An operation that had no answer in time counts as perhaps done. The store is asked
 again the next time. It does one thing after the other, so a later read shows what came
-of it. Only a store that says it is broken is left for good.
+of it.
+
+A store that says it is broken is left, and told. One task looks for it, after
+`FIRST_LOOK` seconds and then less and less often. When it takes a row again, what was
+learned meanwhile is written there, before anything is read from it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
+import time
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mxpolicy.errors import StoreError
+from mxpolicy.state.change import New, compare_and_set
 from mxpolicy.state.memory import MemoryStore
-from mxpolicy.state.store import JOURNAL, Store, StoreAbsent, StoreBusy
+from mxpolicy.state.store import (
+    JOURNAL,
+    Store,
+    StoreAbsent,
+    StoreBusy,
+    is_of_journal,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from typing import Self
 
-    from mxpolicy.state.store import Operation
+    from mxpolicy.state.store import Operation, Stored
 
-__all__ = ["BOUND", "READING_BOUND", "Allowance", "FallbackStore", "ReadingStore"]
+    CallLater = Callable[[float, Callable[[], None]], asyncio.Handle]
+    Prevails = Callable[[Stored, Stored | None], bool]
+
+__all__ = [
+    "BOUND",
+    "READING_BOUND",
+    "Allowance",
+    "FallbackStore",
+    "ReadingStore",
+    "never",
+]
 
 # Seconds. A healthy disk needs one thousandth; the whole price of a dead one.
 BOUND = 1.0
@@ -39,6 +62,9 @@ FREE = 0.05
 # Seconds that a process which only looks waits for one answer. Short, since it waits for
 # DNS too.
 READING_BOUND = 0.5
+
+# Seconds until a store that was left is looked for, twice as many each time, and at most.
+FIRST_LOOK, LAST_LOOK = 1.0, 60.0
 
 # Seconds between two tries of who is patient with a store that others keep busy.
 _RETRY = 0.1
@@ -78,60 +104,29 @@ class Allowance:
         return max(0.0, now - self._since - FREE)
 
 
-class _Source:
-    """The real store while it serves, then memory."""
+class _Room:
+    """A part of the store that is left, and comes back, by itself.
 
-    def __init__(
-        self,
-        store: Store | None,
-        tell: Callable[[str], None],
-        memory: MemoryStore,
-        allowance: Allowance,
-    ) -> None:
-        self.store = store
-        self._tell = tell
-        self._memory = memory
-        self._allowance = allowance
+    Attributes:
+        has: Tells its keys.
+        is_left: Memory serves in its place.
+        pause: Seconds until it is looked for, when it is left.
+        back_at: When it came back, on the loop's clock.
+        search: Looks for it, or will.
+    """
 
-    async def do(self, operation: Operation[T], patience: float | None) -> T:
-        store = self.store
-        if store is None:
-            return await self._memory.do(operation)
-        try:
-            if patience is not None:
-                async with asyncio.timeout(patience):
-                    return await _until_done(store, operation)
-            return await self._do_within_allowance(store, operation)
-        except StoreBusy:
-            return operation.undone
-        except TimeoutError:
-            self._tell("no answer from the store in time: it is asked again later")
-            return operation.undone
-        except StoreError as error:
-            self._leave(store, str(error))
-        return await self._memory.do(operation)
-
-    async def _do_within_allowance(self, store: Store, operation: Operation[T]) -> T:
-        clock = asyncio.get_running_loop().time
-        seconds = self._allowance.begin(clock())
-        try:
-            async with asyncio.timeout(seconds):
-                return await store.do(operation)
-        finally:
-            self._allowance.end(clock())
-
-    def _leave(self, store: Store, why: str) -> None:
-        if self.store is store:  # of several who wait, one tells
-            self.store = None
-            self._tell(f"nothing outlives this process: {why}")
+    def __init__(self, name: str, has: Callable[[str], bool], *, is_left: bool) -> None:
+        self.name = name
+        self.has = has
+        self.is_left = is_left
+        self.pause = FIRST_LOOK
+        self.back_at = -inf
+        self.search: asyncio.Handle | asyncio.Task[None] | None = None
 
 
-async def _until_done(store: Store, operation: Operation[T]) -> T:
-    while True:
-        try:
-            return await store.do(operation)
-        except StoreBusy:
-            await asyncio.sleep(_RETRY)
+def never(ours: Stored, there: Stored | None) -> bool:
+    """Return False: no row is written into a store that is back."""
+    return False
 
 
 class FallbackStore(Store):
@@ -143,9 +138,12 @@ class FallbackStore(Store):
 
     Args:
         store: The real one; None when there is none from the start.
-        tell: Given one line when the store is left, and one when it is late; never the
-            same line twice.
+        tell: Given one line when the store is left, when it is back, and when it is
+            late; never the same line twice while nothing has come back.
         memory: What takes over.
+        prevails: Whether a row of the memory, the first, is written into a store that is
+            back, given what is there. By default none is.
+        call_later: As the event loop's; by default that.
     """
 
     def __init__(
@@ -153,16 +151,27 @@ class FallbackStore(Store):
         store: Store | None,
         tell: Callable[[str], None],
         memory: MemoryStore | None = None,
+        *,
+        prevails: Prevails = never,
+        call_later: CallLater | None = None,
     ) -> None:
-        once, memory, allowance = _once(tell), memory or MemoryStore(), Allowance()
-        self._rest = _Source(store, once, memory, allowance)
-        self._journal = _Source(store, once, memory, allowance)
+        self._store = store
+        self._tell_all = tell
+        self._told: set[str] = set()
+        self._memory = memory or MemoryStore()
+        self._prevails = prevails
+        self._call_later = call_later
+        self._allowance = Allowance()
         self._patience: float | None = None
+        self._rooms = (
+            _Room(JOURNAL, is_of_journal, is_left=store is None),
+            _Room("", lambda key: not is_of_journal(key), is_left=store is None),
+        )
 
     @property
     def is_memory_only(self) -> bool:
-        """Whether something that should outlive this process does not."""
-        return self._rest.store is None or self._journal.store is None
+        """See `Store.is_memory_only`."""
+        return any(room.is_left for room in self._rooms)
 
     def patient(self, seconds: float) -> Self:
         """See `Store.patient`."""
@@ -172,16 +181,117 @@ class FallbackStore(Store):
 
     async def do(self, operation: Operation[T]) -> T:
         """See `Store.do`; `Operation.undone` when nobody can tell."""
-        is_of_journal = operation.key.startswith(JOURNAL)
-        source = self._journal if is_of_journal else self._rest
-        return await source.do(operation, self._patience)
+        room = self._rooms[0 if is_of_journal(operation.key) else 1]
+        if room.is_left or self._store is None:
+            return await self._memory.do(operation)
+        try:
+            if self._patience is not None:
+                async with asyncio.timeout(self._patience):
+                    return await _until_done(self._store, operation)
+            return await self._do_within_allowance(self._store, operation)
+        except StoreBusy:
+            return operation.undone
+        except TimeoutError:
+            self._tell("no answer from the store in time: it is asked again later")
+            return operation.undone
+        except StoreError as error:
+            self._leave(room, self._store, str(error))
+        return await self._memory.do(operation)
 
     async def close(self) -> None:
         """See `Store.close`."""
-        if self._rest.store is not None:
+        for room in self._rooms:
+            if room.search is not None:
+                room.search.cancel()
+        if self._store is not None:
             with suppress(StoreError, TimeoutError):
-                async with asyncio.timeout(BOUND):
-                    await self._rest.store.close()
+                await _do_soon(self._store.close())
+
+    async def _do_within_allowance(self, store: Store, operation: Operation[T]) -> T:
+        clock = asyncio.get_running_loop().time
+        seconds = self._allowance.begin(clock())
+        try:
+            async with asyncio.timeout(seconds):
+                return await store.do(operation)
+        finally:
+            self._allowance.end(clock())
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._tell_all(text)
+
+    # -- leaving, and coming back ---------------------------------------------------
+
+    def _leave(self, room: _Room, store: Store, why: str) -> None:
+        if room.is_left:
+            return  # another of those who waited was told so before
+        room.is_left = True
+        self._tell(f"nothing outlives this process: {why}")
+        # One that fails again and again is not looked for each second.
+        if asyncio.get_running_loop().time() - room.back_at > LAST_LOOK:
+            room.pause = FIRST_LOOK
+        self._look_later(room, store)
+
+    def _look_later(self, room: _Room, store: Store) -> None:
+        def look() -> None:
+            room.search = asyncio.create_task(self._look_for(room, store))
+
+        call_later = self._call_later or asyncio.get_running_loop().call_later
+        room.search = call_later(room.pause, look)
+        room.pause = min(2 * room.pause, LAST_LOOK)
+
+    async def _look_for(self, room: _Room, store: Store) -> None:
+        """Use *store* again if it takes a row; else look later."""
+        try:
+            soon = time.time() + LAST_LOOK
+            await _do_soon(store.put(f"{room.name}probe", b"", soon))
+            replayed = await self._replay(room, store)
+        except (StoreError, TimeoutError):
+            self._look_later(room, store)
+            return
+        for key in replayed:
+            self._memory.rows.delete(key)
+        room.is_left = False
+        room.back_at = asyncio.get_running_loop().time()
+        self._told.clear()
+        what = "the journal" if room.name else "what is remembered"
+        self._tell(f"{what} outlives this process again")
+
+    async def _replay(self, room: _Room, store: Store) -> set[str]:
+        """Write what was learned meanwhile; return the keys of all rows in memory.
+
+        What is learned during the replay belongs to it.
+        """
+        seen: dict[str, bytes] = {}
+        while rows := [
+            row
+            for row in self._memory.rows.scan("")
+            if room.has(row.key) and seen.get(row.key) != row.value
+        ]:
+            for row in rows:
+                found = await _do_soon(store.scan(row.key))
+                there = next((one for one in found if one.key == row.key), None)
+                old = there.value if there else None
+                new = New(row.value, row.expires, row.weight)
+                if not self._prevails(row, there) or await _do_soon(
+                    compare_and_set(store, row.key, old, new)
+                ):
+                    seen[row.key] = row.value
+        return set(seen)
+
+
+async def _do_soon(work: Awaitable[T]) -> T:
+    async with asyncio.timeout(BOUND):
+        return await work
+
+
+async def _until_done(store: Store, operation: Operation[T]) -> T:
+    while True:
+        try:
+            return await store.do(operation)
+        except StoreBusy:
+            await asyncio.sleep(_RETRY)
 
 
 class ReadingStore(Store):
@@ -232,14 +342,3 @@ class ReadingStore(Store):
         if not self._has_told:
             self._has_told = True
             self._tell(f"what is remembered cannot be read: {why}")
-
-
-def _once(tell: Callable[[str], None]) -> Callable[[str], None]:
-    told = set()
-
-    def tell_once(text: str) -> None:
-        if text not in told:
-            told.add(text)
-            tell(text)
-
-    return tell_once

@@ -93,7 +93,7 @@ class MemoryRows:
 
     def scan(self, prefix: str) -> list[Stored]:
         return [
-            Stored(key, row.value, row.expires)
+            Stored(key, row.value, row.expires, row.weight)
             for key in sorted(self._rows)
             if key.startswith(prefix) and (row := self._live(key))
         ]

@@ -6,10 +6,12 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from mxpolicy.state.fallback import FallbackStore, ReadingStore
+from mxpolicy.state.fallback import FallbackStore, ReadingStore, never
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from mxpolicy.state.fallback import Prevails
 
 __all__ = [
     "DEFAULT_DIRECTORY",
@@ -36,14 +38,19 @@ def state_file(directory: str, environ: Mapping[str, str]) -> str:
     return os.path.join(given or DEFAULT_DIRECTORY, FILE)
 
 
-def open_store(path: str, tell: Callable[[str], None]) -> FallbackStore:
+def open_store(
+    path: str,
+    tell: Callable[[str], None],
+    prevails: Prevails = never,
+) -> FallbackStore:
     """Return the store; this process's memory when *path* cannot serve.
 
     Nothing is imported, made or told here unless *path*'s directory is there.
 
     Args:
         path: From `state_file`.
-        tell: Given one line when nothing will outlive this process.
+        tell: See `FallbackStore`.
+        prevails: See `FallbackStore`.
     """
     directory = os.path.dirname(path)
     try:
@@ -53,7 +60,7 @@ def open_store(path: str, tell: Callable[[str], None]) -> FallbackStore:
         return FallbackStore(None, tell)
     from mxpolicy.state.sqlite import SqliteStore
 
-    return FallbackStore(SqliteStore(path), tell)
+    return FallbackStore(SqliteStore(path), tell, prevails=prevails)
 
 
 def open_to_read(

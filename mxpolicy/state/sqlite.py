@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.errors import StoreError
 from mxpolicy.state.sqlite_file import File, Terms
-from mxpolicy.state.store import JOURNAL, Store
+from mxpolicy.state.store import Store, is_of_journal
 from mxpolicy.state.trust import Trust
 from mxpolicy.state.worker import Worker, WorkerError
 
@@ -77,8 +77,7 @@ class SqliteStore(Store):
 
     async def do(self, operation: Operation[T]) -> T:
         """See `Store.do`."""
-        is_of_journal = operation.key.startswith(JOURNAL)
-        file = self._journal if is_of_journal else self._file
+        file = self._journal if is_of_journal(operation.key) else self._file
         return await self._call(lambda: operation.on(file))
 
     async def close(self) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "StoreBusy",
     "StoreDistrusted",
     "Stored",
+    "is_of_journal",
 ]
 
 T = TypeVar("T")
@@ -74,11 +75,18 @@ class Stored(NamedTuple):
         key: Printable text.
         value: What was put there.
         expires: When it will be gone, UTC seconds.
+        weight: See `Store`; None where it is not told.
     """
 
     key: str
     value: bytes
     expires: float
+    weight: int | None = None
+
+
+def is_of_journal(key: str) -> bool:
+    """Return whether the row of *key* is in the journal's room."""
+    return key.startswith(JOURNAL)
 
 
 class Operation(NamedTuple, Generic[T]):
@@ -121,6 +129,11 @@ class Store:
     A *weight* (`LIGHT`, `MEDIUM`, `HEAVY`) says what goes first when there is no room.
     Without it a row is light, and medium from the second time on that it is written.
     """
+
+    @property
+    def is_memory_only(self) -> bool:
+        """Whether something that should outlive this process does not now."""
+        return False
 
     async def do(self, operation: Operation[T]) -> T:
         """Return what *operation* does."""
