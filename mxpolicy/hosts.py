@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.config import load
 from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS
+from mxpolicy.delivery.journal import aim_of
 from mxpolicy.delivery.leases import LEASED
 from mxpolicy.errors import ConfigError, StoreError
 from mxpolicy.remembered import (
@@ -147,8 +148,9 @@ async def clear(store: Store, name: str | None) -> int:
 def _means(name: str, one: Remembered) -> bool:
     """Return whether an operator may mean *one* by *name*."""
     name, candidate = name.lower().rstrip("."), one.candidate
-    names = candidate.host, candidate.address, address_and_port(candidate), one.nexthop
-    return bool(name) and name in names
+    names = candidate.host, candidate.address, address_and_port(candidate)
+    is_nexthop = one.nexthop in {name, aim_of(name, candidate.port)}
+    return bool(name) and (name in names or is_nexthop)
 
 
 # -- what is shown ---------------------------------------------------------------

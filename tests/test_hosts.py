@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS
+from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS, nexthop_key
 from mxpolicy.delivery.leases import LEASED
 from mxpolicy.hosts import as_json, clear, read, show
 from mxpolicy.options import MemoryOptions
 from mxpolicy.remembered import Remembered
 from mxpolicy.routing import broken_tls
 from mxpolicy.routing.broken_tls import BrokenTls
-from mxpolicy.routing.candidate import Phase, Verdict
+from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 from mxpolicy.routing.host_record import HostRecord, encode
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.sqlite import SqliteStore
@@ -158,6 +158,15 @@ def test_clear_takes_what_was_named(name: str | None, left: int) -> None:
         assert len(leases) == left + 1
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("name", ["example.org", "Example.ORG.", "example.org:smtp"])
+async def test_clear_takes_a_nexthop_in_any_spelling(name: str) -> None:
+    store = MemoryStore(lambda: NOW)
+    key = nexthop_key("example.org:25", Candidate("mx", "192.0.2.1", 25))
+    await store.put(key, encode(HostRecord()), NOW + 1e9)
+    assert await clear(store, "[example.org]") == 0
+    assert await clear(store, name) == 1
 
 
 # --- the command

@@ -626,7 +626,7 @@ def test_verdict_for_a_nexthop_only_is_said_to_be_so(
     config: str, tmp_path: Path
 ) -> None:
     closed = failed(verdict=Verdict.CLOSED, phase=Phase.TRANSACTION, waited=0.1)
-    key = nexthop_key("example.com", Candidate("mx", MX1, 25))
+    key = nexthop_key("example.com:25", Candidate("mx", MX1, 25))
     remember(tmp_path, {key: closed})
     ended = run("example.com", "--json", "--config", config)
     *others, last = json.loads(ended.stdout)["candidates"]

@@ -78,7 +78,7 @@ async def consult(
     until = min(now() + LONGEST_WAIT * (1 - chance / 5), deadline - LONGEST_WAIT)
     keys = [host_key(one) for one in plan.candidates]
     while True:
-        known = await memory.advise(plan.nexthop.lower(), plan.candidates)
+        known = await memory.advise(plan.aim, plan.candidates)
         if known.has_other:
             due = [
                 one
@@ -90,7 +90,7 @@ async def consult(
             return Consulted(known)
         if not known.is_hopeless and await leases.take_all(keys):
             # What the last holder has found was written before its lease was free.
-            known = await memory.advise(plan.nexthop.lower(), plan.candidates)
+            known = await memory.advise(plan.aim, plan.candidates)
             if not known.is_hopeless:
                 return Consulted(known)
             await leases.release()

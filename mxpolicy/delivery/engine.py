@@ -170,7 +170,7 @@ class Engine:
         soft = await self.failed_lookups.would_note(plan)
         plan = plan._replace(unresolved=soft)
         if plan.refusal is None:
-            known = await self.memory.advise(plan.nexthop.lower(), plan.candidates)
+            known = await self.memory.advise(plan.aim, plan.candidates)
             return forecast(plan, known, self.memory.options)
         refusal = plan.refusal
         if recipient and isinstance(refusal, Bounced) and is_missing(refusal):
@@ -474,7 +474,7 @@ class Delivery:
             self._engine.memory,
             self._trace,
             self._context.chance,
-            plan.nexthop.lower(),
+            plan.aim,
             self._message_id(),
             known.of_tls,
         )

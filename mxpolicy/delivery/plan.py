@@ -27,7 +27,7 @@ from mxpolicy.routing.mx import (
     mail_exchangers,
     operators_trouble,
 )
-from mxpolicy.routing.nexthop import Nexthop, NexthopKind
+from mxpolicy.routing.nexthop import Nexthop, NexthopKind, nexthop_aim
 from mxpolicy.routing.order import Located, arrange, shuffle_seed
 from mxpolicy.routing.selection import (
     LOOP_PORT,
@@ -88,6 +88,7 @@ class Plan(NamedTuple):
             Hosts of our own name, and whoever is not better, were not asked for.
         unresolved: Hosts and nexthops that lookups failed for, so that they have no
             candidates.
+        aim: The one spelling of *nexthop* (`nexthop_aim`), for what is remembered.
     """
 
     nexthop: str
@@ -97,6 +98,7 @@ class Plan(NamedTuple):
     own_preference: int | None = None
     lookups: tuple[Lookup, ...] = ()
     unresolved: tuple[Unresolved, ...] = ()
+    aim: str = ""
 
 
 class _Answered(NamedTuple):
@@ -182,6 +184,7 @@ class Planner:
             selections[0].own_preference,
             tuple(lookup for one in answered for lookup in one.lookups),
             tuple(_unresolved(answered)),
+            nexthop_aim(nexthops),
         )
 
     async def _select(self, nexthop: Nexthop, questions: _Questions) -> _Answered:

@@ -14,6 +14,7 @@ from mxpolicy.delivery.trace import Trace
 from mxpolicy.options import MemoryOptions, Options
 from mxpolicy.outcome import Outcome
 from mxpolicy.routing.host_record import HostRecord, decode
+from mxpolicy.routing.nexthop import nexthop_aim, parse_nexthop
 from mxpolicy.state.memory import MemoryStore
 from tests.delivery.attempts import mail_data
 from tests.helpers.scripted_smtp import ScriptedHost
@@ -87,6 +88,10 @@ class Site:
     def nexthop(self) -> str:
         found = [one.candidate() for one in self.hosts]
         return ", ".join(f"[{one.address}]:{one.port}" for one in found)
+
+    @property
+    def aim(self) -> str:
+        return nexthop_aim(parse_nexthop(self.nexthop, self.options.port))
 
     async def send(self, nexthop: str = "") -> Sent:
         self.number += 1

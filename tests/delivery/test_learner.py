@@ -72,6 +72,19 @@ def test_verdict_of_a_transaction_is_kept_for_its_nexthop_only() -> None:
     run(hangs, good, work=work)
 
 
+def test_verdict_of_a_nexthop_holds_for_every_spelling_of_it() -> None:
+    hangs = ScriptedHost({"RCPT": [End.CLOSE, "250 ok"]})
+    good = ScriptedHost()
+
+    async def work() -> None:
+        site = Site(hangs, good)
+        await site.send(site.nexthop)
+        again = await site.send(site.nexthop.replace("[", "").replace("]", ""))
+        assert again.dialled == [good.candidate().address]
+
+    run(hangs, good, work=work)
+
+
 def test_stalls_of_two_messages_for_one_nexthop_pause_no_other() -> None:
     victim, other = ScriptedHost(), ScriptedHost()
 
@@ -117,7 +130,7 @@ def test_retries_of_one_message_that_is_cut_at_the_dot_reorder_nothing() -> None
 
     async def work() -> None:
         site = Site(cuts, good)
-        nexthop = site.nexthop
+        nexthop = site.aim
         candidate = cuts.candidate()
         doubt = Finding(Verdict.CLOSED, Phase.DOT, 0.1)
         for _ in range(3):
@@ -233,7 +246,7 @@ def test_connection_refused_after_broken_starttls_is_not_kept_for_all_mail(
         site = Site(host)
         assert isinstance((await site.send()).outcome, Deferred)
         assert (await site.record(host)).verdict is None
-        key = nexthop_key(site.nexthop, host.candidate())
+        key = nexthop_key(site.aim, host.candidate())
         assert decode(await site.store.get(key)).phase is Phase.TLS
         seen = len(host.visits)
         await site.send()
