@@ -1,7 +1,7 @@
 """The journal at work: claims before a delivery, what was settled as it goes.
 
 The shell of `mxpolicy.delivery.journal`, which says what an entry means. A `Claims`
-is one call of the engine: its recipients, by index, each with an entry of its own.
+is one call of the engine: its recipients, by place, each with an entry of its own.
 
 Nothing here makes a delivery fail. What cannot be read or written is not there, and
 the message goes out as it would from a mail server without a journal. There is one
@@ -16,36 +16,36 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.delivery.journal import (
-    NO_PAST,
     Busy,
     Claimed,
     Entry,
+    EntryState,
     Settled,
-    State,
     deferred_entry,
     is_alive,
     judge,
     myself,
     settled_entry,
 )
+from mxpolicy.delivery.settlement import State
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.errors import LocalTrouble
-from mxpolicy.outcome import Deferred, Delivered
+from mxpolicy.outcome import Bounced, Delivered
 from mxpolicy.state.store import HEAVY, LIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from mxpolicy.delivery.journal import Owner, Past
-    from mxpolicy.outcome import Outcome
+    from mxpolicy.delivery.settlement import Recipient, Settlement
     from mxpolicy.state.store import Store
 
 T = TypeVar("T")
 
-__all__ = ["KEPT", "KEPT_IN_PART", "Claim", "Claims", "TakenOver"]
+__all__ = ["KEPT", "KEPT_IN_PART", "Claims", "TakenOver"]
 
 # Seconds. A message that every recipient has is asked for again only if our answer was
 # lost: Postfix and Exim come back within hours.
@@ -75,27 +75,14 @@ class TakenOver(LocalTrouble):
     """Another process has the message; the final dot was not sent."""
 
 
-class Claim(NamedTuple):
-    """What became of asking for some recipients.
-
-    Attributes:
-        ours: To be delivered by us.
-        settled: Earlier, with the outcome of that time.
-        busy: Another process is at it.
-    """
-
-    ours: list[int]
-    settled: dict[int, Outcome]
-    busy: list[int]
-
-
 class Claims:
-    """What one delivery has claimed.
+    """The journal's entries of one message.
 
     Args:
         store: Never raises; see `mxpolicy.state.fallback`.
-        keys: By recipient index, from `journal.entry_key`. Whoever has none is
-            delivered without a journal.
+        settlement: The message's recipients; told what the journal knows of them.
+        keys: By a recipient's place, from `journal.entry_key`. A recipient without
+            one is delivered to without a journal.
         deadline: Seconds from now until we are done.
         tell: Given what goes wrong in the background: a bug of ours.
         utc: Seconds since the epoch.
@@ -106,6 +93,7 @@ class Claims:
     def __init__(
         self,
         store: Store,
+        settlement: Settlement,
         keys: Mapping[int, str],
         deadline: float,
         tell: Callable[[Exception], None],
@@ -115,6 +103,7 @@ class Claims:
         lives: Callable[[Owner], bool] = is_alive,
     ) -> None:
         self._store = store
+        self._settlement = settlement
         self._keys = keys
         self._utc = utc
         self._until = utc() + deadline + _SLACK
@@ -124,102 +113,67 @@ class Claims:
         self._before_dot = _Patience(_VISIT, min(_ALL, deadline / 3))
         self._after_dot = _Patience(_VISIT_AFTER_DOT, _ALL_AFTER_DOT)
         self._at_end = self._before_dot
-        self._held: dict[int, bytes] = {}  # what we have written last
-        self._past: dict[int, Past] = {}
-        self._settled: dict[int, Entry] = {}
-        self._earlier: set[int] = set()  # of those, the ones that were so before
+        self._held: dict[int, bytes] = {}  # what we have read or written last
+        self._earlier: set[int] = set()  # settled by an earlier delivery
         self._writer = Writer(tell)
-
-    # -- before the delivery ------------------------------------------------
-
-    async def claim(self, indices: Iterable[int]) -> Claim:
-        """Claim what nobody has."""
-        claim = Claim([], {}, [])
-        for index in indices:
-            match await self._claim_one(index):
-                case Claimed():
-                    claim.ours.append(index)
-                case Settled(outcome):
-                    claim.settled[index] = outcome
-                case Busy():
-                    claim.busy.append(index)
-        return claim
-
-    async def claim_later(self, indices: Iterable[int], seconds: float) -> Claim:
-        """Claim what others are busy with, waiting *seconds* for them at most.
-
-        Returns as soon as one is ours, or all are settled; ``busy`` are the others.
-        """
-        loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        claim = Claim([], {}, list(indices))
-        while claim.busy and not claim.ours and loop.time() < end:
-            await asyncio.sleep(min(_LOOK_AGAIN, max(0.0, end - loop.time())))
-            again = await self.claim(claim.busy)
-            claim = Claim(again.ours, claim.settled | again.settled, again.busy)
-        return claim
-
-    # -- what earlier attempts have left behind, and this one adds ----------------
-
-    def doubts(self, index: int) -> Mapping[str, int]:
-        """Return {relay: how often it may have got the message already}."""
-        return self._past.get(index, NO_PAST).doubts
 
     def has_memory(self) -> bool:
         """Return False when what is noted is lost with this process."""
         return not self._store.is_memory_only
 
-    def waits(self, index: int) -> Mapping[tuple[str, str], float]:
-        """Return what earlier attempts waited for in vain; see `journal.Past.waits`."""
-        return self._past.get(index, NO_PAST).waits
+    # -- before the delivery ------------------------------------------------
 
-    def note_doubt(self, indices: Iterable[int], relay: str) -> None:
-        """*relay* saw the final dot for these recipients, and has not answered it.
+    async def claim(self, places: Iterable[int]) -> None:
+        """Claim what no process has, and tell the settlement how each of them stands."""
+        for place in places:
+            match await self._claim_one(place):
+                case Claimed(past):
+                    self._settlement.claimed(place, past)
+                case Settled(outcome):
+                    self._settlement.settle(place, outcome)
+                case Busy():
+                    self._settlement.busy(place)
 
-        It is written with what is written next for each of them.
+    async def claim_later(self, places: Iterable[int], seconds: float) -> None:
+        """Claim what others are busy with, waiting *seconds* for them at most.
+
+        Returns as soon as one of *places* is ours, or no other process has any.
         """
-        for index in indices:
-            self._past[index] = self._past.get(index, NO_PAST).doubted(relay)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        busy = list(places)
+        while busy and loop.time() < end:
+            await asyncio.sleep(min(_LOOK_AGAIN, max(0.0, end - loop.time())))
+            await self.claim(busy)
+            if self._settlement.open(busy):
+                break
+            busy = self._settlement.elsewhere(busy)
 
-    def note_wait(
-        self, indices: Iterable[int], relay: str, awaited: str, seconds: float
-    ) -> None:
-        """*relay* was waited for in vain, for so many *seconds* more.
-
-        The words are as in `journal.Past.waits`. It is written with what is written next
-        for each recipient, if that is deferred.
-        """
-        for index in indices:
-            past = self._past.get(index, NO_PAST)
-            self._past[index] = past.waited(relay, awaited, seconds)
-
-    async def _claim_one(self, index: int) -> Claimed | Busy | Settled:
-        if index not in self._keys:
+    async def _claim_one(self, place: int) -> Claimed | Busy | Settled:
+        if place not in self._keys:
             return Claimed()
         while True:
-            said, there = await self._look(index)
+            said, there = await self._look(place)
             if not isinstance(said, Claimed):
                 return said
-            self._past[index] = said.past
-            mine = self._entry(State.CLAIMED, index).encode()
-            if await self._change(self._before_dot, index, there, mine):
+            mine = self._entry(EntryState.CLAIMED, said.past).encode()
+            if await self._change(self._before_dot, place, there, mine):
                 return said
             if not await self._before_dot.goes_on():
                 return said  # the store does not tell: as if there were none
 
-    async def _look(self, index: int) -> tuple[Claimed | Busy | Settled, bytes | None]:
+    async def _look(self, place: int) -> tuple[Claimed | Busy | Settled, bytes | None]:
         """Return what is there, and what it means."""
-        value = await self._get(self._before_dot, index)
+        value = await self._get(self._before_dot, place)
         entry = Entry.decode(value) if value is not None else None
         alive = entry is not None and self._lives(entry.owner)
         said = judge(entry, self._owner(), self._utc(), alive=alive)
-        if value is not None and entry is not None and isinstance(said, Settled):
-            self._settled[index], self._held[index] = entry, value
-            self._earlier.add(index)
+        if value is not None and isinstance(said, Settled):
+            self._held[place] = value
+            self._earlier.add(place)
         return said, value
 
-    def _entry(self, state: State, index: int, relay: str = "") -> Entry:
-        past = self._past.get(index, NO_PAST)
+    def _entry(self, state: EntryState, past: Past, relay: str = "") -> Entry:
         return Entry(state, self._owner(), self._until, relay, past=past)
 
     def _owner(self) -> Owner:
@@ -229,22 +183,23 @@ class Claims:
 
     # -- while it goes on ---------------------------------------------------
 
-    async def dot_is_next(self, relay: str, indices: Iterable[int]) -> None:
+    async def dot_is_next(self, relay: str, places: Iterable[int]) -> None:
         """Write that *relay* is about to see the final dot.
 
         Raises:
             TakenOver: Our claim had run out, and another process has made one.
         """
-        for index in indices:
-            if index in self._keys:
-                await self._write_dot(relay, index)
+        for place in places:
+            if place in self._keys:
+                await self._write_dot(relay, place)
         self._at_end = self._after_dot
 
-    async def _write_dot(self, relay: str, index: int) -> None:
-        entry = self._entry(State.DOT_SENT, index, relay).encode()
-        there = self._held.get(index)
-        while not await self._change(self._before_dot, index, there, entry):
-            said, there = await self._look(index)
+    async def _write_dot(self, relay: str, place: int) -> None:
+        past = self._settlement[place].past
+        entry = self._entry(EntryState.DOT_SENT, past, relay).encode()
+        there = self._held.get(place)
+        while not await self._change(self._before_dot, place, there, entry):
+            said, there = await self._look(place)
             if there == entry:
                 break  # written all the same, and nobody could tell
             if not isinstance(said, Claimed):
@@ -252,23 +207,22 @@ class Claims:
             if not await self._before_dot.goes_on():
                 break
 
-    def settled(self, index: int, outcome: Outcome) -> None:
-        """Begin to write what became of a recipient; see `finish`."""
-        if index not in self._keys or index in self._settled:
+    def settled(self, recipient: Recipient) -> None:
+        """Begin to write what became of *recipient*; see `finish`."""
+        if recipient.place not in self._keys or recipient.place in self._earlier:
             return
-        entry = settled_entry(outcome)
-        if entry is None:
-            self._writer.do_later(lambda: self._let_go(index))
-            return
-        self._settled[index] = entry
-        if entry.state is State.DELIVERED:
-            self._writer.do_later(lambda: self._keep(index, KEPT))
+        if recipient.state is State.DELIVERED:
+            self._writer.do_later(lambda: self._keep(recipient, KEPT))
+        elif recipient.state is State.DEFERRED:
+            self._writer.do_later(lambda: self._let_go(recipient))
 
-    async def _keep(self, index: int, kept: float, *, durable: bool = False) -> None:
-        """Write that a recipient has it: the truth, whoever has written there."""
-        key, value = self._keys[index], self._settled[index].encode()
+    async def _keep(
+        self, recipient: Recipient, kept: float, *, durable: bool = False
+    ) -> None:
+        """Write that *recipient* has it: the truth, whatever is written there."""
+        key, value = self._keys[recipient.place], self._value(recipient)
         expires = self._utc() + kept
-        # Of all rows, those of who has it whole are missed least.
+        # An entry of a message that all recipients have is missed least.
         weight = LIGHT if kept == KEPT else HEAVY
         await self._at_end.ask(
             self._store,
@@ -277,49 +231,56 @@ class Claims:
             ),
         )
 
-    async def _let_go(self, index: int) -> None:
-        """Leave the recipient to the next attempt, which is told what this one has met."""
-        entry = deferred_entry(self._past.get(index, NO_PAST))
-        if entry is not None:
-            await self._put_in_place(index, entry)
-        else:
-            await self._drop(index)
+    def _value(self, recipient: Recipient) -> bytes:
+        """Return what is kept of a recipient that has the message or was refused."""
+        if recipient.place in self._earlier:
+            return self._held[recipient.place]
+        assert isinstance(recipient.outcome, Delivered | Bounced)
+        return settled_entry(recipient.outcome).encode()
 
-    async def _put_in_place(self, index: int, entry: Entry) -> None:
-        """Write *entry* in the place of what is ours; what is another's stays."""
-        patience, value = self._at_end, entry.encode()
-        there = self._held.get(index)
-        while not await self._change(patience, index, there, value):
-            there = await self._get(patience, index)
-            if there == value or not self._is_ours(index, there):
+    async def _let_go(self, recipient: Recipient) -> None:
+        """Leave *recipient* to the next attempt, with what this one has met."""
+        entry = deferred_entry(recipient.past)
+        if entry is not None:
+            await self._put_in_place(recipient.place, entry.encode())
+        else:
+            await self._drop(recipient.place)
+
+    async def _put_in_place(self, place: int, value: bytes) -> None:
+        """Write *value* in the place of what is ours; what is another's stays."""
+        patience = self._at_end
+        there = self._held.get(place)
+        while not await self._change(patience, place, there, value):
+            there = await self._get(patience, place)
+            if there == value or not self._is_ours(place, there):
                 break
             if not await patience.goes_on():
                 break
 
-    async def _drop(self, index: int) -> None:
+    async def _drop(self, place: int) -> None:
         """Forget what is ours; what is another's stays."""
-        patience, key = self._at_end, self._keys[index]
-        there = await self._get(patience, index)
-        if there is not None and self._is_ours(index, there):
+        patience, key = self._at_end, self._keys[place]
+        there = await self._get(patience, place)
+        if there is not None and self._is_ours(place, there):
             await patience.ask(self._store, lambda store: store.delete(key))
-        self._held.pop(index, None)
+        self._held.pop(place, None)
 
-    def _is_ours(self, index: int, value: bytes | None) -> bool:
+    def _is_ours(self, place: int, value: bytes | None) -> bool:
         """Whether we may write there: a write of ours may have come late."""
-        if value is None or value == self._held.get(index):
+        if value is None or value == self._held.get(place):
             return True
         entry = Entry.decode(value)
         return entry is None or entry.owner == self._owner()
 
-    async def _get(self, patience: _Patience, index: int) -> bytes | None:
-        key = self._keys[index]
+    async def _get(self, patience: _Patience, place: int) -> bytes | None:
+        key = self._keys[place]
         return await patience.ask(self._store, lambda store: store.get(key))
 
     async def _change(
-        self, patience: _Patience, index: int, old: bytes | None, new: bytes
+        self, patience: _Patience, place: int, old: bytes | None, new: bytes
     ) -> bool:
         """Put *new* in the place of *old*; False too when nobody can tell."""
-        key, expires = self._keys[index], self._utc() + KEPT_IN_PART
+        key, expires = self._keys[place], self._utc() + KEPT_IN_PART
 
         async def change(store: Store) -> bool:
             if old is None:
@@ -328,45 +289,42 @@ class Claims:
 
         done = await patience.ask(self._store, change)
         if done:
-            self._held[index] = new
+            self._held[place] = new
         return done
 
     # -- the end --------------------------------------------------------------
 
-    async def finish(self, outcomes: Iterable[Outcome]) -> None:
-        """Wait for what is to be written.
+    async def finish(self) -> None:
+        """Wait for what is to be written; call it when all recipients are settled.
 
         A refusal is kept only while others are deferred. When all is said, the mail
-        server may have made a deferral of it, and then the host is to be asked again;
-        but nobody gets the message twice for that.
+        server may have made a deferral of it, and then the host is to be asked again.
 
-        Args:
-            outcomes: Of all recipients. Where not all have the message, what was
-                settled must outlive all that the mail server will try, and a loss
-                of power.
+        Where not all have the message, an entry must outlive all that the mail server
+        will try, and a loss of power.
         """
         await self._writer.wait()
-        everybody = list(outcomes)
-        is_deferred = any(isinstance(one, Deferred) for one in everybody)
-        for index, entry in self._settled.items():
-            if entry.state is State.REFUSED:
-                await (
-                    self._put_in_place(index, entry)
-                    if is_deferred
-                    else self._drop(index)
-                )
-        delivered = [
-            index
-            for index, entry in self._settled.items()
-            if entry.state is State.DELIVERED
-        ]
-        if all(isinstance(one, Delivered) for one in everybody):
-            for index in self._earlier.intersection(delivered):
-                await self._keep(index, KEPT)
+        states = [recipient.state for recipient in self._settlement]
+        known = [self._settlement[place] for place in self._keys]
+        for recipient in known:
+            if recipient.state is State.BOUNCED:
+                await self._keep_refusal(recipient, State.DEFERRED in states)
+        delivered = [one for one in known if one.state is State.DELIVERED]
+        if all(state is State.DELIVERED for state in states):
+            for recipient in delivered:
+                if recipient.place in self._earlier:
+                    await self._keep(recipient, KEPT)
             return
-        for index in delivered:
+        for recipient in delivered:
             # What is durable takes with it all that was written before.
-            await self._keep(index, KEPT_IN_PART, durable=index == delivered[-1])
+            durable = recipient is delivered[-1]
+            await self._keep(recipient, KEPT_IN_PART, durable=durable)
+
+    async def _keep_refusal(self, recipient: Recipient, is_deferred: bool) -> None:
+        if is_deferred:
+            await self._put_in_place(recipient.place, self._value(recipient))
+        else:
+            await self._drop(recipient.place)
 
 
 class _Patience:

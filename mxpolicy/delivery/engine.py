@@ -18,20 +18,20 @@ here. The way of a message, recipients grouped by nexthop:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from hashlib import blake2b
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
+from mxpolicy.address import AddressError, Mailbox, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import events, journal, trouble
 from mxpolicy.delivery.admission import Admission, Stay
 from mxpolicy.delivery.attempt import Attempt
-from mxpolicy.delivery.claims import Claim, Claims
+from mxpolicy.delivery.claims import Claims
 from mxpolicy.delivery.consult import consult
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
-from mxpolicy.delivery.envelope import Envelope, Recipient
+from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.failed_lookups import FailedLookups
 from mxpolicy.delivery.forecast import Forecast, forecast
@@ -39,12 +39,14 @@ from mxpolicy.delivery.host_memory import HostMemory
 from mxpolicy.delivery.learner import Learner
 from mxpolicy.delivery.leases import Leases
 from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.offer import Message
 from mxpolicy.delivery.plan import Plan, Planner
 from mxpolicy.delivery.probe import LINGER, Probes
+from mxpolicy.delivery.settlement import Recipient, Settlement, State
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import LocalTrouble
-from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
+from mxpolicy.outcome import Bounced, Deferred, Outcome
 from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import DIRECT
 from mxpolicy.routing.domain_record import is_missing, is_stale
@@ -199,17 +201,17 @@ class _Group:
     Attributes:
         nexthop: Theirs.
         domain: Their destination domain; empty where the nexthop is the operator's.
-        indices: Theirs in the envelope: those still to be sent to.
+        places: Of the recipients.
         task: Takes care of them.
         attempt: Once the hosts are known.
     """
 
-    __slots__ = ("attempt", "domain", "indices", "nexthop", "task")
+    __slots__ = ("attempt", "domain", "nexthop", "places", "task")
 
-    def __init__(self, nexthop: str, domain: str, indices: list[int]) -> None:
+    def __init__(self, nexthop: str, domain: str, places: list[int]) -> None:
         self.nexthop = nexthop
         self.domain = domain
-        self.indices = indices
+        self.places = places
         self.task: asyncio.Task[None]
         self.attempt: Attempt | None = None
 
@@ -227,9 +229,21 @@ class Delivery:
         self._trace = Trace(request.queue_id, context.clock, request.observe)
         self._request = request
         self._mail_data = mail_data
-        self._envelope = Envelope(None, ())
-        self._outcomes: dict[int, Outcome] = {}
-        self._claims = self._make_claims({}, 0.0)
+        self._envelope = Envelope(None, {})
+        self._settlement = Settlement(request.recipients, self._report)
+        self._journal_keys: dict[int, str] = {}
+        self._claims = Claims(
+            context.store,
+            self._settlement,
+            self._journal_keys,
+            request.deadline + DOT_TIME,
+            self._trace.trouble,
+            context.utc,
+            owner=context.owner,
+            lives=context.lives,
+        )
+        # Of recipients that hosts are asked for: also told to what learns from it.
+        self._traces: dict[int, Trace] = {}
         self._groups: list[_Group] = []
         self._cancelled: Deferred | None = None
         self._task = asyncio.create_task(self._run())
@@ -260,60 +274,48 @@ class Delivery:
                 group.attempt.cancel(self._cancelled)
             else:
                 group.task.cancel()
-                self._settle_group(group, self._cancelled)
+                self._settlement.settle_all(self._cancelled, group.places)
 
     async def _run(self) -> list[Outcome]:
         try:
             await self._deliver()
         except asyncio.CancelledError:
             stopped = LocalTrouble("the delivery was cancelled")
-            self._settle_all(trouble.own_trouble(stopped))
+            self._settlement.stop(trouble.own_trouble(stopped))
             await self._finish_journal()
             raise
         except Exception as error:
             self._trace.trouble(error)
-            self._settle_all(trouble.own_trouble(_cause(error)))
+            self._settlement.stop(trouble.own_trouble(_cause(error)))
         await self._finish_journal()
-        return [self._outcomes[place] for place in range(len(self._request.recipients))]
-
-    def _make_claims(self, keys: dict[int, str], until: float) -> Claims:
-        context = self._context
-        return Claims(
-            context.store,
-            keys,
-            until,
-            self._trace.trouble,
-            context.utc,
-            owner=context.owner,
-            lives=context.lives,
-        )
+        outcomes = self._settlement.outcomes()
+        assert outcomes is not None, "every recipient has been settled"
+        return outcomes
 
     async def _finish_journal(self) -> None:
         try:
-            await self._claims.finish(self._outcomes.values())
+            await self._claims.finish()
         except Exception as error:
             self._trace.trouble(error)
 
     async def _deliver(self) -> None:
         if self._cancelled is not None:  # before it has begun
-            self._settle_all(self._cancelled)
+            self._settlement.settle_all(self._cancelled)
             return
         try:
             reverse_path = parse_reverse_path(self._request.sender)
         except AddressError as error:
-            self._settle_all(trouble.bad_sender(error))
+            self._settlement.settle_all(trouble.bad_sender(error))
             return
         hops = self._mail_data.received_count
         if hops >= self._context.options.limits.hops:
-            self._settle_all(trouble.too_many_hops(hops))
+            self._settlement.settle_all(trouble.too_many_hops(hops))
             return
-        recipients = tuple(self._understood_recipients())
-        self._envelope = Envelope(reverse_path, recipients)
-        until = self._request.deadline + DOT_TIME
-        self._claims = self._make_claims(self._journal_keys(), until)
+        self._envelope = Envelope(reverse_path, self._mailboxes())
+        self._note_journal_keys()
         async with asyncio.TaskGroup() as tasks:
-            for (nexthop, domain, _), indices in self._grouped().items():
-                group = _Group(nexthop, domain, indices)
+            for (nexthop, domain, _), places in self._grouped().items():
+                group = _Group(nexthop, domain, places)
                 self._begin(tasks, group, self._send_once(tasks, group))
 
     def _begin(
@@ -322,8 +324,18 @@ class Delivery:
         group.task = tasks.create_task(work)
         self._groups.append(group)
 
-    def _journal_keys(self) -> dict[int, str]:
-        """Return the key of each recipient's entry in the journal, if there is one.
+    def _mailboxes(self) -> dict[int, Mailbox]:
+        """Return the forward-paths; one that is no address is settled at once."""
+        mailboxes = {}
+        for place, text in enumerate(self._request.recipients):
+            try:
+                mailboxes[place] = parse_mailbox(text)
+            except AddressError as error:
+                self._settlement.settle(place, trouble.bad_recipient(error))
+        return mailboxes
+
+    def _note_journal_keys(self) -> None:
+        """Give each recipient its entry in the journal, if there is one.
 
         Without the mail server's name for the message, and without the field that
         each mail server writes on top, two equal messages would be taken for one.
@@ -332,68 +344,51 @@ class Delivery:
         if not self._context.options.journal.keep or not (
             name or self._mail_data.has_received_on_top
         ):
-            return {}
+            return
         digest = journal.digest_of(self._mail_data.chunks())
-        sender = self._sender()
-        return {
-            index: journal.entry_key(
-                name, self._aim_of(mailbox.domain), digest, sender, mailbox.wire
+        for place, mailbox in self._envelope.recipients.items():
+            nexthop, _ = _aim(self._request.nexthop, mailbox.domain)
+            aim = journal.aim_of(nexthop, self._context.options.port)
+            self._journal_keys[place] = journal.entry_key(
+                name, aim, digest, self._sender(), mailbox.wire
             )
-            for index, (_, _, mailbox) in enumerate(self._envelope.recipients)
-        }
-
-    def _aim_of(self, domain: str) -> str:
-        nexthop, _ = _aim(self._request.nexthop, domain)
-        return journal.aim_of(nexthop, self._context.options.port)
 
     def _sender(self) -> str:
         reverse_path = self._envelope.reverse_path
         return reverse_path.wire if reverse_path else ""
 
-    def _understood_recipients(self) -> Iterator[Recipient]:
-        """Yield those that mail can be sent to; settle the others at once."""
-        for place, text in enumerate(self._request.recipients):
-            try:
-                mailbox = parse_mailbox(text)
-            except AddressError as error:
-                self._settle(place, trouble.bad_recipient(error))
-            else:
-                yield Recipient(place, printable(text), mailbox)
-
     def _grouped(self) -> dict[tuple[str, str, bool], list[int]]:
-        """Return {(nexthop, destination domain, needs SMTPUTF8): recipients' indices}.
+        """Return {(nexthop, destination domain, needs SMTPUTF8): places}.
 
         Those whose address needs SMTPUTF8 go by themselves: a host that cannot
         take theirs is no reason to refuse the others.
         """
         groups: dict[tuple[str, str, bool], list[int]] = {}
-        for index, recipient in enumerate(self._envelope.recipients):
-            mailbox = recipient.mailbox
+        for place, mailbox in self._envelope.recipients.items():
             aim = _aim(self._request.nexthop, mailbox.domain)
-            groups.setdefault((*aim, mailbox.needs_smtputf8), []).append(index)
+            groups.setdefault((*aim, mailbox.needs_smtputf8), []).append(place)
         return groups
 
     async def _send_once(self, tasks: asyncio.TaskGroup, group: _Group) -> None:
         """Send to those of a group who have not got it, or been refused, already."""
-        claim = await self._claims.claim(group.indices)
-        self._settle_earlier(claim)
-        group.indices = claim.ours
-        if claim.busy:
-            later = _Group(group.nexthop, group.domain, claim.busy)
+        await self._claims.claim(group.places)
+        busy = self._settlement.elsewhere(group.places)
+        group.places = self._settlement.open(group.places)
+        if busy:
+            later = _Group(group.nexthop, group.domain, busy)
             self._begin(tasks, later, self._send_after_others(later))
-        if claim.ours:
+        if group.places:
             await self._send(group)
 
     async def _send_after_others(self, group: _Group) -> None:
         """Wait for what another process makes of the same message."""
         wait = self._context.options.journal.wait
         left = self._request.deadline - self._trace.now()
-        claim = await self._claims.claim_later(group.indices, min(wait, left / 3))
-        self._settle_earlier(claim)
-        group.indices = claim.busy
-        self._settle_group(group, trouble.under_way())
-        group.indices = claim.ours
-        if claim.ours:
+        await self._claims.claim_later(group.places, min(wait, left / 3))
+        busy = self._settlement.elsewhere(group.places)
+        self._settlement.settle_all(trouble.under_way(), busy)
+        group.places = self._settlement.open(group.places)
+        if group.places:
             await self._send(group)
 
     async def _send(self, group: _Group) -> None:
@@ -407,22 +402,22 @@ class Delivery:
             finally:
                 await stay.leave()
         except NexthopError as error:
-            self._settle_group(group, trouble.bad_nexthop(error))
+            self._settlement.settle_all(trouble.bad_nexthop(error), group.places)
         except Exception as error:
             self._trace.trouble(error)
-            self._settle_group(group, trouble.own_trouble(_cause(error)))
+            self._settlement.stop(trouble.own_trouble(_cause(error)), group.places)
 
     async def _send_from(self, stay: Stay, group: _Group) -> None:
         """Plan and attempt, once there is a place for it."""
         refusal: Outcome | None = await stay.enter()
         if refusal is not None:
-            self._settle_group(group, refusal)
+            self._settlement.settle_all(refusal, group.places)
             return
         plan = await self._plan(group)
         stay.planned()
         if plan.refusal is not None:
             refusal = await self._unless_stale(group.domain, plan.refusal)
-            self._settle_group(group, _as_far_as_known(plan, refusal))
+            self._settlement.settle_all(_as_far_as_known(plan, refusal), group.places)
             return
         if await self._attempt(stay, group, plan):
             await self._remember_domain(group.domain, plan)
@@ -443,15 +438,15 @@ class Delivery:
                 deadline=self._request.deadline,
             )
             if consulted.refusal is not None:
-                for index in group.indices:
-                    self._settle_recipient(
-                        index, consulted.refusal, None, consulted.tried
+                for place in group.places:
+                    self._settlement.settle(
+                        place, consulted.refusal, tried=consulted.tried
                     )
                 return False
             known = consulted.known
             refusal = await stay.dial(known.order)
             if refusal is not None:
-                self._settle_group(group, refusal)
+                self._settlement.settle_all(refusal, group.places)
                 return False
             plan = plan._replace(candidates=known.order)
             return await self._dial(stay, group, plan, known, consulted.due)
@@ -480,29 +475,21 @@ class Delivery:
         )
         probes = Probes(self._context, self._trace, learner)
         trace = self._trace.with_learners(learner.learn, stay.learn)
-        was_taken = False
+        self._traces.update(dict.fromkeys(group.places, trace))
 
         def settle(
-            index: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
+            place: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
         ) -> None:
-            nonlocal was_taken
             outcome = _with_unresolved(plan, _as_far_as_known(plan, outcome))
-            self._settle_recipient(index, outcome, delays, tried, trace)
-            was_taken = was_taken or isinstance(outcome, Delivered)
+            self._settlement.settle(place, outcome, delays, tried)
 
         group.attempt = Attempt(
             self._context,
-            trace,
+            self._message(trace),
             plan,
-            self._envelope,
-            group.indices,
-            self._mail_data,
-            deadline=self._request.deadline,
+            group.places,
             settle=settle,
-            journal=self._claims,
-            may_send_dot=self._request.may_send_dot,
             known=known,
-            ends=self._request.ends,
         )
         try:
             for candidate in due:
@@ -512,7 +499,20 @@ class Delivery:
         finally:
             await probes.finish(0.0)
             await learner.finish()
-        return was_taken
+        states = [self._settlement[place].state for place in group.places]
+        return State.DELIVERED in states
+
+    def _message(self, trace: Trace) -> Message:
+        return Message(
+            trace,
+            self._envelope,
+            self._mail_data,
+            self._settlement,
+            self._claims,
+            self._request.may_send_dot,
+            self._request.deadline,
+            self._request.ends,
+        )
 
     async def _unless_stale(self, domain: str, refusal: Outcome) -> Outcome:
         """Return *refusal*, deferred where the domain took mail until just now."""
@@ -538,63 +538,26 @@ class Delivery:
             parse_nexthop(group.nexthop, self._context.options.port),
             destination_domain=group.domain,
             reverse_path=self._sender(),
-            forward_path=self._envelope.recipients[0].mailbox.wire,
+            forward_path=next(iter(self._envelope.recipients.values())).wire,
         )
         plan = _with_remarks(plan)
         plan = plan._replace(unresolved=await self._engine.failed_lookups.note(plan))
         self._trace.tell(events.Planned, group.nexthop, plan.candidates, plan.remarks)
         return plan
 
-    # -- settling ---------------------------------------------------------
-
-    def _settle_all(self, outcome: Outcome) -> None:
-        for place in range(len(self._request.recipients)):
-            self._settle(place, outcome)
-
-    def _settle_earlier(self, claim: Claim) -> None:
-        for index, outcome in claim.settled.items():
-            self._settle_recipient(index, outcome, None, ())
-
-    def _settle_group(self, group: _Group, outcome: Outcome) -> None:
-        for index in group.indices:
-            self._settle_recipient(index, outcome, None, ())
-
-    def _settle_recipient(
-        self,
-        index: int,
-        outcome: Outcome,
-        delays: Delays | None,
-        tried: tuple[str, ...],
-        trace: Trace | None = None,
-    ) -> None:
-        place = self._envelope.recipients[index].place
-        if isinstance(outcome, Bounced):
-            hosts = set(map(journal.host_of, self._claims.doubts(index)))
-            outcome = trouble.with_doubts(outcome, hosts)
-        if place not in self._outcomes:
-            self._claims.settled(index, outcome)
-            self._settle(place, outcome, delays, tried, trace)
-
-    def _settle(
-        self,
-        place: int,
-        outcome: Outcome,
-        delays: Delays | None = None,
-        tried: tuple[str, ...] = (),
-        trace: Trace | None = None,
-    ) -> None:
-        """Settle a recipient, once: what comes later is about something settled."""
-        if place in self._outcomes:
-            return
-        self._outcomes[place] = outcome
-        (trace or self._trace).tell(
+    def _report(self, recipient: Recipient) -> None:
+        """Tell the door and the log, then the journal, what became of *recipient*."""
+        assert recipient.outcome is not None
+        trace = self._traces.get(recipient.place, self._trace)
+        trace.tell(
             events.RecipientSettled,
-            recipient=printable(self._request.recipients[place]),
-            outcome=outcome,
-            delays=delays or Delays(dns=self._trace.now()),
+            recipient=recipient.text,
+            outcome=recipient.outcome,
+            delays=recipient.delays or Delays(dns=self._trace.now()),
             egress=DIRECT,
-            tried=tried,
+            tried=recipient.tried,
         )
+        self._claims.settled(recipient)
 
 
 def _aim(nexthop: str, domain: str) -> tuple[str, str]:

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from mxpolicy.address import Mailbox, ReversePath
 
-__all__ = ["Envelope", "Recipient"]
-
-
-class Recipient(NamedTuple):
-    """One forward-path.
-
-    Attributes:
-        place: Its place on the mail server's own list, from 0.
-        text: As the mail server wrote it, printable; what logs and answers show.
-        mailbox: The same, understood.
-    """
-
-    place: int
-    text: str
-    mailbox: Mailbox
+__all__ = ["Envelope"]
 
 
 class Envelope(NamedTuple):
@@ -29,14 +15,14 @@ class Envelope(NamedTuple):
 
     Attributes:
         reverse_path: None is the null reverse-path ``<>``.
-        recipients: At least one. Everything below speaks of a recipient by its
-            index in this tuple, since the same address may be there twice.
+        recipients: Forward-paths by their place on the mail server's own list, from 0.
+            The same address may be there twice. What is no address is not in it.
     """
 
     reverse_path: ReversePath | None
-    recipients: tuple[Recipient, ...]
+    recipients: Mapping[int, Mailbox]
 
-    def needs_smtputf8(self, indices: Iterable[int]) -> bool:
+    def needs_smtputf8(self, places: Iterable[int]) -> bool:
         """Return whether a transaction with these recipients needs RFC 6531.
 
         It does when a local part is not ASCII (§3.3), or the sender's domain has no
@@ -44,4 +30,4 @@ class Envelope(NamedTuple):
         """
         if self.reverse_path is not None and self.reverse_path.needs_smtputf8:
             return True
-        return any(self.recipients[index].mailbox.needs_smtputf8 for index in indices)
+        return any(self.recipients[place].needs_smtputf8 for place in places)

@@ -7,7 +7,7 @@ failure that tells most, and then names every host that was tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mxpolicy.delivery import trouble
@@ -25,7 +25,7 @@ from mxpolicy.routing.candidate import (
 )
 from mxpolicy.routing.race import GiveUpReason
 
-__all__ = ["Failure", "Failures", "combine"]
+__all__ = ["Failure", "Failures", "Refusal", "combine"]
 
 # What one host said, in the list of those tried.
 _MAX_SAID = 80
@@ -43,6 +43,18 @@ class Failure(NamedTuple):
     candidate: Candidate
     finding: Finding
     judgement: trouble.Judgement
+
+
+class Refusal(NamedTuple):
+    """A host has refused the mail for a recipient by a 5yz.
+
+    Attributes:
+        outcome: What that comes to.
+        is_final: No better host is still to be heard, or to be looked up.
+    """
+
+    outcome: Bounced
+    is_final: bool
 
 
 class Failures:
@@ -65,8 +77,6 @@ class Failures:
         self._greeting_5xx = greeting_5xx
         # For one recipient, or (None) for all.
         self._failures: list[tuple[int | None, Failure]] = []
-        self._refused_by: dict[int, Rank] = {}
-        self._in_doubt: dict[int, Deferred] = {}
 
     def failed(
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
@@ -76,17 +86,6 @@ class Failures:
             finding, str(candidate), reply, self._greeting_5xx
         )
         self._failures.append((None, Failure(candidate, finding, judgement)))
-
-    def in_doubt(self, index: int, outcome: Deferred) -> None:
-        """A host may have the message for this recipient; others are asked all the same.
-
-        *outcome* is from `trouble.in_doubt`.
-        """
-        self._in_doubt[index] = outcome
-
-    def all_in_doubt(self) -> Mapping[int, Deferred]:
-        """Return what `in_doubt` was told."""
-        return self._in_doubt
 
     def unfit(self, candidate: Candidate, why: trouble.Misfit) -> Finding:
         """*candidate*'s EHLO reply rules the message out; return what the race is told."""
@@ -106,11 +105,11 @@ class Failures:
         *,
         waited: float,
         alone: bool,
-    ) -> Bounced | None:
-        """*candidate* refused this recipient; return its outcome if that is final.
+    ) -> Refusal | None:
+        """*candidate* refused this recipient; return what a 5yz to the mail comes to.
 
-        None: go on with other hosts, as far as `open_to` allows; in the end
-        `combine` settles it. Arguments as in `trouble.judge_reply`.
+        None: other hosts are asked, and `combine` settles it in the end. Arguments as
+        in `trouble.judge_reply`.
         """
         judgement = trouble.judge_reply(verb, reply, str(candidate), alone=alone)
         verdict = trouble.verdict_of(reply, judgement)
@@ -121,36 +120,12 @@ class Failures:
         if judgement.action is not trouble.Action.SETTLE:
             return None
         assert isinstance(judgement.outcome, Bounced)
-        if not self._is_overruled(candidate):
-            return judgement.outcome
-        best = self._refused_by.get(index, candidate.rank)
-        self._refused_by[index] = min(best, candidate.rank)
-        return None
+        is_final = not self._is_overruled(candidate)
+        return Refusal(judgement.outcome, is_final)
 
-    def open_to(self, candidate: Candidate, indices: Iterable[int]) -> list[int]:
-        """Return those of *indices* that may be offered to *candidate*.
-
-        A recipient that a host has refused for good is offered to better hosts only: a
-        patient sender would have come to them before, and to no others after.
-        """
-        return [
-            index
-            for index in indices
-            if index not in self._refused_by or candidate.rank < self._refused_by[index]
-        ]
-
-    def combine(self, index: int, reason: GiveUpReason) -> Deferred | Bounced:
-        """Return the outcome of a recipient that no host took; see `combine`.
-
-        A deferral begins with the host that may have the message, if there is one.
-        """
-        outcome = combine(
-            self._of(index), reason=reason, is_overruled=self._is_overruled
-        )
-        doubt = self._in_doubt.get(index)
-        if doubt is None or isinstance(outcome, Bounced):
-            return outcome
-        return doubt._replace(text=trouble.one_line(f"{doubt.text}; {outcome.text}"))
+    def combine(self, place: int, reason: GiveUpReason) -> Deferred | Bounced:
+        """Return the outcome of a recipient that no host took; see `combine`."""
+        return combine(self._of(place), reason=reason, is_overruled=self._is_overruled)
 
     def tried(self, index: int) -> tuple[str, ...]:
         """Return one printable text for each failure that concerns this recipient."""

@@ -5,7 +5,7 @@ some of several recipients on one call were deferred. The journal knows who has 
 already, who was refused, and whether somebody is at it this moment.
 
 An entry stands for one delivery of a message to one recipient (`entry_key`) and is in
-one of the states of `State`:
+one of the states of `EntryState`:
 
     (none) -> CLAIMED -> DOT_SENT -> DELIVERED
                  |           |
@@ -37,8 +37,9 @@ from typing import NamedTuple, TypeVar
 
 from mxpolicy.address import AddressError
 from mxpolicy.delivery.trouble import one_line
-from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
+from mxpolicy.outcome import Bounced, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply, printable
+from mxpolicy.routing.candidate import Candidate
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 from mxpolicy.state.store import JOURNAL
 
@@ -47,10 +48,10 @@ __all__ = [
     "Busy",
     "Claimed",
     "Entry",
+    "EntryState",
     "Owner",
     "Past",
     "Settled",
-    "State",
     "aim_of",
     "deferred_entry",
     "digest_of",
@@ -84,7 +85,7 @@ _MACHINE_ID = "/etc/machine-id"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
-class State(Enum):
+class EntryState(Enum):
     """How far one message has got on its way to one recipient."""
 
     CLAIMED = "claimed"
@@ -141,6 +142,15 @@ class Past(NamedTuple):
         key = relay, awaited
         waited = self.waits.get(key, 0.0) + seconds
         return self._replace(waits={**self.waits, key: waited})
+
+    def doubts_at(self, candidate: Candidate) -> tuple[int, int]:
+        """Return how often *candidate*'s host was in doubt, and how often it itself."""
+        at_host = sum(
+            times
+            for relay, times in self.doubts.items()
+            if host_of(relay) == candidate.host
+        )
+        return at_host, self.doubts.get(str(candidate), 0)
 
     def words(self, room: int) -> tuple[str, str]:
         """Return doubts and waits as an entry has them, in *room* characters.
@@ -203,7 +213,7 @@ class Entry(NamedTuple):
         past: Of one who is not settled.
     """
 
-    state: State
+    state: EntryState
     owner: Owner
     until: float
     relay: str = ""
@@ -232,7 +242,7 @@ class Entry(NamedTuple):
             if version != _VERSION:
                 return None
             return cls(
-                State(state),
+                EntryState(state),
                 Owner(machine, boot, namespace, int(pid), int(started), call),
                 float(until),
                 relay,
@@ -282,21 +292,21 @@ def judge(
     if entry is None:
         return Claimed()
     match entry.state:
-        case State.DELIVERED | State.REFUSED:
+        case EntryState.DELIVERED | EntryState.REFUSED:
             return _settled(entry)
-        case State.CLAIMED | State.DOT_SENT:
+        case EntryState.CLAIMED | EntryState.DOT_SENT:
             # Nobody claims for longer: else a clock was wrong, theirs or ours.
             in_time = now < entry.until < now + LONGEST_CLAIM
             if entry.owner != me and alive and in_time:
                 return Busy()
             return Claimed(_past_of(entry))
-        case State.DEFERRED:
+        case EntryState.DEFERRED:
             return Claimed(entry.past)
 
 
 def _past_of(entry: Entry) -> Past:
     """Return the past of an entry whose owner will not write it any more."""
-    if entry.state is State.DOT_SENT:
+    if entry.state is EntryState.DOT_SENT:
         return entry.past.doubted(entry.relay)
     return entry.past
 
@@ -307,11 +317,11 @@ def host_of(relay: str) -> str:
 
 
 def _settled(entry: Entry) -> Claimed | Settled:
-    class_ = 2 if entry.state is State.DELIVERED else 5
+    class_ = 2 if entry.state is EntryState.DELIVERED else 5
     status = entry.status
     if status is None or status.class_ != class_:
         return Claimed()  # not written by us
-    if entry.state is State.REFUSED:
+    if entry.state is EntryState.REFUSED:
         return Settled(Bounced(status, entry.text, None, entry.relay))
     text = entry.text.removesuffix(_EARLIER) + _EARLIER
     return Settled(Delivered(status, text, Reply(250, (entry.text,)), entry.relay))
@@ -320,23 +330,21 @@ def _settled(entry: Entry) -> Claimed | Settled:
 _EARLIER = " (delivered earlier)"
 
 
-def settled_entry(outcome: Outcome) -> Entry | None:
-    """Return what is kept of *outcome*, None when it settles nothing."""
+def settled_entry(outcome: Delivered | Bounced) -> Entry:
+    """Return what is kept of *outcome*."""
     match outcome:
         case Delivered(status, text, _, relay):
             text = printable(text, MAX_TEXT)
-            return Entry(State.DELIVERED, NOBODY, 0.0, relay, status, text)
+            return Entry(EntryState.DELIVERED, NOBODY, 0.0, relay, status, text)
         case Bounced(status, text, _, relay):
-            return Entry(State.REFUSED, NOBODY, 0.0, relay, status, one_line(text))
-        case Deferred():
-            return None
+            return Entry(EntryState.REFUSED, NOBODY, 0.0, relay, status, one_line(text))
 
 
 def deferred_entry(past: Past) -> Entry | None:
     """Return what is kept of a deferral, None when there is nothing to be told."""
     if not past.doubts and not past.waits:
         return None
-    return Entry(State.DEFERRED, NOBODY, 0.0, past=past)
+    return Entry(EntryState.DEFERRED, NOBODY, 0.0, past=past)
 
 
 def entry_key(

@@ -38,8 +38,9 @@ from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import Finding, Phase, Scope, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from mxpolicy.delivery.events import Delays
     from mxpolicy.delivery.journal import Past
     from mxpolicy.outcome import Outcome
     from mxpolicy.routing.candidate import Rank
@@ -120,12 +121,15 @@ class Recipient:
         state: See `State`.
         outcome: None until it is settled.
         past: What earlier attempts have left behind, and what this one adds.
-        relay: The host that the last dot was sent to.
+        relay: The relay that the last dot was sent to.
         refused_by: The rank of the best host that has refused it, not finally.
         doubt: What it is deferred with if no host does better.
+        delays: Where the time went, for the log; None when no host was asked.
+        tried: One printable text for each candidate that failed, for the log.
     """
 
     __slots__ = (
+        "delays",
         "doubt",
         "outcome",
         "past",
@@ -134,6 +138,7 @@ class Recipient:
         "relay",
         "state",
         "text",
+        "tried",
     )
 
     def __init__(self, place: int, text: str) -> None:
@@ -145,6 +150,8 @@ class Recipient:
         self.relay = ""
         self.refused_by: Rank | None = None
         self.doubt: Deferred | None = None
+        self.delays: Delays | None = None
+        self.tried: tuple[str, ...] = ()
 
     def take(self, what: Input) -> None:
         """Go on to the next state.
@@ -165,24 +172,35 @@ class Settlement:
 
     Args:
         recipients: Forward-paths in the mail server's words, by place.
-        settled: Called for each recipient once, right after it is settled.
+        report: Called for each recipient once, right after it is settled.
     """
 
     def __init__(
-        self, recipients: Sequence[str], settled: Callable[[Recipient], None]
+        self, recipients: Sequence[str], report: Callable[[Recipient], None]
     ) -> None:
         self._recipients = tuple(
             Recipient(place, printable(text)) for place, text in enumerate(recipients)
         )
-        self._settled = settled
+        self._report = report
 
     def __getitem__(self, place: int) -> Recipient:
         return self._recipients[place]
+
+    def __iter__(self) -> Iterator[Recipient]:
+        return iter(self._recipients)
 
     def unsettled(self, places: Iterable[int] | None = None) -> list[int]:
         """Return those of *places*, by default of all, that have no outcome."""
         chosen = range(len(self._recipients)) if places is None else places
         return [one for one in chosen if self._recipients[one].outcome is None]
+
+    def open(self, places: Iterable[int]) -> list[int]:
+        """Return those of *places* that are ours, and that no host has."""
+        return [one for one in places if self[one].state is State.OPEN]
+
+    def elsewhere(self, places: Iterable[int]) -> list[int]:
+        """Return those of *places* that another process is delivering to."""
+        return [one for one in places if self[one].state is State.ELSEWHERE]
 
     def outcomes(self) -> list[Outcome] | None:
         """Return the outcome of each recipient by place; None until all have one."""
@@ -228,9 +246,21 @@ class Settlement:
             self[place].relay = relay
 
     def released(self, places: Iterable[int]) -> None:
-        """The host does not have the message for those of them that have no outcome."""
-        for place in self.unsettled(places):
+        """The host does not have the message for *places*."""
+        for place in places:
             self[place].take(Input.RELEASED)
+
+    def withdrawn(self, places: Iterable[int]) -> None:
+        """No dot is going to be sent for those of *places* that were accepted."""
+        self.released(one for one in places if self[one].state is State.ACCEPTED)
+
+    def with_dot_out(self, places: Iterable[int]) -> list[int]:
+        """Return those of *places* that a host may have the message for."""
+        return [one for one in places if self[one].state is State.DOT_SENT]
+
+    def are_accepted(self, places: Iterable[int]) -> bool:
+        """Return whether a host has said 2yz to the RCPT of all of *places*."""
+        return all(self[place].state is State.ACCEPTED for place in places)
 
     def refused(self, place: int, rank: Rank) -> None:
         """A host of *rank* has refused it; a better one is still to be heard."""
@@ -239,16 +269,18 @@ class Settlement:
         best = recipient.refused_by
         recipient.refused_by = rank if best is None else min(best, rank)
 
-    def is_first_doubt(self, place: int, outcome: Deferred) -> bool:
+    def is_first_doubt(self, place: int, outcome: Deferred, has_memory: bool) -> bool:
         """The dot was not answered; return whether the caller settles it by *outcome*.
 
         It does the first time that a host does not answer: another host would get a
         second copy. A host that does not answer the second time may never do so. Then
-        others are asked, and *outcome* is kept for the end.
+        others are asked, and *outcome* is kept for the end. Without a memory of what was
+        in doubt before, they are asked at once, as smtp(8) does it: each time would be
+        the first.
         """
         recipient = self[place]
         hosts = map(host_of, recipient.past.doubts)
-        is_first = host_of(recipient.relay) not in hosts
+        is_first = has_memory and host_of(recipient.relay) not in hosts
         recipient.past = recipient.past.doubted(recipient.relay)
         if not is_first:
             recipient.take(Input.DOUBTED)
@@ -265,8 +297,14 @@ class Settlement:
 
     # -- the end ----------------------------------------------------------------
 
-    def settle(self, place: int, outcome: Outcome) -> None:
-        """Give a recipient its outcome.
+    def settle(
+        self,
+        place: int,
+        outcome: Outcome,
+        delays: Delays | None = None,
+        tried: tuple[str, ...] = (),
+    ) -> None:
+        """Give a recipient its outcome; *delays* and *tried* are for the log.
 
         A deferral begins with the host that may have the message; a bounce names those
         hosts.
@@ -283,27 +321,29 @@ class Settlement:
                 hosts = set(map(host_of, recipient.past.doubts))
                 outcome = trouble.with_doubts(outcome, hosts)
         recipient.outcome = outcome
-        self._settled(recipient)
+        recipient.delays, recipient.tried = delays, tried
+        self._report(recipient)
 
-    def settle_unsettled(
-        self, outcome: Deferred | Bounced, places: Iterable[int] | None = None
-    ) -> None:
+    def settle_all(self, outcome: Outcome, places: Iterable[int] | None = None) -> None:
         """Give *outcome* to those of *places*, by default of all, that have none."""
         for place in self.unsettled(places):
             self.settle(place, outcome)
 
-    def stop(self, outcome: Deferred) -> None:
-        """Settle all: nothing more is asked or heard, by our own doing.
+    def stop(self, outcome: Deferred, places: Iterable[int] | None = None) -> None:
+        """Settle *places*, by default all: nothing more is asked or heard.
 
         What a host may have is in doubt; the others are deferred by *outcome*.
         """
-        for place in self.unsettled():
-            recipient = self[place]
-            if recipient.state is State.DOT_SENT:
-                recipient.past = recipient.past.doubted(recipient.relay)
-                self.settle(place, trouble.in_doubt(_STOPPED, recipient.relay))
-            else:
-                self.settle(place, recipient.doubt or outcome)
+        for place in self.unsettled(places):
+            self.settle(place, self.doubt_at_stop(place) or outcome)
+
+    def doubt_at_stop(self, place: int) -> Deferred | None:
+        """Return the outcome of a recipient that a host may have, when we are stopped."""
+        recipient = self[place]
+        if recipient.state is not State.DOT_SENT:
+            return recipient.doubt
+        recipient.past = recipient.past.doubted(recipient.relay)
+        return trouble.in_doubt(_STOPPED, recipient.relay)
 
 
 _STOPPED = Finding(

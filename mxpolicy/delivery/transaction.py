@@ -1,8 +1,8 @@
 """One message over one session: from MAIL to the dot (RFC 5321 §3.3).
 
 A `Transaction` offers the message to some of its recipients and says in a
-`TransactionResult` how each was answered. It never decides what a reply means for a
-recipient: `mxpolicy.delivery.trouble` does. It bounds every wait itself, because after
+`Settlement` and in `Answers` how each was answered. It never decides what a reply means
+for a recipient: `mxpolicy.delivery.trouble` does. It bounds every wait itself, because after
 *ready* the time belongs to the message; `Control` says how much there is.
 """
 
@@ -16,6 +16,7 @@ from mxpolicy.delivery import trouble
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.session import Session
+from mxpolicy.delivery.settlement import Settlement
 from mxpolicy.net.ack_watch import telling_progress
 from mxpolicy.options import LongLines
 from mxpolicy.protocol.dot_stuffing import DotStuffer
@@ -28,7 +29,7 @@ from mxpolicy.protocol.smtp_states import State, Verb, facts
 from mxpolicy.reply import Reply
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 
-__all__ = ["DOT_TIME", "Control", "Transaction", "TransactionResult"]
+__all__ = ["DOT_TIME", "Answers", "Control", "Transaction"]
 
 # Seconds for the reply to the final dot. A sender that gives up sooner makes duplicates
 # (RFC 5321 §4.5.3.2.6).
@@ -52,9 +53,7 @@ class Control(Protocol):
             LocalTrouble: There are none.
         """
 
-    async def recipients_answered(
-        self, result: TransactionResult, accepted: Sequence[int]
-    ) -> None:
+    async def recipients_answered(self, accepted: Sequence[int]) -> None:
         """Every RCPT of a transaction is answered, and *accepted* well.
 
         Raises:
@@ -77,38 +76,24 @@ class Control(Protocol):
         """*candidate* has the message for *recipients*: its 2yz to the dot is here."""
 
 
-class TransactionResult:
-    """Who was answered what; filled in while the transaction runs.
-
-    It is as true after an exception as after a return: what was answered
-    before a session broke stays answered.
+class Answers:
+    """How a host refused the message, as far as it did; filled in as it answers.
 
     Attributes:
-        delivered: The 2yz to the final dot, by recipient index.
-        refused: The verb and the 4yz or 5yz that decided, by recipient index.
-        accepted: Recipients with a 2yz to RCPT, whatever came after it.
-        in_doubt: Recipients whose final dot may be out and is unanswered.
+        refused: The verb and the 4yz or 5yz that decided, by a recipient's place.
         goodbye: What the host said when it broke the session, if it said anything.
     """
 
-    __slots__ = ("accepted", "delivered", "goodbye", "in_doubt", "refused")
+    __slots__ = ("goodbye", "refused")
 
     def __init__(self) -> None:
-        self.delivered: dict[int, Reply] = {}
-        self.accepted: set[int] = set()
         self.refused: dict[int, tuple[Verb, Reply]] = {}
-        self.in_doubt: frozenset[int] = frozenset()
         self.goodbye: Reply | None = None
 
-    def refuse(self, recipients: Iterable[int], verb: Verb, reply: Reply) -> None:
-        """*reply* to *verb* refused all of *recipients*."""
-        for index in recipients:
-            self.refused[index] = (verb, reply)
-
-    def unsettled(self, recipients: Iterable[int]) -> list[int]:
-        """Return those that were neither delivered nor refused, nor are in doubt."""
-        settled = self.delivered.keys() | self.refused.keys() | self.in_doubt
-        return [index for index in recipients if index not in settled]
+    def refuse(self, places: Iterable[int], verb: Verb, reply: Reply) -> None:
+        """*reply* to *verb* refused all of *places*."""
+        for place in places:
+            self.refused[place] = (verb, reply)
 
     def take_back_for_want_of_tls(self) -> Reply | None:
         """Forget the refusals in clear that ask for TLS; return one of them.
@@ -116,28 +101,28 @@ class TransactionResult:
         Returns None when the host did not ask for it.
         """
         asked = {
-            index: reply
-            for index, (_, reply) in self.refused.items()
+            place: reply
+            for place, (_, reply) in self.refused.items()
             if trouble.wants_tls(reply)
         }
-        for index in asked:
-            del self.refused[index]
+        for place in asked:
+            del self.refused[place]
         replies = [*asked.values()]
         if self.goodbye is not None and trouble.wants_tls(self.goodbye):
             replies.append(self.goodbye)
         self.goodbye = None
         return replies[0] if replies else None
 
-    def take_back_crowded(self, recipients: Iterable[int]) -> list[int]:
+    def take_back_crowded(self, places: Iterable[int]) -> list[int]:
         """Forget and return those refused only because there were "too many" of them."""
         crowded = [
-            index
-            for index in recipients
-            if index in self.refused
-            and trouble.is_too_many_recipients(*self.refused[index])
+            place
+            for place in places
+            if place in self.refused
+            and trouble.is_too_many_recipients(*self.refused[place])
         ]
-        for index in crowded:
-            del self.refused[index]
+        for place in crowded:
+            del self.refused[place]
         return crowded
 
 
@@ -147,10 +132,11 @@ class Transaction:
     Args:
         session: Ready. It can be used again only when `run` returns.
         envelope: The whole envelope.
-        recipients: Indices into it: those that are offered.
+        recipients: Places in it: those that are offered.
         mail_data: Readable any number of times.
         control: Who owns the message.
-        result: Filled in.
+        settlement: Told whom the host accepts, and when the dot leaves.
+        answers: Filled in.
         long_lines: What is done about them.
         progress: Seconds without an acknowledged byte of the mail data that are too
             many.
@@ -163,7 +149,8 @@ class Transaction:
         recipients: Iterable[int],
         mail_data: MailData,
         control: Control,
-        result: TransactionResult,
+        settlement: Settlement,
+        answers: Answers,
         *,
         long_lines: LongLines,
         progress: float,
@@ -175,22 +162,29 @@ class Transaction:
         self._recipients = list(recipients)
         self._mail_data = mail_data
         self._control = control
-        self._result = result
+        self._settlement = settlement
+        self._answers = answers
         self._long_lines = long_lines
         self._progress = progress
 
     async def run(self) -> None:
-        """Offer the message, and write what was answered into the result.
+        """Offer the message, and tell how it was answered.
 
         Takes several transactions when the host limits the recipients of one
         (RFC 9422). So it does for those that were "too many" (RFC 5321 §4.5.3.1.10), as
         long as the host takes some in each.
 
         Raises:
-            SessionFailed: The session broke. The result holds what had been
-                answered, and ``in_doubt`` says whose dot was out.
+            SessionFailed: The session broke. What had been answered stays answered.
+                A recipient whose dot may be out and is unanswered is in `State.DOT_SENT`.
             Exception: Whatever *control* raised; no dot was sent.
         """
+        try:
+            await self._run()
+        finally:
+            self._settlement.withdrawn(self._recipients)
+
+    async def _run(self) -> None:
         self._dialogue.enter(Phase.TRANSACTION)
         await self._dialogue.heed_what_has_come()
         pending = self._recipients
@@ -199,9 +193,11 @@ class Transaction:
             size = self._session.extensions.limits.rcptmax or len(pending)
             batch, later = pending[:size], pending[size:]
             some_taken = await self._one_transaction(batch, later)
-            crowded = self._result.take_back_crowded(batch) if some_taken else []
-            refused = self._result.refused
-            pending = crowded + [index for index in later if index not in refused]
+            crowded = self._answers.take_back_crowded(batch) if some_taken else []
+            refused = self._answers.refused
+            later = [place for place in later if place not in refused]
+            # All others may have been settled while we waited for the dot's reply.
+            pending = self._settlement.open([*crowded, *later])
 
     async def _one_transaction(
         self, batch: Sequence[int], later: Sequence[int]
@@ -213,8 +209,8 @@ class Transaction:
             accepted = await self._hear_recipients(batch)
         else:
             # Said before any recipient was named: it holds for the others too.
-            self._result.refuse((*batch, *later), Verb.MAIL, reply)
-        await self._control.recipients_answered(self._result, accepted)
+            self._answers.refuse((*batch, *later), Verb.MAIL, reply)
+        await self._control.recipients_answered(accepted)
         if not accepted:
             return False
         refusal = await self._data()
@@ -223,7 +219,8 @@ class Transaction:
             refusal = await self._dot(accepted)
         if refusal is None:
             return True
-        self._result.refuse(accepted, *refusal)
+        self._answers.refuse(accepted, *refusal)
+        self._settlement.released(accepted)
         return False
 
     async def _mail(self, batch: Sequence[int]) -> Reply:
@@ -236,20 +233,20 @@ class Transaction:
             body8bit=self._mail_data.has_8bit,
             smtputf8=envelope.needs_smtputf8(batch),
         )
-        for index in batch:
-            self._smtp.rcpt(envelope.recipients[index].mailbox.wire)
+        for place in batch:
+            self._smtp.rcpt(envelope.recipients[place].wire)
         return (await self._answer(MailAnswered)).reply
 
     async def _hear_recipients(self, batch: Sequence[int]) -> list[int]:
         """Hear the replies to RCPT; return which recipients were accepted."""
         accepted = []
-        for index in batch:
+        for place in batch:
             reply = (await self._answer(RcptAnswered)).reply
             if reply.is_positive:
-                accepted.append(index)
+                accepted.append(place)
             else:
-                self._result.refuse([index], Verb.RCPT, reply)
-        self._result.accepted.update(accepted)
+                self._answers.refuse([place], Verb.RCPT, reply)
+        self._settlement.accepted(accepted)
         return accepted
 
     async def _data(self) -> tuple[Verb, Reply] | None:
@@ -289,17 +286,15 @@ class Transaction:
     async def _dot(self, accepted: Sequence[int]) -> tuple[Verb, Reply] | None:
         """The final dot: the one moment of doubt. Returns the refusal."""
         self._session.listener.progressed()
-        self._result.in_doubt = frozenset(accepted)
+        self._settlement.dot_sent(accepted, str(self._session.candidate))
         try:
             reply = await self._dialogue.send_dot(self._progress, DOT_TIME)
         except BaseException:
             if self._dialogue.take_dot_back():
-                self._result.in_doubt = frozenset()
+                self._settlement.released(accepted)
             raise
-        self._result.in_doubt = frozenset()
         if not reply.is_positive:
             return Verb.DOT, reply
-        self._result.delivered.update(dict.fromkeys(accepted, reply))
         self._control.taken(self._session.candidate, accepted, reply)
         return None
 

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 from mxpolicy.address import parse_mailbox, parse_reverse_path
 from mxpolicy.delivery.attempt import Attempt
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.envelope import Envelope, Recipient
-from mxpolicy.delivery.journal import host_of
+from mxpolicy.delivery.envelope import Envelope
+from mxpolicy.delivery.journal import Past, host_of
 from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.offer import Message
 from mxpolicy.delivery.plan import Plan
+from mxpolicy.delivery.settlement import Recipient, Settlement
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.options import Options
 from tests.helpers.scripted_smtp import ScriptedHost, serve
 from tests.helpers.socket_loop import run_with_sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from typing import Any
 
-    from mxpolicy.delivery.events import Delays, Event
+    from mxpolicy.delivery.events import Event
     from mxpolicy.outcome import Outcome
 
 __all__ = [
@@ -74,11 +76,8 @@ class Played(NamedTuple):
 
 def envelope(*recipients: str, sender: str = "alice@example.net") -> Envelope:
     """Make an envelope."""
-    mailboxes = [
-        Recipient(place, text, parse_mailbox(text))
-        for place, text in enumerate(recipients)
-    ]
-    return Envelope(parse_reverse_path(sender), tuple(mailboxes))
+    mailboxes = dict(enumerate(map(parse_mailbox, recipients)))
+    return Envelope(parse_reverse_path(sender), mailboxes)
 
 
 def mail_data(data: bytes = MESSAGE) -> MailData:
@@ -108,38 +107,34 @@ class Journal:
             {f"{host}[192.0.2.99]:25": times for host, times in one.items()}
             for one in doubts
         ]
-        self.waited: dict[int, dict[tuple[str, str], float]] = {}
+        self.waited: dict[int, Mapping[tuple[str, str], float]] = {}
         self._seconds = seconds
         self.dots: list[tuple[str, list[int]]] = []
         self.noted: list[tuple[int, str]] = []
 
-    def doubts(self, index: int) -> Mapping[str, int]:
-        """See `mxpolicy.delivery.attempt.Journal`."""
-        return self._doubts[index] if index < len(self._doubts) else {}
+    def claim(self, settlement: Settlement) -> None:
+        """Tell *settlement* of the past."""
+        for place in settlement.unsettled():
+            doubts = self._doubts[place] if place < len(self._doubts) else {}
+            settlement.claimed(place, Past(doubts, self.waited.get(place, {})))
+
+    def note(self, settlement: Settlement) -> None:
+        """Note what has been added to the past."""
+        for recipient in settlement:
+            place, past = recipient.place, recipient.past
+            before = self._doubts[place] if place < len(self._doubts) else {}
+            for relay, times in past.doubts.items():
+                added = times - before.get(relay, 0)
+                self.noted += [(place, host_of(relay))] * added
+            if past.waits:
+                self.waited[place] = past.waits
 
     def has_memory(self) -> bool:
         return True
 
-    def note_doubt(self, indices: Iterable[int], relay: str) -> None:
-        """See `mxpolicy.delivery.attempt.Journal`."""
-        self.noted += [(index, host_of(relay)) for index in indices]
-
-    def waits(self, index: int) -> Mapping[tuple[str, str], float]:
-        """See `mxpolicy.delivery.attempt.Journal`."""
-        return self.waited.get(index, {})
-
-    def note_wait(
-        self, indices: Iterable[int], relay: str, awaited: str, seconds: float
-    ) -> None:
-        """See `mxpolicy.delivery.attempt.Journal`."""
-        for index in indices:
-            waited = self.waited.setdefault(index, {})
-            key = relay, awaited
-            waited[key] = waited.get(key, 0.0) + seconds
-
-    async def dot_is_next(self, relay: str, indices: Iterable[int]) -> None:
-        """See `mxpolicy.delivery.attempt.Journal`."""
-        self.dots.append((relay, list(indices)))
+    async def dot_is_next(self, relay: str, places: Sequence[int]) -> None:
+        """See `mxpolicy.delivery.offer.Journal`."""
+        self.dots.append((relay, list(places)))
         await asyncio.sleep(self._seconds)
 
 
@@ -189,16 +184,17 @@ async def play(
     began = loop.time()
     happened: list[Event] = []
     tried: dict[int, tuple[str, ...]] = {}
+    journal = journal or Journal()
 
     def note(event: Event) -> None:
         happened.append(event)
         observe(event)
 
-    def settle(
-        index: int, outcome: Outcome, delays: Delays, what: tuple[str, ...]
-    ) -> None:
-        assert index not in settled, "a recipient is settled once"
-        settled[index], tried[index] = outcome, what
+    def report(recipient: Recipient) -> None:
+        assert recipient.outcome is not None
+        assert recipient.place not in settled, "a recipient is settled once"
+        settled[recipient.place] = recipient.outcome
+        tried[recipient.place] = recipient.tried
 
     message = mail_data(data)
     spoil(message)
@@ -207,26 +203,32 @@ async def play(
         return is_complete()
 
     options = dataclasses.replace(options or Options(), helo=helo)
+    settlement = Settlement(recipients, report)
+    journal.claim(settlement)
     attempt = Attempt(
         Context(options, clock=loop.time),
-        _Trace("Q", loop.time, note),
+        Message(
+            _Trace("Q", loop.time, note),
+            envelope(*recipients, sender=sender),
+            message,
+            settlement,
+            journal,
+            may_send_dot,
+            deadline,
+            ends,
+        ),
         Plan(
             "example.com",
             tuple(map(ScriptedHost.candidate, hosts, preferences)),
         ),
-        envelope(*recipients, sender=sender),
         range(len(recipients)),
-        message,
-        deadline=deadline,
-        ends=ends,
-        settle=settle,
-        journal=journal or Journal(),
-        may_send_dot=may_send_dot,
+        settle=settlement.settle,
     )
     try:
         await attempt.run()
     finally:
         message.close()
+        journal.note(settlement)
     outcomes = [settled[index] for index in range(len(recipients))]
     what = [tried[index] for index in range(len(recipients))]
     return Played(outcomes, what, happened, loop.time() - began)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from mxpolicy.delivery.approach import Approach
 from mxpolicy.delivery.dialogue import Listener, SessionFailed
 from mxpolicy.delivery.session import Session
-from mxpolicy.delivery.transaction import Transaction, TransactionResult
+from mxpolicy.delivery.settlement import Settlement, State
+from mxpolicy.delivery.transaction import Answers, Transaction
+from mxpolicy.delivery.trouble import delivered
 from mxpolicy.net.dial import dial
 from mxpolicy.options import LongLines, TlsLevel
 from mxpolicy.routing.tls_requirement import tls_requirement
@@ -29,6 +31,7 @@ __all__ = [
     "BIG",
     "FIVE",
     "Owner",
+    "Result",
     "Told",
     "converse",
     "offered",
@@ -39,6 +42,26 @@ __all__ = [
 
 FIVE = tuple(f"{name}@example.com" for name in "abcde")
 BIG = b"Subject: big\r\n\r\n" + (b"0123456789abcdef" * 60 + b"\r\n") * 8192
+
+
+class Result:
+    """What came of an offer to a few recipients, all of them ours."""
+
+    def __init__(self) -> None:
+        self.answers = Answers()
+        self.settlement = Settlement(FIVE, lambda recipient: None)
+        for place in range(len(FIVE)):
+            self.settlement.claimed(place)
+
+    @property
+    def delivered(self) -> set[int]:
+        """Whose message the host has taken."""
+        return {one.place for one in self.settlement if one.state is State.DELIVERED}
+
+    @property
+    def in_doubt(self) -> set[int]:
+        """Whose dot may be out and was not answered."""
+        return set(self.settlement.with_dot_out(range(len(FIVE))))
 
 
 class Owner:
@@ -57,6 +80,7 @@ class Owner:
         journal: float = 0.0,
     ) -> None:
         self.accepted: list[set[int]] = []
+        self.result = Result()
         self._before_dot = before_dot
         self._at_dot = at_dot
         self._journal = journal
@@ -72,10 +96,9 @@ class Owner:
             self._at_dot()
         return self._before_dot
 
-    async def recipients_answered(
-        self, result: TransactionResult, accepted: Sequence[int]
-    ) -> None:
-        self.accepted.append(set(result.accepted))
+    async def recipients_answered(self, accepted: Sequence[int]) -> None:
+        before = self.accepted[-1] if self.accepted else set()
+        self.accepted.append(before.union(accepted))
 
     async def dot_is_next(
         self, candidate: Candidate, recipients: Sequence[int]
@@ -86,7 +109,8 @@ class Owner:
     def taken(
         self, candidate: Candidate, recipients: Sequence[int], reply: Reply
     ) -> None:
-        """All of it is in the result."""
+        for place in recipients:
+            self.result.settlement.settle(place, delivered(reply, str(candidate)))
 
 
 class Told:
@@ -104,7 +128,7 @@ class Told:
     def __init__(self) -> None:
         self.failure: SessionFailed | None = None
         self.phases: list[Phase] = []
-        self.result = TransactionResult()
+        self.result = Result()
         self.accepted: list[set[int]] = []
         self.strays: list[str] = []
         self.seconds = 0.0
@@ -120,7 +144,7 @@ class Told:
         """Verb and code by recipient."""
         return {
             index: (verb, reply.code)
-            for index, (verb, reply) in self.result.refused.items()
+            for index, (verb, reply) in self.result.answers.refused.items()
         }
 
 
@@ -154,19 +178,21 @@ def transaction(
     recipients: Iterable[int],
     spooled: MailData,
     owner: Owner,
-    result: TransactionResult,
+    result: Result,
     *,
     long_lines: LongLines = LongLines.FOLD,
     progress: float = 60.0,
 ) -> Transaction:
     """Make a transaction over *session*."""
+    owner.result = result
     return Transaction(
         session,
         to,
         recipients,
         spooled,
         owner,
-        result,
+        result.settlement,
+        result.answers,
         long_lines=long_lines,
         progress=progress,
     )

@@ -6,13 +6,15 @@ import asyncio
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pytest
 
 from mxpolicy.delivery import journal
 from mxpolicy.delivery.claims import KEPT, KEPT_IN_PART, Claims, TakenOver
-from mxpolicy.delivery.journal import Entry, Owner, State
+from mxpolicy.delivery.journal import Entry, EntryState, Owner
+from mxpolicy.delivery.settlement import Settlement
+from mxpolicy.delivery.settlement import State as RecipientState
 from mxpolicy.errors import StoreError
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply
@@ -24,7 +26,7 @@ from tests.helpers.slow_store import SlowOnce
 from tests.helpers.socket_loop import run_with_sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from pathlib import Path
 
     from mxpolicy.outcome import Outcome
@@ -51,8 +53,10 @@ class Site:
     def utc(self) -> float:
         return self.now
 
-    def claims(self, deadline: float = 900.0) -> Claims:
-        return Claims(self.store, KEYS, deadline, self.tell, self.utc)
+    def claims(
+        self, deadline: float = 900.0, keys: Mapping[int, str] | None = None
+    ) -> Call:
+        return Call(self, deadline, KEYS if keys is None else keys)
 
     def tell(self, error: Exception) -> None:
         self.told.append(str(error))
@@ -61,16 +65,95 @@ class Site:
         value = await self.store.get(KEYS[index])
         return Entry.decode(value) if value is not None else None
 
-    async def state(self, index: int) -> State | None:
+    async def state(self, index: int) -> EntryState | None:
         entry = await self.entry(index)
         return entry.state if entry else None
 
-    async def another(self, state: State, relay: str = "", *, alive: bool) -> None:
+    async def another(self, state: EntryState, relay: str = "", *, alive: bool) -> None:
         """Put the entry of another process for recipient 0."""
         mine = journal.myself()
         owner = mine._replace(call="other", started=mine.started + (not alive))
         entry = Entry(state, owner, self.now + 900, relay)
         await self.store.put(KEYS[0], entry.encode(), self.now + KEPT)
+
+
+class Claim(NamedTuple):
+    """How the recipients stand that were asked for."""
+
+    ours: list[int]
+    settled: dict[int, Outcome]
+    busy: list[int]
+
+
+class Call:
+    """One delivery: its claims, and the recipients that it has asked for."""
+
+    def __init__(self, site: Site, deadline: float, keys: Mapping[int, str]) -> None:
+        self._settlement = Settlement(
+            ["bob@example.com"] * (max(KEYS) + 1), lambda one: self._claims.settled(one)
+        )
+        self._keys = dict(keys)
+        self._claims = Claims(
+            site.store, self._settlement, self._keys, deadline, site.tell, site.utc
+        )
+
+    async def claim(self, places: Iterable[int]) -> Claim:
+        asked = list(places)
+        for place in set(self._keys).difference(asked):
+            del self._keys[place]  # not of this call
+        await self._claims.claim(asked)
+        return self._stands(asked)
+
+    async def claim_later(self, places: Iterable[int], seconds: float) -> Claim:
+        asked = list(places)
+        await self._claims.claim_later(asked, seconds)
+        return self._stands(asked)
+
+    def _stands(self, places: list[int]) -> Claim:
+        known = {place: self._settlement[place].outcome for place in places}
+        return Claim(
+            self._settlement.open(places),
+            {place: one for place, one in known.items() if one is not None},
+            [
+                place
+                for place in places
+                if self._settlement[place].state
+                in (RecipientState.ELSEWHERE, RecipientState.UNCLAIMED)
+            ],
+        )
+
+    def doubts(self, place: int) -> Mapping[str, int]:
+        return self._settlement[place].past.doubts
+
+    def waits(self, place: int) -> Mapping[tuple[str, str], float]:
+        return self._settlement[place].past.waits
+
+    def note_doubt(self, places: Iterable[int], relay: str) -> None:
+        for place in places:
+            recipient = self._settlement[place]
+            recipient.past = recipient.past.doubted(relay)
+
+    def note_wait(
+        self, places: Iterable[int], relay: str, awaited: str, seconds: float
+    ) -> None:
+        self._settlement.waited(places, relay, awaited, seconds)
+
+    async def dot_is_next(self, relay: str, places: Iterable[int]) -> None:
+        await self._claims.dot_is_next(relay, places)
+
+    def settled(self, place: int, outcome: Outcome) -> None:
+        recipient = self._settlement[place]
+        if recipient.outcome is None:
+            recipient.state = RecipientState.DOT_SENT
+            self._settlement.settle(place, outcome)
+
+    async def finish(self, outcomes: Iterable[Outcome]) -> None:
+        """*outcomes* are all that there are: of these, and of recipients without a key."""
+        others = [one for one in outcomes if not isinstance(one, Delivered)]
+        for place in self._settlement.unsettled():
+            self._keys.pop(place, None)
+            self.settled(place, others[0] if others else TAKEN)
+        await self._claims.finish()
 
 
 def play(work: Callable[[Site], Awaitable[None]], store: Store | None = None) -> float:
@@ -88,23 +171,23 @@ def play(work: Callable[[Site], Awaitable[None]], store: Store | None = None) ->
 @pytest.mark.parametrize(
     ("outcome", "state"),
     [
-        (TAKEN, State.DELIVERED),
+        (TAKEN, EntryState.DELIVERED),
         (REFUSED, None),
         (LATER, None),
-        (IN_DOUBT, State.DEFERRED),
+        (IN_DOUBT, EntryState.DEFERRED),
     ],
 )
 @pytest.mark.parametrize("dot", [True, False])
 def test_entry_goes_from_claim_over_the_dot_to_the_outcome(
-    outcome: Outcome, state: State | None, dot: bool
+    outcome: Outcome, state: EntryState | None, dot: bool
 ) -> None:
     async def work(site: Site) -> None:
         claims = site.claims()
         assert await claims.claim([0]) == ([0], {}, [])
-        assert await site.state(0) is State.CLAIMED
+        assert await site.state(0) is EntryState.CLAIMED
         if dot:
             await claims.dot_is_next(HOST, [0])
-            assert await site.state(0) is State.DOT_SENT
+            assert await site.state(0) is EntryState.DOT_SENT
         if outcome is IN_DOUBT:
             claims.note_doubt([0], HOST)
         claims.settled(0, outcome)
@@ -151,14 +234,14 @@ def test_message_settled_in_part_is_remembered_as_long_as_it_may_come_back() -> 
         await part.finish([TAKEN, LATER])
         site.now += KEPT + 1
         assert await site.state(0) is None
-        assert await site.state(1) is State.DELIVERED
+        assert await site.state(1) is EntryState.DELIVERED
         again = site.claims()  # each retry adds the whole time
         claim = await again.claim([1, 2])
         again.settled(1, claim.settled[1])
         again.settled(2, LATER)
         await again.finish([claim.settled[1], LATER])
         site.now += KEPT_IN_PART - 1
-        assert await site.state(1) is State.DELIVERED
+        assert await site.state(1) is EntryState.DELIVERED
         site.now += 2
         assert await site.state(1) is None
 
@@ -286,7 +369,7 @@ def test_recipient_of_another_delivery_is_waited_for_and_then_settled() -> None:
 
 def test_delivery_that_takes_too_long_is_left_to_itself() -> None:
     async def work(site: Site) -> None:
-        await site.another(State.CLAIMED, alive=True)
+        await site.another(EntryState.CLAIMED, alive=True)
         assert await site.claims().claim_later([0], 30) == ([], {}, [0])
 
     assert 30 <= play(work) < 31
@@ -299,16 +382,16 @@ def test_recipient_that_another_delivery_has_let_go_is_ours() -> None:
         first.settled(0, LATER)
         assert await second.claim_later([0], 30) == ([0], {}, [])
         await first.finish([LATER])
-        assert await site.state(0) is State.CLAIMED
+        assert await site.state(0) is EntryState.CLAIMED
 
     play(work)
 
 
-@pytest.mark.parametrize("state", [State.CLAIMED, State.DOT_SENT])
+@pytest.mark.parametrize("state", [EntryState.CLAIMED, EntryState.DOT_SENT])
 def test_entry_of_a_dead_process_is_ours_and_tells_who_may_have_it(
-    state: State,
+    state: EntryState,
 ) -> None:
-    relay = HOST if state is State.DOT_SENT else ""
+    relay = HOST if state is EntryState.DOT_SENT else ""
 
     async def work(site: Site) -> None:
         await site.another(state, relay, alive=False)
@@ -406,16 +489,17 @@ def test_host_that_refused_it_for_now_is_in_no_doubt_any_more() -> None:
     play(work)
 
 
-@pytest.mark.parametrize("state", [one for one in State if one is not State.DEFERRED])
-def test_dot_is_not_sent_when_another_process_has_taken_over(state: State) -> None:
+@pytest.mark.parametrize(
+    "state", [one for one in EntryState if one is not EntryState.DEFERRED]
+)
+def test_dot_is_not_sent_when_another_process_has_taken_over(state: EntryState) -> None:
     async def work(site: Site) -> None:
         claims = site.claims(deadline=10)
         await claims.claim([0])
         site.now += 100  # far longer than we said, and others believed it
-        if state in (State.DELIVERED, State.REFUSED):
-            outcome = TAKEN if state is State.DELIVERED else REFUSED
+        if state in (EntryState.DELIVERED, EntryState.REFUSED):
+            outcome = TAKEN if state is EntryState.DELIVERED else REFUSED
             entry = journal.settled_entry(outcome)
-            assert entry is not None
             await site.store.put(KEYS[0], entry.encode(), site.now + KEPT)
         else:
             await site.another(state, alive=True)
@@ -435,7 +519,7 @@ def test_dot_is_sent_when_the_entry_is_gone() -> None:
         await claims.claim([0])
         await site.store.delete(KEYS[0])  # `hosts clear`, or no room
         await claims.dot_is_next(HOST, [0])
-        assert await site.state(0) is State.DOT_SENT
+        assert await site.state(0) is EntryState.DOT_SENT
 
     play(work)
 
@@ -444,14 +528,14 @@ def test_delivery_is_the_truth_whoever_has_written_there() -> None:
     async def work(site: Site) -> None:
         claims = site.claims()
         await claims.claim([0, 1])
-        await site.another(State.CLAIMED, alive=True)
+        await site.another(EntryState.CLAIMED, alive=True)
         theirs = await site.entry(0)
         assert theirs is not None
         await site.store.put(KEYS[1], theirs.encode(), site.now + KEPT)
         claims.settled(0, TAKEN)
         claims.settled(1, REFUSED)
         await claims.finish([TAKEN, REFUSED])
-        assert await site.state(0) is State.DELIVERED
+        assert await site.state(0) is EntryState.DELIVERED
         assert await site.entry(1) == theirs
 
     play(work)
@@ -459,7 +543,7 @@ def test_delivery_is_the_truth_whoever_has_written_there() -> None:
 
 def test_nobody_without_a_key_is_in_the_journal() -> None:
     async def work(site: Site) -> None:
-        claims = Claims(site.store, {}, 900.0, site.tell, site.utc)
+        claims = site.claims(keys={})
         assert await claims.claim([0, 1]) == ([0, 1], {}, [])
         await claims.dot_is_next(HOST, [0, 1])
         claims.settled(0, TAKEN)
@@ -481,7 +565,7 @@ def test_bug_in_one_write_is_told_and_the_others_are_written() -> None:
         claims.settled(0, LATER)
         claims.settled(1, TAKEN)
         await claims.finish([LATER, TAKEN])
-        assert await site.state(1) is State.DELIVERED
+        assert await site.state(1) is EntryState.DELIVERED
         assert site.told == ["a bug of the store's"]
 
     play(work, Buggy(lambda: 1_000_000.0))
@@ -542,7 +626,6 @@ def test_busy_store_is_given_time_since_a_copy_may_depend_on_it() -> None:
 
     async def work(site: Site) -> None:
         entry = journal.settled_entry(TAKEN)
-        assert entry is not None
         await store.put(KEYS[0], entry.encode(), site.now + KEPT)
         store.until = asyncio.get_running_loop().time() + 5
         claim = await site.claims().claim([0])
@@ -617,16 +700,19 @@ def test_claim_or_dot_that_was_written_too_late_is_still_ours(
 _CLAIM = """
 import asyncio, sys
 from mxpolicy.delivery.claims import Claims
+from mxpolicy.delivery.settlement import Settlement
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.sqlite import SqliteStore
 
 async def main():
     store = FallbackStore(SqliteStore(sys.argv[1]), print)
-    claims = Claims(store, {0: "journal/a"}, 900.0, print)
-    claim = await claims.claim([0])
-    if claim.ours:
+    settlement = Settlement(["bob@example.com"], print)
+    claims = Claims(store, settlement, {0: "journal/a"}, 900.0, print)
+    await claims.claim([0])
+    ours = settlement.open([0])
+    if ours:
         await claims.dot_is_next("mx.example[192.0.2.1]:25", [0])
-    print("ours" if claim.ours else "busy", flush=True)
+    print("ours" if ours else "busy", flush=True)
     sys.stdin.read()
 
 asyncio.run(main())

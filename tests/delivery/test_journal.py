@@ -16,10 +16,10 @@ from mxpolicy.delivery.journal import (
     Busy,
     Claimed,
     Entry,
+    EntryState,
     Owner,
     Past,
     Settled,
-    State,
     aim_of,
     deferred_entry,
     digest_of,
@@ -42,43 +42,43 @@ TAKEN = EnhancedStatus(2, 0, 0)
 REFUSED = EnhancedStatus(5, 1, 1)
 
 
-def entry(state: State, owner: Owner = OTHER, until: float = 1000.0) -> Entry:
+def entry(state: EntryState, owner: Owner = OTHER, until: float = 1000.0) -> Entry:
     """Return an entry as the code makes it."""
     match state:
-        case State.CLAIMED | State.DEFERRED:
+        case EntryState.CLAIMED | EntryState.DEFERRED:
             return Entry(state, owner, until)
-        case State.DOT_SENT:
+        case EntryState.DOT_SENT:
             return Entry(state, owner, until, HOST)
-        case State.DELIVERED:
+        case EntryState.DELIVERED:
             return Entry(state, owner, until, HOST, TAKEN, "250 2.0.0 Ok")
-        case State.REFUSED:
+        case EntryState.REFUSED:
             return Entry(state, owner, until, HOST, REFUSED, "550 5.1.1 Who?")
 
 
 # Every state by whoever made it, alive and in his time or not.
 TABLE = [
-    (State.CLAIMED, OTHER, True, 999.0, Busy()),
-    (State.CLAIMED, OTHER, True, 1000.0, Claimed()),
-    (State.CLAIMED, OTHER, False, 999.0, Claimed()),
-    (State.CLAIMED, ME, True, 999.0, Claimed()),
-    (State.DOT_SENT, OTHER, True, 999.0, Busy()),
-    (State.DOT_SENT, OTHER, True, 1000.0, Claimed(DOUBTED)),
-    (State.DOT_SENT, OTHER, False, 999.0, Claimed(DOUBTED)),
-    (State.DOT_SENT, ME, True, 999.0, Claimed(DOUBTED)),
-    (State.DEFERRED, OTHER, True, 999.0, Claimed()),
+    (EntryState.CLAIMED, OTHER, True, 999.0, Busy()),
+    (EntryState.CLAIMED, OTHER, True, 1000.0, Claimed()),
+    (EntryState.CLAIMED, OTHER, False, 999.0, Claimed()),
+    (EntryState.CLAIMED, ME, True, 999.0, Claimed()),
+    (EntryState.DOT_SENT, OTHER, True, 999.0, Busy()),
+    (EntryState.DOT_SENT, OTHER, True, 1000.0, Claimed(DOUBTED)),
+    (EntryState.DOT_SENT, OTHER, False, 999.0, Claimed(DOUBTED)),
+    (EntryState.DOT_SENT, ME, True, 999.0, Claimed(DOUBTED)),
+    (EntryState.DEFERRED, OTHER, True, 999.0, Claimed()),
 ]
 
 
 @pytest.mark.parametrize(("state", "owner", "alive", "now", "expected"), TABLE)
 def test_unsettled_entry_is_busy_while_its_owner_is_at_it(
-    state: State, owner: Owner, alive: bool, now: float, expected: Claimed | Busy
+    state: EntryState, owner: Owner, alive: bool, now: float, expected: Claimed | Busy
 ) -> None:
     assert judge(entry(state, owner), ME, now, alive=alive) == expected
 
 
 def test_claim_that_nobody_would_make_is_none() -> None:
     # Made by a clock that was a year ahead, or read by one that is a year behind.
-    far = entry(State.CLAIMED, OTHER, until=LONGEST_CLAIM + 1)
+    far = entry(EntryState.CLAIMED, OTHER, until=LONGEST_CLAIM + 1)
     assert judge(far, ME, 0.0, alive=True) == Claimed()
     assert judge(far, ME, 2.0, alive=True) == Busy()
 
@@ -91,22 +91,22 @@ def test_no_entry_is_a_claim() -> None:
 @pytest.mark.parametrize("alive", [True, False])
 @pytest.mark.parametrize("now", [0.0, 1e12])
 def test_settled_entry_stays_settled(owner: Owner, alive: bool, now: float) -> None:
-    found = judge(entry(State.DELIVERED, owner), ME, now, alive=alive)
+    found = judge(entry(EntryState.DELIVERED, owner), ME, now, alive=alive)
     assert isinstance(found, Settled)
     assert isinstance(found.outcome, Delivered)
     assert found.outcome.status == TAKEN
     assert found.outcome.text == "250 2.0.0 Ok (delivered earlier)"
     assert found.outcome.relay == HOST
-    found = judge(entry(State.REFUSED, owner), ME, now, alive=alive)
+    found = judge(entry(EntryState.REFUSED, owner), ME, now, alive=alive)
     assert found == Settled(Bounced(REFUSED, "550 5.1.1 Who?", None, HOST))
 
 
 @pytest.mark.parametrize(
     "made_wrong",
     [
-        entry(State.DELIVERED)._replace(status=REFUSED),
-        entry(State.REFUSED)._replace(status=TAKEN),
-        entry(State.REFUSED)._replace(status=None),
+        entry(EntryState.DELIVERED)._replace(status=REFUSED),
+        entry(EntryState.REFUSED)._replace(status=TAKEN),
+        entry(EntryState.REFUSED)._replace(status=None),
     ],
 )
 def test_entry_that_contradicts_itself_is_not_there(made_wrong: Entry) -> None:
@@ -123,12 +123,15 @@ def test_refusal_is_replayed_whole_who_may_have_the_message_included() -> None:
     assert judge(found, ME, 0.0, alive=False) == Settled(refusal)
 
 
-@pytest.mark.parametrize("state", State)
-def test_entry_is_read_as_it_was_written(state: State) -> None:
+@pytest.mark.parametrize("state", EntryState)
+def test_entry_is_read_as_it_was_written(state: EntryState) -> None:
     assert Entry.decode(entry(state).encode()) == entry(state)
 
 
-@given(st.binary() | st.sampled_from(list(State)).map(lambda s: entry(s).encode()[:-9]))
+@given(
+    st.binary()
+    | st.sampled_from(list(EntryState)).map(lambda s: entry(s).encode()[:-9])
+)
 def test_anything_else_is_no_entry(data: bytes) -> None:
     found = Entry.decode(data)
     assert found is None or isinstance(found, Entry)
@@ -149,7 +152,7 @@ PASTS = st.builds(
 
 @given(PASTS)
 def test_past_is_read_as_it_was_written(past: Past) -> None:
-    there = entry(State.CLAIMED)._replace(past=past)
+    there = entry(EntryState.CLAIMED)._replace(past=past)
     assert Entry.decode(there.encode()) == there
 
 
@@ -160,7 +163,7 @@ def test_past_is_read_as_it_was_written(past: Past) -> None:
 def test_past_of_any_size_leaves_a_bounded_entry_that_is_read(
     doubts: dict[str, int], waits: dict[tuple[str, str], float]
 ) -> None:
-    data = entry(State.DOT_SENT)._replace(past=Past(doubts, waits)).encode()
+    data = entry(EntryState.DOT_SENT)._replace(past=Past(doubts, waits)).encode()
     assert len(data) <= MAX_ENTRY
     assert Entry.decode(data) is not None
 
@@ -169,7 +172,7 @@ def test_past_that_is_too_long_loses_the_shortest_waits_first() -> None:
     hosts = [f"{'x' * 60}.host{number}.example" for number in range(100)]
     waits = {(host, "rcpt"): float(number) for number, host in enumerate(hosts)}
     past = Past({hosts[0]: 2, hosts[1]: 1}, waits)
-    kept = Entry.decode(entry(State.CLAIMED)._replace(past=past).encode())
+    kept = Entry.decode(entry(EntryState.CLAIMED)._replace(past=past).encode())
     assert kept is not None
     assert kept.past.doubts == past.doubts
     assert 30 < len(kept.past.waits) < 60
@@ -196,7 +199,9 @@ def test_deferral_leaves_an_entry_only_if_it_has_a_past() -> None:
 
 
 def test_dot_without_an_answer_adds_to_the_doubts_of_before() -> None:
-    there = entry(State.DOT_SENT)._replace(past=Past({HOST: 1, "mx2[192.0.2.2]:25": 3}))
+    there = entry(EntryState.DOT_SENT)._replace(
+        past=Past({HOST: 1, "mx2[192.0.2.2]:25": 3})
+    )
     assert judge(there, ME, 0.0, alive=False) == Claimed(
         Past({HOST: 2, "mx2[192.0.2.2]:25": 3})
     )

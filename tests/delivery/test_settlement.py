@@ -132,10 +132,15 @@ def test_message_taken_for_one_and_refused_for_the_other() -> None:
 
 
 def test_broken_session_leaves_everybody_to_the_next_host() -> None:
-    made, _ = settlement(State.OPEN, State.ACCEPTED, State.DOT_SENT, State.DELIVERED)
-    made[3].outcome = OK
-    made.released(range(4))
-    assert [made[place].state for place in range(3)] == [State.OPEN] * 3
+    states = State.OPEN, State.ACCEPTED, State.DOT_SENT, State.DELIVERED
+    made, _ = settlement(*states)
+    assert not made.are_accepted(range(2))
+    assert made.are_accepted([1])
+    made.withdrawn(range(4))
+    assert made.open(range(4)) == [0, 1]
+    assert made.with_dot_out(range(4)) == [2]
+    made.released([2])  # it never left
+    assert made.open(range(4)) == [0, 1, 2]
     assert made[3].state is State.DELIVERED
 
 
@@ -174,7 +179,7 @@ def test_second_doubt_at_one_host_goes_on(
     made.claimed(0, Past(doubts))
     made.accepted([0])
     made.dot_sent([0], RELAY)
-    assert made.is_first_doubt(0, UNANSWERED) is is_first
+    assert made.is_first_doubt(0, UNANSWERED, True) is is_first
     assert made[0].past.doubts[RELAY] == doubts.get(RELAY, 0) + 1
     if is_first:
         made.settle(0, UNANSWERED)
@@ -183,12 +188,21 @@ def test_second_doubt_at_one_host_goes_on(
         assert made[0].state is State.OPEN
 
 
+def test_each_doubt_goes_on_where_none_would_be_remembered() -> None:
+    made, _ = settlement(State.DOT_SENT)
+    made[0].relay = RELAY
+    assert not made.is_first_doubt(0, UNANSWERED, False)
+    assert made[0].state is State.OPEN
+    made.settle(0, LATER)
+    assert made[0].outcome == UNANSWERED._replace(text="sent, not answered; not now")
+
+
 def test_deferral_begins_with_the_host_that_may_have_the_message() -> None:
     made, _ = settlement(State.UNCLAIMED)
     made.claimed(0, Past({RELAY: 1}))
     made.accepted([0])
     made.dot_sent([0], RELAY)
-    assert not made.is_first_doubt(0, UNANSWERED)
+    assert not made.is_first_doubt(0, UNANSWERED, True)
     made.settle(0, LATER)
     assert made[0].outcome == UNANSWERED._replace(text="sent, not answered; not now")
 
@@ -237,7 +251,7 @@ def test_stop_after_a_doubt_says_that_it_may_have_arrived() -> None:
     made.claimed(0, Past({RELAY: 1}))
     made.accepted([0])
     made.dot_sent([0], RELAY)
-    made.is_first_doubt(0, UNANSWERED)
+    made.is_first_doubt(0, UNANSWERED, True)
     made.stop(LATER)
     assert made[0].outcome == UNANSWERED
 

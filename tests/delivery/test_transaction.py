@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from mxpolicy.address import Mailbox
 from mxpolicy.delivery.dialogue import SessionFailed
-from mxpolicy.delivery.envelope import Envelope, Recipient
-from mxpolicy.delivery.transaction import TransactionResult
+from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.errors import LocalProtocolError, LocalTrouble
 from mxpolicy.net.dial import dial
 from mxpolicy.options import LongLines, TlsLevel
@@ -27,6 +26,7 @@ from tests.delivery.conversations import (
     BIG,
     FIVE,
     Owner,
+    Result,
     Told,
     converse,
     offered,
@@ -68,7 +68,7 @@ def test_null_reverse_path_is_two_brackets() -> None:
 def test_control_characters_in_an_address_never_reach_the_wire(evil: str) -> None:
     # parse_mailbox refuses them long before; this is the second lock.
     host = ScriptedHost()
-    to = Envelope(None, (Recipient(0, evil, Mailbox(evil, "example.com")),))
+    to = Envelope(None, {0: Mailbox(evil, "example.com")})
     with pytest.raises(LocalProtocolError):
         opened(host, to=to)
     assert not [line for line in host.commands if "RCPT" in line]
@@ -684,7 +684,7 @@ def test_refusal_before_the_host_has_the_dot_counts(early: bytes) -> None:
     assert not told.result.in_doubt
 
 
-async def to_the_dot(size: int) -> tuple[SessionFailed, TransactionResult, bytes]:
+async def to_the_dot(size: int) -> tuple[SessionFailed, Result, bytes]:
     """Offer *size* bytes to a host that reads nothing more after DATA.
 
     Returns how the session failed, its result, and what the host could read after that.
@@ -692,7 +692,7 @@ async def to_the_dot(size: int) -> tuple[SessionFailed, TransactionResult, bytes
     loop = asyncio.get_running_loop()
     stream, peer, candidate = await with_a_small_window()
     session = session_over(stream, candidate, Told(), tls=TlsLevel.NONE)
-    result, spooled = TransactionResult(), mail_data(b"x" * 78 + b"\r\n")
+    result, spooled = Result(), mail_data(b"x" * 78 + b"\r\n")
     spooled.append(b"y" * (size - spooled.size - 2))
     spooled.finish()
 
@@ -741,5 +741,5 @@ def test_dot_that_the_kernel_still_has_leaves_no_doubt_and_never_arrives() -> No
         else:
             assert not result.in_doubt
             too_large = size
-    assert ends[fits] == frozenset(), "the dot was there, and nobody can have read it"
+    assert ends[fits] == set(), "the dot was there, and nobody can have read it"
     assert {0} in ends.values(), "with room for the dot there is doubt"

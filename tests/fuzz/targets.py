@@ -157,7 +157,8 @@ def judgements(data: bytes) -> None:
         if reply.is_positive and verb is not Verb.DATA:
             continue
         failures = Failures(lambda candidate: False)
-        final = failures.refused(CANDIDATE, 0, verb, reply, waited=1.0, alone=alone)
+        refused = failures.refused(CANDIDATE, 0, verb, reply, waited=1.0, alone=alone)
+        final = refused.outcome if refused else None
         trouble.ending([(verb, reply)], waited=1.0, alone=alone)
         assert final is None or reply.is_permanent
         combined = final or failures.combine(0, GiveUpReason.EXHAUSTED)

@@ -1,0 +1,373 @@
+"""The message as it is offered to one host that is ready: the shell of the transaction.
+
+The race owns all time before *ready*; an `Offer` owns it from there to the reply to the
+dot. It runs one transaction after another over one session after another, as long as the
+same host may still take the message:
+
+1. MAIL to dot over the session that has won the race.
+2. Where the host acknowledged nothing more: by other approaches (`Approach.after_stall`).
+3. Where the host refused the message for being in clear: once more under TLS.
+
+What was answered is in the settlement and in `Offer.answers`. What it means is
+decided by `mxpolicy.delivery.attempt` when the offer has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple, Protocol
+
+from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery.approach import Approach
+from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.dialogue import SessionFailed
+from mxpolicy.delivery.envelope import Envelope
+from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.session import Session
+from mxpolicy.delivery.settlement import Settlement
+from mxpolicy.delivery.trace import Trace
+from mxpolicy.delivery.transaction import DOT_TIME, Answers, Transaction
+from mxpolicy.errors import LocalTrouble
+from mxpolicy.outcome import Outcome
+from mxpolicy.reply import Reply, printable
+from mxpolicy.routing.candidate import (
+    Awaited,
+    Candidate,
+    Finding,
+    Phase,
+    Scope,
+    Verdict,
+    Wait,
+)
+from mxpolicy.routing.race import GiveUpReason
+from mxpolicy.routing.tls_requirement import TlsRequirement, wanted_by_host
+
+__all__ = [
+    "Journal",
+    "Message",
+    "Offer",
+    "OutOfTime",
+    "Owner",
+    "failure",
+    "tell_of_detour",
+]
+
+# A silent host is never left sooner than this in the transaction, however many
+# others wait: the reply to RCPT may depend on a call-out to a third host.
+SHORTEST_PATIENCE = 10.0
+
+# Seconds for a second connection to a host that did not take the message over the first
+# one: to connect and to greet, TLS included.
+RETRY_TIME = 60.0
+
+
+class OutOfTime(LocalTrouble):
+    """Too little time is left for the final dot; it was not sent."""
+
+
+class Journal(Protocol):
+    """What an attempt asks and tells the journal: `mxpolicy.delivery.claims.Claims`."""
+
+    def has_memory(self) -> bool:
+        """Whether what is noted outlives this process, as far as can be told."""
+
+    async def dot_is_next(self, relay: str, places: Sequence[int]) -> None:
+        """Called before each final dot, which is sent when it has returned.
+
+        Raises:
+            LocalTrouble: It is not to be sent.
+        """
+
+
+class Message(NamedTuple):
+    """What is delivered; all times are as the trace's `now`.
+
+    Attributes:
+        trace: Told what happens.
+        envelope: The whole envelope.
+        mail_data: Readable any number of times.
+        settlement: What becomes of each recipient.
+        journal: Notes each final dot.
+        may_send_dot: Asked before the mail data is sent, and again just before the final
+            dot, which makes the message the host's (RFC 5321 §4.1.1.4).
+        deadline: Until then hosts are asked and mail data is sent.
+        ends: When the mail server stops listening. A dot whose reply may come after it
+            is not sent.
+    """
+
+    trace: Trace
+    envelope: Envelope
+    mail_data: MailData
+    settlement: Settlement
+    journal: Journal
+    may_send_dot: Callable[[], Awaitable[bool]]
+    deadline: float
+    ends: float
+
+    def time_left(self) -> float:
+        """Return the seconds in which the final dot may still be sent."""
+        last_dot = min(self.deadline, self.ends - DOT_TIME)
+        return max(0.0, last_dot - self.trace.now())
+
+
+class Owner(Protocol):
+    """What an offer asks of whatever has made it: `mxpolicy.delivery.attempt.Attempt`."""
+
+    async def open(self, candidate: Candidate, approach: Approach) -> Session:
+        """Return another session that is ready; raises as `Sessions.open` does."""
+
+    def record(
+        self, candidate: Candidate, finding: Finding, reply: Reply | None = None
+    ) -> None:
+        """*candidate* has failed in this way; *reply* is what it said."""
+
+    def others_left(self) -> int:
+        """How many other hosts may still be asked."""
+
+    def is_last_chance(self) -> bool:
+        """Whether this host has all its time, though others are left."""
+
+    def recipients_answered(self) -> None:
+        """A host has accepted recipients, or refused them, before DATA."""
+
+    def settle(self, place: int, outcome: Outcome) -> None:
+        """Give a recipient its outcome."""
+
+
+class Offer:
+    """Offers *message* over *session* and what follows it; use once, by `run`.
+
+    Args:
+        context: What all messages share.
+        message: What is offered.
+        owner: Told what happens.
+        session: Ready.
+        tls: What was asked of *session* before anything had failed.
+        places: The recipients that it is offered for.
+
+    Attributes:
+        session: The one that is used now, or was used last; its owner gives it back.
+        tls: What is asked of the next session.
+        answers: How the host refused it.
+        ending: How the last session broke, None if it did not.
+        over: Why no other host is to be asked, None if others may be.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        message: Message,
+        owner: Owner,
+        session: Session,
+        tls: TlsRequirement,
+        places: Sequence[int],
+    ) -> None:
+        self._options = context.options
+        self._supplier = context.sessions
+        self._message = message
+        self._owner = owner
+        self._candidate = session.candidate
+        self._places = places
+        self.session = session
+        self.tls = tls
+        self.answers = Answers()
+        self.ending: Finding | None = None
+        self.over: GiveUpReason | None = None
+
+    async def run(self) -> None:
+        """Offer the message until the host has taken or refused it, or has failed."""
+        try:
+            await self._transact()
+            await self._go_on_after_a_stall()
+            await self._go_on_under_tls()
+        except BaseException:
+            self.session.abort()
+            raise
+
+    def misfit(self) -> trouble.Misfit | None:
+        """Return why the host's EHLO reply rules the message out, if it does."""
+        return trouble.misfit(
+            self.session.extensions,
+            size=self._message.mail_data.size,
+            needs_smtputf8=self._message.envelope.needs_smtputf8(self._places),
+            masked=self.session.is_masked,
+        )
+
+    def _left(self) -> list[int]:
+        """Return the recipients that the host has neither taken nor refused."""
+        places = self._message.settlement.open(self._places)
+        return [place for place in places if place not in self.answers.refused]
+
+    # -- one session after another ------------------------------------------
+
+    async def _transact(self) -> None:
+        """Run the transaction for those that are left, and note how the session broke."""
+        transaction = Transaction(
+            self.session,
+            self._message.envelope,
+            self._left(),
+            self._message.mail_data,
+            self,
+            self._message.settlement,
+            self.answers,
+            long_lines=self._options.long_lines,
+            progress=self._options.transaction.body_progress,
+        )
+        self.ending = None
+        try:
+            await transaction.run()
+        except Exception as error:
+            if isinstance(error, LocalTrouble):
+                is_late = isinstance(error, OutOfTime)
+                self.over = GiveUpReason.DEADLINE if is_late else GiveUpReason.CAPPED
+            failed = failure(self._message.trace, Phase.TRANSACTION, error)
+            self.session.abort()
+            self.ending, self.answers.goodbye = failed.finding, failed.reply
+            self._owner.record(self._candidate, failed.finding, failed.reply)
+
+    async def _go_on_after_a_stall(self) -> None:
+        """Offer it by other approaches, where what we sent did not arrive.
+
+        To the same host, before any other: it is the best one that is there, was
+        alive a moment ago, and has not seen a dot.
+        """
+        while self._left() and self.over is None:
+            if self.ending is None or self.ending.verdict is not Verdict.STALLED:
+                return
+            others_left = bool(self._owner.others_left())
+            approach = self.session.approach.after_stall(others_left=others_left)
+            if approach is None:
+                return
+            try:
+                await self._reopen(approach._replace(tls=self.tls))
+            except SessionFailed as failed:
+                if failed.finding.full:  # else that it stalled has been said
+                    self._owner.record(self._candidate, failed.finding, failed.reply)
+                return
+            await self._transact()
+            if self.ending is None:
+                tell_of_detour(self._message.trace, self.session)
+
+    async def _go_on_under_tls(self) -> None:
+        """Offer it once more under TLS, where it was refused for being in clear.
+
+        We came in clear by our own choice: TLS had failed, for want of one packet
+        perhaps, or the memory knew no better. Such a refusal says nothing of the mail:
+        when TLS fails again, it is deferred.
+        """
+        if not self.session.might_have_tls:
+            return
+        said = self.answers.take_back_for_want_of_tls()
+        if said is None or not self._left():
+            return
+        self.tls = wanted_by_host(said.text)
+        self._message.trace.tell(events.TlsWanted, self._candidate, said.text)
+        if self.over is not None or self._message.settlement.with_dot_out(self._places):
+            # Another dot is not sent now: the next attempt begins with TLS.
+            finding = Finding(Verdict.TLS_FAILED, Phase.TLS, 0.0)
+            self._owner.record(self._candidate, self.tls.unmet(finding))
+            return
+        try:
+            await self._reopen(Approach(self.tls, self.session.approach.segment_size))
+        except SessionFailed as failed:
+            reply = failed.reply if failed.finding.phase is Phase.TLS else None
+            self.ending = self.tls.unmet(failed.finding)
+            self._owner.record(self._candidate, self.ending, reply)
+            return
+        await self._transact()
+        await self._go_on_after_a_stall()
+
+    async def _reopen(self, approach: Approach) -> None:
+        """Go on with another session to the same host, after the end of this one.
+
+        Raises:
+            SessionFailed: There is none; not in full where our time was up.
+        """
+        old, now = self.session, self._message.trace.now
+        began = now()
+        old.quit()
+        try:
+            async with asyncio.timeout(min(RETRY_TIME, self._message.time_left())):
+                self.session = await self._owner.open(self._candidate, approach)
+        except LocalTrouble as error:
+            raise failure(self._message.trace, Phase.CONNECT, error) from error
+        except TimeoutError:
+            waited = now() - began
+            wait = Wait(Awaited.TLS, waited)
+            raise SessionFailed(
+                Finding(Verdict.TLS_SILENT, Phase.TLS, waited, full=False, wait=wait)
+            ) from None
+        self._supplier.give_back(old)
+
+    # -- what a transaction asks: delivery.transaction.Control --------------
+
+    def patience(self, standard: float) -> float:
+        """Return the seconds to wait for a reply: fewer when others are waiting.
+
+        Never under `SHORTEST_PATIENCE`, and never past the deadline. A host that has
+        only outlasted this patience is asked again, with all its time.
+        """
+        left = max(0.0, self._message.deadline - self._message.trace.now())
+        others = self._owner.others_left()
+        if not others or self._owner.is_last_chance():
+            return min(standard, left)
+        share = min(self._options.transaction.silence, left / others)
+        return min(standard, left, max(SHORTEST_PATIENCE, share))
+
+    def time_before_dot(self) -> float:
+        """Return the seconds in which the final dot may still be sent (see `Control`)."""
+        left = self._message.time_left()
+        if not left:
+            raise OutOfTime("too little time is left for the end of the mail data")
+        return left
+
+    async def recipients_answered(self, accepted: Sequence[int]) -> None:
+        """Let the losers go when there is nothing left for them (see `Control`)."""
+        self._owner.recipients_answered()
+        if accepted:  # else the mail data would be sent for nothing
+            await self._permit_dot()
+
+    async def dot_is_next(
+        self, candidate: Candidate, recipients: Sequence[int]
+    ) -> None:
+        """Let the owner of the message know, and ask it (see `Control`)."""
+        await self._message.journal.dot_is_next(str(candidate), recipients)
+        await self._permit_dot()
+
+    async def _permit_dot(self) -> None:
+        may_send = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._message.time_left()):
+                may_send = await self._message.may_send_dot()
+        self.time_before_dot()
+        if not may_send:
+            raise LocalTrouble("the mail server that started us has gone away")
+
+    def taken(
+        self, candidate: Candidate, recipients: Sequence[int], reply: Reply
+    ) -> None:
+        """Settle *recipients* at once: nothing that comes now can undo it."""
+        for place in recipients:
+            self._owner.settle(place, trouble.delivered(reply, str(candidate)))
+
+
+def tell_of_detour(trace: Trace, session: Session) -> None:
+    """Tell that the ordinary approach had failed and another one has not."""
+    is_small = session.approach.segment_size is not None
+    in_clear = session.approach.had_to_be_in_clear
+    if is_small or in_clear:
+        trace.tell(events.WorkedAround, session.candidate, is_small, in_clear)
+
+
+def failure(trace: Trace, phase: Phase, error: Exception) -> SessionFailed:
+    """Return how a session failed by *error* in *phase*; tell of a bug of ours."""
+    if isinstance(error, SessionFailed):
+        return error
+    if not isinstance(error, LocalTrouble):
+        trace.trouble(error)
+    # Our own trouble is about no host.
+    verdict = Verdict.SILENT if isinstance(error, OutOfTime) else Verdict.CLOSED
+    text = printable(str(error) or type(error).__name__)
+    return SessionFailed(Finding(verdict, phase, 0.0, Scope.SITE, text=text))
