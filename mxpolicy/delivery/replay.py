@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mxpolicy.delivery.domain_history import DOMAIN
 from mxpolicy.delivery.failed_lookups import LOOKUP
 from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS
-from mxpolicy.delivery.journal import Entry, State, myself
+from mxpolicy.delivery.journal import Entry, EntryState, myself
 from mxpolicy.state.store import is_of_journal
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def _is_last_word(ours: bytes, theirs: bytes | None) -> bool:
     entry = Entry.decode(ours)
     there = Entry.decode(theirs) if theirs is not None else None
     match entry.state if entry else None:
-        case State.DELIVERED:
-            return there is None or there.state is not State.DELIVERED
-        case State.REFUSED | State.DEFERRED:
+        case EntryState.DELIVERED:
+            return there is None or there.state is not EntryState.DELIVERED
+        case EntryState.REFUSED | EntryState.DEFERRED:
             # All but the call: it is this process, whichever delivery it was.
             return there is None or there.owner[:-1] == myself()[:-1]
         case _:

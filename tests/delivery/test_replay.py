@@ -6,9 +6,9 @@ import pytest
 
 from mxpolicy.delivery.journal import (
     Entry,
+    EntryState,
     Owner,
     Past,
-    State,
     deferred_entry,
     myself,
     settled_entry,
@@ -37,10 +37,10 @@ def deferred() -> Entry:
 DELIVERED = settled(Delivered(EnhancedStatus(2, 0, 0), "ok", Reply(250, ("ok",)), HOST))
 REFUSED = settled(Bounced(EnhancedStatus(5, 1, 1), "550 Who?", None, HOST))
 DEFERRED = deferred()
-CLAIMED = Entry(State.CLAIMED, myself(), 9e9)
-DOT_SENT = Entry(State.DOT_SENT, myself(), 9e9, HOST)
-CLAIMED_ELSEWHERE = Entry(State.CLAIMED, ANOTHER, 9e9)
-EARLIER_CALL = Entry(State.CLAIMED, myself(), 9e9)
+CLAIMED = Entry(EntryState.CLAIMED, myself(), 9e9)
+DOT_SENT = Entry(EntryState.DOT_SENT, myself(), 9e9, HOST)
+CLAIMED_ELSEWHERE = Entry(EntryState.CLAIMED, ANOTHER, 9e9)
+EARLIER_CALL = Entry(EntryState.CLAIMED, myself(), 9e9)
 
 
 @pytest.mark.parametrize("there", [None, REFUSED, DEFERRED, CLAIMED_ELSEWHERE, CLAIMED])
