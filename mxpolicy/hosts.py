@@ -6,9 +6,7 @@ Most often root calls it, and that user could not write a file of root's.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
 import sys
 import time
@@ -33,13 +31,15 @@ from mxpolicy.routing.candidate import DIRECT, Candidate
 from mxpolicy.routing.host_record import decode
 from mxpolicy.state.opening import state_file
 from mxpolicy.state.store import StoreAbsent
-from mxpolicy.terminal import BOLD, Terminal, milliseconds, reader_may_leave
+from mxpolicy.terminal import BOLD, milliseconds, shown_by, write_out
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from mxpolicy.options import MemoryOptions
     from mxpolicy.state.store import Store, Stored
+    from mxpolicy.terminal import Terminal
 
 __all__ = ["as_json", "clear", "main", "read", "show"]
 
@@ -71,26 +71,23 @@ def main(argv: Sequence[str]) -> int:
         print(f"mxpolicy: {error}", file=sys.stderr)
         return 1
     now = time.time()
-    with reader_may_leave():
-        if arguments.json:
-            print(json.dumps(as_json(found, now, options.memory), indent=2))
-        else:
-            show(found, now, options.memory, Terminal(sys.stdout, os.environ))
+    write_out(
+        arguments,
+        lambda: as_json(found, now, options.memory),
+        lambda terminal: show(found, now, options.memory, terminal),
+    )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mxpolicy hosts",
-        description="Show what is remembered of hosts, or forget it.",
-        epilog="KEY is a host's name, an address, ADDRESS:PORT or a nexthop; "
-        "without it everything is forgotten.",
-        allow_abbrev=False,
+    parser = shown_by(
+        "hosts",
+        "Show what is remembered of hosts, or forget it.",
+        "KEY is a host's name, an address, ADDRESS:PORT or a nexthop; without it"
+        " everything is forgotten.",
     )
     parser.add_argument("action", nargs="?", choices=["show", "clear"], default="show")
     parser.add_argument("key", nargs="?", metavar="KEY", help="what to clear")
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.add_argument("--config", metavar="FILE", help="the configuration")
     return parser
 
 

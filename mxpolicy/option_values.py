@@ -23,10 +23,12 @@ __all__ = [
     "ITEMS",
     "LISTS",
     "choice",
+    "duration_text",
     "near_miss",
     "parse_duration",
     "parse_size",
     "shown",
+    "size_text",
 ]
 
 MAX_SHOWN = 60  # characters of a wrong word
@@ -81,6 +83,24 @@ def parse_size(text: str) -> int:
             f" B, KiB, MiB, GiB, for example {_with_unit(text, 'MiB')}"
         )
     return int(found[1]) * _SIZE_UNITS[found[2]]
+
+
+def duration_text(seconds: float) -> str:
+    """Return what `parse_duration` reads as *seconds*, in the largest unit that fits."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:.10g}ms"
+    for letter, unit in reversed(_DURATION_UNITS.items()):
+        if unit >= 1 and seconds >= unit and seconds % unit == 0:
+            return f"{seconds / unit:.0f}{letter}"
+    return f"{seconds:.10g}s"
+
+
+def size_text(size: int) -> str:
+    """Return what `parse_size` reads as *size*, in the largest unit that fits."""
+    for name, unit in reversed(_SIZE_UNITS.items()):
+        if size >= unit and size % unit == 0:
+            return f"{size // unit}{name}"
+    return "0B"
 
 
 def shown(text: str, limit: int = MAX_SHOWN) -> str:

@@ -1,13 +1,15 @@
-"""Text for whoever looks at it: wrapped and coloured on a terminal, plain elsewhere.
+"""What a command shows: text wrapped and coloured on a terminal, plain elsewhere, or JSON.
 
 In a pipe or a file every sentence and every row of a table is one line, without
-colour, so that it can be searched and compared. Colours only on a terminal, and
+colour, so that it can be searched and compared. Colours appear only on a terminal, and
 not with ``NO_COLOR`` (https://no-color.org). What is written must be `printable`
 already: nothing is escaped here.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import shutil
 import sys
@@ -16,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = [
     "BOLD",
@@ -128,6 +130,38 @@ class Terminal:
             # A command that is to be copied shall stay in one piece.
             break_long_words=False,
         ) or [first.rstrip()]
+
+
+def shown_by(command: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Return the parser of a command that shows something, or shows it as JSON."""
+    parser = argparse.ArgumentParser(
+        prog=f"mxpolicy {command}",
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--config", metavar="FILE", help="instead of the usual one")
+    return parser
+
+
+def write_out(
+    arguments: argparse.Namespace,
+    whole: Callable[[], Mapping[str, object]],
+    show: Callable[[Terminal], None],
+) -> None:
+    """Write to stdout what *whole* returns, as JSON, or what *show* writes as text.
+
+    Args:
+        arguments: Of the parser from `shown_by`.
+        whole: Makes what ``--json`` shows.
+        show: Writes the text.
+    """
+    with reader_may_leave():
+        if arguments.json:
+            print(json.dumps(whole(), indent=2))
+        else:
+            show(Terminal(sys.stdout, os.environ))
 
 
 def milliseconds(seconds: float) -> str:

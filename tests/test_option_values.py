@@ -3,7 +3,15 @@
 import pytest
 
 from mxpolicy import options
-from mxpolicy.option_values import ITEMS, LISTS, parse_duration, parse_size, shown
+from mxpolicy.option_values import (
+    ITEMS,
+    LISTS,
+    duration_text,
+    parse_duration,
+    parse_size,
+    shown,
+    size_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +50,18 @@ def test_duration_in_other_words_is_refused(text: str) -> None:
 )
 def test_size_is_bytes(text: str, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["0s", "250ms", "1.5s", "90s", "5m", "2h", "1d", "36h"]
+)
+def test_duration_is_written_as_it_is_read(text: str) -> None:
+    assert duration_text(parse_duration(text)) == text
+
+
+@pytest.mark.parametrize("text", ["0B", "1B", "1025B", "512KiB", "10MiB", "1GiB"])
+def test_size_is_written_as_it_is_read(text: str) -> None:
+    assert size_text(parse_size(text)) == text
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,8 @@ which judges).
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
-import sys
 import threading
 import traceback
 from typing import TYPE_CHECKING
@@ -27,7 +24,16 @@ from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Item, Level, Section, tell
 from mxpolicy.config import load
 from mxpolicy.errors import ConfigError
-from mxpolicy.terminal import BOLD, DIM, GREEN, RED, YELLOW, Terminal, reader_may_leave
+from mxpolicy.terminal import (
+    BOLD,
+    DIM,
+    GREEN,
+    RED,
+    YELLOW,
+    Terminal,
+    shown_by,
+    write_out,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -112,7 +118,12 @@ def main(argv: Sequence[str]) -> int:
         0 when nothing fails, else 1. Leaves by `SystemExit` with 2 on a wrong
         command line.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = shown_by(
+        "check",
+        "Show the configuration as understood, and whether its surroundings fit: name"
+        " servers, our name, this machine, Postfix.",
+        "Exit status: 0 when nothing fails, else 1.",
+    ).parse_args(argv)
     looking = _Looking(arguments.config)
     # A thread that can be left behind: no signal ends a call into a file system or
     # a directory service that does not answer.
@@ -124,27 +135,14 @@ def main(argv: Sequence[str]) -> int:
         text = f"no answer within {PATIENCE:.0f} s; the rest was not looked at"
         sections.append(Section(looking.title, [tell(Level.FAIL, text)]))
     failed = any(one.level is Level.FAIL for part in sections for one in part.items)
-    with reader_may_leave():
-        if arguments.json:
-            print(json.dumps(_as_json(sections, looking.settings), indent=2))
-        else:
-            _show(sections, looking.settings, Terminal(sys.stdout, os.environ))
+    write_out(
+        arguments,
+        lambda: _as_json(sections, looking.settings),
+        lambda terminal: _show(sections, looking.settings, terminal),
+    )
     if thread.is_alive():
         os._exit(1)
     return 1 if failed else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mxpolicy check",
-        description="Show the configuration as understood, and whether its "
-        "surroundings fit: name servers, our name, this machine, Postfix.",
-        epilog="Exit status: 0 when nothing fails, else 1.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", metavar="FILE", help="instead of the usual one")
-    parser.add_argument("--json", action="store_true", help="for machines")
-    return parser
 
 
 def _as_json(

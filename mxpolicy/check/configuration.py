@@ -12,6 +12,7 @@ from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.config import DEFAULT_PATH
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolv_conf import read_resolv_conf
+from mxpolicy.option_values import duration_text, size_text
 from mxpolicy.options import Delay, Options, Size, Timeout, YesNoAuto
 
 if TYPE_CHECKING:
@@ -35,9 +36,6 @@ TOO_SHORT = (
     "under 900 s there is no time to wait for a slow host as long as RFC 5321 gives it;"
     " mail that a worse one refuses meanwhile is deferred again and again"
 )
-
-_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
-_SIZES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B"))
 
 
 class Setting(NamedTuple):
@@ -99,26 +97,10 @@ def as_written(value: object, kind: object) -> str:
     if kind in (bool, YesNoAuto):
         return {True: "yes", False: "no", None: "auto"}[value]  # type: ignore[index]
     if kind in (Delay, Timeout):
-        return _duration(float(str(value)))
+        return duration_text(float(str(value)))
     if kind == Size:
-        return _size(int(str(value)))
+        return size_text(int(str(value)))
     return str(value) if value != "" else '""'
-
-
-def _duration(seconds: float) -> str:
-    if 0 < seconds < 1:
-        return f"{seconds * 1000:.10g}ms"
-    for unit, letter in _UNITS:
-        if seconds >= unit and seconds % unit == 0:
-            return f"{seconds / unit:.0f}{letter}"
-    return f"{seconds:.10g}s"
-
-
-def _size(size: int) -> str:
-    for unit, name in _SIZES:
-        if size >= unit and size % unit == 0:
-            return f"{size // unit}{name}"
-    return "0B"
 
 
 def look(path: str | None, options: Options, environ: Mapping[str, str]) -> list[Item]:
@@ -142,7 +124,7 @@ def look(path: str | None, options: Options, environ: Mapping[str, str]) -> list
         ),
         fail(
             options.deadline < SHORT_DEADLINE,
-            f"the option deadline is {_duration(options.deadline)}: {TOO_SHORT}",
+            f"the option deadline is {duration_text(options.deadline)}: {TOO_SHORT}",
             "deadline: 15m",
         ),
         warn(

@@ -11,11 +11,8 @@ got. What is remembered is only read.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
-import sys
 from typing import TYPE_CHECKING
 
 from mxpolicy.address import AddressError, UnsupportedDomain, parse_mailbox
@@ -31,9 +28,10 @@ from mxpolicy.reply import EnhancedStatus, printable
 from mxpolicy.route.explanation import as_json, exit_status, explain
 from mxpolicy.route.text import show
 from mxpolicy.state.opening import open_to_read, state_file
-from mxpolicy.terminal import Terminal, reader_may_leave
+from mxpolicy.terminal import shown_by, write_out
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 __all__ = ["main"]
@@ -72,30 +70,27 @@ def main(argv: Sequence[str]) -> int:
     explained = explain(
         forecast, options, printable(sender), printable(recipient), troubles
     )
-    with reader_may_leave():
-        if arguments.json:
-            print(json.dumps(as_json(explained), indent=2))
-        else:
-            show(explained, Terminal(sys.stdout, os.environ))
+    write_out(
+        arguments,
+        lambda: as_json(explained),
+        lambda terminal: show(explained, terminal),
+    )
     return exit_status(forecast.plan)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mxpolicy route",
-        description="Show whom a message would be tried at, when and why. "
-        "Asks DNS and what is remembered; dials nothing.",
-        epilog="Exit status: 0 there is somebody to dial; 75 and 69 as "
-        "mxpolicy pipe would answer when nobody would be dialled.",
-        allow_abbrev=False,
+    parser = shown_by(
+        "route",
+        "Show whom a message would be tried at, when and why. Asks DNS and what is"
+        " remembered; dials nothing.",
+        "Exit status: 0 there is somebody to dial; 75 and 69 as mxpolicy pipe would"
+        " answer when nobody would be dialled.",
     )
     parser.add_argument(
         "nexthop",
         metavar="NEXTHOP",
         help="domain, domain:port, [host], [address], or a list, as in transport(5)",
     )
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.add_argument("--config", metavar="FILE", help="instead of the usual one")
     parser.add_argument(
         "--sender",
         metavar="ADDRESS",
