@@ -443,7 +443,7 @@ class SmtpClient:
         if self.state is State.READY:
             self.ehlo_name = _first_word(reply)
             self.extensions = Extensions.from_reply(reply)
-        return EhloAnswered(reply.shortened(), self.extensions)
+        return EhloAnswered(reply.shortened())
 
     def _note_starttls(self, reply: Reply) -> Event:
         if not reply.is_positive:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mxpolicy.protocol.extensions import Extensions
 from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.reply import Reply
 
@@ -31,41 +30,34 @@ __all__ = [
 ]
 
 
-class Greeted(NamedTuple):
+class Answered(NamedTuple):
+    """A reply; its class says what it means."""
+
+    reply: Reply
+
+
+class Greeted(Answered):
     """The greeting. 2yz: `SmtpClient.ehlo` is next; else only QUIT."""
 
-    reply: Reply
 
-
-class EhloAnswered(NamedTuple):
+class EhloAnswered(Answered):
     """2yz: ready. Else, whatever the code, `SmtpClient.helo` is next, or QUIT."""
 
-    reply: Reply
-    extensions: Extensions
 
-
-class HeloAnswered(NamedTuple):
+class HeloAnswered(Answered):
     """2yz: ready, without extensions. Else only QUIT."""
 
-    reply: Reply
 
-
-class TlsReady(NamedTuple):
+class TlsReady(Answered):
     """Do the handshake on the connection now, then call `SmtpClient.tls_established`."""
 
-    reply: Reply
 
-
-class StartTlsRefused(NamedTuple):
+class StartTlsRefused(Answered):
     """Still ready, in clear."""
 
-    reply: Reply
 
-
-class MailAnswered(NamedTuple):
+class MailAnswered(Answered):
     """Not 2yz: there is no transaction, and no `RcptAnswered` will come."""
-
-    reply: Reply
 
 
 class RcptAnswered(NamedTuple):
@@ -79,43 +71,31 @@ class RcptAnswered(NamedTuple):
     reply: Reply
 
 
-class DataAnswered(NamedTuple):
+class DataAnswered(Answered):
     """3yz: write the mail data. Else the transaction needs RSET, the session may go on."""
 
-    reply: Reply
 
-
-class BodyRefused(NamedTuple):
+class BodyRefused(Answered):
     """A 4yz or 5yz before the server had the final dot. It counts for all recipients.
 
     The session is over: close the connection, send no dot if none has left.
     """
 
-    reply: Reply
 
-
-class DotAnswered(NamedTuple):
+class DotAnswered(Answered):
     """2yz: the server is responsible (RFC 5321 §6.1). In any case the session is ready."""
 
-    reply: Reply
 
-
-class RsetAnswered(NamedTuple):
+class RsetAnswered(Answered):
     """2yz: ready. Else only QUIT."""
 
-    reply: Reply
 
-
-class QuitAnswered(NamedTuple):
+class QuitAnswered(Answered):
     """The session is over, whatever the reply."""
 
-    reply: Reply
 
-
-class StrayReply(NamedTuple):
+class StrayReply(Answered):
     """A reply that answers nothing and refuses nothing. It changes nothing: log it."""
-
-    reply: Reply
 
 
 class Closing(NamedTuple):
