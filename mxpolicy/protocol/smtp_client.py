@@ -74,18 +74,17 @@ class _Command(NamedTuple):
 # and spares what looks like its code.
 _MASKED_BANNER = re.compile(r"[20 ]*\*[20* ]*")
 
-# Nothing else may stand between "<" and ">": a quoted local part (RFC 5321 §4.1.2)
-# may hold space and angle brackets, what is outside of it may not, or it could
-# end the path and begin a parameter.
-_PATH = re.compile(r'(?:"(?:\\.|[^"\\])*"|[^\s<>"])*')
+# Nothing else may stand between "<" and ">". A quoted local part (RFC 5321 §4.1.2) may
+# hold space and angle brackets. What is outside of it may not, or it could end the path
+# and begin a parameter. Control characters are in no path.
+_PATH = re.compile(
+    r'(?:"(?:\\[^\x00-\x1f\x7f]|[^"\\\x00-\x1f\x7f])*"|[^\s<>"\x00-\x1f\x7f])*'
+)
 # A sender need be no address, as long as what follows it cannot be mistaken: each angle
 # bracket is in a quoted string, and a quote that nothing ends begins none.
 _REVERSE_PATH = re.compile(
     r'(?>"(?:\\[^\r\n\0]|[^"\\\r\n\0])*"|[^<>"\r\n\0]|"(?=[^<>\r\n\0]*\Z))*\Z'
 )
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-
-_WORD = re.compile(r"[!-~]+")
 
 
 class SmtpClient:
@@ -473,7 +472,7 @@ def _first_word(reply: Reply) -> str:
 
 def _parameter(text: str) -> str:
     """Return *text* unchanged, if it is one word of printable ASCII."""
-    if not _WORD.fullmatch(text):
+    if not (text.isascii() and text.isprintable()) or not text or " " in text:
         raise LocalProtocolError(f"no argument for a command: {text!r}")
     return text
 
@@ -489,7 +488,7 @@ def _reverse_path(text: str, utf8: bool) -> str:
 
 def _path(text: str, utf8: bool) -> str:
     """Return a path's inside unchanged, if nothing in it can leave its brackets."""
-    if _CONTROL.search(text) or not _PATH.fullmatch(text):
+    if not _PATH.fullmatch(text):
         raise LocalProtocolError(f"no path: {text!r}")
     if not text.isascii() and not utf8:
         raise LocalProtocolError(f"a path beyond ASCII without SMTPUTF8: {text!r}")
