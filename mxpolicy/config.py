@@ -50,7 +50,7 @@ MAX_MISTAKES = 50
 MAX_PATH = 240  # of a path, shown
 
 # What YAML itself does not allow (1.1 §5.1), and what a terminal would obey.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]")
+_CONTROLS = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]"
 
 
 def load(path: str | None, environ: Mapping[str, str]) -> Options:
@@ -165,7 +165,7 @@ def _decoded(data: bytes, mistakes: _Mistakes) -> str:
     except UnicodeDecodeError as exc:
         before = data[: exc.start].decode("latin-1")
         mistakes.stop(*_place(before), "this is not UTF-8 text")
-    control = _CONTROLS.search(text)
+    control = re.search(_CONTROLS, text)
     if control:
         what = (
             f"a control character (\\x{ord(control[0]):02x}); this must be a text file"

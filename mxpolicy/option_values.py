@@ -34,14 +34,15 @@ __all__ = [
 MAX_SHOWN = 60  # characters of a wrong word
 MAX_PATH = 1024
 
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|s|m|h|d)")
+# Compiled where they are needed: most messages meet one of them at most.
+_DURATION = r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|s|m|h|d)"
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"([0-9]{1,12})\s*(B|KiB|MiB|GiB)")
+_SIZE = r"([0-9]{1,12})\s*(B|KiB|MiB|GiB)"
 _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_BARE = re.compile(r"[1-9][0-9]{0,5}|0?\.[0-9]{1,3}")
-_WHOLE = re.compile(r"0|[1-9][0-9]{0,8}")
-_WITH_PORT = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]+)")
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
+_BARE = r"[1-9][0-9]{0,5}|0?\.[0-9]{1,3}"
+_WHOLE = r"0|[1-9][0-9]{0,8}"
+_WITH_PORT = r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]+)"
+_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 # smtpd(8)'s names; BDAT is shown as DATA.
 _STATES = ("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN")  # fmt: skip
 _YES_NO_AUTO = {
@@ -59,7 +60,7 @@ def parse_duration(text: str) -> float:
     """
     if text == "0":
         return 0.0
-    found = _DURATION.fullmatch(text)
+    found = re.fullmatch(_DURATION, text)
     if not found:
         raise ValueError(
             f"{_quoted(text)} is not a duration; write a number and one of"
@@ -76,7 +77,7 @@ def parse_size(text: str) -> int:
     """
     if text == "0":
         return 0
-    found = _SIZE.fullmatch(text)
+    found = re.fullmatch(_SIZE, text)
     if not found:
         raise ValueError(
             f"{_quoted(text)} is not a size; write a whole number and one of"
@@ -116,7 +117,7 @@ def _quoted(text: str) -> str:
 
 def _with_unit(text: str, unit: str) -> str:
     """Return *text* with the unit it lacks, else an example."""
-    return f"{text if _BARE.fullmatch(text) else 30}{unit}"
+    return f"{text if re.fullmatch(_BARE, text) else 30}{unit}"
 
 
 def near_miss(word: str, known: tuple[str, ...]) -> str:
@@ -169,7 +170,7 @@ def _size(text: str) -> int:
 
 def _whole(least: int, most: int) -> Reader:
     def read(text: str) -> int:
-        if not _WHOLE.fullmatch(text):
+        if not re.fullmatch(_WHOLE, text):
             raise ValueError(
                 f"{_quoted(text)} is not a whole number from {least} to {most}"
             )
@@ -192,7 +193,7 @@ def _host_name(text: str) -> str:
         raise ValueError(f"{_quoted(text)}: write it as A-labels (xn--...)")
     name = text.lower().removesuffix(".")
     labels = name.split(".")
-    if len(name) > 253 or not all(map(_LABEL.fullmatch, labels)):
+    if len(name) > 253 or not all(re.fullmatch(_LABEL, label) for label in labels):
         raise ValueError(f"{_quoted(text)} is not a host name")
     if labels[-1].isdigit():
         raise ValueError(f"{_quoted(text)} is an address, not a host name")
@@ -249,7 +250,7 @@ def _network_or_private(text: str) -> str:
 
 
 def _name_server(text: str) -> str:
-    found = _WITH_PORT.fullmatch(text)
+    found = re.fullmatch(_WITH_PORT, text)
     bracketed, plain, port = found.groups() if found else (None, text, "53")
     version = _ip(bracketed or plain or "")
     if version is None or (bracketed and version == 4) or not _is_port(port):
@@ -261,7 +262,7 @@ def _name_server(text: str) -> str:
 
 
 def _is_port(text: str) -> bool:
-    return bool(_WHOLE.fullmatch(text)) and 1 <= int(text) <= 65535
+    return bool(re.fullmatch(_WHOLE, text)) and 1 <= int(text) <= 65535
 
 
 def _directory(text: str) -> str:
