@@ -11,13 +11,11 @@ import asyncio
 import contextlib
 import json
 import re
-import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ import pytest
 
 from tests.helpers.dns_server import DnsServer, dns_server, faults
 from tests.helpers.piping import CHECKOUT, MESSAGE, Ended, Host, Runner, pipe
+from tests.helpers.scripted_smtp import Answer, End
 
 __all__ = ["pipe"]  # a fixture
 
@@ -43,101 +42,45 @@ MORE_MEMORY = 4096
 # A megabyte: hosts are heard while it is being written.
 LARGE = MESSAGE + b"A line of the message.\n" * 45_000
 
-Deed = Callable[[socket.socket], None]
-
-
 # -- what hosts do ------------------------------------------------------------------
 
 
-def flood(beginning: bytes, piece: bytes) -> Deed:
-    """Send *piece* for as long as somebody takes it."""
+def flood(beginning: bytes, piece: bytes) -> Answer:
+    """Send *piece* for as long as it is taken."""
 
-    def deed(connection: socket.socket) -> None:
-        connection.sendall(beginning)
+    async def deed(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            connection.sendall(piece)
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
 
-    return deed
+    return (beginning, deed)
 
 
-def drip(beginning: bytes, piece: bytes) -> Deed:
+def drip(beginning: bytes, piece: bytes) -> Answer:
     """Send *piece* now and then, for longer than there is time."""
-
-    def deed(connection: socket.socket) -> None:
-        connection.sendall(beginning)
-        end = time.monotonic() + HOST_PATIENCE
-        while time.monotonic() < end:
-            time.sleep(0.05)
-            connection.sendall(piece)
-        raise ConnectionAbortedError
-
-    return deed
+    return (beginning, *(0.05, piece) * int(HOST_PATIENCE / 0.05), End.CLOSE)
 
 
-def say(*replies: bytes, hang_up: bool = False) -> Deed:
-    """Send this and go on, or hang up."""
-
-    def deed(connection: socket.socket) -> None:
-        connection.sendall(b"".join(replies))
-        if hang_up:
-            raise ConnectionAbortedError
-
-    return deed
-
-
-def close(connection: socket.socket) -> None:
-    """Hang up."""
-    raise ConnectionAbortedError
-
-
-def reset(connection: socket.socket) -> None:
-    """Hang up rudely."""
-    linger = struct.pack("ii", 1, 0)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    raise ConnectionAbortedError
-
-
-def hang(connection: socket.socket) -> None:
+async def hang(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
     """Say nothing more, and read until the client has left, or long enough."""
-    connection.settimeout(HOST_PATIENCE)
     with contextlib.suppress(TimeoutError):
-        while connection.recv(65536):
-            pass
-    raise ConnectionAbortedError
+        async with asyncio.timeout(HOST_PATIENCE):
+            while await reader.read(65536):
+                pass
 
 
-def deaf(connection: socket.socket) -> None:
-    """Neither speak nor read; look now and then whether the client has left."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    end = time.monotonic() + HOST_PATIENCE
-    while time.monotonic() < end:
-        time.sleep(0.1)
-        state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO) & 0xFF
-        if state != 1:
-            break  # not ESTABLISHED any more
-    raise ConnectionAbortedError
+async def deaf(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Neither speak nor read, for long enough."""
+    writer.transport.pause_reading()  # type: ignore[attr-defined]
+    await asyncio.sleep(HOST_PATIENCE)
 
 
-class HostileHost(Host):
-    """A good host up to one *step*, at which it does its *deed*."""
-
-    def __init__(self, step: str, deed: Deed, **script: str) -> None:
-        self._step = step
-        self._deed = deed
-        super().__init__({"HELO": "250 host.example", "STAR": "220 Go on", **script})
-
-    def _say(self, connection: socket.socket, step: str) -> None:
-        if step == self._step:
-            self._deed(connection)
-            if step == "DOT":  # what was no reply is waited out for ten minutes
-                raise ConnectionAbortedError
-        else:
-            super()._say(connection, step)
-
-    def _receive(self, connection: socket.socket, lines: Any) -> None:
-        if self._step == "BODY":
-            self._deed(connection)
-        super()._receive(connection, lines)
+def hostile(step: str, deed: Answer, script: Mapping[str, Answer]) -> Host:
+    """Return a good host up to one *step*, at which it does its *deed*."""
+    if step == "DOT":  # what was no reply is waited out for ten minutes
+        deed = (*(deed if isinstance(deed, tuple) else (deed,)), End.CLOSE)
+    return Host({**script, step: deed})
 
 
 CODES = {
@@ -149,7 +92,7 @@ CODES = {
     "BODY": b"550",
     "DOT": b"250",
 }
-STARTTLS = "250-host.example\r\n250 STARTTLS"
+STARTTLS = "250-host.example\n250 STARTTLS"
 # The beginning of a handshake message of 16 MiB, record by record.
 ENDLESS_HELLO = b"\x16\x03\x03\x40\x04\x0b\xff\xff\xff" + b"x" * 0x4000
 HTTP = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n<html>"
@@ -159,41 +102,41 @@ def _cases() -> Iterator[Any]:
     """Yield (step, deeds, script), each with its name."""
     for step, code in CODES.items():
         # Until the deadline: so these are met at once.
-        waits: dict[str, Deed] = {
+        waits: dict[str, Answer] = {
             "byte by byte": drip(code + b"-", b"x"),
             "line by line": drip(b"", code + b"-x\r\n"),
-            "binary": say(bytes(range(256)), b"\r\n"),
-            "hung": hang,
-            "deaf": deaf,
+            "binary": bytes(range(256)) + b"\r\n",
+            "hung": (hang, End.CLOSE),
+            "deaf": (deaf, End.CLOSE),
         }
         yield pytest.param(step, waits, {}, id=f"{step}, no end")
-        more: dict[str, Deed] = {
+        more: dict[str, Answer] = {
             "endless line": flood(code + b" ", b"x" * 65536),
             "endless reply": flood(b"", (code + b"-line\r\n") * 6000),
             "endless replies": flood(b"", (code + b" reply\r\n") * 6000),
             "endless zeros": flood(b"", bytes(65536)),
             "endless CR": flood(code + b" x", b"\r" * 65536),
-            "4yz": say(b"451 4.3.0 later\r\n"),
-            "5yz": say(b"550 5.7.1 no\r\n"),
-            "421": say(b"421 4.3.2 bye\r\n"),
-            "closed": close,
-            "reset": reset,
+            "4yz": b"451 4.3.0 later\r\n",
+            "5yz": b"550 5.7.1 no\r\n",
+            "421": b"421 4.3.2 bye\r\n",
+            "closed": End.CLOSE,
+            "reset": End.RESET,
         }
         for name, deed in more.items():
             yield pytest.param(step, {name: deed}, {}, id=f"{step}, {name}")
     hello = {"EHLO": STARTTLS}
     for name, step, deed, script in (
-        ("HTTP", "CONNECT", say(HTTP), {}),
-        ("masked", "CONNECT", say(b"220 " + b"*" * 60 + b"\r\n"), {}),
+        ("HTTP", "CONNECT", HTTP, {}),
+        ("masked", "CONNECT", b"220 " + b"*" * 60 + b"\r\n", {}),
         ("endless keywords", "EHLO", flood(b"", b"250-X Y\r\n" * 9000), {}),
-        ("refused", "STAR", say(b"454 4.7.0 no\r\n"), hello),
-        ("hung", "STAR", hang, hello),
-        ("closed", "STAR", close, hello),
-        ("injected", "STAR", say(b"220 go\r\n250 ok\r\n"), hello),
-        ("broken", "STAR", flood(b"220 go\r\n", b"\xff" * 65536), hello),
-        ("endless hello", "STAR", flood(b"220 go\r\n", ENDLESS_HELLO), hello),
-        ("slow hello", "STAR", drip(b"220 go\r\n", b"\x16"), hello),
-        ("hung", "QUIT", hang, {}),
+        ("refused", "STARTTLS", b"454 4.7.0 no\r\n", hello),
+        ("hung", "STARTTLS", (hang, End.CLOSE), hello),
+        ("closed", "STARTTLS", End.CLOSE, hello),
+        ("injected", "STARTTLS", (b"220 go\r\n250 ok\r\n", hang, End.CLOSE), hello),
+        ("broken", "STARTTLS", flood(b"220 go\r\n", b"\xff" * 65536), hello),
+        ("endless hello", "STARTTLS", flood(b"220 go\r\n", ENDLESS_HELLO), hello),
+        ("slow hello", "STARTTLS", drip(b"220 go\r\n", b"\x16"), hello),
+        ("hung", "QUIT", (hang, End.CLOSE), {}),
         ("endless", "QUIT", flood(b"", b"221-bye\r\n" * 6000), {}),
     ):
         yield pytest.param(step, {name: deed}, script, id=f"{step}, {name}")
@@ -244,7 +187,7 @@ def _memory(
 def healthy_memory(tmp_path_factory: pytest.TempPathFactory) -> int:
     runner = Runner(tmp_path_factory.mktemp("healthy"))
     _configure(runner)
-    with contextlib.closing(Host({})) as good:
+    with contextlib.closing(Host()) as good:
         ended, memory = _memory(runner, good.nexthop)
     assert ended.status == 0
     return memory
@@ -253,8 +196,8 @@ def healthy_memory(tmp_path_factory: pytest.TempPathFactory) -> int:
 @pytest.mark.parametrize(("step", "deeds", "script"), list(_cases()))
 def test_host_takes_no_memory_no_time_and_no_message(
     step: str,
-    deeds: dict[str, Deed],
-    script: dict[str, str],
+    deeds: dict[str, Answer],
+    script: dict[str, Answer],
     tmp_path: Path,
     healthy_memory: int,
 ) -> None:
@@ -270,13 +213,17 @@ def test_host_takes_no_memory_no_time_and_no_message(
 
 
 def _meet(
-    step: str, deed: Deed, script: dict[str, str], pipe: Runner, healthy_memory: int
+    step: str,
+    deed: Answer,
+    script: dict[str, Answer],
+    pipe: Runner,
+    healthy_memory: int,
 ) -> None:
     _configure(pipe)
     began = time.monotonic()
     with (
-        contextlib.closing(HostileHost(step, deed, **script)) as bad,
-        contextlib.closing(Host({})) as good,
+        contextlib.closing(hostile(step, deed, script)) as bad,
+        contextlib.closing(Host()) as good,
     ):
         hops = f"{bad.nexthop}, {good.nexthop}"
         ended, memory = _memory(pipe, hops, deadline=DEADLINE)
@@ -298,9 +245,9 @@ def test_long_refusals_of_many_recipients_take_no_memory(
 ) -> None:
     _configure(pipe)
     long = b"550-" + b"no such user here, " * 33 + b"\r\n"
-    deed = say(long * 98, b"550 really\r\n")
+    deed = long * 98 + b"550 really\r\n"
     many = [f"user{number}@b.example" for number in range(500)]
-    with contextlib.closing(HostileHost("RCPT", deed)) as bad:
+    with contextlib.closing(hostile("RCPT", deed, {})) as bad:
         ended, memory = _memory(pipe, bad.nexthop, *many)
     assert ended.status == 69
     assert memory < healthy_memory + MORE_MEMORY
@@ -348,8 +295,9 @@ def test_what_a_host_says_is_escaped_everywhere(
 ) -> None:
     _configure(pipe, format=log_format)
     # What is no reply is skipped, and would be waited for: then the host hangs up.
-    deed = say(beginning, NASTY, b"\r\n", hang_up=not beginning)
-    with contextlib.closing(HostileHost(step, deed)) as bad:
+    said = beginning + NASTY + b"\r\n"
+    deed: Answer = said if beginning else (said, End.CLOSE)
+    with contextlib.closing(hostile(step, deed, {})) as bad:
         ended, _ = _memory(pipe, bad.nexthop)
     assert_shown(ended, pipe.log)
     if beginning.startswith((b"4", b"5")) and step not in ("CONNECT", "EHLO"):

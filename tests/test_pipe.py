@@ -48,6 +48,7 @@ from tests.helpers.piping import (
     host,
     pipe,
 )
+from tests.helpers.scripted_smtp import End
 
 __all__ = ["host", "pipe"]  # fixtures
 
@@ -353,7 +354,7 @@ def test_sender_whose_domain_has_no_a_labels_here_needs_smtputf8(
 def test_cr_that_ends_no_line_is_a_space_and_the_size_is_right(
     pipe: Runner, host: Callable[..., Host]
 ) -> None:
-    there = host(EHLO="250-host.example\r\n250 SIZE 9999")
+    there = host(EHLO="250-host.example\n250 SIZE 9999")
     message = b"Subject: a\rb\r\r\n\rReceived: c\n\r\n\r.\r\n.\r.\nlast\r"
     argv = pipe.argv(there.nexthop, "b@b.example")
     assert_answer(pipe.run(argv, message), 0, r"2\.0\.0 ")
@@ -802,7 +803,7 @@ def test_postfix_does_not_kill_by_default_before_the_last_alarm_has_rung() -> No
 
 
 def test_own_deadline_is_deferred(pipe: Runner, host: Callable[..., Host]) -> None:
-    there = host(CONNECT="")
+    there = host(CONNECT=End.SILENT)
     began = time.monotonic()
     argv = ["--deadline", "1s", *pipe.argv(there.nexthop, "b@b.example")]
     assert_answer(pipe.run(argv), 75, r"4\.4\.\d ")

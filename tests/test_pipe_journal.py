@@ -37,9 +37,7 @@ NO_NAME = b"Subject: one\n\nOne line.\n"
 
 def answers_to(names: tuple[str, ...], replies: tuple[str, ...]) -> dict[str, str]:
     """Return what a host says to RCPT, for `Host.will`."""
-    return {
-        f"RCPT TO:<{name}>": reply for name, reply in zip(names, replies, strict=True)
-    }
+    return {f"RCPT {name}": reply for name, reply in zip(names, replies, strict=True)}
 
 
 def without_id(argv: list[str]) -> list[str]:

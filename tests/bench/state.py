@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     count = parser.parse_args(arguments).rows
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
-        there, pipe = Host({}), Runner(Path(directory))
+        there, pipe = Host(), Runner(Path(directory))
         try:
             _deliver(pipe, there)
             wall, processor = _deliver(pipe, there)

@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from mxpolicy.pipe import MAX_ANSWER
+from tests.helpers.scripted_smtp import Answer, ScriptedHost
 
 __all__ = [
     "CHECKOUT",
@@ -40,7 +42,7 @@ TIMEOUT = 60
 
 GOOD = {
     "CONNECT": "220 host.example ESMTP",
-    "EHLO": "250-host.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SMTPUTF8",
+    "EHLO": "250-host.example\n250-PIPELINING\n250-8BITMIME\n250 SMTPUTF8",
     "MAIL": "250 2.1.0 Ok",
     "RCPT": "250 2.1.5 Ok",
     "DATA": "354 Go on",
@@ -50,29 +52,46 @@ GOOD = {
 
 
 class Host:
-    """An SMTP host on loopback that says at each step what its script says.
+    """A scripted host in a thread of its own, as the test waits for a process.
 
-    A step is a verb, or a whole command. An empty reply is silence. `reached` is set when *holds* is the step that is due,
-    and then the host waits for `release`.
+    Scripts are those of `scripted_smtp`, with ``DOT`` for the final dot. `reached` is set
+    when *holds* is the step that is due, and then the host waits for `release`.
     """
 
     def __init__(
-        self, script: dict[str, str], holds: str = "", address: str = "127.0.0.1"
+        self,
+        script: Mapping[str, Answer] | None = None,
+        holds: str = "",
+        address: str = "127.0.0.1",
     ) -> None:
-        self._script = {**GOOD, **script}
         self._holds = holds
+        self._host = ScriptedHost()
+        self.will({**GOOD, **(script or {})})
         self.reached = threading.Event()
         self.release = threading.Event()
-        self.commands: list[str] = []
-        self.messages: list[bytes] = []
-        self._listener = socket.create_server((address, 0))
-        self.nexthop = f"[{address}]:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
+        self._run(self._open(address))
+        self.nexthop = f"[{address}]:{self._host.port}"
 
-    def will(self, script: dict[str, str]) -> None:
-        """Say this from now on."""
-        self._script.update(script)
+    def will(self, script: Mapping[str, Answer]) -> None:
+        """Follow *script* too from now on."""
+        for key, answer in script.items():
+            steps = answer if isinstance(answer, tuple) else (answer,)
+            if key == self._holds:
+                steps = (self._hold, *steps)
+            self._host.will({"." if key == "DOT" else key: steps})
+
+    @property
+    def commands(self) -> list[str]:
+        """All command lines, in the order of connecting."""
+        return self._host.commands
+
+    @property
+    def messages(self) -> list[bytes]:
+        """The mail data of all that came with a final dot, as it came."""
+        return [one.mail_data for one in self._host.messages]
 
     @property
     def mail_from(self) -> list[str]:
@@ -85,46 +104,27 @@ class Host:
         return [one[8:] for one in self.commands if one.startswith("RCPT")]
 
     def close(self) -> None:
-        """Take no further connection, and wait for the last one's end."""
+        """Hang up on everybody, and end the thread; a second time does nothing."""
+        if self._loop.is_closed():
+            return
         self.release.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(TIMEOUT)
-        self._listener.close()
+        try:
+            self._run(self._host.close())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                with connection, contextlib.suppress(OSError):
-                    self._converse(connection)
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT)
 
-    def _converse(self, connection: socket.socket) -> None:
-        self._say(connection, "CONNECT")
-        with connection.makefile("rb") as lines:
-            while line := lines.readline():
-                command = line.decode("utf-8", "surrogateescape").rstrip("\r\n")
-                self.commands.append(command)
-                verb = command[:4].upper()
-                self._say(connection, command if command in self._script else verb)
-                if verb == "DATA" and self._script["DATA"].startswith("3"):
-                    self._receive(connection, lines)
+    async def _open(self, address: str) -> None:
+        self._host.open(address)
 
-    def _receive(self, connection: socket.socket, lines: Any) -> None:
-        data = bytearray()
-        while line := lines.readline():
-            if line == b".\r\n":
-                self.messages.append(bytes(data))
-                return self._say(connection, "DOT")
-            data += line
-        return None
-
-    def _say(self, connection: socket.socket, step: str) -> None:
-        if step == self._holds:
-            self.reached.set()
-            self.release.wait(TIMEOUT)
-        if self._script[step]:
-            connection.sendall(self._script[step].encode() + b"\r\n")
+    async def _hold(self, *_: object) -> None:
+        self.reached.set()
+        while not self.release.is_set():  # noqa: ASYNC110 - set by another thread
+            await asyncio.sleep(0.005)
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def host() -> Iterator[Callable[..., Host]]:
     """Make hosts by their scripts; close them afterwards."""
     with contextlib.ExitStack() as hosts:
 
-        def make(holds: str = "", address: str = "127.0.0.1", **script: str) -> Host:
+        def make(holds: str = "", address: str = "127.0.0.1", **script: Answer) -> Host:
             one = Host(script, holds, address)
             hosts.callback(one.close)
             return one

@@ -9,6 +9,7 @@ What is not in it is answered as a good host does. What is done is:
 * ``bytes``: sent as they are;
 * a number: so many seconds of silence;
 * an `End`: how the connection ends;
+* a `Deed`: a coroutine function that gets the session's streams, and may do anything;
 * a tuple: these steps, one after the other;
 * a list: one of them each time it is asked, in any session, the last one for ever.
 """
@@ -24,6 +25,7 @@ import re
 import socket
 import ssl
 import struct
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.routing.candidate import Candidate
@@ -31,7 +33,7 @@ from mxpolicy.routing.candidate import Candidate
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
-__all__ = ["EXTENSIONS", "End", "Message", "Script", "ScriptedHost", "serve"]
+__all__ = ["EXTENSIONS", "Deed", "End", "Message", "Script", "ScriptedHost", "serve"]
 
 EXTENSIONS = ("PIPELINING", "SIZE 100000000", "8BITMIME", "ENHANCEDSTATUSCODES")
 LINE_LIMIT = 1 << 22
@@ -49,7 +51,8 @@ class End(enum.Enum):
     DEAF = "deaf"  # nothing is said or read any more, until the host is closed
 
 
-Step = str | bytes | float | End
+Deed = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Step = str | bytes | float | End | Deed
 Answer = Step | tuple[Step, ...]
 Script = dict[str, Answer | list[Answer]]
 
@@ -135,6 +138,15 @@ class ScriptedHost:
     def tasks(self) -> set[asyncio.Task[None]]:
         """Its own tasks, for who counts tasks."""
         return set(self._tasks)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._address[1]
+
+    def will(self, script: Mapping[str, Answer | list[Answer]]) -> None:
+        """Follow *script* too from now on."""
+        self._script.update(script)
 
     # --- begin and end
 
@@ -346,8 +358,10 @@ class _Visit:
                     self._writer.write(step)
                 case End():
                     await self._end(step)
-                case _:
+                case float() | int():
                     await asyncio.sleep(step)
+                case _:
+                    await step(self._reader, self._writer)
             if isinstance(step, str) and step.startswith("421"):
                 raise _Over
 
