@@ -316,7 +316,7 @@ def test_delivery_that_is_killed_is_deferred_where_sigchld_was_ignored(
 def test_alarm_that_was_set_before_we_were_started_is_no_bounce(
     pipe: Runner, host: Callable[..., Host]
 ) -> None:
-    wrap = starting_with("signal.setitimer(signal.ITIMER_REAL, 0.5, 0.1)")
+    wrap = starting_with("signal.setitimer(signal.ITIMER_REAL, 2, 0.1)")
     there = host("CONNECT")
     with at_work(pipe, there, wrap=wrap) as (supervisor, _, answers):
         ended = Ended(supervisor.wait(TIMEOUT), all_answers(answers))
