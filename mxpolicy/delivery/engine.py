@@ -169,7 +169,7 @@ class Engine:
             within: See `plan`.
         """
         plan = await self.plan(nexthop, sender, recipient, within)
-        soft = await self.failed_lookups.would_note(plan)
+        soft = await self.failed_lookups.recent(plan, note=False)
         plan = plan._replace(unresolved=soft)
         if plan.refusal is None:
             known = await self.memory.advise(plan.aim, plan.candidates)
@@ -541,7 +541,7 @@ class Delivery:
             forward_path=next(iter(self._envelope.recipients.values())).wire,
         )
         plan = _with_remarks(plan)
-        plan = plan._replace(unresolved=await self._engine.failed_lookups.note(plan))
+        plan = plan._replace(unresolved=await self._engine.failed_lookups.recent(plan))
         self._trace.tell(events.Planned, group.nexthop, plan.candidates, plan.remarks)
         return plan
 

@@ -17,10 +17,10 @@ from mxpolicy.routing.unresolved import (
 from mxpolicy.state.change import New, change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from mxpolicy.delivery.plan import Plan
-    from mxpolicy.routing.unresolved import FailedSince, Unresolved
+    from mxpolicy.routing.unresolved import Unresolved
     from mxpolicy.state.store import Store
 
 __all__ = ["LOOKUP", "FailedLookups"]
@@ -46,51 +46,44 @@ class FailedLookups:
         self._store = store
         self._utc = utc
 
-    async def note(self, plan: Plan) -> tuple[Unresolved, ...]:
-        """Remember what *plan* has met; return the hosts that are to be waited for.
+    async def recent(self, plan: Plan, *, note: bool = True) -> tuple[Unresolved, ...]:
+        """Return the unresolved hosts of *plan* that are to be waited for.
 
-        These are the unresolved ones whose lookups have not failed for long. A failure
-        that the store does not keep does not count: waiting for it would never end.
+        Their lookups have not failed for long. A failure that the store does not keep
+        does not count: waiting for it would never end.
+
+        Args:
+            plan: A fresh one.
+            note: Whether to remember what it has met; else nothing is written.
         """
-        if self._store.is_memory_only or not (plan.unresolved or _has_several(plan)):
-            return ()
-        for key in await self._store.get_many(_resolved(plan)):
-            await self._store.delete(key)
-        now = self._utc()
-        soft = []
-        for one in that_matter(plan.unresolved, plan.candidates):
-            since = await self._note_failure(one, now)
-            if since is not None and is_soft(since, now):
-                soft.append(one)
-        # A store may turn out to be away only when it is asked.
-        return () if self._store.is_memory_only else tuple(soft)
-
-    async def would_note(self, plan: Plan) -> tuple[Unresolved, ...]:
-        """Return what `note` would, and write nothing."""
         if self._store.is_memory_only:
             return ()
         now = self._utc()
-        keys = {
-            one: _key(one.rdtype, one.name)
-            for one in that_matter(plan.unresolved, plan.candidates)
-        }
-        rows = await self._store.get_many(keys.values())
-        return tuple(
+        matter = that_matter(plan.unresolved, plan.candidates)
+        keys = {one: _key(one.rdtype, one.name) for one in matter}
+        if note:
+            await self._note(plan, keys.values(), now)
+        rows = await self._store.patient(_PATIENCE).get_many(keys.values())
+        recent = tuple(
             one
             for one, key in keys.items()
-            if is_soft(after_failure(decode(rows.get(key)), now), now)
+            if (key in rows or not note)
+            and is_soft(after_failure(decode(rows.get(key)), now), now)
         )
+        # A store may turn out to be away only when it is asked.
+        return () if self._store.is_memory_only else recent
 
-    async def _note_failure(self, one: Unresolved, now: float) -> FailedSince | None:
-        """Return since when it fails; None when that cannot be kept."""
-
+    async def _note(self, plan: Plan, failed: Iterable[str], now: float) -> None:
         def step(value: bytes | None) -> New | None:
             before = decode(value)
             after = after_failure(before, now)
             return New(encode(after), now + KEPT) if is_news(before, after) else None
 
-        store = self._store.patient(_PATIENCE)
-        return decode((await change(store, _key(one.rdtype, one.name), step)).value)
+        if plan.unresolved or _has_several(plan):
+            for key in await self._store.get_many(_resolved(plan)):
+                await self._store.delete(key)
+        for key in failed:
+            await change(self._store.patient(_PATIENCE), key, step)
 
 
 def _key(rdtype: str, name: str) -> str:

@@ -7,6 +7,7 @@ becomes of the records. Nothing waits for the writing.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery import events
@@ -199,20 +200,16 @@ class Learner:
             self._ready(candidate, Ready())
             self._change(nexthop_key(self._aim, candidate), HostRecord.cleared)
             if candidate in self._in_clear:
-                self._note_broken_tls(candidate)
+                note, message_id = self._memory.note_broken_tls, self._message_id
+                self._writer.do_later(partial(note, candidate, message_id))
 
     # -- writing ----------------------------------------------------------------
 
     def _change(self, key: str, change: Change) -> None:
-        self._writer.do_later(lambda: self._memory.change(key, change))
-
-    def _note_broken_tls(self, candidate: Candidate) -> None:
-        self._writer.do_later(
-            lambda: self._memory.note_broken_tls(candidate, self._message_id)
-        )
+        self._writer.do_later(partial(self._memory.change, key, change))
 
     def _forget_broken_tls(self, candidate: Candidate) -> None:
-        self._writer.do_later(lambda: self._memory.forget_broken_tls(candidate))
+        self._writer.do_later(partial(self._memory.forget_broken_tls, candidate))
 
     async def finish(self) -> None:
         """Return when everything is written."""

@@ -10,6 +10,7 @@ families take turns.
 from __future__ import annotations
 
 from hashlib import blake2b
+from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.routing.candidate import Candidate
@@ -41,38 +42,6 @@ class Located(NamedTuple):
     addresses: tuple[str, ...]
 
 
-class _Queue:
-    """The addresses of one host that are not in the order yet, in their own order."""
-
-    def __init__(self, located: Located, key: bytes, addresses: Sequence[str]) -> None:
-        self.located = located
-        self.key = key
-        self.taken = 0
-        self.kept: list[str] = []
-        self._addresses = _alternate(addresses)
-
-    def keep_next(self) -> bool:
-        """Let one more address pass the cap; False when there is none."""
-        if len(self.kept) == len(self._addresses):
-            return False
-        self.kept.append(self._addresses[len(self.kept)])
-        return True
-
-    def first(self, *, ipv6: bool) -> str | None:
-        """The next kept address of this family, if any."""
-        for address in self.kept:
-            if (":" in address) is ipv6:
-                return address
-        return None
-
-    def take(self, address: str) -> Candidate:
-        """Move *address* into the order."""
-        self.kept.remove(address)
-        self.taken += 1
-        place, preference, name, port, _ = self.located
-        return Candidate(name, address, port, preference, nexthop_place=place)
-
-
 def shuffle_seed(reverse_path: str, forward_path: str, domain: str) -> bytes:
     """Return the seed of a message's order: equal for every retry, else unpredictable."""
     digest = blake2b(digest_size=16)
@@ -93,67 +62,76 @@ def arrange(
     with the better one.
     """
     queues = _queues(hosts, seed)
-    _admit(queues, limit)
+    _cut(queues, limit)
     groups: dict[tuple[int, int], list[_Queue]] = {}
     for queue in queues:
         groups.setdefault(queue.located[:2], []).append(queue)
     return tuple(one for group in groups.values() for one in _interleave(group))
 
 
+class _Queue:
+    """One host, and those of its addresses that are not in the order yet."""
+
+    def __init__(self, located: Located, left: list[str]) -> None:
+        self.located = located
+        self.left = left
+        self.taken = 0
+
+    def has(self, *, ipv6: bool) -> bool:
+        """Return whether an address of this family is left."""
+        return any((":" in address) is ipv6 for address in self.left)
+
+    def take(self, *, ipv6: bool) -> Candidate:
+        """Return the next one, of this family if there is any."""
+        of_family = (one for one in self.left if (":" in one) is ipv6)
+        address = next(of_family, self.left[0])
+        self.left.remove(address)
+        self.taken += 1
+        place, preference, name, port, _ = self.located
+        return Candidate(name, address, port, preference, nexthop_place=place)
+
+
 def _queues(hosts: Iterable[Located], seed: bytes) -> list[_Queue]:
-    keyed = sorted(
-        ((host[:2], _key(seed, host.name), host) for host in hosts),
-        key=lambda entry: (entry[0], entry[1], entry[2]),
-    )
     seen: set[tuple[str, int]] = set()
     queues = []
-    for _, key, host in keyed:
-        fresh = [one for one in host.addresses if (one, host.port) not in seen]
-        fresh = list(dict.fromkeys(fresh))
+    for host in sorted(hosts, key=lambda one: (one[:2], _key(seed, one.name), one)):
+        fresh = {one for one in host.addresses if (one, host.port) not in seen}
         seen.update((one, host.port) for one in fresh)
-        fresh.sort(key=lambda one: _key(seed, host.name, one))
-        queues.append(_Queue(host, key, fresh))
+        shuffled = sorted(fresh, key=lambda one: _key(seed, host.name, one))
+        queues.append(_Queue(host, _alternate(shuffled)))
     return queues
 
 
-def _admit(queues: Sequence[_Queue], limit: int) -> None:
-    """Share the places out, one to each host in turn."""
-    hungry = list(queues)
-    while hungry and limit > 0:
-        fed = []
-        for queue in hungry:
-            if limit > 0 and queue.keep_next():
-                fed.append(queue)
-                limit -= 1
-        hungry = fed
+def _cut(queues: Sequence[_Queue], limit: int) -> None:
+    """Leave *limit* addresses in all, shared out one to each host in turn."""
+    turns = sorted(
+        (turn, place)
+        for place, queue in enumerate(queues)
+        for turn in range(len(queue.left))
+    )
+    for turn, place in reversed(turns[limit:]):
+        del queues[place].left[turn]
 
 
 def _interleave(group: Sequence[_Queue]) -> Iterable[Candidate]:
     """The fewest taken goes first, then the other family, then the shuffled order."""
     ipv6 = True  # what the next one should be
-    first = True
-    waiting = [queue for queue in group if queue.kept]
-    while waiting:
+    is_first = True
+    while waiting := [queue for queue in group if queue.left]:
         fewest = min(queue.taken for queue in waiting)
         turn = [queue for queue in waiting if queue.taken == fewest]
-        queue = turn[0] if first else _of_family(turn, ipv6=ipv6)
-        address = queue.first(ipv6=ipv6) or queue.kept[0]
-        yield queue.take(address)
-        ipv6, first = ":" not in address, False
-        waiting = [queue for queue in waiting if queue.kept]
-
-
-def _of_family(turn: Sequence[_Queue], *, ipv6: bool) -> _Queue:
-    return next((queue for queue in turn if queue.first(ipv6=ipv6)), turn[0])
+        of_family = (one for one in turn if is_first or one.has(ipv6=ipv6))
+        candidate = next(of_family, turn[0]).take(ipv6=ipv6)
+        yield candidate
+        ipv6, is_first = not candidate.is_ipv6, False
 
 
 def _alternate(addresses: Sequence[str]) -> list[str]:
     """One family after the other (RFC 8305 §4), IPv6 first, order kept within each."""
     ipv6 = [address for address in addresses if ":" in address]
     ipv4 = [address for address in addresses if ":" not in address]
-    short = min(len(ipv6), len(ipv4))
-    mixed = [one for pair in zip(ipv6, ipv4, strict=False) for one in pair]
-    return mixed + ipv6[short:] + ipv4[short:]
+    pairs = zip_longest(ipv6, ipv4)
+    return [one for pair in pairs for one in pair if one is not None]
 
 
 def _key(seed: bytes, *parts: str) -> bytes:
