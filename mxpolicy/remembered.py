@@ -97,15 +97,11 @@ def candidate_json(
         options: For the pauses.
         tls_level: By the plan; None where there is no plan.
     """
-    candidate, record = one.candidate, one.record
+    record = one.record
     found: dict[str, object | None] = {
-        "egress": candidate.egress,
-        "host": candidate.host or None,
-        "preference": None if tls_level is None else candidate.preference,
-        "address": candidate.address,
-        "port": candidate.port,
+        **one.candidate.facts(),
         "tls": tls_level,
-        "nexthop": one.nexthop or None,
+        "nexthop": one.nexthop,
         "connect_time": record.connect_time,
         "greeting_latency": record.greeting_latency,
         "last_ready": _time(record.last_ready),
@@ -120,9 +116,11 @@ def candidate_json(
             "since": _time(record.since),
             "until": _time(record.since + record.pause),
             "standing": standing(record, now, options).value,
-            "text": record.said or None,
+            "text": record.said,
         }
-    return {name: value for name, value in found.items() if value is not None}
+    if tls_level is None:
+        del found["preference"]
+    return {name: value for name, value in found.items() if value not in (None, "")}
 
 
 def address_and_port(candidate: Candidate) -> str:

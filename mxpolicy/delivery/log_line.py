@@ -176,7 +176,7 @@ def _facts(event: Event) -> Facts:
     at = round(event.at, 6)
 
     def of(candidate: Candidate, word: str, **more: object) -> Facts:
-        return {"event": word, "at": at, **_candidate_facts(candidate), **more}
+        return {"event": word, "at": at, **candidate.facts(), **more}
 
     match event:
         case RecipientSettled():
@@ -186,7 +186,7 @@ def _facts(event: Event) -> Facts:
                 "event": "planned",
                 "at": at,
                 "nexthop": printable(nexthop, MAX_TEXT),
-                "candidates": [_candidate_facts(one) for one in candidates],
+                "candidates": [one.facts() for one in candidates],
                 "remarks": list(remarks),
             }
         case CandidateStarted(_, candidate):
@@ -254,16 +254,6 @@ def _judged_facts(event: AccessJudged) -> Facts:
         "to": event.recipient[:MAX_ADDRESS],
         "found": list(event.found),
         "action": event.action,
-    }
-
-
-def _candidate_facts(candidate: Candidate) -> Facts:
-    return {
-        "egress": candidate.egress,
-        "host": candidate.host,
-        "preference": candidate.preference,
-        "address": candidate.address,
-        "port": candidate.port,
     }
 
 

@@ -75,6 +75,16 @@ class Candidate(NamedTuple):
         """True for an IPv6 address."""
         return ":" in self.address
 
+    def facts(self) -> dict[str, object]:
+        """Return the members that say in JSON which candidate it is."""
+        return {
+            "egress": self.egress,
+            "host": self.host,
+            "preference": self.preference,
+            "address": self.address,
+            "port": self.port,
+        }
+
     def __str__(self) -> str:
         return f"{self.host}[{self.address}]:{self.port}"
 
