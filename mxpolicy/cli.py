@@ -1,10 +1,10 @@
-"""The console command: which of its commands is meant, and nothing else.
+"""The console command: it finds out which command is meant, and runs it.
 
-`mxpolicy pipe` comes first and costs nothing here. A mail server runs it, reads
-any exit status but its three as "bounce the message" (pipe(8) does so with 1,
-2 and 127), and so whatever can go wrong before `mxpolicy.pipe` has taken over
-(a missing module, no memory, a misspelt word in master.cf) ends here in one
-line that begins ``4.3.0`` and in exit status 75.
+`mxpolicy pipe` comes first and costs nothing here. A mail server runs it, and reads any
+exit status but its three as "bounce the message" (pipe(8) does so with 1, 2 and 127).
+So whatever goes wrong before `mxpolicy.pipe` has taken over ends here, in one line that
+begins ``4.3.0`` and in exit status 75: a missing module, no memory, a misspelt word in
+master.cf.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["main"]
 EXIT_USAGE = 2
 EXIT_DEFER = 75  # as in mxpolicy.outcome, which may be what cannot be imported
 
-# Until the policy door is open: below `timeout=` of contrib's main.cf.
+# Until the access policy server answers: below `timeout=` of contrib's main.cf.
 SECONDS_TO_BEGIN = 9
 
 # In the order of the help text. What is not built yet is not named.
@@ -81,26 +81,26 @@ def main() -> int:
 def _hear_of_children() -> None:
     """Have the kernel keep the exit status of the processes that we start.
 
-    It keeps none for who ignores SIGCHLD (wait(2)), and who started us may have left
-    it so (``trap '' CHLD``, some supervisors): exec(3) hands that on.
+    It keeps none for a process that ignores SIGCHLD (wait(2)). A parent may have left it
+    so (``trap '' CHLD``, some supervisors), and exec(3) hands that on.
     """
     try:
         import signal
 
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    except Exception:  # whoever needs it says so in its own way
+    except Exception:  # what needs it says so in its own way
         return
 
 
 def _pipe(argv: list[str]) -> NoReturn:
-    """Run the pipe door, and answer "try later" where it cannot even begin."""
+    """Deliver, and answer "try later" where that cannot even begin."""
     try:
         import signal
 
-        # To be killed by one is a bounce to Exim. `pipe` sets its own handlers;
-        # most of the time until then goes into importing it.
+        # To Exim, a command that a signal kills has bounced the message. `pipe` sets
+        # its own handlers, once it is imported.
         ending = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-        # An alarm that was set before we were started rings all the same (alarm(2)).
+        # exec(3) keeps an alarm that was set before (alarm(2)).
         for number in (*ending, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
             signal.signal(number, _on_signal)
         mail_server = None
@@ -120,24 +120,24 @@ def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _defer(text: str) -> NoReturn:
-    """Answer the mail server once, "try later", and end without a way back."""
+    """Answer "try later" and end."""
     try:
         # One line of printable ASCII; no helper that would have to be imported.
         words = "".join(one if " " <= one <= "~" else "?" for one in text[:1000])
         os.write(1, f"4.3.0 mxpolicy: {words}\n".encode("ascii"))
     finally:
-        # Not sys.exit: flushing at the way out may fail and make status 120.
+        # After sys.exit a flush may fail and make status 120 of it.
         os._exit(EXIT_DEFER)
 
 
 def _policy(argv: list[str]) -> int:
-    """Run the policy door, and answer "I do not know" where it cannot even begin."""
+    """Serve access policy, and answer DUNNO where that cannot even begin."""
     from mxpolicy import policy_fallback
 
     out = policy_fallback.take_stdout()
     try:
-        # Python's own import has been seen to go round in circles for want of memory.
-        # Where there is no process, smtpd(8) takes it for DUNNO, as main.cf says.
+        # With too little memory, Python's import has been seen to run in circles.
+        # smtpd(8) takes a dead process for DUNNO, as main.cf says.
         _end_after(SECONDS_TO_BEGIN)
         from mxpolicy import policy
 
@@ -148,21 +148,21 @@ def _policy(argv: list[str]) -> int:
         _end_after(0)
         return serve()
     _end_after(0)
-    # Here the exception holds nothing any more: it may be that memory is short.
+    # Here the exception holds nothing any more, in case memory has run out.
     return policy_fallback.serve(out, why)
 
 
 def _end_after(seconds: int) -> None:
-    """Let the process be killed after *seconds*; 0 calls it off."""
+    """Have the process killed after *seconds*; 0 calls it off."""
     try:
         import signal
-    except Exception:  # then nothing was asked for before, either
+    except Exception:  # then no alarm was set before, either
         return
     signal.alarm(seconds)
 
 
 def _misused(command: str, rest: list[str]) -> int:
-    """Say which commands there are; to a mail server, "try later"."""
+    """Say which commands there are; answer a mail server "try later" or DUNNO."""
     if not command:
         sys.stderr.write(_help())
         return EXIT_USAGE
@@ -171,13 +171,13 @@ def _misused(command: str, rest: list[str]) -> int:
     close = difflib.get_close_matches(command, COMMANDS, n=1)
     near = f" (did you mean '{close[0]}'?)" if close else ""
     text = f"unknown command '{command[:60]}'{near}"
-    # `pipex`, `ppie`, `--config FILE pipe` or no word at all before `-f` in
-    # master.cf: status 2 would bounce.
+    # In master.cf it may be `pipex`, `ppie`, `--config FILE pipe`, or no word before
+    # `-f`. Status 2 would bounce the message.
     if command.startswith("pipe") or close == ["pipe"]:
         _defer(text)
     if {"pipe", "-f", "--"} & {command, *rest}:
         _defer(text)
-    # `polcy` in master.cf: what stderr says there would be taken for an answer.
+    # `polcy` in master.cf: a line on stderr would be taken for an answer.
     if command.startswith("policy") or close == ["policy"]:
         from mxpolicy import policy_fallback
 

@@ -1,15 +1,15 @@
 """A parent that outlives the delivery, for a mail server that bounces on signals.
 
-To Exim a command that was killed by a signal has failed for good: ``temp_errors``
-knows exit statuses only, and ``freeze_signal`` leaves the message lying until somebody
-thaws it. The out-of-memory killer asks nobody. So ``mxpolicy pipe --exim`` is two
-processes: this one, which waits and holds next to nothing, and its child, which
-delivers and is by far the better prey. What the child's end does not say, this one
-answers: 75, try later.
+To Exim, a command that a signal kills has failed for good. ``temp_errors`` knows exit
+statuses only, and ``freeze_signal`` leaves the message lying until an operator thaws
+it. The out-of-memory killer sends such a signal. So ``mxpolicy pipe --exim`` is two
+processes. This one waits and uses next to no memory. Its child delivers, and is the
+one that the kernel would rather kill. If the child ends without an answer, this one
+answers 75, try later.
 
-Who the mail server is, and whether it still lives, is told by proc(5) (`look_at`).
+`look_at` asks proc(5) which process is the mail server, and whether it still lives.
 
-It is imported before anything else is, and imports nothing of ours.
+This module is imported before anything else, and imports nothing of ours.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _EXITING = 0x4
 
 
 def supervise() -> int | None:
-    """Go on in a child process; in this one wait for its end and leave as it left.
+    """Go on in a child process; in this one, wait for it and leave as it left.
 
     Returns:
         In the child, the process id of the mail server: the parent of its parent,
-        as long as both live. None where the kernel does not tell (no ``/proc``): then
-        there is no child, because a parent's death is all that can be seen, and a half
-        message that is sent as a whole one is worse than a frozen one.
+        as long as both live. None where there is no ``/proc``, and then no child,
+        either: it could see the death of its own parent only. Half a message sent as a
+        whole one is worse than a frozen message.
 
     Raises:
         OSError: There can be no child.
@@ -57,7 +57,7 @@ def supervise() -> int | None:
     mail_server = os.getppid()
     if look_at(os.getpid()) is None:
         return None
-    # Blocked until it is settled which of the two processes answers to them.
+    # Blocked until each process has its own handlers.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     child = os.fork()
     if child:
@@ -71,7 +71,7 @@ class ProcessSeen(NamedTuple):
 
     Attributes:
         parent: Its parent's process id.
-        is_ending: It is about to end, or has ended and nobody has asked for its status.
+        is_ending: It is about to end, or has ended and was not waited for.
     """
 
     parent: int
@@ -79,14 +79,14 @@ class ProcessSeen(NamedTuple):
 
 
 def look_at(pid: int) -> ProcessSeen | None:
-    """Return what can be seen of process *pid* in ``/proc/PID/stat``.
+    """Return what ``/proc/PID/stat`` says of process *pid*.
 
-    None when nothing can: it is gone, or is another user's and proc(5) is mounted with
-    ``hidepid``, or there is no ``/proc``.
+    None when it is gone, when it is another user's and proc(5) is mounted with
+    ``hidepid``, or when there is no ``/proc``.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name stands in parentheses and may hold some; state and parent follow.
+            # The name is in parentheses, and may hold some. State and parent follow.
             fields = file.read().rpartition(b")")[2].split()
         state, parent, flags = fields[0], int(fields[1]), int(fields[6])
     except (OSError, ValueError, IndexError):
@@ -95,7 +95,7 @@ def look_at(pid: int) -> ProcessSeen | None:
 
 
 def _wait(child: int) -> NoReturn:
-    """Leave as *child* leaves, with 75 if it does not get to say how."""
+    """Leave as *child* leaves, or with 75 if it ends without an answer."""
 
     def forward(number: int, _: FrameType | None) -> None:
         os.kill(child, number)
@@ -105,7 +105,7 @@ def _wait(child: int) -> NoReturn:
         for number in _FORWARDED:
             signal.signal(number, forward)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
-        # Its process id is its own until it has been reaped; by then nothing is sent.
+        # The process id is the child's until it is reaped. Then nothing is forwarded.
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
         signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

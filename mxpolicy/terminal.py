@@ -52,11 +52,11 @@ class Terminal:
     def __init__(
         self, stream: TextIO, environ: Mapping[str, str], width: int | None = None
     ) -> None:
-        """Judge by the stream and the environment.
+        """Find out what the stream can show.
 
         Args:
             stream: Where all goes.
-            environ: ``TERM``, ``NO_COLOR`` and ``COLUMNS`` are looked at.
+            environ: With ``TERM`` and ``NO_COLOR``.
             width: Instead of what the terminal says of itself.
         """
         live = stream.isatty() and environ.get("TERM", "dumb") != "dumb"
@@ -65,17 +65,17 @@ class Terminal:
         self.width = _bounded(width or _columns()) if live or width else None
 
     def paint(self, text: str, *codes: str) -> str:
-        """Colour *text* where that may be."""
+        """Return *text*, coloured where the stream can show colours."""
         if not self._colour or not codes or not text:
             return text
         return f"\x1b[{';'.join(codes)}m{text}\x1b[0m"
 
     def line(self, text: str = "") -> None:
-        """Write *text*, which may hold colours, as it is."""
+        """Write *text* as it is; it may hold colours."""
         self._stream.write(f"{text}\n")
 
     def heading(self, text: str) -> None:
-        """Write *text* as the beginning of something new."""
+        """Write *text* as the heading of what follows."""
         self.line()
         self.line(self.paint(text, BOLD))
 
@@ -127,7 +127,7 @@ class Terminal:
             initial_indent=first,
             subsequent_indent=" " * len(first),
             break_on_hyphens=False,
-            # A command that is to be copied shall stay in one piece.
+            # A command that is to be copied stays in one piece.
             break_long_words=False,
         ) or [first.rstrip()]
 

@@ -1,13 +1,13 @@
 """Postfix's SMTP access policy protocol: requests with their types, answers as bytes.
 
 SMTPD_POLICY_README and access(5); the server's side. A request is a set of
-attributes, an answer one line ``action=...`` and an empty one. The words of an
-action are checked where they come from, the configuration (`parse_action`).
+attributes. An answer is one line ``action=...`` and an empty one. The words of an
+action are checked where they come from, in the configuration (`parse_action`).
 
-Left out on purpose are the actions that could do harm here: ``OK`` and ``RELAY``
-let a stranger relay when they stand before ``reject_unauth_destination``;
-``DISCARD``, ``REDIRECT``, ``BCC`` and ``HOLD`` are about a whole message, while what
-is judged is one address of it; 421 and 521 hang up on the other recipients.
+Actions that could do harm here are left out on purpose. ``OK`` and ``RELAY`` let a
+stranger relay when they stand before ``reject_unauth_destination``. ``DISCARD``,
+``REDIRECT``, ``BCC`` and ``HOLD`` are about a whole message, and one address of it is
+judged here. 421 and 521 hang up on the other recipients.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class AccessRequest(NamedTuple):
         recipient: Forward-path, its local part *unquoted*. Empty before RCPT, and
             after it when there are several.
         client_address: Canonical; empty when it is not an address.
-        sasl_username: Who logged in; empty when nobody did.
+        sasl_username: The name of the login; empty without one.
         queue_id: Empty until the first recipient was accepted.
         policy_context: What main.cf says beside ``check_policy_service``.
     """
@@ -115,7 +115,7 @@ class Action(NamedTuple):
 
 
 def parse_request(attributes: Mapping[str, str]) -> AccessRequest:
-    """Return the request that *attributes* make; unknown ones are of later versions.
+    """Return the request that *attributes* make; those of later versions are ignored.
 
     Raises:
         RequestError: ``request`` is not `REQUEST`.
@@ -182,6 +182,6 @@ def _check_text(action: Action) -> None:
 def answer(action: str) -> bytes:
     """Return the bytes that answer one request with *action*.
 
-    Whatever it holds, it is one line of printable ASCII, bounded, and the empty line.
+    They are always one bounded line of printable ASCII, and the empty line.
     """
     return b"action=%b\n\n" % printable(action, 2 * MAX_ACTION).encode("ascii")

@@ -5,7 +5,7 @@ and values in lines that end in LF, then an empty line. The server's side; what 
 attributes mean is `mxpolicy.protocol.access_policy`'s to say.
 
 A request that cannot be understood does not spoil the connection: it is read to its
-empty line like any other and given as `Malformed` in its turn. So every request has
+empty line like any other, and comes as `Malformed` in its turn. So every request has
 its answer, and no answer is taken for another request's.
 """
 
@@ -18,7 +18,6 @@ __all__ = [
     "MAX_ATTRIBUTES",
     "MAX_REQUEST",
     "AttributeReader",
-    "Attributes",
     "Malformed",
 ]
 
@@ -29,24 +28,13 @@ MAX_REQUEST = 64 * 1024
 
 MAX_SHOWN = 40  # characters of a wrong line
 
-# The end of a request. CRs before LF are left out, as everywhere; nobody's clients
-# send them, but people with a terminal do.
+# The end of a request. A CR before LF is left out, as everywhere: a terminal sends it.
 _END = re.compile(rb"(?:\A|\n)\r?\n")
 _END_LENGTH = 3
 
 
-class Attributes(NamedTuple):
-    """One request: name -> value, as sent.
-
-    Bytes that are no UTF-8 are kept as lone surrogates (``surrogateescape``), which
-    no address and no domain has.
-    """
-
-    values: dict[str, str]
-
-
 class Malformed(NamedTuple):
-    """A request that is none.
+    """A request that cannot be understood.
 
     Attributes:
         reason: Why, for a log; it may hold what the client sent.
@@ -58,8 +46,8 @@ class Malformed(NamedTuple):
 class AttributeReader:
     """A parser that is fed bytes and gives requests. It never raises.
 
-    Of a request that has no end it holds `MAX_REQUEST` bytes at most; what comes
-    beyond them is dropped, but for the empty line.
+    Of a request that has no end it holds `MAX_REQUEST` bytes at most. It drops what
+    comes beyond them, except for the empty line.
     """
 
     __slots__ = ("_data", "_is_cut", "_searched")
@@ -73,8 +61,12 @@ class AttributeReader:
         """True in the middle of a request: the peer owes us the rest."""
         return bool(self._data)
 
-    def receive_data(self, data: bytes) -> list[Attributes | Malformed]:
-        """Take *data* and return the requests that it completed, in their order."""
+    def receive_data(self, data: bytes) -> list[dict[str, str] | Malformed]:
+        """Take *data* and return the requests that it completed, in their order.
+
+        Each is ``{name: value}``, as sent. Bytes that are no UTF-8 become lone
+        surrogates (``surrogateescape``), which no address and no domain has.
+        """
         self._data += data
         requests = []
         while end := _END.search(self._data, self._searched):
@@ -86,19 +78,19 @@ class AttributeReader:
         self._searched = max(0, len(self._data) - _END_LENGTH)
         return requests
 
-    def _request(self, length: int) -> Attributes | Malformed:
+    def _request(self, length: int) -> dict[str, str] | Malformed:
         if self._is_cut or length > MAX_REQUEST:
             return Malformed(f"over {MAX_REQUEST} bytes without an empty line")
         return _parse(bytes(self._data[:length]))
 
     def _cut(self) -> None:
-        # The byte in front keeps the rest from looking like the start of a request,
-        # where one LF alone is the end.
+        # At the start of a request one LF alone is its end; the byte in front keeps the
+        # rest from looking like a start.
         self._data[:-_END_LENGTH] = b"?"
         self._is_cut = True
 
 
-def _parse(data: bytes) -> Attributes | Malformed:
+def _parse(data: bytes) -> dict[str, str] | Malformed:
     lines = data.decode("utf-8", "surrogateescape").split("\n")
     if len(lines) > MAX_ATTRIBUTES:
         return Malformed(f"over {MAX_ATTRIBUTES} attributes")
@@ -109,8 +101,8 @@ def _parse(data: bytes) -> Attributes | Malformed:
         if not name or not equals:
             return Malformed(f"expected name=value, not {text[:MAX_SHOWN]!a}")
         if name in values:
-            # Whoever takes the first and whoever takes the last would judge
-            # different things; Postfix sends each once.
+            # A reader of the first and a reader of the last would judge different
+            # things. Postfix sends each once.
             return Malformed(f"attribute given twice: {name[:MAX_SHOWN]!a}")
         values[name] = value
-    return Attributes(values)
+    return values

@@ -1,11 +1,11 @@
-"""What is known about a domain without dialling anybody, and what is answered then.
+"""What is known about a domain without dialling a host, and what is answered then.
 
-`finding` reads it off a plan that came to nobody; `AccessRules` are the operator's
+`finding` reads it from a plan without candidates. `AccessRules` are the operator's
 rules and, after them, those of RFC 7505. Pure: plans are made elsewhere.
 
-A finding is only what the domain's owner has published and DNS has said in full. No
-answer, half an answer, an address that cannot be understood, whatever deferred the
-mail for another reason: all these are no finding, and nothing is refused for them.
+A finding is what the domain's owner has published and DNS has said in full. Anything
+else is no finding, and nothing is refused for it: no answer, half an answer, an address
+that cannot be understood, or another reason to defer the mail.
 
 The one exception is what deliveries have found a moment ago: that no host of the
 domain can be reached now. It is never a reason to refuse for good.
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 ANY_NAME = "*"
-"""In ``sasl_username``: whoever has logged in."""
+"""In ``sasl_username``: any login."""
 
 # RFC 7505 §4.1: "550 5.1.10 Recipient address has null MX". §4.2: "550 5.7.27 Sender
 # address has null MX". Everything else may be right for this mail system: a domain
@@ -96,7 +96,7 @@ class Situation(NamedTuple):
         domain: A `mxpolicy.address.Domain` or an address literal.
         protocol_state: Upper case.
         client_address: Canonical, or empty.
-        sasl_username: Empty when nobody logged in.
+        sasl_username: Empty without a login.
         detail: What was seen, printable; may be empty.
     """
 
@@ -164,10 +164,10 @@ def finding(
     """Return what is certain about a domain, from the plan for mail to it.
 
     Args:
-        refusal: Why there is nobody to dial; None when there is somebody. Only a
-            bounce is certain.
+        refusal: Why there is no host to dial; None when there is one. Only a bounce
+            is certain.
         lookups: What DNS said.
-        is_hopeless: Everybody who could be dialled has failed a moment ago.
+        is_hopeless: Every host that could be dialled has failed a moment ago.
     """
     if is_hopeless:
         return AccessFinding.ALL_PAUSED
@@ -185,10 +185,10 @@ def finding(
 def unreachable(
     candidates: Sequence[Candidate], records: Mapping[Candidate, HostRecord], now: float
 ) -> str:
-    """Return what is said of hosts that all have failed: who, how, and how long ago.
+    """Return what is said of hosts that all have failed: which, how, and how long ago.
 
     Args:
-        candidates: At least one, with its record; it is the best that is named.
+        candidates: At least one, each with its record. The best one is named.
         records: How each of them failed.
         now: UTC seconds.
     """

@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.engine import Engine
     from mxpolicy.delivery.events import Observe
     from mxpolicy.options import Options
-    from mxpolicy.protocol.attributes import Attributes
 
 __all__ = ["AccessPolicyServer", "Reader", "Writer"]
 
@@ -162,12 +161,12 @@ class AccessPolicyServer:
                 each.cancel()
             await asyncio.gather(reading, *owed, return_exceptions=True)
 
-    async def _answer_to(self, one: Attributes | Malformed) -> str:
+    async def _answer_to(self, one: dict[str, str] | Malformed) -> str:
         """Return the action; never raise."""
         try:
             if isinstance(one, Malformed):
                 raise RequestError(one.reason)  # noqa: TRY301 - one place answers both
-            return await self.action_for(parse_request(one.values))
+            return await self.action_for(parse_request(one))
         except RequestError as error:
             self._trouble(f"not a request: {error}")
         except Exception:

@@ -457,7 +457,7 @@ def requests(data: bytes) -> None:
             said = one.reason
         else:
             try:
-                said = parse_request(one.values).recipient
+                said = parse_request(one).recipient
             except RequestError as error:
                 said = str(error)
         line = access_answer(said).decode("ascii")

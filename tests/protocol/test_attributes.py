@@ -10,12 +10,11 @@ from mxpolicy.protocol.attributes import (
     MAX_ATTRIBUTES,
     MAX_REQUEST,
     AttributeReader,
-    Attributes,
     Malformed,
 )
 from tests.protocol.feeding import cut_up, same_every_way
 
-Read = tuple[list[Attributes | Malformed], bool]
+Read = tuple[list[dict[str, str] | Malformed], bool]
 
 
 def read(pieces: list[bytes]) -> Read:
@@ -43,7 +42,7 @@ def read(pieces: list[bytes]) -> Read:
 def test_requests_are_read_however_they_are_cut(
     data: bytes, expected: list[dict[str, str]]
 ) -> None:
-    requests = [Attributes(one) for one in expected]
+    requests = list(expected)
     assert same_every_way(read, data) == (requests, False)
 
 
@@ -74,21 +73,21 @@ def test_requests_are_read_however_they_are_cut(
 def test_what_is_no_request_has_its_turn_and_spoils_nothing(
     data: bytes, reason: str
 ) -> None:
-    before, after = Attributes({"a": "1"}), Attributes({"a": "2"})
+    before, after = {"a": "1"}, {"a": "2"}
     requests, is_unfinished = same_every_way(read, b"a=1\n\n" + data + b"a=2\n\n")
     assert requests == [before, Malformed(reason), after]
     assert not is_unfinished
 
 
 def test_end_in_the_middle_of_a_request_is_seen() -> None:
-    assert same_every_way(read, b"a=1\n\na=2\n") == ([Attributes({"a": "1"})], True)
+    assert same_every_way(read, b"a=1\n\na=2\n") == ([{"a": "1"}], True)
 
 
 def test_number_of_attributes_is_bounded() -> None:
     lines = [b"a%d=" % number for number in range(MAX_ATTRIBUTES + 1)]
     enough, _ = read([b"\n".join(lines[1:]) + b"\n\n"])
     too_many, _ = read([b"\n".join(lines) + b"\n\n"])
-    assert isinstance(enough[0], Attributes)
+    assert isinstance(enough[0], dict)
     assert too_many == [Malformed(f"over {MAX_ATTRIBUTES} attributes")]
 
 
@@ -105,12 +104,12 @@ def test_request_without_end_takes_no_memory_and_is_answered_once(
     for start in range(0, len(data), piece):
         assert reader.receive_data(data[start : start + piece]) == []
         assert len(reader._data) <= MAX_REQUEST
-    assert reader.receive_data(b"x\n\na=1\n\n") == [TOO_LONG, Attributes({"a": "1"})]
+    assert reader.receive_data(b"x\n\na=1\n\n") == [TOO_LONG, {"a": "1"}]
 
 
 def test_longest_request_is_read_and_one_byte_more_is_not() -> None:
     longest = b"a=" + b"x" * (MAX_REQUEST - 2)
-    assert read([longest + b"\n\n"])[0] == [Attributes({"a": "x" * (MAX_REQUEST - 2)})]
+    assert read([longest + b"\n\n"])[0] == [{"a": "x" * (MAX_REQUEST - 2)}]
     assert read([longest + b"x\n\n"])[0] == [TOO_LONG]
 
 
@@ -129,7 +128,7 @@ def test_what_is_written_is_read(
         for one in sent
     )
     pieces = data.draw(cut_up(text.encode()))
-    assert read(pieces) == ([Attributes(one) for one in sent], False)
+    assert read(pieces) == (sent, False)
 
 
 @settings(max_examples=200)
