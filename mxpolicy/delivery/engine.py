@@ -307,12 +307,13 @@ class Delivery:
         except AddressError as error:
             self._settlement.settle_all(trouble.bad_sender(error))
             return
+        digest = await self._mail_data.digest()
         hops = self._mail_data.received_count
         if hops >= self._context.options.limits.hops:
             self._settlement.settle_all(trouble.too_many_hops(hops))
             return
         self._envelope = Envelope(reverse_path, self._mailboxes())
-        self._note_journal_keys()
+        self._note_journal_keys(digest)
         async with asyncio.TaskGroup() as tasks:
             for (nexthop, domain, _), places in self._grouped().items():
                 group = _Group(nexthop, domain, places)
@@ -334,7 +335,7 @@ class Delivery:
                 self._settlement.settle(place, trouble.bad_recipient(error))
         return mailboxes
 
-    def _note_journal_keys(self) -> None:
+    def _note_journal_keys(self, digest: bytes) -> None:
         """Give each recipient its entry in the journal, if there is one.
 
         Without the mail server's name for the message, and without the field that
@@ -345,7 +346,6 @@ class Delivery:
             name or self._mail_data.has_received_on_top
         ):
             return
-        digest = journal.digest_of(self._mail_data.chunks())
         for place, mailbox in self._envelope.recipients.items():
             nexthop, _ = _aim(self._request.nexthop, mailbox.domain)
             aim = journal.aim_of(nexthop, self._context.options.port)

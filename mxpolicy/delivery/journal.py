@@ -54,7 +54,6 @@ __all__ = [
     "Settled",
     "aim_of",
     "deferred_entry",
-    "digest_of",
     "entry_key",
     "host_of",
     "is_alive",
@@ -74,8 +73,6 @@ MAX_TEXT = 400
 MAX_ENTRY = 4096
 # Of doubts or seconds; more makes no difference.
 MAX_AMOUNT = 10**6
-# Of the mail data, in the key: all of it would be known too late to begin with it.
-DIGESTED = 64 * 1024
 
 _VERSION = "2"
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,3})?\Z")
@@ -359,7 +356,7 @@ def entry_key(
     Args:
         identity: The mail server's name for the message.
         aim: See `aim_of`.
-        digest: Of the mail data; see `digest_of`.
+        digest: Of the mail data; see `mxpolicy.delivery.mail_data.MailData.digest`.
         reverse_path: As on the wire, empty for the null one.
         forward_path: As on the wire.
     """
@@ -383,19 +380,6 @@ def aim_of(nexthop: str, default_port: int) -> str:
         return nexthop_aim(parse_nexthop(nexthop, default_port))
     except (NexthopError, AddressError):
         return nexthop
-
-
-def digest_of(chunks: Iterable[bytes]) -> bytes:
-    """Return the SHA-256 of mail data, of its first 64 KiB."""
-    from hashlib import sha256
-
-    total, left = sha256(), DIGESTED
-    for chunk in chunks:
-        total.update(chunk[:left])
-        left -= len(chunk)
-        if left <= 0:
-            break
-    return total.digest()
 
 
 # -- who is alive ---------------------------------------------------------------------

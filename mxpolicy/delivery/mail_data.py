@@ -1,8 +1,10 @@
-"""The message on its way in: spooled from a descriptor, read again for every host.
+"""The message on its way in: kept as it comes, and read again for every host.
+
+It can be read while it still grows. `spool` takes it from a descriptor, to the end.
 
 Up to 1 MiB stays in memory, more goes to a file without a name; so a message of
 100 MiB takes no 100 MiB of memory and nothing is left behind by SIGKILL. What the
-SMTP dialogue must know before it begins is counted as the message passes by.
+SMTP dialogue and the journal must know is counted as the message passes by.
 
 An mbox ``From_`` line on top is an envelope, not a header field, and is dropped:
 Exim's pipe transport adds one unless ``message_prefix`` is emptied, Postfix's
@@ -17,16 +19,21 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from hashlib import sha256
 
 from mxpolicy.errors import LocalTrouble
 
-__all__ = ["MailData", "spool"]
+__all__ = ["DIGESTED", "MailData", "spool"]
 
 MEMORY_LIMIT = 1 << 20
 
 _CHUNK = 65536
+
+# Bytes of the mail data that its digest covers: all of it would be known too late to
+# begin with it.
+DIGESTED = 64 * 1024
 
 # Postfix's header_size_limit is 102,400 for one field; beyond this much, Received:
 # fields are not counted: a loop shows itself on top.
@@ -40,7 +47,7 @@ _LINE_LIMIT = 1000
 _MBOX_LINE = re.compile(rb"From [ \t]*[^: \t\r\n][^\n]*\n")
 
 _RECEIVED = re.compile(rb"^received[ \t]*:", re.IGNORECASE | re.MULTILINE)
-_END_OF_HEADER = re.compile(rb"^\r?$", re.MULTILINE)
+_BLANK_LINE = re.compile(rb"^\r?\n", re.MULTILINE)
 
 # What a mail server's final delivery writes above the last Received: field.
 _ABOVE_RECEIVED = re.compile(
@@ -51,26 +58,38 @@ _ABOVE_RECEIVED = re.compile(
 
 
 class MailData:
-    """One message, complete or growing: `append` until `finish`, then `chunks`.
+    """One message, growing by `append` until `finish`, or until `give_up`.
 
-    Not for two writers; any number of readers once it is finished.
+    One writes. Any number read `chunks`, also while it grows.
 
     Attributes:
         size: Bytes on the wire with CRLF line ends, without doubled dots and the
             final dot, which is what SIZE= declares (RFC 1870 §5). Folding of
-            overlong lines may add a few.
-        has_8bit: A byte above 127 occurs anywhere (RFC 6152).
+            overlong lines may add a few. None while the message grows.
+        has_8bit: A byte above 127 occurs in what is there (RFC 6152).
+        has_received_on_top: The first field, after what final delivery writes above
+            it, is Received:. Each mail server adds one (RFC 5321 §4.4): then two
+            messages with equal bytes are one message, seen twice.
+        received_count: How many Received: fields the header has: mail servers passed
+            (RFC 5321 §6.3).
     """
 
     def __init__(self, *, memory_limit: int = MEMORY_LIMIT) -> None:
-        self.size = 0
+        self.size: int | None = None
         self.has_8bit = False
+        self.has_received_on_top = False
+        self.received_count = 0
+        self._on_the_wire = 0
         self._memory_limit = memory_limit
         self._memory: bytearray | None = bytearray()
         self._descriptor = -1
         self._stored = 0  # bytes kept, here or there
         self._top: bytes | None = b""  # the first line, until it is complete
         self._last = 0x0A  # the byte before the next one
+        self._header: bytearray | None = bytearray()  # until it is complete
+        self._hash = sha256()
+        self._trouble: LocalTrouble | None = None
+        self._news = asyncio.Event()
 
     def append(self, data: bytes) -> None:
         """Take the next bytes, of any number; raise LocalTrouble when the disk is full."""
@@ -80,48 +99,72 @@ class MailData:
                 self._top = data
                 return
             data = self._without_mbox_line(data)
-        self._count(data)
-        self._store(data)
+        self._take(data)
+        self._news.set()
 
     def finish(self) -> None:
         """Say that this was all."""
         if self._top is not None:
-            data = self._without_mbox_line(self._top)
-            self._count(data)
-            self._store(data)
+            self._take(self._without_mbox_line(self._top))
         if self._last != 0x0A:
-            self.size += 2  # the line end that the last line lacks
+            self._on_the_wire += 2  # the line end that the last line lacks
+        if self._header is not None:
+            self._understand_header(self._header)
+        self.size = self._on_the_wire
+        self._news.set()
 
-    def chunks(self, size: int = _CHUNK) -> Iterator[bytes]:
-        """Yield the message from its beginning, *size* bytes at a time.
+    def give_up(self, trouble: LocalTrouble) -> None:
+        """Say that no more will come, though this was not all: readers raise *trouble*."""
+        self._trouble = trouble
+        self._news.set()
+
+    async def chunks(self, size: int = _CHUNK) -> AsyncIterator[bytes]:
+        """Yield the message from its beginning, *size* bytes at a time, to its end.
+
+        Waits for what is still to come.
 
         Raises:
-            LocalTrouble: the spool file cannot be read, or is shorter than it was.
+            LocalTrouble: The writer has given up, or the spool file cannot be read, or
+                is shorter than it was.
         """
-        position = 0
-        while position < self._stored:
-            chunk = self._read(position, size)
-            if not chunk:
-                raise LocalTrouble("the spooled message has become shorter")
-            position += len(chunk)
-            yield chunk
+        position, has_more = 0, True
+        while has_more:
+            while position < self._stored:
+                chunk = self._read(position, size)
+                if not chunk:
+                    raise LocalTrouble("the spooled message has become shorter")
+                position += len(chunk)
+                yield chunk
+            has_more = await self._has_news()
 
-    @property
-    def has_received_on_top(self) -> bool:
-        """The first field, after what final delivery writes above it, is Received:.
+    async def digest(self) -> bytes:
+        """Return the SHA-256 of the first `DIGESTED` bytes, once they are there.
 
-        Each mail server adds one (RFC 5321 §4.4): then two messages with equal
-        bytes are one message, seen twice.
+        By then the header's attributes hold, too.
+
+        Raises:
+            LocalTrouble: The writer has given up.
         """
-        return _ABOVE_RECEIVED.match(self._header()) is not None
+        while self._stored < DIGESTED or self._header is not None:
+            if not await self._has_news():
+                break
+        return self._hash.digest()
 
-    @property
-    def received_count(self) -> int:
-        """How many Received: fields the header has: mail servers passed (RFC 5321 §6.3)."""
-        return len(_RECEIVED.findall(self._header()))
+    async def _has_news(self) -> bool:
+        """Wait until the writer has done anything; return False if it had finished."""
+        if self.size is not None:
+            return False
+        if self._trouble is None:
+            self._news.clear()
+            await self._news.wait()
+        if self._trouble is not None:
+            raise self._trouble
+        return True
 
     def close(self) -> None:
         """Give the memory or the file back; may be called twice."""
+        if self.size is None:
+            self.give_up(LocalTrouble("the message was never complete"))
         self._memory = None  # `chunks` now fails; it never yields less than all
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -132,15 +175,32 @@ class MailData:
         found = _MBOX_LINE.match(data)
         return data[found.end() :] if found else data
 
-    def _count(self, data: bytes) -> None:
-        """Add *data* to `size`; CRLF and LF are a line end (two bytes), a CR is a byte."""
+    def _take(self, data: bytes) -> None:
         if not data:
             return
-        self.size += len(data) + data.count(b"\n") - data.count(b"\r\n")
+        # CRLF and LF are a line end (two bytes), a CR is a byte.
+        self._on_the_wire += len(data) + data.count(b"\n") - data.count(b"\r\n")
         if self._last == 0x0D and data[0] == 0x0A:
-            self.size -= 1  # the CR is there already
+            self._on_the_wire -= 1  # the CR is there already
         self._last = data[-1]
         self.has_8bit = self.has_8bit or not data.isascii()
+        if self._stored < DIGESTED:
+            self._hash.update(data[: DIGESTED - self._stored])
+        if self._header is not None:
+            self._look_for_end(self._header, data)
+        self._store(data)
+
+    def _look_for_end(self, header: bytearray, data: bytes) -> None:
+        before = len(header)
+        header += data[: _HEADER_LIMIT - before]
+        end = _BLANK_LINE.search(header, max(0, before - 1))
+        if end or len(header) == _HEADER_LIMIT:
+            self._understand_header(header[: end.start()] if end else header)
+
+    def _understand_header(self, header: bytearray) -> None:
+        self.has_received_on_top = _ABOVE_RECEIVED.match(header) is not None
+        self.received_count = len(_RECEIVED.findall(header))
+        self._header = None
 
     def _store(self, data: bytes) -> None:
         if self._memory is not None and self._stored + len(data) > self._memory_limit:
@@ -168,12 +228,6 @@ class MailData:
             return os.pread(self._descriptor, size, position)
         except OSError as error:
             raise _spool_trouble(error) from error
-
-    def _header(self) -> bytes:
-        """Return the header, or as much of it as is looked at."""
-        top = next(self.chunks(_HEADER_LIMIT), b"")
-        end = _END_OF_HEADER.search(top)
-        return top[: end.start()] if end else top
 
 
 async def spool(descriptor: int, *, memory_limit: int = MEMORY_LIMIT) -> MailData:

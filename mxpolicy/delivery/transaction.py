@@ -272,7 +272,7 @@ class Transaction:
     async def _body(self) -> Reply | None:
         """Stream the mail data; return the refusal that came before the dot, if any."""
         stuffer = DotStuffer(self._long_lines)
-        for chunk in self._mail_data.chunks(_CHUNK):
+        async for chunk in self._mail_data.chunks(_CHUNK):
             early = await self._dialogue.send_body(
                 stuffer.encode(chunk), self._progress
             )

@@ -381,18 +381,22 @@ def with_doubts(refusal: Bounced, hosts: Iterable[str]) -> Bounced:
 
 
 def misfit(
-    extensions: Extensions, *, size: int, needs_smtputf8: bool, masked: bool = False
+    extensions: Extensions,
+    *,
+    size: int | None,
+    needs_smtputf8: bool,
+    masked: bool = False,
 ) -> Misfit | None:
     """Return why a host with these *extensions* cannot take the message, if so.
 
-    *masked*: a firewall overwrites what the host says.
+    *masked*: a firewall overwrites what the host says. *size*: None when it is unknown.
 
     8-bit data without 8BITMIME is no misfit: it goes as it is, since every host
     of this century passes it on, and a conversion would break signatures.
     """
     if needs_smtputf8 and not extensions.smtputf8:
         return Misfit.SMTPUTF8_MASKED if masked else Misfit.NO_SMTPUTF8
-    if extensions.size and size > extensions.size:
+    if extensions.size and size is not None and size > extensions.size:
         return Misfit.TOO_LARGE
     return None
 

@@ -7,17 +7,21 @@ import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
+from typing import TypeVar, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mxpolicy.delivery import mail_data
-from mxpolicy.delivery.mail_data import MailData, spool
+from mxpolicy.delivery.mail_data import DIGESTED, MailData, spool
 from mxpolicy.errors import LocalTrouble
+
+T = TypeVar("T")
 
 RECEIVED = b"Received: from a by b; Mon, 1 Jan 2024 00:00:00 +0000\n"
 FROM_LINE = b"From alice@example.com Mon Jan  1 00:00:00 2024\n"
@@ -39,8 +43,25 @@ def message_of(*pieces: bytes, memory_limit: int = 1 << 20) -> MailData:
     return message
 
 
+def at_once(work: Coroutine[None, None, T]) -> T:
+    """Return what *work* does, which has nothing to wait for."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return cast("T", done.value)
+    raise AssertionError("it waits")
+
+
+async def collected(message: MailData, size: int = 65536) -> bytes:
+    return b"".join([chunk async for chunk in message.chunks(size)])
+
+
 def content(message: MailData, size: int = 65536) -> bytes:
-    return b"".join(message.chunks(size))
+    return at_once(collected(message, size))
+
+
+def digest_of(pieces: list[bytes]) -> bytes:
+    return at_once(message_of(*pieces).digest())
 
 
 def on_the_wire(data: bytes) -> bytes:
@@ -167,13 +188,13 @@ class TestReceived:
 
 
 class TestKeeping:
-    def test_it_can_be_read_again_and_by_two_at_once(self) -> None:
+    async def test_it_can_be_read_again_and_by_two_at_once(self) -> None:
         for limit in (0, 1 << 20):
             message = message_of(b"abc" * 1000, memory_limit=limit)
             one, other = message.chunks(100), message.chunks(7)
-            assert next(one) == (b"abc" * 34)[:100]
-            assert b"".join(other) == b"abc" * 1000
-            assert b"".join(one) == (b"abc" * 1000)[100:]
+            assert await anext(one) == (b"abc" * 34)[:100]
+            assert b"".join([chunk async for chunk in other]) == b"abc" * 1000
+            assert b"".join([chunk async for chunk in one]) == (b"abc" * 1000)[100:]
             message.close()
 
     def test_the_file_has_no_name_and_is_given_back(
@@ -237,6 +258,107 @@ class TestKeeping:
             with pytest.raises(LocalTrouble, match=os.strerror(errno.EFBIG)):
                 message.append(b"x" * 10_000)
             message.close()
+
+
+class TestDigest:
+    @given(st.lists(st.binary(max_size=5)))
+    def test_it_is_of_the_bytes_whatever_the_pieces(self, pieces: list[bytes]) -> None:
+        data = b"".join(pieces)
+        assert digest_of(pieces) == digest_of([data]) == sha256(data).digest()
+
+    def test_it_is_of_what_is_known_when_a_long_message_begins(self) -> None:
+        top = bytes(DIGESTED - 1)
+        assert digest_of([top, b"x"]) == digest_of([top + b"x", b"y"])
+        assert digest_of([top, b"xy"]) == digest_of([top + b"xz"])
+        assert digest_of([top, b"x"]) != digest_of([top, b"y"])
+
+    def test_it_is_without_the_mbox_line(self) -> None:
+        assert digest_of([FROM_LINE, b"A: b\n"]) == digest_of([b"A: b\n"])
+
+    async def test_it_is_had_while_the_rest_is_still_to_come(self) -> None:
+        message = MailData()
+        asked = asyncio.create_task(message.digest())
+        message.append(RECEIVED * 2 + b"\n")
+        await asyncio.sleep(0)
+        assert not asked.done()
+        message.append(b"x" * DIGESTED)
+        whole = RECEIVED * 2 + b"\n" + b"x" * DIGESTED
+        assert await asked == sha256(whole[:DIGESTED]).digest()
+        assert message.received_count == 2
+        assert message.has_received_on_top
+        assert message.size is None
+        message.close()
+
+
+class TestGrowing:
+    @pytest.mark.parametrize("limit", [0, 1 << 20], ids=["file", "memory"])
+    async def test_readers_follow_the_writer_to_the_end(self, limit: int) -> None:
+        message = MailData(memory_limit=limit)
+        readers = [asyncio.create_task(collected(message, n)) for n in (1, 7, 65536)]
+        for number in range(50):
+            message.append(b"line %d\n" % number)
+            assert message.size is None
+            for _ in range(number % 3):
+                await asyncio.sleep(0)
+        message.append(b"the last")
+        message.finish()
+        for reader in readers:
+            assert await reader == content(message)
+        assert message.size == len(on_the_wire(content(message)))
+        message.close()
+
+    @given(MESSAGES, st.lists(st.integers(0, 5), max_size=20))
+    def test_any_message_in_any_pieces(self, data: bytes, turns: list[int]) -> None:
+        async def play() -> None:
+            message = MailData()
+            reader = asyncio.create_task(collected(message, 3))
+            rest = data
+            for turn in turns:
+                message.append(rest[:turn])
+                rest = rest[turn:]
+                for _ in range(turn):
+                    await asyncio.sleep(0)
+            message.append(rest)
+            message.finish()
+            assert await reader == content(message_of(data))
+
+        asyncio.run(play())
+
+    async def test_writer_that_gives_up_ends_every_reader(self) -> None:
+        message = MailData()
+        message.append(b"Subject: x\n\n")
+        waiting = [asyncio.create_task(collected(message)) for _ in range(2)]
+        asked = asyncio.create_task(message.digest())
+        await asyncio.sleep(0)
+        message.give_up(LocalTrouble("the client has gone away"))
+        for one in (*waiting, asked, collected(message)):
+            with pytest.raises(LocalTrouble, match="gone away"):
+                await one
+
+    async def test_closed_before_its_end_it_is_no_message(self) -> None:
+        message = MailData()
+        message.append(b"Subject: x\n\n")
+        waiting = asyncio.create_task(collected(message))
+        await asyncio.sleep(0)
+        message.close()
+        with pytest.raises(LocalTrouble, match="never complete"):
+            await waiting
+
+    async def test_first_line_is_waited_for(self) -> None:
+        message = MailData()
+        chunks = message.chunks()
+
+        async def first() -> bytes:
+            return await anext(chunks)
+
+        reader = asyncio.create_task(first())
+        message.append(b"From a")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not reader.done()
+        message.append(b"lice Mon\nA: b\n")
+        assert await reader == b"A: b\n"
+        message.close()
 
 
 class TestSpooling:
@@ -314,7 +436,9 @@ class TestSpooling:
             "from mxpolicy.delivery.mail_data import spool\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "message = asyncio.run(spool(0))\n"
-            "assert sum(map(len, message.chunks())) == 100 << 20\n"
+            "async def length():\n"
+            "    return sum([len(chunk) async for chunk in message.chunks()])\n"
+            "assert asyncio.run(length()) == 100 << 20\n"
             "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "print((after - before) // 1024)\n"
         )

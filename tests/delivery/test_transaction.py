@@ -692,9 +692,8 @@ async def to_the_dot(size: int) -> tuple[SessionFailed, Result, bytes]:
     loop = asyncio.get_running_loop()
     stream, peer, candidate = await with_a_small_window()
     session = session_over(stream, candidate, Told(), tls=TlsLevel.NONE)
-    result, spooled = Result(), mail_data(b"x" * 78 + b"\r\n")
-    spooled.append(b"y" * (size - spooled.size - 2))
-    spooled.finish()
+    result = Result()
+    spooled = mail_data(b"x" * 78 + b"\r\n" + b"y" * (size - 82))
 
     async def answer() -> None:
         await loop.sock_sendall(peer, GREETED[0])
