@@ -44,8 +44,8 @@ class Approach(NamedTuple):
         """Whether TLS has failed in a session right before."""
         return self.tls.source is Source.FAILURE
 
-    def in_small_segments(self) -> Approach:
-        """Return the same, in small segments."""
+    def with_small_segments(self) -> Approach:
+        """Return the same, with small segments."""
         return self._replace(segment_size=SMALL_SEGMENT)
 
     def in_clear(self) -> Approach:
@@ -59,17 +59,17 @@ class Approach(NamedTuple):
             others_left: Other hosts may still be asked. They may do better than a dot
                 that leaves us in doubt.
 
-        ==================  ====================================================
-        it stalled          next
-        ==================  ====================================================
-        in ordinary ones    in small segments
-        in small segments   in ordinary ones, the dot before the body is
-                            acknowledged; with others left, nothing
-        after such a dot    nothing
-        ==================  ====================================================
+        =======================  ===================================================
+        what stalled             what is tried next
+        =======================  ===================================================
+        ordinary segments        small segments
+        small segments           ordinary segments, and the dot before the body is
+                                 acknowledged; nothing while others are left
+        such an early dot        nothing
+        =======================  ===================================================
         """
         if self.is_ordinary:
-            return self.in_small_segments()
+            return self.with_small_segments()
         if self.waits_for_body and not others_left:
             return self._replace(segment_size=None, waits_for_body=False)
         return None

@@ -1,17 +1,17 @@
 """From a candidate to a session that is ready: dial, open, and what to try next.
 
-Two things stand between us and a host that a second connection gets around: TLS that
-fails, which at level ``may`` means in clear, and a path that swallows large packets,
-which means small segments. The race knows one candidate, whatever is tried here.
+A second connection gets around two things that stand between us and a host. Where TLS
+fails, it goes in clear, at level ``may``. Where the path swallows large packets, it has
+small segments. The race knows one candidate, whatever is tried here.
 
-=====================  ================================  ==============================
-what was tried         what failed                       what is tried next
-=====================  ================================  ==============================
-as asked               the ClientHello is not answered   as asked, in small segments
-as asked               TLS in another way                as asked, in clear
-in small segments      anything                          as asked, in clear
-anything               anything else                     nothing
-=====================  ================================  ==============================
+===================  ==============================  ==============================
+what was tried       what failed                     what is tried next
+===================  ==============================  ==============================
+as asked             the ClientHello is unanswered   as asked, with small segments
+as asked             TLS in another way              as asked, in clear
+with small segments  anything                        as asked, in clear
+anything             anything else                   nothing
+===================  ==============================  ==============================
 
 Small segments are tried where the ones asked for are ordinary, and clear text where
 the TLS level is ``may``. `next_approach` is this table.
@@ -134,7 +134,7 @@ def next_approach(
     """
     is_first = tried == asked
     if is_first and asked.is_ordinary and failed.client_hello_is_unanswered:
-        return asked.in_small_segments()
+        return asked.with_small_segments()
     is_tls_broken = not is_first or failed.finding.phase is Phase.TLS
     if is_tls_broken and tried.tls.level is Level.MAY:
         return asked.in_clear()

@@ -329,11 +329,9 @@ class Offer:
         if accepted:  # else the mail data would be sent for nothing
             await self._permit_dot()
 
-    async def dot_is_next(
-        self, candidate: Candidate, recipients: Sequence[int]
-    ) -> None:
+    async def dot_is_next(self, recipients: Sequence[int]) -> None:
         """Let the owner of the message know, and ask it (see `Control`)."""
-        await self._message.journal.dot_is_next(str(candidate), recipients)
+        await self._message.journal.dot_is_next(str(self._candidate), recipients)
         await self._permit_dot()
 
     async def _permit_dot(self) -> None:
@@ -345,12 +343,10 @@ class Offer:
         if not may_send:
             raise LocalTrouble("the mail server that started us has gone away")
 
-    def taken(
-        self, candidate: Candidate, recipients: Sequence[int], reply: Reply
-    ) -> None:
+    def taken(self, recipients: Sequence[int], reply: Reply) -> None:
         """Settle *recipients* at once: nothing that comes now can undo it."""
         for place in recipients:
-            self._owner.settle(place, trouble.delivered(reply, str(candidate)))
+            self._owner.settle(place, trouble.delivered(reply, str(self._candidate)))
 
 
 def tell_of_detour(trace: Trace, session: Session) -> None:

@@ -54,7 +54,7 @@ class Session:
     Attributes:
         candidate: As given.
         approach: As given.
-        listener: As given.
+        listener: As given; another one may take its place.
         dialogue: What is said over it.
         is_secured: It is under TLS.
         tls_seconds: How long STARTTLS, handshake and EHLO took; 0 without TLS.
@@ -77,7 +77,9 @@ class Session:
         self.candidate = candidate
         self.approach = approach
         self.listener = listener
-        self.dialogue = Dialogue(stream, helo, clock, listener.ignored)
+        self.dialogue = Dialogue(
+            stream, helo, clock, lambda reply: self.listener.ignored(reply)
+        )
         self.is_secured = False
         self.tls_seconds = 0.0
         self.began = self.last_used = clock()

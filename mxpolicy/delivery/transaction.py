@@ -27,7 +27,7 @@ from mxpolicy.protocol.smtp_events import (
 )
 from mxpolicy.protocol.smtp_states import State, Verb, facts
 from mxpolicy.reply import Reply
-from mxpolicy.routing.candidate import Candidate, Phase, Verdict
+from mxpolicy.routing.candidate import Phase, Verdict
 
 __all__ = ["DOT_TIME", "Answers", "Control", "Transaction"]
 
@@ -60,20 +60,16 @@ class Control(Protocol):
             LocalTrouble: The mail data must not be sent for *accepted*.
         """
 
-    async def dot_is_next(
-        self, candidate: Candidate, recipients: Sequence[int]
-    ) -> None:
-        """*candidate* is to see the final dot for *recipients*.
+    async def dot_is_next(self, recipients: Sequence[int]) -> None:
+        """The host is to see the final dot for *recipients*.
 
         Raises:
             LocalTrouble: It must not be sent: out of time, the input is not whole, or
                 another process has the message.
         """
 
-    def taken(
-        self, candidate: Candidate, recipients: Sequence[int], reply: Reply
-    ) -> None:
-        """*candidate* has the message for *recipients*: its 2yz to the dot is here."""
+    def taken(self, recipients: Sequence[int], reply: Reply) -> None:
+        """The host has the message for *recipients*: its 2yz to the dot is here."""
 
 
 class Answers:
@@ -215,7 +211,7 @@ class Transaction:
             return False
         refusal = await self._data()
         if refusal is None:
-            await self._control.dot_is_next(self._session.candidate, accepted)
+            await self._control.dot_is_next(accepted)
             refusal = await self._dot(accepted)
         if refusal is None:
             return True
@@ -295,7 +291,7 @@ class Transaction:
             raise
         if not reply.is_positive:
             return Verb.DOT, reply
-        self._control.taken(self._session.candidate, accepted, reply)
+        self._control.taken(accepted, reply)
         return None
 
     async def _answer(self, kind: type[E]) -> E:

@@ -100,17 +100,13 @@ class Owner:
         before = self.accepted[-1] if self.accepted else set()
         self.accepted.append(before.union(accepted))
 
-    async def dot_is_next(
-        self, candidate: Candidate, recipients: Sequence[int]
-    ) -> None:
+    async def dot_is_next(self, recipients: Sequence[int]) -> None:
         await asyncio.sleep(self._journal)
         self._at_dot()
 
-    def taken(
-        self, candidate: Candidate, recipients: Sequence[int], reply: Reply
-    ) -> None:
+    def taken(self, recipients: Sequence[int], reply: Reply) -> None:
         for place in recipients:
-            self.result.settlement.settle(place, delivered(reply, str(candidate)))
+            self.result.settlement.settle(place, delivered(reply, "the host"))
 
 
 class Told:

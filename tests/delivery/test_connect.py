@@ -62,7 +62,7 @@ TABLE = {
 def named(asked: Approach, name: str | None) -> Approach | None:
     match name:
         case "small":
-            return asked.in_small_segments()
+            return asked.with_small_segments()
         case "clear":
             return asked.in_clear()
         case _:
@@ -88,6 +88,6 @@ def test_nothing_is_sent_in_clear_at_another_level(tls: TlsRequirement) -> None:
         asked = Approach(tls, segment_size, waits)
         following = next_approach(asked, asked, failed)
         may_shrink = failed is HELLO and asked.is_ordinary
-        assert following == (asked.in_small_segments() if may_shrink else None)
+        assert following == (asked.with_small_segments() if may_shrink else None)
         if following is not None:
             assert next_approach(asked, following, failed) is None
