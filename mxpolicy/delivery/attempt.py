@@ -361,6 +361,9 @@ class Attempt:
         elif ending is None:
             # Those left were not offered: they have a refusal from a better host.
             ending = Finding(Verdict.PERMANENT, Phase.TRANSACTION, waited)
+        if in_doubt and not self._message.journal.has_memory():
+            # As for smtp(8) each address is one by itself, and is asked once.
+            in_doubt, ending = False, ending._replace(wait=None)
         self._perform(self._race.resume(ending, now, in_doubt=in_doubt))
 
     def _settle_doubts(

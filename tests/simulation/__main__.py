@@ -14,8 +14,8 @@ def main(first: int, last: int) -> int:
     for seed in range(first, last + 1):
         world = world_of(seed)
         faults = judge(world)
+        count += bool(faults)
         if faults or first == last:
-            count += 1
             print(tell(world, faults), flush=True)
     worlds = last + 1 - first
     print(f"{count} of {worlds} worlds, {time.monotonic() - began:.0f}s")

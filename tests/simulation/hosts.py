@@ -79,6 +79,7 @@ class Site:
         self.as_of: float | None = None
         self.met: dict[tuple[str, str], float] = {}  # greylisting: (host, recipient)
         self.sessions: Counter[str] = Counter()  # by address
+        self.failing_since: dict[str, float] = {}  # the patient sender's: by name
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._domains = {domain.name: domain for domain in world.domains}
@@ -347,7 +348,7 @@ class Connection:
             return
         step = self._step(Place.RCPT, recipient)
         if step is not None and step.act is Act.GREYLIST:
-            key = (recipient.rpartition("@")[2], recipient)
+            key = (self._host.name, recipient)
             first = self._site.met.setdefault(key, self._site.now())
             if self._site.now() - first < GREYLISTED_FOR:
                 self._say(0.0, "450 4.7.1 greylisted")

@@ -115,4 +115,8 @@ KEPT = {
     "best_host_never_answers_the_dot_and_nothing_can_be_kept": world(
         host(0, 10, Step(Place.DOT, Act.SILENT)), host(1, 20), storage=Storage.GONE
     ),
+    "one_of_two_addresses_never_answers_the_dot_and_nothing_can_be_kept": world(
+        dual(0, 10, Step(Place.DOT, Act.SILENT, address="192.0.2.1")),
+        storage=Storage.GONE,
+    ),
 }

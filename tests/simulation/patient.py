@@ -22,19 +22,26 @@ from tests.simulation.world import own_preference
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from mxpolicy.routing.mx import Lookup
     from tests.simulation.hosts import Connection, Site
     from tests.simulation.world import Domain, Host
 
-__all__ = ["POSTFIX", "UNLIMITED", "End", "Limits", "orders", "send"]
+__all__ = ["DOT", "POSTFIX", "UNLIMITED", "End", "Limits", "orders", "send"]
 
 CONNECT, PHASE, DATA, DOT = 30.0, 300.0, 120.0, 600.0
 
 
 class Limits(NamedTuple):
-    """How far it goes in one attempt."""
+    """How far it goes in one attempt.
+
+    Attributes:
+        lookups: Seconds in which the names of a better host must fail until a refusal
+            by a worse one is heeded.
+    """
 
     addresses: int
     sessions: int
+    lookups: float = 3600.0
 
 
 # smtp_mx_address_limit and smtp_mx_session_limit; and a sender that goes on to the end.
@@ -71,6 +78,7 @@ async def send(
     ours = own_preference(domain)
     hosts = [one for one in domain.hosts if one.preference < ours]
     lookups = {one.name: await site.lookup(one.name, "A") for one in hosts}
+    unheard = [one for one in hosts if _fails(site, lookups[one.name], limits)]
     for host, address in order:
         if lookups[host.name].status is not LookupStatus.FOUND:
             continue
@@ -78,7 +86,12 @@ async def send(
         if not left or addresses == limits.addresses or sessions == limits.sessions:
             break
         addresses += 1
-        sessions += await _visit(site, address, message, left, ends)
+        said: dict[str, End] = {}
+        sessions += await _visit(site, address, message, left, said)
+        if any(one.preference < host.preference for one in unheard):
+            # A better host may yet be found in DNS, and may not refuse.
+            said = {who: end for who, end in said.items() if end is not End.BOUNCED}
+        ends |= said
     # Without any host there is none, or we are the best one; a better one that has no
     # address may have one tomorrow (smtp(8): "unable to find primary relay").
     is_final = all(
@@ -87,6 +100,14 @@ async def send(
     ) and (not hosts or ours == inf)
     other = End.BOUNCED if is_final else End.DEFERRED
     return {one: ends.get(one, other) for one in recipients}
+
+
+def _fails(site: Site, found: Lookup, limits: Limits) -> bool:
+    """Return whether a name cannot be looked up, and has not failed for long."""
+    if found.status is not LookupStatus.FAILED:
+        return False
+    since = site.failing_since.setdefault(found.name, site.now())
+    return site.now() - since < limits.lookups
 
 
 def orders(domain: Domain) -> Iterator[list[tuple[Host, str]]]:

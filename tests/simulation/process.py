@@ -8,6 +8,7 @@ these. What a host has read is not taken back by that.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -98,7 +99,6 @@ class Process:
         self._operations = 0
         self._dies_at = dies_at
         self._tasks: set[asyncio.Task[list[Outcome]]] = set()
-        self._told: dict[str, int] = {}
         self.connections: list[Connection] = []
         self.is_gone = False
         self.died_at = inf
@@ -119,6 +119,7 @@ class Process:
             resolver=line,
             dial=line.dial,  # type: ignore[arg-type]
             is_own_address=lambda address: address == OUR_ADDRESS,
+            chance=file.rng.random,
             owner=self._owner,
             lives=machine.lives,
         )
@@ -127,10 +128,6 @@ class Process:
     def _owner(self) -> Owner:
         self._calls += 1
         return Owner("machine", "boot", "pids", self._pid, 1, f"{self._calls}")
-
-    def _observe(self, event: events.Event) -> None:
-        if isinstance(event, events.RecipientSettled):
-            self._told[event.recipient] = self._told.get(event.recipient, 0) + 1
 
     # -- dying --------------------------------------------------------------------
 
@@ -170,6 +167,12 @@ class Process:
         data.append(text[: len(text) // 2] if is_cut else text)
         data.finish()
 
+        told: Counter[str] = Counter()
+
+        def observe(event: events.Event) -> None:
+            if isinstance(event, events.RecipientSettled):
+                told[event.recipient] += 1
+
         async def may_send_dot() -> bool:
             return not is_cut
 
@@ -179,10 +182,9 @@ class Process:
             "",
             message.queue_id,
             DEADLINE,
-            observe=self._observe,
+            observe=observe,
             may_send_dot=may_send_dot,
         )
-        self._told |= dict.fromkeys(message.recipients, 0)
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._engine.deliver(request, data))
         self._tasks.add(task)
@@ -193,7 +195,7 @@ class Process:
             return None
         outcomes = task.result()
         return {
-            who: Answer(_end(outcome), outcome.text, outcome.relay, self._told[who])
+            who: Answer(_end(outcome), outcome.text, outcome.relay, told[who])
             for who, outcome in zip(message.recipients, outcomes, strict=True)
         }
 

@@ -141,7 +141,10 @@ class _Queue:
                 has one answer for all its recipients, so there all are.
         """
         async with asyncio.TaskGroup() as group:
-            for message in self._world.messages:
+            for number, message in enumerate(self._world.messages):
+                # Of those that begin together, the first one does so first.
+                begins = message.begins + number * 1e-3
+                message = message._replace(begins=begins)
                 group.create_task(self._keep_trying(message, attempt, by_recipient))
             for at in self._world.restarts:
                 group.create_task(self._restart(at))

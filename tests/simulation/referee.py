@@ -9,17 +9,19 @@ not be, and nobody's mail is put off, or kept waiting, by another domain's hosts
 
 from __future__ import annotations
 
-import random
 from itertools import product
 from math import inf
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.helpers.fast_loop import run_fast
-from tests.simulation.patient import POSTFIX, UNLIMITED, End, orders
+from tests.simulation.patient import DOT, POSTFIX, UNLIMITED, End, orders
 from tests.simulation.queue import play_ours, play_patiently
 from tests.simulation.world import (
+    FOREVER,
+    GAPS,
     Act,
+    Place,
     Storage,
     make_world,
     own_preference,
@@ -28,15 +30,16 @@ from tests.simulation.world import (
 )
 
 if TYPE_CHECKING:
+    from tests.simulation.hosts import Taken
     from tests.simulation.queue import Played
-    from tests.simulation.world import World
+    from tests.simulation.world import Step, World
 
 __all__ = ["Fault", "judge", "tell", "world_of"]
 
 # Seconds that mail of a domain that is well waits for what is not.
 LONGEST_WAIT = 20.0
 # Seconds from the reply to the final dot until a process must have kept it.
-KEPT_WITHIN = 0.5
+KEPT_WITHIN, KEPT_WITHIN_SLOWLY = 0.5, 20.0
 
 _COPY = "a copy too many"
 
@@ -66,7 +69,6 @@ def world_of(seed: int) -> World:
 
 def judge(world: World) -> list[Fault]:
     """Play *world* both ways and return what the law forbids; most often nothing."""
-    random.seed(world.seed)
     ours, _ = run_fast(play_ours(world))
     faults = [
         Fault(kind, one, _told(ours, one), "") for one, kind in ours.breaches.items()
@@ -101,12 +103,18 @@ def _judge_domain(world: World, ours: Played) -> list[Fault]:
     # Of equal hosts each sender chooses one, each has limits of its own, and to be slow
     # is luck where a host recovers meanwhile. One of all patient senders at least must
     # have fared as we have.
-    for order, limits, at_once in product(
-        orders(domain), (POSTFIX, UNLIMITED), (False, True)
+    senders = [POSTFIX, UNLIMITED]
+    if world.storage in _FORGETFUL:  # then nobody knows how long a lookup has failed
+        senders += [one._replace(lookups=0.0) for one in senders]
+    queues = [world]
+    if any(step.act is Act.BUSY for step in steps):  # who comes first is luck, too
+        queues.append(world._replace(messages=world.messages[::-1]))
+    for order, limits, at_once, queue in product(
+        orders(domain), senders, (False, True), queues
     ):
         if not suspects:
             break
-        patients, _ = run_fast(play_patiently(world, limits, order, at_once=at_once))
+        patients, _ = run_fast(play_patiently(queue, limits, order, at_once=at_once))
         others = [
             Fault(kind, one, _told(ours, one), _told(patients, one))
             for one in suspects
@@ -171,11 +179,52 @@ def _kind(
             return _COPY
     if theirs is End.DELIVERED and not their_copies:
         return ""  # it was fooled by a host that says 250 and has nothing
-    if end is End.BOUNCED and theirs is End.DELIVERED:
+    if end is End.BOUNCED and theirs is End.DELIVERED and not _is_had(ours, one):
         return "bounced"
     if end is End.DEFERRED and theirs is not End.DEFERRED:
         return "never settled"
+    if _is_steady(world) and ours.deferrals[one] > patients.deferrals[one]:
+        return "put off once too often"
     return ""
+
+
+def _is_had(ours: Played, one: str) -> bool:
+    """Return whether a host has what was bounced, did not say so, and is named for it."""
+    copies = ours.copies(one)
+    return (
+        bool(copies)
+        and not any(_is_heard(taken) for taken in copies)
+        and "may have been delivered by" in ours.texts[one][-1]
+    )
+
+
+def _is_heard(taken: Taken) -> bool:
+    is_killed = taken.process is not None and taken.process.is_dead
+    return taken.heard_at < inf and not is_killed
+
+
+def _is_steady(world: World) -> bool:
+    """Return whether each try meets the same, and none ends in doubt.
+
+    What is remembered may put off a message once that would meet a host just mended,
+    and a first doubt at the final dot ends a try.
+    """
+    if world.storage is not Storage.WELL or world.kills or world.restarts:
+        return False
+    (domain,) = world.domains
+    steps = [step for host in domain.hosts for step in host.steps]
+    return not (
+        domain.fails_until
+        or any(step.until < FOREVER or _leaves_doubt(step) for step in steps)
+        or any(one.is_cut for one in world.messages)
+        or world.gaps != GAPS
+    )
+
+
+def _leaves_doubt(step: Step) -> bool:
+    is_late = step.act is Act.REPLY and not step.reply and step.delay > DOT
+    is_unheard = step.act is not Act.REPLY
+    return step.place is Place.DOT and (is_late or is_unheard)
 
 
 def _price(
@@ -184,23 +233,23 @@ def _price(
     """Return how many copies more than the patient sender's are no fault.
 
     A race may be won by a host to which the patient sender never came, and that host
-    may leave the final dot unanswered. To bounce what a host may have costs no copy, nor
-    does it to believe a 250 that comes before the final dot (*is_fooling*). Who is
+    may leave the final dot unanswered. To bounce what a host may have costs no copy, so
+    each such host may be asked once more before it comes to that; nor does it to believe a 250 that comes before the final dot (*is_fooling*). Who is
     killed before the reply is read makes a copy, as a patient sender does. A restart is
     one more try, at hosts that do not answer the dot or without an answer of the store.
     """
     copies = ours.copies(one)
     theirs = {taken.host for taken in patients.copies(one)}
     elsewhere = len({taken.host for taken in copies} - theirs)
-    bounced = patients.ends[one] is End.BOUNCED
+    unheard = {taken.host for taken in copies if taken.heard_at == inf}
+    bounced = max(1, len(unheard)) if patients.ends[one] is End.BOUNCED else 0
+    is_slow = world.storage is Storage.SLOW
+    within = KEPT_WITHIN_SLOWLY if is_slow else KEPT_WITHIN
     killed = sum(
-        taken.process is not None
-        and taken.process.died_at < taken.heard_at + KEPT_WITHIN
+        taken.process is not None and taken.process.died_at < taken.heard_at + within
         for taken in copies
     )
-    unheard = any(taken.heard_at == inf for taken in copies)
-    is_in_doubt = unheard or world.storage is Storage.SLOW
-    restarted = len(world.restarts) if is_in_doubt else 0
+    restarted = len(world.restarts) if unheard or is_slow else 0
     return elsewhere + bounced + is_fooling + killed + restarted
 
 

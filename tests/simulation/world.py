@@ -287,23 +287,28 @@ REFUSALS = {
 }
 
 
+TURNED_AWAY = ("", "421 4.7.0 too many", "554 5.7.0 too many")
+
+
 def make_world(rng: Random, seed: int) -> World:
     """Make a world; the same one for the same state of *rng*."""
     if rng.random() < 0.03:
         return _crowd(rng, seed)
-    count = rng.choice((1, 1, 1, 1, 2, 3))
+    count = rng.choice((1, 1, 1, 2, 2, 3))
     domains = tuple(_domain(rng, number, count) for number in range(count))
     messages = tuple(
         Message(
             f"Q{number}",
             _recipients(rng, number, domains),
-            0.0 if number == 0 else rng.choice((0.0, 1.0, 30.0, 400.0, 4000.0)),
+            0.0
+            if number == 0
+            else rng.choice((0.0, 0.3, 1.0, 30.0, 70.0, 400.0, 4000.0)),
             rng.random() < 0.03,
         )
-        for number in range(rng.choice((1, 1, 1, 2, 3)))
+        for number in range(rng.choice((1, 1, 1, 1, 2, 2, 3, 6)))
     )
-    well = (Storage.WELL,) * 18
-    world = World(seed, domains, messages, rng.choice((*well, *Storage)))
+    others = (*Storage, Storage.SLOW, Storage.SLOW)
+    world = World(seed, domains, messages, rng.choice((Storage.WELL,) * 20 + others))
     if rng.random() < 0.25:
         return world._replace(is_one_engine=True)
     if rng.random() < 0.3:
@@ -381,6 +386,9 @@ def _domain(rng: Random, number: int, of: int) -> Domain:
         _host(rng, name, 10 * number + place, pref)
         for place, pref in enumerate(preferences)
     )
+    if rng.random() < 0.03:
+        steps = (Step(Place.RCPT, Act.GREYLIST),)
+        hosts = tuple(one._replace(steps=steps) for one in hosts)
     if rng.random() < 0.12:
         hosts = _with_one_not_to_be_dialled(rng, hosts)
     domain = Domain(name, hosts, is_null=rng.random() < 0.02)
@@ -427,8 +435,11 @@ def _recipients(
 
 def _host(rng: Random, domain: str, number: int, preference: int) -> Host:
     addresses = tuple(f"192.0.2.{5 * number + one}" for one in (1, 2))
-    steps = tuple(_step(rng) for _ in range(rng.choice((0, 0, 1, 1, 1, 2))))
-    if rng.random() < 0.2:
+    if rng.random() < 0.5:
+        steps = _character(rng)
+    else:
+        steps = tuple(_step(rng) for _ in range(rng.choice((0, 0, 1, 1, 1, 2))))
+    if rng.random() < 0.3:
         if rng.random() < 0.3:
             addresses = (addresses[0], f"2001:db8::{number}:2")
         if rng.random() < 0.5:
@@ -443,6 +454,33 @@ def _host(rng: Random, domain: str, number: int, preference: int) -> Host:
         rng.random() < 0.5,
         rng.random() < 0.7,
         rng.choice((0.02, 0.02, 0.02, 0.001, 0.3, 1.5)),
+    )
+
+
+def _character(rng: Random) -> tuple[Step, ...]:
+    """Return what a host does that has one trouble, and has it for long."""
+    slow = rng.choice((Place.EHLO, Place.MAIL, Place.RCPT, Place.DATA))
+    refusing = rng.choice(tuple(REFUSALS))
+    putting_off = rng.choice(tuple(REFUSALS))
+    cutting = rng.choice((Act.TAKE_AND_CLOSE, Act.CLOSE, Act.TAKE_IN_SILENCE))
+    return rng.choice(
+        (
+            (),
+            (Step(Place.LOOKUP, Act.FAIL, until=rng.choice((20.0, 500.0, 2000.0))),),
+            (Step(slow, Act.REPLY, round(rng.uniform(20.0, _SLOW[slow]), 1)),),
+            (Step(refusing, Act.REPLY, 0.0, rng.choice(REFUSALS[refusing])),),
+            (Step(refusing, Act.REPLY, 0.0, rng.choice(REFUSALS[refusing])),),
+            (Step(putting_off, Act.REPLY, 0.0, rng.choice(TRANSIENT)),),
+            (Step(Place.DOT, cutting),),
+            (Step(Place.DOT, cutting, until=5000.0),),
+            (Step(Place.DATA, Act.STRAY),),
+            (Step(Place.GREETING, Act.BUSY, reply=rng.choice(TURNED_AWAY)),),
+            # Its TLS fails, or did so once, and it insists on it.
+            (
+                Step(Place.TLS, Act.FAIL, until=rng.choice((20.0, 500.0, FOREVER))),
+                Step(Place.MAIL, Act.TLS_ONLY),
+            ),
+        )
     )
 
 
@@ -466,7 +504,7 @@ _SLOW = {
 
 
 def _step(rng: Random) -> Step:
-    until = rng.choice((FOREVER, FOREVER, FOREVER, 20.0, 500.0, 5000.0))
+    until = rng.choice((*(FOREVER,) * 5, 20.0, 500.0, 5000.0))
     if rng.random() < 0.3:
         place = rng.choice(tuple(_SLOW))
         longest = rng.choice((3.0, 30.0, _SLOW[place], _SLOW[place]))
@@ -475,7 +513,7 @@ def _step(rng: Random) -> Step:
         place = rng.choice(tuple(REFUSALS))
         only = rng.choice(("", "", "a", "b")) if place is Place.RCPT else ""
         return Step(place, Act.REPLY, 0.0, rng.choice(REFUSALS[place]), only=only)
-    place = rng.choice(tuple(Place))
+    place = rng.choice(_PLACES)
     act, delay, reply = rng.choice(_CHOICES[place](rng))
     only = rng.choice(("", "", "a", "b")) if place is Place.RCPT else ""
     step = Step(place, act, delay, reply, until, only)
@@ -483,6 +521,15 @@ def _step(rng: Random) -> Step:
     is_final = step.act is Act.MISSING or step.reply.startswith("5")
     return step._replace(until=FOREVER) if is_final else step
 
+
+# What comes late in a session is harder to judge, and more of it is tried.
+_PLACES = (
+    *Place,
+    Place.CONNECT,
+    Place.TLS,
+    *(Place.MAIL, Place.RCPT, Place.DATA, Place.DOT),
+    *(Place.RCPT, Place.DOT, Place.DOT),
+)
 
 _Choice = tuple[Act, float, str]
 
@@ -503,7 +550,7 @@ def _at_greeting(rng: Random) -> list[_Choice]:
         (Act.CLOSE, rng.choice((0.0, 12.0, 200.0)), ""),
         (Act.REPLY, rng.choice((0.0, 40.0)), rng.choice(TRANSIENT)),
         (Act.REPLY, 0.0, "554 5.3.2 no service here"),
-        (Act.BUSY, 0.0, rng.choice(("", "421 4.7.0 too many", "554 5.7.0 too many"))),
+        (Act.BUSY, 0.0, rng.choice(TURNED_AWAY)),
     ]
 
 

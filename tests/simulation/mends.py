@@ -1,0 +1,295 @@
+"""Mends taken back: the decisions that the referee has to see when they are missing.
+
+Each is a change of the product's text that brings an old fault back, by the title of the
+commit that had mended it. `proof` applies them, to a copy.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["MENDS", "Edit", "Mend"]
+
+
+class Edit(NamedTuple):
+    """A replacement in one file of mxpolicy; *old* is there exactly once."""
+
+    file: str
+    old: str
+    new: str
+
+
+class Mend(NamedTuple):
+    """A mend, and the edits that take it back."""
+
+    title: str
+    edits: tuple[Edit, ...]
+
+
+MENDS = {
+    "visits": Mend(
+        "race: A 421 or x.7.z in a transaction is one of two visits",
+        (
+            Edit(
+                "routing/race.py",
+                "TRANSIENT_VISITS = 2\n",
+                "TRANSIENT_VISITS = 1\n",
+            ),
+        ),
+    ),
+    "helo": Mend(
+        "trouble: A refusal that only names our HELO is about the mail",
+        (
+            Edit(
+                "delivery/trouble.py",
+                "    if reply.code == 421 or reply.is_positive:\n",
+                "    if reply.code == 421 or reply.is_positive or 'client' in reply.text:\n",
+            ),
+        ),
+    ),
+    "session": Mend(
+        "trouble: A refusal of our session is the answer when no other host is left",
+        (
+            Edit(
+                "delivery/trouble.py",
+                "        return Judgement(Scope.HOST, Action.LAST_RESORT, bounced)\n",
+                "        return Judgement(Scope.HOST, Action.NEXT_HOST, deferred)\n",
+            ),
+        ),
+    ),
+    "session-beside-4yz": Mend(
+        "history: A refusal of our session is final whatever the others said",
+        (
+            Edit(
+                "delivery/failures.py",
+                "    if reason is GiveUpReason.EXHAUSTED:\n        final.append",
+                "    if reason is GiveUpReason.EXHAUSTED and not any(\n"
+                "        one.finding.verdict is Verdict.TRANSIENT for one in failures\n"
+                "    ):\n        final.append",
+            ),
+        ),
+    ),
+    "doubt": Mend(
+        "race: A host in doubt gives way to the others in the next attempt",
+        (
+            Edit(
+                "routing/race.py",
+                "        in_turn = sorted(entries, key=_doubts)\n",
+                "        in_turn = [one._replace(doubts=0, doubts_here=0) for one in entries]\n",
+            ),
+        ),
+    ),
+    "doubt-of-address": Mend(
+        "race: Of a host in doubt, another address is asked first",
+        (
+            Edit(
+                "routing/race.py",
+                "    return entry.doubts, entry.doubts_here\n",
+                "    return entry.doubts, 0\n",
+            ),
+        ),
+    ),
+    "doubt-for-an-answer": Mend(
+        "race: A host in doubt twice is not asked again only to overrule a refusal",
+        (
+            Edit(
+                "routing/race.py",
+                "        return self.entry.doubts_of_all >= DOUBTS_ENOUGH\n",
+                "        return False\n",
+            ),
+        ),
+    ),
+    "doubt-while-slow": Mend(
+        "race: Nobody who may have the message is asked while another may still answer",
+        (
+            Edit(
+                "routing/race.py",
+                "                ends = max(ends, self._copy_risked_at(runner))\n",
+                "                pass\n",
+            ),
+        ),
+    ),
+    "patience": Mend(
+        "race: A host that only outlasts our patience has not failed",
+        (
+            Edit(
+                "routing/race.py",
+                "        self.standing = _Standing.TURNED_AWAY\n",
+                "        self.standing = _Standing.FAILED\n",
+            ),
+        ),
+    ),
+    "two-addresses": Mend(
+        "race: Two addresses that put off are one host, and the next one is asked",
+        (
+            Edit(
+                "routing/race.py",
+                "        is_new = len({*said_4yz}) < TRANSIENT_VISITS and (\n"
+                "            runner.candidate.host not in said_4yz\n"
+                "        )\n",
+                "        is_new = False\n",
+            ),
+        ),
+    ),
+    "unresolved": Mend(
+        "engine: A worse host's refusal is not final while a better one cannot be looked up",
+        (
+            Edit(
+                "routing/unresolved.py",
+                "    return now - since.first < SOFT\n",
+                "    return False\n",
+            ),
+        ),
+    ),
+    "stray": Mend(
+        "session: What comes before a command leaves is no answer to it",
+        (
+            Edit(
+                "delivery/dialogue.py",
+                "        if self.smtp.awaits and not self.smtp.is_asking:\n",
+                "        if False:\n",
+            ),
+        ),
+    ),
+    "slow-ehlo": Mend(
+        "session: A host that is slow to answer EHLO has more time for STARTTLS, too",
+        (
+            Edit(
+                "delivery/session.py",
+                "        patience += 2 * hello_seconds\n",
+                "",
+            ),
+        ),
+    ),
+    "slow-store": Mend(
+        "journal: Refusals are forgotten when all is said; a slow store is waited for",
+        (
+            Edit(
+                "delivery/claims.py",
+                "_VISIT, _VISIT_AFTER_DOT = 10.0, 60.0\n",
+                "_VISIT, _VISIT_AFTER_DOT = 1.0, 1.0\n",
+            ),
+        ),
+    ),
+    "tls-wanted": Mend(
+        "tls: Broken STARTTLS is believed of a host's name, from two messages",
+        (
+            Edit(
+                "delivery/offer.py",
+                "        if not self.session.might_have_tls:\n            return\n",
+                "        return\n",
+            ),
+        ),
+    ),
+    "turned-away": Mend(
+        "reachability: A host that was ready a minute ago and turns one away is not down",
+        (
+            Edit(
+                "routing/reachability.py",
+                "    if was_ready_lately and finding.verdict in _TURNED_AWAY:\n",
+                "    if False:\n",
+            ),
+        ),
+    ),
+    "probe-of-another": Mend(
+        "recall: Who has waited for another's probe dials",
+        (
+            Edit(
+                "delivery/consult.py",
+                "        if now() >= until:\n            return Consulted(known)\n",
+                "        if now() >= until:\n"
+                "            return Consulted(known, (), *refusal_of(known))\n",
+            ),
+        ),
+    ),
+    "order-of-equals": Mend(
+        "engine: Equal hosts keep their order over the retries of a message",
+        (
+            Edit(
+                "delivery/plan.py",
+                "shuffle_seed(reverse_path, ",
+                "shuffle_seed(str(asyncio.get_running_loop().time()), ",
+            ),
+        ),
+    ),
+    "mailbox-full": Mend(
+        "trouble: A mailbox with too many messages is no transaction with too many recipients",
+        (
+            Edit(
+                "delivery/trouble.py",
+                "    if reply.code not in (452, 552) or (status is not None and status.subject == 2):\n",
+                "    if reply.code not in (452, 552):\n",
+            ),
+        ),
+    ),
+    "places": Mend(
+        "admission: One destination that does not answer does not take all processes",
+        (
+            Edit(
+                "routing/places.py",
+                "    return limit > 0 and taken * 4 >= limit * 3\n",
+                "    return False\n",
+            ),
+        ),
+    ),
+    "burst": Mend(
+        "places: A burst of healthy mail is not deferred beside a bad domain",
+        (
+            Edit(
+                "routing/places.py",
+                "        if known is Lately.WELL:\n            continue\n",
+                "",
+            ),
+        ),
+    ),
+    "dead-dot": Mend(
+        "journal: The dot of a process that is dead is a doubt",
+        (
+            Edit(
+                "delivery/journal.py",
+                "        return entry.past.doubted(entry.relay)\n",
+                "        return entry.past\n",
+            ),
+        ),
+    ),
+    "busy": Mend(
+        "journal: Who is at it is left at it",
+        (
+            Edit(
+                "delivery/journal.py",
+                "                return Busy()\n",
+                "                pass\n",
+            ),
+        ),
+    ),
+    "never-dial": Mend(
+        "dialable: Nobody makes us dial ourselves",
+        (
+            Edit(
+                "routing/dialable.py",
+                "        if self.is_exempt(address):\n            return None\n",
+                "        return None\n",
+            ),
+        ),
+    ),
+    "loop": Mend(
+        "own: Whoever is no better than we are is not dialled (RFC 5321 §5.1)",
+        (
+            Edit(
+                "routing/selection.py",
+                "if mine is None or one.host.preference < mine]\n",
+                "if mine is None or one.host.preference <= mine]\n",
+            ),
+        ),
+    ),
+    "cut-input": Mend(
+        "pipe: What may be a part of a message is not sent",
+        (
+            Edit(
+                "delivery/offer.py",
+                "        if not may_send:\n",
+                "        if False:\n",
+            ),
+        ),
+    ),
+}
