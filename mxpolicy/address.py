@@ -41,13 +41,13 @@ Domain = NewType("Domain", str)
 MAX_DOMAIN = 253
 MAX_LABEL = 63
 
-# RFC 5321 §4.5.3.1.1 obliges everyone to take 64 octets and asks that nobody
+# RFC 5321 §4.5.3.1.1 obliges every host to take 64 octets and asks that none
 # refuse more; VERP and SRS addresses are often longer, and the host is the one
 # to say so. What must fit is a line (§4.5.3.1.6).
 MAX_PATH = 998
 
 # Before it is a domain: a U-label is shorter than its A-label, never by much,
-# and nobody shall make us run Punycode over a megabyte.
+# and Punycode over a megabyte would take far too long.
 _MAX_DOMAIN_TEXT = 1024
 
 # Character classes are written without ranges beyond Latin-1: those cost ten times
@@ -78,7 +78,7 @@ _NEEDS_PAIR = re.compile(r'(["\\])')
 
 
 class AddressError(MxPolicyError, ValueError):
-    """The text is no address: nobody could ever deliver to it.
+    """The text is no address: no host could ever deliver to it.
 
     Attributes:
         text: What was given.
@@ -367,7 +367,7 @@ def _to_ascii_2003(text: str) -> str:
 
     The same name means: no deviation character, nothing that was unassigned in
     Unicode 3.2, and today's case folding agrees with that of 2003. Everything
-    else could be somebody else's domain.
+    else could be another owner's domain.
     """
     import unicodedata
     from encodings import idna as idna2003

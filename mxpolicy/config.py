@@ -41,7 +41,7 @@ __all__ = ["DEFAULT_PATH", "load", "parse"]
 
 DEFAULT_PATH = "/etc/mxpolicy/mxpolicy.yaml"
 
-# Far more than anybody writes, and little enough to read for every message.
+# Far more than is ever written, and little enough to read for every message.
 MAX_FILE = 1024 * 1024
 # Ours nest five deep. The parser of PyYAML recurses, and a file of a million
 # brackets would end the process with a signal instead of a sentence.

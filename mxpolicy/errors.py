@@ -116,7 +116,7 @@ class LocalTrouble(MxPolicyError):
     """Our own machine failed us: no descriptors, no memory, no disk, no ports.
 
     It says nothing about any host: nothing is remembered, the mail is deferred
-    with 4.3.0 and nobody else is blamed.
+    with 4.3.0 and no host is blamed.
     """
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mxpolicy import options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from enum import Enum
 
     Reader = Callable[[str], object]
@@ -58,15 +58,8 @@ def parse_duration(text: str) -> float:
     Raises:
         ValueError: With a sentence that says what was expected.
     """
-    if text == "0":
-        return 0.0
-    found = re.fullmatch(_DURATION, text)
-    if not found:
-        raise ValueError(
-            f"{_quoted(text)} is not a duration; write a number and one of"
-            f" ms, s, m, h, d, for example {_with_unit(text, 's')}"
-        )
-    return float(found[1]) * _DURATION_UNITS[found[2]]
+    what = "duration; write a number"
+    return _amount(text, _DURATION, _DURATION_UNITS, what, example="s")
 
 
 def parse_size(text: str) -> int:
@@ -75,15 +68,22 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: With a sentence that says what was expected.
     """
+    what = "size; write a whole number"
+    return int(_amount(text, _SIZE, _SIZE_UNITS, what, example="MiB"))
+
+
+def _amount(
+    text: str, pattern: str, units: Mapping[str, float], what: str, example: str
+) -> float:
     if text == "0":
-        return 0
-    found = re.fullmatch(_SIZE, text)
+        return 0.0
+    found = re.fullmatch(pattern, text)
     if not found:
         raise ValueError(
-            f"{_quoted(text)} is not a size; write a whole number and one of"
-            f" B, KiB, MiB, GiB, for example {_with_unit(text, 'MiB')}"
+            f"{_quoted(text)} is not a {what} and one of {', '.join(units)},"
+            f" for example {_with_unit(text, example)}"
         )
-    return int(found[1]) * _SIZE_UNITS[found[2]]
+    return float(found[1]) * units[found[2]]
 
 
 def duration_text(seconds: float) -> str:
@@ -105,7 +105,7 @@ def size_text(size: int) -> str:
 
 
 def shown(text: str, limit: int = MAX_SHOWN) -> str:
-    """Return a stranger's words fit for one line of a log or a terminal."""
+    """Return *text*, which may hold anything, fit for one line of a log or a terminal."""
     if len(text) > limit:
         text = text[: limit - 3] + "..."
     return "".join(one if one.isprintable() else "?" for one in text)
@@ -122,7 +122,7 @@ def _with_unit(text: str, unit: str) -> str:
 
 def near_miss(word: str, known: tuple[str, ...]) -> str:
     """Return `` (did you mean 'x'?)`` when one of *known* looks like *word*."""
-    import difflib  # 28 million instructions, so only when somebody has to read it
+    import difflib  # 28 million instructions, so only when there is a mistake to show
 
     word = word[:MAX_SHOWN].lower().replace("-", "_")
     close = difflib.get_close_matches(word, known, n=1)
@@ -151,21 +151,14 @@ def _yes_no(text: str) -> bool:
     return _one_of(("yes", "no"), text) == "yes"
 
 
-def _seconds(least: str, most: str) -> Reader:
+def _from_to(parse: Callable[[str], float], least: str, most: str) -> Reader:
     def read(text: str) -> float:
-        seconds = parse_duration(text)
-        if not parse_duration(least) <= seconds <= parse_duration(most):
+        amount = parse(text)
+        if not parse(least) <= amount <= parse(most):
             raise ValueError(f"{_quoted(text)} is out of range: {least} to {most}")
-        return seconds
+        return amount
 
     return read
-
-
-def _size(text: str) -> int:
-    size = parse_size(text)
-    if size > 1 << 30:
-        raise ValueError(f"{_quoted(text)} is out of range: 0 to 1GiB")
-    return size
 
 
 def _whole(least: int, most: int) -> Reader:
@@ -212,7 +205,7 @@ def _helo(text: str) -> str:
         raise ValueError(f"{_quoted(text)} is not an address literal (RFC 5321 §4.1.3)")
     name = _host_name(text)
     if "." not in name:
-        # Hosts answer 504 to such a one (Postfix: reject_non_fqdn_helo_hostname).
+        # Hosts answer 504 to such a name (Postfix: reject_non_fqdn_helo_hostname).
         raise ValueError(f"{_quoted(text)} is not a fully qualified host name")
     return name
 
@@ -286,7 +279,7 @@ def _is_path(text: str) -> bool:
 
 
 def _access_action(text: str) -> str:
-    # Imported when somebody has a rule: most messages are piped without.
+    # Imported when there is a rule: most messages are piped without.
     from mxpolicy.protocol.access_policy import VERBS, parse_action
 
     try:
@@ -326,9 +319,9 @@ def _text(text: str) -> str:
 # The type of a field in options.py -> how its text is read, or that of each item.
 ITEMS: dict[object, Reader] = {
     bool: _yes_no,
-    options.Delay: _seconds("0s", "1h"),
-    options.Timeout: _seconds("1ms", "1d"),
-    options.Size: _size,
+    options.Delay: _from_to(parse_duration, "0s", "1h"),
+    options.Timeout: _from_to(parse_duration, "1ms", "1d"),
+    options.Size: _from_to(parse_size, "0", "1GiB"),
     options.Port: _whole(1, 65535),
     options.Hops: _whole(1, 1000),
     options.Places: _whole(1, 32),

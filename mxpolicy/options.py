@@ -168,7 +168,7 @@ class RaceOptions:
     rank_delay: Delay = 1.5 * SECONDS
     """Without SYN-ACK, before a host of a worse preference."""
     phase_patience: Timeout = 8 * SECONDS
-    """Connected, but no new phase reached: postscreen makes everybody wait 6 seconds on purpose."""
+    """Connected, but no new phase reached: postscreen makes every client wait 6 seconds on purpose."""
     open: Places = 6
     """Connections open at once for one message."""
     open_per_rank: Places = 4
@@ -213,10 +213,10 @@ class MemoryOptions:
 
 @dataclass(frozen=True, slots=True)
 class JournalOptions:
-    """Which message has gone to whom, so that nobody gets it twice."""
+    """Which message has gone to whom, so that no recipient gets it twice."""
 
     keep: bool = True
-    """``yes``: a retry goes to those only who have not had the message; ``no``: to all of its recipients again."""
+    """``yes``: a retry goes only to recipients that have not had the message; ``no``: to all of its recipients again."""
     wait: Delay = 30 * SECONDS
     """How long a delivery waits for another one of the same message to the same recipient; then it is deferred."""
 
@@ -242,7 +242,7 @@ class LogOptions:
 
 
 class AccessFinding(Enum):
-    """What is known about the domain of an address without dialling anybody."""
+    """What is known about the domain of an address without dialling a host."""
 
     NULL_MX = "null_mx"
     NO_SUCH_DOMAIN = "no_such_domain"
