@@ -32,7 +32,7 @@ class Tried(NamedTuple):
     """One candidate that was tried, for the text that says why.
 
     Attributes:
-        candidate: ``host[address]:port``.
+        candidate: As shown, or its key as text.
         verdict: The verdict's word.
         waited: Seconds.
         text: What was said, printable; empty when nothing was.
@@ -64,7 +64,8 @@ class Deferred(NamedTuple):
         status: Class 4.
         text: One line, the important part first.
         reply: The reply that decided, None when none did.
-        relay: ``host[address]:port`` that decided, or ``none``.
+        relay: What decided: a candidate's key as text
+            (`mxpolicy.routing.candidate.Key`), or ``none``.
         may_have_arrived: The relay has seen the final dot and did not answer it.
     """
 

@@ -181,7 +181,9 @@ class Attempt:
         kept = list(places)
         for candidate, waits in self._race.waits().items():
             for awaited, seconds in waits.items():
-                self._settlement.waited(kept, str(candidate), awaited.value, seconds)
+                self._settlement.waited(
+                    kept, str(candidate.key), awaited.value, seconds
+                )
 
     # -- the race's actions -----------------------------------------------
 
@@ -374,7 +376,7 @@ class Attempt:
         has_memory = self._message.journal.has_memory()
         for place in in_doubt:
             assert ending is not None, "a dot without an answer is a broken session"
-            outcome = trouble.in_doubt(ending, str(candidate))
+            outcome = trouble.in_doubt(ending, str(candidate.key))
             if self._settlement.is_first_doubt(place, outcome, has_memory):
                 self.settle(place, outcome)
         return bool(in_doubt)
@@ -441,7 +443,7 @@ def _least_waits(pasts: Sequence[Past], candidate: Candidate) -> dict[Awaited, f
 
     Where recipients have waited differently, it is what all of them have.
     """
-    relay = str(candidate)
+    relay = str(candidate.key)
     return {
         awaited: min(past.waits.get((relay, awaited.value), 0.0) for past in pasts)
         for awaited in Awaited

@@ -48,7 +48,7 @@ from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Bounced, Deferred, Outcome
 from mxpolicy.reply import printable
-from mxpolicy.routing.candidate import DIRECT
+from mxpolicy.routing.candidate import egress_of
 from mxpolicy.routing.domain_record import is_missing, is_stale
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 
@@ -554,7 +554,7 @@ class Delivery:
             recipient=recipient.text,
             outcome=recipient.outcome,
             delays=recipient.delays or Delays(dns=self._trace.now()),
-            egress=DIRECT,
+            egress=egress_of(recipient.outcome.relay),
             tried=recipient.tried,
         )
         self._claims.settled(recipient)

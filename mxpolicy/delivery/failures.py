@@ -83,13 +83,13 @@ class Failures:
     ) -> None:
         """*candidate* failed for all recipients that it has not settled."""
         judgement = trouble.judge_finding(
-            finding, str(candidate), reply, self._greeting_5xx
+            finding, str(candidate.key), reply, self._greeting_5xx
         )
         self._failures.append((None, Failure(candidate, finding, judgement)))
 
     def unfit(self, candidate: Candidate, why: trouble.Misfit) -> Finding:
         """*candidate*'s EHLO reply rules the message out; return what the race is told."""
-        judgement = trouble.judge_misfit(why, str(candidate))
+        judgement = trouble.judge_misfit(why, str(candidate.key))
         finding = Finding(
             Verdict.UNFIT, Phase.TRANSACTION, 0.0, Scope.MESSAGE, text=why.value
         )
@@ -111,7 +111,7 @@ class Failures:
         None: other hosts are asked, and `combine` settles it in the end. Arguments as
         in `trouble.judge_reply`.
         """
-        judgement = trouble.judge_reply(verb, reply, str(candidate), alone=alone)
+        judgement = trouble.judge_reply(verb, reply, str(candidate.key), alone=alone)
         verdict = trouble.verdict_of(reply, judgement)
         finding = Finding(
             verdict, Phase.TRANSACTION, waited, judgement.scope, text=reply.text
@@ -128,8 +128,11 @@ class Failures:
         return combine(self._of(place), reason=reason, is_overruled=self._is_overruled)
 
     def tried(self, index: int) -> tuple[str, ...]:
-        """Return one printable text for each failure that concerns this recipient."""
-        return tuple(str(_tried(failure)) for failure in self._of(index))
+        """Return one text for each failure that concerns this recipient, for the log."""
+        return tuple(
+            str(_tried(failure, str(failure.candidate.key)))
+            for failure in self._of(index)
+        )
 
     def _of(self, index: int) -> list[Failure]:
         return [failure for whom, failure in self._failures if whom in (None, index)]
@@ -200,7 +203,7 @@ def _with_tried(
     if isinstance(outcome, Deferred):
         text += _GAVE_UP[reason]
     if len(failures) > 1:
-        tried = [str(_tried(failure)) for failure in failures]
+        tried = [str(_tried(one, str(one.candidate))) for one in failures]
         text = _listed(f"{text}; tried: ", tried)
     return outcome._replace(text=trouble.one_line(text))
 
@@ -216,7 +219,7 @@ def _listed(text: str, items: Sequence[str]) -> str:
     return text
 
 
-def _tried(failure: Failure) -> Tried:
-    candidate, finding, _ = failure
+def _tried(failure: Failure, name: str) -> Tried:
+    finding = failure.finding
     said = printable(finding.text, _MAX_SAID)
-    return Tried(str(candidate), finding.verdict.value, finding.waited, said)
+    return Tried(name, finding.verdict.value, finding.waited, said)

@@ -49,7 +49,7 @@ def host_key(candidate: Candidate) -> str:
     Without the host's name: thousands of domains have names of their own for the
     same few addresses.
     """
-    return f"{HOST}{candidate.egress} {candidate.address} {candidate.port}"
+    return HOST + candidate.key.socket
 
 
 def nexthop_key(aim: str, candidate: Candidate) -> str:

@@ -122,7 +122,7 @@ class Past(NamedTuple):
     Attributes:
         doubts: {relay: how often it saw the final dot and did not answer it}.
         waits: {(relay, awaited): seconds for which it was waited for in vain}. A relay
-            is ``host[address]:port``, what was awaited is the word of a
+            is a candidate's key as text, what was awaited is the word of a
             `mxpolicy.routing.candidate.Awaited`.
     """
 
@@ -147,7 +147,7 @@ class Past(NamedTuple):
             for relay, times in self.doubts.items()
             if host_of(relay) == candidate.host
         )
-        return at_host, self.doubts.get(str(candidate), 0)
+        return at_host, self.doubts.get(str(candidate.key), 0)
 
     def words(self, room: int) -> tuple[str, str]:
         """Return doubts and waits as an entry has them, in *room* characters.
@@ -204,7 +204,7 @@ class Entry(NamedTuple):
         state: Where it is.
         owner: Who made the entry; `NOBODY` once it is settled or deferred.
         until: When a claim ends on its own account; seconds since the epoch, UTC.
-        relay: ``host[address]:port`` that the final dot was sent to, else empty.
+        relay: What the final dot was sent to, a candidate's key as text; else empty.
         status: Of a settled recipient, else None.
         text: One printable line, of a settled recipient.
         past: Of one who is not settled.

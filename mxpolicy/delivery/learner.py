@@ -195,7 +195,7 @@ class Learner:
     def _delivered(self, relay: str) -> None:
         """Learn from a recipient's outcome: a host that has taken a message is well."""
         for candidate in self._taken:
-            if str(candidate) != relay:
+            if str(candidate.key) != relay:
                 continue
             self._ready(candidate, Ready())
             self._change(nexthop_key(self._aim, candidate), HostRecord.cleared)

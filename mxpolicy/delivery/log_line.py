@@ -36,6 +36,7 @@ from mxpolicy.delivery.events import (
 )
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import printable
+from mxpolicy.routing.candidate import shown_of
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.events import Event
@@ -86,7 +87,7 @@ def _settled(event: RecipientSettled) -> str:
     delays = "/".join(map(_seconds, event.delays))
     tried = f", tried={'; '.join(event.tried)}" if event.tried else ""
     return (
-        f"to=<{printable(event.recipient, MAX_ADDRESS)}>, relay={outcome.relay},"
+        f"to=<{printable(event.recipient, MAX_ADDRESS)}>, relay={shown_of(outcome.relay)},"
         f" egress={event.egress}, delay={_seconds(event.at)}, delays={delays},"
         f" dsn={outcome.status}, status={_status(outcome)}"
         f" ({printable(outcome.text, MAX_TEXT)}){tried}"
@@ -233,7 +234,7 @@ def _settled_facts(event: RecipientSettled) -> Facts:
     delays = event.delays._asdict()
     return {
         "to": event.recipient[:MAX_ADDRESS],
-        "relay": outcome.relay,
+        "relay": shown_of(outcome.relay),
         "egress": event.egress,
         "delay": round(event.at, 6),
         "delays": {name: round(value, 6) for name, value in delays.items()},

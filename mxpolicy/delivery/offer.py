@@ -331,7 +331,7 @@ class Offer:
 
     async def dot_is_next(self, recipients: Sequence[int]) -> None:
         """Let the owner of the message know, and ask it (see `Control`)."""
-        await self._message.journal.dot_is_next(str(self._candidate), recipients)
+        await self._message.journal.dot_is_next(str(self._candidate.key), recipients)
         await self._permit_dot()
 
     async def _permit_dot(self) -> None:
@@ -346,7 +346,9 @@ class Offer:
     def taken(self, recipients: Sequence[int], reply: Reply) -> None:
         """Settle *recipients* at once: nothing that comes now can undo it."""
         for place in recipients:
-            self._owner.settle(place, trouble.delivered(reply, str(self._candidate)))
+            self._owner.settle(
+                place, trouble.delivered(reply, str(self._candidate.key))
+            )
 
 
 def tell_of_detour(trace: Trace, session: Session) -> None:

@@ -282,7 +282,7 @@ class Transaction:
     async def _dot(self, accepted: Sequence[int]) -> tuple[Verb, Reply] | None:
         """The final dot: the one moment of doubt. Returns the refusal."""
         self._session.listener.progressed()
-        self._settlement.dot_sent(accepted, str(self._session.candidate))
+        self._settlement.dot_sent(accepted, str(self._session.candidate.key))
         try:
             reply = await self._dialogue.send_dot(self._progress, DOT_TIME)
         except BaseException:

@@ -40,6 +40,7 @@ from mxpolicy.routing.candidate import (
     Phase,
     Scope,
     Verdict,
+    shown_of,
 )
 from mxpolicy.routing.places import Crowded
 
@@ -184,11 +185,11 @@ def judge_reply(
         verb: What was answered. A refusal in the middle of the mail data is one
             of DATA or of the final dot: it makes no difference.
         reply: The reply.
-        relay: Who said it, ``host[address]:port``.
+        relay: What said it, a candidate's key as text.
         alone: No other recipient was offered in this session.
     """
     scope = Scope.RECIPIENT if verb is Verb.RCPT else Scope.MESSAGE
-    text = f"host {relay} said: {reply.text} (in reply to {_COMMAND_WORDS[verb]})"
+    text = f"host {shown_of(relay)} said: {reply.text} (in reply to {_COMMAND_WORDS[verb]})"
     deferred = Deferred(_status(reply, 4), one_line(text), reply, relay)
     if reply.code == 421 or reply.is_positive:
         # A 2yz where a 3yz is due is nonsense: Postfix bounces it, we doubt it.
@@ -326,7 +327,7 @@ def judge_finding(
     Args:
         finding: With `Scope.SITE` it is our own trouble: 4.3.0, and 4.4.2 with
             the verdict ``silent``, when we left ourselves too little time.
-        relay: With whom, ``host[address]:port``.
+        relay: With what, a candidate's key as text.
         reply: What the host said with it, if it did. It gives the status but
             decides nothing: the host may be a firewall.
         greeting_5xx: Whether a 5yz greeting is final.
@@ -341,7 +342,7 @@ def judge_finding(
     status, words = _VERDICTS[finding.verdict]
     after = f" ({finding.phase.word}, {finding.waited:.1f}s)"
     said = reply.text if reply else finding.text
-    text = one_line(f"{relay} {words}{after}" + (f": {said}" if said else ""))
+    text = one_line(f"{shown_of(relay)} {words}{after}" + (f": {said}" if said else ""))
     if (
         reply
         and finding.verdict is Verdict.GREETING_5XX
@@ -362,7 +363,7 @@ def in_doubt(finding: Finding, relay: str) -> Deferred:
     """
     words = _VERDICTS[finding.verdict][1]
     text = (
-        f"{relay} {words} after the end of data, {finding.waited:.0f}s: "
+        f"{shown_of(relay)} {words} after the end of data, {finding.waited:.0f}s: "
         f"message may be sent more than once"
     )
     more = f": {finding.text}" if finding.text else ""
@@ -403,7 +404,7 @@ def misfit(
 
 def judge_misfit(why: Misfit, relay: str) -> Judgement:
     """Judge a message that one host's EHLO reply rules out: another may take it."""
-    text = one_line(f"{why.value} (EHLO reply of host {relay})")
+    text = one_line(f"{why.value} (EHLO reply of host {shown_of(relay)})")
     outcome = Bounced if why.status.class_ == 5 else Deferred
     return Judgement(
         Scope.MESSAGE, Action.NEXT_HOST, outcome(why.status, text, None, relay)

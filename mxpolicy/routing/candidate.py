@@ -1,8 +1,8 @@
 """The thing that is tried, how far it came, and how it failed.
 
-A candidate is one way to one address: (egress, host, address, port). Everything
-that chooses (the plan, the race, the memory) speaks of candidates, phases and
-verdicts; nothing here does I/O.
+A candidate is one way to one address: (egress, host, address, port), its `Key`.
+Everything that chooses (the plan, the race, the memory) speaks of candidates, phases
+and verdicts; nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ __all__ = [
     "Awaited",
     "Candidate",
     "Finding",
+    "Key",
     "Phase",
     "Rank",
     "Scope",
     "Verdict",
     "Wait",
+    "egress_of",
     "rank_of",
+    "shown_of",
 ]
 
 DIRECT = "direct"
@@ -42,6 +45,48 @@ class Rank(NamedTuple):
 def rank_of(preference: int, nexthop_place: int, egress_place: int = 0) -> Rank:
     """Return the rank; a later nexthop of a list is worse than any MX of an earlier one."""
     return Rank(egress_place, preference + nexthop_place * 65536)
+
+
+class Key(NamedTuple):
+    """What tells candidates apart, and nothing else.
+
+    As text it is the word for it in the journal and in outcomes: as shown, and behind it
+    ``/egress`` unless that is `DIRECT`.
+    """
+
+    egress: str
+    host: str
+    address: str
+    port: int
+
+    @property
+    def socket(self) -> str:
+        """The same under all names of a host: the word in the memory's keys."""
+        return f"{self.egress} {self.address} {self.port}"
+
+    @property
+    def shown(self) -> str:
+        """What a person is shown, who need not know of our egresses."""
+        return f"{self.host}[{self.address}]:{self.port}"
+
+    def __str__(self) -> str:
+        return self.shown if self.egress == DIRECT else f"{self.shown}/{self.egress}"
+
+
+def shown_of(key: str) -> str:
+    """Return `Key.shown` of a key as text; what is none stays as it is."""
+    return "".join(_parted(key)[:2])
+
+
+def egress_of(key: str) -> str:
+    """Return the egress of a key as text; `DIRECT` for what is none."""
+    return _parted(key)[2] or DIRECT
+
+
+def _parted(key: str) -> tuple[str, str, str]:
+    host, bracket, rest = key.rpartition("]")
+    port, _, egress = rest.partition("/") if bracket else (rest, "", "")
+    return host + bracket, port, egress
 
 
 class Candidate(NamedTuple):
@@ -66,6 +111,11 @@ class Candidate(NamedTuple):
     nexthop_place: int = 0
 
     @property
+    def key(self) -> Key:
+        """Its identity."""
+        return Key(self.egress, self.host, self.address, self.port)
+
+    @property
     def rank(self) -> Rank:
         """What decides the order."""
         return rank_of(self.preference, self.nexthop_place, self.egress_place)
@@ -86,7 +136,7 @@ class Candidate(NamedTuple):
         }
 
     def __str__(self) -> str:
-        return f"{self.host}[{self.address}]:{self.port}"
+        return self.key.shown
 
 
 class Phase(IntEnum):

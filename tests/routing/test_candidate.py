@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+
+from mxpolicy.routing.candidate import Candidate, egress_of, shown_of
+
+DIRECT = Candidate("mx.example.com", "192.0.2.1", 25, 10)
+TUNNEL = DIRECT._replace(egress="tunnel", egress_place=1)
+LITERAL = Candidate("2001:db8::1", "2001:db8::1", 26)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "word", "shown", "socket"),
+    [
+        pytest.param(
+            DIRECT,
+            "mx.example.com[192.0.2.1]:25",
+            "mx.example.com[192.0.2.1]:25",
+            "direct 192.0.2.1 25",
+            id="direct",
+        ),
+        pytest.param(
+            TUNNEL,
+            "mx.example.com[192.0.2.1]:25/tunnel",
+            "mx.example.com[192.0.2.1]:25",
+            "tunnel 192.0.2.1 25",
+            id="tunnel",
+        ),
+        pytest.param(
+            LITERAL,
+            "2001:db8::1[2001:db8::1]:26",
+            "2001:db8::1[2001:db8::1]:26",
+            "direct 2001:db8::1 26",
+            id="ipv6",
+        ),
+    ],
+)
+def test_words_of_a_key(
+    candidate: Candidate, word: str, shown: str, socket: str
+) -> None:
+    assert str(candidate.key) == word
+    assert str(candidate) == shown
+    assert candidate.key.socket == socket
+    assert shown_of(word) == shown
+    assert egress_of(word) == candidate.egress
+
+
+@pytest.mark.parametrize("word", ["none", "", "odd/name.example"])
+def test_what_is_no_key_is_shown_as_it_is(word: str) -> None:
+    assert shown_of(word) == word
+    assert egress_of(word) == "direct"
+
+
+def test_key_does_not_know_where_a_candidate_stands_in_a_plan() -> None:
+    again = DIRECT._replace(preference=20, nexthop_place=1)
+    assert again.key == DIRECT.key
+    assert len({DIRECT.key, again.key, TUNNEL.key}) == 2
