@@ -96,20 +96,7 @@ class ConnectError(MxPolicyError):
 
 
 class TLSError(MxPolicyError):
-    """The TLS handshake or the verification failed.
-
-    Attributes:
-        word: The word of RFC 8460 §4.3, for example ``validation-failure``.
-        reason: OpenSSL's text, one line.
-    """
-
-    def __init__(self, word: str, reason: str) -> None:
-        super().__init__(word, reason)
-        self.word = word
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
+    """The TLS handshake or the verification failed; its text is one line."""
 
 
 class LocalTrouble(MxPolicyError):

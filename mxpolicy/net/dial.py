@@ -80,9 +80,9 @@ def _open(family: socket.AddressFamily, address: str) -> socket.socket:
         return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError as error:
         if error.errno in OWN_TROUBLE:
-            raise LocalTrouble(_text(error)) from error
+            raise LocalTrouble(error.strerror or str(error)) from error
         # EAFNOSUPPORT: this machine does without IPv6 altogether.
-        raise ConnectError(Verdict.NO_ROUTE, _text(error)) from error
+        raise ConnectError(Verdict.NO_ROUTE, error.strerror or str(error)) from error
 
 
 def _prepare(sock: socket.socket, source: str | None, mss: int | None) -> None:
@@ -97,7 +97,7 @@ def _prepare(sock: socket.socket, source: str | None, mss: int | None) -> None:
             sock.bind((source, 0))
     except OSError as error:
         where = f"from {source}: " if source else ""
-        raise LocalTrouble(where + _text(error)) from error
+        raise LocalTrouble(f"{where}{error.strerror or error}") from error
 
 
 async def _connect(
@@ -114,7 +114,7 @@ async def _connect(
     try:
         peer = sock.getpeername()
     except OSError as error:  # ENOTCONN: reset as soon as it was there
-        raise ConnectError(Verdict.REFUSED, _text(error)) from error
+        raise ConnectError(Verdict.REFUSED, error.strerror or str(error)) from error
     if sock.getsockname() == peer:
         # TCP's simultaneous open: the port we were given was the one we called.
         raise ConnectError(Verdict.REFUSED, "connected to itself")
@@ -157,7 +157,3 @@ def _has_source(family: int, address: str) -> bool:
         probe.connect((address, 9))
         return True
     return False
-
-
-def _text(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else str(error)

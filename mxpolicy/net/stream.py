@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import socket
 import ssl
 import struct
-import termios
 from contextlib import suppress
 
 from mxpolicy.errors import (
@@ -33,7 +31,7 @@ from mxpolicy.errors import (
     TLSError,
 )
 from mxpolicy.net.ack_watch import AckWatch
-from mxpolicy.net.tcp_info import send_state
+from mxpolicy.net.tcp_info import send_state, unacknowledged
 from mxpolicy.net.tls import TlsLayer, words_of
 from mxpolicy.routing.evidence import SendState
 
@@ -56,16 +54,8 @@ _LONGEST_LOOK = 0.25
 class StreamClosed(MxPolicyError):
     """The peer, or something on the way, ended the connection.
 
-    Attributes:
-        reason: The system's or OpenSSL's words: ``Connection reset by peer``.
+    Its text is the system's or OpenSSL's: ``Connection reset by peer``.
     """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
 
 
 class Stream:
@@ -76,6 +66,7 @@ class Stream:
 
     Attributes:
         tls: True once a TLS handshake is complete.
+        handed_over: How many bytes our own kernel has taken; it only grows.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -89,7 +80,7 @@ class Stream:
         self._at_eof = False
         self._failure: MxPolicyError | None = None
         self._outgoing = bytearray()  # accepted from our caller, not by the kernel
-        self._handed_over = 0  # bytes the kernel has taken
+        self.handed_over = 0
         self._is_torn = False  # a write was cut short: the next would be garbage
         # Of what *heed_input* has stopped: words of the peer are no progress.
         self._watch: AckWatch | None = None
@@ -266,16 +257,14 @@ class Stream:
 
         0 where the system cannot tell.
         """
-        # tcp(7): SIOCOUTQ is TIOCOUTQ under another name, on every architecture.
         with suppress(OSError, ValueError):  # ValueError: closed by ourselves
-            found = fcntl.ioctl(self._socket, termios.TIOCOUTQ, b"\0" * 4)
-            return int(struct.unpack("i", found)[0])
+            return unacknowledged(self._socket)
         return 0
 
     def send_state(self) -> SendState | None:
         """Return what the kernel knows of what we send; None where it does not tell."""
         with suppress(OSError, ValueError):
-            return send_state(self._socket, self.unacknowledged)
+            return send_state(self._socket)
         return None
 
     async def _flush(
@@ -311,7 +300,7 @@ class Stream:
             failure = _translate(error)
             self._failure = self._failure or failure
             raise failure from error
-        self._handed_over += count
+        self.handed_over += count
         del self._outgoing[:count]
         return True
 
@@ -320,14 +309,9 @@ class Stream:
             self._watch = AckWatch(self, progress_timeout)
 
     @property
-    def handed_over(self) -> int:
-        """How many bytes our own kernel has taken; it only grows."""
-        return self._handed_over
-
-    @property
     def acknowledged(self) -> int:
         """How many bytes the peer's kernel has confirmed; it only grows."""
-        return self._handed_over - self.unacknowledged()
+        return self.handed_over - self.unacknowledged()
 
     # --- TLS
 
@@ -353,9 +337,9 @@ class Stream:
             with suppress(StreamClosed, LocalTrouble):
                 self._outgoing += self._layer.outgoing()  # the alert
                 self._send()
-            raise TLSError("validation-failure", words_of(error)) from error
+            raise TLSError(words_of(error)) from error
         except StreamClosed as error:
-            raise TLSError("validation-failure", error.reason) from error
+            raise TLSError(str(error)) from error
         self.tls = True
 
     async def _handshake(self, layer: TlsLayer) -> None:
@@ -451,6 +435,5 @@ def _wake(woken: asyncio.Future[None]) -> None:
 
 def _translate(error: OSError) -> MxPolicyError:
     """Return the error of ours for one that send or recv gave."""
-    text = os.strerror(error.errno) if error.errno else str(error)
     kind = LocalTrouble if error.errno in OWN_TROUBLE else StreamClosed
-    return kind(text)
+    return kind(os.strerror(error.errno) if error.errno else str(error))

@@ -56,7 +56,7 @@ class TlsLayer:
             )
         except ValueError as error:  # not a name that IDNA 2003 can encode
             if context.check_hostname:
-                raise TLSError("validation-failure", str(error)) from error
+                raise TLSError(str(error)) from error
             self._object = context.wrap_bio(self._incoming, self._outgoing)
 
     def feed(self, data: bytes) -> None:

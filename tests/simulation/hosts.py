@@ -517,7 +517,7 @@ class Stream:
         try:
             await self._connection.handshake()
         except ConnectionError as error:
-            raise TLSError("validation-failure", str(error)) from error
+            raise TLSError(str(error)) from error
         self.tls = True
 
     def close(self, last_words: bytes = b"") -> None:
