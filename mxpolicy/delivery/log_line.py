@@ -15,7 +15,7 @@ text because it may be long, and is cut at its end: what matters stands first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from mxpolicy.delivery.events import (
     AccessJudged,
@@ -59,8 +59,11 @@ MAX_ID = 100
 
 def text_line(event: Event) -> str:
     """Return *event* as a line in the form of Postfix's own: ``ID: key=value, …``."""
-    words = _settled(event) if isinstance(event, RecipientSettled) else _step(event)
-    return printable(f"{_identity(event)}: {words}", MAX_LINE)
+    facts = _facts(event)
+    if isinstance(event, RecipientSettled):  # Postfix's line has neither
+        del facts["event"], facts["at"]
+    words = "".join(_as_text(name, value) for name, value in facts.items())
+    return printable(f"{_identity(event)}: {words.removeprefix(', ')}", MAX_LINE)
 
 
 def json_line(event: Event, time: str) -> str:
@@ -71,7 +74,9 @@ def json_line(event: Event, time: str) -> str:
     """
     import json  # 30 million instructions, so only where JSON is wanted
 
-    facts = {"time": time, "id": _identity(event), **_facts(event)}
+    facts: Facts = {"time": time, "id": _identity(event)}
+    for name, value in _facts(event).items():
+        facts |= _as_json(name, value)
     line = json.dumps(facts, separators=(",", ":"))
     while len(line) > MAX_LINE:
         _shorten(facts)
@@ -79,183 +84,141 @@ def json_line(event: Event, time: str) -> str:
     return line
 
 
-# Postfix's form
-
-
-def _settled(event: RecipientSettled) -> str:
-    outcome = event.outcome
-    delays = "/".join(map(_seconds, event.delays))
-    tried = f", tried={'; '.join(event.tried)}" if event.tried else ""
-    return (
-        f"to=<{printable(event.recipient, MAX_ADDRESS)}>, relay={shown_of(outcome.relay)},"
-        f" egress={event.egress}, delay={_seconds(event.at)}, delays={delays},"
-        f" dsn={outcome.status}, status={_status(outcome)}"
-        f" ({printable(outcome.text, MAX_TEXT)}){tried}"
-    )
-
-
-def _step(
-    event: Planned
-    | CandidateStarted
-    | PhaseReached
-    | Progressed
-    | CandidateFailed
-    | CandidateDoubted
-    | WorkedAround
-    | Secured
-    | TlsWanted
-    | StrayReply
-    | CandidateDropped
-    | CandidateTaken
-    | AccessJudged
-    | Trouble,
-) -> str:
-    at = f"at={_seconds(event.at)}"
-    match event:
-        case Planned(_, nexthop, candidates, remarks):
-            remarked = f", remarks={'; '.join(remarks)}" if remarks else ""
-            hosts = " ".join(map(str, candidates)) or "none"
-            return f"planned, {at}, nexthop={nexthop}, candidates={hosts}{remarked}"
-        case CandidateStarted(_, candidate):
-            return f"started, {at}, candidate={_way(candidate)}"
-        case PhaseReached(_, candidate, phase):
-            return f"reached, {at}, candidate={_way(candidate)}, phase={phase.word}"
-        case Progressed(_, candidate):
-            return f"progressed, {at}, candidate={_way(candidate)}"
-        case CandidateFailed(_, candidate, finding):
-            said = f" ({finding.text})" if finding.text else ""
-            return (
-                f"failed, {at}, candidate={_way(candidate)}, phase={finding.phase.word},"
-                f" verdict={finding.verdict.value}, waited={_seconds(finding.waited)}"
-                f"{'' if finding.full else ', provisional'}{said}"
-            )
-        case CandidateDoubted(_, candidate, finding):
-            return (
-                f"doubted, {at}, candidate={_way(candidate)}, phase={finding.phase.word},"
-                f" waited={_seconds(finding.waited)}"
-            )
-        case WorkedAround(_, candidate, small_segments, in_clear):
-            return (
-                f"worked around, {at}, candidate={_way(candidate)},"
-                f" by={_detour(small_segments, in_clear)}"
-            )
-        case Secured(_, candidate):
-            return f"secured, {at}, candidate={_way(candidate)}"
-        case TlsWanted(_, candidate, text):
-            return f"TLS wanted, {at}, candidate={_way(candidate)} ({text})"
-        case StrayReply(_, candidate, text):
-            return f"stray reply, {at}, candidate={_way(candidate)} ({text})"
-        case CandidateDropped(_, candidate, phase):
-            return f"dropped, {at}, candidate={_way(candidate)}, phase={phase.word}"
-        case CandidateTaken(_, candidate):
-            return f"taken, {at}, candidate={_way(candidate)}"
-        case AccessJudged():
-            return _judged(event)
-        case Trouble(_, text):
-            return f"trouble, {at} ({text})"
-    assert_never(event)
-
-
-def _judged(event: AccessJudged) -> str:
-    found = "; ".join(event.found) or "nothing"
-    return (
-        f"access, delay={_seconds(event.at)}, state={event.protocol_state},"
-        f" client={event.client}, from=<{printable(event.sender, MAX_ADDRESS)}>,"
-        f" to=<{printable(event.recipient, MAX_ADDRESS)}>, found={found},"
-        f" action={event.action}"
-    )
-
-
-def _way(candidate: Candidate) -> str:
-    return f"{candidate}, egress={candidate.egress}"
-
-
-# JSON. The names are those that `route`, `probe` and `hosts` will show.
-
-
 def _facts(event: Event) -> Facts:
-    at = round(event.at, 6)
+    """Return what *event* says, in the order of both formats; values as it has them."""
 
-    def of(candidate: Candidate, word: str, **more: object) -> Facts:
-        return {"event": word, "at": at, **candidate.facts(), **more}
+    def of(word: str, candidate: Candidate, **more: object) -> Facts:
+        return {"event": word, "at": event.at, "candidate": candidate, **more}
 
     match event:
-        case RecipientSettled():
-            return {"event": "settled", "at": at, **_settled_facts(event)}
-        case Planned(_, nexthop, candidates, remarks):
+        case RecipientSettled(at, recipient, outcome, delays, egress, tried):
+            return {
+                "event": "settled",
+                "at": at,
+                "to": recipient,
+                "relay": shown_of(outcome.relay),
+                "egress": egress,
+                "delay": at,
+                "delays": delays,
+                "dsn": str(outcome.status),
+                "status": _status(outcome),
+                "text": printable(outcome.text, MAX_TEXT),
+                "tried": tried,
+            }
+        case Planned(at, nexthop, candidates, remarks):
             return {
                 "event": "planned",
                 "at": at,
-                "nexthop": printable(nexthop, MAX_TEXT),
-                "candidates": [one.facts() for one in candidates],
-                "remarks": list(remarks),
+                "nexthop": nexthop,
+                "candidates": candidates,
+                "remarks": remarks,
             }
         case CandidateStarted(_, candidate):
-            return of(candidate, "started")
+            return of("started", candidate)
         case PhaseReached(_, candidate, phase):
-            return of(candidate, "reached", phase=phase.word)
+            return of("reached", candidate, phase=phase.word)
         case Progressed(_, candidate):
-            return of(candidate, "progressed")
+            return of("progressed", candidate)
         case CandidateFailed(_, candidate, finding):
             return of(
-                candidate,
                 "failed",
+                candidate,
                 phase=finding.phase.word,
                 verdict=finding.verdict.value,
-                waited=round(finding.waited, 6),
+                waited=finding.waited,
                 full=finding.full,
                 text=finding.text,
             )
         case CandidateDoubted(_, candidate, finding):
-            waited = round(finding.waited, 6)
-            return of(candidate, "doubted", phase=finding.phase.word, waited=waited)
+            waited = finding.waited
+            return of("doubted", candidate, phase=finding.phase.word, waited=waited)
         case WorkedAround(_, candidate, small_segments, in_clear):
-            by = _detour(small_segments, in_clear)
-            return of(candidate, "worked around", by=by)
+            ways = ["small segments"] * small_segments + ["clear text"] * in_clear
+            return of("worked around", candidate, by=" and ".join(ways))
         case Secured(_, candidate):
-            return of(candidate, "secured")
+            return of("secured", candidate)
         case TlsWanted(_, candidate, text):
-            return of(candidate, "TLS wanted", text=text)
+            return of("TLS wanted", candidate, text=text)
         case StrayReply(_, candidate, text):
-            return of(candidate, "stray reply", text=text)
+            return of("stray reply", candidate, text=text)
         case CandidateDropped(_, candidate, phase):
-            return of(candidate, "dropped", phase=phase.word)
+            return of("dropped", candidate, phase=phase.word)
         case CandidateTaken(_, candidate):
-            return of(candidate, "taken")
+            return of("taken", candidate)
         case AccessJudged():
-            return _judged_facts(event)
-        case Trouble(_, text):
-            return {"event": "trouble", "at": at, "text": printable(text, MAX_TEXT)}
+            return {
+                "event": "access",
+                "delay": event.at,
+                "state": event.protocol_state,
+                "client": event.client,
+                "from": event.sender,
+                "to": event.recipient,
+                "found": event.found,
+                "action": event.action,
+            }
+        case Trouble(at, text):
+            return {"event": "trouble", "at": at, "text": text}
     assert_never(event)
 
 
-def _settled_facts(event: RecipientSettled) -> Facts:
-    outcome = event.outcome
-    delays = event.delays._asdict()
-    return {
-        "to": event.recipient[:MAX_ADDRESS],
-        "relay": shown_of(outcome.relay),
-        "egress": event.egress,
-        "delay": round(event.at, 6),
-        "delays": {name: round(value, 6) for name, value in delays.items()},
-        "dsn": str(outcome.status),
-        "status": _status(outcome),
-        "text": printable(outcome.text, MAX_TEXT),
-        "tried": list(event.tried),
-    }
+def _as_text(name: str, value: Any) -> str:
+    """Return a fact as Postfix would write it, with what parts it from the one before."""
+    match name:
+        case "event":
+            return f", {value}"
+        case "text":
+            return f" ({value})" if value else ""
+        case "full":
+            return "" if value else ", provisional"
+        case "candidate":
+            return f", candidate={value}, egress={value.egress}"
+        case "candidates":
+            return f", candidates={' '.join(map(str, value)) or 'none'}"
+        case "found":
+            return f", found={'; '.join(value) or 'nothing'}"
+        case "tried" | "remarks":
+            return f", {name}={'; '.join(value)}" if value else ""
+        case "to" | "from":
+            return f", {name}=<{printable(value, MAX_ADDRESS)}>"
+        case "delays":
+            return f", delays={'/'.join(map(_seconds, value))}"
+        case "at" | "delay" | "waited":
+            return f", {name}={_seconds(value)}"
+        case _:
+            return f", {name}={value}"
 
 
-def _judged_facts(event: AccessJudged) -> Facts:
-    return {
-        "event": "access",
-        "delay": round(event.at, 6),
-        "state": event.protocol_state,
-        "client": event.client,
-        "from": event.sender[:MAX_ADDRESS],
-        "to": event.recipient[:MAX_ADDRESS],
-        "found": list(event.found),
-        "action": event.action,
-    }
+def _as_json(name: str, value: Any) -> Facts:
+    """Return a fact as JSON has it: one member, or for a candidate several.
+
+    The names are those that ``route`` and ``hosts`` show.
+    """
+    match name:
+        case "candidate":
+            return {
+                "egress": value.egress,
+                "host": value.host,
+                "preference": value.preference,
+                "address": value.address,
+                "port": value.port,
+            }
+        case "candidates":
+            value = [_as_json("candidate", one) for one in value]
+        case "tried" | "remarks" | "found":
+            value = list(value)
+        case "to" | "from":
+            value = value[:MAX_ADDRESS]
+        case "text" | "nexthop":
+            value = printable(value, MAX_TEXT)
+        case "delays":
+            value = {
+                part: round(seconds, 6) for part, seconds in value._asdict().items()
+            }
+        case "at" | "delay" | "waited":
+            value = round(value, 6)
+        case _:
+            pass
+    return {name: value}
 
 
 def _shorten(facts: Facts) -> None:
@@ -291,11 +254,6 @@ def _status(outcome: Outcome) -> str:
         case Bounced():
             return "bounced"
     assert_never(outcome)
-
-
-def _detour(small_segments: bool, in_clear: bool) -> str:
-    words = ["small segments"] * small_segments + ["clear text"] * in_clear
-    return " and ".join(words)
 
 
 def _seconds(value: float) -> str:
