@@ -77,8 +77,9 @@ class Request(NamedTuple):
         ends: Seconds from now, after which the mail server does not listen any more.
         observe: Told everything that happens to the message; see
             `mxpolicy.delivery.events`.
-        may_send_dot: Asked just before the final dot, which ends our right to change
-            our mind. Where it returns False, the message is deferred.
+        may_send_dot: Asked before the mail data is sent, and again just before the final
+            dot, which makes the message the host's (RFC 5321 §4.1.1.4). Where it returns
+            False, the message is deferred.
     """
 
     sender: str
@@ -92,7 +93,14 @@ class Request(NamedTuple):
 
 
 class Engine:
-    """Delivers messages, any number, also at the same time."""
+    """Delivers messages, any number, also at the same time.
+
+    Attributes:
+        context: As given: what all messages share.
+        memory, domains, failed_lookups: What is remembered, over the context's store.
+        admission: The places of this machine.
+        planner: Makes the plans.
+    """
 
     def __init__(self, context: Context) -> None:
         options, store, utc = context.options, context.store, context.utc
@@ -245,6 +253,7 @@ class Delivery:
         # Of recipients that hosts are asked for: also told to what learns from it.
         self._traces: dict[int, Trace] = {}
         self._groups: list[_Group] = []
+        self._opening: asyncio.Task[None] | None = None
         self._cancelled: Deferred | None = None
         self._task = asyncio.create_task(self._run())
 
@@ -269,6 +278,10 @@ class Delivery:
             why: For the text of those outcomes.
         """
         self._cancelled = trouble.cancelled(why)
+        if not self._groups:
+            if self._opening is not None:
+                self._opening.cancel()
+            self._settlement.settle_all(self._cancelled)
         for group in self._groups:
             if group.attempt is not None:
                 group.attempt.cancel(self._cancelled)
@@ -299,9 +312,12 @@ class Delivery:
             self._trace.trouble(error)
 
     async def _deliver(self) -> None:
-        if self._cancelled is not None:  # before it has begun
-            self._settlement.settle_all(self._cancelled)
-            return
+        if self._cancelled is None:
+            async with asyncio.TaskGroup() as tasks:
+                self._opening = tasks.create_task(self._open(tasks))
+
+    async def _open(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin to send to each group of recipients, unless the message goes nowhere."""
         try:
             reverse_path = parse_reverse_path(self._request.sender)
         except AddressError as error:
@@ -314,10 +330,9 @@ class Delivery:
             return
         self._envelope = Envelope(reverse_path, self._mailboxes())
         self._note_journal_keys(digest)
-        async with asyncio.TaskGroup() as tasks:
-            for (nexthop, domain, _), places in self._grouped().items():
-                group = _Group(nexthop, domain, places)
-                self._begin(tasks, group, self._send_once(tasks, group))
+        for (nexthop, domain, _), places in self._grouped().items():
+            group = _Group(nexthop, domain, places)
+            self._begin(tasks, group, self._send_once(tasks, group))
 
     def _begin(
         self, tasks: asyncio.TaskGroup, group: _Group, work: Coroutine[None, None, None]
@@ -463,7 +478,7 @@ class Delivery:
     ) -> bool:
         """Dial the candidates, and beside it those that are *due*; learn from all of it.
 
-        Returns whether anybody took the message.
+        Returns whether any host took the message.
         """
         learner = Learner(
             self._engine.memory,

@@ -17,6 +17,7 @@ from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.delivery.journal import Owner
 from mxpolicy.delivery.log import Log
+from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import StoreError
 from mxpolicy.net.dial import dial
@@ -548,6 +549,21 @@ def test_cancelled_before_it_has_begun_does_nothing() -> None:
         for outcome in outcomes:
             assert_cancelled(outcome)
         assert not site.resolver.asked
+
+    play(work)
+
+
+def test_cancelled_while_the_mail_data_still_comes_in() -> None:
+    async def work(site: Site) -> None:
+        with closing(MailData()) as message:
+            message.append(b"Subject: half of it")
+            delivery = site.engine.begin(site.request(), message)
+            await asyncio.sleep(1)
+            delivery.cancel(WHY)
+            assert site.settled() == [("bob@one.example", "Deferred 4.3.2")]
+            assert_cancelled((await delivery.outcomes())[0])
+        assert not site.resolver.asked
+        assert not site.all(events.Trouble)
 
     play(work)
 
