@@ -35,7 +35,7 @@ __all__ = ["Dialogue", "Listener", "SessionFailed"]
 # Seconds for the rest of what a host has begun to say unasked.
 _REST_OF_A_REPLY = 10.0
 
-# Seconds between two looks at what has become of a command that nobody answers.
+# Seconds between two looks at what has become of a command that is not answered.
 _LOOK = 1.0
 
 # What we wait for in each state. A transaction after RSET begins with MAIL; of a dot
@@ -98,7 +98,7 @@ class SessionFailed(MxPolicyError):
 
 
 class Listener(NamedTuple):
-    """Who is told what a session does, as it does it; by default nothing is.
+    """Is told what a session does, as it does it. By default nothing listens.
 
     Attributes:
         entered: A phase begins, on the way to ready.

@@ -130,8 +130,8 @@ class Transaction:
         envelope: The whole envelope.
         recipients: Places in it: those that are offered.
         mail_data: Readable any number of times.
-        control: Who owns the message.
-        settlement: Told whom the host accepts, and when the dot leaves.
+        control: Owns the message.
+        settlement: Told which of them the host accepts, and when the dot leaves.
         answers: Filled in.
         long_lines: What is done about them.
         progress: Seconds without an acknowledged byte of the mail data that are too

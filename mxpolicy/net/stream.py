@@ -98,7 +98,7 @@ class Stream:
             StreamClosed: reset, or broken otherwise, and nothing left to read.
             LocalTrouble: our own kernel is out of something.
         """
-        while not self._pull():
+        while not self.has_input():
             self._send_what_tls_owes()
             if self._failure is None:
                 await self.ready(reading=True)
@@ -110,18 +110,17 @@ class Stream:
         assert self._failure is not None
         raise self._failure
 
-    def has_input(self) -> bool:
-        """Whether `read` has something to say at once: bytes, the end, or an error."""
-        return self._pull()
-
     async def wait_for_input(self, seconds: float) -> bool:
         """Wait for at most *seconds*; return what `has_input` says then."""
-        if not self._pull():
+        if not self.has_input():
             await self._pause(seconds, reading=True)
-        return self._pull()
+        return self.has_input()
 
-    def _pull(self) -> bool:
-        """Take what the kernel has; True when `read` has something to say."""
+    def has_input(self) -> bool:
+        """Take what the kernel has; return whether `read` has something to say at once.
+
+        That may be bytes, the end, or an error.
+        """
         while not (self._received or self._at_eof or self._failure):
             if self._layer is not None:
                 self._unwrap(self._layer)
@@ -241,7 +240,7 @@ class Stream:
         look = _FIRST_LOOK
         while self.unacknowledged():
             # Looked at in any case: after a reset the count stays as it was.
-            if self._pull() and heed_input:
+            if self.has_input() and heed_input:
                 return False
             if self._failure is not None:
                 raise self._failure
@@ -274,7 +273,7 @@ class Stream:
         if self._layer is not None:
             self._outgoing += self._layer.outgoing()
         while self._outgoing:
-            if heed_input and self._pull():
+            if heed_input and self.has_input():
                 return False
             if self._send():
                 continue
@@ -296,7 +295,7 @@ class Stream:
         except OSError as error:
             # The receive queue outlives a reset: look there before giving up, a
             # host that refuses a message by 552 and closes is quoted, not guessed.
-            self._pull()
+            self.has_input()
             failure = _translate(error)
             self._failure = self._failure or failure
             raise failure from error
@@ -325,10 +324,10 @@ class Stream:
 
         Raises:
             RemoteProtocolError: bytes were there before the handshake began:
-                somebody on the way has added them, and they must not be believed.
+                they were added on the way, and must not be believed.
             TLSError: it failed; the connection is of no use any more.
         """
-        if self._pull() and self._received:
+        if self.has_input() and self._received:
             raise RemoteProtocolError("bytes in clear before the TLS handshake")
         self._layer = TlsLayer(context, server_name)
         try:

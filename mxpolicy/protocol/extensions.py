@@ -2,7 +2,7 @@
 
 Reading: `Extensions`. Writing: the parameters of MAIL and RCPT that a keyword
 allows (RFC 1870 SIZE, RFC 6152 8BITMIME, RFC 6531 SMTPUTF8, RFC 3461 DSN). A
-keyword that nobody here knows is kept and does no harm.
+keyword that is not known here is kept and does no harm.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def xtext(text: str) -> str:
 def orcpt(address: str) -> str:
     """Return *address* as ORCPT takes it, with its address type.
 
-    One beyond ASCII has the type ``utf-8`` and, as nobody knows what hops
-    follow, the form that is all ASCII (RFC 6533 §3, utf-8-addr-xtext).
+    One beyond ASCII has the type ``utf-8``. As it is not known what hops
+    follow, it has the form that is all ASCII (RFC 6533 §3, utf-8-addr-xtext).
     """
     if address.isascii():
         return "rfc822;" + xtext(address)

@@ -1,4 +1,4 @@
-"""Whether a session is under TLS, and who says so. Pure.
+"""Whether a session is under TLS, and what says so. Pure.
 
 A `TlsRequirement` is part of an `Approach` to a candidate. It says what is asked of a
 session, where that comes from, and what a session that cannot meet it has failed of.
@@ -25,7 +25,7 @@ class Level(Enum):
 
 
 class Source(Enum):
-    """Who has set the level."""
+    """What has set the level."""
 
     DEFAULT = "the option tls.default"
     MEMORY = "STARTTLS was found to be broken here, by other messages"
@@ -38,7 +38,7 @@ class TlsRequirement(NamedTuple):
 
     Attributes:
         level: How much TLS.
-        source: Who says so.
+        source: What says so.
         reason: What made it so, printable; empty when there is nothing to say.
     """
 
