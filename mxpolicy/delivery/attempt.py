@@ -92,7 +92,7 @@ class Attempt:
         self._planned = self._now()
         self._report = settle
         self._race = racing.Race(
-            [self._entry(candidate) for candidate in plan.candidates],
+            [self._entrant(candidate) for candidate in plan.candidates],
             self._options.race,
             message.deadline,
         )
@@ -165,11 +165,11 @@ class Attempt:
     def _unsettled(self) -> list[int]:
         return self._settlement.unsettled(self._places)
 
-    def _entry(self, candidate: Candidate) -> racing.Entry:
+    def _entrant(self, candidate: Candidate) -> racing.Entrant:
         pasts = [self._settlement[place].past for place in self._places]
         at_host, here = max(past.doubts_at(candidate) for past in pasts)
         of_all, _ = min(past.doubts_at(candidate) for past in pasts)
-        return self._known.entry(candidate)._replace(
+        return self._known.entrant(candidate)._replace(
             doubts=at_host,
             doubts_here=here,
             doubts_of_all=of_all,
@@ -412,7 +412,7 @@ class Attempt:
             self._plan.unresolved, candidate
         )
 
-    # -- what an offer asks: delivery.offer.Owner -----------------------------
+    # -- what an offer asks: delivery.offer.Offerer -----------------------------
 
     def others_left(self) -> int:
         """Return how many other candidates may still be asked."""

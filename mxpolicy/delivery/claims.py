@@ -30,7 +30,7 @@ from mxpolicy.delivery.journal import (
     myself,
     settled_entry,
 )
-from mxpolicy.delivery.settlement import State
+from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Bounced, Delivered
@@ -211,9 +211,9 @@ class Claims:
         """Begin to write what became of *recipient*; see `finish`."""
         if recipient.place not in self._keys or recipient.place in self._earlier:
             return
-        if recipient.state is State.DELIVERED:
+        if recipient.state is RecipientState.DELIVERED:
             self._writer.do_later(lambda: self._keep(recipient, KEPT))
-        elif recipient.state is State.DEFERRED:
+        elif recipient.state is RecipientState.DEFERRED:
             self._writer.do_later(lambda: self._let_go(recipient))
 
     async def _keep(
@@ -307,10 +307,10 @@ class Claims:
         states = [recipient.state for recipient in self._settlement]
         known = [self._settlement[place] for place in self._keys]
         for recipient in known:
-            if recipient.state is State.BOUNCED:
-                await self._keep_refusal(recipient, State.DEFERRED in states)
-        delivered = [one for one in known if one.state is State.DELIVERED]
-        if all(state is State.DELIVERED for state in states):
+            if recipient.state is RecipientState.BOUNCED:
+                await self._keep_refusal(recipient, RecipientState.DEFERRED in states)
+        delivered = [one for one in known if one.state is RecipientState.DELIVERED]
+        if all(state is RecipientState.DELIVERED for state in states):
             for recipient in delivered:
                 if recipient.place in self._earlier:
                     await self._keep(recipient, KEPT)

@@ -42,7 +42,7 @@ from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.offer import Message
 from mxpolicy.delivery.plan import Plan, Planner
 from mxpolicy.delivery.probe import LINGER, Probes
-from mxpolicy.delivery.settlement import Recipient, Settlement, State
+from mxpolicy.delivery.settlement import Recipient, RecipientState, Settlement
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import LocalTrouble
@@ -515,7 +515,7 @@ class Delivery:
             await probes.finish(0.0)
             await learner.finish()
         states = [self._settlement[place].state for place in group.places]
-        return State.DELIVERED in states
+        return RecipientState.DELIVERED in states
 
     def _message(self, trace: Trace) -> Message:
         return Message(

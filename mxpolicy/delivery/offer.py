@@ -48,8 +48,8 @@ __all__ = [
     "Journal",
     "Message",
     "Offer",
+    "Offerer",
     "OutOfTime",
-    "Owner",
     "failure",
     "tell_of_detour",
 ]
@@ -112,7 +112,7 @@ class Message(NamedTuple):
         return max(0.0, last_dot - self.trace.now())
 
 
-class Owner(Protocol):
+class Offerer(Protocol):
     """What an offer asks of whatever has made it: `mxpolicy.delivery.attempt.Attempt`."""
 
     async def open(self, candidate: Candidate, approach: Approach) -> Session:
@@ -159,7 +159,7 @@ class Offer:
         self,
         context: Context,
         message: Message,
-        owner: Owner,
+        owner: Offerer,
         session: Session,
         tls: TlsRequirement,
         places: Sequence[int],

@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from mxpolicy.outcome import Outcome
     from mxpolicy.routing.candidate import Rank
 
-__all__ = ["TRANSITIONS", "Input", "Recipient", "Settlement", "State"]
+__all__ = ["TRANSITIONS", "Input", "Recipient", "RecipientState", "Settlement"]
 
 
-class State(Enum):
+class RecipientState(Enum):
     """How far one recipient has come; see the module's *Theory of operation*."""
 
     UNCLAIMED = "unclaimed"
@@ -76,39 +76,39 @@ class Input(Enum):
 
 
 _UNSETTLED = {
-    Input.DEFERRED: State.DEFERRED,
-    Input.BOUNCED: State.BOUNCED,
+    Input.DEFERRED: RecipientState.DEFERRED,
+    Input.BOUNCED: RecipientState.BOUNCED,
 }
 _NOT_OURS = {
-    Input.CLAIMED: State.OPEN,
-    Input.BUSY: State.ELSEWHERE,
-    Input.DELIVERED: State.DELIVERED,  # earlier
+    Input.CLAIMED: RecipientState.OPEN,
+    Input.BUSY: RecipientState.ELSEWHERE,
+    Input.DELIVERED: RecipientState.DELIVERED,  # earlier
     **_UNSETTLED,
 }
 
 # state -> input -> next state. What is not in it is a bug of ours.
-TRANSITIONS: Mapping[State, Mapping[Input, State]] = {
-    State.UNCLAIMED: _NOT_OURS,
-    State.ELSEWHERE: _NOT_OURS,
-    State.OPEN: {
-        Input.ACCEPTED: State.ACCEPTED,
-        Input.RELEASED: State.OPEN,
+TRANSITIONS: Mapping[RecipientState, Mapping[Input, RecipientState]] = {
+    RecipientState.UNCLAIMED: _NOT_OURS,
+    RecipientState.ELSEWHERE: _NOT_OURS,
+    RecipientState.OPEN: {
+        Input.ACCEPTED: RecipientState.ACCEPTED,
+        Input.RELEASED: RecipientState.OPEN,
         **_UNSETTLED,
     },
-    State.ACCEPTED: {
-        Input.DOT: State.DOT_SENT,
-        Input.RELEASED: State.OPEN,
+    RecipientState.ACCEPTED: {
+        Input.DOT: RecipientState.DOT_SENT,
+        Input.RELEASED: RecipientState.OPEN,
         **_UNSETTLED,
     },
-    State.DOT_SENT: {
-        Input.RELEASED: State.OPEN,
-        Input.DOUBTED: State.OPEN,
-        Input.DELIVERED: State.DELIVERED,
+    RecipientState.DOT_SENT: {
+        Input.RELEASED: RecipientState.OPEN,
+        Input.DOUBTED: RecipientState.OPEN,
+        Input.DELIVERED: RecipientState.DELIVERED,
         **_UNSETTLED,
     },
-    State.DELIVERED: {},
-    State.DEFERRED: {},
-    State.BOUNCED: {},
+    RecipientState.DELIVERED: {},
+    RecipientState.DEFERRED: {},
+    RecipientState.BOUNCED: {},
 }
 
 
@@ -118,7 +118,7 @@ class Recipient:
     Attributes:
         place: Its place on the mail server's list, from 0.
         text: The forward-path as the mail server wrote it, printable.
-        state: See `State`.
+        state: See `RecipientState`.
         outcome: None until it is settled.
         past: What earlier attempts have left behind, and what this one adds.
         relay: The relay that the last dot was sent to.
@@ -144,7 +144,7 @@ class Recipient:
     def __init__(self, place: int, text: str) -> None:
         self.place = place
         self.text = text
-        self.state = State.UNCLAIMED
+        self.state = RecipientState.UNCLAIMED
         self.outcome: Outcome | None = None
         self.past: Past = NO_PAST
         self.relay = ""
@@ -196,11 +196,11 @@ class Settlement:
 
     def open(self, places: Iterable[int]) -> list[int]:
         """Return those of *places* that are ours, and that no host has."""
-        return [one for one in places if self[one].state is State.OPEN]
+        return [one for one in places if self[one].state is RecipientState.OPEN]
 
     def elsewhere(self, places: Iterable[int]) -> list[int]:
         """Return those of *places* that another process is delivering to."""
-        return [one for one in places if self[one].state is State.ELSEWHERE]
+        return [one for one in places if self[one].state is RecipientState.ELSEWHERE]
 
     def outcomes(self) -> list[Outcome] | None:
         """Return the outcome of each recipient by place; None until all have one."""
@@ -252,15 +252,17 @@ class Settlement:
 
     def withdrawn(self, places: Iterable[int]) -> None:
         """No dot is going to be sent for those of *places* that were accepted."""
-        self.released(one for one in places if self[one].state is State.ACCEPTED)
+        self.released(
+            one for one in places if self[one].state is RecipientState.ACCEPTED
+        )
 
     def with_dot_out(self, places: Iterable[int]) -> list[int]:
         """Return those of *places* that a host may have the message for."""
-        return [one for one in places if self[one].state is State.DOT_SENT]
+        return [one for one in places if self[one].state is RecipientState.DOT_SENT]
 
     def are_accepted(self, places: Iterable[int]) -> bool:
         """Return whether a host has said 2yz to the RCPT of all of *places*."""
-        return all(self[place].state is State.ACCEPTED for place in places)
+        return all(self[place].state is RecipientState.ACCEPTED for place in places)
 
     def refused(self, place: int, rank: Rank) -> None:
         """A host of *rank* has refused it; a better one is still to be heard."""
@@ -340,7 +342,7 @@ class Settlement:
     def doubt_at_stop(self, place: int) -> Deferred | None:
         """Return the outcome of a recipient that a host may have, when we are stopped."""
         recipient = self[place]
-        if recipient.state is not State.DOT_SENT:
+        if recipient.state is not RecipientState.DOT_SENT:
             return recipient.doubt
         recipient.past = recipient.past.doubted(recipient.relay)
         return trouble.in_doubt(_STOPPED, recipient.relay)

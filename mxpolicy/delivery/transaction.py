@@ -172,7 +172,7 @@ class Transaction:
 
         Raises:
             SessionFailed: The session broke. What had been answered stays answered.
-                A recipient whose dot may be out and is unanswered is in `State.DOT_SENT`.
+                A recipient whose dot may be out and is unanswered is in `RecipientState.DOT_SENT`.
             Exception: Whatever *control* raised; no dot was sent.
         """
         try:

@@ -131,7 +131,7 @@ def starts(forecast: Forecast, options: Options) -> dict[Candidate, float]:
     found: dict[Candidate, float] = {}
     if plan.refusal is not None:
         return found
-    entries = [known.entry(candidate) for candidate in plan.candidates]
+    entries = [known.entrant(candidate) for candidate in plan.candidates]
     race = Race(entries, options.race, options.deadline)
     now = 0.0
     actions = race.begin(now)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mxpolicy.options import RaceOptions
     from mxpolicy.route.explanation import Explained
     from mxpolicy.routing.candidate import Candidate
-    from mxpolicy.routing.race_timing import Entry
+    from mxpolicy.routing.race_timing import Entrant
     from mxpolicy.terminal import Terminal
 
 __all__ = ["show"]
@@ -75,7 +75,7 @@ def _rows(explained: Explained) -> list[tuple[str, ...]]:
         reason = "first"
         if before is not None:
             gap = when[one] - when[before]
-            reason = _reason(known.entry(before), one, gap, explained.options.race)
+            reason = _reason(known.entrant(before), one, gap, explained.options.race)
         known_of_it = _known(explained, one, "; ")
         rows.append((f"{when[one]:.2f} s", *_cells(one), reason + known_of_it))
         before = one
@@ -100,7 +100,7 @@ def _cells(one: Candidate) -> tuple[str, str, str]:
     return str(one.preference), one.host, address_and_port(one)
 
 
-def _reason(before: Entry, one: Candidate, gap: float, race: RaceOptions) -> str:
+def _reason(before: Entrant, one: Candidate, gap: float, race: RaceOptions) -> str:
     """Say why *one* starts *gap* seconds after *before*."""
     step, words = connect_step(before.candidate, one, race)
     delay = patience(before, Phase.CONNECT, one, race)

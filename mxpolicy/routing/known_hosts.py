@@ -6,7 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.routing.host_record import NOTHING, HostRecord
-from mxpolicy.routing.race_timing import Entry
+from mxpolicy.routing.race_timing import Entrant
 from mxpolicy.routing.reachability import Standing, standing
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ class KnownHosts(NamedTuple):
         records = self.of_nexthop if self.is_limited(candidate) else self.of_host
         return records.get(candidate, NOTHING)
 
-    def entry(self, candidate: Candidate) -> Entry:
+    def entrant(self, candidate: Candidate) -> Entrant:
         """Return *candidate* as the race takes it."""
         record = self.of_host.get(candidate, NOTHING)
-        return Entry(
+        return Entrant(
             candidate,
             record.connect_time,
             record.greeting_latency,

@@ -81,7 +81,7 @@ from mxpolicy.routing.candidate import (
 )
 from mxpolicy.routing.race_timing import (
     FULL_PHASE,
-    Entry,
+    Entrant,
     awaited_in,
     full_time,
     is_patient,
@@ -101,7 +101,7 @@ __all__ = [
     "Action",
     "Doubt",
     "Drop",
-    "Entry",
+    "Entrant",
     "GiveUp",
     "GiveUpReason",
     "Race",
@@ -202,8 +202,8 @@ class GiveUp(NamedTuple):
 Action = Start | Drop | Doubt | Take | Wake | GiveUp
 
 
-def _doubts(entry: Entry) -> tuple[int, int]:
-    return entry.doubts, entry.doubts_here
+def _doubts(entrant: Entrant) -> tuple[int, int]:
+    return entrant.doubts, entrant.doubts_here
 
 
 class _Mode(Enum):
@@ -229,7 +229,7 @@ class _Runner:
         "awaited",
         "doubted",
         "ended_in_4yz",
-        "entry",
+        "entrant",
         "has_stalled",
         "is_second_run",
         "phase",
@@ -240,8 +240,8 @@ class _Runner:
         "was_kept_waiting",
     )
 
-    def __init__(self, entry: Entry, place: int) -> None:
-        self.entry = entry
+    def __init__(self, entrant: Entrant, place: int) -> None:
+        self.entrant = entrant
         self.place = place  # in the order of trying
         self.standing = _Standing.WAITING
         self.phase = Phase.CONNECT
@@ -256,16 +256,16 @@ class _Runner:
 
     @property
     def candidate(self) -> Candidate:
-        return self.entry.candidate
+        return self.entrant.candidate
 
     @property
     def rank(self) -> Rank:
-        return self.entry.candidate.rank
+        return self.entrant.candidate.rank
 
     @property
     def doubts(self) -> tuple[int, int]:
         """How much is to be feared of a copy there: at its host, then at its address."""
-        return _doubts(self.entry)
+        return _doubts(self.entrant)
 
     @property
     def turn(self) -> tuple[tuple[int, int], Rank]:
@@ -293,7 +293,7 @@ class _Runner:
         for each try is too much to learn whether a worse one was wrong to refuse: a
         patient sender has gone on to that one, and heeded it, after the first.
         """
-        return self.entry.doubts_of_all >= DOUBTS_ENOUGH
+        return self.entrant.doubts_of_all >= DOUBTS_ENOUGH
 
     @property
     def may_be_asked_again(self) -> bool:
@@ -302,13 +302,13 @@ class _Runner:
 
     def was_patient(self, awaited: Awaited) -> bool:
         """Whether it was waited for, for *awaited*, as long as a patient sender waits."""
-        before = self.entry.waits.get(awaited, 0.0)
+        before = self.entrant.waits.get(awaited, 0.0)
         seconds = before + self.waits.get(awaited, 0.0)
         return is_patient(awaited, seconds) or self.is_remembered(awaited)
 
     def is_remembered(self, awaited: Awaited) -> bool:
         """Whether one verdict before this attempt had a patient sender's time."""
-        wait = self.entry.remembered
+        wait = self.entrant.remembered
         return wait is not None and wait.awaited is awaited and is_patient(*wait)
 
     def fails_at(self, *, is_hurried: bool) -> float:
@@ -379,7 +379,7 @@ class Race:
     """One attempt to find a ready host for one message.
 
     Args:
-        entries: In the order of trying, best first, save that the least doubtful
+        entrants: In the order of trying, best first, save that the least doubtful
             come before all others; of equal candidates the first counts. May be
             empty: `begin` then gives up at once.
         timing: Delays, places (at least one of each) and grace.
@@ -390,12 +390,12 @@ class Race:
     """
 
     def __init__(
-        self, entries: Sequence[Entry], timing: RaceOptions, deadline: float
+        self, entrants: Sequence[Entrant], timing: RaceOptions, deadline: float
     ) -> None:
         self._runners: dict[Candidate, _Runner] = {}
-        in_turn = sorted(entries, key=_doubts)
-        for place, entry in enumerate(in_turn):
-            self._runners.setdefault(entry.candidate, _Runner(entry, place))
+        in_turn = sorted(entrants, key=_doubts)
+        for place, entrant in enumerate(in_turn):
+            self._runners.setdefault(entrant.candidate, _Runner(entrant, place))
         self._timing = timing
         self._deadline = deadline
         self._mode = _Mode.NEW
@@ -619,7 +619,7 @@ class Race:
         soonest = inf
         for runner in self._open():
             allowed = patience(
-                runner.entry, runner.phase, following.candidate, self._timing
+                runner.entrant, runner.phase, following.candidate, self._timing
             )
             ends = runner.since + allowed
             if ends <= now and runner.phase not in runner.doubted:

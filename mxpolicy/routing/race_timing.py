@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PATIENT_TIME",
-    "Entry",
+    "Entrant",
     "awaited_in",
     "connect_step",
     "full_time",
@@ -78,7 +78,7 @@ _AWAITED_IN = {
 _PHASE_OF = {awaited: phase for phase, awaited in _AWAITED_IN.items()}
 
 
-class Entry(NamedTuple):
+class Entrant(NamedTuple):
     """A candidate with what is remembered of it.
 
     Attributes:
@@ -106,14 +106,14 @@ class Entry(NamedTuple):
 
 
 def patience(
-    entry: Entry, phase: Phase, following: Candidate, timing: RaceOptions
+    entrant: Entrant, phase: Phase, following: Candidate, timing: RaceOptions
 ) -> float:
-    """Return the seconds in *phase* after which *following* may start beside *entry*."""
+    """Return the seconds in *phase* after which *following* may start beside *entrant*."""
     if phase is Phase.CONNECT:
-        remembered = REMEMBERED_FACTOR * (entry.connect_time or 0.0)
-        return max(connect_step(entry.candidate, following, timing)[0], remembered)
+        remembered = REMEMBERED_FACTOR * (entrant.connect_time or 0.0)
+        return max(connect_step(entrant.candidate, following, timing)[0], remembered)
     if phase is Phase.GREETING:
-        remembered = REMEMBERED_FACTOR * (entry.greeting_latency or 0.0)
+        remembered = REMEMBERED_FACTOR * (entrant.greeting_latency or 0.0)
         return max(timing.phase_patience, min(remembered, LONGEST_PATIENCE))
     return timing.phase_patience
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mxpolicy.delivery.approach import Approach
 from mxpolicy.delivery.dialogue import Listener, SessionFailed
 from mxpolicy.delivery.session import Session
-from mxpolicy.delivery.settlement import Settlement, State
+from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.delivery.transaction import Answers, Transaction
 from mxpolicy.delivery.trouble import delivered
 from mxpolicy.net.dial import dial
@@ -56,7 +56,11 @@ class Result:
     @property
     def delivered(self) -> set[int]:
         """Whose message the host has taken."""
-        return {one.place for one in self.settlement if one.state is State.DELIVERED}
+        return {
+            one.place
+            for one in self.settlement
+            if one.state is RecipientState.DELIVERED
+        }
 
     @property
     def in_doubt(self) -> set[int]:

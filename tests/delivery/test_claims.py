@@ -13,8 +13,7 @@ import pytest
 from mxpolicy.delivery import journal
 from mxpolicy.delivery.claims import KEPT, KEPT_IN_PART, Claims, TakenOver
 from mxpolicy.delivery.journal import Entry, EntryState, Owner
-from mxpolicy.delivery.settlement import Settlement
-from mxpolicy.delivery.settlement import State as RecipientState
+from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.errors import StoreError
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply

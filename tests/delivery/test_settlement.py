@@ -9,8 +9,8 @@ from mxpolicy.delivery.settlement import (
     TRANSITIONS,
     Input,
     Recipient,
+    RecipientState,
     Settlement,
-    State,
 )
 from mxpolicy.errors import LocalProtocolError
 from mxpolicy.outcome import Bounced, Deferred, Delivered
@@ -29,7 +29,7 @@ RELAY = "a[192.0.2.1]:25"
 SAME_HOST = "a[192.0.2.2]:25"
 OTHER = "b[192.0.2.3]:25"
 BEST, MIDDLE, WORST = (Rank(0, 10), Rank(0, 20), Rank(0, 30))
-FINAL = {State.DELIVERED, State.DEFERRED, State.BOUNCED}
+FINAL = {RecipientState.DELIVERED, RecipientState.DEFERRED, RecipientState.BOUNCED}
 
 # The table once more, as a picture: rows are states, columns are inputs.
 #          claimed busy      accepted dot      released doubted delivered deferred bounced
@@ -44,13 +44,13 @@ deferred   .       .         .        .        .        .       .         .     
 bounced    .       .         .        .        .        .       .         .        .
 """
 CELLS = [
-    (State(row.split()[0]), what, after)
+    (RecipientState(row.split()[0]), what, after)
     for row in PICTURE.split("\n")[1:-1]
     for what, after in zip(Input, row.split()[1:], strict=True)
 ]
 
 
-def settlement(*states: State) -> tuple[Settlement, list[Recipient]]:
+def settlement(*states: RecipientState) -> tuple[Settlement, list[Recipient]]:
     """Make one with a recipient in each of *states*; return who was reported, too."""
     reported: list[Recipient] = []
     made = Settlement(
@@ -69,7 +69,9 @@ def settlement(*states: State) -> tuple[Settlement, list[Recipient]]:
     CELLS,
     ids=[f"{state.value}-{what.value}" for state, what, _ in CELLS],
 )
-def test_every_input_in_every_state(state: State, what: Input, after: str) -> None:
+def test_every_input_in_every_state(
+    state: RecipientState, what: Input, after: str
+) -> None:
     recipient = Recipient(0, "bob@example.com")
     recipient.state = state
     if after == ".":
@@ -78,28 +80,32 @@ def test_every_input_in_every_state(state: State, what: Input, after: str) -> No
         assert recipient.state is state
     else:
         recipient.take(what)
-        assert recipient.state is State(after)
+        assert recipient.state is RecipientState(after)
 
 
 def test_the_table_knows_every_state() -> None:
-    assert set(TRANSITIONS) == set(State)
-    assert {state for state, _, _ in CELLS} == set(State)
+    assert set(TRANSITIONS) == set(RecipientState)
+    assert {state for state, _, _ in CELLS} == set(RecipientState)
 
 
 def test_a_host_delivers_only_what_it_has_seen_the_dot_of() -> None:
-    from_ = {state for state in State if Input.DELIVERED in TRANSITIONS[state]}
+    from_ = {state for state in RecipientState if Input.DELIVERED in TRANSITIONS[state]}
     # The first two: another process has delivered it, says the journal.
-    assert from_ == {State.UNCLAIMED, State.ELSEWHERE, State.DOT_SENT}
+    assert from_ == {
+        RecipientState.UNCLAIMED,
+        RecipientState.ELSEWHERE,
+        RecipientState.DOT_SENT,
+    }
 
 
 def test_no_way_leads_out_of_an_outcome() -> None:
-    assert {state for state in State if not TRANSITIONS[state]} == FINAL
+    assert {state for state in RecipientState if not TRANSITIONS[state]} == FINAL
 
 
 @pytest.mark.parametrize("outcome", [OK, LATER, NEVER], ids=["ok", "later", "never"])
-@pytest.mark.parametrize("state", State, ids=lambda state: state.value)
+@pytest.mark.parametrize("state", RecipientState, ids=lambda state: state.value)
 def test_an_outcome_is_given_once_and_stays(
-    state: State, outcome: Delivered | Deferred | Bounced
+    state: RecipientState, outcome: Delivered | Deferred | Bounced
 ) -> None:
     made, reported = settlement(state)
     try:
@@ -121,7 +127,7 @@ def test_an_outcome_is_given_once_and_stays(
 
 
 def test_message_taken_for_one_and_refused_for_the_other() -> None:
-    made, reported = settlement(State.OPEN, State.OPEN)
+    made, reported = settlement(RecipientState.OPEN, RecipientState.OPEN)
     made.accepted([0])
     made.settle(1, NEVER)
     made.dot_sent([0], RELAY)
@@ -132,7 +138,12 @@ def test_message_taken_for_one_and_refused_for_the_other() -> None:
 
 
 def test_broken_session_leaves_everybody_to_the_next_host() -> None:
-    states = State.OPEN, State.ACCEPTED, State.DOT_SENT, State.DELIVERED
+    states = (
+        RecipientState.OPEN,
+        RecipientState.ACCEPTED,
+        RecipientState.DOT_SENT,
+        RecipientState.DELIVERED,
+    )
     made, _ = settlement(*states)
     assert not made.are_accepted(range(2))
     assert made.are_accepted([1])
@@ -141,11 +152,11 @@ def test_broken_session_leaves_everybody_to_the_next_host() -> None:
     assert made.with_dot_out(range(4)) == [2]
     made.released([2])  # it never left
     assert made.open(range(4)) == [0, 1, 2]
-    assert made[3].state is State.DELIVERED
+    assert made[3].state is RecipientState.DELIVERED
 
 
 def test_refusal_out_of_turn_is_asked_of_better_hosts_only() -> None:
-    made, _ = settlement(State.OPEN, State.OPEN)
+    made, _ = settlement(RecipientState.OPEN, RecipientState.OPEN)
     made.refused(0, MIDDLE)
     assert made.open_to(BEST, [0, 1]) == [0, 1]
     assert made.open_to(MIDDLE, [0, 1]) == [1]
@@ -157,7 +168,7 @@ def test_refusal_out_of_turn_is_asked_of_better_hosts_only() -> None:
 
 
 def test_settled_recipient_is_offered_to_no_host() -> None:
-    made, _ = settlement(State.OPEN, State.OPEN)
+    made, _ = settlement(RecipientState.OPEN, RecipientState.OPEN)
     made.settle(0, LATER)
     assert made.open_to(BEST, [0, 1]) == [1]
     assert made.unsettled() == [1]
@@ -175,7 +186,7 @@ def test_settled_recipient_is_offered_to_no_host() -> None:
 def test_second_doubt_at_one_host_goes_on(
     doubts: dict[str, int], is_first: bool
 ) -> None:
-    made, _ = settlement(State.UNCLAIMED)
+    made, _ = settlement(RecipientState.UNCLAIMED)
     made.claimed(0, Past(doubts))
     made.accepted([0])
     made.dot_sent([0], RELAY)
@@ -185,20 +196,20 @@ def test_second_doubt_at_one_host_goes_on(
         made.settle(0, UNANSWERED)
         assert made[0].outcome == UNANSWERED
     else:
-        assert made[0].state is State.OPEN
+        assert made[0].state is RecipientState.OPEN
 
 
 def test_each_doubt_goes_on_where_none_would_be_remembered() -> None:
-    made, _ = settlement(State.DOT_SENT)
+    made, _ = settlement(RecipientState.DOT_SENT)
     made[0].relay = RELAY
     assert not made.is_first_doubt(0, UNANSWERED, False)
-    assert made[0].state is State.OPEN
+    assert made[0].state is RecipientState.OPEN
     made.settle(0, LATER)
     assert made[0].outcome == UNANSWERED._replace(text="sent, not answered; not now")
 
 
 def test_deferral_begins_with_the_host_that_may_have_the_message() -> None:
-    made, _ = settlement(State.UNCLAIMED)
+    made, _ = settlement(RecipientState.UNCLAIMED)
     made.claimed(0, Past({RELAY: 1}))
     made.accepted([0])
     made.dot_sent([0], RELAY)
@@ -208,7 +219,7 @@ def test_deferral_begins_with_the_host_that_may_have_the_message() -> None:
 
 
 def test_bounce_names_the_hosts_that_may_have_the_message() -> None:
-    made, _ = settlement(State.UNCLAIMED)
+    made, _ = settlement(RecipientState.UNCLAIMED)
     made.claimed(0, Past({RELAY: 1, SAME_HOST: 1}))
     made.settle(0, NEVER)
     outcome = made[0].outcome
@@ -217,7 +228,7 @@ def test_bounce_names_the_hosts_that_may_have_the_message() -> None:
 
 
 def test_wait_is_noted_for_the_unsettled_only() -> None:
-    made, _ = settlement(State.OPEN, State.OPEN)
+    made, _ = settlement(RecipientState.OPEN, RecipientState.OPEN)
     made.settle(0, LATER)
     made.waited([0, 1], RELAY, "greeting", 8.0)
     made.waited([0, 1], RELAY, "greeting", 2.0)
@@ -225,8 +236,8 @@ def test_wait_is_noted_for_the_unsettled_only() -> None:
     assert made[1].past.waits == {(RELAY, "greeting"): 10.0}
 
 
-@pytest.mark.parametrize("state", State, ids=lambda state: state.value)
-def test_stop_settles_each_by_what_a_host_may_have(state: State) -> None:
+@pytest.mark.parametrize("state", RecipientState, ids=lambda state: state.value)
+def test_stop_settles_each_by_what_a_host_may_have(state: RecipientState) -> None:
     made, reported = settlement(state)
     recipient = made[0]
     recipient.relay = RELAY
@@ -237,7 +248,7 @@ def test_stop_settles_each_by_what_a_host_may_have(state: State) -> None:
     if state in FINAL:
         assert outcome == OK
         assert not reported
-    elif state is State.DOT_SENT:
+    elif state is RecipientState.DOT_SENT:
         assert isinstance(outcome, Deferred)
         assert outcome.may_have_arrived
         assert recipient.past.doubts == {RELAY: 1}
@@ -247,7 +258,7 @@ def test_stop_settles_each_by_what_a_host_may_have(state: State) -> None:
 
 
 def test_stop_after_a_doubt_says_that_it_may_have_arrived() -> None:
-    made, _ = settlement(State.UNCLAIMED)
+    made, _ = settlement(RecipientState.UNCLAIMED)
     made.claimed(0, Past({RELAY: 1}))
     made.accepted([0])
     made.dot_sent([0], RELAY)

@@ -17,7 +17,7 @@ from mxpolicy.routing.candidate import Finding, Phase, Verdict
 from mxpolicy.routing.dialling import Dialling, Ready
 from mxpolicy.routing.host_record import HostRecord, decode, encode
 from mxpolicy.routing.known_hosts import advise
-from mxpolicy.routing.race import Doubt, Drop, Entry, Start
+from mxpolicy.routing.race import Doubt, Drop, Entrant, Start
 from mxpolicy.routing.reachability import (
     after_doubtful_probe,
     after_failure,
@@ -190,12 +190,12 @@ class World:
         self, at: float, order: Sequence[Candidate], probed: Sequence[Candidate]
     ) -> Sent:
         known = {one: self.record(one) for one in order}
-        entries = [
-            Entry(one, known[one].connect_time, known[one].greeting_latency)
+        entrants = [
+            Entrant(one, known[one].connect_time, known[one].greeting_latency)
             for one in order
         ]
         world = {one: self.hosts(one, at) for one in order}
-        race = _Watched(world, start=at, deadline=at + 900, entries=entries)
+        race = _Watched(world, start=at, deadline=at + 900, entrants=entrants)
         race.run()
         for when, candidate, lesson in race.lessons:
             self._teach(when, candidate, lesson)

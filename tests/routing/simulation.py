@@ -26,7 +26,7 @@ from mxpolicy.routing.race import (
     Action,
     Doubt,
     Drop,
-    Entry,
+    Entrant,
     GiveUp,
     GiveUpReason,
     Race,
@@ -144,7 +144,7 @@ class Simulation:
         timing: RaceOptions = DEFAULTS,
         deadline: float = 900.0,
         start: float = 0.0,
-        entries: list[Entry] | None = None,
+        entrants: list[Entrant] | None = None,
         lag: float = 0.0,
         early_wakes: bool = False,
     ) -> None:
@@ -154,8 +154,8 @@ class Simulation:
         self.now = start
         self.lag = lag
         self.early_wakes = early_wakes
-        self.entries = entries or [Entry(c) for c in world]
-        self.race = Race(self.entries, timing, deadline)
+        self.entrants = entrants or [Entrant(c) for c in world]
+        self.race = Race(self.entrants, timing, deadline)
         self.log: list[tuple[float, Action]] = []
         self.ready_at: dict[Candidate, float] = {}
         self.outcome = ""
@@ -380,14 +380,14 @@ class Simulation:
 
     def _is_heard(self, candidate: Candidate) -> bool:
         """Whether a patient sender would have gone on to the next, as seen from outside."""
-        (entry,) = (one for one in self.entries if one.candidate == candidate)
+        (entrant,) = (one for one in self.entrants if one.candidate == candidate)
         return candidate in self.spoke or any(
             is_patient(
                 awaited,
                 self.waited.get((candidate, awaited), 0.0)
-                + entry.waits.get(awaited, 0.0),
+                + entrant.waits.get(awaited, 0.0),
             )
-            or (entry.remembered is not None and is_patient(*entry.remembered))
+            or (entrant.remembered is not None and is_patient(*entrant.remembered))
             for awaited in Awaited
         )
 

@@ -64,5 +64,5 @@ def test_failure_of_a_host_counts_before_that_of_its_nexthop() -> None:
     assert known.record(PRIMARY) == failed
     assert known.record(BACKUP) == doubted
     assert [known.is_limited(one) for one in (PRIMARY, BACKUP)] == [False, True]
-    assert known.entry(PRIMARY).remembered is not None
-    assert known.entry(BACKUP).remembered is None
+    assert known.entrant(PRIMARY).remembered is not None
+    assert known.entrant(BACKUP).remembered is None

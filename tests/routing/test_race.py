@@ -22,7 +22,7 @@ from mxpolicy.routing.race import (
     Action,
     Doubt,
     Drop,
-    Entry,
+    Entrant,
     GiveUp,
     GiveUpReason,
     Race,
@@ -65,8 +65,8 @@ SAYS_5YZ = Finding(Verdict.PERMANENT, Phase.TRANSACTION, 0.1)
 
 
 def new_race(*candidates: Candidate, deadline: float = DEADLINE) -> Race:
-    entries = [Entry(c) for c in candidates or (BEST, MIDDLE, WORST)]
-    return Race(entries, RaceOptions(), deadline)
+    entrants = [Entrant(c) for c in candidates or (BEST, MIDDLE, WORST)]
+    return Race(entrants, RaceOptions(), deadline)
 
 
 def ahead_of_good(hosts: list[Host]) -> dict[Candidate, Host]:
@@ -239,7 +239,7 @@ def spoilt() -> Race:
 
 def yielded() -> Race:
     timing = RaceOptions(open=1)
-    race = Race([Entry(BEST), Entry(MIDDLE)], timing, DEADLINE)
+    race = Race([Entrant(BEST), Entrant(MIDDLE)], timing, DEADLINE)
     race.begin(-6.0)
     assert race.wake(0.0)[1] == Drop(
         BEST, Finding(Verdict.FILTERED, Phase.CONNECT, 6.0)
@@ -359,15 +359,15 @@ def test_an_idle_session_is_taken_at_once() -> None:
 
 
 def test_a_remembered_slow_greeting_is_waited_for() -> None:
-    slow = Entry(BEST, greeting_latency=30.0)
+    slow = Entrant(BEST, greeting_latency=30.0)
     world = {BEST: greeting_after(31.0), MIDDLE: GOOD}
-    played = Simulation(world, entries=[slow, Entry(MIDDLE)]).run()
+    played = Simulation(world, entrants=[slow, Entrant(MIDDLE)]).run()
     assert played.started == [BEST]
 
 
 def test_patience_of_nothing_starts_as_many_as_there_are_places() -> None:
     timing = RaceOptions(host_delay=0.0)
-    race = Race([Entry(c) for c in equal_hosts(9)], timing, DEADLINE)
+    race = Race([Entrant(c) for c in equal_hosts(9)], timing, DEADLINE)
     assert sum(isinstance(a, Start) for a in race.begin(0.0)) == 4
 
 
@@ -393,7 +393,7 @@ def test_a_worse_rank_has_its_turn_when_four_equals_are_open() -> None:
 def test_equals_make_room_for_equals_only() -> None:
     first, second = equal_hosts(2)
     timing = RaceOptions(open=3, open_per_rank=1)
-    race = Race([Entry(first), Entry(second)], timing, DEADLINE)
+    race = Race([Entrant(first), Entrant(second)], timing, DEADLINE)
     race.begin(0.0)
     assert race.wake(5.0)[-1] == Wake(6.0)
     drop, start, wake = race.wake(6.0)
@@ -936,8 +936,8 @@ def test_a_wait_for_one_address_counts_for_no_other() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_seconds_waited_for_one_message_add_up(awaited: Awaited, share: float) -> None:
     patient = PATIENT_TIME[awaited]
-    entry = Entry(BEST, waits={awaited: share * patient})
-    race = Race([entry, Entry(MIDDLE)], RaceOptions(), DEADLINE)
+    entrant = Entrant(BEST, waits={awaited: share * patient})
+    race = Race([entrant, Entrant(MIDDLE)], RaceOptions(), DEADLINE)
     race.begin(0.0)
     race.reached(BEST, Phase.READY, 0.1)
     silent = LOST._replace(wait=Wait(awaited, 0.7 * patient))
@@ -949,8 +949,8 @@ def test_seconds_waited_for_one_message_add_up(awaited: Awaited, share: float) -
 @pytest.mark.parametrize("awaited", Awaited)
 def test_seconds_waited_for_something_else_do_not_count(awaited: Awaited) -> None:
     waits = {one: 1000.0 for one in Awaited if one is not awaited}
-    entry = Entry(BEST, waits=waits)
-    race = Race([entry, Entry(MIDDLE)], RaceOptions(), DEADLINE)
+    entrant = Entrant(BEST, waits=waits)
+    race = Race([entrant, Entrant(MIDDLE)], RaceOptions(), DEADLINE)
     race.begin(0.0)
     race.reached(BEST, Phase.READY, 0.1)
     race.resume(LOST._replace(wait=Wait(awaited, 1.0)), 100.0)
@@ -1010,18 +1010,18 @@ def test_a_refusal_waits_for_every_standing_of_a_better_one_but_heard(
     standing: Callable[[Race], None], known: str
 ) -> None:
     """What was waited for before counts once it is asked in this attempt, too."""
-    entry = {
-        "nothing": Entry(BEST),
-        "a_bit": Entry(
+    entrant = {
+        "nothing": Entrant(BEST),
+        "a_bit": Entrant(
             BEST,
             waits={Awaited.CONNECT: 20.0},
             remembered=Wait(Awaited.CONNECT, 6.0),
         ),
-        "the_message": Entry(BEST, waits={Awaited.CONNECT: 29.0}),
-        "remembered": Entry(BEST, remembered=Wait(Awaited.CONNECT, 30.0)),
+        "the_message": Entrant(BEST, waits={Awaited.CONNECT: 29.0}),
+        "remembered": Entrant(BEST, remembered=Wait(Awaited.CONNECT, 30.0)),
     }[known]
     timing = RaceOptions(rank_delay=1.0, host_delay=1.0)
-    race = Race([Entry(MIDDLE), entry, Entry(WORST)], timing, DEADLINE)
+    race = Race([Entrant(MIDDLE), entrant, Entrant(WORST)], timing, DEADLINE)
     race.begin(0.0)
     standing(race)
     is_known = known in ("the_message", "remembered")
@@ -1029,25 +1029,25 @@ def test_a_refusal_waits_for_every_standing_of_a_better_one_but_heard(
 
 
 def test_one_that_is_remembered_as_silent_is_asked_for_its_full_time_only() -> None:
-    known = Entry(BEST, remembered=Wait(Awaited.GREETING, 300.0))
+    known = Entrant(BEST, remembered=Wait(Awaited.GREETING, 300.0))
     world = {MIDDLE: REFUSES, BEST: SILENT}
-    played = Simulation(world, entries=[Entry(MIDDLE), known]).run()
+    played = Simulation(world, entrants=[Entrant(MIDDLE), known]).run()
     assert played.outcome == "bounced"
     assert played.ended_at == pytest.approx(30.0, abs=0.5)
 
 
 def test_one_that_is_remembered_as_silent_and_is_back_is_heard() -> None:
-    known = Entry(BEST, remembered=Wait(Awaited.CONNECT, 30.0))
+    known = Entrant(BEST, remembered=Wait(Awaited.CONNECT, 30.0))
     world = {MIDDLE: REFUSES, BEST: GOOD}
-    played = Simulation(world, entries=[Entry(MIDDLE), known]).run()
+    played = Simulation(world, entrants=[Entrant(MIDDLE), known]).run()
     assert played.outcome == "delivered"
 
 
 def test_one_that_is_remembered_as_silent_has_all_its_time_when_nobody_refused() -> (
     None
 ):
-    known = Entry(BEST, remembered=Wait(Awaited.GREETING, 300.0))
-    played = Simulation({BEST: greeting_after(250.0)}, entries=[known]).run()
+    known = Entrant(BEST, remembered=Wait(Awaited.GREETING, 300.0))
+    played = Simulation({BEST: greeting_after(250.0)}, entrants=[known]).run()
     assert played.outcome == "delivered"
 
 
@@ -1169,7 +1169,7 @@ def simulations(draw: st.DrawFn) -> Callable[[], Simulation]:
     host = st.one_of(HOSTS, st.just(OUR_TROUBLE))
     world = draw(st.dictionaries(ADDRESSES, host, max_size=14))
     order = draw(st.permutations(list(world)))
-    entries = [Entry(c, draw(REMEMBERED), draw(REMEMBERED)) for c in order]
+    entrants = [Entrant(c, draw(REMEMBERED), draw(REMEMBERED)) for c in order]
     timing = draw(TIMINGS)
     deadline = draw(st.sampled_from([0.0, 3.0, 61.0, 900.0, 3500.0]))
     lag = draw(st.sampled_from([0.0, 0.0, 0.07]))
@@ -1178,7 +1178,7 @@ def simulations(draw: st.DrawFn) -> Callable[[], Simulation]:
         world,
         timing=timing,
         deadline=deadline,
-        entries=entries,
+        entrants=entrants,
         lag=lag,
         early_wakes=early_wakes,
     )
@@ -1266,9 +1266,9 @@ def test_racing_harms_nobody_whom_patience_would_have_served(
     world: dict[Candidate, Host], data: st.DataObject, timing: RaceOptions
 ) -> None:
     """The law, with all the time in the world and whatever order memory gives."""
-    entries = [Entry(c) for c in data.draw(st.permutations(list(world)))]
+    entrants = [Entrant(c) for c in data.draw(st.permutations(list(world)))]
     patient = ask_patiently(world)
-    played = Simulation(world, entries=entries, timing=timing, deadline=1e6).run()
+    played = Simulation(world, entrants=entrants, timing=timing, deadline=1e6).run()
     allowed = {"delivered", patient.outcome}
     assert played.outcome in allowed
 
@@ -1287,15 +1287,15 @@ def test_no_deadline_and_no_memory_makes_a_bounce_that_patience_would_not(
     deadline: float,
 ) -> None:
     """The referee sees to it that each better one has spoken or was waited for."""
-    entries = [
-        Entry(
+    entrants = [
+        Entrant(
             candidate,
             waits={data.draw(st.sampled_from(Awaited)): data.draw(SECONDS)},
             remembered=data.draw(st.none() | WAITS),
         )
         for candidate in data.draw(st.permutations(list(world)))
     ]
-    Simulation(world, entries=entries, timing=timing, deadline=deadline).run()
+    Simulation(world, entrants=entrants, timing=timing, deadline=deadline).run()
 
 
 @MANY
@@ -1321,8 +1321,8 @@ def test_racing_finds_a_ready_host_no_later_than_patience(
 IN_DOUBT = Finding(Verdict.CLOSED, Phase.DOT, 0.1)
 
 
-def doubtful_race(*entries: tuple[Candidate, int]) -> Race:
-    found = [Entry(c, doubts=n, doubts_of_all=n) for c, n in entries]
+def doubtful_race(*entrants: tuple[Candidate, int]) -> Race:
+    found = [Entrant(c, doubts=n, doubts_of_all=n) for c, n in entrants]
     return Race(found, RaceOptions(), DEADLINE)
 
 
@@ -1336,7 +1336,7 @@ def test_least_doubtful_host_is_dialled_first_and_by_preference_among_equals() -
     best, second, third, fourth, last = doubts
     played = Simulation(
         dict.fromkeys(doubts, REFUSED),
-        entries=[Entry(c, doubts=n) for c, n in doubts.items()],
+        entrants=[Entrant(c, doubts=n) for c, n in doubts.items()],
     ).run()
     started = [one.candidate for _, one in played.log if isinstance(one, Start)]
     assert started == [third, last, second, fourth, best]
@@ -1403,8 +1403,8 @@ def test_refusal_is_heeded_and_no_copy_risked_once_the_better_host_was_in_doubt_
 
 
 def test_better_host_that_one_recipient_has_not_met_is_asked_for_its_sake() -> None:
-    entries = [Entry(BEST, doubts=2, doubts_of_all=0), Entry(MIDDLE)]
-    race = Race(entries, RaceOptions(), DEADLINE)
+    entrants = [Entrant(BEST, doubts=2, doubts_of_all=0), Entrant(MIDDLE)]
+    race = Race(entrants, RaceOptions(), DEADLINE)
     race.begin(0.0)
     taken_one(race, MIDDLE, 0.1)
     assert race.has_better_pending(MIDDLE)
@@ -1426,8 +1426,8 @@ def test_second_doubt_goes_on_to_other_hosts_and_to_no_address_of_the_same() -> 
 
 def test_address_that_was_in_doubt_comes_after_the_others_of_its_host() -> None:
     v6, v4 = dual_stack(BEST)
-    entries = [Entry(v6, doubts=1, doubts_here=1), Entry(v4, doubts=1)]
-    race = Race(entries, RaceOptions(), DEADLINE)
+    entrants = [Entrant(v6, doubts=1, doubts_here=1), Entrant(v4, doubts=1)]
+    race = Race(entrants, RaceOptions(), DEADLINE)
     assert race.begin(0.0)[0] == Start(v4)
     half = race.wake(10.0)[-1]
     assert isinstance(half, Wake)

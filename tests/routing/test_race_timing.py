@@ -5,7 +5,7 @@ import pytest
 from mxpolicy.options import RaceOptions
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 from mxpolicy.routing.race_timing import (
-    Entry,
+    Entrant,
     connect_step,
     full_time,
     patience,
@@ -42,7 +42,9 @@ NEXT_NEXTHOP = V6._replace(nexthop_place=1)
 def test_patience_before_the_syn_ack_depends_on_who_is_next(
     earlier: Candidate, following: Candidate, seconds: float
 ) -> None:
-    assert patience(Entry(earlier), Phase.CONNECT, following, RaceOptions()) == seconds
+    assert (
+        patience(Entrant(earlier), Phase.CONNECT, following, RaceOptions()) == seconds
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,13 +86,13 @@ def test_patience_is_twice_what_is_remembered_where_longer(
     greeting_latency: float | None,
     seconds: float,
 ) -> None:
-    entry = Entry(V4, connect_time, greeting_latency)
-    assert patience(entry, phase, EQUAL, RaceOptions()) == seconds
+    entrant = Entrant(V4, connect_time, greeting_latency)
+    assert patience(entrant, phase, EQUAL, RaceOptions()) == seconds
 
 
 def test_patience_as_configured_is_not_shortened_to_80_seconds() -> None:
     timing = RaceOptions(phase_patience=120.0)
-    assert patience(Entry(V4, None, 90.0), Phase.GREETING, EQUAL, timing) == 120.0
+    assert patience(Entrant(V4, None, 90.0), Phase.GREETING, EQUAL, timing) == 120.0
 
 
 @pytest.mark.parametrize(
