@@ -1,9 +1,11 @@
-"""All that a door sees: one message in, an outcome for every recipient out.
+"""The engine: one message in, an outcome for every recipient out.
 
-The only wiring. Nothing about delivery is decided in a door, and nothing about doors
-here. The way of a message, recipients grouped by nexthop:
+It joins the rooms and decides nothing; a door decides nothing about delivery, either. What
+all messages share is the `Context`. A `Delivery` is the way of one message, its
+recipients grouped by nexthop:
 
-1. `Claims`: who has it already, was refused, or is at it elsewhere (the journal).
+1. `Claims`: which recipients have it already, were refused, or are delivered to by
+   another process (the journal).
 2. `Stay.enter`: whether there is a place, or others wait for the same destination.
 3. `Planner`: the hosts, in order of preference, or why there are none.
    `FailedLookups` says which better hosts could not be looked up, `DomainHistory` whether a
@@ -12,7 +14,8 @@ here. The way of a message, recipients grouped by nexthop:
 5. `Stay.dial`: whether those hosts may be dialled now.
 6. `Attempt`: the race and the transactions. A `Learner` remembers what its events say of
    hosts, and `Probes` dial beside it those whose pause is over.
-7. Back again: each outcome goes to the journal and the door as soon as it exists.
+7. `Settlement`: each outcome, as soon as it exists, is told to the door and the log
+   (`Trace`), then to the journal.
 """
 
 from __future__ import annotations
@@ -125,7 +128,7 @@ class Engine:
         recipient: str,
         within: float | None = None,
     ) -> Plan:
-        """Return whom a message would be tried at, and why; nobody is dialled.
+        """Return which hosts a message would be tried at, and why; none is dialled.
 
         As `deliver` goes about it, so that what is shown is what will happen.
 
@@ -168,7 +171,7 @@ class Engine:
     ) -> Forecast:
         """Return what would become of a message now: the plan, and what is remembered.
 
-        As `deliver` goes about it; nobody is dialled, and nothing is written.
+        As `deliver` goes about it; no host is dialled, and nothing is written.
 
         Args:
             nexthop: See `plan`.
@@ -262,8 +265,8 @@ class Delivery:
 
         Nothing a host, a name server or a strange address does makes this raise; our
         own bugs come out as `Deferred`. When the calling task is cancelled, so is the
-        delivery: whoever is not settled yet is deferred, and `asyncio.CancelledError`
-        goes on.
+        delivery: recipients that are not settled yet are deferred at once, and
+        `asyncio.CancelledError` goes on.
         """
         return await self._task
 
@@ -385,7 +388,7 @@ class Delivery:
         return groups
 
     async def _send_once(self, tasks: asyncio.TaskGroup, group: _Group) -> None:
-        """Send to those of a group who have not got it, or been refused, already."""
+        """Send to those of a group that are not settled already, nor delivered to elsewhere."""
         await self._claims.claim(group.places)
         busy = self._settlement.elsewhere(group.places)
         group.places = self._settlement.open(group.places)

@@ -202,7 +202,7 @@ class _Journal(_Datagrams):
 
 
 class _Stderr:
-    """Standard error, which may be a pipe that nobody empties."""
+    """Standard error, which may be a pipe that is not read."""
 
     def write(self, line: str, severity: int, now: str) -> None:
         # Its O_NONBLOCK is not ours to change: others hold the same open file. A
@@ -228,7 +228,7 @@ class _File:
 
     def write(self, line: str, severity: int, now: str) -> None:
         if self._descriptor is None:
-            # Not blocking: the path may name a FIFO that nobody reads.
+            # Not blocking: the path may name a FIFO that is not read.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
             self._descriptor = os.open(
                 self._path, flags | os.O_CLOEXEC | os.O_NOCTTY, 0o640

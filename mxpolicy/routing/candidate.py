@@ -66,7 +66,7 @@ class Key(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """What a person is shown, who need not know of our egresses."""
+        """What people are shown: a sender need not know of our egresses."""
         return f"{self.host}[{self.address}]:{self.port}"
 
     def __str__(self) -> str:
