@@ -16,23 +16,24 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events, trouble
-from mxpolicy.delivery.journal import Owner, is_alive, myself
+from mxpolicy.delivery.journal import NOBODY, Owner, is_alive, myself
+from mxpolicy.delivery.writer import Writer
 from mxpolicy.routing.candidate import Phase
 from mxpolicy.routing.places import (
-    Crowded,
     Lately,
+    OverLimit,
     Place,
     Progress,
     Undecided,
+    check_limits,
     first_hosts,
     host_aim,
     is_tight,
-    judge,
 )
 from mxpolicy.state.store import HEAVY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from mxpolicy.outcome import Deferred
     from mxpolicy.routing.candidate import Candidate
@@ -105,15 +106,13 @@ class Admission:
         await self.store.delete(row.key)
         return False
 
-    async def lately(self, aims: Iterable[str]) -> dict[str, Lately]:
+    async def lately(self, aims: Collection[str]) -> dict[str, Lately]:
         """Return what is known of *aims*."""
-        found = [(aim, await self._lately(aim)) for aim in aims]
-        return {aim: what for aim, what in found if what is not None}
+        rows = await self.store.get_many([LATELY + aim for aim in aims])
+        found = {key: self._understood(value) for key, value in rows.items()}
+        return {key.removeprefix(LATELY): one for key, one in found.items() if one}
 
-    async def _lately(self, aim: str) -> Lately | None:
-        value = await self.store.get(LATELY + aim)
-        if value is None:
-            return None
+    def _understood(self, value: bytes) -> Lately | None:
         try:
             word, until = value.decode("ascii").split(" ")
             what, left = Lately(word), float(until) - self.utc()
@@ -129,16 +128,16 @@ class Admission:
         value = f"{what.value} {until:.3f}".encode("ascii")
         await self.store.put(LATELY + aim, value, until, weight=HEAVY)
 
-    async def went_through(self, aims: Iterable[str], is_busy: bool) -> None:
-        """Take note that mail goes through, where anybody wants to know it.
+    async def went_through(self, aims: Collection[str], is_busy: bool) -> None:
+        """Take note that mail goes through, where others may want to know it.
 
         Args:
             aims: What for.
             is_busy: Whether many places are taken.
         """
+        known = await self.lately(aims)
         for aim in aims:
-            known = await self._lately(aim)
-            if known is Lately.LIMITED or (is_busy and known is None):
+            if known.get(aim) is Lately.LIMITED or (is_busy and aim not in known):
                 await self.note(aim, Lately.WELL, WELL_FOR)
 
 
@@ -153,6 +152,7 @@ class Stay:
         aim: What all mail to the same nexthop has in common.
         clock: Seconds, as events have them.
         until: When the delivery is over at the latest, on *clock*.
+        tell: Given what goes wrong in the background: a bug of ours.
     """
 
     def __init__(
@@ -161,6 +161,7 @@ class Stay:
         aim: str,
         clock: Callable[[], float],
         until: float,
+        tell: Callable[[Exception], None],
     ) -> None:
         self._admission = admission
         self._aim = aim
@@ -169,7 +170,7 @@ class Stay:
         self._until = until
         self._expires = admission.utc() + until - clock() + SLACK
         self._began = admission.utc()
-        self._me: Owner | None = None
+        self._me = NOBODY
         self._key = ""  # of our row
         self._has_place = False
         self._progress = Progress(clock())
@@ -179,9 +180,8 @@ class Stay:
         self._was_tight = False
         self._has_looked = False  # long enough at those who may wait or not
         self._alarm: asyncio.TimerHandle | None = None
-        self._rings_at = 0.0
         self._is_outdated = False
-        self._writer: asyncio.Task[None] | None = None
+        self._writer = Writer(tell)
 
     # -- at the door ----------------------------------------------------------
 
@@ -222,8 +222,8 @@ class Stay:
         came = self._clock()
         most = (self._until - came) / 3
         while True:
-            said = await self._judge(aims)
-            if isinstance(said, Crowded):
+            said = await self._look(aims)
+            if isinstance(said, OverLimit):
                 return await self._turned_away(
                     said, LIMITED_FOR if said.was_seen else 0
                 )
@@ -235,22 +235,21 @@ class Stay:
             if not self._has_looked:
                 await asyncio.sleep(LOOK_AGAIN)
 
-    async def _turned_away(self, crowded: Crowded, seconds: float) -> Deferred:
+    async def _turned_away(self, over: OverLimit, seconds: float) -> Deferred:
         """Return why, and let those who come within *seconds* know it at once."""
         if seconds:
-            await self._admission.note(crowded.aim, Lately.LIMITED, seconds)
-        return trouble.no_place(crowded, self._admission.utc())
+            await self._admission.note(over.aim, Lately.LIMITED, seconds)
+        return trouble.no_place(over, self._admission.utc())
 
-    async def _judge(self, aims: Sequence[str]) -> Crowded | Undecided | None:
+    async def _look(self, aims: Sequence[str]) -> OverLimit | Undecided | None:
         admission = self._admission
-        assert self._me is not None
         places = await admission.places(self._me)
         taken = len({one.process for one in places})
         self._was_tight = self._was_tight or 2 * taken >= admission.processes
         lately: dict[str, Lately] = {}
         if is_tight(taken, admission.processes):
             lately = await admission.lately(aims)
-        return judge(places, aims, admission.processes, admission.utc(), lately)
+        return check_limits(places, aims, admission.processes, admission.utc(), lately)
 
     # -- while it goes on -----------------------------------------------------
 
@@ -290,16 +289,9 @@ class Stay:
             self._is_waiting = due <= 0
             self._has_waited = self._has_waited or self._is_waiting
             self._write()
-        if self._alarm is not None and self._rings_at > self._progress.waits_from:
-            self._silence()
-        if due > 0 and self._alarm is None:
-            self._rings_at = self._progress.waits_from
-            self._alarm = asyncio.get_running_loop().call_later(due, self._ring)
-
-    def _ring(self) -> None:
-        """Look whether we wait; what has happened since has put it off, perhaps."""
-        self._alarm = None
-        self._watch()
+        self._silence()
+        if due > 0:
+            self._alarm = asyncio.get_running_loop().call_later(due, self._watch)
 
     def _silence(self) -> None:
         if self._alarm is not None:
@@ -308,27 +300,22 @@ class Stay:
 
     def _write(self) -> None:
         """Have our row say what is true, without waiting for it."""
-        self._is_outdated = True
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write_all())
+        if not self._is_outdated:
+            self._is_outdated = True
+            self._writer.do_later(self._write_if_outdated)
 
-    async def _write_all(self) -> None:
-        try:
-            while self._is_outdated:
-                self._is_outdated = False
-                await self._put()
-        finally:
-            self._writer = None
+    async def _write_if_outdated(self) -> None:
+        if self._is_outdated:
+            self._is_outdated = False
+            await self._put()
 
     async def _put(self) -> None:
-        assert self._me is not None
         row = _Row(self._key, self._me, self._place())
         # Heavy: it ends before all else, and would be the first to go from a full store.
         store = self._admission.store
         await store.put(row.key, row.encode(), self._expires, weight=HEAVY)
 
     def _place(self) -> Place:
-        assert self._me is not None
         process, progress = _process(self._me), self._progress
         if not self._is_waiting:
             aims = frozenset((self._aim, *self._hosts))
@@ -346,8 +333,7 @@ class Stay:
             return
         self._has_place = self._is_outdated = False  # nothing more is written
         self._silence()
-        if self._writer is not None:
-            await self._writer
+        await self._writer.wait()
         await self._admission.store.delete(self._key)
         if self._met and not self._has_waited:
             aims = (self._aim, *sorted(self._met))
@@ -371,9 +357,8 @@ class _Row(NamedTuple):
         """Return what `encode` made, None for anything else."""
         try:
             first, second = value.decode("ascii").split("\n")
-            machine, boot, namespace, pid, started, call = first.split("\t")
-            owner = Owner(machine, boot, namespace, int(pid), int(started), call)
-        except (ValueError, AttributeError):
+            owner = Owner.parse(first.split("\t"))
+        except ValueError:
             return None
         place = Place.decode(_process(owner), second)
         return None if place is None else cls(key, owner, place)

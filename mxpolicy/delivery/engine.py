@@ -414,7 +414,13 @@ class Delivery:
         deadline = self._request.deadline
         try:
             aim = nexthop_aim(parse_nexthop(group.nexthop, self._context.options.port))
-            stay = Stay(self._engine.admission, aim, self._trace.now, deadline)
+            stay = Stay(
+                self._engine.admission,
+                aim,
+                self._trace.now,
+                deadline,
+                self._trace.trouble,
+            )
             try:
                 await self._send_from(stay, group)
             finally:

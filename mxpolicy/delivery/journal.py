@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import cache
 from types import MappingProxyType
@@ -110,6 +110,16 @@ class Owner(NamedTuple):
     pid: int
     started: int
     call: str
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> Owner:
+        """Return the owner of which *words* are all attributes as text.
+
+        Raises:
+            ValueError: They are something else.
+        """
+        machine, boot, namespace, pid, started, call = words
+        return cls(machine, boot, namespace, int(pid), int(started), call)
 
 
 # Owns what no process is at any more: there are many such entries.
@@ -235,12 +245,11 @@ class Entry(NamedTuple):
             version, state, *owner, until, relay, status, text, doubts, waits = (
                 data.decode("ascii").split("\t")
             )
-            machine, boot, namespace, pid, started, call = owner
             if version != _VERSION:
                 return None
             return cls(
                 EntryState(state),
-                Owner(machine, boot, namespace, int(pid), int(started), call),
+                Owner.parse(owner),
                 float(until),
                 relay,
                 EnhancedStatus.parse(status),

@@ -42,7 +42,7 @@ from mxpolicy.routing.candidate import (
     Verdict,
     shown_of,
 )
-from mxpolicy.routing.places import Crowded
+from mxpolicy.routing.places import OverLimit
 
 __all__ = [
     "MAX_OUTCOME_TEXT",
@@ -489,22 +489,22 @@ def under_way() -> Deferred:
     return Deferred(_OWN_TROUBLE, "another delivery of this message is under way")
 
 
-def no_place(crowded: Crowded, now: float) -> Deferred:
+def no_place(over: OverLimit, now: float) -> Deferred:
     """Return the outcome where others wait for the same, in most of our processes.
 
     Args:
-        crowded: How it is.
+        over: How it is.
         now: Seconds since the epoch, UTC.
     """
     text = (
-        f"{crowded.taken} of {crowded.limit} processes are in use,"
-        f" {crowded.waiting} of them by mail for {crowded.aim} that "
+        f"{over.taken} of {over.limit} processes are in use,"
+        f" {over.waiting} of them by mail for {over.aim} that "
     )
-    if crowded.longest is None:
+    if over.longest is None:
         text += "has not gone through lately"
     else:
-        waited = max(0.0, now - crowded.longest.since)
-        text += f"waits, {waited:.0f}s for {crowded.longest.waits_for}"
+        waited = max(0.0, now - over.longest.since)
+        text += f"waits, {waited:.0f}s for {over.longest.waits_for}"
     return Deferred(_SYSTEM_BUSY, one_line(f"{text}; others come first"))
 
 

@@ -57,15 +57,15 @@ __all__ = [
     "LOOKUPS",
     "NEXT_ANSWER",
     "SHORT_LOOK",
-    "Crowded",
     "Lately",
+    "OverLimit",
     "Place",
     "Progress",
     "Undecided",
+    "check_limits",
     "first_hosts",
     "host_aim",
     "is_tight",
-    "judge",
 ]
 
 # Seconds until a delivery waits: for the plan (a name server that is asked again has a
@@ -123,7 +123,7 @@ class Place(NamedTuple):
             return None
 
 
-class Crowded(NamedTuple):
+class OverLimit(NamedTuple):
     """Too many places wait for the same as we would.
 
     Attributes:
@@ -154,7 +154,7 @@ class Undecided(NamedTuple):
 
     aim: str
     patience: float
-    otherwise: Crowded | None
+    otherwise: OverLimit | None
 
 
 def is_tight(taken: int, limit: int) -> bool:
@@ -162,13 +162,13 @@ def is_tight(taken: int, limit: int) -> bool:
     return limit > 0 and taken * 4 >= limit * 3
 
 
-def judge(
+def check_limits(
     places: Collection[Place],
     aims: Iterable[str],
     limit: int,
     now: float,
     lately: Mapping[str, Lately] = MappingProxyType({}),
-) -> Crowded | Undecided | None:
+) -> OverLimit | Undecided | None:
     """Return why a delivery may not go on; None when it may.
 
     Args:
@@ -194,17 +194,17 @@ def judge(
         known = lately.get(aim)
         counted = there if known is Lately.LIMITED else waiting
         longest = min(waiting, key=lambda one: one.since, default=None)
-        crowded = Crowded(aim, taken, limit, len(counted), longest, False)
+        over = OverLimit(aim, taken, limit, len(counted), longest, False)
         if bounds.are_reached(len(counted), len(there)):
             seen = bounds.are_reached(len(waiting), len(there))
-            return crowded._replace(was_seen=seen)
+            return over._replace(was_seen=seen)
         if known is Lately.WELL:
             continue
         # One that began in the future began before the clock was set back.
         young = sum(0 <= now - one.since < LONGEST_LOOK for one in there)
         if is_stuck and young >= bounds.rest:
-            crowded = crowded._replace(waiting=len(there))
-            undecided = Undecided(aim, SHORT_LOOK, crowded)
+            over = over._replace(waiting=len(there))
+            undecided = Undecided(aim, SHORT_LOOK, over)
         elif young >= share:
             undecided = undecided or Undecided(aim, LONGEST_LOOK, None)
     return undecided

@@ -46,6 +46,10 @@ BACKUP = Candidate("mx2.example", "192.0.2.2", 25, 20)
 HERE = ("machine", "boot", "namespace")
 
 
+def _fail(error: Exception) -> None:
+    raise AssertionError from error
+
+
 class Machine:
     """Processes that deliver, all of one mail server, over one store."""
 
@@ -77,7 +81,7 @@ class Machine:
             owner=lambda: owner,
             lives=lambda one: one.pid not in self.killed,
         )
-        return Stay(admission, aim, self.now, self.now() + 900.0)
+        return Stay(admission, aim, self.now, self.now() + 900.0, _fail)
 
     async def come(self, aim: str, *hosts: Candidate) -> Stay | Deferred:
         """Have one delivery come that dials *hosts*, as the engine would."""
@@ -517,7 +521,7 @@ async def test_places_are_seen_through_the_file(tmp_path: Path) -> None:
     path = str(tmp_path / "state")
     machine = Machine(4, lambda utc: SqliteStore(path))
     admission = Admission(machine.store, 4)
-    stay = Stay(admission, BAD, machine.now, machine.now() + 900)
+    stay = Stay(admission, BAD, machine.now, machine.now() + 900, _fail)
     assert await stay.enter() is None
     # We are a process that lives, and no other.
     other = Owner(*admission.owner()[:3], 1, 0, "other")
@@ -578,7 +582,7 @@ async def test_delivery_that_is_put_off_dials_nobody(
     now = asyncio.get_running_loop().time
     with another_process() as owner:
         admission = Admission(store, 1, owner=lambda: owner)
-        other = Stay(admission, aim, now, now() + 900)
+        other = Stay(admission, aim, now, now() + 900, _fail)
         assert await other.enter() is None
         other.planned()
         other.learn(events.CandidateStarted(now() - 60, of_another))

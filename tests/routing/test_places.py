@@ -12,15 +12,15 @@ from mxpolicy.routing.places import (
     MAX_HOSTS,
     NEXT_ANSWER,
     SHORT_LOOK,
-    Crowded,
     Lately,
+    OverLimit,
     Place,
     Progress,
     Undecided,
+    check_limits,
     first_hosts,
     host_aim,
     is_tight,
-    judge,
 )
 
 NOW = 1_000_000.0
@@ -47,9 +47,9 @@ class Machine:
 
     def judge(
         self, *aims: str, limit: int = LIMIT, lately: Lately | None = None
-    ) -> Crowded | Undecided | None:
+    ) -> OverLimit | Undecided | None:
         known = dict.fromkeys(aims, lately) if lately else {}
-        return judge(self.places, aims, limit, NOW, known)
+        return check_limits(self.places, aims, limit, NOW, known)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_healthy_destination_has_all_the_places_there_are(
     there: int, age: float
 ) -> None:
     said = Machine().add(there, GOOD, age=age).judge(GOOD)
-    assert not isinstance(said, Crowded)
+    assert not isinstance(said, OverLimit)
     if not 0 <= age < LONGEST_LOOK:  # set back by an hour, nobody can tell
         assert said is None
 
@@ -103,18 +103,18 @@ def test_several_that_wait_never_take_all_places(destinations: int) -> None:
 def test_single_one_that_waits_limits_nobody() -> None:
     machine = Machine().add(58, GOOD).add(1, BAD, waits=True)
     assert machine.judge(BAD) is None
-    assert isinstance(machine.add(1, BAD, waits=True).judge(BAD), Crowded)
+    assert isinstance(machine.add(1, BAD, waits=True).judge(BAD), OverLimit)
 
 
 def test_destination_limited_lately_has_all_its_places_counted() -> None:
     machine = Machine().add(15, BAD).add(30, GOOD)
     assert machine.judge(BAD) is None
     said = machine.judge(BAD, lately=Lately.LIMITED)
-    assert said == Crowded(BAD, 45, LIMIT, 15, None, False)
+    assert said == OverLimit(BAD, 45, LIMIT, 15, None, False)
     # It does not hold itself there: only who is seen to wait renews it.
     machine = Machine().add(15, BAD, waits=True).add(30, GOOD)
     said = machine.judge(BAD, lately=Lately.LIMITED)
-    assert isinstance(said, Crowded)
+    assert isinstance(said, OverLimit)
     assert said.was_seen
 
 
@@ -124,7 +124,7 @@ def test_domains_that_wait_for_one_host_are_one_destination() -> None:
         machine.add(1, f"customer{number}.example:25", HOST, waits=True)
     assert machine.judge("customer99.example:25") is None
     said = machine.judge(HOST)
-    assert isinstance(said, Crowded)
+    assert isinstance(said, OverLimit)
     assert (said.aim, said.waiting) == (HOST, 45)
     assert machine.judge("[192.0.2.2]:25") is None
     assert machine.judge("[192.0.2.1]:26") is None
@@ -133,7 +133,7 @@ def test_domains_that_wait_for_one_host_are_one_destination() -> None:
 def test_one_that_waits_longest_is_named() -> None:
     machine = Machine().add(44, BAD, waits=True).add(1, BAD, waits=True, age=300)
     said = machine.judge(BAD)
-    assert isinstance(said, Crowded)
+    assert isinstance(said, OverLimit)
     assert said.longest is machine.places[-1]
 
 
@@ -153,7 +153,7 @@ def test_burst_is_not_undecided_where_mail_went_through_a_moment_ago() -> None:
     machine = Machine().add(45, BAD, waits=True).add(14, GOOD, age=1.0)
     assert machine.judge(GOOD, lately=Lately.WELL) is None
     # Who is seen to wait waits, whatever was before.
-    assert isinstance(machine.judge(BAD, lately=Lately.WELL), Crowded)
+    assert isinstance(machine.judge(BAD, lately=Lately.WELL), OverLimit)
 
 
 @pytest.mark.parametrize("burst", [1, 5, 100])
@@ -170,7 +170,7 @@ def test_burst_beside_mail_that_waits_leaves_the_last_places_to_others(
         said = machine.judge(OTHER)
         assert isinstance(said, Undecided)
         assert said.patience == SHORT_LOOK
-        assert said.otherwise == Crowded(OTHER, 53, LIMIT, 8, None, False)
+        assert said.otherwise == OverLimit(OTHER, 53, LIMIT, 8, None, False)
 
 
 def test_bursts_of_three_destinations_beside_mail_that_waits_leave_a_place() -> None:
@@ -184,7 +184,7 @@ def test_bursts_of_three_destinations_beside_mail_that_waits_leave_a_place() -> 
 
 def test_several_deliveries_of_one_process_hold_one_place() -> None:
     places = [Place("1", frozenset([BAD]), NOW, "DNS")] * 60
-    assert judge(places, [BAD], LIMIT, NOW) is None
+    assert check_limits(places, [BAD], LIMIT, NOW) is None
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 10, 20, 10000])
@@ -192,7 +192,7 @@ def test_any_limit_leaves_a_free_machine_alone(limit: int) -> None:
     assert Machine().judge(BAD, limit=limit) is None
     assert not is_tight(0, limit)
     crowd = Machine().add(2 * limit, BAD, waits=True).judge(BAD, limit=limit)
-    assert isinstance(crowd, Crowded) is (limit > 0)
+    assert isinstance(crowd, OverLimit) is (limit > 0)
 
 
 def test_place_survives_the_store() -> None:
