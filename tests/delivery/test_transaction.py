@@ -730,7 +730,7 @@ def test_dot_that_the_kernel_still_has_leaves_no_doubt_and_never_arrives() -> No
     ends = {}
     while too_large - fits > 1:
         size = (fits + too_large) // 2
-        failed, result, read = run_with_sockets(to_the_dot(size))
+        failed, result, read = run_with_sockets(to_the_dot(size), is_patient=True)
         assert failed.finding.verdict is Verdict.SILENT
         if not result.in_doubt:
             assert not read.endswith(b"\r\n.\r\n")
