@@ -122,16 +122,17 @@ SIGNALS = (
     ("XCPU", 24, "ended by SIGXCPU"),
 )
 
-SESSION = "mxpolicy.delivery.session:Session"
+TRANSACTION = "mxpolicy.delivery.transaction:Transaction"
+DIALOGUE = "mxpolicy.delivery.dialogue:Dialogue"
 KILLED = (
-    ("killed-before-mail", (f"{SESSION}._mail",), 0, 1),
-    ("killed-after-rcpt", (f"{SESSION}._data",), 0, 1),
-    ("killed-in-data", (f"{SESSION}._drain",), 0, 1),
-    ("killed-before-the-dot", (f"{SESSION}._dot",), 0, 1),
+    ("killed-before-mail", (f"{TRANSACTION}._mail",), 0, 1),
+    ("killed-after-rcpt", (f"{TRANSACTION}._data",), 0, 1),
+    ("killed-in-data", (f"{DIALOGUE}.drain",), 0, 1),
+    ("killed-before-the-dot", (f"{TRANSACTION}._dot",), 0, 1),
     # Nobody can know whether the host has it.
     (
         "killed-after-the-dot",
-        (f"{SESSION}._watch_what_was_sent", "self._phase is Phase.DOT"),
+        (f"{DIALOGUE}._watch_what_was_sent", "self._phase is Phase.DOT"),
         *(1, 2),
     ),
     ("killed-before-the-record", ("mxpolicy.delivery.claims:Claims.settled",), 1, 2),
