@@ -37,7 +37,6 @@ from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.failed_lookups import FailedLookups
-from mxpolicy.delivery.forecast import Forecast, forecast
 from mxpolicy.delivery.host_memory import HostMemory
 from mxpolicy.delivery.learner import Learner
 from mxpolicy.delivery.leases import Leases
@@ -58,6 +57,7 @@ from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from mxpolicy.delivery.forecast import Forecast
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.known_hosts import KnownHosts
 
@@ -179,6 +179,9 @@ class Engine:
             recipient: See `plan`.
             within: See `plan`.
         """
+        # A delivery does without it, and each module costs a process of its own time.
+        from mxpolicy.delivery.forecast import Forecast, forecast
+
         plan = await self.plan(nexthop, sender, recipient, within)
         soft = await self.failed_lookups.recent(plan, note=False)
         plan = plan._replace(unresolved=soft)
