@@ -15,7 +15,6 @@ from mxpolicy.delivery.admission import LIMITED_FOR, PLACE, Admission, Stay
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.delivery.journal import Owner
-from mxpolicy.errors import StoreError
 from mxpolicy.options import LimitOptions, Options
 from mxpolicy.outcome import Deferred
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
@@ -24,6 +23,7 @@ from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.sqlite import SqliteStore
 from tests.delivery.attempts import mail_data
+from tests.helpers.failing_store import FailingStore
 from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.fast_loop import run_fast
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mxpolicy.net.stream import Stream
-    from mxpolicy.state.store import Operation, Store
+    from mxpolicy.state.store import Store
 
 T = TypeVar("T")
 
@@ -480,21 +480,15 @@ class Lazy(MemoryStore):
         await super().put(*row, **how)
 
 
-class Broken(MemoryStore):
-    """A disk that fails at the first touch."""
-
-    async def do(self, operation: Operation[T]) -> T:
-        if operation.name == "scan":
-            raise StoreError("disk full")
-        return await super().do(operation)
-
-
 @pytest.mark.parametrize("broken", [False, True])
 def test_without_a_store_that_works_nobody_is_limited(broken: bool) -> None:
     async def work(machine: Machine) -> None:
         for _ in range(LIMIT * 2):  # each process has a memory of its own
+            disk = FailingStore(
+                None, lambda _, operation: operation.name == "scan", machine.utc
+            )
             machine.store = FallbackStore(
-                Broken(machine.utc) if broken else None,
+                disk if broken else None,
                 lambda text: None,
                 MemoryStore(machine.utc),
             )

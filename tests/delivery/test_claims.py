@@ -21,6 +21,7 @@ from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.state.store import StoreBusy
+from tests.helpers.failing_store import FailingStore
 from tests.helpers.slow_store import SlowOnce
 from tests.helpers.socket_loop import run_with_sockets
 
@@ -573,21 +574,6 @@ def test_bug_in_one_write_is_told_and_the_others_are_written() -> None:
 # -- a store that fails -----------------------------------------------------------
 
 
-class Failing(MemoryStore):
-    """Fails from a given call on: with an exception, or by being busy."""
-
-    def __init__(self, after: int, error: type[StoreError]) -> None:
-        super().__init__(lambda: 1_000_000.0)
-        self.left = after
-        self.error = error
-
-    async def do(self, operation: Operation[T]) -> T:
-        self.left -= 1
-        if self.left < 0:
-            raise self.error("no")
-        return await super().do(operation)
-
-
 @pytest.mark.parametrize("outcome", [TAKEN, REFUSED, LATER, IN_DOUBT])
 @pytest.mark.parametrize(
     ("after", "error"),
@@ -604,7 +590,8 @@ def test_store_that_fails_at_any_moment_stops_nothing(
         await claims.finish([outcome, LATER])
 
     told: list[str] = []
-    seconds = play(work, FallbackStore(Failing(after, error), told.append))
+    store = FailingStore(error("no"), lambda number, _: number >= after)
+    seconds = play(work, FallbackStore(store, told.append))
     # A store that is away is left at once; a busy one has ten seconds, and sixty once
     # there was a dot.
     assert seconds < (1 if error is StoreError else 85)

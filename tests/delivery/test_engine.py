@@ -27,6 +27,7 @@ from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import JOURNAL, Store
 from tests.delivery.attempts import mail_data, run
+from tests.helpers.failing_store import FailingStore
 from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.scripted_smtp import End, Script, ScriptedHost
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from mxpolicy.net.stream import Stream
     from mxpolicy.outcome import Outcome
     from mxpolicy.routing.candidate import Candidate
-    from mxpolicy.state.store import Operation
 
     T = TypeVar("T")
 
@@ -782,19 +782,9 @@ def test_observer_that_raises_costs_no_mail() -> None:
     assert len(host.taken) == 1
 
 
-class Failing(Store):
-    """A store of which every visit fails; how is up to *error*."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    async def do(self, operation: Operation[T]) -> T:
-        raise self.error
-
-
 def test_store_that_fails_costs_no_mail() -> None:
     host = ScriptedHost()
-    store = FallbackStore(Failing(StoreError("disk I/O error")), print)
+    store = FallbackStore(FailingStore(StoreError("disk I/O error")), print)
     outcomes = play(lambda site: site.send(), {"one.example": [host]}, store=store)
     assert status(outcomes[0]) == "Delivered 2.0.0"
 
@@ -808,7 +798,7 @@ def test_store_that_breaks_its_promise_defers_and_is_told() -> None:
         assert [status(one) for one in outcomes] == ["Deferred 4.3.0", "Bounced 5.1.3"]
         assert "ZeroDivisionError" in site.all(events.Trouble)[0].text
 
-    play(work, {"one.example": [host]}, store=Failing(ZeroDivisionError("a bug")))
+    play(work, {"one.example": [host]}, store=FailingStore(ZeroDivisionError("a bug")))
     assert not host.messages
 
 

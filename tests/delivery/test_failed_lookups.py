@@ -11,13 +11,13 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine, Request
 from mxpolicy.delivery.failed_lookups import LOOKUP
-from mxpolicy.errors import StoreError
 from mxpolicy.net.dial import dial
 from mxpolicy.options import GreetingPolicy, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from tests.delivery.attempts import mail_data, run
+from tests.helpers.failing_store import FailingStore
 from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.scripted_smtp import Script, ScriptedHost
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from mxpolicy.net.stream import Stream
     from mxpolicy.routing.candidate import Candidate
-    from mxpolicy.state.store import Operation, Store
+    from mxpolicy.state.store import Store
 
 T = TypeVar("T")
 
@@ -380,11 +380,6 @@ def test_later_nexthop_does_not_bounce_while_an_earlier_one_cannot_be_looked_up(
     run(refusing, work=work)
 
 
-class Broken(MemoryStore):
-    async def do(self, operation: Operation[T]) -> T:
-        raise StoreError("disk full")
-
-
 class Forgetful(MemoryStore):
     """Others keep it busy whenever a failed lookup is to be written."""
 
@@ -400,7 +395,7 @@ class Forgetful(MemoryStore):
     "make",
     [
         pytest.param(lambda: FallbackStore(None, print), id="none"),
-        pytest.param(lambda: FallbackStore(Broken(), print), id="broken"),
+        pytest.param(lambda: FallbackStore(FailingStore(), print), id="broken"),
         pytest.param(Forgetful, id="keeps_nothing"),
     ],
 )
