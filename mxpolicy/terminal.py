@@ -62,7 +62,10 @@ class Terminal:
         live = stream.isatty() and environ.get("TERM", "dumb") != "dumb"
         self._stream = stream
         self._colour = live and not environ.get("NO_COLOR")
-        self.width = _bounded(width or _columns()) if live or width else None
+        # One less than there is: a full last column makes some terminals wrap.
+        columns = width or shutil.get_terminal_size((80, 24)).columns - 1
+        bounded = max(MIN_WIDTH, min(MAX_WIDTH, columns))
+        self.width = bounded if live or width else None
 
     def paint(self, text: str, *codes: str) -> str:
         """Return *text*, coloured where the stream can show colours."""
@@ -192,12 +195,3 @@ def reader_may_leave() -> Iterator[None]:
     except BrokenPipeError:
         # The interpreter flushes once more on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _columns() -> int:
-    # One less than there is: a full last column makes some terminals wrap.
-    return shutil.get_terminal_size((80, 24)).columns - 1
-
-
-def _bounded(width: int) -> int:
-    return max(MIN_WIDTH, min(MAX_WIDTH, width))

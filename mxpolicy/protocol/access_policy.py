@@ -145,9 +145,9 @@ def parse_action(text: str) -> Action:
     if not found:
         raise ValueError(f"expected {', '.join(VERBS)}, or 4NN or 5NN and a text")
     action = Action(found[1].upper(), found[2] or "")
-    if _CODE.fullmatch(action.verb):
-        _check_code(action)
-    elif action.verb not in VERBS:
+    if action.verb in {"421", "521"}:
+        raise ValueError(f"{action.verb} would hang up; use another code")
+    if action.verb not in VERBS and not _CODE.fullmatch(action.verb):
         raise ValueError(_unknown(found[1]))
     _check_text(action)
     return action
@@ -160,11 +160,6 @@ def _unknown(verb: str) -> str:
             f"'{verb[:40]}' might let strangers relay, and is not allowed; {expected}"
         )
     return f"'{verb[:40]}' is not allowed here; {expected}"
-
-
-def _check_code(action: Action) -> None:
-    if action.verb in {"421", "521"}:
-        raise ValueError(f"{action.verb} would hang up; use another code")
 
 
 def _check_text(action: Action) -> None:
