@@ -34,6 +34,7 @@ from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Bounced, Delivered
+from mxpolicy.state.change import New, compare_and_set
 from mxpolicy.state.store import HEAVY, LIGHT
 
 if TYPE_CHECKING:
@@ -279,15 +280,11 @@ class Claims:
     async def _change(
         self, patience: _Patience, place: int, old: bytes | None, new: bytes
     ) -> bool:
-        """Put *new* in the place of *old*; False too when nobody can tell."""
-        key, expires = self._keys[place], self._utc() + KEPT_IN_PART
-
-        async def change(store: Store) -> bool:
-            if old is None:
-                return await store.add(key, new, expires, weight=HEAVY)
-            return await store.replace(key, old, new, expires, weight=HEAVY)
-
-        done = await patience.ask(self._store, change)
+        """Put *new* in the place of *old*; False too when the store gives no answer."""
+        key, row = self._keys[place], New(new, self._utc() + KEPT_IN_PART, HEAVY)
+        done = await patience.ask(
+            self._store, lambda store: compare_and_set(store, key, old, row)
+        )
         if done:
             self._held[place] = new
         return done

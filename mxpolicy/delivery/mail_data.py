@@ -235,7 +235,7 @@ async def spool(descriptor: int, *, memory_limit: int = MEMORY_LIMIT) -> MailDat
 
     A pipe, a socket or a terminal is waited for; a file is read piece by piece
     with the loop running in between. The descriptor may be blocking or not, is
-    read by nobody else meanwhile, and stays open. An end is only that: it does
+    read by nothing else meanwhile, and stays open. An end is only that: it does
     not prove that the writer was done.
 
     Raises:
@@ -260,7 +260,7 @@ async def _read_some(descriptor: int) -> bytes:
     try:
         while True:
             await _readable(descriptor)
-            # Ready, and nobody else reads: this does not block.
+            # Ready, and nothing else reads: this does not block.
             with suppress(BlockingIOError):
                 return os.read(descriptor, _CHUNK)
     except OSError as error:

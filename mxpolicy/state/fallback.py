@@ -66,7 +66,7 @@ READING_BOUND = 0.5
 # Seconds until a store that was left is looked for, twice as many each time, and at most.
 FIRST_LOOK, LAST_LOOK = 1.0, 60.0
 
-# Seconds between two tries of who is patient with a store that others keep busy.
+# Seconds between two tries of a patient question, while others keep the store busy.
 _RETRY = 0.1
 
 T = TypeVar("T")
@@ -75,13 +75,13 @@ T = TypeVar("T")
 class Allowance:
     """The time that may be spent on waiting, in all: `BOUND`, renewed within `RENEWED`.
 
-    Who wait at the same time spend it together. Times are seconds, monotonic.
+    Waits at the same time are counted as one. Times are seconds, monotonic.
     """
 
     def __init__(self) -> None:
         self._left = BOUND
         self._waiting = 0
-        self._since = 0.0  # when the first of those who wait began; or the last ended
+        self._since = 0.0  # when the first of these waits began; or the last ended
 
     def begin(self, now: float) -> float:
         """Return how long a wait that begins now may last."""
@@ -132,8 +132,8 @@ def never(ours: Stored, there: Stored | None) -> bool:
 class FallbackStore(Store):
     """See `mxpolicy.state.store.Store`; no method raises for the store's troubles.
 
-    Where a method says "nobody can tell", others kept the store busy, or it did not
-    answer in time. The journal and the rest are left separately: a file of hosts that
+    A store that others keep busy, or that does not answer in time, gives no answer: then
+    a method returns `Operation.undone`. The journal and the rest are left separately: a file of hosts that
     is damaged takes nothing from the journal in its own.
 
     Args:
@@ -180,7 +180,7 @@ class FallbackStore(Store):
         return other
 
     async def do(self, operation: Operation[T]) -> T:
-        """See `Store.do`; `Operation.undone` when nobody can tell."""
+        """See `Store.do`; `Operation.undone` when there is no answer."""
         room = self._rooms[0 if is_of_journal(operation.key) else 1]
         if room.is_left or self._store is None:
             return await self._memory.do(operation)
@@ -225,7 +225,7 @@ class FallbackStore(Store):
 
     def _leave(self, room: _Room, store: Store, why: str) -> None:
         if room.is_left:
-            return  # another of those who waited was told so before
+            return  # another question found it out before
         room.is_left = True
         self._tell(f"nothing outlives this process: {why}")
         # One that fails again and again is not looked for each second.
@@ -313,7 +313,7 @@ class ReadingStore(Store):
         self._late: asyncio.Future[Any] | None = None
 
     async def do(self, operation: Operation[T]) -> T:
-        """See `Store.do`; `Operation.undone` when it writes, or nobody can tell."""
+        """See `Store.do`; `Operation.undone` when it writes, or there is no answer."""
         hangs = self._late is not None and not self._late.done()
         if hangs or not operation.is_read:
             return operation.undone

@@ -16,7 +16,7 @@ __all__ = ["MemoryStore"]
 
 T = TypeVar("T")
 
-# A hundred thousand hosts take some 60 MiB; nobody's mail goes to more at a time.
+# A hundred thousand hosts take some 60 MiB; no site's mail goes to more at a time.
 MAX_ROWS = 100_000
 
 

@@ -71,7 +71,7 @@ def open_to_read(
     Args:
         path: From `state_file`; the file may come later.
         tell: Given one line when it cannot be read.
-        acts: Whether mail depends on what is read: then nobody but the owner may be
+        acts: Whether mail depends on what is read: then only the owner may be
             able to write it.
     """
     from mxpolicy.state.sqlite import SqliteStore

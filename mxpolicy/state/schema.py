@@ -42,7 +42,7 @@ APPLICATION = 0x6D78706F
 # is remembered is learned again.
 VERSION = 3
 
-# Bytes of a value; ours have hundreds. And seconds of an end that somebody can mean.
+# Bytes of a value; ours have hundreds. And seconds of an end that can be meant.
 _MAX_VALUE = 64 * 1024
 _LAST_END = 1e11
 
@@ -150,7 +150,7 @@ def check(db: sqlite3.Connection, path: str) -> None:
 
 
 def renew(db: sqlite3.Connection) -> None:
-    """Empty a file of an earlier version, unless somebody else has just done it."""
+    """Empty a file of an earlier version, unless another process has just done it."""
     db.execute("PRAGMA secure_delete = OFF")
     db.execute("BEGIN IMMEDIATE")
     try:

@@ -1,7 +1,7 @@
 """One SQLite file with its rows, as the one thread that uses it sees it.
 
-It is made whole under another name and then linked to its own: nobody ever opens half
-a file. It is bounded: every so many writes a few rows go, those that have expired, and
+It is made whole under another name and then linked to its own: no process ever opens
+half a file. It is bounded: every so many writes a few rows go, those that have expired, and
 when the file is too large those of the least weight. Each such step takes rows by the
 index, so that it costs the same in a file of a million rows.
 """
@@ -29,7 +29,7 @@ __all__ = ["File", "Terms"]
 BUSY = 0.5
 
 # Pages of the write-ahead log, after which they are written into the file. Few,
-# because whoever opens the file when nobody else has it open reads the log.
+# because the first process that opens the file reads the log.
 CHECKPOINT = 100
 # Bytes that the log keeps when it has been written into the file.
 LOG_SIZE = 4 * 1024 * 1024
@@ -274,7 +274,7 @@ class File:
         examine(self._path, self._terms.trust, os.geteuid())
 
     def _make(self) -> None:
-        """Make an empty file, unless somebody else does so at the same time."""
+        """Make an empty file, unless another process does so at the same time."""
         temporary = f"{self._path}.{os.getpid()}.{os.urandom(4).hex()}"
         try:
             _make_private(temporary)
@@ -282,7 +282,7 @@ class File:
                 schema.create(db)
             with _alone(os.path.dirname(self._path) or "."):
                 if not os.path.lexists(self._path):
-                    # The log of a file that somebody has deleted would be read as ours.
+                    # The log of a file that was deleted would be read as ours.
                     _remove(files(self._path)[1:])
                     os.link(temporary, self._path)
         finally:
@@ -327,7 +327,7 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
 class _Log(Enum):
     """Whether there is a write-ahead log beside a file (https://sqlite.org/walformat.html)."""
 
-    NONE = "none: nobody writes, and what is in the file is all"
+    NONE = "none: no process writes, and what is in the file is all"
     SHARED = "with its index"
     ALONE = "without: one process has it, or had it"
 

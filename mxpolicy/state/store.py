@@ -1,10 +1,10 @@
-"""The store: small values by key, each with an end; shared by all who open it.
+"""The store: small values by key, each with an end; shared by all processes that open it.
 
 Values are bytes, and what they mean is the business of pure modules
 (`mxpolicy.routing.reachability`). One contract (tests/state/test_store.py) holds
 for all implementations.
 
-A store is an aid. Nobody who uses one may rely on what was put into it: rows go
+A store is an aid. What was put into it may be gone: rows go
 when they expire, when there is no room, and when an operator clears them.
 """
 
@@ -52,7 +52,7 @@ class StoreAbsent(StoreError):
 
 
 class StoreDistrusted(StoreError):
-    """Somebody else may have written what is there.
+    """Another user may have written what is there.
 
     Args:
         reason: What gives rise to it: a clause with path and all.
@@ -144,7 +144,7 @@ class Store:
 
         For a store that never raises (`mxpolicy.state.fallback`), where else one that
         is busy or slow would not be waited for. No answer after that time means that
-        nobody can tell, and that what was to be written is *perhaps* written: read
+        it is not known, and that what was to be written is *perhaps* written: read
         again. Whatever was begun before is done before the next question is answered.
         """
         return self
@@ -188,7 +188,7 @@ class Store:
     ) -> bool:
         """Keep *value* if nothing is there; return whether it was kept.
 
-        Of any number who add one key at the same time, one is told True.
+        Of any number of writers that add one key at the same time, one is told True.
         """
         row = key, value, expires, weight
         return await self.do(Operation("add", key, row, False))

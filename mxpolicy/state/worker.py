@@ -98,7 +98,7 @@ class Worker:
             return
         self._runs_until = now + self._starts_within
         try:
-            # Nobody waits for its end: a disk that hangs must not keep the process.
+            # Nothing waits for its end: a disk that hangs must not keep the process.
             self._start_thread(self._run, ())
         except (RuntimeError, MemoryError) as error:
             raise WorkerError(str(error) or "no memory for a thread") from error
@@ -135,7 +135,7 @@ class _Job(Generic[T]):
         self._taken = _thread.allocate_lock()
 
     def take(self) -> bool:
-        """Return True to the first who asks, the thread or who has stopped waiting."""
+        """Return True to the first that asks: the thread, or the task that stops waiting."""
         return self._taken.acquire(blocking=False)
 
     def give_up(self) -> None:
@@ -157,7 +157,7 @@ class _Job(Generic[T]):
             try:
                 self._loop.call_soon_threadsafe(settle, what)
             except RuntimeError:
-                return  # the loop is closed: nobody waits
+                return  # the loop is closed: nothing waits
             except MemoryError:
                 time.sleep(_TELL_AGAIN)
             else:
