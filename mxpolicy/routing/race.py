@@ -669,7 +669,10 @@ class Race:
         """Return which starts next; of a rank without a place only if all are so."""
         if self._dialled >= MAX_DIALLED:
             return None
-        queue = self._queue() or self._queue_again()
+        waiting, again = self._queue(), self._queue_again()
+        # One that was turned away is asked again before one of more doubt.
+        least = min((runner.doubts for runner in again), default=None)
+        queue = [r for r in waiting if least is None or r.doubts <= least] or again
         for runner in queue:
             if not self._is_rank_full(runner.rank):
                 return runner

@@ -119,4 +119,9 @@ KEPT = {
         dual(0, 10, Step(Place.DOT, Act.SILENT, address="192.0.2.1")),
         storage=Storage.GONE,
     ),
+    "host_slow_at_rcpt_is_asked_again_before_one_in_doubt": world(
+        host(0, 20, says(Place.RCPT, "", 139.5)),
+        host(1, 30, Step(Place.DOT, Act.TAKE_AND_CLOSE, until=5000.0)),
+        host(2, 30, says(Place.RCPT, "421 4.3.2 shutting down")),
+    ),
 }

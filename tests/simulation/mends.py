@@ -74,8 +74,8 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "        in_turn = sorted(entries, key=_doubts)\n",
-                "        in_turn = [one._replace(doubts=0, doubts_here=0) for one in entries]\n",
+                "        in_turn = sorted(entrants, key=_doubts)\n",
+                "        in_turn = [one._replace(doubts=0, doubts_here=0) for one in entrants]\n",
             ),
         ),
     ),
@@ -84,8 +84,8 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "    return entry.doubts, entry.doubts_here\n",
-                "    return entry.doubts, 0\n",
+                "    return entrant.doubts, entrant.doubts_here\n",
+                "    return entrant.doubts, 0\n",
             ),
         ),
     ),
@@ -94,7 +94,7 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "        return self.entry.doubts_of_all >= DOUBTS_ENOUGH\n",
+                "        return self.entrant.doubts_of_all >= DOUBTS_ENOUGH\n",
                 "        return False\n",
             ),
         ),

@@ -89,8 +89,9 @@ async def send(
         said: dict[str, End] = {}
         sessions += await _visit(site, address, message, left, said)
         if any(one.preference < host.preference for one in unheard):
-            # A better host may yet be found in DNS, and may not refuse.
-            said = {who: end for who, end in said.items() if end is not End.BOUNCED}
+            # A better host may yet be found in DNS, and may not refuse: another time.
+            bounced = [who for who, end in said.items() if end is End.BOUNCED]
+            said |= dict.fromkeys(bounced, End.DEFERRED)
         ends |= said
     # Without any host there is none, or we are the best one; a better one that has no
     # address may have one tomorrow (smtp(8): "unable to find primary relay").

@@ -1,4 +1,4 @@
-"""``python -m tests.simulation.proof [WORLDS [NAME...]]``: the referee's own test.
+"""``python -m tests.simulation.proof``: the referee's own test.
 
 Takes back one mend after the other, in a copy of mxpolicy, and tells in how many worlds
 the referee finds the law broken. A mend that is found in none is a hole in the worlds.
@@ -10,11 +10,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import mxpolicy
+from tests.simulation.kept import KEPT
 from tests.simulation.mends import MENDS
 from tests.simulation.referee import judge, world_of
 
@@ -23,16 +25,29 @@ if TYPE_CHECKING:
 
     from tests.simulation.mends import Mend
 
-__all__ = ["MendGone", "faulty_without"]
+__all__ = ["Found", "MendGone", "faulty_without"]
 
 HOUSE = Path(mxpolicy.__file__).parent
 TESTS = Path(__file__).parents[1]
-WORLDS = 1000
 PROCESSORS = 2
 
 
 class MendGone(Exception):
     """The text of a mend is not in the product any more: its edit is to be renewed."""
+
+
+class Found(NamedTuple):
+    """The worlds that break the law.
+
+    Attributes:
+        seeds: Theirs.
+        worlds: How many were played.
+        kept: Those of `tests.simulation.kept`, which were found by their seeds once.
+    """
+
+    seeds: list[int]
+    worlds: int
+    kept: list[str]
 
 
 def take_back(name: str, mend: Mend, house: Path) -> None:
@@ -51,8 +66,13 @@ def take_back(name: str, mend: Mend, house: Path) -> None:
         path.write_text(text.replace(edit.old, edit.new))
 
 
-def faulty_without(name: str, seeds: Iterable[int]) -> list[int]:
-    """Return the seeds whose worlds break the law when the mend *name* is taken back.
+def faulty_without(name: str, seeds: Iterable[int], enough: int) -> Found:
+    """Play the worlds of *seeds* with the mend *name* taken back.
+
+    Args:
+        name: Of `MENDS`.
+        seeds: In their order.
+        enough: How many that break the law are enough.
 
     Raises:
         MendGone: It cannot be taken back.
@@ -66,55 +86,79 @@ def faulty_without(name: str, seeds: Iterable[int]) -> list[int]:
         take_back(name, MENDS[name], top / "mxpolicy")
         played = subprocess.run(
             [
-                sys.executable,
-                "-m",
-                "tests.simulation.proof",
-                "--play",
-                *map(str, seeds),
+                *(sys.executable, "-m", "tests.simulation.proof", "--play"),
+                *(f"--enough={enough}", *map(str, seeds)),
             ],
             cwd=top,
             stdout=subprocess.PIPE,
             check=True,
             text=True,
         )
-    return [int(word) for word in played.stdout.split()]
+    *faulty, worlds = played.stdout.split()
+    kept = [one for one in faulty if one in KEPT]
+    return Found([int(one) for one in faulty if one not in KEPT], int(worlds), kept)
 
 
-def play(seeds: Iterable[int]) -> None:
-    """Print the seeds whose worlds break the law, in the house as it is."""
+def play(seeds: Iterable[int], enough: int) -> None:
+    """Print the kept worlds and the seeds that break the law, and how many were played.
+
+    The kept ones are not counted.
+    """
+    for name, world in KEPT.items():
+        if judge(world):
+            print(name)
+    played = found = 0
     for seed in seeds:
+        played += 1
         if judge(world_of(seed)):
-            print(seed, flush=True)
+            print(seed)
+            found += 1
+        if found == enough:
+            break
+    print(played)
 
 
-def main(worlds: int, names: list[str]) -> int:
+def main(names: list[str], worlds: int, enough: int) -> int:
     """Take back all of *names*; return how many are not seen."""
     missed = 0
 
-    def look(name: str) -> list[int] | MendGone:
+    def look(name: str) -> Found | MendGone:
         try:
-            return faulty_without(name, range(1, worlds + 1))
+            return faulty_without(name, range(1, worlds + 1), enough)
         except MendGone as gone:
             return gone
 
     with ThreadPoolExecutor(PROCESSORS) as pool:
         for name, found in zip(names, pool.map(look, names), strict=True):
-            missed += not isinstance(found, list) or not found
             print(f"{MENDS[name].title}")
-            if isinstance(found, list):
-                first = " ".join(map(str, found[:8]))
-                print(f"  {name}: {len(found)} of {worlds} worlds ({first})")
+            if isinstance(found, Found):
+                missed += not (found.seeds or found.kept)
+                first = " ".join(map(str, found.seeds[:8]))
+                print(
+                    f"  {name}: {len(found.seeds)} of {found.worlds} worlds ({first})"
+                )
+                for one in found.kept:
+                    print(f"    and {one}")
             else:
+                missed += 1
                 print(f"  CANNOT BE TAKEN BACK: {found}")
             sys.stdout.flush()
     print(f"{len(names) - missed} of {len(names)} are seen")
     return missed
 
 
+def _arguments() -> Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--worlds", type=int, default=1000, help="how many are played")
+    parser.add_argument("--enough", type=int, default=10**9, help="faulty ones")
+    parser.add_argument("--play", action="store_true", help=SUPPRESS)
+    parser.add_argument("names", nargs="*", help="mends; all if none is given")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["--play"]:
-        play(map(int, arguments[1:]))
+    given = _arguments()
+    if given.play:
+        play(map(int, given.names), given.enough)
         sys.exit()
-    count = int(arguments[0]) if arguments else WORLDS
-    sys.exit(1 if main(count, arguments[1:] or list(MENDS)) else 0)
+    sys.exit(1 if main(given.names or list(MENDS), given.worlds, given.enough) else 0)

@@ -41,6 +41,8 @@ LONGEST_WAIT = 20.0
 # Seconds from the reply to the final dot until a process must have kept it.
 KEPT_WITHIN, KEPT_WITHIN_SLOWLY = 0.5, 20.0
 
+_BEFORE_READY = (Place.CONNECT, Place.GREETING, Place.EHLO, Place.TLS)
+
 _COPY = "a copy too many"
 
 # What nobody can write down, or read again, is sent again to all when one is deferred.
@@ -206,8 +208,8 @@ def _is_heard(taken: Taken) -> bool:
 def _is_steady(world: World) -> bool:
     """Return whether each try meets the same, and none ends in doubt.
 
-    What is remembered may put off a message once that would meet a host just mended,
-    and a first doubt at the final dot ends a try.
+    What is remembered may put off a message once that would meet a host just mended, or
+    one so slow that it counts as down. And a first doubt at the final dot ends a try.
     """
     if world.storage is not Storage.WELL or world.kills or world.restarts:
         return False
@@ -216,6 +218,7 @@ def _is_steady(world: World) -> bool:
     return not (
         domain.fails_until
         or any(step.until < FOREVER or _leaves_doubt(step) for step in steps)
+        or any(step.place in _BEFORE_READY and step.delay > 5 for step in steps)
         or any(one.is_cut for one in world.messages)
         or world.gaps != GAPS
     )

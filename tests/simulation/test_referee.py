@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.simulation.kept import KEPT
+from tests.simulation.proof import faulty_without
 from tests.simulation.referee import judge, tell, world_of
 
 AT_ONCE = 50
+# Of all mends, and where they show: the whole proof takes minutes.
+SEEN = [("visits", 1, 1), ("loop", 20, 20)]
 
 
 @pytest.mark.parametrize("first", range(1, 301, AT_ONCE))
@@ -22,3 +25,11 @@ def test_only_what_a_patient_sender_would_have_caused_happens(first: int) -> Non
 def test_law_holds_where_it_was_broken_once(name: str) -> None:
     faults = judge(KEPT[name])
     assert not faults, tell(KEPT[name], faults)
+
+
+@pytest.mark.parametrize(("name", "first", "last"), SEEN)
+def test_referee_sees_when_a_mend_is_taken_back(
+    name: str, first: int, last: int
+) -> None:
+    found = faulty_without(name, range(first, last + 1), enough=1)
+    assert found.seeds or found.kept

@@ -380,10 +380,11 @@ def _domain(rng: Random, number: int, of: int) -> Domain:
     name = DOMAIN if number == 0 else f"example{number}.com"
     count = rng.choice((1, 2, 2, 2, 2, 3, 3, 3, 4, 7) if of == 1 else (1, 2, 3))
     # Every order of equals is a patient sender's: few of them where there are many hosts.
-    those = (10, 20, 20, 30) if count < 5 else range(10, 80, 10)
+    those = (10, 20, 20, 30) if count < 5 else range(10, 300, 10)
     preferences = sorted(rng.choice(those) for _ in range(count))
+    is_grim = rng.random() < 0.35  # each of its hosts has a trouble
     hosts = tuple(
-        _host(rng, name, 10 * number + place, pref)
+        _host(rng, name, 10 * number + place, pref, is_grim=is_grim)
         for place, pref in enumerate(preferences)
     )
     if rng.random() < 0.03:
@@ -433,12 +434,17 @@ def _recipients(
     return tuple(f"{one}{number}@{domain.name}" for domain in those for one in who)
 
 
-def _host(rng: Random, domain: str, number: int, preference: int) -> Host:
+def _host(
+    rng: Random, domain: str, number: int, preference: int, *, is_grim: bool
+) -> Host:
     addresses = tuple(f"192.0.2.{5 * number + one}" for one in (1, 2))
-    if rng.random() < 0.5:
+    if is_grim or rng.random() < 0.3:
         steps = _character(rng)
     else:
         steps = tuple(_step(rng) for _ in range(rng.choice((0, 0, 1, 1, 1, 2))))
+    if any(step.reply.startswith("5") for step in steps):
+        # Who is killed and comes later must not meet a refusal for that.
+        steps = tuple(step for step in steps if step.act is not Act.GREYLIST)
     if rng.random() < 0.3:
         if rng.random() < 0.3:
             addresses = (addresses[0], f"2001:db8::{number}:2")
@@ -465,7 +471,6 @@ def _character(rng: Random) -> tuple[Step, ...]:
     cutting = rng.choice((Act.TAKE_AND_CLOSE, Act.CLOSE, Act.TAKE_IN_SILENCE))
     return rng.choice(
         (
-            (),
             (Step(Place.LOOKUP, Act.FAIL, until=rng.choice((20.0, 500.0, 2000.0))),),
             (Step(slow, Act.REPLY, round(rng.uniform(20.0, _SLOW[slow]), 1)),),
             (Step(refusing, Act.REPLY, 0.0, rng.choice(REFUSALS[refusing])),),
