@@ -535,7 +535,8 @@ async def _deliver(
     import asyncio
 
     from mxpolicy.delivery.context import Context
-    from mxpolicy.delivery.engine import Engine, Request
+    from mxpolicy.delivery.delivery import Request
+    from mxpolicy.delivery.engine import Engine
     from mxpolicy.delivery.events import RecipientSettled, Trouble
     from mxpolicy.delivery.log import Log
     from mxpolicy.delivery.mail_data import spool

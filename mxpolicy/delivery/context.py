@@ -6,8 +6,13 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+from mxpolicy.delivery.admission import Admission
 from mxpolicy.delivery.connect import Egress
+from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
+from mxpolicy.delivery.failed_lookups import FailedLookups
+from mxpolicy.delivery.host_memory import HostMemory
 from mxpolicy.delivery.journal import is_alive, myself
+from mxpolicy.delivery.plan import Planner
 from mxpolicy.delivery.sessions import Sessions
 from mxpolicy.net.dial import dial as dial_directly
 from mxpolicy.net.own_address import is_local_address
@@ -48,6 +53,9 @@ class Context:
     Attributes:
         identity: The names and addresses that mean this mail system.
         sessions: Supplies sessions with hosts.
+        memory, domains, failed_lookups: What is remembered, over the store.
+        admission: The places of this machine.
+        planner: Makes the plans, by the resolver.
 
     Raises:
         ConfigError: ``own_addresses`` cannot be understood.
@@ -77,7 +85,14 @@ class Context:
         self.chance = chance
         self.owner = owner
         self.lives = lives
-        self.resolver = resolver or Resolver(options.resolver)
         self.store = store or MemoryStore()
         direct = Egress(dial, helo, self.identity.has_name, clock)
         self.sessions = Sessions({DIRECT: direct})
+        self.memory = HostMemory(self.store, options.memory, utc)
+        self.domains = DomainHistory(self.store, utc=utc)
+        self.failed_lookups = FailedLookups(self.store, utc=utc)
+        self.admission = Admission(
+            self.store, options.limits.processes, utc=utc, owner=owner, lives=lives
+        )
+        lookups = StaleMx(resolver or Resolver(options.resolver), self.domains)
+        self.planner = Planner(lookups, options, self.identity)

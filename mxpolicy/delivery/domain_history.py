@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
+from mxpolicy.delivery import trouble
+from mxpolicy.outcome import Bounced
 from mxpolicy.routing.domain_record import (
     KEPT,
     after_delivery,
     after_missing,
     decode,
     encode,
+    is_missing,
     is_news,
     is_stale_usable,
     stale_mx,
@@ -19,9 +23,10 @@ from mxpolicy.routing.mx import Lookup, LookupStatus
 from mxpolicy.state.change import New, change
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from mxpolicy.delivery.plan import Lookups
+    from mxpolicy.outcome import Outcome
     from mxpolicy.routing.domain_record import DomainRecord
     from mxpolicy.routing.mx import MxRecord
     from mxpolicy.state.store import Store
@@ -52,22 +57,39 @@ class DomainHistory:
         """Return the MX records to use while DNS does not answer; may be empty."""
         return stale_mx(await self.record(domain), self._utc())
 
-    async def took(self, domain: str, lookup: Lookup) -> None:
-        """Remember that *domain* has taken a message, by the answer *lookup*."""
+    async def took(self, domain: str, lookups: Iterable[Lookup]) -> None:
+        """Remember that *domain* has taken a message, by its MX records in *lookups*."""
         now = self._utc()
-        await self._change(domain, lambda record: after_delivery(record, lookup, now))
+        for one in lookups:
+            if one.rdtype == "MX" and one.name == domain:
+                step = partial(after_delivery, lookup=one, now=now)
+                await self._change(domain, step)
 
-    async def is_stale_usable(self, domain: str, *, note: bool = True) -> bool:
-        """Return whether *domain*, missing in DNS, still counts as being there.
+    async def unless_stale(
+        self, domain: str, refusal: Outcome, *, note: bool = True
+    ) -> Outcome:
+        """Return *refusal*; deferred, where *domain* took mail until just now.
 
         Args:
-            domain: It.
-            note: Whether to remember that it is missing.
+            domain: Whose plan is refused. Empty where that says nothing of a domain.
+            refusal: By the plan.
+            note: Whether to remember that the domain is missing.
         """
+        if not domain or not isinstance(refusal, Bounced) or not is_missing(refusal):
+            return refusal
+        if not await self._is_stale_usable(domain, note):
+            return refusal
+        text = (
+            f"{refusal.text}; it took mail not long ago, so this is doubted for a day"
+        )
+        return trouble.soft(refusal)._replace(text=trouble.one_line(text))
+
+    async def _is_stale_usable(self, domain: str, note: bool) -> bool:
+        """Return whether *domain*, missing in DNS, still counts as being there."""
         now = self._utc()
         record = await self.record(domain)
         if note and record.taken is not None:
-            record = await self._change(domain, lambda one: after_missing(one, now))
+            record = await self._change(domain, partial(after_missing, now=now))
         return is_stale_usable(after_missing(record, now), now)
 
     async def _change(

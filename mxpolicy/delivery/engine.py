@@ -1,125 +1,39 @@
 """The engine: one message in, an outcome for every recipient out.
 
-It joins the rooms and decides nothing; a door decides nothing about delivery, either. What
-all messages share is the `Context`. A `Delivery` is the way of one message, its
-recipients grouped by nexthop:
-
-1. `Claims`: which recipients have it already, were refused, or are delivered to by
-   another process (the journal).
-2. `Stay.enter`: whether there is a place, or others wait for the same destination.
-3. `Planner`: the hosts, in order of preference, or why there are none.
-   `FailedLookups` says which better hosts could not be looked up, `DomainHistory` whether a
-   domain that DNS does not know took mail lately.
-4. `consult`: the order by what is remembered, or that all failed a moment ago.
-5. `Stay.dial`: whether those hosts may be dialled now.
-6. `Attempt`: the race and the transactions. A `Learner` remembers what its events say of
-   hosts, and `Probes` dial beside it those whose pause is over.
-7. `Settlement`: each outcome, as soon as it exists, is told to the door and the log
-   (`Trace`), then to the journal.
+All doors use it, and a door decides nothing about delivery. What all messages share is the
+`Context`; the way of one message is a `Delivery`. The engine also says what would happen to
+a message, as a delivery would go about it (`Engine.plan`, `Engine.forecast`).
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from hashlib import blake2b
-from math import inf
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from mxpolicy.address import AddressError, Mailbox, parse_mailbox, parse_reverse_path
-from mxpolicy.delivery import events, journal, trouble
-from mxpolicy.delivery.admission import Admission, Stay
-from mxpolicy.delivery.attempt import Attempt
-from mxpolicy.delivery.claims import Claims
-from mxpolicy.delivery.consult import consult
+from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
+from mxpolicy.delivery import trouble
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
-from mxpolicy.delivery.envelope import Envelope
-from mxpolicy.delivery.events import Delays
-from mxpolicy.delivery.failed_lookups import FailedLookups
-from mxpolicy.delivery.host_memory import HostMemory
-from mxpolicy.delivery.learner import Learner
-from mxpolicy.delivery.leases import Leases
+from mxpolicy.delivery.delivery import Delivery, Request
 from mxpolicy.delivery.mail_data import MailData
-from mxpolicy.delivery.offer import Message
-from mxpolicy.delivery.plan import Plan, Planner
-from mxpolicy.delivery.probe import LINGER, Probes
-from mxpolicy.delivery.settlement import Recipient, RecipientState, Settlement
-from mxpolicy.delivery.trace import Trace
-from mxpolicy.delivery.transaction import DOT_TIME
-from mxpolicy.errors import LocalTrouble
-from mxpolicy.outcome import Bounced, Deferred, Outcome
-from mxpolicy.reply import printable
-from mxpolicy.routing.candidate import egress_of
-from mxpolicy.routing.domain_record import is_missing, is_stale
-from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
+from mxpolicy.delivery.plan import Plan, destination
+from mxpolicy.outcome import Outcome
+from mxpolicy.routing.domain_record import is_missing
+from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from mxpolicy.delivery.forecast import Forecast
-    from mxpolicy.routing.candidate import Candidate
-    from mxpolicy.routing.known_hosts import KnownHosts
 
-__all__ = ["Delivery", "Engine", "Request"]
-
-
-async def _always() -> bool:
-    return True
-
-
-class Request(NamedTuple):
-    """What a door was asked to deliver, in the mail server's own words.
-
-    Attributes:
-        sender: Reverse-path; ``""`` or ``<>`` is the null one.
-        recipients: Forward-paths, at least one.
-        nexthop: ``""`` means each recipient's own domain.
-        queue_id: The mail server's name for the message; may be empty.
-        deadline: Seconds from now, in which the final dot must be sent.
-        ends: Seconds from now, after which the mail server does not listen any more.
-        observe: Told everything that happens to the message; see
-            `mxpolicy.delivery.events`.
-        may_send_dot: Asked before the mail data is sent, and again just before the final
-            dot, which makes the message the host's (RFC 5321 §4.1.1.4). Where it returns
-            False, the message is deferred.
-    """
-
-    sender: str
-    recipients: tuple[str, ...]
-    nexthop: str
-    queue_id: str
-    deadline: float
-    ends: float = inf
-    observe: events.Observe = lambda event: None
-    may_send_dot: Callable[[], Awaitable[bool]] = _always
+__all__ = ["Engine"]
 
 
 class Engine:
-    """Delivers messages, any number, also at the same time.
+    """Delivers messages, any number, also at the same time; and says what would happen.
 
-    Attributes:
-        context: As given: what all messages share.
-        memory, domains, failed_lookups: What is remembered, over the context's store.
-        admission: The places of this machine.
-        planner: Makes the plans.
+    Args:
+        context: What all messages share.
     """
 
     def __init__(self, context: Context) -> None:
-        options, store, utc = context.options, context.store, context.utc
         self.context = context
-        self.memory = HostMemory(store, options.memory, utc)
-        self.domains = DomainHistory(store, utc=utc)
-        self.admission = Admission(
-            store,
-            options.limits.processes,
-            utc=utc,
-            owner=context.owner,
-            lives=context.lives,
-        )
-        self.failed_lookups = FailedLookups(store, utc=utc)
-        lookups = StaleMx(context.resolver, self.domains)
-        self.planner = Planner(lookups, options, context.identity)
 
     async def plan(
         self,
@@ -147,16 +61,15 @@ class Engine:
             mailbox = parse_mailbox(recipient) if recipient else None
         except AddressError as error:
             return Plan(nexthop, (), refusal=trouble.bad_recipient(error))
-        nexthop, domain = _aim(nexthop, mailbox.domain if mailbox else "")
+        nexthop, domain = destination(nexthop, mailbox.domain if mailbox else "")
         try:
-            plan = await self.planner.plan(
+            return await self.context.planner.plan(
                 parse_nexthop(nexthop, self.context.options.port),
                 destination_domain=domain,
                 reverse_path=reverse_path.wire if reverse_path else "",
                 forward_path=mailbox.wire if mailbox else "",
                 within=within,
             )
-            return _with_remarks(plan)
         except NexthopError as error:
             return Plan(nexthop, (), refusal=trouble.bad_nexthop(error))
         except AddressError as error:  # an international name, see parse_nexthop
@@ -183,18 +96,18 @@ class Engine:
         from mxpolicy.delivery.forecast import Forecast, forecast
 
         plan = await self.plan(nexthop, sender, recipient, within)
-        soft = await self.failed_lookups.recent(plan, note=False)
+        soft = await self.context.failed_lookups.recent(plan, note=False)
         plan = plan._replace(unresolved=soft)
         if plan.refusal is None:
-            known = await self.memory.advise(plan.aim, plan.candidates)
-            return forecast(plan, known, self.memory.options)
+            known = await self.context.memory.advise(plan.aim, plan.candidates)
+            return forecast(plan, known, self.context.memory.options)
         refusal = plan.refusal
-        if recipient and isinstance(refusal, Bounced) and is_missing(refusal):
+        if recipient and is_missing(refusal):
             # It was understood, or there would be another refusal.
-            domain = _aim(nexthop, parse_mailbox(recipient).domain)[1]
-            if domain and await self.domains.is_stale_usable(domain, note=False):
-                refusal = _doubted(refusal)
-        return Forecast(plan._replace(refusal=_as_far_as_known(plan, refusal)))
+            _, domain = destination(nexthop, parse_mailbox(recipient).domain)
+            domains = self.context.domains
+            refusal = await domains.unless_stale(domain, refusal, note=False)
+        return Forecast(plan._replace(refusal=plan.as_far_as_known(refusal)))
 
     def is_own_name(self, domain: str) -> bool:
         """Return whether *domain* is the name given in EHLO or one of ``own_names``."""
@@ -202,440 +115,8 @@ class Engine:
 
     def begin(self, request: Request, mail_data: MailData) -> Delivery:
         """Begin to deliver *mail_data*, which stays open until the delivery has ended."""
-        return Delivery(self, request, mail_data)
+        return Delivery(self.context, request, mail_data)
 
     async def deliver(self, request: Request, mail_data: MailData) -> list[Outcome]:
         """Deliver *mail_data*; see `Delivery.outcomes`."""
         return await self.begin(request, mail_data).outcomes()
-
-
-class _Group:
-    """Recipients that go the same way.
-
-    Attributes:
-        nexthop: Theirs.
-        domain: Their destination domain; empty where the nexthop is the operator's.
-        places: Of the recipients.
-        task: Takes care of them.
-        attempt: Once the hosts are known.
-    """
-
-    __slots__ = ("attempt", "domain", "nexthop", "places", "task")
-
-    def __init__(self, nexthop: str, domain: str, places: list[int]) -> None:
-        self.nexthop = nexthop
-        self.domain = domain
-        self.places = places
-        self.task: asyncio.Task[None]
-        self.attempt: Attempt | None = None
-
-
-class Delivery:
-    """One message on its way: its recipients, grouped by where they go.
-
-    Each outcome is observed, as soon as it exists, as `events.RecipientSettled`.
-    """
-
-    def __init__(self, engine: Engine, request: Request, mail_data: MailData) -> None:
-        context = engine.context
-        self._engine = engine
-        self._context = context
-        self._trace = Trace(request.queue_id, context.clock, request.observe)
-        self._request = request
-        self._mail_data = mail_data
-        self._envelope = Envelope(None, {})
-        self._settlement = Settlement(request.recipients, self._report)
-        self._journal_keys: dict[int, str] = {}
-        self._claims = Claims(
-            context.store,
-            self._settlement,
-            self._journal_keys,
-            request.deadline + DOT_TIME,
-            self._trace.trouble,
-            context.utc,
-            owner=context.owner,
-            lives=context.lives,
-        )
-        # Of recipients that hosts are asked for: also told to what learns from it.
-        self._traces: dict[int, Trace] = {}
-        self._groups: list[_Group] = []
-        self._opening: asyncio.Task[None] | None = None
-        self._cancelled: Deferred | None = None
-        self._task = asyncio.create_task(self._run())
-
-    async def outcomes(self) -> list[Outcome]:
-        """Return the outcome of each recipient, in their order, when all are known.
-
-        Nothing a host, a name server or a strange address does makes this raise; our
-        own bugs come out as `Deferred`. When the calling task is cancelled, so is the
-        delivery: recipients that are not settled yet are deferred at once, and
-        `asyncio.CancelledError` goes on.
-        """
-        return await self._task
-
-    def cancel(self, why: str) -> None:
-        """Leave the message to the mail server, as far as that is still possible.
-
-        No host is dialled and no final dot is sent any more. Recipients whose dot is out
-        are settled by what becomes of it, for which `DOT_TIME` is waited; all others are
-        deferred at once.
-
-        Args:
-            why: For the text of those outcomes.
-        """
-        self._cancelled = trouble.cancelled(why)
-        if not self._groups:
-            if self._opening is not None:
-                self._opening.cancel()
-            self._settlement.settle_all(self._cancelled)
-        for group in self._groups:
-            if group.attempt is not None:
-                group.attempt.cancel(self._cancelled)
-            else:
-                group.task.cancel()
-                self._settlement.settle_all(self._cancelled, group.places)
-
-    async def _run(self) -> list[Outcome]:
-        try:
-            await self._deliver()
-        except asyncio.CancelledError:
-            stopped = LocalTrouble("the delivery was cancelled")
-            self._settlement.stop(trouble.own_trouble(stopped))
-            await self._finish_journal()
-            raise
-        except Exception as error:
-            self._trace.trouble(error)
-            self._settlement.stop(trouble.own_trouble(_cause(error)))
-        await self._finish_journal()
-        outcomes = self._settlement.outcomes()
-        assert outcomes is not None, "every recipient has been settled"
-        return outcomes
-
-    async def _finish_journal(self) -> None:
-        try:
-            await self._claims.finish()
-        except Exception as error:
-            self._trace.trouble(error)
-
-    async def _deliver(self) -> None:
-        if self._cancelled is None:
-            async with asyncio.TaskGroup() as tasks:
-                self._opening = tasks.create_task(self._open(tasks))
-
-    async def _open(self, tasks: asyncio.TaskGroup) -> None:
-        """Begin to send to each group of recipients, unless the message goes nowhere."""
-        try:
-            reverse_path = parse_reverse_path(self._request.sender)
-        except AddressError as error:
-            self._settlement.settle_all(trouble.bad_sender(error))
-            return
-        digest = await self._mail_data.digest()
-        hops = self._mail_data.received_count
-        if hops >= self._context.options.limits.hops:
-            self._settlement.settle_all(trouble.too_many_hops(hops))
-            return
-        self._envelope = Envelope(reverse_path, self._mailboxes())
-        self._note_journal_keys(digest)
-        for (nexthop, domain, _), places in self._grouped().items():
-            group = _Group(nexthop, domain, places)
-            self._begin(tasks, group, self._send_once(tasks, group))
-
-    def _begin(
-        self, tasks: asyncio.TaskGroup, group: _Group, work: Coroutine[None, None, None]
-    ) -> None:
-        group.task = tasks.create_task(work)
-        self._groups.append(group)
-
-    def _mailboxes(self) -> dict[int, Mailbox]:
-        """Return the forward-paths; one that is no address is settled at once."""
-        mailboxes = {}
-        for place, text in enumerate(self._request.recipients):
-            try:
-                mailboxes[place] = parse_mailbox(text)
-            except AddressError as error:
-                self._settlement.settle(place, trouble.bad_recipient(error))
-        return mailboxes
-
-    def _note_journal_keys(self, digest: bytes) -> None:
-        """Give each recipient its entry in the journal, if there is one.
-
-        Without the mail server's name for the message, and without the field that
-        each mail server writes on top, two equal messages would be taken for one.
-        """
-        name = self._request.queue_id
-        if not self._context.options.journal.keep or not (
-            name or self._mail_data.has_received_on_top
-        ):
-            return
-        for place, mailbox in self._envelope.recipients.items():
-            nexthop, _ = _aim(self._request.nexthop, mailbox.domain)
-            aim = journal.aim_of(nexthop, self._context.options.port)
-            self._journal_keys[place] = journal.entry_key(
-                name, aim, digest, self._sender(), mailbox.wire
-            )
-
-    def _sender(self) -> str:
-        reverse_path = self._envelope.reverse_path
-        return reverse_path.wire if reverse_path else ""
-
-    def _grouped(self) -> dict[tuple[str, str, bool], list[int]]:
-        """Return {(nexthop, destination domain, needs SMTPUTF8): places}.
-
-        Those whose address needs SMTPUTF8 go by themselves: a host that cannot
-        take theirs is no reason to refuse the others.
-        """
-        groups: dict[tuple[str, str, bool], list[int]] = {}
-        for place, mailbox in self._envelope.recipients.items():
-            aim = _aim(self._request.nexthop, mailbox.domain)
-            groups.setdefault((*aim, mailbox.needs_smtputf8), []).append(place)
-        return groups
-
-    async def _send_once(self, tasks: asyncio.TaskGroup, group: _Group) -> None:
-        """Send to those of a group that are not settled already, nor delivered to elsewhere."""
-        await self._claims.claim(group.places)
-        busy = self._settlement.elsewhere(group.places)
-        group.places = self._settlement.open(group.places)
-        if busy:
-            later = _Group(group.nexthop, group.domain, busy)
-            self._begin(tasks, later, self._send_after_others(later))
-        if group.places:
-            await self._send(group)
-
-    async def _send_after_others(self, group: _Group) -> None:
-        """Wait for what another process makes of the same message."""
-        wait = self._context.options.journal.wait
-        left = self._request.deadline - self._trace.now()
-        await self._claims.claim_later(group.places, min(wait, left / 3))
-        busy = self._settlement.elsewhere(group.places)
-        self._settlement.settle_all(trouble.under_way(), busy)
-        group.places = self._settlement.open(group.places)
-        if group.places:
-            await self._send(group)
-
-    async def _send(self, group: _Group) -> None:
-        """Plan and attempt for one group; the owner of its whole trouble."""
-        deadline = self._request.deadline
-        try:
-            aim = nexthop_aim(parse_nexthop(group.nexthop, self._context.options.port))
-            stay = Stay(
-                self._engine.admission,
-                aim,
-                self._trace.now,
-                deadline,
-                self._trace.trouble,
-            )
-            try:
-                await self._send_from(stay, group)
-            finally:
-                await stay.leave()
-        except NexthopError as error:
-            self._settlement.settle_all(trouble.bad_nexthop(error), group.places)
-        except Exception as error:
-            self._trace.trouble(error)
-            self._settlement.stop(trouble.own_trouble(_cause(error)), group.places)
-
-    async def _send_from(self, stay: Stay, group: _Group) -> None:
-        """Plan and attempt, once there is a place for it."""
-        refusal: Outcome | None = await stay.enter()
-        if refusal is not None:
-            self._settlement.settle_all(refusal, group.places)
-            return
-        plan = await self._plan(group)
-        stay.planned()
-        if plan.refusal is not None:
-            refusal = await self._unless_stale(group.domain, plan.refusal)
-            self._settlement.settle_all(_as_far_as_known(plan, refusal), group.places)
-            return
-        if await self._attempt(stay, group, plan):
-            await self._remember_domain(group.domain, plan)
-
-    async def _attempt(self, stay: Stay, group: _Group, plan: Plan) -> bool:
-        """Attempt a delivery, unless all hosts failed a moment ago, or are too busy.
-
-        Returns whether any host took the message.
-        """
-        leases = Leases(self._context.store, self._context.utc)
-        try:
-            consulted = await consult(
-                self._engine.memory,
-                leases,
-                plan,
-                now=self._trace.now,
-                chance=self._context.chance(),
-                deadline=self._request.deadline,
-            )
-            if consulted.refusal is not None:
-                for place in group.places:
-                    self._settlement.settle(
-                        place, consulted.refusal, tried=consulted.tried
-                    )
-                return False
-            known = consulted.known
-            refusal = await stay.dial(known.order)
-            if refusal is not None:
-                self._settlement.settle_all(refusal, group.places)
-                return False
-            plan = plan._replace(candidates=known.order)
-            return await self._dial(stay, group, plan, known, consulted.due)
-        finally:
-            await leases.release()
-
-    async def _dial(
-        self,
-        stay: Stay,
-        group: _Group,
-        plan: Plan,
-        known: KnownHosts,
-        due: Iterable[Candidate],
-    ) -> bool:
-        """Dial the candidates, and beside it those that are *due*; learn from all of it.
-
-        Returns whether any host took the message.
-        """
-        learner = Learner(
-            self._engine.memory,
-            self._trace,
-            self._context.chance,
-            plan.aim,
-            self._message_id(),
-            known.of_tls,
-        )
-        probes = Probes(self._context, self._trace, learner)
-        trace = self._trace.with_learners(learner.learn, stay.learn)
-        self._traces.update(dict.fromkeys(group.places, trace))
-
-        def settle(
-            place: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
-        ) -> None:
-            outcome = _with_unresolved(plan, _as_far_as_known(plan, outcome))
-            self._settlement.settle(place, outcome, delays, tried)
-
-        group.attempt = Attempt(
-            self._context,
-            self._message(trace),
-            plan,
-            group.places,
-            settle=settle,
-            known=known,
-        )
-        try:
-            for candidate in due:
-                probes.begin(candidate)
-            await group.attempt.run()
-            await probes.finish(LINGER)
-        finally:
-            await probes.finish(0.0)
-            await learner.finish()
-        states = [self._settlement[place].state for place in group.places]
-        return RecipientState.DELIVERED in states
-
-    def _message(self, trace: Trace) -> Message:
-        return Message(
-            trace,
-            self._envelope,
-            self._mail_data,
-            self._settlement,
-            self._claims,
-            self._request.may_send_dot,
-            self._request.deadline,
-            self._request.ends,
-        )
-
-    async def _unless_stale(self, domain: str, refusal: Outcome) -> Outcome:
-        """Return *refusal*, deferred where the domain took mail until just now."""
-        if not domain or not isinstance(refusal, Bounced) or not is_missing(refusal):
-            return refusal
-        if not await self._engine.domains.is_stale_usable(domain):
-            return refusal
-        return _doubted(refusal)
-
-    async def _remember_domain(self, domain: str, plan: Plan) -> None:
-        for lookup in plan.lookups:
-            if lookup.rdtype == "MX" and lookup.name == domain:
-                await self._engine.domains.took(domain, lookup)
-
-    def _message_id(self) -> str:
-        """Return a name for the message, the same when it is tried again."""
-        request = self._request
-        name = request.queue_id or f"{request.sender} {request.recipients}"
-        return blake2b(name.encode(errors="surrogateescape"), digest_size=8).hexdigest()
-
-    async def _plan(self, group: _Group) -> Plan:
-        plan = await self._engine.planner.plan(
-            parse_nexthop(group.nexthop, self._context.options.port),
-            destination_domain=group.domain,
-            reverse_path=self._sender(),
-            forward_path=next(iter(self._envelope.recipients.values())).wire,
-        )
-        plan = _with_remarks(plan)
-        plan = plan._replace(unresolved=await self._engine.failed_lookups.recent(plan))
-        self._trace.tell(events.Planned, group.nexthop, plan.candidates, plan.remarks)
-        return plan
-
-    def _report(self, recipient: Recipient) -> None:
-        """Tell the door and the log, then the journal, what became of *recipient*."""
-        assert recipient.outcome is not None
-        trace = self._traces.get(recipient.place, self._trace)
-        trace.tell(
-            events.RecipientSettled,
-            recipient=recipient.text,
-            outcome=recipient.outcome,
-            delays=recipient.delays or Delays(dns=self._trace.now()),
-            egress=egress_of(recipient.outcome.relay),
-            tried=recipient.tried,
-        )
-        self._claims.settled(recipient)
-
-
-def _aim(nexthop: str, domain: str) -> tuple[str, str]:
-    """Return the nexthop, and the destination domain of a recipient of *domain*.
-
-    A nexthop that is not the recipient's own domain was written by the operator:
-    then the destination domain is empty, and DNS trouble is the operator's to mend.
-    """
-    nexthop = nexthop or domain
-    try:
-        # Read as the recipient's was: it may be spelt in U-labels, or [ipv6:...].
-        own = parse_mailbox(f"x@{nexthop.strip()}").domain == domain
-    except AddressError:
-        own = False
-    return nexthop, domain if own else ""
-
-
-def _with_remarks(plan: Plan) -> Plan:
-    """Return *plan*, which tells what in it was remembered instead of looked up."""
-    remarks = tuple(
-        printable(f"remembered: MX of {one.name}; DNS says: {one.reason}")
-        for one in plan.lookups
-        if is_stale(one)
-    )
-    return plan._replace(remarks=plan.remarks + remarks)
-
-
-def _doubted(refusal: Bounced) -> Outcome:
-    text = f"{refusal.text}; it took mail not long ago, so this is doubted for a day"
-    return trouble.soft(refusal)._replace(text=trouble.one_line(text))
-
-
-def _as_far_as_known(plan: Plan, outcome: Outcome) -> Outcome:
-    """Return *outcome*; a bounce is none where the hosts are those of yesterday."""
-    if isinstance(outcome, Bounced) and any(map(is_stale, plan.lookups)):
-        text = f"{outcome.text} (DNS fails; by MX records of before)"
-        return trouble.soft(outcome)._replace(text=trouble.one_line(text))
-    return outcome
-
-
-def _with_unresolved(plan: Plan, outcome: Outcome) -> Outcome:
-    """Return *outcome*; one that is put off says which hosts cannot be looked up."""
-    if isinstance(outcome, Deferred) and plan.unresolved:
-        names = ", ".join(dict.fromkeys(one.name for one in plan.unresolved))
-        text = f"{outcome.text}; better, and cannot be looked up: {names}"
-        return outcome._replace(text=trouble.one_line(text))
-    return outcome
-
-
-def _cause(error: Exception) -> Exception:
-    """Return the first of those that a task group has put together."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -15,8 +15,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from mxpolicy.address import AddressError, parse_mailbox
+from mxpolicy.delivery import trouble
 from mxpolicy.options import NxdomainPolicy
+from mxpolicy.outcome import Bounced, Deferred
+from mxpolicy.reply import printable
 from mxpolicy.routing.dialable import Dialable
+from mxpolicy.routing.domain_record import is_stale
 from mxpolicy.routing.mx import (
     MAX_HOSTS,
     Exchangers,
@@ -45,7 +50,7 @@ if TYPE_CHECKING:
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.own import OwnIdentity
 
-__all__ = ["Lookups", "Plan", "Planner"]
+__all__ = ["Lookups", "Plan", "Planner", "destination"]
 
 # When one address family of a host has answered with an address, the other one's
 # lookup gets this many seconds more: name servers that drop AAAA queries exist,
@@ -99,6 +104,42 @@ class Plan(NamedTuple):
     lookups: tuple[Lookup, ...] = ()
     unresolved: tuple[Unresolved, ...] = ()
     aim: str = ""
+
+    def as_far_as_known(self, outcome: Outcome) -> Outcome:
+        """Return *outcome*; deferred, if it bounces by the MX records of before."""
+        if not isinstance(outcome, Bounced) or not any(map(is_stale, self.lookups)):
+            return outcome
+        text = f"{outcome.text} (DNS fails; by MX records of before)"
+        return trouble.soft(outcome)._replace(text=trouble.one_line(text))
+
+    def with_unresolved(self, outcome: Outcome) -> Outcome:
+        """Return *outcome*; a deferral says which hosts cannot be looked up."""
+        if not isinstance(outcome, Deferred) or not self.unresolved:
+            return outcome
+        names = ", ".join(dict.fromkeys(one.name for one in self.unresolved))
+        text = f"{outcome.text}; better, and cannot be looked up: {names}"
+        return outcome._replace(text=trouble.one_line(text))
+
+
+def destination(nexthop: str, domain: str) -> tuple[str, str]:
+    """Return the nexthop, and the destination domain of a recipient of *domain*.
+
+    A nexthop that is not the recipient's own domain was written by the operator:
+    then the destination domain is empty, and DNS trouble is the operator's to mend.
+    """
+    nexthop = nexthop or domain
+    try:
+        # Read as the recipient's was: it may be spelt in U-labels, or [ipv6:...].
+        own = parse_mailbox(f"x@{nexthop.strip()}").domain == domain
+    except AddressError:
+        own = False
+    return nexthop, domain if own else ""
+
+
+def _stale_remarks(lookups: Iterable[Lookup]) -> Iterator[str]:
+    """Yield what was remembered instead of looked up."""
+    for one in filter(is_stale, lookups):
+        yield printable(f"remembered: MX of {one.name}; DNS says: {one.reason}")
 
 
 class _Answered(NamedTuple):
@@ -179,7 +220,10 @@ class Planner:
         return Plan(
             ", ".join(nexthop.text for nexthop in nexthops),
             candidates,
-            tuple(remark for one in selections for remark in one.remarks),
+            (
+                *(remark for one in selections for remark in one.remarks),
+                *(remark for one in answered for remark in _stale_remarks(one.lookups)),
+            ),
             refusal,
             selections[0].own_preference,
             tuple(lookup for one in answered for lookup in one.lookups),

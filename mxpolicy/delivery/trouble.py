@@ -475,6 +475,8 @@ def bad_nexthop(error: Exception) -> Deferred:
 
 def own_trouble(error: BaseException) -> Deferred:
     """Return the outcome when our own machine or program failed."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     said = str(error) or type(error).__name__
     return Deferred(_OWN_TROUBLE, one_line(f"local trouble: {said}"))
 

@@ -93,6 +93,10 @@ def _write_number(value: float) -> str:
     return f"{value:.3f}".rstrip("0").rstrip(".")
 
 
+def _write_whole(seconds: float) -> str:
+    return f"{int(seconds)}"
+
+
 def _read_number(word: str) -> float:
     is_plain = word.isascii() and word.replace(".", "", 1).isdigit()
     if not is_plain or len(word) > _LONGEST_NUMBER:
@@ -100,8 +104,9 @@ def _read_number(word: str) -> float:
     return float(word)
 
 
-# Seconds, never negative: to the millisecond, or to the second.
+# Seconds, never negative: to the millisecond, or to the second. A whole second is never
+# rounded up: what has just happened would lie in the future.
 NUMBER = Field(_write_number, _read_number)
-WHOLE = Field("{:.0f}".format, _read_number)
+WHOLE = Field(_write_whole, _read_number)
 
 TEXT = Field(str, str)

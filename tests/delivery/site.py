@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.engine import Engine, Request
+from mxpolicy.delivery.delivery import Request
+from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.host_memory import HostMemory, host_key
 from mxpolicy.delivery.learner import Learner
 from mxpolicy.delivery.trace import Trace

@@ -13,7 +13,8 @@ import pytest
 from mxpolicy.delivery import events
 from mxpolicy.delivery.admission import LIMITED_FOR, PLACE, Admission, Stay
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.engine import Engine, Request
+from mxpolicy.delivery.delivery import Request
+from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.journal import Owner
 from mxpolicy.options import LimitOptions, Options
 from mxpolicy.outcome import Deferred

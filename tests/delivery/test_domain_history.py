@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.domain_history import DomainHistory
-from mxpolicy.delivery.engine import Engine, Request
+from mxpolicy.delivery.engine import Engine
 from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
+from mxpolicy.reply import EnhancedStatus
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
 from mxpolicy.state.memory import MemoryStore
 from tests.delivery.attempts import mail_data, run
@@ -178,10 +180,11 @@ async def test_message_taken_meanwhile_is_not_forgotten() -> None:
     now = START
     store = Meanwhile(lambda: now)
     ours, theirs = (DomainHistory(store, utc=lambda: now) for _ in range(2))
-    await ours.took("example.com", _found("old.example.com"))
+    await ours.took("example.com", [_found("old.example.com")])
     now += 5 * DAY
-    store.work = lambda: theirs.took("example.com", _found("new.example.com"))
-    assert await ours.is_stale_usable("example.com")
+    store.work = lambda: theirs.took("example.com", [_found("new.example.com")])
+    gone = Bounced(EnhancedStatus(5, 1, 2), "no such domain")
+    assert isinstance(await ours.unless_stale("example.com", gone), Deferred)
     record = await ours.record("example.com")
     assert record.taken == record.missing == now
     assert record.exchanges == (MxRecord(10, "new.example.com"),)

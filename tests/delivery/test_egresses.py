@@ -74,8 +74,8 @@ def play(
 
     async def main() -> None:
         site = Site({"one.example": [direct]})
-        context, engine = site.context, site.engine
-        engine.planner = _Planner(site.resolver, context.options, context.identity)
+        context = site.context
+        context.planner = _Planner(site.resolver, context.options, context.identity)
         egresses = {DIRECT: _to(direct, context), TUNNEL: _to(tunnel, context)}
         context.sessions = Sessions(egresses)
         await work(site)
@@ -249,7 +249,7 @@ def test_waits_of_one_are_no_waits_of_the_other() -> None:
     tunnel = ScriptedHost({"CONNECT": End.SILENT})
 
     async def work(site: Site) -> None:
-        site.engine.planner.egresses = (TUNNEL, DIRECT)  # type: ignore[attr-defined]
+        site.context.planner.egresses = (TUNNEL, DIRECT)  # type: ignore[attr-defined]
         ends = []
         for _ in range(6):
             (outcome,) = await site.send(deadline=150.0)

@@ -14,7 +14,8 @@ import pytest
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.engine import Engine, Request
+from mxpolicy.delivery.delivery import Request
+from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.journal import Owner
 from mxpolicy.delivery.log import Log
 from mxpolicy.delivery.mail_data import MailData

@@ -52,6 +52,13 @@ def test_domain_that_takes_mail_again_has_its_day_again() -> None:
     assert is_stale_usable(after_missing(back, START + 4 * DAY), START + 4.9 * DAY)
 
 
+def test_domain_that_vanishes_right_after_a_delivery_is_still_doubted() -> None:
+    # A row has whole seconds: this one is of half a second later.
+    taken = decode(encode(after_delivery(UNKNOWN_DOMAIN, FOUND, START + 0.6)))
+    assert is_stale_usable(after_missing(taken, START + 0.7), START + 0.7)
+    assert stale_mx(taken, START + 0.7)
+
+
 def test_clock_that_was_set_back_makes_no_reprieve_longer() -> None:
     gone = after_missing(TOOK, START + 10 * DAY)
     back = after_missing(gone, START + DAY)

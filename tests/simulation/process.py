@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.engine import Engine, Request
+from mxpolicy.delivery.delivery import Request
+from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.journal import Owner
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.options import LimitOptions, Options

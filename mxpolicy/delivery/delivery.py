@@ -1,0 +1,450 @@
+"""One message on its way: from the mail server's call to an outcome for each recipient.
+
+It joins the rooms and decides nothing. The way, recipients grouped by nexthop:
+
+1. `Claims`: which recipients have it already, were refused, or are delivered to by
+   another process (the journal).
+2. `Stay.enter`: whether there is a place, or others wait for the same destination.
+3. `Planner`: the hosts, in order of preference, or why there are none.
+   `FailedLookups` says which better hosts could not be looked up, `DomainHistory` whether a
+   domain that DNS does not know took mail lately.
+4. `consult`: the order by what is remembered, or that all failed a moment ago.
+5. `Stay.dial`: whether those hosts may be dialled now.
+6. `Attempt`: the race and the transactions. A `Learner` remembers what its events say of
+   hosts, and `Probes` dial beside it those whose pause is over.
+7. `Settlement`: each outcome, as soon as it exists, is told to the door and the log
+   (`Trace`), then to the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from hashlib import blake2b
+from math import inf
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.address import AddressError, Mailbox, parse_mailbox, parse_reverse_path
+from mxpolicy.delivery import events, journal, trouble
+from mxpolicy.delivery.admission import Stay
+from mxpolicy.delivery.attempt import Attempt
+from mxpolicy.delivery.claims import Claims
+from mxpolicy.delivery.consult import consult
+from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.envelope import Envelope
+from mxpolicy.delivery.events import Delays
+from mxpolicy.delivery.learner import Learner
+from mxpolicy.delivery.leases import Leases
+from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.offer import Message
+from mxpolicy.delivery.plan import Plan, destination
+from mxpolicy.delivery.probe import LINGER, Probes
+from mxpolicy.delivery.settlement import Recipient, RecipientState, Settlement
+from mxpolicy.delivery.trace import Trace
+from mxpolicy.delivery.transaction import DOT_TIME
+from mxpolicy.errors import LocalTrouble
+from mxpolicy.outcome import Deferred, Outcome
+from mxpolicy.routing.candidate import egress_of
+from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from mxpolicy.routing.candidate import Candidate
+    from mxpolicy.routing.known_hosts import KnownHosts
+
+__all__ = ["Delivery", "Request"]
+
+
+async def _always() -> bool:
+    return True
+
+
+class Request(NamedTuple):
+    """What a door was asked to deliver, in the mail server's own words.
+
+    Attributes:
+        sender: Reverse-path; ``""`` or ``<>`` is the null one.
+        recipients: Forward-paths, at least one.
+        nexthop: ``""`` means each recipient's own domain.
+        queue_id: The mail server's name for the message; may be empty.
+        deadline: Seconds from now, in which the final dot must be sent.
+        ends: Seconds from now, after which the mail server does not listen any more.
+        observe: Told everything that happens to the message; see
+            `mxpolicy.delivery.events`.
+        may_send_dot: Asked before the mail data is sent, and again just before the final
+            dot, which makes the message the host's (RFC 5321 §4.1.1.4). Where it returns
+            False, the message is deferred.
+    """
+
+    sender: str
+    recipients: tuple[str, ...]
+    nexthop: str
+    queue_id: str
+    deadline: float
+    ends: float = inf
+    observe: events.Observe = lambda event: None
+    may_send_dot: Callable[[], Awaitable[bool]] = _always
+
+
+class _Group:
+    """Recipients that go the same way.
+
+    Attributes:
+        nexthop: Theirs.
+        domain: Their destination domain; empty where the nexthop is the operator's.
+        places: Of the recipients.
+        task: Takes care of them.
+        attempt: Once the hosts are known.
+    """
+
+    __slots__ = ("attempt", "domain", "nexthop", "places", "task")
+
+    def __init__(self, nexthop: str, domain: str, places: list[int]) -> None:
+        self.nexthop = nexthop
+        self.domain = domain
+        self.places = places
+        self.task: asyncio.Task[None]
+        self.attempt: Attempt | None = None
+
+
+class Delivery:
+    """One message on its way: its recipients, grouped by where they go.
+
+    Each outcome is observed, as soon as it exists, as `events.RecipientSettled`.
+    """
+
+    def __init__(self, context: Context, request: Request, mail_data: MailData) -> None:
+        self._context = context
+        self._trace = Trace(request.queue_id, context.clock, request.observe)
+        self._request = request
+        self._mail_data = mail_data
+        self._envelope = Envelope(None, {})
+        self._settlement = Settlement(request.recipients, self._report)
+        self._journal_keys: dict[int, str] = {}
+        self._claims = Claims(
+            context.store,
+            self._settlement,
+            self._journal_keys,
+            request.deadline + DOT_TIME,
+            self._trace.trouble,
+            context.utc,
+            owner=context.owner,
+            lives=context.lives,
+        )
+        # Of recipients that hosts are asked for: also told to what learns from it.
+        self._traces: dict[int, Trace] = {}
+        self._groups: list[_Group] = []
+        self._opening: asyncio.Task[None] | None = None
+        self._cancelled: Deferred | None = None
+        self._task = asyncio.create_task(self._run())
+
+    async def outcomes(self) -> list[Outcome]:
+        """Return the outcome of each recipient, in their order, when all are known.
+
+        Nothing a host, a name server or a strange address does makes this raise; our
+        own bugs come out as `Deferred`. When the calling task is cancelled, so is the
+        delivery: recipients that are not settled yet are deferred at once, and
+        `asyncio.CancelledError` goes on.
+        """
+        return await self._task
+
+    def cancel(self, why: str) -> None:
+        """Leave the message to the mail server, as far as that is still possible.
+
+        No host is dialled and no final dot is sent any more. Recipients whose dot is out
+        are settled by what becomes of it, for which `DOT_TIME` is waited; all others are
+        deferred at once.
+
+        Args:
+            why: For the text of those outcomes.
+        """
+        self._cancelled = trouble.cancelled(why)
+        if not self._groups:
+            if self._opening is not None:
+                self._opening.cancel()
+            self._settlement.settle_all(self._cancelled)
+        for group in self._groups:
+            if group.attempt is not None:
+                group.attempt.cancel(self._cancelled)
+            else:
+                group.task.cancel()
+                self._settlement.settle_all(self._cancelled, group.places)
+
+    async def _run(self) -> list[Outcome]:
+        try:
+            await self._deliver()
+        except asyncio.CancelledError:
+            stopped = LocalTrouble("the delivery was cancelled")
+            self._settlement.stop(trouble.own_trouble(stopped))
+            await self._finish_journal()
+            raise
+        except Exception as error:
+            self._trace.trouble(error)
+            self._settlement.stop(trouble.own_trouble(error))
+        await self._finish_journal()
+        outcomes = self._settlement.outcomes()
+        assert outcomes is not None, "every recipient has been settled"
+        return outcomes
+
+    async def _finish_journal(self) -> None:
+        try:
+            await self._claims.finish()
+        except Exception as error:
+            self._trace.trouble(error)
+
+    async def _deliver(self) -> None:
+        if self._cancelled is None:
+            async with asyncio.TaskGroup() as tasks:
+                self._opening = tasks.create_task(self._open(tasks))
+
+    async def _open(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin to send to each group of recipients, unless the message goes nowhere."""
+        try:
+            reverse_path = parse_reverse_path(self._request.sender)
+        except AddressError as error:
+            self._settlement.settle_all(trouble.bad_sender(error))
+            return
+        digest = await self._mail_data.digest()
+        hops = self._mail_data.received_count
+        if hops >= self._context.options.limits.hops:
+            self._settlement.settle_all(trouble.too_many_hops(hops))
+            return
+        self._envelope = Envelope(reverse_path, self._mailboxes())
+        self._note_journal_keys(digest)
+        for (nexthop, domain, _), places in self._grouped().items():
+            group = _Group(nexthop, domain, places)
+            self._begin(tasks, group, self._send_once(tasks, group))
+
+    def _begin(
+        self, tasks: asyncio.TaskGroup, group: _Group, work: Coroutine[None, None, None]
+    ) -> None:
+        group.task = tasks.create_task(work)
+        self._groups.append(group)
+
+    def _mailboxes(self) -> dict[int, Mailbox]:
+        """Return the forward-paths; one that is no address is settled at once."""
+        mailboxes = {}
+        for place, text in enumerate(self._request.recipients):
+            try:
+                mailboxes[place] = parse_mailbox(text)
+            except AddressError as error:
+                self._settlement.settle(place, trouble.bad_recipient(error))
+        return mailboxes
+
+    def _note_journal_keys(self, digest: bytes) -> None:
+        """Give each recipient its entry in the journal, if there is one.
+
+        Without the mail server's name for the message, and without the field that
+        each mail server writes on top, two equal messages would be taken for one.
+        """
+        name = self._request.queue_id
+        if not self._context.options.journal.keep or not (
+            name or self._mail_data.has_received_on_top
+        ):
+            return
+        for place, mailbox in self._envelope.recipients.items():
+            nexthop, _ = destination(self._request.nexthop, mailbox.domain)
+            aim = journal.aim_of(nexthop, self._context.options.port)
+            self._journal_keys[place] = journal.entry_key(
+                name, aim, digest, self._sender(), mailbox.wire
+            )
+
+    def _sender(self) -> str:
+        reverse_path = self._envelope.reverse_path
+        return reverse_path.wire if reverse_path else ""
+
+    def _grouped(self) -> dict[tuple[str, str, bool], list[int]]:
+        """Return {(nexthop, destination domain, needs SMTPUTF8): places}.
+
+        Those whose address needs SMTPUTF8 go by themselves: a host that cannot
+        take theirs is no reason to refuse the others.
+        """
+        groups: dict[tuple[str, str, bool], list[int]] = {}
+        for place, mailbox in self._envelope.recipients.items():
+            aim = destination(self._request.nexthop, mailbox.domain)
+            groups.setdefault((*aim, mailbox.needs_smtputf8), []).append(place)
+        return groups
+
+    async def _send_once(self, tasks: asyncio.TaskGroup, group: _Group) -> None:
+        """Send to those of a group that are not settled already, nor delivered to elsewhere."""
+        await self._claims.claim(group.places)
+        busy = self._settlement.elsewhere(group.places)
+        group.places = self._settlement.open(group.places)
+        if busy:
+            later = _Group(group.nexthop, group.domain, busy)
+            self._begin(tasks, later, self._send_after_others(later))
+        if group.places:
+            await self._send(group)
+
+    async def _send_after_others(self, group: _Group) -> None:
+        """Wait for what another process makes of the same message."""
+        wait = self._context.options.journal.wait
+        left = self._request.deadline - self._trace.now()
+        await self._claims.claim_later(group.places, min(wait, left / 3))
+        busy = self._settlement.elsewhere(group.places)
+        self._settlement.settle_all(trouble.under_way(), busy)
+        group.places = self._settlement.open(group.places)
+        if group.places:
+            await self._send(group)
+
+    async def _send(self, group: _Group) -> None:
+        """Plan and attempt for one group; the owner of its whole trouble."""
+        deadline = self._request.deadline
+        try:
+            aim = nexthop_aim(parse_nexthop(group.nexthop, self._context.options.port))
+            stay = Stay(
+                self._context.admission,
+                aim,
+                self._trace.now,
+                deadline,
+                self._trace.trouble,
+            )
+            try:
+                await self._send_from(stay, group)
+            finally:
+                await stay.leave()
+        except NexthopError as error:
+            self._settlement.settle_all(trouble.bad_nexthop(error), group.places)
+        except Exception as error:
+            self._trace.trouble(error)
+            self._settlement.stop(trouble.own_trouble(error), group.places)
+
+    async def _send_from(self, stay: Stay, group: _Group) -> None:
+        """Plan and attempt, once there is a place for it."""
+        refusal: Outcome | None = await stay.enter()
+        if refusal is not None:
+            self._settlement.settle_all(refusal, group.places)
+            return
+        plan = await self._plan(group)
+        stay.planned()
+        if plan.refusal is not None:
+            domains = self._context.domains
+            refusal = await domains.unless_stale(group.domain, plan.refusal)
+            self._settlement.settle_all(plan.as_far_as_known(refusal), group.places)
+            return
+        if await self._attempt(stay, group, plan):
+            await self._context.domains.took(group.domain, plan.lookups)
+
+    async def _attempt(self, stay: Stay, group: _Group, plan: Plan) -> bool:
+        """Attempt a delivery, unless all hosts failed a moment ago, or are too busy.
+
+        Returns whether any host took the message.
+        """
+        leases = Leases(self._context.store, self._context.utc)
+        try:
+            consulted = await consult(
+                self._context.memory,
+                leases,
+                plan,
+                now=self._trace.now,
+                chance=self._context.chance(),
+                deadline=self._request.deadline,
+            )
+            if consulted.refusal is not None:
+                for place in group.places:
+                    self._settlement.settle(
+                        place, consulted.refusal, tried=consulted.tried
+                    )
+                return False
+            known = consulted.known
+            refusal = await stay.dial(known.order)
+            if refusal is not None:
+                self._settlement.settle_all(refusal, group.places)
+                return False
+            plan = plan._replace(candidates=known.order)
+            return await self._dial(stay, group, plan, known, consulted.due)
+        finally:
+            await leases.release()
+
+    async def _dial(
+        self,
+        stay: Stay,
+        group: _Group,
+        plan: Plan,
+        known: KnownHosts,
+        due: Iterable[Candidate],
+    ) -> bool:
+        """Dial the candidates, and beside it those that are *due*; learn from all of it.
+
+        Returns whether any host took the message.
+        """
+        learner = Learner(
+            self._context.memory,
+            self._trace,
+            self._context.chance,
+            plan.aim,
+            self._message_id(),
+            known.of_tls,
+        )
+        probes = Probes(self._context, self._trace, learner)
+        trace = self._trace.with_learners(learner.learn, stay.learn)
+        self._traces.update(dict.fromkeys(group.places, trace))
+
+        def settle(
+            place: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
+        ) -> None:
+            outcome = plan.with_unresolved(plan.as_far_as_known(outcome))
+            self._settlement.settle(place, outcome, delays, tried)
+
+        group.attempt = Attempt(
+            self._context,
+            self._message(trace),
+            plan,
+            group.places,
+            settle=settle,
+            known=known,
+        )
+        try:
+            for candidate in due:
+                probes.begin(candidate)
+            await group.attempt.run()
+            await probes.finish(LINGER)
+        finally:
+            await probes.finish(0.0)
+            await learner.finish()
+        states = [self._settlement[place].state for place in group.places]
+        return RecipientState.DELIVERED in states
+
+    def _message(self, trace: Trace) -> Message:
+        return Message(
+            trace,
+            self._envelope,
+            self._mail_data,
+            self._settlement,
+            self._claims,
+            self._request.may_send_dot,
+            self._request.deadline,
+            self._request.ends,
+        )
+
+    def _message_id(self) -> str:
+        """Return a name for the message, the same when it is tried again."""
+        request = self._request
+        name = request.queue_id or f"{request.sender} {request.recipients}"
+        return blake2b(name.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+
+    async def _plan(self, group: _Group) -> Plan:
+        plan = await self._context.planner.plan(
+            parse_nexthop(group.nexthop, self._context.options.port),
+            destination_domain=group.domain,
+            reverse_path=self._sender(),
+            forward_path=next(iter(self._envelope.recipients.values())).wire,
+        )
+        plan = plan._replace(unresolved=await self._context.failed_lookups.recent(plan))
+        self._trace.tell(events.Planned, group.nexthop, plan.candidates, plan.remarks)
+        return plan
+
+    def _report(self, recipient: Recipient) -> None:
+        """Tell the door and the log, then the journal, what became of *recipient*."""
+        assert recipient.outcome is not None
+        trace = self._traces.get(recipient.place, self._trace)
+        trace.tell(
+            events.RecipientSettled,
+            recipient=recipient.text,
+            outcome=recipient.outcome,
+            delays=recipient.delays or Delays(dns=self._trace.now()),
+            egress=egress_of(recipient.outcome.relay),
+            tried=recipient.tried,
+        )
+        self._claims.settled(recipient)
