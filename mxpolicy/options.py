@@ -162,19 +162,19 @@ class RaceOptions:
     """How soon the next candidate is started beside one that is slow."""
 
     address_delay: Delay = 250 * MS
-    """Without SYN-ACK, before the other address family of the same host (RFC 8305 §5)."""
+    """How long a SYN-ACK is awaited before the other address family of the same host is dialled too (RFC 8305 §5)."""
     host_delay: Delay = 1 * SECONDS
-    """Without SYN-ACK, before another host of the same preference."""
+    """The same, before another host of the same preference is dialled too."""
     rank_delay: Delay = 1.5 * SECONDS
-    """Without SYN-ACK, before a host of a worse preference."""
+    """The same, before a host of a worse preference is dialled too."""
     phase_patience: Timeout = 8 * SECONDS
-    """Connected, but no new phase reached: postscreen makes every client wait 6 seconds on purpose."""
+    """How long a connected host may stay in one phase (greeting, EHLO, TLS) before the next host is dialled too. postscreen makes every client wait 6 seconds on purpose."""
     open: Places = 6
-    """Connections open at once for one message."""
+    """Most connections open at once for one message."""
     open_per_rank: Places = 4
-    """Of these, to hosts of one preference."""
+    """Most of these to hosts of one preference."""
     grace: Delay = 200 * MS
-    """What a better host that has answered the SYN is given when a worse one is ready first."""
+    """How long a better host that is connected is awaited when a worse one is ready first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +182,9 @@ class TransactionOptions:
     """How long a mail transaction waits."""
 
     silence: Timeout = 60 * SECONDS
-    """Without a reply before the final dot, until the next host is asked, when there is one. The silent one is asked again, with all its time, when the others have been."""
+    """How long a reply before the final dot is awaited before the next host is asked, if there is one. The silent one is asked again, with all its time, when the others have been."""
     body_progress: Timeout = 180 * SECONDS
-    """Without an acknowledged byte of the mail data (Postfix: smtp_data_xfer_timeout)."""
+    """How long the host may acknowledge no byte of the mail data (Postfix: smtp_data_xfer_timeout)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +192,11 @@ class LimitOptions:
     """What messages may take of this machine."""
 
     message_memory: Size = 1 * MIB
-    """Mail data kept in memory; what is beyond it goes to an unlinked file."""
+    """Mail data kept in memory. A larger message goes to a file without a name."""
     hops: Hops = 50
     """``Received:`` fields that make a message a loop; it bounces with 5.4.6 (RFC 5321 §6.3, Postfix: hopcount_limit)."""
     processes: Processes = 60
-    """How many deliveries the mail server runs at once (Postfix: maxproc in master.cf, added up where several transports run mxpolicy). When three quarters of them run, a destination that a quarter of them wait for gets no more: its next message is deferred with 4.3.2, and other mail goes on. Below that nothing is limited. 0: nothing ever."""
+    """How many deliveries the mail server runs at once (Postfix: maxproc in master.cf, added up where several transports run mxpolicy). When three quarters of them run, a destination that a quarter of them wait for gets no more. Its next message is deferred with 4.3.2, and other mail goes on. 0: no destination is ever limited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class MemoryOptions:
     """How long a host that failed is asked last."""
 
     pause: Timeout = 60 * SECONDS
-    """After its first failure; it doubles each time the host is found still to fail."""
+    """How long a host is asked last after its first failure. It doubles each time the host still fails."""
     longest_pause: Timeout = 10 * MINUTES
     """Upper limit of the pause, and so of how long a host that has recovered stays unused."""
     fast_deferral: bool = True
@@ -238,7 +238,7 @@ class LogOptions:
     format: LogFormat = LogFormat.POSTFIX
     """``postfix``, a line like Postfix's own, or ``json``."""
     detail: LogDetail = LogDetail.RECIPIENTS
-    """``recipients``, one line for each, or ``events``: every step as it happens too."""
+    """``recipients``: one line for each. ``events``: every step as it happens, too."""
 
 
 class AccessFinding(Enum):
@@ -268,11 +268,11 @@ class AccessRule:
     """What is answered to the mail server about one finding, and when."""
 
     finding: AccessFindings
-    """Required. ``null_mx``; ``no_such_domain``; ``no_address`` (it exists, no host of it has one); ``never_dialled`` (only loopback and the like); ``loops_to_myself``; ``all_paused`` (every host of it has failed and is in its pause)."""
+    """Required. ``null_mx``; ``no_such_domain``; ``no_address`` (the domain exists, and none of its hosts has one); ``never_dialled`` (only loopback and the like); ``loops_to_myself``; ``all_paused`` (each of its hosts has failed and is in its pause)."""
     action: AccessAction
     """Required. ``DUNNO``, ``REJECT``, ``DEFER``, ``DEFER_IF_PERMIT``, ``WARN``, ``4NN`` or ``5NN``, each with a text or with mxpolicy's own; ``PREPEND HEADER: TEXT``; ``FILTER mxpolicy:``. About ``all_paused``, ``REJECT`` and ``5NN`` become ``DEFER`` and ``4NN``."""
     about: AccessAbout = AccessAbout.RECIPIENT
-    """Whose domain was found to be so: that of the ``recipient`` or of the ``sender``."""
+    """Whose domain: that of the ``recipient`` or of the ``sender``."""
     protocol_state: ProtocolStates = ()
     """Only in these states of the SMTP session: ``RCPT``, ``MAIL``, ``DATA``, ... Default: in all."""
     client: Networks = ()
@@ -280,7 +280,7 @@ class AccessRule:
     sasl_username: Texts = ()
     """Only for clients that logged in by one of these names; ``*`` is any name. Default: for all, logged in or not."""
     domain: Destinations = ()
-    """Only for these domains; ``.example.com`` is whatever ends in it. Default: for all."""
+    """Only for these domains; ``.example.com`` is every domain below it. Default: for all."""
 
 
 AccessRules = tuple[AccessRule, ...]
@@ -292,9 +292,9 @@ class AccessPolicyOptions:
     """What ``mxpolicy policy`` answers to the mail server (SMTPD_POLICY_README)."""
 
     timeout: Timeout = 8 * SECONDS
-    """How long one answer may take; DUNNO when DNS has not told enough by then. Below ``timeout=`` in main.cf."""
+    """How long one answer may take; then it is DUNNO. Keep it below ``timeout=`` in main.cf."""
     rules: AccessRules = ()
-    """What is answered about which finding; the first rule that matches decides. After them come two, ``{finding: [null_mx], action: 550}`` about recipients and the same about senders (RFC 7505), then DUNNO."""
+    """What is answered about which finding; the first rule that matches decides. Two more follow: ``{finding: [null_mx], action: 550}`` about recipients and the same about senders (RFC 7505). Then DUNNO."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +304,7 @@ class Options:
     helo: HostName = ""
     """Name given in EHLO. Default: the machine's fully qualified name."""
     own_names: HostNames = ()
-    """Host names that are this mail system, beside ``helo`` (Postfix: mydestination's hosts)."""
+    """Host names of this mail system, beside ``helo`` (Postfix: the hosts in mydestination)."""
     own_addresses: Networks = ()
     """Addresses or networks of this mail system as the world sees it (Postfix: proxy_interfaces)."""
     never_dial: NetworksOrPrivate = ()
@@ -316,7 +316,7 @@ class Options:
     resolver: ResolverOptions = field(default_factory=ResolverOptions)
     race: RaceOptions = field(default_factory=RaceOptions)
     deadline: Timeout = 15 * MINUTES
-    """Until when one message is sent, or deferred; ``--deadline`` says otherwise for a call. The answer to its end may take 10 minutes more."""
+    """How long one message may take; then it is deferred. ``--deadline`` says otherwise for a call. The answer to its end may take 10 minutes more."""
     transaction: TransactionOptions = field(default_factory=TransactionOptions)
     greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT
     """A 5yz greeting: ``next`` host (it may be the firewall that speaks) or ``bounce``."""

@@ -1,31 +1,38 @@
-"""The sample configuration and README's tables, made from `options.py` and the lab's.
+"""The sample configuration, README's tables and CONTRACT.md, made from the sources.
 
-``python -m tests.reference`` writes both; `test_reference` compares. The text
-of an option is the docstring under its field, found in the source because
-Python itself does not keep it.
+``python -m tests.reference`` writes them; `test_reference` compares. The text of an
+option is the docstring under its field, found in the source because Python itself does
+not keep it. When an event is told, is the first sentence of its class's docstring.
 """
 
 import ast
 import itertools
+import json
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from mxpolicy import options
+from mxpolicy.delivery import events
+from mxpolicy.delivery.log import is_always_logged
+from mxpolicy.delivery.log_line import json_line
+from mxpolicy.delivery.trouble import VERDICTS
 from mxpolicy.option_values import parse_duration
 from mxpolicy.options import Options
-from tests.lab.provocations import PROVOCATIONS
+from mxpolicy.outcome import Delivered
+from mxpolicy.reply import EnhancedStatus, Reply
+from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
+from tests.lab.provocations import KINDS
 
 CHECKOUT = Path(__file__).parents[1]
 SAMPLE = CHECKOUT / "contrib" / "postfix" / "mxpolicy.yaml"
 README = CHECKOUT / "README.md"
-BEGIN, END = "<!-- options -->", "<!-- /options -->"
-CONTRACT = "<!-- contract -->", "<!-- /contract -->"
+CONTRACT = CHECKOUT / "tests" / "lab" / "CONTRACT.md"
 
 WIDTH = 80
 
@@ -39,6 +46,48 @@ HEAD = """\
 # [one, two]. A mistake in this file defers all mail, and the mail server's log
 # names its line.
 """
+
+CONTRACT_HEAD = """\
+# What can happen to mxpolicy, and what the mail server makes of it
+
+Each row is provoked under a real Postfix and a real Exim. `provocations.py` has the
+command of each, `test_contract.py` runs it and looks. The status is Postfix's; Exim logs
+none. *The log has* is a regular expression. *Copies* are those that the host has then,
+and after another try with nothing in its way.
+
+`python -m tests.reference` writes this file."""
+
+# Of a daemon and of TLS policies, which there are not yet.
+NOT_BUILT = {Verdict.PROXY_FAILED, Verdict.CERTIFICATE_REJECTED}
+
+_CANDIDATE = Candidate("mx.example.com", "192.0.2.1", 25, 10)
+
+# A value for each field that an event may have.
+EXAMPLE: dict[str, Any] = {
+    "at": 0.0,
+    "queue_id": "",
+    "nexthop": "",
+    "candidates": (_CANDIDATE,),
+    "remarks": (),
+    "candidate": _CANDIDATE,
+    "phase": Phase.CONNECT,
+    "finding": Finding(Verdict.FILTERED, Phase.CONNECT, 0.0),
+    "small_segments": True,
+    "in_clear": True,
+    "text": "",
+    "recipient": "",
+    "outcome": Delivered(EnhancedStatus(2, 0, 0), "", Reply(250, ("Ok",)), ""),
+    "delays": events.Delays(),
+    "egress": "",
+    "tried": (),
+    "protocol_state": "",
+    "client": "",
+    "sender": "",
+    "found": (),
+    "action": "REJECT",
+}
+COMMON_MEMBERS = {"time", "id", "event", "at"}
+CANDIDATE_MEMBERS = _CANDIDATE.facts().keys()
 
 
 class Option(NamedTuple):
@@ -187,38 +236,102 @@ def _row(one: Option) -> str:
     return f"| `{one.path}` | {default} | {text} |"
 
 
-def contract() -> str:
-    """Return what is provoked in `tests.lab.provocations`, and what comes of it."""
-    groups: dict[tuple[str, str, int, int | None], list[str]] = {}
-    for row in PROVOCATIONS:
-        what = row.status, row.dsn, row.copies, row.copies_in_the_end
-        groups.setdefault(what, []).append(row.name.replace("-", " "))
-    lines = ["| provoked | the mail server logs | copies | after the next try |"]
-    lines.append("|---|---|---:|---:|")
-    for (status, dsn, copies, end), names in groups.items():
-        last = "" if end is None else end
-        lines.append(f"| {', '.join(names)} | {status} {dsn} | {copies} | {last} |")
+def kinds_of_failure() -> str:
+    """Return README's short table of what is provoked: a row for each kind."""
+    lines = [
+        "| provoked | cases | the mail server logs | copies | after the next try |"
+    ]
+    lines.append("|---|---:|---|---:|---:|")
+    for kind, rows in KINDS.items():
+        logged = _each(f"{row.status} {row.dsn}" for row in rows)
+        copies = _each(row.copies for row in rows)
+        last = _each(row.copies_in_the_end for row in rows)
+        lines.append(f"| {kind} | {len(rows)} | {logged} | {copies} | {last} |")
     return "\n".join(lines)
 
 
-def with_table(readme: str) -> str:
-    """Return *readme* with the tables between their marks made anew."""
-    return _between(CONTRACT, contract(), _between((BEGIN, END), table(), readme))
+def _each(values: Iterable[object]) -> str:
+    """Return the different ones of *values*, in their order; None is nothing."""
+    return ", ".join(dict.fromkeys(str(one) for one in values if one is not None))
 
 
-def _between(marks: tuple[str, str], text: str, readme: str) -> str:
-    before, begin, rest = readme.partition(marks[0])
-    _, end, after = rest.partition(marks[1])
-    if not begin or not end:
-        raise ValueError(f"no {marks[0]} and {marks[1]} in it")
-    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
+def contract() -> str:
+    """Return CONTRACT.md: everything that is provoked, and what comes of it."""
+    lines = [CONTRACT_HEAD]
+    for kind, rows in KINDS.items():
+        lines += [f"\n## {kind[0].upper()}{kind[1:]}\n"]
+        lines += ["| provoked | status | the log has | copies | after the next try |"]
+        lines += ["|---|---|---|---:|---:|"]
+        for row in rows:
+            text = row.text.replace("|", "\\|")
+            shown = f"`{text}`" if text else ""
+            end = _each([row.copies_in_the_end])
+            lines.append(
+                f"| {row.name} | {row.status} {row.dsn} | {shown} | {row.copies} | {end} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def failures() -> str:
+    """Return README's table of the words for how a host failed."""
+    lines = ["| word | the host | status |", "|---|---|---|"]
+    for verdict, (status, words) in VERDICTS.items():
+        if verdict not in NOT_BUILT:
+            lines.append(f"| `{verdict.value}` | {words} | {status} |")
+    return "\n".join(lines)
+
+
+def event_names() -> str:
+    """Return README's table of what a JSON log has: each event, and its members."""
+    lines = ["| `event` | when | members |", "|---|---|---|"]
+    for kind in get_args(events.Event):
+        event = kind(**{name: EXAMPLE[name] for name in kind._fields})
+        facts = json.loads(json_line(event, ""))
+        when = _one_line(kind.__doc__.partition("\n\n")[0])
+        members = [f"`{name}`" for name in facts if name not in COMMON_MEMBERS]
+        if facts.keys() >= CANDIDATE_MEMBERS:
+            members = ["*candidate*"]
+            members += [
+                f"`{name}`"
+                for name in facts
+                if name not in CANDIDATE_MEMBERS | COMMON_MEMBERS
+            ]
+        always = " \\*" if is_always_logged(event) else ""
+        row = f"| `{facts['event']}`{always} | {when} | {', '.join(members)} |"
+        lines.append(row)
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "options": table,
+    "contract": kinds_of_failure,
+    "failures": failures,
+    "events": event_names,
+}
+"""What README has between ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
+
+
+def with_tables(readme: str) -> str:
+    """Return *readme* with the tables between their marks made anew.
+
+    Raises:
+        ValueError: The marks of one are not there.
+    """
+    for name, made in BLOCKS.items():
+        before, begin, rest = readme.partition(f"<!-- {name} -->")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        if not begin or not end:
+            raise ValueError(f"no <!-- {name} --> and <!-- /{name} --> in it")
+        readme = f"{before}{begin}\n\n{made()}\n\n{end}{after}"
+    return readme
 
 
 def main() -> int:
-    """Write both files."""
+    """Write all three files."""
     SAMPLE.write_text(sample())
+    CONTRACT.write_text(contract())
     try:
-        README.write_text(with_table(README.read_text()))
+        README.write_text(with_tables(README.read_text()))
     except (OSError, ValueError) as exc:
         print(f"{README}: {exc}", file=sys.stderr)
         return 1

@@ -11,11 +11,19 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS, nexthop_key
+from mxpolicy.delivery.host_memory import (
+    HOST,
+    NEXTHOP,
+    TLS,
+    host_key,
+    nexthop_key,
+    tls_key,
+)
 from mxpolicy.delivery.leases import LEASED
 from mxpolicy.hosts import as_json, clear, read, show
 from mxpolicy.options import MemoryOptions
@@ -29,9 +37,9 @@ from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.terminal import Terminal
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from mxpolicy.state.store import Store
+
+README = Path(__file__).parents[1] / "README.md"
 
 NOW = 1_800_000_000.0
 OPTIONS = MemoryOptions()
@@ -100,6 +108,44 @@ def test_table_says_what_is_known_and_what_follows() -> None:
     assert "mx4.example.com  192.0.2.3:25" in lines[6]
     assert "STARTTLS failed 5s ago, tried again" in lines[6]
     assert "\x1b" not in shown()
+
+
+async def test_readme_shows_what_is_printed() -> None:
+    store = MemoryStore(lambda: NOW)
+    mx1, mx2, backup = (
+        Candidate(host, f"203.0.113.{n}", 25)
+        for n, host in enumerate(
+            ("mx1.example.com", "mx2.example.com", "backup.example.net"), 1
+        )
+    )
+    failed = HostRecord(
+        *(Verdict.FILTERED, Phase.CONNECT, True),
+        *(NOW - 25, 60.0, 6.0),
+        name=mx1.host,
+    )
+    slow = HostRecord(
+        connect_time=0.012,
+        greeting_latency=6.1,
+        last_ready=NOW - 120,
+        small_segments=NOW - 3600,
+        name=mx2.host,
+    )
+    closed = HostRecord(
+        *(Verdict.CLOSED, Phase.TRANSACTION, True),
+        *(NOW - 300, 240.0, 0.1),
+        name=backup.host,
+        said="421 4.3.0 come back later",
+    )
+    await store.put(host_key(mx1), encode(failed), NOW + 1)
+    await store.put(host_key(mx2), encode(slow), NOW + 1)
+    key = nexthop_key("example.org:25", backup)
+    await store.put(key, encode(closed), NOW + 1)
+    of_tls = broken_tls.encode(BrokenTls(NOW - 240, "a", True))
+    await store.put(tls_key(backup), of_tls, NOW + 1)
+    stream = io.StringIO()
+    show(await read(store), NOW, OPTIONS, Terminal(stream, {}, width=110))
+    block = "".join(f"    {line}\n" for line in stream.getvalue().splitlines())
+    assert f"    $ mxpolicy hosts\n{block}" in README.read_text(), block
 
 
 def test_empty_memory_is_said_to_be_so() -> None:

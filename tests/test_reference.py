@@ -1,22 +1,23 @@
-"""The sample file and README say what `options.py` says."""
+"""The sample file, README and CONTRACT.md say what the sources say."""
 
 import re
+import tomllib
 
 import pytest
 
 from mxpolicy import config
 from mxpolicy.options import Options
 from tests.reference import (
-    BEGIN,
-    END,
+    BLOCKS,
+    CHECKOUT,
+    CONTRACT,
     README,
     SAMPLE,
     all_options,
     contract,
     sample,
     switched_on,
-    table,
-    with_table,
+    with_tables,
 )
 
 OPTIONS = [one for one in all_options() if one.default is not None]
@@ -59,11 +60,13 @@ def test_each_option_of_the_sample_can_be_switched_on_alone() -> None:
             assert config.parse(line[1:].encode(), "line") == Options()
 
 
-def test_readme_has_the_table_of_options() -> None:
-    text = README.read_text() if README.exists() else ""
-    if BEGIN not in text:
-        pytest.skip(f"README has no {BEGIN}")
-    assert text == with_table(text), AGAIN
+def test_readme_has_the_tables_that_the_sources_give() -> None:
+    text = README.read_text()
+    assert text == with_tables(text), AGAIN
+
+
+def test_contract_is_what_the_lab_provokes() -> None:
+    assert CONTRACT.read_text() == contract(), AGAIN
 
 
 def test_rules_in_readme_are_right() -> None:
@@ -73,11 +76,41 @@ def test_rules_in_readme_are_right() -> None:
     assert len(options.policy.rules) == found[1].count("- {finding: ")
 
 
-def test_table_goes_between_the_marks_only() -> None:
-    text = f"a\n{BEGIN}\nold\n{END}\nb\n<!-- contract -->old<!-- /contract -->c\n"
-    assert with_table(text) == (
-        f"a\n{BEGIN}\n\n{table()}\n\n{END}\nb\n"
-        f"<!-- contract -->\n\n{contract()}\n\n<!-- /contract -->c\n"
-    )
+def test_table_goes_between_its_marks_only() -> None:
+    old = "".join(f"{name}\n<!-- {name} -->old<!-- /{name} -->\n" for name in BLOCKS)
+    made = with_tables(f"a\n{old}z")
+    for name, make in BLOCKS.items():
+        block = f"<!-- {name} -->\n\n{make()}\n\n<!-- /{name} -->"
+        assert f"{name}\n{block}\n" in made
+        made = made.replace(f"{name}\n{block}\n", "")
+    assert made == "a\nz"
     with pytest.raises(ValueError, match="no <!-- options -->"):
-        with_table("a")
+        with_tables("a")
+
+
+def test_layer_picture_is_the_contract_that_is_kept() -> None:
+    settings = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+    [layers] = [
+        one["layers"]
+        for one in settings["tool"]["importlinter"]["contracts"]
+        if one["type"] == "layers"
+    ]
+    # In parentheses: not built yet.
+    rows = [re.sub(r"\(\w+\) \| | \| \(\w+\)", "", one) for one in layers]
+    assert rows[0] == "__main__"
+    picture = re.search(r"\n((?:    .*→.*\n)+)", README.read_text())
+    assert picture is not None
+    assert " ".join(picture[1].split()) == " → ".join(rows[1:])
+
+
+def test_readme_has_a_line_for_each_room_of_a_delivery() -> None:
+    text = README.read_text().partition("## For developers")[2]
+    rooms = {one.stem for one in (CHECKOUT / "mxpolicy" / "delivery").glob("[a-z]*.py")}
+    assert rooms == set(re.findall(r"`(\w+)`", _table_of_rooms(text)))
+
+
+def _table_of_rooms(text: str) -> str:
+    """Return the first column of the table of the rooms of `delivery/`."""
+    found = re.search(r"\n\| room \|.*\n\|---.*\n((?:\|.*\n)+)", text)
+    assert found is not None
+    return "\n".join(row.split("|")[1] for row in found[1].splitlines())

@@ -43,7 +43,7 @@ __all__ = [
 
 
 class Planned(NamedTuple):
-    """The plan stands: candidates in the order in which they would be asked.
+    """The plan is made: the candidates, in the order in which they would be asked.
 
     Attributes:
         remarks: What was left out or repaired, one printable line each.
@@ -82,7 +82,7 @@ class Progressed(NamedTuple):
 
 
 class CandidateFailed(NamedTuple):
-    """A candidate will not be used any more in this attempt, or not for these recipients."""
+    """A candidate is given up for this attempt, or for some of its recipients."""
 
     at: float
     candidate: Candidate
@@ -91,7 +91,7 @@ class CandidateFailed(NamedTuple):
 
 
 class CandidateDoubted(NamedTuple):
-    """Our patience with a candidate has ended: the next one may start beside it."""
+    """A candidate is slow: the next one may start beside it."""
 
     at: float
     candidate: Candidate
@@ -100,7 +100,7 @@ class CandidateDoubted(NamedTuple):
 
 
 class WorkedAround(NamedTuple):
-    """A candidate was reached in a second way, after the ordinary one had failed.
+    """A candidate was reached in a second way, after the first one had failed.
 
     Attributes:
         small_segments: By small TCP segments.
@@ -115,7 +115,7 @@ class WorkedAround(NamedTuple):
 
 
 class Secured(NamedTuple):
-    """A candidate is spoken to under TLS."""
+    """The session with a candidate is under TLS."""
 
     at: float
     candidate: Candidate
@@ -123,7 +123,7 @@ class Secured(NamedTuple):
 
 
 class TlsWanted(NamedTuple):
-    """A candidate would not have the message in clear: it is offered again under TLS.
+    """A host did not take the message in clear: it is offered again under TLS.
 
     Attributes:
         text: What it said.
@@ -136,7 +136,7 @@ class TlsWanted(NamedTuple):
 
 
 class StrayReply(NamedTuple):
-    """A host said what answers nothing: it was ignored, and the next reply counts.
+    """A host sent a reply that answers no command: it is ignored.
 
     Attributes:
         text: What it said, one printable line.
@@ -149,7 +149,7 @@ class StrayReply(NamedTuple):
 
 
 class CandidateDropped(NamedTuple):
-    """A candidate was let go because another one won or needed its place."""
+    """A candidate was let go, because another one won or needed its place."""
 
     at: float
     candidate: Candidate
@@ -158,7 +158,7 @@ class CandidateDropped(NamedTuple):
 
 
 class CandidateTaken(NamedTuple):
-    """The race was won: the transaction begins with this candidate."""
+    """A candidate has won the race: its transaction begins."""
 
     at: float
     candidate: Candidate
@@ -175,7 +175,7 @@ class Delays(NamedTuple):
 
 
 class RecipientSettled(NamedTuple):
-    """The outcome of one recipient; exactly one for each, whatever happens.
+    """A recipient has its outcome: exactly one for each, whatever happens.
 
     Attributes:
         tried: One printable text for each candidate that failed, in order.
@@ -195,7 +195,7 @@ DUNNO = "DUNNO"
 
 
 class AccessJudged(NamedTuple):
-    """A mail server asked about a sender and a recipient, and was answered.
+    """The mail server asked about a sender and a recipient, and has its answer.
 
     Attributes:
         at: Seconds from the question to the answer.
@@ -217,7 +217,7 @@ class AccessJudged(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """Our own trouble, for the log: never a fact about a host."""
+    """Trouble of our own, for the log; it blames no host."""
 
     at: float
     text: str

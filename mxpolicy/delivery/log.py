@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.events import Event
     from mxpolicy.options import LogOptions
 
-__all__ = ["Log"]
+__all__ = ["Log", "is_always_logged"]
 
 SYSLOG_SOCKET = "/dev/log"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
@@ -84,7 +84,7 @@ class Log:
 
     def observe(self, event: Event) -> None:
         """Write *event* if it is to be logged. It is lost where that would mean waiting."""
-        if not self._every_step and not _is_always_logged(event):
+        if not self._every_step and not is_always_logged(event):
             return
         if self.lost:
             text = f"log lines lost: {self.lost}; {self.trouble}"
@@ -127,7 +127,7 @@ class Log:
         self.close()
 
 
-def _is_always_logged(event: Event) -> bool:
+def is_always_logged(event: Event) -> bool:
     """Return whether *event* is logged where not every step is."""
     if isinstance(event, AccessJudged):
         return event.action != DUNNO

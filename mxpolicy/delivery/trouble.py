@@ -47,6 +47,7 @@ from mxpolicy.routing.places import OverLimit
 __all__ = [
     "MAX_OUTCOME_TEXT",
     "UNREACHABLE",
+    "VERDICTS",
     "Action",
     "Judgement",
     "Misfit",
@@ -289,8 +290,7 @@ def _said_status(reply: Reply) -> EnhancedStatus | None:
 
 # --- failures
 
-# status, and the words after "host[address]:port"
-_VERDICTS: dict[Verdict, tuple[EnhancedStatus, str]] = {
+VERDICTS: dict[Verdict, tuple[EnhancedStatus, str]] = {
     Verdict.FILTERED: (UNREACHABLE, "did not answer the connection attempt"),
     Verdict.REFUSED: (UNREACHABLE, "refused the connection"),
     Verdict.PROHIBITED: (UNREACHABLE, "may not be reached, says a firewall or router"),
@@ -314,6 +314,7 @@ _VERDICTS: dict[Verdict, tuple[EnhancedStatus, str]] = {
     Verdict.PERMANENT: (EnhancedStatus(4, 0, 0), "refused"),
     Verdict.UNFIT: (EnhancedStatus(4, 0, 0), "does not take this"),
 }
+"""Status, and the words after ``host[address]:port``; README has them as a table."""
 
 
 def judge_finding(
@@ -339,7 +340,7 @@ def judge_finding(
         return Judgement(
             Scope.SITE, Action.NEXT_HOST, Deferred(status, text, None, relay)
         )
-    status, words = _VERDICTS[finding.verdict]
+    status, words = VERDICTS[finding.verdict]
     after = f" ({finding.phase.word}, {finding.waited:.1f}s)"
     said = reply.text if reply else finding.text
     text = one_line(f"{shown_of(relay)} {words}{after}" + (f": {said}" if said else ""))
@@ -361,7 +362,7 @@ def in_doubt(finding: Finding, relay: str) -> Deferred:
     Final for this attempt: to ask another host would make a duplicate of a
     message that this one may well have.
     """
-    words = _VERDICTS[finding.verdict][1]
+    words = VERDICTS[finding.verdict][1]
     text = (
         f"{shown_of(relay)} {words} after the end of data, {finding.waited:.0f}s: "
         f"message may be sent more than once"

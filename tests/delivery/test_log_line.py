@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +31,8 @@ from mxpolicy.delivery.log_line import MAX_LINE, json_line, text_line
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
+
+README = Path(__file__).parents[2] / "README.md"
 
 FIRST = Candidate("mx1.example.com", "192.0.2.1", 25, preference=10)
 SECOND = Candidate("mx2.example.com", "2001:db8::2", 25, preference=20)
@@ -441,3 +444,16 @@ def test_no_text_of_our_own_breaks_a_line(nexthop: str, text: str) -> None:
     for event in events:
         for line in (text_line(named(event)), json_line(named(event), TIME)):
             assert re.fullmatch(f"[ -~]{{1,{MAX_LINE}}}", line)
+
+
+def test_readme_shows_what_is_written() -> None:
+    relay = str(SECOND._replace(address="192.0.2.2"))
+    outcome = Delivered(EnhancedStatus(2, 0, 0), "250 2.0.0 Ok", OK, relay)
+    tried = ("mx1.example.com[192.0.2.1]:25 filtered 1.6s",)
+    event = RecipientSettled(
+        *(1.77, "you@example.com", outcome, Delays(0.02, 1.6, 0.0, 0.15)),
+        *("direct", tried, "4ZbX3k0Qz"),
+    )
+    readme = "".join(README.read_text().split())
+    for line in (text_line(event), json_line(event, TIME)):
+        assert "".join(line.split()) in readme, line

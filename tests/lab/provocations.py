@@ -2,10 +2,12 @@
 
 A row is a shell script that runs the command with what stands in its way, once under
 each mail server, and what that mail server must make of it. `test_contract` provokes them
-and asserts; README's table "What happens when" says the same in words.
+and asserts. README's table "What happens when" says the same in words, its table of
+`KINDS` counts them, and CONTRACT.md beside this file has a row for each.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 GOOD, HELD, LATER, REFUSES = "good", "held", "later", "refuses"
 """Who is delivered to: a host that is well, falls silent at RCPT, answers it 450, 550."""
@@ -124,22 +126,29 @@ SIGNALS = (
 
 TRANSACTION = "mxpolicy.delivery.transaction:Transaction"
 DIALOGUE = "mxpolicy.delivery.dialogue:Dialogue"
-KILLED = (
-    ("killed-before-mail", (f"{TRANSACTION}._mail",), 0, 1),
-    ("killed-after-rcpt", (f"{TRANSACTION}._data",), 0, 1),
-    ("killed-in-data", (f"{DIALOGUE}.drain",), 0, 1),
-    ("killed-before-the-dot", (f"{TRANSACTION}._dot",), 0, 1),
-    # Nobody can know whether the host has it.
-    (
-        "killed-after-the-dot",
-        (f"{DIALOGUE}._watch_what_was_sent", "self._phase is Phase.DOT"),
-        *(1, 2),
+CLAIMS = "mxpolicy.delivery.claims:Claims"
+KILLED = {
+    "killed before the final dot": (
+        ("killed-before-mail", (f"{TRANSACTION}._mail",), 0, 1),
+        ("killed-after-rcpt", (f"{TRANSACTION}._data",), 0, 1),
+        ("killed-in-data", (f"{DIALOGUE}.drain",), 0, 1),
+        ("killed-before-the-dot", (f"{TRANSACTION}._dot",), 0, 1),
     ),
-    ("killed-before-the-record", ("mxpolicy.delivery.claims:Claims.settled",), 1, 2),
-    ("killed-after-the-record", ("mxpolicy.pipe:Door.defer",), 1, 1),
-    ("killed-after-the-answer", ("os:_exit",), 1, 1),
-)
-"""Name, where, how many copies there are then, and how many in the end."""
+    # It cannot be known whether the host has it.
+    "killed between the final dot and the journal's record": (
+        (
+            "killed-after-the-dot",
+            (f"{DIALOGUE}._watch_what_was_sent", "self._phase is Phase.DOT"),
+            *(1, 2),
+        ),
+        ("killed-before-the-record", (f"{CLAIMS}.settled",), 1, 2),
+    ),
+    "killed after the record, or after the answer": (
+        ("killed-after-the-record", ("mxpolicy.pipe:Door.defer",), 1, 1),
+        ("killed-after-the-answer", ("os:_exit",), 1, 1),
+    ),
+}
+"""By kind: name, where, how many copies there are then, and how many in the end."""
 # Where the answer was out before, Exim logs that.
 KILLED_TEXT = "signal 9|returned 75"
 
@@ -155,98 +164,167 @@ FILES = {
 
 P = Provocation
 
-PROVOCATIONS = (
-    # What hosts say.
-    P("well", run(), SENT, "2.0.0", copies=1),
-    P("put-off", run(), dsn="4.2.0", text="450 4.2.0 Later", to=LATER),
-    P("refused", run(), BOUNCED, "5.1.1", "550 5.1.1 No such user", to=REFUSES),
-    P("in-circles", run(), BOUNCED, "5.4.6", "mail loop: 5. Received", mail_data=LOOP),
-    # The command line and the configuration.
-    P(
-        "wrong-option",
-        run(options="--nexthopp x"),
-        dsn="4.3.5",
-        text="unknown argument",
+
+def _killed(
+    name: str, where: tuple[str, ...], copies: int, in_the_end: int
+) -> Provocation:
+    text = KILLED_TEXT
+    return P(
+        name, killed(*where), text=text, copies=copies, copies_in_the_end=in_the_end
+    )
+
+
+KINDS: dict[str, tuple[Provocation, ...]] = {
+    "what a host says": (
+        P("well", run(), SENT, "2.0.0", copies=1),
+        P("put-off", run(), dsn="4.2.0", text="450 4.2.0 Later", to=LATER),
+        P("refused", run(), BOUNCED, "5.1.1", "550 5.1.1 No such user", to=REFUSES),
+        P(
+            "in-circles",
+            run(),
+            BOUNCED,
+            "5.4.6",
+            "mail loop: 5. Received",
+            mail_data=LOOP,
+        ),
     ),
-    P("twice", run(options="--config '' --config ''"), dsn="4.3.5", text="given twice"),
-    P("no-dashes", f"exec {COMMAND} pipe c@d.example\n", dsn="4.3.5", text="unknown"),
-    P("misspelt", f'shift; exec {COMMAND} ppie "$@"\n', text="unknown command"),
-    P("no-file", run(options="--config /none.yaml"), dsn="4.3.5", text="/none.yaml"),
-    P("unreadable", run(options="--config /etc/shadow"), dsn="4.3.5", text="denied"),
-    P("no-yaml", run(options="--config /lab/bad.yaml"), dsn="4.3.5", text="bad.yaml:"),
-    P("invalid", run(options="--config /lab/wrong.yaml"), dsn="4.3.5", text="yaml:1:8"),
-    # The interpreter.
-    P("not-there", "exec /opt/mxpolicy/bin/none\n"),
-    P("not-executable", "exec /etc/passwd\n"),
-    P(
-        "module-missing",
-        inject("import sys; sys.modules['asyncio'] = None"),
-        text="asyncio",
+    "a wrong command line or configuration": (
+        P(
+            "wrong-option",
+            run(options="--nexthopp x"),
+            dsn="4.3.5",
+            text="unknown argument",
+        ),
+        P(
+            "twice",
+            run(options="--config '' --config ''"),
+            dsn="4.3.5",
+            text="given twice",
+        ),
+        P(
+            "no-dashes",
+            f"exec {COMMAND} pipe c@d.example\n",
+            dsn="4.3.5",
+            text="unknown",
+        ),
+        P("misspelt", f'shift; exec {COMMAND} ppie "$@"\n', text="unknown command"),
+        P(
+            "no-file",
+            run(options="--config /none.yaml"),
+            dsn="4.3.5",
+            text="/none.yaml",
+        ),
+        P(
+            "unreadable",
+            run(options="--config /etc/shadow"),
+            dsn="4.3.5",
+            text="denied",
+        ),
+        P(
+            "no-yaml",
+            run(options="--config /lab/bad.yaml"),
+            dsn="4.3.5",
+            text="bad.yaml:",
+        ),
+        P(
+            "invalid",
+            run(options="--config /lab/wrong.yaml"),
+            dsn="4.3.5",
+            text="yaml:1:8",
+        ),
     ),
-    P("package-missing", f"exec {PYTHON} -c 'import mxpolicyy'\n"),
-    P("no-standard-library", run(before="export PYTHONHOME=/none")),
-    P("other-status", engine("os._exit(3)")),
-    # What goes wrong inside.
-    P("exception", engine("1 / 0"), text="ZeroDivisionError"),
-    P("out-of-memory", engine("raise MemoryError"), text="out of memory"),
-    P("recursion", engine("await deliver(self, request, mail_data)"), text="Recursion"),
-    P("system-exit", engine("raise SystemExit(2)"), text="SystemExit"),
-    P("hangs", HANGS, text="out of time"),
-    P("warns", WARNS, SENT, "2.0.0", copies=1),
-    # Limits and descriptors.
-    P("address-space", run(before="ulimit -v 20000")),
-    P("less-address-space", run(before="ulimit -v 26000")),
-    P("next-to-no-address-space", run(before="ulimit -v 6000")),
-    P("descriptors", run(before="ulimit -n 6")),
-    P("file-size", run(before="ulimit -f 8"), text="cannot spool", mail_data=LARGE),
-    P(
-        "disk-full",
-        run(before=f"export TMPDIR={FULL_DISK}"),
-        text="cannot spool the message: No space left",
-        mail_data=LARGE,
+    "a program or a Python that does not start": (
+        P("not-there", "exec /opt/mxpolicy/bin/none\n"),
+        P("not-executable", "exec /etc/passwd\n"),
+        P(
+            "module-missing",
+            inject("import sys; sys.modules['asyncio'] = None"),
+            text="asyncio",
+        ),
+        P("package-missing", f"exec {PYTHON} -c 'import mxpolicyy'\n"),
+        P("no-standard-library", run(before="export PYTHONHOME=/none")),
+        P("other-status", engine("os._exit(3)")),
     ),
-    P("stdin-closed", run(after="<&-"), text="standard input is closed"),
-    P("stdin-empty", run(after="</dev/null"), text="standard input is empty"),
-    P("stdout-closed", run(after=">&-"), to=LATER),
-    P("stdout-closed-and-well", run(after=">&-"), SENT, "2.0.0", copies=1),
-    P("all-closed", run(after="<&- >&- 2>&-")),
-    P("output-to-a-full-device", run(after=">/dev/full 2>&1"), to=LATER),
-    P(
-        "state-unwritable",
-        run(options="--config /lab/state.yaml"),
-        SENT,
-        "2.0.0",
-        copies=1,
+    "faults inside mxpolicy": (
+        P("exception", engine("1 / 0"), text="ZeroDivisionError"),
+        P("out-of-memory", engine("raise MemoryError"), text="out of memory"),
+        P(
+            "recursion",
+            engine("await deliver(self, request, mail_data)"),
+            text="Recursion",
+        ),
+        P("system-exit", engine("raise SystemExit(2)"), text="SystemExit"),
+        P("hangs", HANGS, text="out of time"),
+        P("warns", WARNS, SENT, "2.0.0", copies=1),
     ),
-    # Name servers.
-    P("dns-refuses", run(options="--config /lab/dns.yaml"), dsn="4.4.3"),
-    P("dns-silent", run(options="--config /lab/silent.yaml"), dsn="4.4.3"),
-    # Time.
-    P("own-deadline", run(options="--deadline 2s"), dsn="4.4.2", to=HELD),
-    # Signals to the process that delivers.
-    *(
-        P(f"sig{name.lower()}", engine(f"os.kill(os.getpid(), {number})"), text=text)
-        for name, number, text in SIGNALS
+    "limits, closed descriptors, full disks": (
+        P("address-space", run(before="ulimit -v 20000")),
+        P("less-address-space", run(before="ulimit -v 26000")),
+        P("next-to-no-address-space", run(before="ulimit -v 6000")),
+        P("descriptors", run(before="ulimit -n 6")),
+        P("file-size", run(before="ulimit -f 8"), text="cannot spool", mail_data=LARGE),
+        P(
+            "disk-full",
+            run(before=f"export TMPDIR={FULL_DISK}"),
+            text="cannot spool the message: No space left",
+            mail_data=LARGE,
+        ),
+        P("stdin-closed", run(after="<&-"), text="standard input is closed"),
+        P("stdin-empty", run(after="</dev/null"), text="standard input is empty"),
+        P("stdout-closed", run(after=">&-"), to=LATER),
+        P("stdout-closed-and-well", run(after=">&-"), SENT, "2.0.0", copies=1),
+        P("all-closed", run(after="<&- >&- 2>&-")),
+        P("output-to-a-full-device", run(after=">/dev/full 2>&1"), to=LATER),
+        P(
+            "state-unwritable",
+            run(options="--config /lab/state.yaml"),
+            SENT,
+            "2.0.0",
+            copies=1,
+        ),
     ),
-    P(
-        "signals-ignored",
-        run(before="trap '' CHLD HUP INT TERM ALRM"),
-        *(SENT, "2.0.0"),
-        copies=1,
+    "name servers that refuse or are silent": (
+        P("dns-refuses", run(options="--config /lab/dns.yaml"), dsn="4.4.3"),
+        P("dns-silent", run(options="--config /lab/silent.yaml"), dsn="4.4.3"),
     ),
-    # Killed on the way, where and when it is worst.
-    *(
-        P(name, killed(*where), text=KILLED_TEXT, copies=copies, copies_in_the_end=end)
-        for name, where, copies, end in KILLED
+    "its own deadline": (
+        P("own-deadline", run(options="--deadline 2s"), dsn="4.4.2", to=HELD),
     ),
-    # Who else holds or floods its output.
-    P("child-holds-stdout", run(before="sleep 3 &"), SENT, "2.0.0", copies=1),
-    P("flood-of-output", f'{COMMAND} "$@"; {FLOOD}; exit 0\n', SENT, "2.0.0", copies=1),
-    P(
-        "flood-of-output-and-later",
-        f'{COMMAND} "$@"; {FLOOD}; exit 75\n',
-        dsn="4.2.0",
-        text="450 4.2.0 Later",
-        to=LATER,
+    "signals to the process that delivers": (
+        *(
+            P(
+                f"sig{name.lower()}",
+                engine(f"os.kill(os.getpid(), {number})"),
+                text=text,
+            )
+            for name, number, text in SIGNALS
+        ),
+        P(
+            "signals-ignored",
+            run(before="trap '' CHLD HUP INT TERM ALRM"),
+            *(SENT, "2.0.0"),
+            copies=1,
+        ),
     ),
-)
+    **{kind: tuple(_killed(*row) for row in rows) for kind, rows in KILLED.items()},
+    "output that another process holds open or floods": (
+        P("child-holds-stdout", run(before="sleep 3 &"), SENT, "2.0.0", copies=1),
+        P(
+            "flood-of-output",
+            f'{COMMAND} "$@"; {FLOOD}; exit 0\n',
+            SENT,
+            "2.0.0",
+            copies=1,
+        ),
+        P(
+            "flood-of-output-and-later",
+            f'{COMMAND} "$@"; {FLOOD}; exit 75\n',
+            dsn="4.2.0",
+            text="450 4.2.0 Later",
+            to=LATER,
+        ),
+    ),
+}
+"""The provocations by their kind, which README's short table has as rows."""
+
+PROVOCATIONS = tuple(chain.from_iterable(KINDS.values()))

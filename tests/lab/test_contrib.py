@@ -1,5 +1,6 @@
 """The fragments of contrib/postfix, loaded as they are by a Postfix of their own."""
 
+import platform
 import re
 from collections.abc import Iterator
 
@@ -10,10 +11,12 @@ from mxpolicy.options import Options
 from .cases import Case, Expected, Host, place
 from .conftest import transports_here
 from .lab import Lab
-from .packages import LabUnavailable
+from .packages import CHECKOUT, LabUnavailable
 from .postfix import CONTRIB
 
 pytestmark = pytest.mark.lab
+
+README = CHECKOUT / "README.md"
 
 # Five addresses are all that smtp(8) tries.
 SIXTH_IS_GOOD = Case(
@@ -63,6 +66,20 @@ def test_postfix_accepts_every_fragment() -> None:
         run(lab, "postconf", "-n")
         run(lab, "postfix", "check")
         assert not re.search("warning|error|fatal", "\n".join(lab.postfix.log()))
+
+
+def test_readme_names_the_versions_that_are_tried(plain: Lab) -> None:
+    release = platform.freedesktop_os_release()
+    name = f"{release['ID'].capitalize()} {release.get('VERSION_ID', 'sid')}"
+    row = re.search(rf"^\| {name} \| (\S+) \| (\S+) ", README.read_text(), re.M)
+    if row is None:
+        pytest.skip(f"README does not say that {name} was tried")
+    assert row[1].startswith(run(plain, "postconf", "-h", "mail_version").strip())
+    exim = re.match(
+        r"Exim version (\S+)", run(plain, "exim4", "-C", "/dev/null", "-bV")
+    )
+    assert exim is not None
+    assert row[2].startswith(exim[1])
 
 
 def test_deadline_is_below_the_limit_at_which_postfix_kills(plain: Lab) -> None:
