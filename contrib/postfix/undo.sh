@@ -9,7 +9,7 @@ drop() {
     if [ "$(postconf -h "$1")" = "$2" ]; then postconf -X "$1"; fi
 }
 
-# First whoever asks: smtpd(8) does not start with a list that names what is gone.
+# First the lists that ask: smtpd(8) does not start with one that names what is gone.
 check='check_policy_service { $mxpolicy_policy, policy_context='
 ours='permit_mynetworks, permit_sasl_authenticated'
 drop smtpd_relay_restrictions \
