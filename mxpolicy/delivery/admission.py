@@ -93,14 +93,14 @@ class Admission:
         rows = [
             row
             for stored in await self.store.scan(PLACE)
-            if (row := _Row.decode(stored.key, stored.value))
+            if (row := _PlaceRow.decode(stored.key, stored.value))
             and _is_neighbour(row.owner, me)
         ]
         if is_tight(len({row.place.process for row in rows}), self.processes):
             rows = [row for row in rows if await self._is_there(row)]
         return [row.place for row in rows]
 
-    async def _is_there(self, row: _Row) -> bool:
+    async def _is_there(self, row: _PlaceRow) -> bool:
         if self._lives(row.owner):
             return True
         await self.store.delete(row.key)
@@ -310,12 +310,12 @@ class Stay:
             await self._put()
 
     async def _put(self) -> None:
-        row = _Row(self._key, self._me, self._place())
+        row = _PlaceRow(self._key, self._me, self._own_place())
         # Heavy: it ends before all else, and would be the first to go from a full store.
         store = self._admission.store
         await store.put(row.key, row.encode(), self._expires, weight=HEAVY)
 
-    def _place(self) -> Place:
+    def _own_place(self) -> Place:
         process, progress = _process(self._me), self._progress
         if not self._is_waiting:
             aims = frozenset((self._aim, *self._hosts))
@@ -340,7 +340,7 @@ class Stay:
             await self._admission.went_through(aims, self._was_tight)
 
 
-class _Row(NamedTuple):
+class _PlaceRow(NamedTuple):
     """A place as the store has it."""
 
     key: str
@@ -353,7 +353,7 @@ class _Row(NamedTuple):
         return f"{owner}\n{self.place.encode()}".encode("ascii", "replace")
 
     @classmethod
-    def decode(cls, key: str, value: bytes) -> _Row | None:
+    def decode(cls, key: str, value: bytes) -> _PlaceRow | None:
         """Return what `encode` made, None for anything else."""
         try:
             first, second = value.decode("ascii").split("\n")

@@ -358,8 +358,10 @@ class Attempt:
             return
         ending = offer.ending
         if ending is None and undecided:
-            alone = len(offered) == 1
-            ending = trouble.ending(undecided, waited=waited, alone=alone)
+            sole_recipient = len(offered) == 1
+            ending = trouble.ending(
+                undecided, waited=waited, sole_recipient=sole_recipient
+            )
         elif ending is None:
             # Those left were not offered: they have a refusal from a better host.
             ending = Finding(Verdict.PERMANENT, Phase.TRANSACTION, waited)
@@ -393,7 +395,12 @@ class Attempt:
         for place in self._settlement.unsettled(answers.refused):
             verb, reply = answers.refused[place]
             refusal = self._failures.refused(
-                candidate, place, verb, reply, waited=waited, alone=len(offered) == 1
+                candidate,
+                place,
+                verb,
+                reply,
+                waited=waited,
+                sole_recipient=len(offered) == 1,
             )
             if refusal is not None and refusal.is_final:
                 self.settle(place, refusal.outcome)

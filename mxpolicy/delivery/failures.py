@@ -104,20 +104,22 @@ class Failures:
         reply: Reply,
         *,
         waited: float,
-        alone: bool,
+        sole_recipient: bool,
     ) -> Refusal | None:
         """*candidate* refused this recipient; return what a 5yz to the mail comes to.
 
         None: other hosts are asked, and `combine` settles it in the end. Arguments as
         in `trouble.judge_reply`.
         """
-        judgement = trouble.judge_reply(verb, reply, str(candidate.key), alone=alone)
+        judgement = trouble.judge_reply(
+            verb, reply, str(candidate.key), sole_recipient=sole_recipient
+        )
         verdict = trouble.verdict_of(reply, judgement)
         finding = Finding(
             verdict, Phase.TRANSACTION, waited, judgement.scope, text=reply.text
         )
         self._failures.append((index, Failure(candidate, finding, judgement)))
-        if judgement.action is not trouble.Action.SETTLE:
+        if judgement.next_step is not trouble.NextStep.SETTLE:
             return None
         assert isinstance(judgement.outcome, Bounced)
         is_final = not self._is_overruled(candidate)
@@ -153,12 +155,12 @@ def combine(
     status of the failure that tells most. The text begins with that one, and then
     names every host that was tried.
     """
-    final = [trouble.Action.SETTLE]
+    final = [trouble.NextStep.SETTLE]
     if reason is GiveUpReason.EXHAUSTED:
-        final.append(trouble.Action.LAST_RESORT)
+        final.append(trouble.NextStep.LAST_RESORT)
     for action in final:
         for failure in sorted(failures, key=_by_rank):
-            is_final = failure.judgement.action is action
+            is_final = failure.judgement.next_step is action
             if is_final and not is_overruled(failure.candidate):
                 return _with_tried(failure.judgement.outcome, failures, reason)
     if not failures:
@@ -175,7 +177,7 @@ def combine(
 
 def _is_misfit(failure: Failure) -> bool:
     judgement = failure.judgement
-    return judgement.action is trouble.Action.NEXT_HOST and isinstance(
+    return judgement.next_step is trouble.NextStep.NEXT_HOST and isinstance(
         judgement.outcome, Bounced
     )
 

@@ -398,7 +398,7 @@ def myself() -> Owner:
     """Return this process, for one delivery."""
     pid = os.getpid()
     call = os.urandom(4).hex()
-    return Owner(*_place(), pid, _started(pid) or 0, call)
+    return Owner(*_own_machine(), pid, _started(pid) or 0, call)
 
 
 def is_alive(owner: Owner) -> bool:
@@ -408,7 +408,7 @@ def is_alive(owner: Owner) -> bool:
     and in another namespace of process ids, a container's, the number is not to be
     looked up: those live as long as they said they would.
     """
-    machine, boot, namespace = _place()
+    machine, boot, namespace = _own_machine()
     if owner.boot != boot:
         return not machine or owner.machine != machine
     if not boot or owner.namespace != namespace:
@@ -417,7 +417,7 @@ def is_alive(owner: Owner) -> bool:
 
 
 @cache
-def _place() -> tuple[str, str, str]:
+def _own_machine() -> tuple[str, str, str]:
     """Return machine, boot and namespace of process ids; they stay while we live."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")

@@ -142,7 +142,7 @@ class Offer:
     Args:
         context: What all messages share.
         message: What is offered.
-        owner: Told what happens.
+        attempt: Told what happens.
         session: Ready.
         tls: What was asked of *session* before anything had failed.
         places: The recipients that it is offered for.
@@ -159,7 +159,7 @@ class Offer:
         self,
         context: Context,
         message: Message,
-        owner: Offerer,
+        attempt: Offerer,
         session: Session,
         tls: TlsRequirement,
         places: Sequence[int],
@@ -167,7 +167,7 @@ class Offer:
         self._options = context.options
         self._supplier = context.sessions
         self._message = message
-        self._owner = owner
+        self._attempt = attempt
         self._candidate = session.candidate
         self._places = places
         self.session = session
@@ -225,7 +225,7 @@ class Offer:
             failed = failure(self._message.trace, Phase.TRANSACTION, error)
             self.session.abort()
             self.ending, self.answers.goodbye = failed.finding, failed.reply
-            self._owner.record(self._candidate, failed.finding, failed.reply)
+            self._attempt.record(self._candidate, failed.finding, failed.reply)
 
     async def _go_on_after_a_stall(self) -> None:
         """Offer it by other approaches, where what we sent did not arrive.
@@ -236,7 +236,7 @@ class Offer:
         while self._left() and self.over is None:
             if self.ending is None or self.ending.verdict is not Verdict.STALLED:
                 return
-            others_left = bool(self._owner.others_left())
+            others_left = bool(self._attempt.others_left())
             approach = self.session.approach.after_stall(others_left=others_left)
             if approach is None:
                 return
@@ -244,7 +244,7 @@ class Offer:
                 await self._reopen(approach._replace(tls=self.tls))
             except SessionFailed as failed:
                 if failed.finding.full:  # else that it stalled has been said
-                    self._owner.record(self._candidate, failed.finding, failed.reply)
+                    self._attempt.record(self._candidate, failed.finding, failed.reply)
                 return
             await self._transact()
             if self.ending is None:
@@ -267,14 +267,14 @@ class Offer:
         if self.over is not None or self._message.settlement.with_dot_out(self._places):
             # Another dot is not sent now: the next attempt begins with TLS.
             finding = Finding(Verdict.TLS_FAILED, Phase.TLS, 0.0)
-            self._owner.record(self._candidate, self.tls.unmet(finding))
+            self._attempt.record(self._candidate, self.tls.unmet(finding))
             return
         try:
             await self._reopen(Approach(self.tls, self.session.approach.segment_size))
         except SessionFailed as failed:
             reply = failed.reply if failed.finding.phase is Phase.TLS else None
             self.ending = self.tls.unmet(failed.finding)
-            self._owner.record(self._candidate, self.ending, reply)
+            self._attempt.record(self._candidate, self.ending, reply)
             return
         await self._transact()
         await self._go_on_after_a_stall()
@@ -290,7 +290,7 @@ class Offer:
         old.quit()
         try:
             async with asyncio.timeout(min(RETRY_TIME, self._message.time_left())):
-                self.session = await self._owner.open(self._candidate, approach)
+                self.session = await self._attempt.open(self._candidate, approach)
         except LocalTrouble as error:
             raise failure(self._message.trace, Phase.CONNECT, error) from error
         except TimeoutError:
@@ -310,8 +310,8 @@ class Offer:
         only outlasted this patience is asked again, with all its time.
         """
         left = max(0.0, self._message.deadline - self._message.trace.now())
-        others = self._owner.others_left()
-        if not others or self._owner.is_last_chance():
+        others = self._attempt.others_left()
+        if not others or self._attempt.is_last_chance():
             return min(standard, left)
         share = min(self._options.transaction.silence, left / others)
         return min(standard, left, max(SHORTEST_PATIENCE, share))
@@ -325,7 +325,7 @@ class Offer:
 
     async def recipients_answered(self, accepted: Sequence[int]) -> None:
         """Let the losers go when there is nothing left for them (see `Control`)."""
-        self._owner.recipients_answered()
+        self._attempt.recipients_answered()
         if accepted:  # else the mail data would be sent for nothing
             await self._permit_dot()
 
@@ -346,7 +346,7 @@ class Offer:
     def taken(self, recipients: Sequence[int], reply: Reply) -> None:
         """Settle *recipients* at once: nothing that comes now can undo it."""
         for place in recipients:
-            self._owner.settle(
+            self._attempt.settle(
                 place, trouble.delivered(reply, str(self._candidate.key))
             )
 

@@ -142,7 +142,7 @@ def _stale_remarks(lookups: Iterable[Lookup]) -> Iterator[str]:
         yield printable(f"remembered: MX of {one.name}; DNS says: {one.reason}")
 
 
-class _Answered(NamedTuple):
+class _Selected(NamedTuple):
     """One nexthop: what is left of it, and the answers that it was made from."""
 
     selection: Selection
@@ -210,8 +210,8 @@ class Planner:
                 group.create_task(self._select(nexthop, questions))
                 for nexthop in nexthops
             ]
-        answered = [task.result() for task in tasks]
-        selections = [one.selection for one in answered]
+        selected = [task.result() for task in tasks]
+        selections = [one.selection for one in selected]
         seed = shuffle_seed(reverse_path, forward_path, destination_domain)
         candidates = arrange(_located(nexthops, selections), seed)
         refusal = None
@@ -222,16 +222,16 @@ class Planner:
             candidates,
             (
                 *(remark for one in selections for remark in one.remarks),
-                *(remark for one in answered for remark in _stale_remarks(one.lookups)),
+                *(remark for one in selected for remark in _stale_remarks(one.lookups)),
             ),
             refusal,
             selections[0].own_preference,
-            tuple(lookup for one in answered for lookup in one.lookups),
-            tuple(_unresolved(answered)),
+            tuple(lookup for one in selected for lookup in one.lookups),
+            tuple(_unresolved(selected)),
             nexthop_aim(nexthops),
         )
 
-    async def _select(self, nexthop: Nexthop, questions: _Questions) -> _Answered:
+    async def _select(self, nexthop: Nexthop, questions: _Questions) -> _Selected:
         own = self._own if nexthop.port == LOOP_PORT else None
         exchangers, lookups = await _exchangers(nexthop, questions)
         hosts, named_at = exchangers.hosts, None
@@ -251,7 +251,7 @@ class Planner:
             defer_missing=self._options.nxdomain is NxdomainPolicy.DEFER,
         )
         lookups += tuple(lookup for one in resolved for lookup in one.lookups)
-        return _Answered(selection, lookups)
+        return _Selected(selection, lookups)
 
     def _refusal(
         self,
@@ -337,8 +337,8 @@ def _unanswered(name: str, rdtype: str) -> Lookup:
     return Lookup(name, rdtype, LookupStatus.FAILED, reason="no answer in time")
 
 
-def _unresolved(answered: Sequence[_Answered]) -> Iterator[Unresolved]:
-    for place, (selection, lookups) in enumerate(answered):
+def _unresolved(selected: Sequence[_Selected]) -> Iterator[Unresolved]:
+    for place, (selection, lookups) in enumerate(selected):
         for host in selection.unresolved:
             yield Unresolved(host.name, host.preference, place)
         for lookup in lookups:

@@ -109,17 +109,17 @@ class Answers:
         self.goodbye = None
         return replies[0] if replies else None
 
-    def take_back_crowded(self, places: Iterable[int]) -> list[int]:
+    def take_back_over_limit(self, places: Iterable[int]) -> list[int]:
         """Forget and return those refused only because there were "too many" of them."""
-        crowded = [
+        over_limit = [
             place
             for place in places
             if place in self.refused
             and trouble.is_too_many_recipients(*self.refused[place])
         ]
-        for place in crowded:
+        for place in over_limit:
             del self.refused[place]
-        return crowded
+        return over_limit
 
 
 class Transaction:
@@ -189,11 +189,11 @@ class Transaction:
             size = self._session.extensions.limits.rcptmax or len(pending)
             batch, later = pending[:size], pending[size:]
             some_taken = await self._one_transaction(batch, later)
-            crowded = self._answers.take_back_crowded(batch) if some_taken else []
+            over_limit = self._answers.take_back_over_limit(batch) if some_taken else []
             refused = self._answers.refused
             later = [place for place in later if place not in refused]
             # All others may have been settled while we waited for the dot's reply.
-            pending = self._settlement.open([*crowded, *later])
+            pending = self._settlement.open([*over_limit, *later])
 
     async def _one_transaction(
         self, batch: Sequence[int], later: Sequence[int]

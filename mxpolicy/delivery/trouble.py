@@ -48,9 +48,9 @@ __all__ = [
     "MAX_OUTCOME_TEXT",
     "UNREACHABLE",
     "VERDICTS",
-    "Action",
     "Judgement",
     "Misfit",
+    "NextStep",
     "bad_nexthop",
     "bad_recipient",
     "bad_sender",
@@ -129,7 +129,7 @@ _COMMAND_WORDS = {
 }
 
 
-class Action(Enum):
+class NextStep(Enum):
     """What to do next for those in the judgement's scope."""
 
     SETTLE = "settle"  # final, unless a better host is still to be heard
@@ -143,13 +143,13 @@ class Judgement(NamedTuple):
 
     Attributes:
         scope: Whom it is about.
-        action: What to do.
+        next_step: What to do.
         outcome: What it comes to when nobody does better. `Bounced` only with
-            `Action.SETTLE` and `Action.LAST_RESORT`, or for a `Misfit`.
+            `NextStep.SETTLE` and `NextStep.LAST_RESORT`, or for a `Misfit`.
     """
 
     scope: Scope
-    action: Action
+    next_step: NextStep
     outcome: Deferred | Bounced
 
 
@@ -178,7 +178,7 @@ _MISFITS = {
 
 
 def judge_reply(
-    verb: Verb, reply: Reply, relay: str, *, alone: bool = False
+    verb: Verb, reply: Reply, relay: str, *, sole_recipient: bool = False
 ) -> Judgement:
     """Judge a reply that is not the good one, to MAIL, RCPT, DATA or the final dot.
 
@@ -187,24 +187,24 @@ def judge_reply(
             of DATA or of the final dot: it makes no difference.
         reply: The reply.
         relay: What said it, a candidate's key as text.
-        alone: No other recipient was offered in this session.
+        sole_recipient: No other recipient was offered in this session.
     """
     scope = Scope.RECIPIENT if verb is Verb.RCPT else Scope.MESSAGE
     text = f"host {shown_of(relay)} said: {reply.text} (in reply to {_COMMAND_WORDS[verb]})"
     deferred = Deferred(_status(reply, 4), one_line(text), reply, relay)
     if reply.code == 421 or reply.is_positive:
         # A 2yz where a 3yz is due is nonsense: Postfix bounces it, we doubt it.
-        return Judgement(Scope.HOST, Action.NEXT_HOST, deferred)
+        return Judgement(Scope.HOST, NextStep.NEXT_HOST, deferred)
     bounced = Bounced(_status(reply, 5), deferred.text, reply, relay)
     if is_about_the_session(verb, reply):
-        return Judgement(Scope.HOST, Action.LAST_RESORT, bounced)
+        return Judgement(Scope.HOST, NextStep.LAST_RESORT, bounced)
     if is_too_many_recipients(verb, reply) and not (
-        alone and _may_mean_a_full_mailbox(reply)
+        sole_recipient and _may_mean_a_full_mailbox(reply)
     ):
-        return Judgement(scope, Action.AGAIN_HERE, deferred)
+        return Judgement(scope, NextStep.AGAIN_HERE, deferred)
     if reply.is_permanent:
-        return Judgement(scope, Action.SETTLE, bounced)
-    return Judgement(scope, Action.NEXT_HOST, deferred)
+        return Judgement(scope, NextStep.SETTLE, bounced)
+    return Judgement(scope, NextStep.NEXT_HOST, deferred)
 
 
 def is_about_the_session(verb: Verb, reply: Reply) -> bool:
@@ -338,7 +338,7 @@ def judge_finding(
         status = _BAD_CONNECTION if late else _OWN_TROUBLE
         text = one_line(f"local trouble: {finding.text or finding.verdict.value}")
         return Judgement(
-            Scope.SITE, Action.NEXT_HOST, Deferred(status, text, None, relay)
+            Scope.SITE, NextStep.NEXT_HOST, Deferred(status, text, None, relay)
         )
     status, words = VERDICTS[finding.verdict]
     after = f" ({finding.phase.word}, {finding.waited:.1f}s)"
@@ -350,10 +350,12 @@ def judge_finding(
         and greeting_5xx is GreetingPolicy.BOUNCE
     ):
         outcome = Bounced(_status(reply, 5), text, reply, relay)
-        return Judgement(Scope.HOST, Action.SETTLE, outcome)
+        return Judgement(Scope.HOST, NextStep.SETTLE, outcome)
     if reply and not reply.is_positive:
         status = _status(reply, 4)
-    return Judgement(Scope.HOST, Action.NEXT_HOST, Deferred(status, text, reply, relay))
+    return Judgement(
+        Scope.HOST, NextStep.NEXT_HOST, Deferred(status, text, reply, relay)
+    )
 
 
 def in_doubt(finding: Finding, relay: str) -> Deferred:
@@ -408,7 +410,7 @@ def judge_misfit(why: Misfit, relay: str) -> Judgement:
     text = one_line(f"{why.value} (EHLO reply of host {shown_of(relay)})")
     outcome = Bounced if why.status.class_ == 5 else Deferred
     return Judgement(
-        Scope.MESSAGE, Action.NEXT_HOST, outcome(why.status, text, None, relay)
+        Scope.MESSAGE, NextStep.NEXT_HOST, outcome(why.status, text, None, relay)
     )
 
 
@@ -416,20 +418,25 @@ def ending(
     refusals: Iterable[tuple[Verb, Reply]],
     *,
     waited: float,
-    alone: bool,
+    sole_recipient: bool,
 ) -> Finding:
     """Sum up a transaction that ended with recipients refused and unsettled.
 
     Args:
         refusals: What those recipients were answered; at least one.
         waited: Seconds that the transaction took.
-        alone: As in `judge_reply`.
+        sole_recipient: As in `judge_reply`.
 
     Returns:
         What `Race.resume` wants.
     """
     judged = [
-        (verdict_of(reply, judge_reply(verb, reply, "", alone=alone)), reply)
+        (
+            verdict_of(
+                reply, judge_reply(verb, reply, "", sole_recipient=sole_recipient)
+            ),
+            reply,
+        )
         for verb, reply in refusals
     ]
     # The one that leaves most to hope for decides: 4yz, then our session, then 5yz.
@@ -442,7 +449,7 @@ _HOPE = (Verdict.TRANSIENT, Verdict.UNFIT, Verdict.PERMANENT)
 
 def verdict_of(reply: Reply, judgement: Judgement) -> Verdict:
     """Return the word for a refusal in a transaction."""
-    if judgement.action is Action.SETTLE:
+    if judgement.next_step is NextStep.SETTLE:
         return Verdict.PERMANENT
     return Verdict.TRANSIENT if reply.is_transient else Verdict.UNFIT
 

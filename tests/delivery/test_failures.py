@@ -35,7 +35,7 @@ def refuse(
     failures: Failures, candidate: Candidate, text: str, index: int = 0
 ) -> Bounced | None:
     refusal = failures.refused(
-        candidate, index, Verb.RCPT, reply(text), waited=0.5, alone=True
+        candidate, index, Verb.RCPT, reply(text), waited=0.5, sole_recipient=True
     )
     return refusal.outcome if refusal and refusal.is_final else None
 
@@ -260,12 +260,17 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
     stands = greeting_stands = about_session = False
     for candidate, what in seen:
         match what:
-            case (Verb() as verb, Reply() as answer, bool(alone)):
+            case (Verb() as verb, Reply() as answer, bool(sole_recipient)):
                 about_session |= candidate not in overruled and (
                     trouble.is_about_the_session(verb, answer)
                 )
                 refusal = failures.refused(
-                    candidate, 0, verb, answer, waited=1.0, alone=alone
+                    candidate,
+                    0,
+                    verb,
+                    answer,
+                    waited=1.0,
+                    sole_recipient=sole_recipient,
                 )
                 if refusal is not None and refusal.is_final:
                     assert answer.is_permanent

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mxpolicy.address import AddressError, UnsupportedDomain
 from mxpolicy.delivery import trouble
-from mxpolicy.delivery.trouble import Action, Judgement, Misfit
+from mxpolicy.delivery.trouble import Judgement, Misfit, NextStep
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import GreetingPolicy
 from mxpolicy.outcome import Bounced, Deferred
@@ -28,8 +28,8 @@ def reply(text: str) -> Reply:
     return Reply(int(lines[0][:3]), tuple(line[4:] for line in lines))
 
 
-def said(verb: Verb, text: str, *, alone: bool = False) -> Judgement:
-    return trouble.judge_reply(verb, reply(text), RELAY, alone=alone)
+def said(verb: Verb, text: str, *, sole_recipient: bool = False) -> Judgement:
+    return trouble.judge_reply(verb, reply(text), RELAY, sole_recipient=sole_recipient)
 
 
 def failed(
@@ -130,7 +130,7 @@ POSTFIX = {
 
 @pytest.mark.parametrize("row", [pytest.param(r, id=i) for i, r in POSTFIX.items()])
 def test_what_postfix_does(row: Row) -> None:
-    assert (row.judgement.action is Action.NEXT_HOST) == row.next_host
+    assert (row.judgement.next_step is NextStep.NEXT_HOST) == row.next_host
     assert str(row.judgement.outcome.status) == row.status
     assert isinstance(row.judgement.outcome, Bounced) == row.status.startswith("5")
 
@@ -168,7 +168,7 @@ def test_the_status_of_a_refusal(text: str, status: str) -> None:
 def test_codes_about_the_session_are_a_last_resort(verb: Verb, code: int) -> None:
     judgement = said(verb, f"{code} 5.5.1 something")
     assert judgement.scope is Scope.HOST
-    assert judgement.action is Action.LAST_RESORT
+    assert judgement.next_step is NextStep.LAST_RESORT
     assert isinstance(judgement.outcome, Bounced)
     assert str(judgement.outcome.status) == "5.5.1"
 
@@ -204,7 +204,7 @@ def test_codes_about_the_session_are_a_last_resort(verb: Verb, code: int) -> Non
 def test_a_refusal_of_how_we_came_is_a_last_resort(verb: Verb, text: str) -> None:
     judgement = said(verb, text)
     assert judgement.scope is Scope.HOST
-    assert judgement.action is Action.LAST_RESORT
+    assert judgement.next_step is NextStep.LAST_RESORT
 
 
 # As helo and in the reverse-path: example.net, and mail.example.net[192.0.2.7].
@@ -280,27 +280,29 @@ def test_a_refusal_at_the_dot_is_about_the_mail_whatever_it_says(text: str) -> N
 @pytest.mark.parametrize(
     ("text", "action"),
     [
-        pytest.param("452 4.5.3 Too many recipients", Action.AGAIN_HERE, id="452"),
-        pytest.param("552 5.5.3 Too many recipients", Action.AGAIN_HERE, id="552"),
-        pytest.param("450 4.5.3 Error: too many", Action.AGAIN_HERE, id="450"),
-        pytest.param("452 no more", Action.AGAIN_HERE, id="452_bare"),
-        pytest.param("552 no more", Action.AGAIN_HERE, id="552_bare"),
-        pytest.param("452 4.3.0 Too many recipients", Action.AGAIN_HERE, id="by_words"),
-        pytest.param("452 4.3.1 disk full", Action.NEXT_HOST, id="452_disk"),
-        pytest.param("452 4.2.2 over quota", Action.NEXT_HOST, id="452_mailbox"),
-        pytest.param("552 5.2.2 over quota", Action.SETTLE, id="552_mailbox"),
-        pytest.param("421 4.5.3 too many", Action.NEXT_HOST, id="421_closes"),
-        pytest.param("550 too many errors", Action.SETTLE, id="550"),
-        pytest.param("552 5.2.2 too many messages", Action.SETTLE, id="mailbox_full"),
-        pytest.param("452 4.2.2 too many messages", Action.NEXT_HOST, id="452_full"),
+        pytest.param("452 4.5.3 Too many recipients", NextStep.AGAIN_HERE, id="452"),
+        pytest.param("552 5.5.3 Too many recipients", NextStep.AGAIN_HERE, id="552"),
+        pytest.param("450 4.5.3 Error: too many", NextStep.AGAIN_HERE, id="450"),
+        pytest.param("452 no more", NextStep.AGAIN_HERE, id="452_bare"),
+        pytest.param("552 no more", NextStep.AGAIN_HERE, id="552_bare"),
+        pytest.param(
+            "452 4.3.0 Too many recipients", NextStep.AGAIN_HERE, id="by_words"
+        ),
+        pytest.param("452 4.3.1 disk full", NextStep.NEXT_HOST, id="452_disk"),
+        pytest.param("452 4.2.2 over quota", NextStep.NEXT_HOST, id="452_mailbox"),
+        pytest.param("552 5.2.2 over quota", NextStep.SETTLE, id="552_mailbox"),
+        pytest.param("421 4.5.3 too many", NextStep.NEXT_HOST, id="421_closes"),
+        pytest.param("550 too many errors", NextStep.SETTLE, id="550"),
+        pytest.param("552 5.2.2 too many messages", NextStep.SETTLE, id="mailbox_full"),
+        pytest.param("452 4.2.2 too many messages", NextStep.NEXT_HOST, id="452_full"),
     ],
 )
-def test_too_many_recipients_is_asked_again_here(text: str, action: Action) -> None:
-    assert said(Verb.RCPT, text).action is action
-    again = action is Action.AGAIN_HERE
+def test_too_many_recipients_is_asked_again_here(text: str, action: NextStep) -> None:
+    assert said(Verb.RCPT, text).next_step is action
+    again = action is NextStep.AGAIN_HERE
     assert trouble.is_too_many_recipients(Verb.RCPT, reply(text)) is again
     assert isinstance(said(Verb.RCPT, text).outcome, Bounced) == (
-        action is Action.SETTLE
+        action is NextStep.SETTLE
     )
 
 
@@ -314,7 +316,7 @@ def test_too_many_recipients_is_asked_again_here(text: str, action: Action) -> N
     ],
 )
 def test_one_recipient_alone_is_not_too_many(text: str, bounces: bool) -> None:
-    outcome = said(Verb.RCPT, text, alone=True).outcome
+    outcome = said(Verb.RCPT, text, sole_recipient=True).outcome
     assert isinstance(outcome, Bounced) == bounces
 
 
@@ -326,7 +328,7 @@ def test_552_to_the_message_is_no_matter_of_recipients(verb: Verb) -> None:
 @pytest.mark.parametrize("verb", IN_TRANSACTION)
 def test_421_is_about_the_host(verb: Verb) -> None:
     judgement = said(verb, "421 4.7.0 closing")
-    assert (judgement.scope, judgement.action) == (Scope.HOST, Action.NEXT_HOST)
+    assert (judgement.scope, judgement.next_step) == (Scope.HOST, NextStep.NEXT_HOST)
 
 
 @pytest.mark.parametrize(
@@ -350,14 +352,14 @@ def test_whom_a_refusal_is_about(verb: Verb, scope: Scope, text: str) -> None:
     st.booleans(),
 )
 def test_a_reply_bounces_only_if_it_is_5yz_and_about_the_mail(
-    verb: Verb, code: int, text: str, alone: bool
+    verb: Verb, code: int, text: str, sole_recipient: bool
 ) -> None:
     answer = Reply(code, (text,))
-    judgement = trouble.judge_reply(verb, answer, RELAY, alone=alone)
+    judgement = trouble.judge_reply(verb, answer, RELAY, sole_recipient=sole_recipient)
     outcome = judgement.outcome
     bounces = isinstance(outcome, Bounced)
-    last_resort = judgement.action is Action.LAST_RESORT
-    assert bounces == (last_resort or judgement.action is Action.SETTLE)
+    last_resort = judgement.next_step is NextStep.LAST_RESORT
+    assert bounces == (last_resort or judgement.next_step is NextStep.SETTLE)
     assert outcome.status.class_ == (5 if bounces else 4)
     if bounces:
         assert code >= 500
@@ -452,7 +454,7 @@ def test_the_most_hopeful_refusal_sums_up_a_transaction(
     texts: list[str], verdict: Verdict
 ) -> None:
     refusals = [(Verb.RCPT, reply(text)) for text in texts]
-    finding = trouble.ending(refusals, waited=2.0, alone=False)
+    finding = trouble.ending(refusals, waited=2.0, sole_recipient=False)
     assert (finding.verdict, finding.phase) == (verdict, Phase.TRANSACTION)
 
 

@@ -152,14 +152,16 @@ def judgements(data: bytes) -> None:
     """What a host says is shown harmlessly at every exit, and bounces only by a 5yz."""
     choices = Choices(data)
     verb = choices.of(VERBS)
-    alone = choices.number(2) == 0
+    sole_recipient = choices.number(2) == 0
     for reply in _read([choices.rest()])[0]:
         if reply.is_positive and verb is not Verb.DATA:
             continue
         failures = Failures(lambda candidate: False)
-        refused = failures.refused(CANDIDATE, 0, verb, reply, waited=1.0, alone=alone)
+        refused = failures.refused(
+            CANDIDATE, 0, verb, reply, waited=1.0, sole_recipient=sole_recipient
+        )
         final = refused.outcome if refused else None
-        trouble.ending([(verb, reply)], waited=1.0, alone=alone)
+        trouble.ending([(verb, reply)], waited=1.0, sole_recipient=sole_recipient)
         assert final is None or reply.is_permanent
         combined = final or failures.combine(0, GiveUpReason.EXHAUSTED)
         assert isinstance(combined, Deferred) or reply.is_permanent

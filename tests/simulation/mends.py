@@ -52,8 +52,8 @@ MENDS = {
         (
             Edit(
                 "delivery/trouble.py",
-                "        return Judgement(Scope.HOST, Action.LAST_RESORT, bounced)\n",
-                "        return Judgement(Scope.HOST, Action.NEXT_HOST, deferred)\n",
+                "        return Judgement(Scope.HOST, NextStep.LAST_RESORT, bounced)\n",
+                "        return Judgement(Scope.HOST, NextStep.NEXT_HOST, deferred)\n",
             ),
         ),
     ),
