@@ -32,8 +32,8 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "TRANSIENT_VISITS = 2\n",
-                "TRANSIENT_VISITS = 1\n",
+                "TRANSIENT_VISITS = 2",
+                "TRANSIENT_VISITS = 1",
             ),
         ),
     ),
@@ -42,8 +42,8 @@ MENDS = {
         (
             Edit(
                 "delivery/trouble.py",
-                "    if reply.code == 421 or reply.is_positive:\n",
-                "    if reply.code == 421 or reply.is_positive or 'client' in reply.text:\n",
+                "reply.code == 421 or reply.is_positive:",
+                "reply.code == 421 or reply.is_positive or 'client' in reply.text:",
             ),
         ),
     ),
@@ -52,8 +52,8 @@ MENDS = {
         (
             Edit(
                 "delivery/trouble.py",
-                "        return Judgement(Scope.HOST, NextStep.LAST_RESORT, bounced)\n",
-                "        return Judgement(Scope.HOST, NextStep.NEXT_HOST, deferred)\n",
+                ".LAST_RESORT, bounced)",
+                ".NEXT_HOST, deferred)",
             ),
         ),
     ),
@@ -62,10 +62,10 @@ MENDS = {
         (
             Edit(
                 "delivery/failures.py",
-                "    if reason is GiveUpReason.EXHAUSTED:\n        final.append",
+                "    if reason is GiveUpReason.EXHAUSTED:\n        final",
                 "    if reason is GiveUpReason.EXHAUSTED and not any(\n"
                 "        one.finding.verdict is Verdict.TRANSIENT for one in failures\n"
-                "    ):\n        final.append",
+                "    ):\n        final",
             ),
         ),
     ),
@@ -74,8 +74,8 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "        in_turn = sorted(entrants, key=_doubts)\n",
-                "        in_turn = [one._replace(doubts=0, doubts_here=0) for one in entrants]\n",
+                "sorted(entrants, key=_doubts)",
+                "[one._replace(doubts=0, doubts_here=0) for one in entrants]",
             ),
         ),
     ),
@@ -84,8 +84,8 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "    return entrant.doubts, entrant.doubts_here\n",
-                "    return entrant.doubts, 0\n",
+                "entrant.doubts, entrant.doubts_here",
+                "entrant.doubts, 0",
             ),
         ),
     ),
@@ -94,8 +94,8 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "        return self.entrant.doubts_of_all >= DOUBTS_ENOUGH\n",
-                "        return False\n",
+                "self.entrant.doubts_of_all >= DOUBTS_ENOUGH",
+                "False",
             ),
         ),
     ),
@@ -104,8 +104,8 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "                ends = max(ends, self._copy_risked_at(runner))\n",
-                "                pass\n",
+                "max(ends, self._copy_risked_at(runner))",
+                "ends",
             ),
         ),
     ),
@@ -114,8 +114,8 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "        self.standing = _Standing.TURNED_AWAY\n",
-                "        self.standing = _Standing.FAILED\n",
+                "self.standing = _Standing.TURNED_AWAY",
+                "self.standing = _Standing.FAILED",
             ),
         ),
     ),
@@ -124,10 +124,8 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "        is_new = len({*said_4yz}) < TRANSIENT_VISITS and (\n"
-                "            runner.candidate.host not in said_4yz\n"
-                "        )\n",
-                "        is_new = False\n",
+                "is_new = len({*said_4yz})",
+                "is_new = False and len({*said_4yz})",
             ),
         ),
     ),
@@ -136,8 +134,8 @@ MENDS = {
         (
             Edit(
                 "routing/unresolved.py",
-                "    return now - since.first < SOFT\n",
-                "    return False\n",
+                "now - since.first < SOFT",
+                "False",
             ),
         ),
     ),
@@ -146,8 +144,8 @@ MENDS = {
         (
             Edit(
                 "delivery/dialogue.py",
-                "        if self.smtp.awaits and not self.smtp.is_asking:\n",
-                "        if False:\n",
+                "self.smtp.awaits and not self.smtp.is_asking:",
+                "False:",
             ),
         ),
     ),
@@ -156,8 +154,8 @@ MENDS = {
         (
             Edit(
                 "delivery/session.py",
-                "        patience += 2 * hello_seconds\n",
-                "",
+                "patience += 2 * hello_seconds",
+                "pass",
             ),
         ),
     ),
@@ -166,8 +164,8 @@ MENDS = {
         (
             Edit(
                 "delivery/claims.py",
-                "_VISIT, _VISIT_AFTER_DOT = 10.0, 60.0\n",
-                "_VISIT, _VISIT_AFTER_DOT = 1.0, 1.0\n",
+                "_VISIT, _VISIT_AFTER_DOT = 10.0, 60.0",
+                "_VISIT, _VISIT_AFTER_DOT = 1.0, 1.0",
             ),
         ),
     ),
@@ -176,8 +174,8 @@ MENDS = {
         (
             Edit(
                 "delivery/offer.py",
-                "        if not self.session.might_have_tls:\n            return\n",
-                "        return\n",
+                "if not self.session.might_have_tls:",
+                "if True:",
             ),
         ),
     ),
@@ -186,8 +184,8 @@ MENDS = {
         (
             Edit(
                 "routing/reachability.py",
-                "    if was_ready_lately and finding.verdict in _TURNED_AWAY:\n",
-                "    if False:\n",
+                "was_ready_lately and finding.verdict in _TURNED_AWAY:",
+                "False:",
             ),
         ),
     ),
@@ -196,9 +194,9 @@ MENDS = {
         (
             Edit(
                 "delivery/consult.py",
-                "        if now() >= until:\n            return Consulted(known)\n",
-                "        if now() >= until:\n"
-                "            return Consulted(known, (), *refusal_of(known))\n",
+                "if now() >= until:\n            return Consulted(known)",
+                "if now() >= until:\n"
+                "            return Consulted(known, (), *refusal_of(known))",
             ),
         ),
     ),
@@ -217,8 +215,8 @@ MENDS = {
         (
             Edit(
                 "delivery/trouble.py",
-                "    if reply.code not in (452, 552) or (status is not None and status.subject == 2):\n",
-                "    if reply.code not in (452, 552):\n",
+                "(status is not None and status.subject == 2)",
+                "False",
             ),
         ),
     ),
@@ -227,8 +225,8 @@ MENDS = {
         (
             Edit(
                 "routing/places.py",
-                "    return limit > 0 and taken * 4 >= limit * 3\n",
-                "    return False\n",
+                "limit > 0 and taken * 4 >= limit * 3",
+                "False",
             ),
         ),
     ),
@@ -237,8 +235,8 @@ MENDS = {
         (
             Edit(
                 "routing/places.py",
-                "        if known is Lately.WELL:\n            continue\n",
-                "",
+                "if known is Lately.WELL:",
+                "if False:",
             ),
         ),
     ),
@@ -247,8 +245,8 @@ MENDS = {
         (
             Edit(
                 "delivery/journal.py",
-                "        return entry.past.doubted(entry.relay)\n",
-                "        return entry.past\n",
+                "entry.past.doubted(entry.relay)",
+                "entry.past",
             ),
         ),
     ),
@@ -257,8 +255,8 @@ MENDS = {
         (
             Edit(
                 "delivery/journal.py",
-                "                return Busy()\n",
-                "                pass\n",
+                "return Busy()",
+                "pass",
             ),
         ),
     ),
@@ -267,8 +265,8 @@ MENDS = {
         (
             Edit(
                 "routing/dialable.py",
-                "        if self.is_exempt(address):\n            return None\n",
-                "        return None\n",
+                "if self.is_exempt(address):",
+                "if True:",
             ),
         ),
     ),
@@ -277,8 +275,8 @@ MENDS = {
         (
             Edit(
                 "routing/selection.py",
-                "if mine is None or one.host.preference < mine]\n",
-                "if mine is None or one.host.preference <= mine]\n",
+                "one.host.preference < mine]",
+                "one.host.preference <= mine]",
             ),
         ),
     ),
@@ -287,8 +285,8 @@ MENDS = {
         (
             Edit(
                 "delivery/offer.py",
-                "        if not may_send:\n",
-                "        if False:\n",
+                "if not may_send:",
+                "if False:",
             ),
         ),
     ),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.simulation.mends import Mend
 
-__all__ = ["Found", "MendGone", "faulty_without"]
+__all__ = ["HOUSE", "Found", "MendGone", "faulty_without", "take_back"]
 
 HOUSE = Path(mxpolicy.__file__).parent
 TESTS = Path(__file__).parents[1]
@@ -55,6 +55,7 @@ def take_back(name: str, mend: Mend, house: Path) -> None:
 
     Raises:
         MendGone: The text is not there, or more than once.
+        SyntaxError: The edit makes no Python.
     """
     for edit in mend.edits:
         path = house / edit.file
@@ -64,6 +65,7 @@ def take_back(name: str, mend: Mend, house: Path) -> None:
                 f"{name}: {edit.file} has {text.count(edit.old)} times {edit.old!r}"
             )
         path.write_text(text.replace(edit.old, edit.new))
+        compile(path.read_text(), edit.file, "exec")
 
 
 def faulty_without(name: str, seeds: Iterable[int], enough: int) -> Found:

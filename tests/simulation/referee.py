@@ -237,9 +237,10 @@ def _price(
 
     A race may be won by a host to which the patient sender never came, and that host
     may leave the final dot unanswered. To bounce what a host may have costs no copy, so
-    each such host may be asked once more before it comes to that; nor does it to believe a 250 that comes before the final dot (*is_fooling*). Who is
-    killed before the reply is read makes a copy, as a patient sender does. A restart is
-    one more try, at hosts that do not answer the dot or without an answer of the store.
+    each such host may be asked once more before it comes to that; nor does it to believe a 250 that
+    comes before the final dot (*is_fooling*). Who is killed before the reply is read
+    begins anew: so a patient sender makes all its copies again. A restart is one more
+    try, at hosts that do not answer the dot or without an answer of the store.
     """
     copies = ours.copies(one)
     theirs = {taken.host for taken in patients.copies(one)}
@@ -253,7 +254,7 @@ def _price(
         for taken in copies
     )
     restarted = len(world.restarts) if unheard or is_slow else 0
-    return elsewhere + bounced + is_fooling + killed + restarted
+    return elsewhere + bounced + is_fooling + killed * max(1, len(theirs)) + restarted
 
 
 def tell(world: World, faults: list[Fault]) -> str:

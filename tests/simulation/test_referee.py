@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.simulation.kept import KEPT
-from tests.simulation.proof import faulty_without
+from tests.simulation.mends import MENDS
+from tests.simulation.proof import HOUSE, faulty_without, take_back
 from tests.simulation.referee import judge, tell, world_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 AT_ONCE = 50
 # Of all mends, and where they show: the whole proof takes minutes.
@@ -33,3 +40,11 @@ def test_referee_sees_when_a_mend_is_taken_back(
 ) -> None:
     found = faulty_without(name, range(first, last + 1), enough=1)
     assert found.seeds or found.kept
+
+
+@pytest.mark.parametrize("name", MENDS)
+def test_mend_can_be_taken_back(name: str, tmp_path: Path) -> None:
+    for edit in MENDS[name].edits:
+        (tmp_path / edit.file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(HOUSE / edit.file, tmp_path / edit.file)
+    take_back(name, MENDS[name], tmp_path)
