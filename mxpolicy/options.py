@@ -196,7 +196,7 @@ class LimitOptions:
     hops: Hops = 50
     """``Received:`` fields that make a message a loop; it bounces with 5.4.6 (RFC 5321 §6.3, Postfix: hopcount_limit)."""
     processes: Processes = 60
-    """How many deliveries the mail server runs at once (Postfix: maxproc in master.cf, added up where several transports run mxpolicy). When three quarters of them run, a destination that a quarter of them wait for gets no more. Its next message is deferred with 4.3.2, and other mail goes on. 0: no destination is ever limited."""
+    """How many deliveries the mail server runs at once (Postfix: maxproc in master.cf, added up where several transports run mxpolicy). A destination that does not answer gets no more than its share, and other mail goes on. 0: no destination is ever limited."""
 
 
 @dataclass(frozen=True, slots=True)
