@@ -34,7 +34,6 @@ from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Bounced, Delivered
-from mxpolicy.state.change import New, compare_and_set
 from mxpolicy.state.store import HEAVY, LIGHT
 
 if TYPE_CHECKING:
@@ -281,10 +280,8 @@ class Claims:
         self, patience: _Patience, place: int, old: bytes | None, new: bytes
     ) -> bool:
         """Put *new* in the place of *old*; False too when the store gives no answer."""
-        key, row = self._keys[place], New(new, self._utc() + KEPT_IN_PART, HEAVY)
-        done = await patience.ask(
-            self._store, lambda store: compare_and_set(store, key, old, row)
-        )
+        row = self._keys[place], old, new, self._utc() + KEPT_IN_PART, HEAVY
+        done = await patience.ask(self._store, lambda store: store.replace(*row))
         if done:
             self._held[place] = new
         return done

@@ -37,7 +37,7 @@ class Leases:
     def __init__(self, store: Store, utc: Callable[[], float]) -> None:
         self._store = store
         self._utc = utc
-        self._held: list[str] = []
+        self._held: dict[str, bytes] = {}
 
     async def take(self, key: str) -> bool:
         """Take the lease of *key*; return False when it is taken."""
@@ -51,7 +51,7 @@ class Leases:
         changed = await change(self._store, LEASED + key, step, tries=1)
         if changed.change is not Change.DONE:
             return False
-        self._held.append(key)
+        self._held[LEASED + key] = new.value
         return True
 
     async def take_all(self, keys: Iterable[str]) -> bool:
@@ -67,9 +67,9 @@ class Leases:
         return True
 
     async def release(self) -> None:
-        """Give all of them back."""
+        """Give all of them back; one that is over may be another message's now."""
         while self._held:
-            await self._store.delete(LEASED + self._held.pop())
+            await self._store.delete(*self._held.popitem())
 
 
 def _is_stale(value: bytes, now: float) -> bool:

@@ -1,17 +1,16 @@
-"""A store that is never away: while the real one fails, this process's memory serves.
+"""A store that never fails: while the real one does, this process's memory serves.
 
-Mail does not wait for what is only of use. Whatever the store does, no method raises,
-and a process waits for all of its questions together `BOUND` seconds (as much again
-within `RENEWED`). A question on which a second copy or a bounce may depend is asked of
+Mail does not wait for an aid. No method raises, whatever the real store does. A process
+waits `BOUND` seconds for all of its operations together, and as much again within
+`RENEWED`. An operation on which a second copy or a bounce may depend goes through
 `FallbackStore.patient`, and has a time of its own.
 
-An operation that had no answer in time counts as perhaps done. The store is asked
-again the next time. It does one thing after the other, so a later read shows what came
-of it.
+An operation without an answer in time was perhaps done. The store does one operation
+after the other, so a later read shows what came of it.
 
-A store that says it is broken is left, and told. One task looks for it, after
-`FIRST_LOOK` seconds and then less and less often. When it takes a row again, what was
-learned meanwhile is written there, before anything is read from it.
+A broken store is *left*: memory serves in its place, and one line says so. One task
+looks for it, after `FIRST_LOOK` seconds and then less often. Once it takes a row again,
+what was learned meanwhile is written there, and then it is read again.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mxpolicy.errors import StoreError
-from mxpolicy.state.change import New, compare_and_set
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import (
     JOURNAL,
@@ -52,36 +50,36 @@ __all__ = [
     "never",
 ]
 
-# Seconds. A healthy disk needs one thousandth; the whole price of a dead one.
+# Seconds: the whole price of a dead disk. A healthy one needs a thousandth of it.
 BOUND = 1.0
 # Seconds after which as much may be waited for again: a process may live long.
 RENEWED = 60.0
-# Seconds that a wait may last without being counted: a busy processor's, no disk's.
+# Seconds of each wait that do not count: a busy processor takes them, not the disk.
 FREE = 0.05
 
-# Seconds that a process which only looks waits for one answer. Short, since it waits for
+# Seconds that a process which only reads waits for one answer. Short, since it waits for
 # DNS too.
 READING_BOUND = 0.5
 
-# Seconds until a store that was left is looked for, twice as many each time, and at most.
+# Seconds until the first look for a store that was left. Each next one is twice as many.
 FIRST_LOOK, LAST_LOOK = 1.0, 60.0
 
-# Seconds between two tries of a patient question, while others keep the store busy.
+# Seconds between two tries of a patient operation, while the store is busy.
 _RETRY = 0.1
 
 T = TypeVar("T")
 
 
 class Allowance:
-    """The time that may be spent on waiting, in all: `BOUND`, renewed within `RENEWED`.
+    """The time to spend on waiting: `BOUND` in all, renewed within `RENEWED`.
 
-    Waits at the same time are counted as one. Times are seconds, monotonic.
+    Waits at the same time count as one. Times are seconds, monotonic.
     """
 
     def __init__(self) -> None:
         self._left = BOUND
         self._waiting = 0
-        self._since = 0.0  # when the first of these waits began; or the last ended
+        self._since = 0.0  # when the first of these waits began, or the last one ended
 
     def begin(self, now: float) -> float:
         """Return how long a wait that begins now may last."""
@@ -105,14 +103,15 @@ class Allowance:
 
 
 class _Room:
-    """A part of the store that is left, and comes back, by itself.
+    """A part of the store that is left, and comes back, apart from the other.
 
     Attributes:
-        has: Tells its keys.
+        name: What its keys begin with.
+        has: Whether a key is its own.
         is_left: Memory serves in its place.
-        pause: Seconds until it is looked for, when it is left.
+        pause: Seconds until the next look for it, while it is left.
         back_at: When it came back, on the loop's clock.
-        search: Looks for it, or will.
+        search: The next look for it, or the present one.
     """
 
     def __init__(self, name: str, has: Callable[[str], bool], *, is_left: bool) -> None:
@@ -132,17 +131,16 @@ def never(ours: Stored, there: Stored | None) -> bool:
 class FallbackStore(Store):
     """See `mxpolicy.state.store.Store`; no method raises for the store's troubles.
 
-    A store that others keep busy, or that does not answer in time, gives no answer: then
-    a method returns `Operation.undone`. The journal and the rest are left separately: a file of hosts that
-    is damaged takes nothing from the journal in its own.
+    A method returns `Operation.undone` when the store is busy, or late. The journal and
+    the rest are left separately: a damaged file of hosts does not harm the journal.
 
     Args:
         store: The real one; None when there is none from the start.
-        tell: Given one line when the store is left, when it is back, and when it is
-            late; never the same line twice while nothing has come back.
+        tell: Takes one line when the store is left, when it is back, and when it is
+            late; each line once until it is back.
         memory: What takes over.
-        prevails: Whether a row of the memory, the first, is written into a store that is
-            back, given what is there. By default none is.
+        prevails: Given a row of the memory, and the row in the store that is back, says
+            whether the first replaces the second. By default none does.
         call_later: As the event loop's; by default that.
     """
 
@@ -225,10 +223,10 @@ class FallbackStore(Store):
 
     def _leave(self, room: _Room, store: Store, why: str) -> None:
         if room.is_left:
-            return  # another question found it out before
+            return  # another operation was faster to notice
         room.is_left = True
         self._tell(f"nothing outlives this process: {why}")
-        # One that fails again and again is not looked for each second.
+        # After a short return, the pauses go on growing.
         if asyncio.get_running_loop().time() - room.back_at > LAST_LOOK:
             room.pause = FIRST_LOOK
         self._look_later(room, store)
@@ -251,7 +249,7 @@ class FallbackStore(Store):
             self._look_later(room, store)
             return
         for key in replayed:
-            self._memory.rows.delete(key)
+            self._memory.rows.delete(key, None)
         room.is_left = False
         room.back_at = asyncio.get_running_loop().time()
         self._told.clear()
@@ -261,7 +259,7 @@ class FallbackStore(Store):
     async def _replay(self, room: _Room, store: Store) -> set[str]:
         """Write what was learned meanwhile; return the keys of all rows in memory.
 
-        What is learned during the replay belongs to it.
+        Rows learned during the replay are replayed too.
         """
         seen: dict[str, bytes] = {}
         while rows := [
@@ -273,9 +271,9 @@ class FallbackStore(Store):
                 found = await _do_soon(store.scan(row.key))
                 there = next((one for one in found if one.key == row.key), None)
                 old = there.value if there else None
-                new = New(row.value, row.expires, row.weight)
+                new = row.value, row.expires, row.weight
                 if not self._prevails(row, there) or await _do_soon(
-                    compare_and_set(store, row.key, old, new)
+                    store.replace(row.key, old, *new)
                 ):
                     seen[row.key] = row.value
         return set(seen)
@@ -295,15 +293,14 @@ async def _until_done(store: Store, operation: Operation[T]) -> T:
 
 
 class ReadingStore(Store):
-    """For a process that only looks, and may live long; no method raises or writes.
+    """For a process that only reads, and may live long; no method raises or writes.
 
-    A store that is not there, or cannot be used, means that nothing is remembered, for
-    as long as it is so. An answer is waited for `READING_BOUND` seconds. While one that
-    was waited for in vain is still outstanding, no other question is asked.
+    While the store is absent or broken, nothing is remembered. An answer may take
+    `READING_BOUND` seconds. While a late one is outstanding, nothing else is asked.
 
     Args:
         store: The real one.
-        tell: Given one line when what is remembered cannot be read, once.
+        tell: Takes one line, once, when what is remembered cannot be read.
     """
 
     def __init__(self, store: Store, tell: Callable[[str], None]) -> None:
@@ -332,9 +329,9 @@ class ReadingStore(Store):
         try:
             return await self._store.do(operation)
         except (StoreAbsent, StoreBusy):
-            pass  # nothing is remembered yet, or not to be had now
+            pass  # nothing is remembered yet, or it cannot be read now
         except Exception as error:
-            # Whatever it is, a thread or a module that cannot be had, too.
+            # Also when there is no thread, or no module, to be had.
             self._cannot_read(str(error) or type(error).__name__)
         return operation.undone
 

@@ -16,17 +16,8 @@ __all__ = ["MemoryStore"]
 
 T = TypeVar("T")
 
-# A hundred thousand hosts take some 60 MiB; no site's mail goes to more at a time.
+# 100,000 hosts take some 60 MiB; no site's mail goes to more at a time.
 MAX_ROWS = 100_000
-
-
-class _Row:
-    __slots__ = ("expires", "value", "weight")
-
-    def __init__(self, value: bytes, expires: float, weight: int) -> None:
-        self.value = value
-        self.expires = expires
-        self.weight = weight
 
 
 class MemoryStore(Store):
@@ -34,8 +25,8 @@ class MemoryStore(Store):
 
     Args:
         clock: UTC seconds.
-        max_rows: When there are more, expired ones go, then the light ones, then those
-            that expire next.
+        max_rows: When there are more, some go: first the expired rows, then the light
+            ones, and of those the ones that expire first.
     """
 
     def __init__(
@@ -54,7 +45,7 @@ class MemoryRows:
     def __init__(self, clock: Callable[[], float], max_rows: int) -> None:
         self._clock = clock
         self._max_rows = max_rows
-        self._rows: dict[str, _Row] = {}
+        self._rows: dict[str, Stored] = {}
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         return {key: row.value for key in keys if (row := self._live(key))}
@@ -62,66 +53,48 @@ class MemoryRows:
     def put(
         self, key: str, value: bytes, expires: float, weight: int | None, durable: bool
     ) -> None:
-        self._write(key, value, expires, weight)
-
-    def add(self, key: str, value: bytes, expires: float, weight: int | None) -> bool:
-        if self._live(key):
-            return False
-        self._write(key, value, expires, weight)
-        return True
+        if key not in self._rows and len(self._rows) >= self._max_rows:
+            self._make_room()
+        weight = weight or (MEDIUM if key in self._rows else LIGHT)
+        self._rows[key] = Stored(key, value, expires, weight)
 
     def replace(
-        self, key: str, old: bytes, new: bytes, expires: float, weight: int | None
+        self,
+        key: str,
+        old: bytes | None,
+        new: bytes,
+        expires: float,
+        weight: int | None,
     ) -> bool:
         row = self._live(key)
-        if row is None or row.value != old:
+        if (row and row.value) != old:
             return False
-        self._write(key, new, expires, weight)
+        self.put(key, new, expires, weight, False)
         return True
 
-    def delete(self, key: str) -> bool:
-        had = self._live(key) is not None
-        self._rows.pop(key, None)
-        return had
-
-    def count(self, key: str, n: int, expires: float) -> int:
+    def delete(self, key: str, old: bytes | None) -> bool:
         row = self._live(key)
-        if row is not None:
-            n, expires = int(row.value) + n, row.expires
-        self._write(key, b"%d" % n, expires, None)
-        return n
+        if row is None or old not in (None, row.value):
+            return False
+        del self._rows[key]
+        return True
 
     def scan(self, prefix: str) -> list[Stored]:
         return [
-            Stored(key, row.value, row.expires, row.weight)
+            row
             for key in sorted(self._rows)
             if key.startswith(prefix) and (row := self._live(key))
         ]
 
-    def _live(self, key: str) -> _Row | None:
+    def _live(self, key: str) -> Stored | None:
         row = self._rows.get(key)
         return row if row is not None and row.expires > self._clock() else None
 
-    def _write(
-        self, key: str, value: bytes, expires: float, weight: int | None
-    ) -> None:
-        row = self._rows.get(key)
-        if row is not None:
-            row.value, row.expires, row.weight = value, expires, weight or MEDIUM
-            return
-        if len(self._rows) >= self._max_rows:
-            self._make_room()
-        self._rows[key] = _Row(value, expires, weight or LIGHT)
-
     def _make_room(self) -> None:
+        def order(row: Stored) -> tuple[bool, int | None, float]:
+            return row.expires > now, row.weight, row.expires
+
         now = self._clock()
-        order = sorted(
-            self._rows,
-            key=lambda key: (
-                (row := self._rows[key]).expires > now,
-                row.weight,
-                row.expires,
-            ),
-        )
-        for key in order[: max(1, len(order) // 10)]:
-            del self._rows[key]
+        rows = sorted(self._rows.values(), key=order)
+        for row in rows[: max(1, len(rows) // 10)]:
+            del self._rows[row.key]

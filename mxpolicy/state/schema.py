@@ -67,7 +67,7 @@ _SOUND = (
 )
 _LIVE = f"rows.expires > :now AND {_SOUND}"
 
-GET = f"SELECT value, expires FROM rows WHERE key = :key AND {_LIVE}"
+GET = f"SELECT :key, value FROM rows WHERE key = :key AND {_LIVE}"
 # As bytes: a key that is no text must not spoil the others.
 SCAN = f"""
 SELECT CAST(key AS BLOB), value, expires FROM rows
@@ -84,7 +84,9 @@ REPLACE = f"""
 UPDATE rows SET value = :value, expires = :expires, weight = ifnull(:weight, {MEDIUM})
 WHERE key = :key AND value = :old AND {_LIVE}
 """
-DELETE = "DELETE FROM rows WHERE key = :key"
+DELETE = f"""
+DELETE FROM rows WHERE key = :key AND (:old IS NULL OR (value = :old AND {_LIVE}))
+"""
 
 # Steps, each by the index: :step rows at most, whatever else there is.
 PURGE = """

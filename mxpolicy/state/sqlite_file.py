@@ -12,7 +12,7 @@ import fcntl
 import os
 from contextlib import closing, contextmanager, suppress
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mxpolicy.errors import StoreError
 from mxpolicy.state import schema
@@ -38,9 +38,6 @@ LOG_SIZE = 4 * 1024 * 1024
 # removes so many rows of each kind: more than were added in between.
 WRITES_BETWEEN_CARE = 64
 STEP = 256
-
-# A number that is counted has fewer digits.
-_MAX_DIGITS = 18
 
 T = TypeVar("T")
 
@@ -81,8 +78,9 @@ class File:
 
     def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         def get(db: sqlite3.Connection) -> dict[str, bytes]:
-            found = ((key, self._row(db, key)) for key in keys)
-            return {key: row[0] for key, row in found if row is not None}
+            rows = [{"key": key, "now": self._terms.clock()} for key in keys]
+            found = [db.execute(schema.GET, row).fetchone() for row in rows]
+            return dict(row for row in found if row is not None)
 
         return self._do(get)
 
@@ -99,39 +97,21 @@ class File:
         row = {"key": key, "value": value, "expires": expires, "weight": weight}
         self._write(schema.PUT, row, durable)
 
-    def add(self, key: str, value: bytes, expires: float, weight: int | None) -> bool:
-        row = {"key": key, "value": value, "expires": expires, "weight": weight}
-        return self._write(schema.ADD, {**row, "now": self._terms.clock()}) == 1
-
     def replace(
-        self, key: str, old: bytes, new: bytes, expires: float, weight: int | None
+        self,
+        key: str,
+        old: bytes | None,
+        new: bytes,
+        expires: float,
+        weight: int | None,
     ) -> bool:
-        row = {"key": key, "old": old, "value": new, "expires": expires}
-        row |= {"weight": weight, "now": self._terms.clock()}
-        return self._write(schema.REPLACE, row) == 1
+        row: dict[str, Any] = {"key": key, "old": old, "value": new}
+        row |= {"expires": expires, "weight": weight, "now": self._terms.clock()}
+        return self._write(schema.ADD if old is None else schema.REPLACE, row) == 1
 
-    def delete(self, key: str) -> bool:
-        return self._write(schema.DELETE, {"key": key}) == 1
-
-    def count(self, key: str, n: int, expires: float) -> int:
-        def add(db: sqlite3.Connection) -> int:
-            # RETURNING is not in the SQLite of every system that we run on.
-            with _transaction(db):
-                total, end = n, expires
-                found = self._row(db, key)
-                if found and (before := _number(found[0])) is not None:
-                    total, end = before + n, found[1]
-                row = {"key": key, "value": b"%d" % total, "expires": end}
-                db.execute(schema.PUT, {**row, "weight": None})
-            return total
-
-        return self._do(add)
-
-    def _row(self, db: sqlite3.Connection, key: str) -> tuple[bytes, float] | None:
-        """Return value and end."""
-        row = {"key": key, "now": self._terms.clock()}
-        found: tuple[bytes, float] | None = db.execute(schema.GET, row).fetchone()
-        return found
+    def delete(self, key: str, old: bytes | None) -> bool:
+        row = {"key": key, "old": old, "now": self._terms.clock()}
+        return self._write(schema.DELETE, row) == 1
 
     def close(self) -> None:
         """Let go of the file; the next call opens it again."""
@@ -141,7 +121,7 @@ class File:
 
     # -- writing ------------------------------------------------------------------
 
-    def _write(self, sql: str, row: dict[str, object], durable: bool = False) -> int:
+    def _write(self, sql: str, row: dict[str, Any], durable: bool = False) -> int:
         def write(db: sqlite3.Connection) -> int:
             if durable:
                 db.execute("PRAGMA synchronous = FULL")
@@ -387,12 +367,4 @@ def _text(key: bytes) -> str | None:
     try:
         return key.decode()
     except UnicodeDecodeError:
-        return None
-
-
-def _number(value: bytes) -> int | None:
-    """Return the number that was counted, None when it is none."""
-    try:
-        return int(value) if len(value) <= _MAX_DIGITS else None
-    except ValueError:
         return None

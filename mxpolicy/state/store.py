@@ -1,11 +1,10 @@
 """The store: small values by key, each with an end; shared by all processes that open it.
 
-Values are bytes, and what they mean is the business of pure modules
-(`mxpolicy.routing.reachability`). One contract (tests/state/test_store.py) holds
-for all implementations.
+Values are bytes. Pure modules know what they mean (`mxpolicy.routing.host_record`). One
+contract (tests/state/test_store.py) holds for all implementations.
 
-A store is an aid. What was put into it may be gone: rows go
-when they expire, when there is no room, and when an operator clears them.
+A store is an aid: a row may be gone at any time. Rows go when they expire, when there
+is no room, and when an operator clears them.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-# What the keys of the journal's rows begin with. They have a bound of their own: what
-# is remembered of hosts never takes their room, nor they that of the hosts.
+# The keys of the journal's rows begin with it. The journal has a bound of its own, so
+# that neither it nor what is remembered of hosts takes the other's room.
 JOURNAL = "journal/"
 
 # When there is no room, light rows go first, and of those the ones that expire first.
@@ -44,19 +43,19 @@ LIGHT, MEDIUM, HEAVY = WEIGHTS = (1, 2, 3)
 
 
 class StoreBusy(StoreError):
-    """Others kept the store for too long: this one operation was not done."""
+    """Another process used the store for too long: this operation was not done."""
 
 
 class StoreAbsent(StoreError):
-    """There is none, and none was to be made."""
+    """The store does not exist, and was not to be made."""
 
 
 class StoreDistrusted(StoreError):
     """Another user may have written what is there.
 
     Args:
-        reason: What gives rise to it: a clause with path and all.
-        mend: A command for a shell that ends it; may be empty.
+        reason: Why: a clause that names the path.
+        mend: A shell command that mends it; may be empty.
     """
 
     def __init__(self, reason: str, mend: str = "") -> None:
@@ -74,8 +73,8 @@ class Stored(NamedTuple):
     Attributes:
         key: Printable text.
         value: What was put there.
-        expires: When it will be gone, UTC seconds.
-        weight: See `Store`; None where it is not told.
+        expires: When it ends, UTC seconds.
+        weight: See `Store`; None where it is not known.
     """
 
     key: str
@@ -85,7 +84,7 @@ class Stored(NamedTuple):
 
 
 def is_of_journal(key: str) -> bool:
-    """Return whether the row of *key* is in the journal's room."""
+    """Return whether the row of *key* belongs to the journal."""
     return key.startswith(JOURNAL)
 
 
@@ -93,11 +92,11 @@ class Operation(NamedTuple, Generic[T]):
     """One call of a method of `Store`, as a value that wrappers pass on.
 
     Attributes:
-        name: The method's. An implementation has rows: an object with a method of this
-            name that takes *arguments*.
-        key: The key, prefix or first key that it is about; see `JOURNAL`.
+        name: Of the method. An implementation has an object of rows with a method of
+            this name, which takes *arguments*.
+        key: Its key, its prefix or its first key; see `JOURNAL`.
         arguments: All of them, in the order of the method's signature.
-        undone: What the method returns where it was not done and must not raise.
+        undone: What a store that must not raise returns when it was not done.
     """
 
     name: str
@@ -118,21 +117,20 @@ class Operation(NamedTuple, Generic[T]):
 class Store:
     """What every implementation does. It has one method, `do`; the others call that.
 
-    Times are UTC seconds as `time.time` gives them: several machines, or one before
-    and after a restart, have no other clock in common. A row is gone from the
-    moment *expires*.
+    Times are UTC seconds, as `time.time` gives them. Several machines have no other
+    clock in common, nor has one before and after a restart. At *expires* a row is gone.
 
-    Every method raises `StoreBusy` when it was not done and may be tried again,
-    and `StoreError` when the store is away or broken. A row that is damaged, or that
-    no store has written, is none: it is not read, and it is overwritten.
+    Every method raises `StoreBusy` when it was not done and may be tried again. It
+    raises `StoreError` when the store is away or broken. A damaged row counts as no
+    row: it is not read, and it is overwritten.
 
-    A *weight* (`LIGHT`, `MEDIUM`, `HEAVY`) says what goes first when there is no room.
-    Without it a row is light, and medium from the second time on that it is written.
+    *weight* (`LIGHT`, `MEDIUM`, `HEAVY`) says which rows go first when there is no room.
+    Without it a row is light, and medium from the second time that it is written.
     """
 
     @property
     def is_memory_only(self) -> bool:
-        """Whether something that should outlive this process does not now."""
+        """True while something that should outlive this process does not."""
         return False
 
     async def do(self, operation: Operation[T]) -> T:
@@ -142,22 +140,22 @@ class Store:
     def patient(self, seconds: float) -> Self:
         """Return the same store, for one question that is worth *seconds* of waiting.
 
-        For a store that never raises (`mxpolicy.state.fallback`), where else one that
-        is busy or slow would not be waited for. No answer after that time means that
-        it is not known, and that what was to be written is *perhaps* written: read
-        again. Whatever was begun before is done before the next question is answered.
+        It makes a difference to a store that never raises (`mxpolicy.state.fallback`).
+        Without it, that one does not wait while the real store is busy or slow. When
+        there is no answer after that time, the row was *perhaps* written: read it
+        again. Operations are done in turn, so the next answer takes account of it.
         """
         return self
 
     async def close(self) -> None:
-        """Let go of it. What was put is kept, as far as this kind of store keeps."""
+        """Close the store. Its rows stay, where this kind of store keeps them."""
 
     async def get(self, key: str) -> bytes | None:
-        """Return the value, None when there is none."""
+        """Return the value, or None."""
         return (await self.get_many([key])).get(key)
 
     async def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
-        """Return the values of those that are there, by key; one visit for all.
+        """Return {key: value} of the *keys* that are there, in one operation.
 
         Either all of *keys* are the journal's, or none is.
         """
@@ -175,10 +173,10 @@ class Store:
         weight: int | None = None,
         durable: bool = False,
     ) -> None:
-        """Keep *value*, whatever was there before.
+        """Write *value*, whatever was there before.
 
-        With *durable* it survives a loss of power once this has returned; without,
-        a crash of the process only.
+        Once this has returned, the row survives a crash of the process. With *durable*
+        it survives a loss of power too.
         """
         row = key, value, expires, weight, durable
         await self.do(Operation("put", key, row, None))
@@ -186,40 +184,35 @@ class Store:
     async def add(
         self, key: str, value: bytes, expires: float, *, weight: int | None = None
     ) -> bool:
-        """Keep *value* if nothing is there; return whether it was kept.
+        """Write *value* if there is no row; return whether it was written.
 
-        Of any number of writers that add one key at the same time, one is told True.
+        Of several writers that add one key at the same time, one gets True.
         """
-        row = key, value, expires, weight
-        return await self.do(Operation("add", key, row, False))
+        return await self.replace(key, None, value, expires, weight)
 
     async def replace(
         self,
         key: str,
-        old: bytes,
+        old: bytes | None,
         new: bytes,
         expires: float,
-        *,
         weight: int | None = None,
     ) -> bool:
-        """Keep *new* if *old* is what is there; return whether it was."""
+        """Write *new* if *old* is there, None for no row; return whether it was written.
+
+        A `mxpolicy.state.fallback.FallbackStore` returns False also when it was perhaps
+        written.
+        """
         row = key, old, new, expires, weight
         return await self.do(Operation("replace", key, row, False))
 
-    async def delete(self, key: str) -> bool:
-        """Forget *key*; return whether there was anything."""
-        return await self.do(Operation("delete", key, (key,), False))
-
-    async def count(self, key: str, n: int, expires: float) -> int:
-        """Add *n* to a number, which begins with 0, and return the sum.
-
-        *expires* is that of the first addition; later ones do not move it.
-        """
-        return await self.do(Operation("count", key, (key, n, expires), n))
+    async def delete(self, key: str, old: bytes | None = None) -> bool:
+        """Delete the row, with *old* only if that is there; return whether it was."""
+        return await self.do(Operation("delete", key, (key, old), False))
 
     async def scan(self, prefix: str) -> list[Stored]:
         """Return the rows whose key begins with *prefix*, by key.
 
-        Those of the journal are found by a prefix that begins with `JOURNAL` only.
+        Only a prefix that begins with `JOURNAL` finds rows of the journal.
         """
         return await self.do(Operation("scan", prefix, (prefix,), []))

@@ -556,7 +556,7 @@ def test_nobody_without_a_key_is_in_the_journal() -> None:
 
 def test_bug_in_one_write_is_told_and_the_others_are_written() -> None:
     class Buggy(MemoryStore):
-        async def delete(self, key: str) -> bool:
+        async def delete(self, key: str, old: bytes | None = None) -> bool:
             raise RuntimeError("a bug of the store's")
 
     async def work(site: Site) -> None:

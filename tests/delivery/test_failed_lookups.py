@@ -384,12 +384,17 @@ def test_later_nexthop_does_not_bounce_while_an_earlier_one_cannot_be_looked_up(
 class Forgetful(MemoryStore):
     """Others keep it busy whenever a failed lookup is to be written."""
 
-    async def add(
-        self, key: str, value: bytes, expires: float, *, weight: int | None = None
+    async def replace(
+        self,
+        key: str,
+        old: bytes | None,
+        new: bytes,
+        expires: float,
+        weight: int | None = None,
     ) -> bool:
         if key.startswith(LOOKUP):
             return False
-        return await super().add(key, value, expires, weight=weight)
+        return await super().replace(key, old, new, expires, weight)
 
 
 @pytest.mark.parametrize(

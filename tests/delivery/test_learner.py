@@ -311,12 +311,17 @@ def test_host_that_wants_tls_and_breaks_it_is_dialled_by_each_message() -> None:
 class Broken(MemoryStore):
     """A store that breaks its promise where hosts are to be written."""
 
-    async def add(
-        self, key: str, value: bytes, expires: float, *, weight: int | None = None
+    async def replace(
+        self,
+        key: str,
+        old: bytes | None,
+        new: bytes,
+        expires: float,
+        weight: int | None = None,
     ) -> bool:
         if key.startswith(HOST):
             raise RuntimeError("a bug of the store's")
-        return await super().add(key, value, expires, weight=weight)
+        return await super().replace(key, old, new, expires, weight)
 
 
 def test_bug_in_writing_is_told_and_mail_goes_on() -> None:

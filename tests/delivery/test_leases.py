@@ -37,6 +37,17 @@ async def test_lease_of_a_process_that_died_ends_by_itself() -> None:
     assert await place.other.take("host x")
 
 
+async def test_lease_that_is_over_is_not_given_back_for_its_next_holder() -> None:
+    place = Place()
+    assert await place.one.take("host x")
+    place.now += LENGTH
+    assert await place.other.take("host x")
+    await place.one.release()
+    assert not await place.one.take("host x")
+    await place.other.release()
+    assert await place.one.take("host x")
+
+
 async def test_all_leases_are_taken_or_none() -> None:
     place = Place()
     assert await place.one.take("host b")

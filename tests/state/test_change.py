@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from mxpolicy.state.change import TRIES, Change, New, change, compare_and_set
+from mxpolicy.state.change import TRIES, Change, New, change
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.sqlite import SqliteStore
@@ -102,7 +102,7 @@ async def test_row_that_changes_each_time_is_given_up() -> None:
         nonlocal reads
         reads += 1
         rows = store.rows
-        rows.delete("a") if value else rows.add("a", b"1", FAR, None)
+        rows.delete("a", None) if value else rows.replace("a", None, b"1", FAR, None)
         return New(b"ours", FAR)
 
     assert (await change(store, "a", overtaken)).change is Change.FAILED
@@ -111,10 +111,10 @@ async def test_row_that_changes_each_time_is_given_up() -> None:
 
 async def test_set_needs_what_was_there() -> None:
     store = MemoryStore()
-    assert not await compare_and_set(store, "a", b"1", New(b"2", FAR))
-    assert await compare_and_set(store, "a", None, New(b"1", FAR, HEAVY))
-    assert not await compare_and_set(store, "a", None, New(b"2", FAR))
-    assert await compare_and_set(store, "a", b"1", New(b"2", FAR))
+    assert not await store.replace("a", b"1", b"2", FAR)
+    assert await store.replace("a", None, b"1", FAR, HEAVY)
+    assert not await store.replace("a", None, b"2", FAR)
+    assert await store.replace("a", b"1", b"2", FAR)
     assert await store.get("a") == b"2"
 
 

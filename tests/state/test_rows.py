@@ -80,15 +80,9 @@ async def overwrite_by_add(store: FallbackStore, key: str) -> None:
     assert await store.add(key, b"2", FAR)
 
 
-async def overwrite_by_count(store: FallbackStore, key: str) -> None:
-    assert await store.count(key, 2, FAR) == 2
-
-
 @pytest.mark.parametrize("key", FILES)
 @pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.parametrize(
-    "overwrite", [overwrite_by_put, overwrite_by_add, overwrite_by_count]
-)
+@pytest.mark.parametrize("overwrite", [overwrite_by_put, overwrite_by_add])
 async def test_row_of_the_wrong_type_is_none_and_is_overwritten(
     tmp_path: Path,
     key: str,
@@ -111,20 +105,6 @@ async def test_row_of_the_wrong_type_is_none_and_is_overwritten(
     assert [one.key for one in await store.scan(key)] == [key]
     assert await store.replace(key, b"2", b"3", FAR)
     assert await store.get(key) == b"3"
-    await store.close()
-    assert told == []
-
-
-@pytest.mark.parametrize("value", ["x'61'", "x'2d'", "zeroblob(5000)", "x'ff'"])
-async def test_what_is_no_number_counts_from_the_beginning(
-    tmp_path: Path, value: str
-) -> None:
-    await made(tmp_path)
-    sql(tmp_path / "state.sqlite3", f"UPDATE rows SET value = {value}")
-    told: list[str] = []
-    store = FallbackStore(SqliteStore(str(tmp_path / "state.sqlite3")), told.append)
-    assert await store.count("host a", 3, FAR) == 3
-    assert await store.count("host a", 3, FAR) == 6
     await store.close()
     assert told == []
 

@@ -123,18 +123,21 @@ async def test_delete_says_whether_there_was_anything(store: Store) -> None:
     assert await store.get("a") is None
 
 
-async def test_count_adds_up_until_the_first_end(store: Store, clock: Clock) -> None:
-    assert await store.count("n", 2, NOW + 60) == 2
-    clock.now = NOW + 30
-    assert await store.count("n", 3, NOW + 900) == 5
-    assert await store.count("n", -1, NOW + 900) == 4
+async def test_delete_of_what_was_seen_leaves_what_came_later(store: Store) -> None:
+    assert not await store.delete("a", b"one")
+    await store.put("a", b"two", NOW + 60)
+    assert not await store.delete("a", b"one")
+    assert await store.get("a") == b"two"
+    assert await store.delete("a", b"two")
+    assert await store.get("a") is None
+
+
+async def test_row_that_has_expired_is_not_what_was_seen(
+    store: Store, clock: Clock
+) -> None:
+    await store.put("a", b"one", NOW + 60)
     clock.now = NOW + 60
-    assert await store.count("n", 1, NOW + 900) == 1
-
-
-async def test_no_addition_is_lost(store: Store) -> None:
-    await asyncio.gather(*(store.count("n", 1, NOW + 60) for _ in range(50)))
-    assert await store.count("n", 0, NOW + 60) == 50
+    assert not await store.delete("a", b"one")
 
 
 async def test_scan_gives_the_rows_of_a_prefix_by_key(store: Store) -> None:
