@@ -201,3 +201,20 @@ def test_times_are_read_as_postfix_does(
     text: str, unit: str, seconds: float | None
 ) -> None:
     assert parse_time(text, unit) == seconds
+
+
+def test_readme_shows_what_is_said() -> None:
+    [item] = [
+        one
+        for one in look("recipient_limit_missing")
+        if "recipient_limit is" in one.text
+    ]
+    readme = " ".join((CHECKOUT / "README.md").read_text().split())
+    assert f"warn {item.text} {item.mend}" in readme
+    assert item.level is Level.WARN
+
+
+def test_one_instance_of_two_that_share_their_places_is_warned_of() -> None:
+    [item] = postfix_rows.judge_places(120, [60])
+    assert item.level is Level.WARN
+    assert "limits.processes is 120, master.cf allows 60" in item.text
