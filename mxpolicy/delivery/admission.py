@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events, trouble
-from mxpolicy.delivery.journal import NOBODY, Owner, is_alive, myself
+from mxpolicy.delivery.journal import NO_OWNER, Owner, is_alive, myself
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.routing.candidate import Phase
 from mxpolicy.routing.places import (
@@ -170,7 +170,7 @@ class Stay:
         self._until = until
         self._expires = admission.utc() + until - clock() + SLACK
         self._began = admission.utc()
-        self._me = NOBODY
+        self._me = NO_OWNER
         self._key = ""  # of our row
         self._has_place = False
         self._progress = Progress(clock())

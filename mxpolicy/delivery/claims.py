@@ -1,15 +1,14 @@
-"""The journal at work: claims before a delivery, what was settled as it goes.
+"""The journal of one message: claims before the delivery, outcomes as they come.
 
-The shell of `mxpolicy.delivery.journal`, which says what an entry means. A `Claims`
-is one call of the engine: its recipients, by place, each with an entry of its own.
+The shell of `mxpolicy.delivery.journal`, which says what an entry means. Each recipient
+has an entry of its own.
 
-Nothing here makes a delivery fail. What cannot be read or written is not there, and
-the message goes out as it would from a mail server without a journal. There is one
-exception: a delivery that finds its message taken over by another process does not
-send the final dot.
+Nothing here makes a delivery fail. Where an entry cannot be read or written, the message
+goes out as it would without a journal. One exception: a delivery that finds its message
+taken over by another process does not send the final dot.
 
 A disk may be slow, and only the journal prevents a second copy. So it is asked again,
-for longer after a final dot than before (`_Patience`); only then it counts as away.
+after a final dot for longer than before it (`_Patience`). Then it counts as away.
 """
 
 from __future__ import annotations
@@ -19,16 +18,15 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.delivery.journal import (
-    Busy,
-    Claimed,
+    NO_PAST,
     Entry,
     EntryState,
-    Settled,
+    Past,
     deferred_entry,
     is_alive,
-    judge,
+    meaning,
     myself,
-    settled_entry,
+    outcome_entry,
 )
 from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.writer import Writer
@@ -39,35 +37,36 @@ from mxpolicy.state.store import HEAVY, LIGHT
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from mxpolicy.delivery.journal import Owner, Past
+    from mxpolicy.delivery.journal import Owner
     from mxpolicy.delivery.settlement import Recipient, Settlement
+    from mxpolicy.outcome import Outcome
     from mxpolicy.state.store import Store
 
 T = TypeVar("T")
 
 __all__ = ["KEPT", "KEPT_IN_PART", "Claims", "TakenOver"]
 
-# Seconds. A message that every recipient has is asked for again only if our answer was
-# lost: Postfix and Exim come back within hours.
+# Seconds. A message that every recipient has comes back only if our answer was lost.
+# Postfix and Exim then ask again within hours.
 KEPT = 24 * 3600.0
 # One that was deferred or refused for others comes back as long as the mail server keeps
-# it, which may have made a deferral of the refusal: five days by default
-# (maximal_queue_lifetime; Exim's usual retry rule gives up after four).
+# it: five days by default (maximal_queue_lifetime; Exim's usual retry rule gives up after
+# four). The mail server may have made a deferral of the refusal.
 KEPT_IN_PART = 7 * 24 * 3600.0
 
-# Seconds past the deadline that a claim is good for: to say what became of it.
+# Seconds that a claim holds past the deadline: to write what became of it.
 _SLACK = 60.0
 # Seconds between two looks at what another process is doing.
 _LOOK_AGAIN = 0.25
 
-# Seconds that one visit to the store is worth before a final dot, and once there was
-# one: nothing else can prevent a second copy then.
-_VISIT, _VISIT_AFTER_DOT = 10.0, 60.0
-# The same for all visits of a call, which has a deadline.
+# Seconds for one answer of the store, before a final dot and after one. After it, only
+# the journal can prevent a second copy.
+_ANSWER, _ANSWER_AFTER_DOT = 10.0, 60.0
+# The same for all answers of one call, which has a deadline.
 _ALL, _ALL_AFTER_DOT = 30.0, 60.0
-# What a visit is worth while the last one has had no answer.
+# The same for one answer while the last one did not come.
 _HARDLY = 1.0
-# Seconds until the next try when somebody else has changed what we were to change.
+# Seconds until the next try when another process has changed what we were to change.
 _RETRY = 0.1
 
 
@@ -81,8 +80,8 @@ class Claims:
     Args:
         store: Never raises; see `mxpolicy.state.fallback`.
         settlement: The message's recipients; told what the journal knows of them.
-        keys: By a recipient's place, from `journal.entry_key`. A recipient without
-            one is delivered to without a journal.
+        keys: By a recipient's place, from `journal.entry_key`. A recipient that has
+            none is delivered to without a journal.
         deadline: Seconds from now until we are done.
         tell: Given what goes wrong in the background: a bug of ours.
         utc: Seconds since the epoch.
@@ -110,11 +109,11 @@ class Claims:
         self._make_owner = owner
         self._lives = lives
         self._me: Owner | None = None
-        self._before_dot = _Patience(_VISIT, min(_ALL, deadline / 3))
-        self._after_dot = _Patience(_VISIT_AFTER_DOT, _ALL_AFTER_DOT)
+        self._before_dot = _Patience(_ANSWER, min(_ALL, deadline / 3))
+        self._after_dot = _Patience(_ANSWER_AFTER_DOT, _ALL_AFTER_DOT)
         self._at_end = self._before_dot
         self._held: dict[int, bytes] = {}  # what we have read or written last
-        self._earlier: set[int] = set()  # settled by an earlier delivery
+        self._earlier: set[int] = set()  # recipients with an outcome of before
         self._writer = Writer(tell)
 
     def has_memory(self) -> bool:
@@ -124,15 +123,15 @@ class Claims:
     # -- before the delivery ------------------------------------------------
 
     async def claim(self, places: Iterable[int]) -> None:
-        """Claim what no process has, and tell the settlement how each of them stands."""
+        """Claim what no process has, and tell the settlement the state of each."""
         for place in places:
             match await self._claim_one(place):
-                case Claimed(past):
+                case Past() as past:
                     self._settlement.claimed(place, past)
-                case Settled(outcome):
-                    self._settlement.settle(place, outcome)
-                case Busy():
+                case None:
                     self._settlement.busy(place)
+                case outcome:
+                    self._settlement.settle(place, outcome)
 
     async def claim_later(self, places: Iterable[int], seconds: float) -> None:
         """Claim what others are busy with, waiting *seconds* for them at most.
@@ -149,29 +148,30 @@ class Claims:
                 break
             busy = self._settlement.elsewhere(busy)
 
-    async def _claim_one(self, place: int) -> Claimed | Busy | Settled:
+    async def _claim_one(self, place: int) -> Past | Outcome | None:
+        """Return what `journal.meaning` does."""
         if place not in self._keys:
-            return Claimed()
+            return NO_PAST
         while True:
-            said, there = await self._look(place)
-            if not isinstance(said, Claimed):
-                return said
-            mine = self._entry(EntryState.CLAIMED, said.past).encode()
+            found, there = await self._look(place)
+            if not isinstance(found, Past):
+                return found
+            mine = self._entry(EntryState.CLAIMED, found).encode()
             if await self._change(self._before_dot, place, there, mine):
-                return said
+                return found
             if not await self._before_dot.goes_on():
-                return said  # the store does not tell: as if there were none
+                return found  # the store does not answer: as if there were none
 
-    async def _look(self, place: int) -> tuple[Claimed | Busy | Settled, bytes | None]:
-        """Return what is there, and what it means."""
+    async def _look(self, place: int) -> tuple[Past | Outcome | None, bytes | None]:
+        """Return what the entry means, and the entry as the store has it."""
         value = await self._get(self._before_dot, place)
         entry = Entry.decode(value) if value is not None else None
         alive = entry is not None and self._lives(entry.owner)
-        said = judge(entry, self._owner(), self._utc(), alive=alive)
-        if value is not None and isinstance(said, Settled):
+        found = meaning(entry, self._owner(), self._utc(), alive=alive)
+        if value is not None and isinstance(found, Delivered | Bounced):
             self._held[place] = value
             self._earlier.add(place)
-        return said, value
+        return found, value
 
     def _entry(self, state: EntryState, past: Past, relay: str = "") -> Entry:
         return Entry(state, self._owner(), self._until, relay, past=past)
@@ -187,7 +187,7 @@ class Claims:
         """Write that *relay* is about to see the final dot.
 
         Raises:
-            TakenOver: Our claim had run out, and another process has made one.
+            TakenOver: Our claim has run out, and another process has made one.
         """
         for place in places:
             if place in self._keys:
@@ -199,15 +199,15 @@ class Claims:
         entry = self._entry(EntryState.DOT_SENT, past, relay).encode()
         there = self._held.get(place)
         while not await self._change(self._before_dot, place, there, entry):
-            said, there = await self._look(place)
+            found, there = await self._look(place)
             if there == entry:
-                break  # written all the same, and nobody could tell
-            if not isinstance(said, Claimed):
+                break  # written, though the store had not said so
+            if not isinstance(found, Past):
                 raise TakenOver("another process has taken the message over")
             if not await self._before_dot.goes_on():
                 break
 
-    def settled(self, recipient: Recipient) -> None:
+    def note_outcome(self, recipient: Recipient) -> None:
         """Begin to write what became of *recipient*; see `finish`."""
         if recipient.place not in self._keys or recipient.place in self._earlier:
             return
@@ -222,7 +222,7 @@ class Claims:
         """Write that *recipient* has it: the truth, whatever is written there."""
         key, value = self._keys[recipient.place], self._value(recipient)
         expires = self._utc() + kept
-        # An entry of a message that all recipients have is missed least.
+        # The entry of a message that all recipients have is missed least.
         weight = LIGHT if kept == KEPT else HEAVY
         await self._at_end.ask(
             self._store,
@@ -236,10 +236,10 @@ class Claims:
         if recipient.place in self._earlier:
             return self._held[recipient.place]
         assert isinstance(recipient.outcome, Delivered | Bounced)
-        return settled_entry(recipient.outcome).encode()
+        return outcome_entry(recipient.outcome).encode()
 
     async def _let_go(self, recipient: Recipient) -> None:
-        """Leave *recipient* to the next attempt, with what this one has met."""
+        """Leave *recipient* to the next attempt, and keep its past."""
         entry = deferred_entry(recipient.past)
         if entry is not None:
             await self._put_in_place(recipient.place, entry.encode())
@@ -247,7 +247,7 @@ class Claims:
             await self._drop(recipient.place)
 
     async def _put_in_place(self, place: int, value: bytes) -> None:
-        """Write *value* in the place of what is ours; what is another's stays."""
+        """Replace our entry by *value*; another process's entry stays."""
         patience = self._at_end
         there = self._held.get(place)
         while not await self._change(patience, place, there, value):
@@ -258,7 +258,7 @@ class Claims:
                 break
 
     async def _drop(self, place: int) -> None:
-        """Forget what is ours; what is another's stays."""
+        """Delete our entry; another process's entry stays."""
         patience, key = self._at_end, self._keys[place]
         there = await self._get(patience, place)
         if there is not None and self._is_ours(place, there):
@@ -266,7 +266,10 @@ class Claims:
         self._held.pop(place, None)
 
     def _is_ours(self, place: int, value: bytes | None) -> bool:
-        """Whether we may write there: a write of ours may have come late."""
+        """Return whether *value* is our entry, or none.
+
+        It may be one that we wrote and that came late.
+        """
         if value is None or value == self._held.get(place):
             return True
         entry = Entry.decode(value)
@@ -279,7 +282,7 @@ class Claims:
     async def _change(
         self, patience: _Patience, place: int, old: bytes | None, new: bytes
     ) -> bool:
-        """Put *new* in the place of *old*; False too when the store gives no answer."""
+        """Replace *old* by *new*; return False also when the store does not answer."""
         row = self._keys[place], old, new, self._utc() + KEPT_IN_PART, HEAVY
         done = await patience.ask(self._store, lambda store: store.replace(*row))
         if done:
@@ -291,18 +294,21 @@ class Claims:
     async def finish(self) -> None:
         """Wait for what is to be written; call it when all recipients are settled.
 
-        A refusal is kept only while others are deferred. When all is said, the mail
-        server may have made a deferral of it, and then the host is to be asked again.
+        A refusal is kept only while others are deferred. Without others the mail server
+        may have made a deferral of it. Then the host is to be asked again.
 
-        Where not all have the message, an entry must outlive all that the mail server
-        will try, and a loss of power.
+        Where some do not have the message, the entries must outlive all retries of the
+        mail server, and a loss of power.
         """
         await self._writer.wait()
         states = [recipient.state for recipient in self._settlement]
         known = [self._settlement[place] for place in self._keys]
         for recipient in known:
             if recipient.state is RecipientState.BOUNCED:
-                await self._keep_refusal(recipient, RecipientState.DEFERRED in states)
+                if RecipientState.DEFERRED in states:
+                    await self._put_in_place(recipient.place, self._value(recipient))
+                else:
+                    await self._drop(recipient.place)
         delivered = [one for one in known if one.state is RecipientState.DELIVERED]
         if all(state is RecipientState.DELIVERED for state in states):
             for recipient in delivered:
@@ -310,43 +316,37 @@ class Claims:
                     await self._keep(recipient, KEPT)
             return
         for recipient in delivered:
-            # What is durable takes with it all that was written before.
+            # A durable write makes all earlier writes durable.
             durable = recipient is delivered[-1]
             await self._keep(recipient, KEPT_IN_PART, durable=durable)
 
-    async def _keep_refusal(self, recipient: Recipient, is_deferred: bool) -> None:
-        if is_deferred:
-            await self._put_in_place(recipient.place, self._value(recipient))
-        else:
-            await self._drop(recipient.place)
-
 
 class _Patience:
-    """How long a call waits for its store: for one visit, and for all of them.
+    """How long a call waits for its store: for one answer, and for all of them.
 
     Args:
-        visit: Seconds for one visit, while the last one had an answer in its time.
+        answer: Seconds for one, while the last one came in its time.
         left: Seconds for all.
     """
 
-    def __init__(self, visit: float, left: float) -> None:
-        self._visit = visit
+    def __init__(self, answer: float, left: float) -> None:
+        self._answer = answer
         self._left = left
         self._was_answered = True
 
     async def ask(self, store: Store, question: Callable[[Store], Awaitable[T]]) -> T:
         clock = asyncio.get_running_loop().time
-        worth = self._visit if self._was_answered else _HARDLY
-        began, worth = clock(), min(worth, self._left)
+        seconds = self._answer if self._was_answered else _HARDLY
+        began, seconds = clock(), min(seconds, self._left)
         try:
-            return await question(store.patient(worth))
+            return await question(store.patient(seconds))
         finally:
             spent = clock() - began
-            self._was_answered = spent < worth
+            self._was_answered = spent < seconds
             self._left = max(0.0, self._left - spent)
 
     async def goes_on(self) -> bool:
-        """Wait a moment, and return True; False when the store does not tell."""
+        """Wait a moment and return True; return False when the store does not answer."""
         if self._was_answered:
             await asyncio.sleep(_RETRY)
         return self._was_answered

@@ -447,4 +447,4 @@ class Delivery:
             egress=egress_of(recipient.outcome.relay),
             tried=recipient.tried,
         )
-        self._claims.settled(recipient)
+        self._claims.note_outcome(recipient)

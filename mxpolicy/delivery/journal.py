@@ -1,10 +1,10 @@
-"""What has become of a message before: so that nobody gets it twice.
+"""What became of a message before, so that no recipient gets it twice.
 
-A mail server that has not heard our answer asks again: it was killed, or we were, or
-some of several recipients on one call were deferred. The journal knows who has it
-already, who was refused, and whether somebody is at it this moment.
+The mail server asks again when it has not heard our answer. It was killed, or we were,
+or some recipients of one call were deferred. The journal knows which recipients have the
+message, which were refused, and which another process is delivering to.
 
-An entry stands for one delivery of a message to one recipient (`entry_key`) and is in
+An entry stands for one delivery of a message to one recipient (`entry_key`). It is in
 one of the states of `EntryState`:
 
     (none) -> CLAIMED -> DOT_SENT -> DELIVERED
@@ -12,17 +12,18 @@ one of the states of `EntryState`:
                  |           +-----> REFUSED, or DEFERRED
                  +-----------------> REFUSED, or DEFERRED
 
-`judge` decides what an entry means to the process that comes next. A claim holds as long
-as the process that made it lives, and never longer than it said it would take. A deferred
-recipient has an entry only if it has a `Past`: hosts that may have the message since they
-saw the final dot and did not answer it, and hosts that were waited for in vain. A dot
-that was sent by a process that is dead is such a doubt, too.
+`meaning` says what an entry means to the process that comes next. A claim holds while
+the process that made it lives, but no longer than that process said it would take.
 
-A refusal is kept only while others of the same call are deferred: the mail server asks
-for all of them again. When all is said it may ask again for the refused ones alone,
-having made a deferral of it (Postfix: soft_bounce), and then the host is asked again.
+A deferred recipient has an entry only if it has a `Past`. That names hosts that may have
+the message, as they did not answer the final dot, and hosts that were waited for in vain.
+A dot that was sent by a process that is dead is such a doubt, too.
 
-The journal makes nothing worse: what cannot be read or written counts as not there.
+A refusal is kept only while other recipients of the call are deferred: the mail server
+asks for all of them again. Without others it asks again only when it has made a deferral
+of the refusal (Postfix: soft_bounce). Then the host is asked again.
+
+The journal makes nothing worse: an entry that cannot be read or written does not count.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from typing import NamedTuple, TypeVar
 
 from mxpolicy.address import AddressError
 from mxpolicy.delivery.trouble import one_line
-from mxpolicy.outcome import Bounced, Delivered, Outcome
+from mxpolicy.outcome import Bounced, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply, printable
 from mxpolicy.routing.candidate import Candidate
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
@@ -45,21 +46,18 @@ from mxpolicy.state.store import JOURNAL
 
 __all__ = [
     "NO_PAST",
-    "Busy",
-    "Claimed",
     "Entry",
     "EntryState",
     "Owner",
     "Past",
-    "Settled",
     "aim_of",
     "deferred_entry",
     "entry_key",
     "host_of",
     "is_alive",
-    "judge",
+    "meaning",
     "myself",
-    "settled_entry",
+    "outcome_entry",
 ]
 
 K = TypeVar("K")
@@ -67,11 +65,11 @@ V = TypeVar("V", int, float)
 
 # Seconds: a deadline is at most a day.
 LONGEST_CLAIM = 25 * 3600.0
-# Of the text for who has it, kept; a refusal is kept whole, for the sender.
+# Characters kept of a delivery's text. A refusal is kept whole, for the sender.
 MAX_TEXT = 400
-# Bytes of an entry. An attempt dials 32 hosts at most, and adds few to those of before.
+# Bytes of an entry. An attempt dials 32 hosts at most, and adds few to earlier ones.
 MAX_ENTRY = 4096
-# Of doubts or seconds; more makes no difference.
+# Doubts, or seconds; more makes no difference.
 MAX_AMOUNT = 10**6
 
 _VERSION = "2"
@@ -122,8 +120,8 @@ class Owner(NamedTuple):
         return cls(machine, boot, namespace, int(pid), int(started), call)
 
 
-# Owns what no process is at any more: there are many such entries.
-NOBODY = Owner("", "", "", 0, 0, "")
+# The owner of an entry that no process works on any more.
+NO_OWNER = Owner("", "", "", 0, 0, "")
 
 
 class Past(NamedTuple):
@@ -132,7 +130,7 @@ class Past(NamedTuple):
     Attributes:
         doubts: {relay: how often it saw the final dot and did not answer it}.
         waits: {(relay, awaited): seconds for which it was waited for in vain}. A relay
-            is a candidate's key as text, what was awaited is the word of a
+            is a candidate's key as text. What was awaited is the word of a
             `mxpolicy.routing.candidate.Awaited`.
     """
 
@@ -151,7 +149,7 @@ class Past(NamedTuple):
         return self._replace(waits={**self.waits, key: waited})
 
     def doubts_at(self, candidate: Candidate) -> tuple[int, int]:
-        """Return how often *candidate*'s host was in doubt, and how often it itself."""
+        """Return the number of doubts at *candidate*'s host, and at *candidate*."""
         at_host = sum(
             times
             for relay, times in self.doubts.items()
@@ -162,8 +160,8 @@ class Past(NamedTuple):
     def words(self, room: int) -> tuple[str, str]:
         """Return doubts and waits as an entry has them, in *room* characters.
 
-        What there is no room for is left out, the smallest first: the message is then
-        asked for once more, or waited for longer, than it need be.
+        Where there is no room for all, the smallest are left out. Then a host is asked
+        once more than need be, or is waited for longer.
         """
         largest = _largest(self.doubts)
         doubts = _fitting([((relay,), f"{times}") for relay, times in largest], room)
@@ -211,13 +209,13 @@ class Entry(NamedTuple):
     """What the journal holds for one delivery of a message to one recipient.
 
     Attributes:
-        state: Where it is.
-        owner: Who made the entry; `NOBODY` once it is settled or deferred.
-        until: When a claim ends on its own account; seconds since the epoch, UTC.
+        state: How far it is.
+        owner: The process that made the entry; `NO_OWNER` once there is an outcome.
+        until: When a claim ends at the latest; seconds since the epoch, UTC.
         relay: What the final dot was sent to, a candidate's key as text; else empty.
-        status: Of a settled recipient, else None.
-        text: One printable line, of a settled recipient.
-        past: Of one who is not settled.
+        status: Of a recipient that has the message or was refused, else None.
+        text: One printable line for it.
+        past: Of any other recipient.
     """
 
     state: EntryState
@@ -260,61 +258,36 @@ class Entry(NamedTuple):
             return None
 
 
-class Claimed(NamedTuple):
-    """It is ours to deliver.
-
-    Attributes:
-        past: What earlier attempts have left behind.
-    """
-
-    past: Past = NO_PAST
-
-
-class Busy(NamedTuple):
-    """Another process is at it, and alive."""
-
-
-class Settled(NamedTuple):
-    """There is nothing left to do for this recipient.
-
-    Attributes:
-        outcome: What became of it.
-    """
-
-    outcome: Outcome
-
-
-def judge(
+def meaning(
     entry: Entry | None, me: Owner, now: float, *, alive: bool
-) -> Claimed | Busy | Settled:
-    """Return what an entry means to *me*, who wants to deliver.
+) -> Past | Delivered | Bounced | None:
+    """Return what an entry means to *me*, a process that wants to deliver.
 
     Args:
-        entry: What is there, None when nothing is.
-        me: Who asks.
+        entry: What the journal has; None is nothing.
+        me: The process that asks.
         now: Seconds since the epoch, UTC.
         alive: Whether the entry's owner lives; see `is_alive`.
+
+    Returns:
+        What earlier attempts have left behind, where *me* may deliver. An outcome, where
+        nothing is left to do. None, where another process is delivering.
     """
     if entry is None:
-        return Claimed()
+        return NO_PAST
     match entry.state:
         case EntryState.DELIVERED | EntryState.REFUSED:
-            return _settled(entry)
+            return _kept_outcome(entry)
         case EntryState.CLAIMED | EntryState.DOT_SENT:
-            # Nobody claims for longer: else a clock was wrong, theirs or ours.
+            # No process claims for longer: else a clock was wrong, theirs or ours.
             in_time = now < entry.until < now + LONGEST_CLAIM
             if entry.owner != me and alive and in_time:
-                return Busy()
-            return Claimed(_past_of(entry))
+                return None
+            if entry.state is EntryState.DOT_SENT:
+                return entry.past.doubted(entry.relay)
+            return entry.past
         case EntryState.DEFERRED:
-            return Claimed(entry.past)
-
-
-def _past_of(entry: Entry) -> Past:
-    """Return the past of an entry whose owner will not write it any more."""
-    if entry.state is EntryState.DOT_SENT:
-        return entry.past.doubted(entry.relay)
-    return entry.past
+            return entry.past
 
 
 def host_of(relay: str) -> str:
@@ -322,35 +295,34 @@ def host_of(relay: str) -> str:
     return relay.rpartition("[")[0]
 
 
-def _settled(entry: Entry) -> Claimed | Settled:
+def _kept_outcome(entry: Entry) -> Past | Delivered | Bounced:
     class_ = 2 if entry.state is EntryState.DELIVERED else 5
     status = entry.status
     if status is None or status.class_ != class_:
-        return Claimed()  # not written by us
+        return NO_PAST  # not written by us
     if entry.state is EntryState.REFUSED:
-        return Settled(Bounced(status, entry.text, None, entry.relay))
+        return Bounced(status, entry.text, None, entry.relay)
     text = entry.text.removesuffix(_EARLIER) + _EARLIER
-    return Settled(Delivered(status, text, Reply(250, (entry.text,)), entry.relay))
+    return Delivered(status, text, Reply(250, (entry.text,)), entry.relay)
 
 
 _EARLIER = " (delivered earlier)"
 
 
-def settled_entry(outcome: Delivered | Bounced) -> Entry:
+def outcome_entry(outcome: Delivered | Bounced) -> Entry:
     """Return what is kept of *outcome*."""
-    match outcome:
-        case Delivered(status, text, _, relay):
-            text = printable(text, MAX_TEXT)
-            return Entry(EntryState.DELIVERED, NOBODY, 0.0, relay, status, text)
-        case Bounced(status, text, _, relay):
-            return Entry(EntryState.REFUSED, NOBODY, 0.0, relay, status, one_line(text))
+    if isinstance(outcome, Delivered):
+        state, text = EntryState.DELIVERED, printable(outcome.text, MAX_TEXT)
+    else:
+        state, text = EntryState.REFUSED, one_line(outcome.text)
+    return Entry(state, NO_OWNER, 0.0, outcome.relay, outcome.status, text)
 
 
 def deferred_entry(past: Past) -> Entry | None:
-    """Return what is kept of a deferral, None when there is nothing to be told."""
+    """Return what is kept of a deferral, None where that is nothing."""
     if not past.doubts and not past.waits:
         return None
-    return Entry(EntryState.DEFERRED, NOBODY, 0.0, past=past)
+    return Entry(EntryState.DEFERRED, NO_OWNER, 0.0, past=past)
 
 
 def entry_key(
@@ -358,9 +330,9 @@ def entry_key(
 ) -> str:
     """Return the key of one delivery of a message to one recipient.
 
-    Two messages with equal bytes are two messages when their *identity* differs, and
-    one message to one recipient is two deliveries when their *aim* differs: Exim's
-    ``unseen`` routers make copies, for an archive.
+    Messages with equal bytes are two messages when their *identity* differs. One message
+    to one recipient is two deliveries when their *aim* differs: Exim's ``unseen`` routers
+    make copies, for an archive.
 
     Args:
         identity: The mail server's name for the message.
@@ -381,9 +353,9 @@ def entry_key(
 
 
 def aim_of(nexthop: str, default_port: int) -> str:
-    """Return one spelling for all that mean the same nexthop.
+    """Return the one spelling of *nexthop*.
 
-    What cannot be understood stands for itself: nothing is delivered by it.
+    One that cannot be understood is returned as it is: no mail goes by it.
     """
     try:
         return nexthop_aim(parse_nexthop(nexthop, default_port))
@@ -391,7 +363,7 @@ def aim_of(nexthop: str, default_port: int) -> str:
         return nexthop
 
 
-# -- who is alive ---------------------------------------------------------------------
+# -- which process is alive -----------------------------------------------------------
 
 
 def myself() -> Owner:
@@ -404,9 +376,9 @@ def myself() -> Owner:
 def is_alive(owner: Owner) -> bool:
     """Return whether the process may still be at work; when in doubt, it is.
 
-    After a reboot of this machine nobody is. But another machine may share the store,
-    and in another namespace of process ids, a container's, the number is not to be
-    looked up: those live as long as they said they would.
+    No process outlives a reboot of this machine. A process of another machine that
+    shares the store, or of another namespace of process ids (a container), cannot be
+    looked up. It counts as alive until its claim ends.
     """
     machine, boot, namespace = _own_machine()
     if owner.boot != boot:
@@ -418,7 +390,7 @@ def is_alive(owner: Owner) -> bool:
 
 @cache
 def _own_machine() -> tuple[str, str, str]:
-    """Return machine, boot and namespace of process ids; they stay while we live."""
+    """Return machine, boot and namespace of process ids; they stay while we run."""
     try:
         namespace = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -438,7 +410,7 @@ def _started(pid: int) -> int | None:
     """Return the start time of a process that lives, else None (proc(5))."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name stands in parentheses, then the state; start time is field 22.
+            # The name is in parentheses, then comes the state; start time is field 22.
             fields = file.read().rpartition(b")")[2].split()
             return None if fields[0] in b"ZX" else int(fields[19])
     except (OSError, ValueError, IndexError):

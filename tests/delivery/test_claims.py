@@ -90,7 +90,8 @@ class Call:
 
     def __init__(self, site: Site, deadline: float, keys: Mapping[int, str]) -> None:
         self._settlement = Settlement(
-            ["bob@example.com"] * (max(KEYS) + 1), lambda one: self._claims.settled(one)
+            ["bob@example.com"] * (max(KEYS) + 1),
+            lambda one: self._claims.note_outcome(one),
         )
         self._keys = dict(keys)
         self._claims = Claims(
@@ -499,7 +500,7 @@ def test_dot_is_not_sent_when_another_process_has_taken_over(state: EntryState) 
         site.now += 100  # far longer than we said, and others believed it
         if state in (EntryState.DELIVERED, EntryState.REFUSED):
             outcome = TAKEN if state is EntryState.DELIVERED else REFUSED
-            entry = journal.settled_entry(outcome)
+            entry = journal.outcome_entry(outcome)
             await site.store.put(KEYS[0], entry.encode(), site.now + KEPT)
         else:
             await site.another(state, alive=True)
@@ -611,7 +612,7 @@ def test_busy_store_is_given_time_since_a_copy_may_depend_on_it() -> None:
     store = BusyForAWhile(lambda: 1_000_000.0)
 
     async def work(site: Site) -> None:
-        entry = journal.settled_entry(TAKEN)
+        entry = journal.outcome_entry(TAKEN)
         await store.put(KEYS[0], entry.encode(), site.now + KEPT)
         store.until = asyncio.get_running_loop().time() + 5
         claim = await site.claims().claim([0])
@@ -743,7 +744,7 @@ def test_of_many_processes_one_delivers_and_its_death_frees_the_message(
 
 
 def test_owner_of_a_settled_entry_is_nobody() -> None:
-    entry = journal.settled_entry(TAKEN)
+    entry = journal.outcome_entry(TAKEN)
     assert entry is not None
     assert entry.owner == Owner("", "", "", 0, 0, "")
     assert len(entry.encode()) < 100

@@ -13,21 +13,18 @@ from mxpolicy.delivery.journal import (
     LONGEST_CLAIM,
     MAX_ENTRY,
     NO_PAST,
-    Busy,
-    Claimed,
     Entry,
     EntryState,
     Owner,
     Past,
-    Settled,
     aim_of,
     deferred_entry,
     entry_key,
     host_of,
     is_alive,
-    judge,
+    meaning,
     myself,
-    settled_entry,
+    outcome_entry,
 )
 from mxpolicy.delivery.trouble import with_doubts
 from mxpolicy.outcome import Bounced, Delivered
@@ -56,48 +53,47 @@ def entry(state: EntryState, owner: Owner = OTHER, until: float = 1000.0) -> Ent
 
 # Every state by whoever made it, alive and in his time or not.
 TABLE = [
-    (EntryState.CLAIMED, OTHER, True, 999.0, Busy()),
-    (EntryState.CLAIMED, OTHER, True, 1000.0, Claimed()),
-    (EntryState.CLAIMED, OTHER, False, 999.0, Claimed()),
-    (EntryState.CLAIMED, ME, True, 999.0, Claimed()),
-    (EntryState.DOT_SENT, OTHER, True, 999.0, Busy()),
-    (EntryState.DOT_SENT, OTHER, True, 1000.0, Claimed(DOUBTED)),
-    (EntryState.DOT_SENT, OTHER, False, 999.0, Claimed(DOUBTED)),
-    (EntryState.DOT_SENT, ME, True, 999.0, Claimed(DOUBTED)),
-    (EntryState.DEFERRED, OTHER, True, 999.0, Claimed()),
+    (EntryState.CLAIMED, OTHER, True, 999.0, None),
+    (EntryState.CLAIMED, OTHER, True, 1000.0, NO_PAST),
+    (EntryState.CLAIMED, OTHER, False, 999.0, NO_PAST),
+    (EntryState.CLAIMED, ME, True, 999.0, NO_PAST),
+    (EntryState.DOT_SENT, OTHER, True, 999.0, None),
+    (EntryState.DOT_SENT, OTHER, True, 1000.0, DOUBTED),
+    (EntryState.DOT_SENT, OTHER, False, 999.0, DOUBTED),
+    (EntryState.DOT_SENT, ME, True, 999.0, DOUBTED),
+    (EntryState.DEFERRED, OTHER, True, 999.0, NO_PAST),
 ]
 
 
 @pytest.mark.parametrize(("state", "owner", "alive", "now", "expected"), TABLE)
 def test_unsettled_entry_is_busy_while_its_owner_is_at_it(
-    state: EntryState, owner: Owner, alive: bool, now: float, expected: Claimed | Busy
+    state: EntryState, owner: Owner, alive: bool, now: float, expected: Past | None
 ) -> None:
-    assert judge(entry(state, owner), ME, now, alive=alive) == expected
+    assert meaning(entry(state, owner), ME, now, alive=alive) == expected
 
 
 def test_claim_that_nobody_would_make_is_none() -> None:
     # Made by a clock that was a year ahead, or read by one that is a year behind.
     far = entry(EntryState.CLAIMED, OTHER, until=LONGEST_CLAIM + 1)
-    assert judge(far, ME, 0.0, alive=True) == Claimed()
-    assert judge(far, ME, 2.0, alive=True) == Busy()
+    assert meaning(far, ME, 0.0, alive=True) == NO_PAST
+    assert meaning(far, ME, 2.0, alive=True) is None
 
 
 def test_no_entry_is_a_claim() -> None:
-    assert judge(None, ME, 0.0, alive=False) == Claimed()
+    assert meaning(None, ME, 0.0, alive=False) == NO_PAST
 
 
 @pytest.mark.parametrize("owner", [ME, OTHER])
 @pytest.mark.parametrize("alive", [True, False])
 @pytest.mark.parametrize("now", [0.0, 1e12])
 def test_settled_entry_stays_settled(owner: Owner, alive: bool, now: float) -> None:
-    found = judge(entry(EntryState.DELIVERED, owner), ME, now, alive=alive)
-    assert isinstance(found, Settled)
-    assert isinstance(found.outcome, Delivered)
-    assert found.outcome.status == TAKEN
-    assert found.outcome.text == "250 2.0.0 Ok (delivered earlier)"
-    assert found.outcome.relay == HOST
-    found = judge(entry(EntryState.REFUSED, owner), ME, now, alive=alive)
-    assert found == Settled(Bounced(REFUSED, "550 5.1.1 Who?", None, HOST))
+    found = meaning(entry(EntryState.DELIVERED, owner), ME, now, alive=alive)
+    assert isinstance(found, Delivered)
+    assert found.status == TAKEN
+    assert found.text == "250 2.0.0 Ok (delivered earlier)"
+    assert found.relay == HOST
+    found = meaning(entry(EntryState.REFUSED, owner), ME, now, alive=alive)
+    assert found == Bounced(REFUSED, "550 5.1.1 Who?", None, HOST)
 
 
 @pytest.mark.parametrize(
@@ -109,17 +105,17 @@ def test_settled_entry_stays_settled(owner: Owner, alive: bool, now: float) -> N
     ],
 )
 def test_entry_that_contradicts_itself_is_not_there(made_wrong: Entry) -> None:
-    assert judge(made_wrong, ME, 0.0, alive=True) == Claimed()
+    assert meaning(made_wrong, ME, 0.0, alive=True) == NO_PAST
 
 
 def test_refusal_is_replayed_whole_who_may_have_the_message_included() -> None:
     hosts = [f"{'x' * 60}.host{number}.example" for number in range(9)]
     refusal = with_doubts(Bounced(REFUSED, "550 5.1.1 " + "x" * 900, None, HOST), hosts)
-    there = settled_entry(refusal)
+    there = outcome_entry(refusal)
     assert there is not None
     found = Entry.decode(there.encode())
     assert found is not None
-    assert judge(found, ME, 0.0, alive=False) == Settled(refusal)
+    assert meaning(found, ME, 0.0, alive=False) == refusal
 
 
 @pytest.mark.parametrize("state", EntryState)
@@ -194,15 +190,15 @@ def test_deferral_leaves_an_entry_only_if_it_has_a_past() -> None:
     for past in (NO_PAST.doubted("a"), NO_PAST.waited("a", "rcpt", 1.0)):
         there = deferred_entry(past)
         assert there is not None
-        assert judge(there, ME, 1e12, alive=False) == Claimed(past)
+        assert meaning(there, ME, 1e12, alive=False) == past
 
 
 def test_dot_without_an_answer_adds_to_the_doubts_of_before() -> None:
     there = entry(EntryState.DOT_SENT)._replace(
         past=Past({HOST: 1, "mx2[192.0.2.2]:25": 3})
     )
-    assert judge(there, ME, 0.0, alive=False) == Claimed(
-        Past({HOST: 2, "mx2[192.0.2.2]:25": 3})
+    assert meaning(there, ME, 0.0, alive=False) == Past(
+        {HOST: 2, "mx2[192.0.2.2]:25": 3}
     )
 
 

@@ -11,7 +11,7 @@ from mxpolicy.delivery.journal import (
     Past,
     deferred_entry,
     myself,
-    settled_entry,
+    outcome_entry,
 )
 from mxpolicy.delivery.replay import prevails
 from mxpolicy.outcome import Bounced, Delivered
@@ -23,7 +23,7 @@ ANOTHER = Owner("machine", "boot", "namespace", 1, 1, "call")
 
 
 def settled(outcome: Delivered | Bounced) -> Entry:
-    entry = settled_entry(outcome)
+    entry = outcome_entry(outcome)
     assert entry is not None
     return entry
 
