@@ -124,6 +124,7 @@ class Recipient:
         relay: The relay that the last dot was sent to.
         refused_by: The rank of the best host that has refused it, not finally.
         doubt: What it is deferred with if no host does better.
+        taken: What it is delivered with, once a host has said 2yz to the dot.
         delays: Where the time went, for the log; None when no host was asked.
         tried: One printable text for each candidate that failed, for the log.
     """
@@ -137,6 +138,7 @@ class Recipient:
         "refused_by",
         "relay",
         "state",
+        "taken",
         "text",
         "tried",
     )
@@ -150,6 +152,7 @@ class Recipient:
         self.relay = ""
         self.refused_by: Rank | None = None
         self.doubt: Deferred | None = None
+        self.taken: Delivered | None = None
         self.delays: Delays | None = None
         self.tried: tuple[str, ...] = ()
 
@@ -245,6 +248,14 @@ class Settlement:
             self[place].take(Input.DOT)
             self[place].relay = relay
 
+    def taken(self, places: Iterable[int], outcome: Delivered) -> None:
+        """A host has said 2yz to the dot: it has the message for all of *places*.
+
+        Whatever goes wrong on our side after it, `settle` gives them *outcome*.
+        """
+        for place in places:
+            self[place].taken = outcome
+
     def released(self, places: Iterable[int]) -> None:
         """The host does not have the message for *places*."""
         for place in places:
@@ -281,6 +292,8 @@ class Settlement:
         the first.
         """
         recipient = self[place]
+        if recipient.taken is not None:
+            return True
         hosts = map(host_of, recipient.past.doubts)
         is_first = has_memory and host_of(recipient.relay) not in hosts
         recipient.past = recipient.past.doubted(recipient.relay)
@@ -309,19 +322,21 @@ class Settlement:
         """Give a recipient its outcome; *delays* and *tried* are for the log.
 
         A deferral begins with the host that may have the message; a bounce names those
-        hosts.
+        hosts. What a host has taken is delivered, whatever *outcome* is.
         """
         recipient = self[place]
+        outcome = recipient.taken or outcome
         match outcome:
             case Delivered():
-                recipient.take(Input.DELIVERED)
+                what = Input.DELIVERED
             case Deferred():
-                recipient.take(Input.DEFERRED)
+                what = Input.DEFERRED
                 outcome = _with_doubt(recipient.doubt, outcome)
             case Bounced():
-                recipient.take(Input.BOUNCED)
+                what = Input.BOUNCED
                 hosts = set(map(host_of, recipient.past.doubts))
                 outcome = trouble.with_doubts(outcome, hosts)
+        recipient.take(what)
         recipient.outcome = outcome
         recipient.delays, recipient.tried = delays, tried
         self._report(recipient)
@@ -339,9 +354,11 @@ class Settlement:
         for place in self.unsettled(places):
             self.settle(place, self.doubt_at_stop(place) or outcome)
 
-    def doubt_at_stop(self, place: int) -> Deferred | None:
-        """Return the outcome of a recipient that a host may have, when we are stopped."""
+    def doubt_at_stop(self, place: int) -> Delivered | Deferred | None:
+        """Return the outcome of a recipient that a host has, or may have, at a stop."""
         recipient = self[place]
+        if recipient.taken is not None:
+            return recipient.taken
         if recipient.state is not RecipientState.DOT_SENT:
             return recipient.doubt
         recipient.past = recipient.past.doubted(recipient.relay)

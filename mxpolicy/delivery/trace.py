@@ -70,6 +70,6 @@ class Trace:
 
     def trouble(self, error: BaseException) -> None:
         """Tell *error*, which is no fact about a host, with its traceback."""
-        text = "".join(traceback.format_exception(error))
         with suppress(Exception):
+            text = "".join(traceback.format_exception(error))
             self._observe(Trouble(self.now(), text, self.queue_id))

@@ -193,8 +193,8 @@ async def play(
     def report(recipient: Recipient) -> None:
         assert recipient.outcome is not None
         assert recipient.place not in settled, "a recipient is settled once"
-        settled[recipient.place] = recipient.outcome
         tried[recipient.place] = recipient.tried
+        settled[recipient.place] = recipient.outcome
 
     message = mail_data(data)
     spoil(message)

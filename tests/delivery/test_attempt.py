@@ -706,6 +706,21 @@ def test_others_are_asked_for_those_who_had_no_part_in_the_dot() -> None:
     assert [one.forward_paths for one in second.taken] == [("ann@example.com",)]
 
 
+def test_trouble_with_one_outcome_after_the_hosts_250_undoes_no_other() -> None:
+    class Broken(dict[int, Outcome]):
+        def __setitem__(self, place: int, outcome: Outcome) -> None:
+            super().__setitem__(place, outcome)
+            if place == 0:
+                raise ZeroDivisionError
+
+    first, second = ScriptedHost(), ScriptedHost()
+    journal = Journal()
+    played = deliver(first, second, recipients=TWO, settled=Broken(), journal=journal)
+    assert [status(one) for one in played.outcomes] == ["Delivered 2.0.0"] * 2
+    assert journal.noted == []
+    assert not second.visits
+
+
 def test_reply_to_the_dot_may_come_in_pieces() -> None:
     pieces = tuple(
         step for byte in b"250-a\r\n250 b\r\n" for step in (bytes([byte]), 0.1)

@@ -267,6 +267,22 @@ def test_stop_after_a_doubt_says_that_it_may_have_arrived() -> None:
     assert made[0].outcome == UNANSWERED
 
 
+@pytest.mark.parametrize("outcome", [OK, LATER, NEVER], ids=["ok", "later", "never"])
+def test_what_a_host_has_taken_is_delivered_whatever_goes_wrong_after_it(
+    outcome: Delivered | Deferred | Bounced,
+) -> None:
+    made, reported = settlement(*[RecipientState.DOT_SENT] * 3)
+    for place in range(3):
+        made[place].relay = RELAY
+    made.taken([0, 1], OK)
+    made.settle(0, outcome)
+    assert made.is_first_doubt(1, UNANSWERED, False), "it is settled, not asked again"
+    made.stop(LATER)
+    assert [one.outcome == OK for one in made] == [True, True, False]
+    assert made[1].past.doubts == {}
+    assert reported == list(made)
+
+
 def test_forward_path_is_printable_in_what_is_shown() -> None:
     made = Settlement(["b\nob@example.com"], lambda recipient: None)
     assert made[0].text.isprintable()

@@ -75,3 +75,26 @@ def test_observer_that_raises_does_no_harm() -> None:
     trace.tell(events.CandidateStarted, MX)
     trace.trouble(ValueError("x"))
     assert [type(one) for one in seen] == [events.CandidateStarted, events.Trouble]
+
+
+def test_trouble_that_cannot_be_put_into_words_does_no_harm() -> None:
+    class Unspeakable(Exception):
+        is_mute = True
+
+        @property
+        def __cause__(self) -> BaseException | None:  # type: ignore[override]
+            if self.is_mute:
+                raise MemoryError
+            return None
+
+    told: list[Event] = []
+
+    def broken(event: Event) -> None:
+        raise Unspeakable
+
+    trace = Trace("Q", Clock(), told.append).with_learners(broken)
+    try:
+        trace.tell(events.CandidateStarted, MX)
+    finally:
+        Unspeakable.is_mute = False  # pytest has to speak of it
+    assert [type(one) for one in told] == [events.CandidateStarted]
