@@ -11,23 +11,23 @@ this module keeps to it:
 - Then `os._exit`, because the interpreter's own way out may fail to flush and
   make 120 of it, which bounces.
 
-The process leads three lives. Until the engine has answered, anything that goes
+The process has three phases. Until the engine has answered, anything that goes
 wrong is 75. When every recipient has its outcome, that is the answer, also if a
 signal arrives while it is being written. Nothing can happen after the answer.
 
 Theory of operation
-    Whoever notices trouble calls `Door.defer` where it stands: a handler of a
-    signal, the loop's handler of exceptions, `main`. No way leads back from
-    there, so nothing has to be unwound, and nothing that hangs can prevent it.
-    Connections are closed by the kernel; a host that has not seen the final dot
-    drops what it has (RFC 5321 §4.1.1.10).
+    Trouble is answered where it is noticed: a signal's handler, the loop's handler
+    of exceptions and `main` call `Door.defer`, which never returns. So nothing has
+    to be unwound, and nothing that hangs can prevent the answer. The kernel closes
+    the connections; a host that has not seen the final dot drops what it has
+    (RFC 5321 §4.1.1.10).
 
 The command line is described in `USAGE`. With ``--exim`` the sender is in the
-environment, as ``RETURN_PATH`` (since 4.96 Exim allows nothing on the command line
-that a stranger wrote, except the recipients), the message's id as ``MESSAGE_ID``, and
-a `mxpolicy.supervisor` stands between Exim and this process. ``--socket`` names a daemon's socket,
-to which the message will be handed once there is a daemon. There is none in this
-version: the option is accepted and mxpolicy delivers by itself.
+environment, as ``RETURN_PATH``: since 4.96 Exim allows nothing on the command line
+that a stranger wrote, except the recipients. The message's id is there, too, as
+``MESSAGE_ID``, and a `mxpolicy.supervisor` stands between Exim and this process.
+``--socket`` names the socket of a daemon that will take the message. This version has
+no daemon: the option is accepted, and mxpolicy delivers by itself.
 """
 
 from __future__ import annotations
@@ -55,14 +55,12 @@ from mxpolicy.outcome import (
 )
 from mxpolicy.protocol.smtp_states import State, facts
 from mxpolicy.reply import EnhancedStatus, printable
-from mxpolicy.supervisor import look_at
+from mxpolicy.supervisor import ENDING, look_at
 
 if TYPE_CHECKING:
     import asyncio
     from types import FrameType
     from typing import Any
-
-    from mxpolicy.delivery.events import Event
 
 __all__ = [
     "ALARM_INTERVAL",
@@ -84,16 +82,16 @@ MAX_TEXT = MAX_ANSWER - len("5.999.999 \n")
 SHORTEST_TEXT = 25
 # RFC 5321 §4.5.3.2.6: the reply to a final dot that leaves at the deadline.
 DOT_TIME = facts(State.DOT).timeout
-# A loop that hangs in a system call is ended by the kernel's alarm. It rings so long
-# after the last reply, still inside what contrib gives us: 2900 + 600 + 15 of 3600 s.
+# The kernel's alarm ends a loop that hangs in a system call. It rings so long after the
+# last reply, and still in the time that contrib gives us: 2900 + 600 + 15 of 3600 s.
 ALARM_SLACK = 15.0
-# The second ring ends the delivery; where the answer hangs as well, there is a third.
+# The second ring ends the delivery; a third one, an answer that hangs.
 ALARM_INTERVAL = 5.0
-# So long after the end of stdin the death of a mail server that cannot be seen has
-# shown: at most 17 ms were measured, on a machine with nothing else to do.
+# A mail server that we may not look at has died before stdin ended, or not at all: so
+# long after that its death is seen. 17 ms at most were measured on an idle machine.
 UNSEEN_DEATH = 0.1
 
-# Postfix's command_time_limit, where nobody has set one for us. Exim's is longer.
+# Postfix's command_time_limit by default. Exim's default is longer.
 DEFAULT_LIMIT = 1000.0
 
 USAGE = (
@@ -102,19 +100,6 @@ USAGE = (
 )
 
 _OPTIONS = ("-f", "--nexthop", "--queue-id", "--deadline", "--socket", "--config")
-
-# Each of them would end the process in a way that Exim bounces. SIGXCPU comes
-# with a limit on processor time, SIGALRM is our own.
-_SIGNALS = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGXCPU,
-    signal.SIGALRM,
-)
 
 
 class Arguments(NamedTuple):
@@ -168,8 +153,8 @@ def answer(outcomes: Sequence[tuple[str, Outcome]]) -> tuple[int, str]:
 def _for_several(told: Sequence[tuple[str, Outcome]], delivered: Sequence[str]) -> str:
     """Return one text for all of *told*, and that *delivered* have the message.
 
-    Where there is not room for all, the texts are shortened and not the names:
-    a sender who cannot see who got the message sends it to everybody again.
+    Where there is no room for all of it, the texts are shortened, not the names: a
+    sender who cannot see which recipients have the message sends it to all again.
     """
     last = "; delivered: " + _listed(delivered) if delivered else ""
     text = "; ".join(f"<{who}>: {what.text}" for who, what in told) + last
@@ -216,11 +201,11 @@ def _deferral(trouble: BaseException) -> str:
         case MemoryError():
             return "4.3.0 mxpolicy: out of memory"
         case _:
-            place = _place(trouble)
-            return f"4.3.0 mxpolicy: {type(trouble).__name__}: {trouble}{place}"
+            where = _raised_at(trouble)
+            return f"4.3.0 mxpolicy: {type(trouble).__name__}: {trouble}{where}"
 
 
-def _place(trouble: BaseException) -> str:
+def _raised_at(trouble: BaseException) -> str:
     """Return where *trouble* was raised: a postmaster's report has only this line."""
     traceback = trouble.__traceback__
     if traceback is None:
@@ -234,25 +219,30 @@ def _place(trouble: BaseException) -> str:
 class Door:
     """The way out, held open from the first moment: the answer goes through here once.
 
-    Descriptors 0, 1 and 2 are made to exist (a socket that became descriptor 1
-    would be written into by any warning), and 1 and 2 are led away from the
-    mail server's pipe, so that nothing but the answer can come first.
+    Descriptors 0, 1 and 2 are made to exist: a warning would be written into a socket
+    that became descriptor 1. Then 1 and 2 are led away from the mail server's pipe, so
+    that nothing but the answer can come first.
 
     Args:
-        mail_server: Its process id where it is not our parent but our parent's.
+        mail_server: Its process id where a supervisor is between it and us.
 
     Attributes:
+        outcomes: Returns each recipient with its outcome, None until all have one.
+            Asked at any moment, by signal handlers, too.
         stdin_was_closed: There was no descriptor 0 to read a message from.
     """
 
     def __init__(self, mail_server: int | None = None) -> None:
-        self._outcomes: list[tuple[str, Outcome]] = []
-        self._expected: int | None = None
         self._leaving: int | None = None
         self._has_rung = False
         self._parent = os.getppid()
         self._mail_server = mail_server
-        self.stdin_was_closed = not _is_open(0)
+        self.outcomes: Callable[[], Sequence[tuple[str, Outcome]] | None] = lambda: None
+        self.stdin_was_closed = False
+        try:
+            os.fstat(0)
+        except OSError:
+            self.stdin_was_closed = True
         null = os.open(os.devnull, os.O_RDWR)
         while null < 3:  # 0, 1 or 2 was closed: this is the new one
             null = os.dup(null)
@@ -263,18 +253,20 @@ class Door:
     def is_watched(self) -> bool:
         """Return whether the mail server that started us is still there.
 
-        The end of stdin looks the same when it was killed in mid-message, and
-        then it will send all of it again. Its death is seen in three ways. The kernel
-        says that it is about to end: at the end of our stdin that is so already, while
-        we may have the old parent for 17 ms more (measured). We get another parent.
-        Or, where a shell stands between us or it died before our first line, nobody
-        has our stdout open for reading.
+        When it was killed in mid-message, stdin ends as it always does, and the mail
+        server will send the whole message again. Its death is seen in three ways:
 
-        Process 1 may have had us from the beginning (in a container), or have got us
-        before our first line. Then stdout alone can tell, and what has no other end
-        (a file, /dev/null) tells nothing.
+        - The kernel says that it is about to end. That is so already at the end of our
+          stdin; our parent may stay the same for 17 ms more (measured).
+        - We have another parent.
+        - Our stdout has no reader any more. That alone shows it where a shell is between
+          us, or where it died before our first line.
+
+        Process 1 may have been our parent from the beginning (in a container), or may
+        have become it before our first line. Then stdout alone can tell. A stdout
+        without another end (a file, /dev/null) tells nothing.
         """
-        # In this order: what cannot be seen because it is gone has left us to another.
+        # In this order: a parent that is gone cannot be looked at, but we have another.
         if _is_ending(self._parent) or os.getppid() != self._parent:
             return False
         if self._parent == 1 and not _has_another_end(self._out):
@@ -292,29 +284,21 @@ class Door:
     def sees_the_mail_server(self) -> bool:
         """Return whether `is_watched` is right from the very end of stdin on.
 
-        Where other users' processes are hidden (proc(5), ``hidepid``), it is only when
-        the mail server's death has given us another parent.
+        Where other users' processes are hidden (proc(5), ``hidepid``), it is right only
+        once the mail server's death has given us another parent.
         """
         return look_at(self._mail_server or self._parent) is not None
-
-    def expect(self, recipients: int) -> None:
-        """From now on *recipients* outcomes make the answer complete."""
-        self._expected = recipients
-
-    def settled(self, recipient: str, outcome: Outcome) -> None:
-        """Keep an outcome as soon as it exists: no later trouble may undo it."""
-        self._outcomes.append((recipient, outcome))
 
     def defer(self, why: str | BaseException) -> NoReturn:
         """Leave with 75, unless every recipient already has its outcome.
 
-        It never returns and never raises, also without any memory left: then
-        the status, which needs none, is the answer.
+        It never returns and never raises. When no memory is left, the status alone is
+        the answer.
         """
         status, text = EXIT_DEFER, ""
         try:
-            if self._expected is not None and len(self._outcomes) == self._expected:
-                status, text = answer(self._outcomes)
+            if outcomes := self.outcomes():
+                status, text = answer(outcomes)
             else:
                 text = why if isinstance(why, str) else _deferral(why)
         finally:
@@ -324,18 +308,18 @@ class Door:
         self._leaving = status
         try:
             os.write(self._out, answer_line(status, text))
-        finally:  # nobody reads, or no memory: the status alone is the answer
+        finally:  # no reader, or no memory: the status alone is the answer
             os._exit(status)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Being asked to stop, and running into our own alarm, are "try later".
+        """Answer "try later" when we shall end, or when our own alarm rings again.
 
-        Only the alarm's second ring is. If we were stopped (SIGSTOP, a frozen
-        machine), the first one comes before the event loop has seen what the host
-        said meanwhile, and that may be that it has the message.
+        The alarm's first ring is no reason: after a stop (SIGSTOP, a frozen machine) it
+        comes before the event loop has read what the host said meanwhile, and the host
+        may have said that it has the message.
         """
         if self._leaving is not None:
-            # The answer is on its way; only a write that hangs is cut short.
+            # The answer is being written; only a write that hangs is cut short.
             if number == signal.SIGALRM:
                 os._exit(self._leaving)
             return
@@ -347,9 +331,22 @@ class Door:
             self.defer("4.3.0 mxpolicy: out of time: its own deadline has passed")
         self.defer(f"4.3.0 mxpolicy: ended by {signal.Signals(number).name}")
 
+    def on_loop_trouble(
+        self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
+    ) -> None:
+        """Leave for an exception that the event loop caught from a callback.
+
+        What the callback should have done (no memory, or a bug of ours) would be waited
+        for for ever. Without a "handle" the exception is one of a finished task that was
+        never asked for its result, and nothing waits.
+        """
+        trouble = context.get("exception")
+        if "handle" in context or isinstance(trouble, MemoryError):
+            self.defer(trouble or context["message"])
+
 
 def _has_another_end(descriptor: int) -> bool:
-    """Return whether poll(2) would tell that nobody reads what is written to it."""
+    """Return whether poll(2) tells when nothing can read from *descriptor* any more."""
     mode = os.fstat(descriptor).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(descriptor)
 
@@ -360,22 +357,14 @@ def _is_ending(pid: int) -> bool:
     return seen is not None and seen.is_ending
 
 
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
-
-
 # -- the command line -------------------------------------------------------
 
 
 def parse_arguments(argv: Sequence[str], environ: Mapping[str, str]) -> Arguments:
     """Understand what follows ``mxpolicy pipe``, and what Exim says in *environ*.
 
-    By hand, because argparse takes 30 million instructions to import, abbreviates
-    options on its own account and leaves with status 2, which bounces.
+    By hand: argparse takes 30 million instructions to import, accepts abbreviated
+    options, and leaves with status 2, which bounces.
 
     Raises:
         UsageError: Anything that is not exactly as the usage line says.
@@ -426,7 +415,7 @@ def _as_exim_says(given: dict[str, str], environ: Mapping[str, str]) -> dict[str
     if "-f" in given:
         raise UsageError(f"-f and --exim exclude each other; {USAGE}")
     if "RETURN_PATH" not in environ:
-        # SENDER is no stand-in: it ignores what a router's errors_to has said.
+        # SENDER will not do: a router's errors_to does not change it.
         raise UsageError(
             "no sender: the transport needs "
             "environment = RETURN_PATH=${listquote{:}{$return_path}}"
@@ -437,11 +426,10 @@ def _as_exim_says(given: dict[str, str], environ: Mapping[str, str]) -> dict[str
 
 
 def _in_utf8(arguments: Arguments) -> Arguments:
-    """Return *arguments* as they were written, whatever the locale made of them.
+    """Return *arguments* read as UTF-8, which a mail server writes (RFC 6531).
 
-    A mail server writes UTF-8 (RFC 6531). Python has read the language of the
-    environment, which Postfix hands on as ``LANG``: in a Latin-1 locale the mail
-    would go to another address, or to another domain.
+    Python has read them by the locale, which Postfix hands on as ``LANG``: by Latin-1
+    the mail would go to another address, or to another domain.
     """
     return arguments._replace(
         sender=_utf8(arguments.sender),
@@ -480,12 +468,12 @@ def main(argv: Sequence[str], mail_server: int | None = None) -> NoReturn:
     began = time.monotonic()
     door = Door(mail_server)
     try:
-        for number in _SIGNALS:
+        for number in ENDING:
             signal.signal(number, door.on_signal)
         # Exim's children inherit some of them ignored, others may be blocked.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         _work(door, _in_utf8(parse_arguments(argv, os.environ)), began)
-    except BaseException as trouble:  # whatever it is, the mail server shall try again
+    except BaseException as trouble:  # of any kind: the mail server shall try again
         door.defer(trouble)
 
 
@@ -510,9 +498,9 @@ def _work(door: Door, arguments: Arguments, began: float) -> NoReturn:
 def time_needed(given: float | None, options: Options) -> float:
     """Return the seconds after which nothing is awaited any more.
 
-    Whoever has chosen a deadline has chosen a limit for it, too: ``mxpolicy check``
-    sees to it that the reply to the last dot comes before Postfix kills us. Where
-    nobody has, Postfix kills, and bounces, after `DEFAULT_LIMIT`.
+    By default Postfix kills us, and bounces the message, after `DEFAULT_LIMIT`. An
+    operator who sets a deadline sets Postfix's limit, too: ``mxpolicy check`` says when
+    the reply to the last dot could come after it.
 
     Args:
         given: What ``--deadline`` says, None without it.
@@ -537,19 +525,14 @@ async def _deliver(
     from mxpolicy.delivery.context import Context
     from mxpolicy.delivery.delivery import Request
     from mxpolicy.delivery.engine import Engine
-    from mxpolicy.delivery.events import RecipientSettled, Trouble
+    from mxpolicy.delivery.events import Trouble
     from mxpolicy.delivery.log import Log
     from mxpolicy.delivery.mail_data import spool
     from mxpolicy.delivery.replay import prevails
     from mxpolicy.state.opening import open_store, state_file
 
-    asyncio.get_running_loop().set_exception_handler(_loop_trouble(door))
+    asyncio.get_running_loop().set_exception_handler(door.on_loop_trouble)
     log = Log(options.log)
-
-    def observe(event: Event) -> None:
-        if isinstance(event, RecipientSettled):
-            door.settled(event.recipient, event.outcome)
-        log.observe(event)
 
     def tell(trouble: str) -> None:
         log.observe(Trouble(0.0, trouble, arguments.queue_id))
@@ -573,27 +556,10 @@ async def _deliver(
         queue_id=arguments.queue_id,
         deadline=max(0.0, deadline - time.monotonic()),
         ends=max(0.0, ends - time.monotonic()),
-        observe=observe,
+        observe=log.observe,
         may_send_dot=is_watched,
     )
-    door.expect(len(request.recipients))
-    await engine.deliver(request, mail_data)
+    delivery = engine.begin(request, mail_data)
+    door.outcomes = delivery.settled
+    await delivery.outcomes()
     door.defer("4.3.0 mxpolicy: a recipient was left without an outcome")
-
-
-def _loop_trouble(
-    door: Door,
-) -> Callable[[asyncio.AbstractEventLoop, dict[str, Any]], None]:
-    """Return what the event loop calls for an exception that reaches nobody.
-
-    When a callback raised it (no memory, or a bug), whoever waits for what the
-    callback should have done waits for ever. An exception that nobody asked a
-    finished task for ("handle" is not there) keeps nobody waiting.
-    """
-
-    def handler(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        trouble = context.get("exception")
-        if "handle" in context or isinstance(trouble, MemoryError):
-            door.defer(trouble or context["message"])
-
-    return handler

@@ -31,16 +31,13 @@ def take_stdout() -> int:
     while null < 3:  # 0, 1 or 2 was closed: this is the new one
         null = os.dup(null)
     out = os.dup(1)
-    is_shared = any(_is_same_file(2, other) for other in (0, 1))
+    errors = os.fstat(2)
+    is_shared = any(os.path.samestat(errors, os.fstat(other)) for other in (0, 1))
     os.dup2(null, 1)
     if is_shared and not os.isatty(2):
         os.dup2(null, 2)
     os.close(null)
     return out
-
-
-def _is_same_file(one: int, other: int) -> bool:
-    return os.path.samestat(os.fstat(one), os.fstat(other))
 
 
 def serve(out: int, why: str) -> int:

@@ -1,13 +1,12 @@
 """A parent that outlives the delivery, for a mail server that bounces on signals.
 
-To Exim, a command that a signal kills has failed for good. ``temp_errors`` knows exit
-statuses only, and ``freeze_signal`` leaves the message lying until an operator thaws
-it. The out-of-memory killer sends such a signal. So ``mxpolicy pipe --exim`` is two
-processes. This one waits and uses next to no memory. Its child delivers, and is the
-one that the kernel would rather kill. If the child ends without an answer, this one
-answers 75, try later.
+To Exim, a command that a signal kills has failed for good: ``temp_errors`` knows exit
+statuses only, and ``freeze_signal`` keeps the message until an operator thaws it. The
+out-of-memory killer sends such a signal. So ``mxpolicy pipe --exim`` is two processes.
+The parent waits and takes next to no memory. The child delivers; the kernel kills it
+first. If the child ends without an answer, the parent answers 75, try later.
 
-`look_at` asks proc(5) which process is the mail server, and whether it still lives.
+`look_at` reads in proc(5) which process is the mail server, and whether it still lives.
 
 This module is imported before anything else, and imports nothing of ours.
 """
@@ -21,20 +20,21 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["ProcessSeen", "look_at", "supervise"]
+__all__ = ["ENDING", "ProcessSeen", "look_at", "supervise"]
 
 # As in mxpolicy.outcome: delivered, bounce, try later.
 _ANSWERS = frozenset({0, 69, 75})
 _EXIT_DEFER = 75
 
-_FORWARDED = (
+# Each of them ends a process that has no handler for it, and Exim bounces the message.
+ENDING = (
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGHUP,
     signal.SIGQUIT,
     signal.SIGUSR1,
     signal.SIGUSR2,
-    signal.SIGXCPU,
+    signal.SIGXCPU,  # comes with a limit on processor time
     signal.SIGALRM,  # an alarm outlives exec (alarm(2)); a child does not inherit it
 )
 
@@ -47,9 +47,9 @@ def supervise() -> int | None:
 
     Returns:
         In the child, the process id of the mail server: the parent of its parent,
-        as long as both live. None where there is no ``/proc``, and then no child,
-        either: it could see the death of its own parent only. Half a message sent as a
-        whole one is worse than a frozen message.
+        as long as both live. None without ``/proc``, and then without a child: it could
+        not see the mail server's death. Half a message sent as a whole one is worse than
+        a frozen message.
 
     Raises:
         OSError: There can be no child.
@@ -58,7 +58,7 @@ def supervise() -> int | None:
     if look_at(os.getpid()) is None:
         return None
     # Blocked until each process has its own handlers.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     child = os.fork()
     if child:
         _wait(child)
@@ -71,7 +71,7 @@ class ProcessSeen(NamedTuple):
 
     Attributes:
         parent: Its parent's process id.
-        is_ending: It is about to end, or has ended and was not waited for.
+        is_ending: It is about to end, or has ended and its parent does not know yet.
     """
 
     parent: int
@@ -81,8 +81,8 @@ class ProcessSeen(NamedTuple):
 def look_at(pid: int) -> ProcessSeen | None:
     """Return what ``/proc/PID/stat`` says of process *pid*.
 
-    None when it is gone, when it is another user's and proc(5) is mounted with
-    ``hidepid``, or when there is no ``/proc``.
+    None when it is gone, when proc(5) hides it (``hidepid``, another user's), or when
+    there is no ``/proc``.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -102,12 +102,12 @@ def _wait(child: int) -> NoReturn:
 
     status = -1
     try:
-        for number in _FORWARDED:
+        for number in ENDING:
             signal.signal(number, forward)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         # The process id is the child's until it is reaped. Then nothing is forwarded.
         os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-        signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     finally:
         if status in _ANSWERS:

@@ -616,24 +616,24 @@ def test_signal_that_is_ignored_or_blocked_at_the_start_is_deferred_too(
     assert_answer(ended, 75, r"4\.3\.0 mxpolicy: ended by SIGTERM\n")
 
 
-# Code that stands for the engine: settles, then something happens.
+# Code that stands for the delivery: settles, then something happens.
 SETTLE = (
-    "from mxpolicy.delivery import engine, events\n"
-    "from mxpolicy.delivery.events import Delays\n"
+    "from mxpolicy.delivery.delivery import Delivery\n"
     "from mxpolicy.outcome import Delivered, Bounced, Deferred\n"
     "from mxpolicy.reply import EnhancedStatus, Reply\n"
     "from mxpolicy import pipe\n"
     "import asyncio, os, signal, sys, time\n"
-    "def settle(self, request, *recipients):\n"
-    "    for one in recipients or request.recipients:\n"
+    "def settle(self, *recipients):\n"
+    "    for one in self._settlement:\n"
     "        reply = Reply(250, ('Ok',))\n"
     "        got = Delivered(EnhancedStatus(2, 0, 0), '250 Ok', reply, 'h')\n"
-    "        request.observe(events.RecipientSettled(\n"
-    "            0.0, one, got, Delays(), 'direct', ()))\n"
-    "async def deliver(self, request, mail_data):\n"
+    "        if not recipients or one.text in recipients:\n"
+    "            self._settlement.settle(one.place, got)\n"
+    "async def outcomes(self):\n"
     "    {}\n"
     "    await asyncio.sleep(3600)\n"
-    "engine.Engine.deliver = deliver\n"
+    "Delivery.outcomes = outcomes\n"
+    "Delivery._run = lambda self: asyncio.sleep(3600)\n"
 )
 
 
@@ -667,11 +667,11 @@ class TestTrouble:
     def test_after_all_are_settled_leaves_with_their_outcome(
         self, does: str, pipe: Runner
     ) -> None:
-        ended = self.run(pipe, f"settle(self, request); {does}")
+        ended = self.run(pipe, f"settle(self); {does}")
         assert_answer(ended, 0, r"2\.0\.0 <b@b>: 250 Ok; <c@c>: 250 Ok\n")
 
     def test_before_all_are_settled_is_deferred(self, does: str, pipe: Runner) -> None:
-        ended = self.run(pipe, f"settle(self, request, 'b@b'); {does}")
+        ended = self.run(pipe, f"settle(self, 'b@b'); {does}")
         assert_answer(ended, 75, r"4\.3\.0 mxpolicy: [^:]")
 
 
@@ -704,7 +704,7 @@ def test_what_is_written_by_others_does_not_come_before_the_answer(
     says = (
         "os.write(2, b'warning\\n'), os.write(1, b'x'), print('y'), os.system('echo z')"
     )
-    before = SETTLE.format(f"{says}; settle(self, request); return")
+    before = SETTLE.format(f"{says}; settle(self); return")
     ended = pipe.run(pipe.argv("x.example", "b@b"), before=before)
     assert_answer(ended, 0, r"2\.0\.0 250 Ok\n")
 
@@ -723,7 +723,7 @@ def test_second_signal_does_not_make_a_second_answer(pipe: Runner) -> None:
 
 
 def test_answer_that_cannot_be_written_is_cut_short_by_the_alarm(pipe: Runner) -> None:
-    before = SETTLE.format("settle(self, request); return") + TestTrouble.quick
+    before = SETTLE.format("settle(self); return") + TestTrouble.quick
     before += "os.write = lambda descriptor, data: time.sleep(3600)\n"
     argv = ["--deadline", "2s", *pipe.argv("x.example", "b@b")]
     assert pipe.run(argv, before=before) == (0, [])
@@ -751,7 +751,7 @@ def test_reply_to_the_dot_counts_that_came_while_the_process_was_stopped(
 def test_exception_that_keeps_nobody_waiting_ends_nothing(pipe: Runner) -> None:
     does = (
         "lost = asyncio.get_running_loop().create_future(); "
-        "lost.set_exception(ValueError()); del lost; settle(self, request); return"
+        "lost.set_exception(ValueError()); del lost; settle(self); return"
     )
     ended = pipe.run(pipe.argv("x.example", "b@b"), before=SETTLE.format(does))
     assert_answer(ended, 0, r"2\.0\.0 250 Ok\n")

@@ -149,6 +149,12 @@ class Delivery:
         """
         return await self._task
 
+    def settled(self) -> list[tuple[str, Outcome]] | None:
+        """Return each recipient, printable, with its outcome; None until all have one."""
+        texts = (one.text for one in self._settlement)
+        outcomes = self._settlement.outcomes()
+        return None if outcomes is None else list(zip(texts, outcomes, strict=True))
+
     def cancel(self, why: str) -> None:
         """Leave the message to the mail server, as far as that is still possible.
 
