@@ -45,31 +45,39 @@ __all__ = ["as_json", "clear", "main", "read", "show"]
 
 T = TypeVar("T")
 
+NOTHING = "Nothing is remembered."
+
 
 def main(argv: Sequence[str]) -> int:
     """Show or clear what is remembered, as *argv* asks.
 
     Returns:
-        0; 1 when the file cannot be used, or there is nothing to clear. Leaves by
-        `SystemExit` with 2 on a wrong command line.
+        0; 1 when the file cannot be used, or nothing is known of what was named. Leaves
+        by `SystemExit` with 2 on a wrong command line.
     """
     arguments = _parser().parse_args(argv)
+    clears, key = arguments.action == "clear", arguments.key
     found: dict[str, Remembered] = {}
     try:
         options = load(arguments.config, os.environ)
         path = state_file(options.state, os.environ)
-        if arguments.action == "clear":
-            key = arguments.key
-            count = asyncio.run(_use(path, lambda store: clear(store, key), True))
-            print(f"{count} forgotten")
-            return 0 if count or key is None else 1
-        # Without a file nothing has been remembered yet.
-        if os.path.lexists(path):
-            with suppress(StoreAbsent):  # of an earlier version, or gone by now
-                found = asyncio.run(_use(path, read))
+        # Without a file nothing is remembered, nor in one of an earlier version.
+        with suppress(FileNotFoundError, NotADirectoryError, StoreAbsent):
+            os.lstat(path)
+            if clears:
+                count = asyncio.run(_use(path, lambda store: clear(store, key), True))
+                print(f"{count} forgotten")
+                return 0 if count or key is None else 1
+            found = asyncio.run(_use(path, read))
     except (ConfigError, StoreError) as error:
         print(f"mxpolicy: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"mxpolicy: {path}: cannot be read: {error.strerror}", file=sys.stderr)
+        return 1
+    if clears:
+        print(NOTHING)
+        return 0 if key is None else 1
     now = time.time()
     write_out(
         arguments,
@@ -161,7 +169,7 @@ def show(
 ) -> None:
     """Write what was `read` as a table, the hosts that fail first."""
     if not found:
-        terminal.line("Nothing is remembered.")
+        terminal.line(NOTHING)
         return
     failing = {key for key, one in found.items() if one.record.verdict is not None}
     text = f"{len(found)} remembered, {len(failing)} of them as failing"
