@@ -173,8 +173,10 @@ def milliseconds(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time exactly, as ``250 ms`` or ``1.5 s``."""
-    return milliseconds(seconds) if seconds < 1 else f"{seconds:.4g} s"
+    """Return a time in four digits, as ``250 ms`` or ``1.5 s``; in full from 1000 s on."""
+    if seconds < 1:
+        return milliseconds(seconds)
+    return f"{seconds:.0f} s" if seconds >= 1000 else f"{seconds:.4g} s"
 
 
 def age(seconds: float) -> str:

@@ -67,6 +67,8 @@ def test_command_whose_reader_has_left_ends_quietly(
         (119.0, "119 s", "119s"),
         (120.0, "120 s", "2m"),
         (7200.0, "7200 s", "2h"),
+        (9999.7, "10000 s", "3h"),
+        (36000.0, "36000 s", "10h"),
     ],
 )
 def test_time_is_written_exactly_or_as_an_age(
