@@ -21,6 +21,7 @@ from mxpolicy.check.postfix_rows import (
     Transport,
     filter_tables,
     judge_all,
+    judge_instance,
     judge_places,
     judge_transport,
     processes,
@@ -58,6 +59,9 @@ SETTINGS = (
     "maximal_queue_lifetime",
     "bounce_queue_lifetime",
     "maximal_backoff_time",
+    "config_directory",
+    "multi_instance_name",
+    "multi_instance_directories",
 )
 
 
@@ -134,10 +138,11 @@ def look(
         machine: This one.
     """
     settings = postfix.settings
+    items = judge_instance(settings)
     if not postfix.services:
         text = f"Postfix {settings['mail_version']} is here; no pipe(8) service of it"
-        return [tell(Level.WARN, f"{text} runs mxpolicy: see contrib/postfix")]
-    items: list[Item] = []
+        text += " runs mxpolicy: see contrib/postfix"
+        return [*items, tell(Level.WARN, text)]
     for service in postfix.services:
         items += judge_transport(_gather(service, postfix, config, machine))
     each = [processes(one, settings) for one in postfix.services]

@@ -32,6 +32,7 @@ __all__ = [
     "Transport",
     "filter_tables",
     "judge_all",
+    "judge_instance",
     "judge_places",
     "judge_time",
     "judge_transport",
@@ -463,6 +464,27 @@ def _judge_filter(it: Transport) -> list[Item]:
 
 
 # All services together
+
+
+def judge_instance(settings: Mapping[str, str]) -> list[Item]:
+    """Say which of several Postfix instances is judged (MULTI_INSTANCE_README)."""
+    here, others = settings["config_directory"], settings["multi_instance_directories"]
+    others = ", ".join(words(others, " \t,"))
+    another = "MAIL_CONFIG=DIRECTORY mxpolicy check"
+    return said(
+        first(
+            ok(
+                others,
+                f"the Postfix of {here} is judged here, not those of {others}: {another}"
+                " judges another one",
+            ),
+            ok(
+                settings["multi_instance_name"],
+                f"the Postfix of {here} is judged here, one of several: {another} judges"
+                " another one",
+            ),
+        )
+    )
 
 
 def judge_places(places: int, each: Collection[int]) -> list[Item]:

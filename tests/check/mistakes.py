@@ -247,6 +247,16 @@ ONLY_RECORDED = {
         "ok",
         "at most 60 processes at once",
     ),
+    "another_instance": one(
+        ("-e", "multi_instance_directories=/etc/postfix-out"),
+        "ok",
+        "the Postfix of /etc/postfix is judged here, not those of /etc/postfix-out",
+    ),
+    "instance_of_its_own": one(
+        ("-e", "multi_instance_name=postfix-out"),
+        "ok",
+        "the Postfix of /etc/postfix is judged here, one of several",
+    ),
     "backoff_of_two_days": one(
         ("-e", "maximal_backoff_time=2d"), "warn", "backoff_time is more than a day"
     ),
