@@ -1,10 +1,9 @@
 """The console command: it finds out which command is meant, and runs it.
 
-`mxpolicy pipe` comes first and costs nothing here. A mail server runs it, and reads any
-exit status but its three as "bounce the message" (pipe(8) does so with 1, 2 and 127).
-So whatever goes wrong before `mxpolicy.pipe` has taken over ends here, in one line that
-begins ``4.3.0`` and in exit status 75: a missing module, no memory, a misspelt word in
-master.cf.
+`mxpolicy pipe` comes first and costs nothing here. The mail server that runs it bounces
+the message on any exit status but its three (pipe(8) does so with 1, 2 and 127). So
+trouble before `mxpolicy.pipe` has taken over ends here, in one line that begins ``4.3.0``
+and in exit status 75: a missing module, no memory, a misspelt word in master.cf.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SECONDS_TO_BEGIN = 9
 COMMANDS = {
     "pipe": "deliver the message on standard input; run by the mail server",
     "policy": "answer the mail server's questions; run by it (spawn(8))",
-    "route": "show whom a message would be tried at, and why; dials nothing",
+    "route": "show which hosts a message would be tried at, and why; dials nothing",
     "hosts": "show what is remembered of hosts, or forget it (hosts clear)",
     "check": "show the configuration as understood, and whether all around it fits",
     "demo": "see it work on loopback: no root, no mail server",
@@ -48,7 +47,7 @@ commands:
   --version   the version
 
 Exit status: pipe: 0 delivered, 75 try later, 69 bounce, never another one;
-route: the same when there is nobody to dial, else 0;
+route: the same when there is no host to dial, else 0;
 policy: 0 when the mail server has hung up, 1 when it ended by its own fault;
 the others: 0 well, 1 not well, 2 misused.
 """
@@ -81,14 +80,14 @@ def main() -> int:
 def _hear_of_children() -> None:
     """Have the kernel keep the exit status of the processes that we start.
 
-    It keeps none for a process that ignores SIGCHLD (wait(2)). A parent may have left it
-    so (``trap '' CHLD``, some supervisors), and exec(3) hands that on.
+    It keeps none for a process that ignores SIGCHLD (wait(2)). exec(3) hands that on from
+    a parent that ignores it (``trap '' CHLD``, some supervisors).
     """
     try:
         import signal
 
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    except Exception:  # what needs it says so in its own way
+    except Exception:  # what needs the module says so in its own way
         return
 
 
@@ -97,8 +96,8 @@ def _pipe(argv: list[str]) -> NoReturn:
     try:
         import signal
 
-        # To Exim, a command that a signal kills has bounced the message. `pipe` sets
-        # its own handlers, once it is imported.
+        # Exim bounces the message when a signal kills its command. `pipe` has handlers
+        # of its own, once it is imported.
         ending = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
         # exec(3) keeps an alarm that was set before (alarm(2)).
         for number in (*ending, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
@@ -148,7 +147,7 @@ def _policy(argv: list[str]) -> int:
         _end_after(0)
         return serve()
     _end_after(0)
-    # Here the exception holds nothing any more, in case memory has run out.
+    # Only here: the exception has let go of its memory.
     return policy_fallback.serve(out, why)
 
 
@@ -156,7 +155,7 @@ def _end_after(seconds: int) -> None:
     """Have the process killed after *seconds*; 0 calls it off."""
     try:
         import signal
-    except Exception:  # then no alarm was set before, either
+    except Exception:  # then there is no alarm to call off
         return
     signal.alarm(seconds)
 

@@ -1,7 +1,7 @@
 """``mxpolicy hosts``: what is remembered, as a table or as JSON; and ``hosts clear``.
 
-It reads the state file that the mail server's user has made, and never makes one.
-Most often root calls it, and that user could not write a file of root's.
+It uses the state file that a delivery has made, and never makes one: most often root
+runs it, and the user that deliveries run as could not write a file of root's.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ async def _use(
     from mxpolicy.state.sqlite import SqliteStore
     from mxpolicy.state.trust import Trust
 
-    # What root adds beside the file belongs to its owner, by the library's own care.
+    # SQLite gives what root adds beside the file to the file's owner.
     trust = Trust.OURS if changes and os.geteuid() else Trust.READ
     store = SqliteStore(path, create=False, read_only=not changes, trust=trust)
     try:
@@ -119,7 +119,7 @@ async def _use(
 
 
 async def read(store: Store) -> dict[str, Remembered]:
-    """Return {key: what is remembered} about hosts, what holds for all mail first."""
+    """Return {key: what is remembered} about hosts; first what holds for all mail."""
     prefixes = HOST, NEXTHOP, TLS
     rows = [row for prefix in prefixes for row in await store.scan(prefix)]
     found = {row.key: _remembered(row) for row in rows}
@@ -151,7 +151,7 @@ async def clear(store: Store, name: str | None) -> int:
 
 
 def _means(name: str, one: Remembered) -> bool:
-    """Return whether an operator may mean *one* by *name*."""
+    """Return whether *name* names *one*: its host, its address or its nexthop."""
     name, candidate = name.lower().rstrip("."), one.candidate
     names = candidate.host, candidate.address, address_and_port(candidate)
     is_nexthop = one.nexthop in {name, aim_of(name, candidate.port)}
@@ -195,6 +195,6 @@ def _row(one: Remembered, now: float, options: MemoryOptions) -> tuple[str, ...]
 def as_json(
     found: Mapping[str, Remembered], now: float, options: MemoryOptions
 ) -> dict[str, object]:
-    """Return what was `read` in the shape that ``route`` and ``probe`` have, too."""
+    """Return what was `read` in the shape that ``route`` has, too."""
     candidates = [candidate_json(one, now, options) for one in found.values()]
     return {"schema": SCHEMA, "candidates": candidates}

@@ -2,12 +2,12 @@
 
 spawn(8) connects all three standard descriptors to one smtpd(8). Questions come on
 stdin, answers go to stdout, and nothing else is written there, nor to stderr where that
-is the same (`mxpolicy.policy_fallback.take_stdout`). What is asked and answered is
-`mxpolicy.server.access_policy`'s.
+is the same (`mxpolicy.policy_fallback.take_stdout`). `mxpolicy.server.access_policy` has
+the answers.
 
-Trouble before the first question is read is `prepare`'s to raise, and
+`prepare` raises any trouble before the first question is read, and
 `mxpolicy.policy_fallback` answers instead. After that, a fault that no question caused
-ends the process; smtpd(8) then asks a new one.
+ends the process, and smtpd(8) asks a new one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ USAGE = "usage: mxpolicy policy [--config FILE]"
 
 STDIN = 0
 
-# A pipe or socket that polls writable takes so much without making us wait.
+# A pipe or socket that polls writable takes so many bytes at once.
 WRITE_SIZE = select.PIPE_BUF
 
 
@@ -68,7 +68,7 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
     store = open_to_read(state_file(options.state, os.environ), tell, acts=True)
     engine = Engine(Context(options, store=store))
     server = AccessPolicyServer(engine, options, log.observe)
-    # Any descriptor will do: epoll would not take a file, which is how one tries it.
+    # Takes any descriptor. epoll takes no file, and questions in a file are for trying.
     loop = asyncio.SelectorEventLoop(selectors.PollSelector())
     loop.set_exception_handler(tell_of_loop)
 
@@ -104,8 +104,8 @@ def _config(argv: Sequence[str]) -> str | None:
 class Descriptors:
     """Two descriptors of any kind as one stream, both `Reader` and `Writer`.
 
-    asyncio's own streams take no file, and make a descriptor non-blocking that other
-    processes share.
+    asyncio's own streams take no file. They also make the descriptor non-blocking, for
+    the other processes that share it, too.
     """
 
     def __init__(self, source: int, out: int) -> None:

@@ -1,8 +1,8 @@
 """The last resort of ``mxpolicy policy``: DUNNO to every question.
 
-It answers when the configuration cannot be used, a module is missing or memory has
-run out. Mail then goes on as if there were no policy server. This module needs only
-what is built into Python, and is imported before anything else of ours.
+It answers when the configuration cannot be used, a module is missing or memory has run
+out. Mail then goes on as without a policy server. This module needs only what is built
+into Python. It is imported before any other module of ours.
 """
 
 import os
@@ -16,16 +16,16 @@ EXIT_USAGE = 2
 # Postfix's requests have some hundred bytes.
 READ_SIZE = 4096
 
-# An emergency reserve, freed when memory has run out: answering takes a little, too.
-# It costs no RAM until then.
+# An emergency reserve, freed when memory has run out, for answering. It costs no RAM
+# until then.
 _reserve = bytearray(2 * 1024 * 1024)
 
 
 def take_stdout() -> int:
     """Return a descriptor for answers; anything else written to stdout is discarded.
 
-    Under spawn(8) standard error is the mail server's connection, too, and a warning
-    would be taken for an answer. Standard error stays as it is when it is another file.
+    Under spawn(8) stderr is the mail server's connection, too, and a warning would be
+    taken for an answer. When it is another file, stderr stays as it is.
     """
     null = os.open(os.devnull, os.O_RDWR)
     while null < 3:  # 0, 1 or 2 was closed: this is the new one

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA", "Remembered", "address_and_port", "candidate_json", "sentences"]
 
-# Of the JSON that route, probe and hosts show.
+# Of the JSON that route and hosts show.
 SCHEMA = 1
 
 
@@ -26,8 +26,7 @@ class Remembered(NamedTuple):
     """A candidate, and what is remembered of it.
 
     Attributes:
-        candidate: Its host may be empty, and its preference means nothing without a
-            plan.
+        candidate: Its host may be empty; its preference is meant only with a plan.
         record: What is remembered.
         nexthop: What *record* is limited to; empty for what holds for all mail.
         broken_tls: What is known of broken STARTTLS.
@@ -89,7 +88,7 @@ def _meaning_of_tls(tls: BrokenTls, now: float) -> str:
 def candidate_json(
     one: Remembered, now: float, options: MemoryOptions, tls_level: str | None = None
 ) -> dict[str, object]:
-    """Return *one* in the shape of route, probe and hosts; no unused member.
+    """Return *one* in the shape of route and hosts, without empty members.
 
     Args:
         one: The candidate, and what is remembered of it.
@@ -136,7 +135,7 @@ def _word_for_tls(tls: BrokenTls | None, now: float) -> str | None:
 
 
 def _time(utc: float | None) -> str | None:
-    """Return a time as RFC 3339 says, None for what is no time of this calendar."""
+    """Return a time as RFC 3339 writes it, None for one that is not in the calendar."""
     if utc is None:
         return None
     try:

@@ -1,9 +1,9 @@
 """What a command shows: text wrapped and coloured on a terminal, plain elsewhere, or JSON.
 
 In a pipe or a file every sentence and every row of a table is one line, without
-colour, so that it can be searched and compared. Colours appear only on a terminal, and
-not with ``NO_COLOR`` (https://no-color.org). What is written must be `printable`
-already: nothing is escaped here.
+colour, so that it can be searched and compared. Colours are for terminals only, and not
+with ``NO_COLOR`` (https://no-color.org). Nothing is escaped here: what is written must
+be `printable` already.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Terminal:
             initial_indent=first,
             subsequent_indent=" " * len(first),
             break_on_hyphens=False,
-            # A command that is to be copied stays in one piece.
+            # A command stays in one piece, to be copied.
             break_long_words=False,
         ) or [first.rstrip()]
 

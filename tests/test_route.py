@@ -456,7 +456,7 @@ def test_failed_lookup_is_not_called_an_answer() -> None:
         "MX example.com: no answer that can be believed (SERVFAIL)"
     ]
     assert exit_status(plan) == 75
-    assert "nobody to dial, deferred (exit 75)" in shown(plan)
+    assert "no host to dial, deferred (exit 75)" in shown(plan)
 
 
 def test_order_is_explained_only_where_hosts_are_equal() -> None:
@@ -611,7 +611,7 @@ def test_answer_is_the_pipe_s_when_all_are_in_their_pause(
     assert not [one for one in said["findings"] if one["about"] == "start"]
     ended = run("example.com", "--config", config)
     assert ended.returncode == 75
-    assert "nobody is dialled now, deferred (exit 75)" in ended.stdout
+    assert "no host is dialled now, deferred (exit 75)" in ended.stdout
     assert ended.stdout.count("filtered (connect, 6.0s) 3") == 3
     assert "mail is deferred at once (memory.fast_deferral: yes)" in ended.stdout
     with open(config, "a") as file:

@@ -1,13 +1,11 @@
 """``mxpolicy check``: the configuration as understood, and whether its surroundings fit.
 
-Configuration, name servers, our name in DNS, what a delivery needs of this machine,
-and the Postfix that is here. For each thing that would bite: what would happen, and
-the line that mends it. Nothing is changed, no mail is sent, nobody is dialled but
-the name servers.
+It looks at the configuration, the name servers, our name in DNS, what a delivery needs
+of this machine, and its Postfix. For each fault it says what would happen, and the line
+that mends it. It changes nothing, sends no mail, and dials only the name servers.
 
-Themes have a module each: `configuration`, `names`, `surroundings` (with `access`),
-`postfix` (with `postconf`, which asks, `master_cf`, which reads, and `postfix_rows`,
-which judges).
+Each theme has a module: `configuration`, `names`, `surroundings` (with `access`) and
+`postfix` (`postconf` asks, `master_cf` reads, `postfix_rows` judges).
 """
 
 from __future__ import annotations
@@ -45,8 +43,8 @@ __all__ = ["main"]
 
 SCHEMA = 1
 
-# Every step has its own, shorter bound; this one is for what has none, such as a
-# directory service behind getpwnam(3) or a file on a server that is away.
+# Most steps have a shorter bound of their own. This one is for those that have none: a
+# directory service behind getpwnam(3), a file on a server that is away.
 PATIENCE = 90.0
 
 _COLOURS = {Level.OK: GREEN, Level.WARN: YELLOW, Level.FAIL: RED}
@@ -63,7 +61,7 @@ class _Looking:
         self._seen: postfix.Postfix | None = None
 
     def run(self) -> None:
-        """Look at one thing after the other; the owner of its whole trouble."""
+        """Look at one thing after the other; trouble with one is told in its section."""
         try:
             options = load(self._config, os.environ)
         except ConfigError as error:
@@ -92,7 +90,7 @@ class _Looking:
 
     def _machine(self, options: Options) -> list[Item]:
         who = postfix.user_of(self._seen) if self._seen else None
-        # Without a Postfix that says so: the account that contrib's samples name.
+        # Where Postfix names no account: the one of contrib's samples.
         who = who or account("mxpolicy") or current()
         return surroundings.look(options, os.environ, who)
 
@@ -125,8 +123,8 @@ def main(argv: Sequence[str]) -> int:
         "Exit status: 0 when nothing fails, else 1.",
     ).parse_args(argv)
     looking = _Looking(arguments.config)
-    # A thread that can be left behind: no signal ends a call into a file system or
-    # a directory service that does not answer.
+    # In a thread, which can be left behind: a file system or a directory service that
+    # does not answer cannot be interrupted by a signal.
     thread = threading.Thread(target=looking.run, daemon=True)
     thread.start()
     thread.join(PATIENCE)
@@ -189,7 +187,7 @@ def _show_item(item: Item, terminal: Terminal) -> None:
     bare = f"  {item.level.value:<4}  "
     terminal.say(item.text, bare, marked=f"  {level}  ")
     if item.mend:
-        # Never wrapped: it is there to be copied.
+        # Not wrapped, to be copied.
         terminal.line(terminal.paint(f"        {item.mend}", BOLD))
 
 

@@ -1,7 +1,7 @@
-"""Whether another user may use a file: judged by owners and modes, without becoming him.
+"""Whether another user may use a file, by owners and modes, without becoming that user.
 
-Access control lists, capabilities, read-only mounts and security modules are not
-seen; where they matter, the answer may be wrong in either direction.
+Access control lists, capabilities, read-only mounts and security modules are not seen:
+where they matter, the answer may be wrong either way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ READ, WRITE, EXECUTE = 4, 2, 1
 
 
 class Account(NamedTuple):
-    """A user with his groups, as a process of his would have them."""
+    """A user and the groups that a process of this user has."""
 
     name: str
     uid: int
@@ -49,7 +49,7 @@ def current() -> Account:
 
 
 def objection(who: Account, path: str, wanted: int) -> str:
-    """Return why *who* may not do *wanted* with *path*, or nothing when he may.
+    """Return why *who* may not do *wanted* with *path*; empty when that is allowed.
 
     Args:
         who: The account.
@@ -71,7 +71,7 @@ def objection(who: Account, path: str, wanted: int) -> str:
 def _allows(status: os.stat_result, who: Account, wanted: int) -> bool:
     mode = stat.S_IMODE(status.st_mode)
     if who.uid == 0:
-        # root passes everything but the execution of what nobody may execute.
+        # root may do all but execute a file without any execute permission.
         return (
             not wanted & EXECUTE or stat.S_ISDIR(status.st_mode) or bool(mode & 0o111)
         )

@@ -29,8 +29,8 @@ __all__ = [
     "settings",
 ]
 
-# In this time a better host can be waited for as RFC 5321 wants it, 300 s for a reply,
-# after it was turned away once, and what it says then still decides.
+# Time enough to be turned away by a better host, to come back to it, and to wait 300 s for
+# its reply (RFC 5321 §4.5.3.2).
 SHORT_DEADLINE = 900.0
 TOO_SHORT = (
     "under 900 s there is no time to wait for a slow host as long as RFC 5321 gives it;"
@@ -44,8 +44,8 @@ class Setting(NamedTuple):
     Attributes:
         path: ``resolver.timeout``.
         value: As it could be written in YAML.
-        is_default: Whether it is as it would be without any file.
-        meaning: What the value stands for, where it does not say so itself.
+        is_default: Whether it is the default.
+        meaning: What an empty or an "auto" value stands for on this machine.
     """
 
     path: str
@@ -73,7 +73,7 @@ def _settings(
 
 
 def _meanings(options: Options, environ: Mapping[str, str]) -> dict[str, str]:
-    """What an empty or an "auto" value stands for on this machine."""
+    """Return {option: `Setting.meaning`}."""
     conf = read_resolv_conf()
     found = {}
     if not options.helo:

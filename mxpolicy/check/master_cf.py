@@ -140,10 +140,7 @@ def _unbraced(word: str) -> str:
 
 
 def substitute(argv: tuple[str, ...]) -> tuple[tuple[str, ...], list[str]]:
-    """Return *argv* as the command may see it, and the macros that there are not.
-
-    Addresses stand for the macros; what the words are matters to nobody.
-    """
+    """Return *argv* with some value for each macro, and the macros that do not exist."""
     unknown: list[str] = []
 
     def value(found: re.Match[str]) -> str:

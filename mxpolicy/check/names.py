@@ -33,15 +33,14 @@ if TYPE_CHECKING:
 
 __all__ = ["look_at_name_servers", "look_at_our_name", "source_addresses"]
 
-# glibc waits as long for one server; whoever needs more makes every message wait.
+# As glibc waits for one server; a slower one makes every message wait.
 PATIENCE = 5.0
 
-# Nothing is sent there: connecting a datagram socket only chooses a route. From
-# the ranges for documentation (RFC 5737, RFC 3849).
+# To choose a route to; connecting a datagram socket sends nothing. From the ranges for
+# documentation (RFC 5737, RFC 3849).
 _FAR_AWAY = {socket.AF_INET: "198.51.100.1", socket.AF_INET6: "2001:db8::1"}
 
-# What an answer may hold that is shown.
-MAX_NAMES = 5
+MAX_NAMES = 5  # of an answer, shown
 
 
 class Answered(NamedTuple):
@@ -59,7 +58,7 @@ class Answered(NamedTuple):
 
 
 async def ask(server: Server, name: dns.name.Name, rdtype: str) -> Answered:
-    """Ask *server* once, for at most `PATIENCE` seconds; raise for nothing it does."""
+    """Ask *server* once, for at most `PATIENCE` seconds; nothing it does raises."""
     # Without EDNS, as `mxpolicy.net.resolver` asks.
     query = dns.message.make_query(name, rdtype)
     query.flags |= dns.flags.AD
@@ -135,14 +134,14 @@ def _judge_server(
         warn(
             not answer.authentic,
             f"name server {server} answers, and does not validate (DNSSEC): forged"
-            " answers can lead mail to somebody else",
+            " answers can lead mail to another host",
         ),
         ok(not believed, f"{text}; its word for it (AD) is not believed"),
         ok(address.is_loopback, f"{text}, and is believed (AD)"),
         warn(
             True,
-            f"{text}, and is believed (AD) although it is not on this machine: whoever"
-            " sits on the way to it can forge that",
+            f"{text}, and is believed (AD) although it is not on this machine: its word can"
+            " be forged on the way",
             "resolver: {trust_ad: no}",
         ),
     )
@@ -177,14 +176,14 @@ def _judge_literal(helo: str) -> Item | None:
     return first(
         warn(
             helo.startswith("["),
-            f"EHLO says {helo}, an address literal: allowed, and refused by many who"
-            " take it for a bot",
+            f"EHLO says {helo}, an address literal: allowed, but many hosts refuse it"
+            " as a bot's",
             "helo: mail.example.net",
         ),
         warn(
             helo.endswith(private),
-            f"EHLO says {helo}, a name that nobody else can look up: hosts that check"
-            " it refuse the mail",
+            f"EHLO says {helo}, a name of this network only: hosts that look it up"
+            " refuse the mail",
             "helo: mail.example.net",
         ),
     )

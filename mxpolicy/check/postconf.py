@@ -1,7 +1,7 @@
 """Asks the Postfix of this machine what its configuration is, by its own programs.
 
-Every call has an end: a program that does not answer, or never stops talking, is
-killed. What could not be seen is an error with Postfix's own words, never an answer.
+A program that does not answer, or never stops writing, is killed. Where a program fails,
+its own words are the error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PATIENCE = 10.0
 # Bytes of one call. postconf says 30 KiB about everything; a table's value is a line.
 MAX_OUTPUT = 4 * 1024 * 1024
 
-# Not always on the PATH of somebody who is not root.
+# Not always on the PATH of users other than root.
 _PLACES = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/lib/postfix/sbin")
 
 
@@ -66,7 +66,7 @@ class Programs:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                # So that whatever it starts ends with it.
+                # So that what it starts ends with it.
                 start_new_session=True,
                 env={**os.environ, "LC_ALL": "C"},
             )
@@ -76,7 +76,7 @@ class Programs:
             try:
                 out, err = _output(process, program, self._patience)
             except BaseException:
-                # Not waited for yet: the number is still its own.
+                # It was not waited for: the process id is still its own.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 raise
@@ -127,7 +127,7 @@ class Postconf:
 
     def _answer(self, program: str, *argv: str) -> str:
         ended = self._run(program, *argv)
-        # sysexits aside, postmap(1) says so that a table has nothing.
+        # So postmap(1) ends when a table does not have the key.
         is_absent = program == "postmap" and ended.status == 1 and not ended.err
         if ended.status == 0 or is_absent:
             return ended.out

@@ -1,8 +1,8 @@
 """The Postfix of this machine: every pipe(8) service that runs mxpolicy, and its limits.
 
-`look` gathers: answers of Postfix's own programs, and what its entries refer to on this
-machine. What is said of that stands in `mxpolicy.check.postfix_rows`. Tried with
-Postfix 3.7.
+`look` gathers the answers of Postfix's own programs, and what its entries refer to on
+this machine. `mxpolicy.check.postfix_rows` says what follows from that. Tried with Postfix
+3.7.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def see(postconf: Postconf) -> Postfix:
 
 
 def user_of(postfix: Postfix) -> Account | None:
-    """Return the account that deliveries run as, by the first service that has one."""
+    """Return the account of the first service that has one: deliveries run as it."""
     users = (one.attributes.get("user", "") for one in postfix.services)
     return next(filter(None, map(access.account, filter(None, users))), None)
 
@@ -191,7 +191,7 @@ def _ask_filter(it: Transport, postfix: Postfix) -> Transport:
     ask, tables = postfix.postconf, filter_tables(it.service, it.settings)
     try:
         ends = {end: ask.filtered(end, tables) for end in (*ACCIDENTS, REFUSAL)}
-        # As it is written, so that its $$ stay.
+        # As it was written, with each $$.
         written = ask.raw(FILTER_NAME) if tables else ""
     except PostfixUnseen as error:
         return it._replace(filter_unseen=str(error))

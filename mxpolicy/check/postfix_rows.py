@@ -40,8 +40,8 @@ __all__ = [
     "processes",
 ]
 
-# Between the last reply that is waited for and the limit at which Postfix kills:
-# contrib's, and the least that there must be, until the last alarm has rung.
+# Seconds between the last reply that is waited for and Postfix's limit: contrib's, and
+# the least, in which the last alarm rings.
 MARGIN = 100.0
 LEAST_MARGIN = ALARM_SLACK + 2 * ALARM_INTERVAL
 
@@ -49,10 +49,10 @@ DAY = 86400.0
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": DAY, "w": 7 * DAY}
 _TIME = re.compile(r"(\d+)([smhdw]?)")
 
-# With fewer there is no place that could be kept for other mail.
+# With fewer, no place can be kept for other mail.
 FEWEST_PLACES = 4
 
-# What a message under way takes; more of them than fit is the end of this machine.
+# Bytes of memory that one delivery takes.
 PROCESS = 30 * 1024 * 1024
 
 FILTER_NAME = "pipe_delivery_status_filter"
@@ -60,8 +60,8 @@ FILTER_NAME = "pipe_delivery_status_filter"
 # As in contrib/postfix/main.cf.
 FILTER = "regexp:{ {/^5(\\.3\\.[0-5] (Command (died|time limit exceeded).*))/ 4$$1} }"
 
-# pipe(8)'s words for ends that we never choose: a Python that does not start, a
-# missing module, no memory, a file that went away.
+# pipe(8)'s words for ends that we never choose: Python does not start, a module or a file
+# is missing, memory has run out.
 ACCIDENTS = (
     '5.3.0 Command died with status 1: "mxpolicy"',
     '5.3.0 Command died with status 127: "mxpolicy"',
@@ -249,7 +249,7 @@ def _judge_flags(it: Transport, mend: str) -> list[Item]:
             added,
             f"{name} has the flags {added}, which add header fields (Delivered-To,"
             " X-Original-To, Return-Path) that are for mailboxes, and tell the recipient"
-            " what he need not know",
+            " too much",
             mend,
         ),
         warn(

@@ -1,8 +1,8 @@
 """What is said of a thing that was looked at, and the rows of the tables that say it.
 
-A row is one sentence: when it is said, how it goes, and the line that mends what it
-tells of (`ok`, `warn`, `fail`). A table is a call of `said`, of rows about facts that
-were gathered before.
+A row (`ok`, `warn`, `fail`) is a condition, the sentence that is said when it holds, and
+the line that mends it. A table is a call of `said` with rows about facts that were
+gathered before.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Level(Enum):
     """How a thing is."""
 
     OK = "ok"
-    WARN = "warn"  # mail goes on, but something will bite sooner or later
+    WARN = "warn"  # mail goes on, but there will be trouble sooner or later
     FAIL = "fail"  # mail is deferred, bounced, doubled or damaged
 
 
@@ -35,10 +35,9 @@ class Item(NamedTuple):
 
     Attributes:
         level: How it is.
-        text: One plain sentence: what is, and what would happen; printable.
-        mend: What mends it, to be copied as it is: commands for a shell, a line
-            of mxpolicy.yaml, a DNS record. Empty where nothing needs mending or
-            no line can.
+        text: One sentence: what is found, and what would happen; printable.
+        mend: What mends it, to be copied: commands for a shell, a line of
+            mxpolicy.yaml, a DNS record. Empty where there is no such line.
     """
 
     level: Level
@@ -59,12 +58,12 @@ def tell(level: Level, text: str, mend: str = "") -> Item:
 
 
 def ok(condition: object, text: str) -> Item | None:
-    """Return the row of a thing that is well, None where *condition* is false."""
+    """Return the row of a thing that is well; None where *condition* is false."""
     return tell(Level.OK, text) if condition else None
 
 
 def warn(condition: object, text: str, mend: str = "") -> Item | None:
-    """Return the row of a thing that will bite sooner or later, or None."""
+    """Return the row of a thing that will make trouble sooner or later, or None."""
     return tell(Level.WARN, text, mend) if condition else None
 
 

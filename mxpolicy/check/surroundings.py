@@ -35,8 +35,8 @@ def look(options: Options, environ: Mapping[str, str], who: Account) -> list[Ite
         first(
             warn(
                 who.uid == 0,
-                "deliveries would run as root, which they need for nothing; Postfix"
-                " refuses to do that (user=)",
+                "deliveries would run as root, which they do not need; Postfix refuses"
+                " to do that (user=)",
             ),
             ok(True, f"deliveries run as {who.name}"),
         ),
@@ -46,7 +46,7 @@ def look(options: Options, environ: Mapping[str, str], who: Account) -> list[Ite
 
 
 def _owner(who: Account) -> str:
-    """Who shall own what is made: never root, as whom no delivery is to run."""
+    """Return the owner for what is made. It is never root: no delivery shall run as it."""
     return who.name if who.uid else "mxpolicy"
 
 

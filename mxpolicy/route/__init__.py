@@ -1,10 +1,9 @@
 """``mxpolicy route NEXTHOP``: the plan for a message, and its reasons; dials nothing.
 
 Which hosts would be tried, in which order and when, what is remembered of each, what
-was left out and why, and what DNS said. The plan and the memory are the engine's own,
-for the given sender and recipient. So what is shown is what ``mxpolicy pipe`` would do
-now. When no host would be dialled, the exit status is what the mail server would have
-got. What is remembered is only read.
+was left out and why, and what DNS said. ``mxpolicy pipe`` would do the same now for the
+same sender and recipient: plan and memory are the engine's own. When no host would be
+dialled, the exit status is what the mail server would get. Nothing is remembered.
 
 `explanation` has the reasons, `text` shows them to people.
 """
@@ -36,9 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-# What any recipient's domain has (RFC 5321 §4.5.1). Where no recipient is given, it
-# decides only how equal hosts are shuffled.
-ANYBODY = "postmaster"
+# Every domain has it (RFC 5321 §4.5.1). Where no recipient is given, it decides only how
+# equal hosts are shuffled.
+DEFAULT_LOCAL_PART = "postmaster"
 
 MISCONFIGURED = EnhancedStatus(4, 3, 5)
 
@@ -55,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     """
     arguments = _parser().parse_args(argv)
     nexthop, sender = arguments.nexthop, arguments.sender
-    recipient = arguments.recipient or _anybody(nexthop)
+    recipient = arguments.recipient or _postmaster(nexthop)
     troubles: list[str] = []
     try:
         options = load(arguments.config, os.environ)
@@ -81,10 +80,10 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = shown_by(
         "route",
-        "Show whom a message would be tried at, when and why. Asks DNS and what is"
-        " remembered; dials nothing.",
-        "Exit status: 0 there is somebody to dial; 75 and 69 as mxpolicy pipe would"
-        " answer when nobody would be dialled.",
+        "Show which hosts a message would be tried at, when and why. Asks DNS and"
+        " reads what is remembered; dials nothing.",
+        "Exit status: 0 when there is a host to dial; else 75 or 69, as mxpolicy pipe"
+        " would answer.",
     )
     parser.add_argument(
         "nexthop",
@@ -105,13 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _anybody(nexthop: str) -> str:
-    """Return a recipient in the domain *nexthop*, or nothing if it cannot be one."""
-    recipient = f"{ANYBODY}@{nexthop.strip()}"
+def _postmaster(nexthop: str) -> str:
+    """Return a recipient in the domain *nexthop*, or nothing if it is no domain."""
+    recipient = f"{DEFAULT_LOCAL_PART}@{nexthop.strip()}"
     try:
         parse_mailbox(recipient)
     except UnsupportedDomain:
-        return recipient  # it is one, and the plan says what is wrong with it
+        return recipient  # the plan says what is wrong with it
     except AddressError:
         return ""
     return recipient

@@ -58,8 +58,8 @@ class Explained(NamedTuple):
 
     Attributes:
         forecast: The plan, and what is remembered.
-        options: By which it was made.
-        starts: From `starts`.
+        options: It was made by these.
+        starts: When each candidate is dialled; see `starts`.
         remarks: What is worth knowing beside the candidates.
     """
 
@@ -90,7 +90,7 @@ def explain(
 
     Args:
         forecast: The plan, and what is remembered.
-        options: By which it was made.
+        options: It was made by these.
         sender: Printable.
         recipient: Printable; empty when not known.
         troubles: Why nothing can be read of what is remembered.
@@ -115,7 +115,7 @@ def explain(
     if when:
         times = [when.get(one) for one in plan.candidates]
         seconds = [None if time is None else round(time, 3) for time in times]
-        text = "when each candidate is dialled if nobody answers, in seconds"
+        text = "when each candidate is dialled if no host answers, in seconds"
         remarks.append(Remark("start", text, {"seconds": seconds}))
     remarks += [Remark("memory", printable(text, 500)) for text in troubles]
     return Explained(forecast, options, when, remarks)
@@ -124,8 +124,8 @@ def explain(
 def starts(forecast: Forecast, options: Options) -> dict[Candidate, float]:
     """Return when each candidate would be dialled, in seconds, if no host answers.
 
-    It comes from a real race in which nothing happens. A candidate that is not in it
-    would not be dialled in one attempt.
+    It comes from a real race in which nothing happens. A candidate without a time would
+    not be dialled in one attempt.
     """
     plan, known = forecast
     found: dict[Candidate, float] = {}
@@ -147,12 +147,12 @@ def starts(forecast: Forecast, options: Options) -> dict[Candidate, float]:
 
 
 def exit_status(plan: Plan) -> int:
-    """Return 0 when there is a host to dial, else what the mail server would get."""
+    """Return 0 when there is a host to dial, else what ``mxpolicy pipe`` would return."""
     return _ENDS[type(plan.refusal)][1]
 
 
 def as_json(explained: Explained) -> dict[str, object]:
-    """Return the plan in the one shape of route, probe and hosts; no unused member."""
+    """Return the plan in the shape of route and hosts, without empty members."""
     plan, options = explained.forecast.plan, explained.options
     refusal = plan.refusal
     whole: dict[str, object] = {
@@ -179,7 +179,7 @@ def as_json(explained: Explained) -> dict[str, object]:
 
 
 def _memory(forecast: Forecast, options: Options) -> Iterator[Remark]:
-    """Say what follows when every host is known to have failed."""
+    """Say what happens now when every host has failed lately."""
     fast = options.memory.fast_deferral
     if forecast.known.is_hopeless:
         text = "every host has failed and is in its pause"
@@ -233,7 +233,7 @@ def _implicit(lookups: Sequence[Lookup]) -> Iterator[Remark]:
 def _worse_than_own(plan: Plan) -> Iterator[Remark]:
     """Name the hosts that were left out because we are in the list ourselves."""
     mine = plan.own_preference
-    # In a list of nexthops the MX records may be another one's than ours.
+    # In a list of nexthops the MX records may be those of another one.
     if mine is None or "," in plan.nexthop:
         return
     found = [one for lookup in plan.lookups for one in lookup.exchanges]
@@ -244,7 +244,7 @@ def _worse_than_own(plan: Plan) -> Iterator[Remark]:
 
 
 def _not_kept(plan: Plan) -> Iterator[Remark]:
-    """Name the addresses that the plan has for another host, or that were too many."""
+    """Say which addresses are tried as another host's, and whether there are too many."""
     tried_as = {one.address: one.host for one in plan.candidates}
     for lookup in plan.lookups:
         for address in lookup.addresses:

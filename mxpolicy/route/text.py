@@ -29,10 +29,10 @@ def show(explained: Explained, terminal: Terminal) -> None:
     plan = explained.forecast.plan
     _show_end(explained, terminal)
     if plan.refusal is None:
-        terminal.heading("Who is tried, and when, if nobody answers")
+        terminal.heading("What is tried, and when, if no host answers")
         terminal.table(_rows(explained), right=(0, 1))
     elif plan.candidates:
-        terminal.heading("Who is not tried now")
+        terminal.heading("What is not tried now")
         heads = ("pref", "host", "address", "what is remembered")
         rows = [(*_cells(one), _known(explained, one)) for one in plan.candidates]
         terminal.table([heads, *rows], right=(0,))
@@ -59,10 +59,10 @@ def _show_end(explained: Explained, terminal: Terminal) -> None:
         terminal.line(f"{nexthop}: {terminal.paint(said, GREEN)} {end}")
         return
     if isinstance(plan.refusal, Bounced):
-        said = terminal.paint("nobody to dial, bounced", RED)
+        said = terminal.paint("no host to dial, bounced", RED)
     else:
-        whom = "nobody is dialled now" if plan.candidates else "nobody to dial"
-        said = terminal.paint(f"{whom}, deferred", YELLOW)
+        none = "no host is dialled now" if plan.candidates else "no host to dial"
+        said = terminal.paint(f"{none}, deferred", YELLOW)
     terminal.line(f"{nexthop}: {said} {end}")
     terminal.say(f"{plan.refusal.status} {plan.refusal.text}", "  ")
 
@@ -88,7 +88,7 @@ def _rows(explained: Explained) -> list[tuple[str, ...]]:
 
 
 def _known(explained: Explained, one: Candidate, before: str = "") -> str:
-    """Return what is remembered of *one*, after *before*; nothing when that is nothing."""
+    """Return *before* and what is remembered of *one*; empty when nothing is."""
     known = explained.remembered(one)
     if known.record == NOTHING and known.broken_tls is None:
         return ""
