@@ -398,7 +398,7 @@ def misfit(
     8-bit data without 8BITMIME is no misfit: it goes as it is, since every host
     of this century passes it on, and a conversion would break signatures.
     """
-    if needs_smtputf8 and not extensions.smtputf8:
+    if needs_smtputf8 and "SMTPUTF8" not in extensions:
         return Misfit.SMTPUTF8_MASKED if masked else Misfit.NO_SMTPUTF8
     if extensions.size and size is not None and size > extensions.size:
         return Misfit.TOO_LARGE

@@ -21,6 +21,7 @@ import socket
 from contextlib import suppress
 
 from mxpolicy.errors import ConnectError, LocalTrouble
+from mxpolicy.net.own_address import source_for
 from mxpolicy.net.stream import OWN_TROUBLE, Stream
 from mxpolicy.routing.candidate import Candidate, Verdict
 
@@ -56,10 +57,10 @@ async def dial(
             set before connect: after it, Linux ignores it.
 
     Raises:
-        ConnectError: with the verdict ``refused``, ``prohibited``, ``no_route``
+        ConnectError: With the verdict ``refused``, ``prohibited``, ``no_route``
             or ``filtered``.
-        LocalTrouble: no descriptor, memory or local port left, or *source* is no
-            address of this machine. It says nothing of the candidate.
+        LocalTrouble: No descriptor, memory or local port is left, or *source* is not
+            an address of this machine. It says nothing of the candidate.
     """
     family = socket.AF_INET6 if candidate.is_ipv6 else socket.AF_INET
     sock = _open(family, candidate.address)
@@ -75,13 +76,13 @@ async def dial(
 
 def _open(family: socket.AddressFamily, address: str) -> socket.socket:
     try:
-        # connect(2) in Python asks DNS, and waits for it, for anything else.
+        # Python's connect would ask DNS for anything else, and wait for it.
         socket.inet_pton(family, address)
         return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError as error:
         if error.errno in OWN_TROUBLE:
             raise LocalTrouble(error.strerror or str(error)) from error
-        # EAFNOSUPPORT: this machine does without IPv6 altogether.
+        # EAFNOSUPPORT: this machine has no IPv6.
         raise ConnectError(Verdict.NO_ROUTE, error.strerror or str(error)) from error
 
 
@@ -90,8 +91,8 @@ def _prepare(sock: socket.socket, source: str | None, mss: int | None) -> None:
         if mss is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, mss)
         if source is not None:
-            # Choose the port at connect, when the other end is known: else
-            # 28,000 connections exhaust a source address for all hosts at once.
+            # The kernel chooses the port at connect, when the peer is known. Else
+            # 28,000 connections exhaust a source address for all hosts together.
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
             sock.bind((source, 0))
@@ -110,21 +111,21 @@ async def _connect(
         if number:
             raise _failed_later(number)
     elif number:
-        raise _failed_at_once(number, sock, address)
+        raise _failed_at_once(number, address)
     try:
         peer = sock.getpeername()
     except OSError as error:  # ENOTCONN: reset as soon as it was there
         raise ConnectError(Verdict.REFUSED, error.strerror or str(error)) from error
     if sock.getsockname() == peer:
-        # TCP's simultaneous open: the port we were given was the one we called.
+        # TCP's simultaneous open: our own port is the one that we called.
         raise ConnectError(Verdict.REFUSED, "connected to itself")
 
 
-def _failed_at_once(
-    number: int, sock: socket.socket, address: str
-) -> ConnectError | LocalTrouble:
+def _failed_at_once(number: int, address: str) -> ConnectError | LocalTrouble:
     text = os.strerror(number)
-    if number == errno.EADDRNOTAVAIL and not _has_source(sock.family, address):
+    # EADDRNOTAVAIL means that all local ports are taken, or that IPv6 is switched off
+    # by sysctl. Only in the latter case UDP, which has ports of its own, fails too.
+    if number == errno.EADDRNOTAVAIL and source_for(address) is None:
         return ConnectError(Verdict.NO_ROUTE, text)
     if number in OWN_TROUBLE or number in (
         errno.EADDRNOTAVAIL,  # no local port left towards this address
@@ -140,20 +141,6 @@ def _failed_later(number: int) -> ConnectError | LocalTrouble:
     text = os.strerror(number)
     if number in OWN_TROUBLE:
         return LocalTrouble(text)
-    # Everything else here is an ICMP message, whatever its words: EHOSTUNREACH,
-    # ENETUNREACH, EACCES, ENOPROTOOPT were seen.
+    # All others are ICMP messages, whatever their words: EHOSTUNREACH, ENETUNREACH,
+    # EACCES and ENOPROTOOPT were seen.
     return ConnectError(_LATER.get(number, Verdict.PROHIBITED), text)
-
-
-def _has_source(family: int, address: str) -> bool:
-    """Return whether this machine has an address to reach *address* from.
-
-    The kernel says so without a packet.
-
-    Where IPv6 is switched off by sysctl, connect gives the same EADDRNOTAVAIL as
-    when all ports are taken; but then UDP, whose ports are others, has it too.
-    """
-    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect((address, 9))
-        return True
-    return False

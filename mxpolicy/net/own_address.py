@@ -1,10 +1,14 @@
-"""Asks the kernel whether an address is one of this machine; no packet leaves."""
+"""What the kernel would send from, and so which addresses are this machine's.
+
+No packet leaves.
+"""
 
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 
-__all__ = ["is_local_address"]
+__all__ = ["is_local_address", "source_for"]
 
 # Connecting a datagram socket only chooses a route; any port will do.
 _PORT = 25
@@ -13,16 +17,17 @@ _PORT = 25
 def is_local_address(address: str) -> bool:
     """Return whether *address* (canonical text) belongs to this machine.
 
-    The kernel reaches its own addresses from themselves, so the source address
-    it would choose is the address itself. This sees addresses on any interface
-    and in any number, without listing them. Addresses without a route are not
-    ours. Of 127.0.0.0/8 only 127.0.0.1 is recognised.
+    The kernel reaches an address of its own from that address. This holds on any
+    interface, for any number of addresses. An address without a route is not ours. Of
+    127.0.0.0/8 only 127.0.0.1 is recognised.
     """
+    return source_for(address) == address
+
+
+def source_for(address: str) -> str | None:
+    """Return the address that *address* would be reached from; None without a route."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((address, _PORT))
-            name: str = probe.getsockname()[0]
-    except OSError:
-        return False
-    return name == address
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, _PORT))
+        return str(probe.getsockname()[0])
+    return None

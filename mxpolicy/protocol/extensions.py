@@ -1,22 +1,20 @@
-"""What a server lists in its EHLO reply (RFC 5321 §4.1.1.1), and what we then may add.
+"""What a server lists in its EHLO reply (RFC 5321 §4.1.1.1), and what we may add then.
 
-Reading: `Extensions`. Writing: the parameters of MAIL and RCPT that a keyword
-allows (RFC 1870 SIZE, RFC 6152 8BITMIME, RFC 6531 SMTPUTF8, RFC 3461 DSN). A
-keyword that is not known here is kept and does no harm.
+Reading: `Extensions`. Writing: the DSN parameters of MAIL and RCPT (RFC 3461). An
+unknown keyword is kept and does no harm.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from mxpolicy.reply import Reply
 
 __all__ = ["Extensions", "Limits", "MailDsn", "RcptDsn", "orcpt", "xtext"]
 
-# A Cisco firewall overwrites the keywords that it does not let through: X for
-# every letter but the last, which counts up from A. STARTTLS has eight letters.
+# A Cisco firewall overwrites the keywords that it blocks: every letter becomes X, and
+# the last one counts up from A. STARTTLS has eight letters.
 _MASKED_STARTTLS = re.compile(r"X{7}[A-Z]")
 
 # RFC 9422 §3: one to six digits, no leading zero.
@@ -31,30 +29,26 @@ _NOT_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
 
 
 class Limits(NamedTuple):
-    """RFC 9422: what the server takes in one session; None is "not said".
+    """What the server takes in one session (RFC 9422); None is "not said".
 
     Attributes:
         mailmax: Mail transactions in a session.
         rcptmax: Recipients in a transaction.
-        rcptdomainmax: Different domains among them.
     """
 
     mailmax: int | None = None
     rcptmax: int | None = None
-    rcptdomainmax: int | None = None
 
 
-class Extensions:
-    """The keywords of one EHLO reply; empty before it, after HELO, and after STARTTLS.
+class Extensions(dict[str, tuple[str, ...]]):
+    """{keyword in capitals: its parameters as sent} of one EHLO reply.
 
-    Attributes:
-        keywords: Keyword in capitals -> its parameters as sent.
+    Empty before it, after HELO, and after STARTTLS. What a keyword allows:
+    ``PIPELINING`` RFC 2920, ``8BITMIME`` RFC 6152, ``SMTPUTF8`` RFC 6531, ``DSN``
+    RFC 3461.
     """
 
-    __slots__ = ("keywords",)
-
-    def __init__(self, keywords: Mapping[str, tuple[str, ...]] | None = None) -> None:
-        self.keywords = dict(keywords or {})
+    __slots__ = ()
 
     @classmethod
     def from_reply(cls, reply: Reply) -> Extensions:
@@ -62,40 +56,13 @@ class Extensions:
         lines = (line.split() for line in reply.lines[1:])
         return cls({words[0].upper(): tuple(words[1:]) for words in lines if words})
 
-    def __contains__(self, keyword: str) -> bool:
-        """True when the server offers *keyword* (in capitals)."""
-        return keyword in self.keywords
-
-    def __repr__(self) -> str:
-        return f"Extensions({self.keywords!r})"
-
     @property
     def size(self) -> int | None:
         """RFC 1870: bytes a message may have; 0 is "no limit said", None "not offered"."""
         if "SIZE" not in self:
             return None
-        said = " ".join(self.keywords["SIZE"])
+        said = " ".join(self["SIZE"])
         return int(said) if _SIZE.fullmatch(said) else 0
-
-    @property
-    def pipelining(self) -> bool:
-        """RFC 2920."""
-        return "PIPELINING" in self
-
-    @property
-    def eightbitmime(self) -> bool:
-        """RFC 6152."""
-        return "8BITMIME" in self
-
-    @property
-    def smtputf8(self) -> bool:
-        """RFC 6531."""
-        return "SMTPUTF8" in self
-
-    @property
-    def dsn(self) -> bool:
-        """RFC 3461."""
-        return "DSN" in self
 
     @property
     def starttls(self) -> bool:
@@ -105,13 +72,13 @@ class Extensions:
     @property
     def starttls_masked(self) -> bool:
         """True when a firewall has overwritten the keyword STARTTLS on its way to us."""
-        return not self.starttls and any(map(_MASKED_STARTTLS.fullmatch, self.keywords))
+        return not self.starttls and any(map(_MASKED_STARTTLS.fullmatch, self))
 
     @property
     def limits(self) -> Limits:
         """RFC 9422; a limit that cannot be read counts as not said (§4)."""
         said = {}
-        for word in self.keywords.get("LIMITS", ()):
+        for word in self.get("LIMITS", ()):
             name, _, value = word.partition("=")
             if _LIMIT.fullmatch(value):
                 said[name.lower()] = int(value)
@@ -119,7 +86,7 @@ class Extensions:
 
 
 class MailDsn(NamedTuple):
-    """What the sender wants to hear, for MAIL (RFC 3461 §4.3, §4.4).
+    """What the sender wants to be told, for MAIL (RFC 3461 §4.3, §4.4).
 
     Attributes:
         ret: ``FULL``, ``HDRS``, or empty for "not said".
@@ -137,7 +104,7 @@ class MailDsn(NamedTuple):
 
 
 class RcptDsn(NamedTuple):
-    """What the sender wants to hear of one recipient, for RCPT (RFC 3461 §4.1, §4.2).
+    """What the sender wants to be told of a recipient, for RCPT (RFC 3461 §4.1, §4.2).
 
     Attributes:
         notify: ``NEVER``, or of ``SUCCESS``, ``FAILURE``, ``DELAY``; empty for "not said".
@@ -155,7 +122,7 @@ class RcptDsn(NamedTuple):
 
 
 def xtext(text: str) -> str:
-    """Encode as RFC 3461 §4: what is no xchar becomes ``+`` and two hex digits."""
+    """Return *text* as xtext (RFC 3461 §4): ``+`` and two hex digits for all but xchar."""
     return _NOT_XCHAR.sub(
         lambda found: b"+%02X" % found[0][0], text.encode("utf-8", "surrogateescape")
     ).decode("ascii")
@@ -164,8 +131,8 @@ def xtext(text: str) -> str:
 def orcpt(address: str) -> str:
     """Return *address* as ORCPT takes it, with its address type.
 
-    One beyond ASCII has the type ``utf-8``. As it is not known what hops
-    follow, it has the form that is all ASCII (RFC 6533 §3, utf-8-addr-xtext).
+    An address beyond ASCII has the type ``utf-8``. The hops that follow are unknown,
+    so it has the form that is all ASCII (RFC 6533 §3, utf-8-addr-xtext).
     """
     if address.isascii():
         return "rfc822;" + xtext(address)

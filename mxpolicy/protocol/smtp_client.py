@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from typing import NamedTuple, assert_never
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.address import is_utf8
 from mxpolicy.errors import LocalProtocolError, RemoteProtocolError
@@ -48,6 +48,9 @@ from mxpolicy.protocol.smtp_states import (
 )
 from mxpolicy.reply import Reply
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["MAX_IN_FLIGHT", "MAX_STRAYS", "SmtpClient"]
 
 # Commands that may wait for their replies at once. So many replies of usual size
@@ -69,6 +72,16 @@ class _Command(NamedTuple):
     wire: bytes
     place: int = 0  # of the recipient
 
+
+# The events of replies that need no more than their class.
+_EVENTS: dict[Verb, Callable[[Reply], Event]] = {
+    Verb.HELO: HeloAnswered,
+    Verb.MAIL: MailAnswered,
+    Verb.DATA: DataAnswered,
+    Verb.DOT: DotAnswered,
+    Verb.RSET: RsetAnswered,
+    Verb.QUIT: QuitAnswered,
+}
 
 # A firewall that "fixes up" SMTP overwrites the greeting's text with asterisks
 # and spares what looks like its code.
@@ -152,7 +165,7 @@ class SmtpClient:
     @property
     def pipelining(self) -> bool:
         """Whether commands may leave before those ahead of them were answered."""
-        return self.extensions.pipelining and not self.banner_masked
+        return "PIPELINING" in self.extensions and not self.banner_masked
 
     def receive_data(self, data: bytes, *, is_early: bool = False) -> list[Event]:
         """Take what was read; return what it means, in order.
@@ -262,17 +275,17 @@ class SmtpClient:
             smtputf8: Addresses here may go beyond ASCII (RFC 6531).
             dsn: What the sender asked for.
         """
-        if smtputf8 and not self.extensions.smtputf8:
+        if smtputf8 and "SMTPUTF8" not in self.extensions:
             raise LocalProtocolError("SMTPUTF8 is not offered")
         offered = self.extensions
         parameters = [f"MAIL FROM:<{_reverse_path(reverse_path, smtputf8)}>"]
         if size is not None and offered.size is not None:
             parameters.append(f"SIZE={size}")
-        if body8bit and offered.eightbitmime:
+        if body8bit and "8BITMIME" in offered:
             parameters.append("BODY=8BITMIME")
         if smtputf8:
             parameters.append("SMTPUTF8")
-        if dsn is not None and offered.dsn:
+        if dsn is not None and "DSN" in offered:
             parameters += map(_parameter, dsn.parameters())
         self._command(Verb.MAIL, " ".join(parameters))
         self._utf8 = smtputf8
@@ -290,7 +303,7 @@ class SmtpClient:
         if not forward_path:
             raise LocalProtocolError("no recipient")
         parameters = [f"RCPT TO:<{_path(forward_path, self._utf8)}>"]
-        if dsn is not None and self.extensions.dsn:
+        if dsn is not None and "DSN" in self.extensions:
             parameters += map(_parameter, dsn.parameters())
         self._command(Verb.RCPT, " ".join(parameters), self._recipients)
         self._recipients += 1
@@ -408,30 +421,19 @@ class SmtpClient:
                 return self._note_greeting(reply)
             case Verb.EHLO:
                 return self._note_ehlo(reply)
-            case Verb.HELO:
-                self.ehlo_name = _first_word(reply)
-                return HeloAnswered(reply)
             case Verb.STARTTLS:
                 return self._note_starttls(reply)
-            case Verb.MAIL:
-                if not reply.is_positive:
-                    self._drop_unsent()
-                return MailAnswered(reply)
             case Verb.RCPT:
                 if was is not State.RCPT:
                     return None
                 self._accepted += reply.is_positive
                 return RcptAnswered(command.place, reply)
-            case Verb.DATA:
-                return DataAnswered(reply)
-            case Verb.DOT:
-                return DotAnswered(reply)
-            case Verb.RSET:
-                return RsetAnswered(reply)
-            case Verb.QUIT:
-                return QuitAnswered(reply)
-            case _:
-                assert_never(command.verb)
+            case Verb.HELO:
+                self.ehlo_name = _first_word(reply)
+            case Verb.MAIL if not reply.is_positive:
+                while len(self._commands) > self._in_flight:
+                    self._commands.pop()
+        return _EVENTS[command.verb](reply)
 
     def _note_greeting(self, reply: Reply) -> Event:
         text = "".join(reply.lines)
@@ -450,10 +452,6 @@ class SmtpClient:
         if self._reader.has_unread:
             raise RemoteProtocolError("bytes in clear behind the reply to STARTTLS")
         return TlsReady(reply)
-
-    def _drop_unsent(self) -> None:
-        while len(self._commands) > self._in_flight:
-            self._commands.pop()
 
     def _end(self, error: RemoteProtocolError | None = None) -> None:
         self.state = State.CLOSED

@@ -1,13 +1,13 @@
 """From DNS answers to hosts, and what it means when there are none.
 
 RFC 5321 §5.1 (MX, implicit MX, ourselves in the list), RFC 7505 (null MX), RFC
-2308 (an answer "there is none" is not the same as no answer). Pure: lookups come
-in as values; `mxpolicy.delivery.plan` makes them, `mxpolicy.routing.selection`
-leaves out who must not be tried, `mxpolicy.routing.order` puts the rest in order.
+2308 (the answer "there is none" differs from no answer). Pure: lookups come in as
+values. `mxpolicy.delivery.plan` makes them, `mxpolicy.routing.selection` leaves out
+what must not be dialled, `mxpolicy.routing.order` puts the rest in order.
 
-A refusal here is an `Outcome` for all recipients of the nexthop. Permanent ones
-are given only for what the domain's owner has published; no answer, half an
-answer and whatever is not understood are deferred.
+A refusal here is an `Outcome` for all recipients of the nexthop. It is permanent only
+for what the domain's owner has published. No answer, half an answer and an answer that
+is not understood are deferred.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ __all__ = [
     "refuse_no_primary",
 ]
 
-# As many names as addresses are kept of all together: the first address of every
-# host goes before the second of any.
+# As many as the addresses that are kept of all hosts together: the first address of
+# every host goes before the second of any.
 MAX_HOSTS = 100
 
 ROOT = "."
@@ -170,7 +170,7 @@ def mail_exchangers(domain: str, lookup: Lookup) -> Exchangers:
 
     No MX record means the domain itself (RFC 5321 §5.1, implicit MX), but only
     after an answer: mail must not go to a web server because a name server is
-    away. NXDOMAIN goes the same way, as in Postfix; the address lookup settles it.
+    away. NXDOMAIN counts as no record, as in Postfix; the address lookup decides.
     """
     match lookup.status:
         case LookupStatus.FAILED:
@@ -182,11 +182,11 @@ def mail_exchangers(domain: str, lookup: Lookup) -> Exchangers:
 
 
 def _from_records(domain: str, records: Sequence[MxRecord]) -> Exchangers:
-    # RFC 7505 §3: "." says so only when it is alone. Beside real exchangers it
-    # is a mistake, and somebody wants that mail (Postfix refuses the whole set).
+    # RFC 7505 §3: "." is a null MX only when it is alone. Beside real exchangers it
+    # is a mistake: the domain wants its mail (Postfix refuses the whole set).
     if records and all(record.exchange == ROOT for record in records):
         text = f"domain {domain} does not accept mail (null MX)"
-        return Exchangers(refusal=Bounced(NULL_MX, _line(text)))
+        return Exchangers(refusal=Bounced(NULL_MX, printable(text)))
     hosts: dict[str, Host] = {}
     remarks: list[str] = []
     for record in sorted(records):
@@ -197,7 +197,7 @@ def _from_records(domain: str, records: Sequence[MxRecord]) -> Exchangers:
             hosts.setdefault(host.name, host)
     if not hosts:
         text = f"no MX record of {domain} names a host"
-        return Exchangers((), tuple(remarks), Bounced(NO_ROUTE, _line(text)))
+        return Exchangers((), tuple(remarks), Bounced(NO_ROUTE, printable(text)))
     return Exchangers(tuple(hosts.values()), tuple(remarks))
 
 
@@ -205,27 +205,27 @@ def _host(record: MxRecord) -> tuple[Host | None, str]:
     if record.exchange == ROOT:
         return None, f"null MX beside others skipped (preference {record.preference})"
     if address := canonical_address(record.exchange):
-        # Forbidden (RFC 5321 §5.1), common, and it can mean one thing only.
+        # Forbidden (RFC 5321 §5.1) but common, and its meaning is clear.
         return Host(address, record.preference, address), f"MX is an address: {address}"
     try:
         return Host(parse_domain(record.exchange), record.preference), ""
     except AddressError:
-        return None, _line(f"MX is not a host name, skipped: {record.exchange}")
+        return None, printable(f"MX is not a host name, skipped: {record.exchange}")
 
 
 def loops_back(domain: str) -> Outcome:
     """Refuse: the best exchanger is this mail system, which has not kept the mail."""
-    return Bounced(LOOP, _line(f"mail for {domain} loops back to myself"))
+    return Bounced(LOOP, printable(f"mail for {domain} loops back to myself"))
 
 
 def refuse_no_primary(domain: str) -> Outcome:
     """Refuse for now: exchangers better than ourselves exist, none has an address.
 
-    Postfix, too, defers here: what is missing is somebody else's record, and we
-    are the backup that was chosen to wait.
+    Postfix defers here too. The missing record is another system's, and ours is the
+    backup that was chosen to wait.
     """
     text = f"this system is an MX of {domain}, and no better one can be looked up"
-    return Deferred(NO_ROUTE_NOW, _line(text))
+    return Deferred(NO_ROUTE_NOW, printable(text))
 
 
 def refuse_failed_lookup(domain: str, failed: Sequence[Lookup]) -> Outcome:
@@ -233,7 +233,7 @@ def refuse_failed_lookup(domain: str, failed: Sequence[Lookup]) -> Outcome:
     first = failed[0]
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     text = f"no DNS answer for {domain}: {first.rdtype} of {first.name}: {first.reason}"
-    return Deferred(DIRECTORY_FAILURE, _line(text + more))
+    return Deferred(DIRECTORY_FAILURE, printable(text + more))
 
 
 def explain_no_address(
@@ -245,10 +245,9 @@ def explain_no_address(
 ) -> Outcome:
     """Return why no host of *domain* has an address that may be dialled.
 
-    Permanent only when every lookup was answered: one name server that is away
-    may hold the address that is missing. An address that DNS gave and that is
-    left out as undialable counts as an answer; the text does not tell which, so
-    that nobody can map our networks with bounces.
+    It is permanent only when every lookup was answered: a name server that is away
+    may hold the missing address. An address that is never dialled counts as an answer.
+    The text does not name it, so that bounces do not map our networks.
 
     Args:
         resolved: Every host that was looked up, at least one.
@@ -260,7 +259,7 @@ def explain_no_address(
         return refuse_failed_lookup(domain, failed)
     if any(one.addresses for one in resolved):
         text = f"no host of {domain} has an address that mail can be sent to"
-        return Bounced(NO_ROUTE, _line(text))
+        return Bounced(NO_ROUTE, printable(text))
     if not implicit:
         status, text = NO_ROUTE, f"no mail server of {domain} has an address"
     elif any(one.exists for one in resolved):
@@ -268,20 +267,16 @@ def explain_no_address(
     else:
         status, text = NO_SUCH_DOMAIN, f"domain {domain} does not exist"
     if defer_missing:
-        return Deferred(status._replace(class_=4), _line(text))
-    return Bounced(status, _line(text))
+        return Deferred(status._replace(class_=4), printable(text))
+    return Bounced(status, printable(text))
 
 
 def operators_trouble(refusal: Outcome) -> Outcome:
     """Turn a bounce into 4.3.5: the operator, not the recipient, named this nexthop.
 
-    A relay that vanishes from DNS must not bounce everybody's mail (Postfix does
-    the same for relayhost and fallback relays).
+    A relay that vanishes from DNS must not make all mail bounce (Postfix does the
+    same for relayhost and fallback relays).
     """
     if isinstance(refusal, Bounced):
-        return Deferred(MISCONFIGURED, _line(f"configured nexthop: {refusal.text}"))
+        return Deferred(MISCONFIGURED, printable(f"configured nexthop: {refusal.text}"))
     return refusal
-
-
-def _line(text: str) -> str:
-    return printable(text)

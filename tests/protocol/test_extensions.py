@@ -19,37 +19,30 @@ def offered(*lines: str) -> Extensions:
 
 def test_nothing_is_offered_before_ehlo() -> None:
     nothing = Extensions()
-    assert nothing.keywords == {}
+    assert nothing == {}
     assert nothing.size is None
-    assert nothing.limits == Limits(None, None, None)
+    assert nothing.limits == Limits(None, None)
     assert not nothing.starttls_masked
 
 
 def test_the_first_line_is_no_keyword() -> None:
     reply = Reply(250, ("PIPELINING greets you", "DSN"))
-    assert Extensions.from_reply(reply).keywords == {"DSN": ()}
+    assert Extensions.from_reply(reply) == {"DSN": ()}
 
 
 @pytest.mark.parametrize(
-    ("keyword", "attribute"),
-    [
-        ("PIPELINING", "pipelining"),
-        ("8BITMIME", "eightbitmime"),
-        ("SMTPUTF8", "smtputf8"),
-        ("DSN", "dsn"),
-        ("STARTTLS", "starttls"),
-    ],
+    "keyword", ["PIPELINING", "8BITMIME", "SMTPUTF8", "DSN", "STARTTLS"]
 )
-def test_keywords_are_known_in_any_case(keyword: str, attribute: str) -> None:
-    assert getattr(offered(keyword.lower()), attribute) is True
-    assert getattr(offered(keyword + "X", "", " "), attribute) is False
+def test_keywords_are_known_in_any_case(keyword: str) -> None:
+    assert keyword in offered(keyword.lower())
+    assert keyword not in offered(keyword + "X", "", " ")
+    assert offered(keyword).starttls is (keyword == "STARTTLS")
 
 
 def test_unknown_keywords_are_kept_with_their_parameters() -> None:
     extensions = offered("AUTH=LOGIN", "X-what a  b")
-    assert extensions.keywords == {"AUTH=LOGIN": (), "X-WHAT": ("a", "b")}
+    assert extensions == {"AUTH=LOGIN": (), "X-WHAT": ("a", "b")}
     assert "X-WHAT" in extensions
-    assert repr(extensions) == "Extensions({'AUTH=LOGIN': (), 'X-WHAT': ('a', 'b')})"
 
 
 @pytest.mark.parametrize(
@@ -73,8 +66,8 @@ def test_size_is_a_number_or_no_limit(line: str, size: int | None) -> None:
 @pytest.mark.parametrize(
     ("line", "limits"),
     [
-        ("LIMITS RCPTMAX=20 MAILMAX=5", Limits(5, 20, None)),
-        ("limits rcptmax=1 RcptDomainMax=999999", Limits(None, 1, 999999)),
+        ("LIMITS RCPTMAX=20 MAILMAX=5", Limits(5, 20)),
+        ("limits rcptmax=1 RcptDomainMax=999999", Limits(None, 1)),
         ("LIMITS", Limits()),
         ("LIMITS RCPTMAX RCPTMAX= MAILMAX=0 X=1", Limits()),
         ("LIMITS RCPTMAX=1000000 MAILMAX=-1 RCPTDOMAINMAX=01", Limits()),
