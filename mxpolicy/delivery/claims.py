@@ -32,7 +32,7 @@ from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Bounced, Delivered
-from mxpolicy.state.store import HEAVY, LIGHT
+from mxpolicy.state.store import HEAVY, JOURNAL, LIGHT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -117,8 +117,8 @@ class Claims:
         self._writer = Writer(tell)
 
     def has_memory(self) -> bool:
-        """Return False when what is noted is lost with this process."""
-        return not self._store.is_memory_only
+        """Return whether what is noted now is known to the next attempt."""
+        return self._store.is_kept(JOURNAL)
 
     # -- before the delivery ------------------------------------------------
 

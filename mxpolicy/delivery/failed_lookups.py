@@ -56,7 +56,7 @@ class FailedLookups:
             plan: A fresh one.
             note: Whether to remember what it has met; else nothing is written.
         """
-        if self._store.is_memory_only:
+        if not self._store.is_kept(LOOKUP):
             return ()
         now = self._utc()
         matter = that_matter(plan.unresolved, plan.candidates)
@@ -71,7 +71,7 @@ class FailedLookups:
             and is_soft(after_failure(decode(rows.get(key)), now), now)
         )
         # A store may turn out to be away only when it is asked.
-        return () if self._store.is_memory_only else recent
+        return recent if self._store.is_kept(LOOKUP) else ()
 
     async def _note(self, plan: Plan, failed: Iterable[str], now: float) -> None:
         def step(value: bytes | None) -> New | None:

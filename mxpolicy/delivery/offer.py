@@ -345,10 +345,10 @@ class Offer:
 
     def taken(self, recipients: Sequence[int], reply: Reply) -> None:
         """Settle *recipients* at once: nothing that comes now can undo it."""
-        outcome = trouble.delivered(reply, str(self._candidate.key))
-        self._message.settlement.taken(recipients, outcome)
         for place in recipients:
-            self._attempt.settle(place, outcome)
+            self._attempt.settle(
+                place, trouble.delivered(reply, str(self._candidate.key))
+            )
 
 
 def tell_of_detour(trace: Trace, session: Session) -> None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.events import Delays
     from mxpolicy.delivery.journal import Past
     from mxpolicy.outcome import Outcome
+    from mxpolicy.reply import Reply
     from mxpolicy.routing.candidate import Rank
 
 __all__ = ["TRANSITIONS", "Input", "Recipient", "RecipientState", "Settlement"]
@@ -124,7 +125,7 @@ class Recipient:
         relay: The relay that the last dot was sent to.
         refused_by: The rank of the best host that has refused it, not finally.
         doubt: What it is deferred with if no host does better.
-        taken: What it is delivered with, once a host has said 2yz to the dot.
+        taken: The 2yz to the dot, once a host has said it.
         delays: Where the time went, for the log; None when no host was asked.
         tried: One printable text for each candidate that failed, for the log.
     """
@@ -152,7 +153,7 @@ class Recipient:
         self.relay = ""
         self.refused_by: Rank | None = None
         self.doubt: Deferred | None = None
-        self.taken: Delivered | None = None
+        self.taken: Reply | None = None
         self.delays: Delays | None = None
         self.tried: tuple[str, ...] = ()
 
@@ -248,13 +249,13 @@ class Settlement:
             self[place].take(Input.DOT)
             self[place].relay = relay
 
-    def taken(self, places: Iterable[int], outcome: Delivered) -> None:
+    def taken(self, places: Iterable[int], reply: Reply) -> None:
         """A host has said 2yz to the dot: it has the message for all of *places*.
 
-        Whatever goes wrong on our side after it, `settle` gives them *outcome*.
+        They are delivered, whatever goes wrong on our side after it.
         """
         for place in places:
-            self[place].taken = outcome
+            self[place].taken = reply
 
     def released(self, places: Iterable[int]) -> None:
         """The host does not have the message for *places*."""
@@ -325,7 +326,8 @@ class Settlement:
         hosts. What a host has taken is delivered, whatever *outcome* is.
         """
         recipient = self[place]
-        outcome = recipient.taken or outcome
+        if recipient.taken is not None and not isinstance(outcome, Delivered):
+            outcome = trouble.delivered(recipient.taken, recipient.relay)
         match outcome:
             case Delivered():
                 what = Input.DELIVERED
@@ -358,7 +360,7 @@ class Settlement:
         """Return the outcome of a recipient that a host has, or may have, at a stop."""
         recipient = self[place]
         if recipient.taken is not None:
-            return recipient.taken
+            return trouble.delivered(recipient.taken, recipient.relay)
         if recipient.state is not RecipientState.DOT_SENT:
             return recipient.doubt
         recipient.past = recipient.past.doubted(recipient.relay)

@@ -291,6 +291,7 @@ class Transaction:
             raise
         if not reply.is_positive:
             return Verb.DOT, reply
+        self._settlement.taken(accepted, reply)
         self._control.taken(accepted, reply)
         return None
 

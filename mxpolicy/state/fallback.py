@@ -168,8 +168,12 @@ class FallbackStore(Store):
 
     @property
     def is_memory_only(self) -> bool:
-        """See `Store.is_memory_only`."""
+        """Whether anything that should outlive this process does not now."""
         return any(room.is_left for room in self._rooms)
+
+    def is_kept(self, key: str) -> bool:
+        """See `Store.is_kept`."""
+        return not self._room_of(key).is_left
 
     def patient(self, seconds: float) -> Self:
         """See `Store.patient`."""
@@ -179,7 +183,7 @@ class FallbackStore(Store):
 
     async def do(self, operation: Operation[T]) -> T:
         """See `Store.do`; `Operation.undone` when there is no answer."""
-        room = self._rooms[0 if is_of_journal(operation.key) else 1]
+        room = self._room_of(operation.key)
         if room.is_left or self._store is None:
             return await self._memory.do(operation)
         try:
@@ -195,6 +199,9 @@ class FallbackStore(Store):
         except StoreError as error:
             self._leave(room, self._store, str(error))
         return await self._memory.do(operation)
+
+    def _room_of(self, key: str) -> _Room:
+        return next(room for room in self._rooms if room.has(key))
 
     async def close(self) -> None:
         """See `Store.close`."""

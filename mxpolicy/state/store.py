@@ -128,10 +128,9 @@ class Store:
     Without it a row is light, and medium from the second time that it is written.
     """
 
-    @property
-    def is_memory_only(self) -> bool:
-        """True while something that should outlive this process does not."""
-        return False
+    def is_kept(self, key: str) -> bool:
+        """Whether a row of *key* outlives this process, as far as is known."""
+        return True
 
     async def do(self, operation: Operation[T]) -> T:
         """Return what *operation* does."""

@@ -26,7 +26,7 @@ from mxpolicy.options import JournalOptions, LogOptions, Options
 from mxpolicy.outcome import Deferred
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
-from mxpolicy.state.store import JOURNAL, Store
+from mxpolicy.state.store import JOURNAL, Store, is_of_journal
 from tests.delivery.attempts import mail_data, run
 from tests.helpers.failing_store import FailingStore
 from tests.helpers.fake_resolver import FakeResolver
@@ -788,6 +788,28 @@ def test_store_that_fails_costs_no_mail() -> None:
     store = FallbackStore(FailingStore(StoreError("disk I/O error")), print)
     outcomes = play(lambda site: site.send(), {"one.example": [host]}, store=store)
     assert status(outcomes[0]) == "Delivered 2.0.0"
+
+
+@pytest.mark.parametrize("broken", ["hosts", "journal"])
+def test_dot_in_doubt_ends_the_attempt_wherever_the_journal_is_kept(
+    broken: str,
+) -> None:
+    first, second = ScriptedHost({".": End.CLOSE}), ScriptedHost()
+    store = FallbackStore(
+        FailingStore(
+            fails=lambda _, operation: (
+                is_of_journal(operation.key) is (broken == "journal")
+            ),
+            clock=lambda: START,
+        ),
+        print,
+    )
+    (outcome,) = play(
+        lambda site: site.send(), {"one.example": [first, second]}, store=store
+    )
+    is_asked = broken == "journal"  # each time would be the first
+    assert status(outcome) == ("Delivered 2.0.0" if is_asked else "Deferred 4.4.2")
+    assert len(second.messages) == is_asked
 
 
 def test_store_that_breaks_its_promise_defers_and_is_told() -> None:

@@ -274,11 +274,11 @@ def test_what_a_host_has_taken_is_delivered_whatever_goes_wrong_after_it(
     made, reported = settlement(*[RecipientState.DOT_SENT] * 3)
     for place in range(3):
         made[place].relay = RELAY
-    made.taken([0, 1], OK)
+    made.taken([0, 1], Reply(250, ("2.0.0 ok",)))
     made.settle(0, outcome)
     assert made.is_first_doubt(1, UNANSWERED, False), "it is settled, not asked again"
     made.stop(LATER)
-    assert [one.outcome == OK for one in made] == [True, True, False]
+    assert [isinstance(one.outcome, Delivered) for one in made] == [True, True, False]
     assert made[1].past.doubts == {}
     assert reported == list(made)
 
