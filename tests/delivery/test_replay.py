@@ -77,6 +77,13 @@ def test_who_has_it_is_not_written_twice() -> None:
     assert not _prevails(DELIVERED, DELIVERED)
 
 
+def test_of_two_that_have_it_the_one_that_is_kept_longer_counts() -> None:
+    # Of a message that others shall still have, it is kept for days.
+    ours = Stored("journal/a", DELIVERED.encode(), 100.0)
+    assert prevails(ours, ours._replace(expires=99.0))
+    assert not prevails(ours, ours._replace(expires=100.0))
+
+
 def test_garbage_is_not_written_and_gives_way() -> None:
     assert not prevails(Stored("journal/a", b"garbage", 9e9), None)
     there = Stored("journal/a", b"garbage", 9e9)
