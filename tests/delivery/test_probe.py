@@ -55,6 +55,21 @@ def test_probe_of_a_dead_host_ends_soon_after_the_message() -> None:
     run(dead, good, work=work)
 
 
+def test_probe_has_the_full_time_of_each_phase_while_its_message_lasts() -> None:
+    slow = ScriptedHost({"CONNECT": (20.0, "220 hello")})
+    good = ScriptedHost({"RCPT": (25.0, "250 ok")})
+
+    async def work() -> None:
+        site = Site(slow, good)
+        value = encode(HostRecord(Verdict.FILTERED, since=site.utc() - 61, pause=60))
+        await site.store.put(host_key(slow.candidate()), value, START * 2)
+        await site.send()
+        assert slow.visits == [["EHLO mail.example.com", "QUIT"]]
+        assert (await site.record(slow)).verdict is None
+
+    run(slow, good, work=work)
+
+
 def test_cancelled_delivery_leaves_no_probe_behind() -> None:
     dead, hangs = ScriptedHost(is_filtered=True), ScriptedHost({"MAIL": End.SILENT})
 
