@@ -11,41 +11,52 @@ import os
 import sys
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mxpolicy.config import load
 from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS
 from mxpolicy.delivery.journal import aim_of
 from mxpolicy.delivery.leases import LEASED
 from mxpolicy.errors import ConfigError, StoreError
-from mxpolicy.remembered import (
-    SCHEMA,
-    Remembered,
-    address_and_port,
-    candidate_json,
-    sentences,
-)
 from mxpolicy.reply import printable
 from mxpolicy.routing import broken_tls
 from mxpolicy.routing.candidate import DIRECT, Candidate
-from mxpolicy.routing.host_record import decode
+from mxpolicy.routing.host_record import NOTHING, decode
+from mxpolicy.routing.reachability import Standing, standing
 from mxpolicy.state.opening import state_file
 from mxpolicy.state.store import StoreAbsent
-from mxpolicy.terminal import BOLD, milliseconds, shown_by, write_out
+from mxpolicy.terminal import BOLD, age, milliseconds, shown_by, write_out
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from mxpolicy.options import MemoryOptions
+    from mxpolicy.routing.broken_tls import BrokenTls
+    from mxpolicy.routing.host_record import HostRecord
     from mxpolicy.state.store import Store, Stored
     from mxpolicy.terminal import Terminal
 
-__all__ = ["as_json", "clear", "main", "read", "show"]
+__all__ = [
+    "SCHEMA",
+    "Remembered",
+    "address_and_port",
+    "as_json",
+    "candidate_json",
+    "clear",
+    "main",
+    "read",
+    "sentences",
+    "show",
+]
 
 T = TypeVar("T")
 
-NOTHING = "Nothing is remembered."
+EMPTY = "Nothing is remembered."
+
+# Of the JSON that route and hosts show.
+SCHEMA = 1
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"mxpolicy: {path}: cannot be read: {error.strerror}", file=sys.stderr)
         return 1
     if clears:
-        print(NOTHING)
+        print(EMPTY)
         return 0 if key is None else 1
     now = time.time()
     write_out(
@@ -97,6 +108,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("action", nargs="?", choices=["show", "clear"], default="show")
     parser.add_argument("key", nargs="?", metavar="KEY", help="what to clear")
     return parser
+
+
+class Remembered(NamedTuple):
+    """A candidate, and what is remembered of it.
+
+    Attributes:
+        candidate: Its host may be empty; its preference is meant only with a plan.
+        record: What is remembered.
+        nexthop: What *record* is limited to; empty for what holds for all mail.
+        broken_tls: What is known of broken STARTTLS.
+    """
+
+    candidate: Candidate
+    record: HostRecord = NOTHING
+    nexthop: str = ""
+    broken_tls: BrokenTls | None = None
 
 
 # -- the store -----------------------------------------------------------------
@@ -169,7 +196,7 @@ def show(
 ) -> None:
     """Write what was `read` as a table, the hosts that fail first."""
     if not found:
-        terminal.line(NOTHING)
+        terminal.line(EMPTY)
         return
     failing = {key for key, one in found.items() if one.record.verdict is not None}
     text = f"{len(found)} remembered, {len(failing)} of them as failing"
@@ -198,3 +225,108 @@ def as_json(
     """Return what was `read` in the shape that ``route`` has, too."""
     candidates = [candidate_json(one, now, options) for one in found.values()]
     return {"schema": SCHEMA, "candidates": candidates}
+
+
+# -- one candidate, for `mxpolicy.route`, too -------------------------------------
+
+
+def sentences(one: Remembered, now: float, options: MemoryOptions) -> list[str]:
+    """Return what is known of *one* and what follows from it, at least one sentence.
+
+    Args:
+        one: What is remembered.
+        now: UTC seconds.
+        options: For the pauses.
+    """
+    record = one.record
+    known = []
+    if record.verdict is not None:
+        where = f" for {one.nexthop}" if one.nexthop else ""
+        doubt = "" if record.full else ", in doubt"
+        known.append(
+            f"{record.verdict.value} ({record.phase.word}, {record.waited:.1f}s)"
+            f"{doubt}{where} {age(now - record.since)} ago"
+        )
+        known.append(_meaning(record, now, options))
+        if record.said:
+            known.append(f"said: {record.said}")
+    elif record.last_ready is not None:
+        known.append(f"ready {age(now - record.last_ready)} ago")
+    if one.broken_tls is not None:
+        known.append(_meaning_of_tls(one.broken_tls, now))
+    if record.needs_small_segments(now):
+        known.append("needs small segments")
+    return known or ["nothing bad"]
+
+
+def _meaning(record: HostRecord, now: float, options: MemoryOptions) -> str:
+    if record.is_lone_doubt:
+        return "asked in its turn until another message meets the same"
+    match standing(record, now, options):
+        case Standing.PAUSED:
+            return f"asked last for {age(record.since + record.pause - now)}"
+        case Standing.DUE:
+            return "asked last, the next message looks after it"
+        case Standing.UNKNOWN:
+            return "too long ago to matter"
+
+
+def _meaning_of_tls(tls: BrokenTls, now: float) -> str:
+    if tls.is_believed(now):
+        return (
+            f"STARTTLS fails, left out for {age(tls.since + broken_tls.BELIEVED - now)}"
+        )
+    return f"STARTTLS failed {age(now - tls.since)} ago, tried again"
+
+
+def candidate_json(
+    one: Remembered, now: float, options: MemoryOptions, tls_level: str | None = None
+) -> dict[str, object]:
+    """Return *one* in the shape of route and hosts, without empty members.
+
+    Args:
+        one: The candidate, and what is remembered of it.
+        now: UTC seconds.
+        options: For the pauses.
+        tls_level: By the plan; None where there is no plan.
+    """
+    record, tls = one.record, one.broken_tls
+    found: dict[str, object | None] = {
+        **one.candidate.facts(),
+        "tls": tls_level,
+        "nexthop": one.nexthop,
+        "connect_time": record.connect_time,
+        "greeting_latency": record.greeting_latency,
+        "last_ready": _time(record.last_ready),
+        "starttls": tls and ("broken" if tls.is_believed(now) else "failed"),
+        "small_segments": record.needs_small_segments(now) or None,
+    }
+    if record.verdict is not None:
+        found |= {
+            "verdict": record.verdict.value,
+            "phase": record.phase.word,
+            "full": record.full,
+            "since": _time(record.since),
+            "until": _time(record.since + record.pause),
+            "standing": standing(record, now, options).value,
+            "text": record.said,
+        }
+    if tls_level is None:
+        del found["preference"]
+    return {name: value for name, value in found.items() if value not in (None, "")}
+
+
+def address_and_port(candidate: Candidate) -> str:
+    """Return ``192.0.2.1:25``, or ``[2001:db8::1]:25``."""
+    address = f"[{candidate.address}]" if candidate.is_ipv6 else candidate.address
+    return f"{address}:{candidate.port}"
+
+
+def _time(utc: float | None) -> str | None:
+    """Return a time as RFC 3339 writes it, None for one that is not in the calendar."""
+    if utc is None:
+        return None
+    try:
+        return datetime.fromtimestamp(utc, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):
+        return None

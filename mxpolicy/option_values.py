@@ -58,8 +58,7 @@ def parse_duration(text: str) -> float:
     Raises:
         ValueError: With a sentence that says what was expected.
     """
-    what = "duration; write a number"
-    return _amount(text, _DURATION, _DURATION_UNITS, what, example="s")
+    return _amount(text, _DURATION, _DURATION_UNITS, "duration; write a number", "s")
 
 
 def parse_size(text: str) -> int:
@@ -68,20 +67,20 @@ def parse_size(text: str) -> int:
     Raises:
         ValueError: With a sentence that says what was expected.
     """
-    what = "size; write a whole number"
-    return int(_amount(text, _SIZE, _SIZE_UNITS, what, example="MiB"))
+    return int(_amount(text, _SIZE, _SIZE_UNITS, "size; write a whole number", "MiB"))
 
 
 def _amount(
-    text: str, pattern: str, units: Mapping[str, float], what: str, example: str
+    text: str, pattern: str, units: Mapping[str, float], what: str, usual: str
 ) -> float:
     if text == "0":
         return 0.0
     found = re.fullmatch(pattern, text)
     if not found:
+        number = text if re.fullmatch(_BARE, text) else 30  # it may lack the unit only
         raise ValueError(
             f"{_quoted(text)} is not a {what} and one of {', '.join(units)},"
-            f" for example {_with_unit(text, example)}"
+            f" for example {number}{usual}"
         )
     return float(found[1]) * units[found[2]]
 
@@ -115,11 +114,6 @@ def _quoted(text: str) -> str:
     return f"'{shown(text)}'"
 
 
-def _with_unit(text: str, unit: str) -> str:
-    """Return *text* with the unit it lacks, else an example."""
-    return f"{text if re.fullmatch(_BARE, text) else 30}{unit}"
-
-
 def near_miss(word: str, known: tuple[str, ...]) -> str:
     """Return `` (did you mean 'x'?)`` when one of *known* looks like *word*."""
     import difflib  # 28 million instructions, so only when there is a mistake to show
@@ -145,10 +139,6 @@ def _one_of(words: tuple[str, ...], text: str) -> str:
         f"{_quoted(text)} is not allowed here; use one of: {', '.join(words)}"
         + near_miss(text, words)
     )
-
-
-def _yes_no(text: str) -> bool:
-    return _one_of(("yes", "no"), text) == "yes"
 
 
 def _from_to(parse: Callable[[str], float], least: str, most: str) -> Reader:
@@ -238,24 +228,17 @@ def _network(text: str) -> str:
     return str(wide)
 
 
-def _network_or_private(text: str) -> str:
-    return text if text == "private" else _network(text)
-
-
 def _name_server(text: str) -> str:
     found = re.fullmatch(_WITH_PORT, text)
     bracketed, plain, port = found.groups() if found else (None, text, "53")
     version = _ip(bracketed or plain or "")
-    if version is None or (bracketed and version == 4) or not _is_port(port):
+    is_port = re.fullmatch(_WHOLE, port) and 1 <= int(port) <= 65535
+    if version is None or (bracketed and version == 4) or not is_port:
         raise ValueError(
             f"{_quoted(text)} is not a name server; write an address, 192.0.2.53,"
             " 192.0.2.53:5353 or [2001:db8::53]:5353"
         )
     return text
-
-
-def _is_port(text: str) -> bool:
-    return bool(re.fullmatch(_WHOLE, text)) and 1 <= int(text) <= 65535
 
 
 def _directory(text: str) -> str:
@@ -291,10 +274,6 @@ def _access_action(text: str) -> str:
         raise ValueError(f"{error}{near}") from None
 
 
-def _access_finding(text: str) -> Enum:
-    return choice(text, options.AccessFinding)
-
-
 def _protocol_state(text: str) -> str:
     state = text.upper()
     if state not in _STATES:
@@ -318,7 +297,7 @@ def _text(text: str) -> str:
 
 # The type of a field in options.py -> how its text is read, or that of each item.
 ITEMS: dict[object, Reader] = {
-    bool: _yes_no,
+    bool: lambda text: _one_of(("yes", "no"), text) == "yes",
     options.Delay: _from_to(parse_duration, "0s", "1h"),
     options.Timeout: _from_to(parse_duration, "1ms", "1d"),
     options.Size: _from_to(parse_size, "0", "1GiB"),
@@ -335,9 +314,11 @@ ITEMS: dict[object, Reader] = {
 LISTS: dict[object, Reader] = {
     options.HostNames: _host_name,
     options.Networks: _network,
-    options.NetworksOrPrivate: _network_or_private,
+    options.NetworksOrPrivate: lambda text: (
+        text if text == "private" else _network(text)
+    ),
     options.NameServers: _name_server,
-    options.AccessFindings: _access_finding,
+    options.AccessFindings: lambda text: choice(text, options.AccessFinding),
     options.ProtocolStates: _protocol_state,
     options.Destinations: _destination,
     options.Texts: _text,

@@ -45,27 +45,21 @@ GAP = "  "  # between columns
 class Terminal:
     """A stream and what it can show.
 
+    Args:
+        stream: Where all goes.
+        environ: With ``TERM`` and ``NO_COLOR``.
+
     Attributes:
         width: Columns to fill; None where lines are not to be broken.
     """
 
-    def __init__(
-        self, stream: TextIO, environ: Mapping[str, str], width: int | None = None
-    ) -> None:
-        """Find out what the stream can show.
-
-        Args:
-            stream: Where all goes.
-            environ: With ``TERM`` and ``NO_COLOR``.
-            width: Instead of what the terminal says of itself.
-        """
+    def __init__(self, stream: TextIO, environ: Mapping[str, str]) -> None:
         live = stream.isatty() and environ.get("TERM", "dumb") != "dumb"
         self._stream = stream
         self._colour = live and not environ.get("NO_COLOR")
         # One less than there is: a full last column makes some terminals wrap.
-        columns = width or shutil.get_terminal_size((80, 24)).columns - 1
-        bounded = max(MIN_WIDTH, min(MAX_WIDTH, columns))
-        self.width = bounded if live or width else None
+        columns = shutil.get_terminal_size((80, 24)).columns - 1
+        self.width = max(MIN_WIDTH, min(MAX_WIDTH, columns)) if live else None
 
     def paint(self, text: str, *codes: str) -> str:
         """Return *text*, coloured where the stream can show colours."""
@@ -90,7 +84,18 @@ class Terminal:
             first: What stands before it.
             marked: The same with colours.
         """
-        for line in self._wrapped(text, first):
+        lines = [f"{first}{text}".rstrip()]
+        if self.width is not None:
+            lines = textwrap.wrap(
+                text,
+                self.width,
+                initial_indent=first,
+                subsequent_indent=" " * len(first),
+                break_on_hyphens=False,
+                # A command stays in one piece, to be copied.
+                break_long_words=False,
+            )
+        for line in lines or [first.rstrip()]:
             if marked and line.startswith(first):
                 line = marked + line[len(first) :]
                 marked = ""
@@ -120,19 +125,6 @@ class Terminal:
                 self.line(first.rstrip())
                 first = " " * (indent + 4)
             self.say(row[-1], first)
-
-    def _wrapped(self, text: str, first: str) -> list[str]:
-        if self.width is None:
-            return [f"{first}{text}".rstrip()]
-        return textwrap.wrap(
-            text,
-            self.width,
-            initial_indent=first,
-            subsequent_indent=" " * len(first),
-            break_on_hyphens=False,
-            # A command stays in one piece, to be copied.
-            break_long_words=False,
-        ) or [first.rstrip()]
 
 
 def shown_by(command: str, description: str, epilog: str) -> argparse.ArgumentParser:

@@ -18,8 +18,8 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
-from mxpolicy.demo import main, names, stage
-from mxpolicy.demo.hosts import Taken, address_of, open_hosts
+from mxpolicy.demo import main, stage
+from mxpolicy.demo.hosts import Taken, Zone, address_of, open_hosts
 from mxpolicy.demo.stories import STORIES, Behaviour, Ending, Story
 
 STORY = {story.name: story for story in STORIES}
@@ -29,14 +29,12 @@ ids = pytest.mark.parametrize("story", [pytest.param(s, id=s.name) for s in STOR
 # --- the name server
 
 
-def zone_of(story: Story) -> names.Zone:
+def zone_of(story: Story) -> Zone:
     places = range(len(story.hosts))
-    return names.Zone(
-        story.domain, [(story.host_name(n), address_of(n)) for n in places]
-    )
+    return Zone(story.domain, [(story.host_name(n), address_of(n)) for n in places])
 
 
-def ask(zone: names.Zone, name: str, rdtype: str) -> dns.message.Message:
+def ask(zone: Zone, name: str, rdtype: str) -> dns.message.Message:
     query = dns.message.make_query(name, rdtype, want_dnssec=True)
     wire = zone.answer(query.to_wire())
     assert wire is not None

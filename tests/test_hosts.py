@@ -26,9 +26,8 @@ from mxpolicy.delivery.host_memory import (
     tls_key,
 )
 from mxpolicy.delivery.leases import LEASED
-from mxpolicy.hosts import as_json, clear, main, read, show
+from mxpolicy.hosts import Remembered, as_json, clear, main, read, show
 from mxpolicy.options import MemoryOptions
-from mxpolicy.remembered import Remembered
 from mxpolicy.routing import broken_tls
 from mxpolicy.routing.broken_tls import BrokenTls
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
@@ -83,10 +82,10 @@ async def filled(store: Store) -> Store:
     return store
 
 
-def shown(columns: str = "200") -> str:
+def shown() -> str:
     stream = io.StringIO()
     found = asyncio.run(_found())
-    show(found, NOW, OPTIONS, Terminal(stream, {"COLUMNS": columns}))
+    show(found, NOW, OPTIONS, Terminal(stream, {}))
     return stream.getvalue()
 
 
@@ -144,7 +143,9 @@ async def test_readme_shows_what_is_printed() -> None:
     of_tls = broken_tls.encode(BrokenTls(NOW - 240, "a", True))
     await store.put(tls_key(backup), of_tls, NOW + 1)
     stream = io.StringIO()
-    show(await read(store), NOW, OPTIONS, Terminal(stream, {}, width=110))
+    terminal = Terminal(stream, {})
+    terminal.width = 110
+    show(await read(store), NOW, OPTIONS, terminal)
     block = "".join(f"    {line}\n" for line in stream.getvalue().splitlines())
     assert f"    $ mxpolicy hosts\n{block}" in README.read_text(), block
 

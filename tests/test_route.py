@@ -150,7 +150,9 @@ def shown(
     plan: Plan | Forecast, options: Options | None = None, width: int | None = None
 ) -> str:
     stream = io.StringIO()
-    show(explained(plan, options), Terminal(stream, {}, width))
+    terminal = Terminal(stream, {})
+    terminal.width = width
+    show(explained(plan, options), terminal)
     return stream.getvalue()
 
 

@@ -4,7 +4,7 @@ It looks at the configuration, the name servers, our name in DNS, what a deliver
 of this machine, and its Postfix. For each fault it says what would happen, and the line
 that mends it. It changes nothing, sends no mail, and dials only the name servers.
 
-Each theme has a module: `configuration`, `names`, `surroundings` (with `access`) and
+Each theme has a module: `configuration`, `names`, `surroundings` and
 `postfix` (`postconf` asks, `master_cf` reads, `postfix_rows` judges).
 """
 
@@ -17,9 +17,8 @@ import traceback
 from typing import TYPE_CHECKING
 
 from mxpolicy.check import configuration, names, postfix, surroundings
-from mxpolicy.check.access import account, current
 from mxpolicy.check.postconf import Postconf, PostfixUnseen
-from mxpolicy.check.report import Item, Level, Section, tell
+from mxpolicy.check.report import Item, Level, tell
 from mxpolicy.config import load
 from mxpolicy.errors import ConfigError
 from mxpolicy.terminal import (
@@ -51,11 +50,17 @@ _COLOURS = {Level.OK: GREEN, Level.WARN: YELLOW, Level.FAIL: RED}
 
 
 class _Looking:
-    """What has been seen so far, and what is being looked at."""
+    """What has been seen so far, and what is being looked at.
+
+    Attributes:
+        sections: Title and items of each theme.
+        settings: The options as understood.
+        title: Of the theme that is being looked at.
+    """
 
     def __init__(self, config: str | None) -> None:
         self._config = config
-        self.sections: list[Section] = []
+        self.sections: list[tuple[str, list[Item]]] = []
         self.settings: list[Setting] = []
         self.title = "configuration"
         self._seen: postfix.Postfix | None = None
@@ -67,7 +72,7 @@ class _Looking:
         except ConfigError as error:
             text = "mail is deferred (4.3.5): "
             items = [tell(Level.FAIL, text + mistake) for mistake in error.mistakes]
-            self.sections.append(Section(self.title, items))
+            self.sections.append((self.title, items))
             return
         self.settings = configuration.settings(options, os.environ)
         themes: tuple[tuple[str, Callable[[], list[Item]]], ...] = (
@@ -78,7 +83,7 @@ class _Looking:
             ("this machine", lambda: self._machine(options)),
         )
         for self.title, look in themes:
-            self.sections.append(Section(self.title, _looked(look)))
+            self.sections.append((self.title, _looked(look)))
 
     def _postfix(self, options: Options) -> list[Item]:
         postconf = Postconf.find(os.environ.get("PATH", ""))
@@ -91,7 +96,7 @@ class _Looking:
     def _machine(self, options: Options) -> list[Item]:
         who = postfix.user_of(self._seen) if self._seen else None
         # Where Postfix names no account: the one of contrib's samples.
-        who = who or account("mxpolicy") or current()
+        who = who or surroundings.account("mxpolicy") or surroundings.current()
         return surroundings.look(options, os.environ, who)
 
 
@@ -131,8 +136,8 @@ def main(argv: Sequence[str]) -> int:
     sections = list(looking.sections)
     if thread.is_alive():
         text = f"no answer within {PATIENCE:.0f} s; the rest was not looked at"
-        sections.append(Section(looking.title, [tell(Level.FAIL, text)]))
-    failed = any(one.level is Level.FAIL for part in sections for one in part.items)
+        sections.append((looking.title, [tell(Level.FAIL, text)]))
+    failed = any(one.level is Level.FAIL for _, part in sections for one in part)
     write_out(
         arguments,
         lambda: _as_json(sections, looking.settings),
@@ -144,12 +149,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _as_json(
-    sections: Sequence[Section], settings: Sequence[Setting]
+    sections: Sequence[tuple[str, Sequence[Item]]], settings: Sequence[Setting]
 ) -> dict[str, object]:
     items = []
-    for section in sections:
-        for one in section.items:
-            item = {"about": section.title, "level": one.level.value, "text": one.text}
+    for title, section in sections:
+        for one in section:
+            item = {"about": title, "level": one.level.value, "text": one.text}
             items.append(item | ({"mend": one.mend} if one.mend else {}))
     return {
         "schema": SCHEMA,
@@ -160,7 +165,9 @@ def _as_json(
 
 
 def _show(
-    sections: Sequence[Section], settings: Sequence[Setting], terminal: Terminal
+    sections: Sequence[tuple[str, Sequence[Item]]],
+    settings: Sequence[Setting],
+    terminal: Terminal,
 ) -> None:
     if settings:
         terminal.line(terminal.paint("options", BOLD))
@@ -174,11 +181,11 @@ def _show(
         ]
         terminal.table(rows)
         terminal.line(terminal.paint("  * not the default", DIM))
-    for section in sections:
-        terminal.heading(section.title)
-        for item in section.items:
+    for title, section in sections:
+        terminal.heading(title)
+        for item in section:
             _show_item(item, terminal)
-    _show_sum([one for part in sections for one in part.items], terminal)
+    _show_sum([one for _, part in sections for one in part], terminal)
 
 
 def _show_item(item: Item, terminal: Terminal) -> None:

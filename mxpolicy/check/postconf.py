@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections import defaultdict
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.errors import MxPolicyError
@@ -22,7 +23,7 @@ from mxpolicy.reply import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Ended", "Postconf", "PostfixUnseen", "Programs"]
+__all__ = ["Ended", "Postconf", "PostfixUnseen", "run"]
 
 # postconf reads two files; postmap may ask a database over the network.
 PATIENCE = 10.0
@@ -46,42 +47,34 @@ class Ended(NamedTuple):
     err: str
 
 
-class Programs:
-    """Runs the programs of one Postfix installation."""
+def run(directory: str, program: str, *argv: str, patience: float = PATIENCE) -> Ended:
+    """Run *program* of *directory* to its end; kill it after *patience* seconds.
 
-    def __init__(self, directory: str, patience: float = PATIENCE) -> None:
-        """Use the programs of *directory*; kill them after *patience* seconds."""
-        self._directory = directory
-        self._patience = patience
-
-    def __call__(self, program: str, *argv: str) -> Ended:
-        """Run *program* to its end.
-
-        Raises:
-            PostfixUnseen: It cannot be started, took too long or said too much.
-        """
+    Raises:
+        PostfixUnseen: It cannot be started, took too long or said too much.
+    """
+    try:
+        process = subprocess.Popen(  # noqa: S603 - no shell, our own words
+            [os.path.join(directory, program), *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # So that what it starts ends with it.
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except OSError as error:
+        raise PostfixUnseen(f"{program}: {error.strerror}") from error
+    with process:
         try:
-            process = subprocess.Popen(  # noqa: S603 - no shell, our own words
-                [os.path.join(self._directory, program), *argv],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                # So that what it starts ends with it.
-                start_new_session=True,
-                env={**os.environ, "LC_ALL": "C"},
-            )
-        except OSError as error:
-            raise PostfixUnseen(f"{program}: {error.strerror}") from error
-        with process:
-            try:
-                out, err = _output(process, program, self._patience)
-            except BaseException:
-                # It was not waited for: the process id is still its own.
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                raise
-        text = out.decode("utf-8", "replace")
-        return Ended(process.returncode, text, printable(err.strip()))
+            out, err = _output(process, program, patience)
+        except BaseException:
+            # It was not waited for: the process id is still its own.
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    text = out.decode("utf-8", "replace")
+    return Ended(process.returncode, text, printable(err.strip()))
 
 
 class Postconf:
@@ -91,7 +84,7 @@ class Postconf:
     """
 
     def __init__(self, run: Callable[..., Ended]) -> None:
-        """Ask by *run*, which takes the words of a command line: see `Programs`."""
+        """Ask by *run*, which takes the words of a command line."""
         self._run = run
 
     @classmethod
@@ -99,7 +92,7 @@ class Postconf:
         """Return the one on the path *search* or in the usual places, if any."""
         path = os.pathsep.join((search, *_PLACES))
         found = shutil.which("postconf", path=path)
-        return cls(Programs(os.path.dirname(found))) if found else None
+        return cls(partial(run, os.path.dirname(found))) if found else None
 
     def services(self) -> str:
         """Return what ``postconf -M`` says."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.check import access
-from mxpolicy.check.access import EXECUTE, READ
+from mxpolicy.check import surroundings
 from mxpolicy.check.master_cf import parse_services, substitute
 from mxpolicy.check.postconf import PostfixUnseen
 from mxpolicy.check.postfix_rows import (
@@ -27,6 +26,7 @@ from mxpolicy.check.postfix_rows import (
     processes,
 )
 from mxpolicy.check.report import Level, tell
+from mxpolicy.check.surroundings import EXECUTE, READ
 from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import ConfigError, UsageError
 from mxpolicy.net.own_name import own_name
@@ -35,10 +35,10 @@ from mxpolicy.pipe import parse_arguments
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mxpolicy.check.access import Account
     from mxpolicy.check.master_cf import Service
     from mxpolicy.check.postconf import Postconf
     from mxpolicy.check.report import Item
+    from mxpolicy.check.surroundings import Account
     from mxpolicy.options import Options
 
 __all__ = ["HERE", "Machine", "Postfix", "look", "see", "user_of"]
@@ -71,7 +71,7 @@ class Machine(NamedTuple):
     Attributes:
         memory: In bytes.
         account: The account of a ``user=``, None when it is unknown.
-        objection: Why an account may not do something with a file; see `access`.
+        objection: Why an account may not do something with a file; see `surroundings.objection`.
         exists: Whether a file does.
         load: The options in the file that ``--config`` names, or in the usual one.
     """
@@ -85,8 +85,8 @@ class Machine(NamedTuple):
 
 HERE = Machine(
     os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    access.account,
-    access.objection,
+    surroundings.account,
+    surroundings.objection,
     os.path.exists,
     lambda path: load(path, {}),
 )
@@ -123,7 +123,7 @@ def see(postconf: Postconf) -> Postfix:
 def user_of(postfix: Postfix) -> Account | None:
     """Return the account of the first service that has one: deliveries run as it."""
     users = (one.attributes.get("user", "") for one in postfix.services)
-    return next(filter(None, map(access.account, filter(None, users))), None)
+    return next(filter(None, map(surroundings.account, filter(None, users))), None)
 
 
 def look(

@@ -19,9 +19,9 @@ from mxpolicy.pipe import ALARM_INTERVAL, ALARM_SLACK, DOT_TIME, time_needed
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from mxpolicy.check.access import Account
     from mxpolicy.check.master_cf import Service
     from mxpolicy.check.report import Item
+    from mxpolicy.check.surroundings import Account
     from mxpolicy.pipe import Arguments
 
 __all__ = [

@@ -8,14 +8,11 @@ gathered before.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from mxpolicy.reply import printable
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["Item", "Level", "Section", "fail", "first", "ok", "said", "tell", "warn"]
+__all__ = ["Item", "Level", "fail", "first", "ok", "said", "tell", "warn"]
 
 # A sentence with a few names in it; a mistake in the configuration may be long.
 MAX_TEXT = 1000
@@ -43,13 +40,6 @@ class Item(NamedTuple):
     level: Level
     text: str
     mend: str = ""
-
-
-class Section(NamedTuple):
-    """The items of one theme."""
-
-    title: str
-    items: Sequence[Item]
 
 
 def tell(level: Level, text: str, mend: str = "") -> Item:

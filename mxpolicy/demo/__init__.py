@@ -5,8 +5,8 @@ For each story a name server and mail hosts, good and faulty, are opened on
 after the other. Each is shown with its exit status, its time and its log line.
 Linux only, for its 127.0.0.0/8.
 
-The rooms: `stories` (what is played), `names` and `hosts` (the surroundings),
-`stage` (runs the command and judges).
+The rooms: `stories` (what is played), `hosts` (mail hosts and name server), `stage` (runs
+the command and judges).
 """
 
 from __future__ import annotations

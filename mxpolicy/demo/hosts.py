@@ -1,4 +1,4 @@
-"""The mail hosts of the demo, good and faulty, each on an address 127.0.0.x of its own.
+"""The mail hosts of the demo, each on an address 127.0.0.x of its own; its name server.
 
 MX records carry no port, so all hosts of a story share one port number, which
 needs Linux: there every address of 127.0.0.0/8 is on the loopback interface.
@@ -6,6 +6,9 @@ needs Linux: there every address of 127.0.0.0/8 is on the loopback interface.
 A dropped SYN needs no firewall. A listening socket whose accept queue is full
 does not answer a SYN at all, and a queue made by ``listen(0)`` is full with a
 single connection that is not accepted.
+
+The name server is authoritative for one domain and speaks UDP only: its answers fit into
+512 octets (RFC 1035 §4.2.1).
 """
 
 from __future__ import annotations
@@ -16,13 +19,32 @@ import functools
 import socket
 from typing import TYPE_CHECKING, NamedTuple
 
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rrset
+
 from mxpolicy.demo.stories import Behaviour
 from mxpolicy.errors import MxPolicyError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-__all__ = ["DemoError", "Hosts", "Taken", "address_of", "bound", "open_hosts"]
+__all__ = [
+    "DemoError",
+    "Hosts",
+    "Taken",
+    "Zone",
+    "address_of",
+    "bound",
+    "open_hosts",
+    "serve_names",
+]
+
+TTL = 60
+DATAGRAM = 4096
 
 # Two are enough: one more connection than listen(2) was told fits into the queue.
 FILLERS = 3
@@ -169,6 +191,52 @@ async def _drop_syns(listener: socket.socket, stack: contextlib.ExitStack) -> No
     with contextlib.suppress(OSError):  # the last one is not connected
         filler.getpeername()
         raise DemoError("this kernel answers SYNs to a full accept queue")
+
+
+class Zone:
+    """The records of one domain.
+
+    Args:
+        domain: The zone's name.
+        hosts: ``(name, address)`` of the MX hosts, best first; they get the
+            preferences 10, 20, … Without any, the domain has a null MX
+            (RFC 7505 §3).
+    """
+
+    def __init__(self, domain: str, hosts: Sequence[tuple[str, str]]) -> None:
+        exchanges = [f"{n * 10} {name}." for n, (name, _) in enumerate(hosts, 1)]
+        self._soa = _rrset(domain, "SOA", f"ns.{domain}. root.{domain}. 1 60 60 60 60")
+        self._records = [_rrset(domain, "MX", *(exchanges or ["0 ."])), self._soa]
+        self._records += [_rrset(name, "A", address) for name, address in hosts]
+
+    def answer(self, wire: bytes) -> bytes | None:
+        """Return the response to a query, or None for what is no query."""
+        try:
+            response = dns.message.make_response(dns.message.from_wire(wire))
+        except dns.exception.DNSException:
+            return None
+        for question in response.question[:1]:
+            here = [one for one in self._records if one.name == question.name]
+            response.answer = [one for one in here if one.rdtype == question.rdtype]
+            if not response.answer:
+                response.authority = [self._soa]
+            if not here:
+                response.set_rcode(dns.rcode.NXDOMAIN)
+        response.flags |= dns.flags.AA
+        return response.to_wire()
+
+
+def _rrset(name: str, rdtype: str, *rdata: str) -> dns.rrset.RRset:
+    return dns.rrset.from_text_list(dns.name.from_text(name), TTL, "IN", rdtype, rdata)
+
+
+async def serve_names(zone: Zone, sock: socket.socket) -> None:
+    """Answer queries on the non-blocking UDP socket *sock* until cancelled."""
+    loop = asyncio.get_running_loop()
+    while True:
+        wire, client = await loop.sock_recvfrom(sock, DATAGRAM)
+        if response := zone.answer(wire):
+            await loop.sock_sendto(sock, response, client)
 
 
 def bound(

@@ -19,8 +19,15 @@ import time
 from email.utils import formatdate, make_msgid
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.demo import names
-from mxpolicy.demo.hosts import Hosts, Taken, address_of, bound, open_hosts
+from mxpolicy.demo.hosts import (
+    Hosts,
+    Taken,
+    Zone,
+    address_of,
+    bound,
+    open_hosts,
+    serve_names,
+)
 from mxpolicy.reply import printable
 
 if TYPE_CHECKING:
@@ -144,10 +151,10 @@ async def staged(story: Story, directory: Path) -> AsyncIterator[Stage]:
         DemoError: This machine cannot show it.
     """
     addresses = [(story.host_name(n), address_of(n)) for n, _ in enumerate(story.hosts)]
-    zone = names.Zone(story.domain, addresses)
+    zone = Zone(story.domain, addresses)
     async with open_hosts(story.hosts) as hosts:
         with bound(NAME_SERVER, 0, socket.SOCK_DGRAM) as sock:
-            answering = asyncio.create_task(names.serve(zone, sock))
+            answering = asyncio.create_task(serve_names(zone, sock))
             resolver = f"{NAME_SERVER}:{sock.getsockname()[1]}"
             try:
                 yield Stage(story, directory, hosts, resolver)

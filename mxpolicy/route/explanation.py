@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from mxpolicy.hosts import SCHEMA, Remembered, candidate_json
 from mxpolicy.outcome import EXIT_BOUNCE, EXIT_DEFER, EXIT_DELIVERED, Bounced, Deferred
-from mxpolicy.remembered import SCHEMA, Remembered, candidate_json
 from mxpolicy.reply import printable
 from mxpolicy.routing.mx import LookupStatus
 from mxpolicy.routing.order import MAX_ADDRESSES

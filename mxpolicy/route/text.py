@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mxpolicy.hosts import address_and_port, sentences
 from mxpolicy.outcome import Bounced
-from mxpolicy.remembered import address_and_port, sentences
 from mxpolicy.reply import printable
 from mxpolicy.route.explanation import answer_text, exit_status
 from mxpolicy.routing.candidate import Phase

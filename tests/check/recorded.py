@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from difflib import ndiff
 from pathlib import Path
 
-from mxpolicy.check.access import Account
 from mxpolicy.check.postconf import Ended
 from mxpolicy.check.postfix import Machine
+from mxpolicy.check.surroundings import Account
 from mxpolicy.errors import ConfigError
 from mxpolicy.options import Options
 

@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 
 from mxpolicy.check import configuration
-from mxpolicy.check.access import Account
 from mxpolicy.check.names import look_at_our_name
 from mxpolicy.check.report import Level
-from mxpolicy.check.surroundings import takes_no_row
+from mxpolicy.check.surroundings import Account, takes_no_row
 from mxpolicy.net.resolv_conf import read_resolv_conf
 from mxpolicy.options import Options, ResolverOptions
 from mxpolicy.state.opening import open_store

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from mxpolicy.check.postconf import Ended, Postconf, PostfixUnseen, Programs
+from mxpolicy.check.postconf import Ended, Postconf, PostfixUnseen, run
 
 
 def program(directory: Path, text: str) -> None:
@@ -22,7 +23,7 @@ def test_postfix_that_hangs_is_given_up(tmp_path: Path) -> None:
     program(tmp_path, "sleep 20; true")
     begun = time.monotonic()
     with pytest.raises(PostfixUnseen, match=r"did not answer within 0\.2 s"):
-        Postconf(Programs(str(tmp_path), patience=0.2)).services()
+        Postconf(partial(run, str(tmp_path), patience=0.2)).services()
     assert time.monotonic() - begun < 10
 
 
@@ -35,7 +36,7 @@ def test_postfix_that_never_stops_talking_is_given_up(
     program(tmp_path, text)
     begun = time.monotonic()
     with pytest.raises(PostfixUnseen, match=r"^postconf says more than 4194304 bytes$"):
-        Postconf(Programs(str(tmp_path))).services()
+        Postconf(partial(run, str(tmp_path))).services()
     assert time.monotonic() - begun < 10
 
 
@@ -43,14 +44,14 @@ def test_postfix_that_talks_slowly_is_given_up(tmp_path: Path) -> None:
     program(tmp_path, "while :; do echo x; sleep 0.05; done")
     begun = time.monotonic()
     with pytest.raises(PostfixUnseen, match=r"did not answer within 0\.3 s"):
-        Postconf(Programs(str(tmp_path), patience=0.3)).services()
+        Postconf(partial(run, str(tmp_path), patience=0.3)).services()
     assert time.monotonic() - begun < 10
 
 
 def test_postfix_that_ends_its_output_and_stays_is_given_up(tmp_path: Path) -> None:
     program(tmp_path, "exec >&- 2>&-; sleep 20; true")
     with pytest.raises(PostfixUnseen, match=r"did not answer within 0\.2 s"):
-        Postconf(Programs(str(tmp_path), patience=0.2)).services()
+        Postconf(partial(run, str(tmp_path), patience=0.2)).services()
 
 
 def test_postfix_that_is_not_there_is_not_found(tmp_path: Path) -> None:
@@ -64,9 +65,9 @@ def test_postfix_that_is_not_there_is_not_found(tmp_path: Path) -> None:
 def test_program_that_cannot_be_started_is_unseen(tmp_path: Path) -> None:
     (tmp_path / "postconf").touch(0o644)
     with pytest.raises(PostfixUnseen, match=r"^postconf: Permission denied$"):
-        Postconf(Programs(str(tmp_path))).services()
+        Postconf(partial(run, str(tmp_path))).services()
     with pytest.raises(PostfixUnseen, match=r"^postmap: No such file or directory$"):
-        Postconf(Programs(str(tmp_path))).filtered("5.1.1 x", ["regexp:/y"])
+        Postconf(partial(run, str(tmp_path))).filtered("5.1.1 x", ["regexp:/y"])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_instance_that_mail_config_names_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program(tmp_path, 'echo "myhostname = ${MAIL_CONFIG:-the first}"')
-    postconf = Postconf(Programs(str(tmp_path)))
+    postconf = Postconf(partial(run, str(tmp_path)))
     monkeypatch.delenv("MAIL_CONFIG", raising=False)
     assert postconf.settings(["myhostname"])["myhostname"] == "the first"
     monkeypatch.setenv("MAIL_CONFIG", "/etc/postfix-out")
@@ -128,5 +129,5 @@ def test_language_of_the_user_changes_no_answer(
 ) -> None:
     program(tmp_path, "echo $LC_ALL")
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-    assert Postconf(Programs(str(tmp_path))).services() == "C\n"
+    assert Postconf(partial(run, str(tmp_path))).services() == "C\n"
     assert os.environ["LC_ALL"] == "de_DE.UTF-8"
