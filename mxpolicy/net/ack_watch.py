@@ -22,7 +22,7 @@ _TELL = 5.0
 
 
 class StreamSilent(MxPolicyError):
-    """The peer acknowledged not one byte for as long as we are willing to wait.
+    """The peer has acknowledged no byte for as long as we wait.
 
     Attributes:
         seconds: How long that was.
@@ -39,7 +39,7 @@ class StreamSilent(MxPolicyError):
 
 
 class StreamStalled(StreamSilent):
-    """It acknowledges nothing though its window is open: what we send gets lost."""
+    """It acknowledges nothing though its window is open: what we send is lost."""
 
     def __str__(self) -> str:
         return f"{self.unacknowledged} bytes not acknowledged for {self.seconds:.0f} s"
@@ -63,7 +63,7 @@ class AckWatch:
     """Watches, from now on, whether what *stream* has sent arrives.
 
     Args:
-        timeout: Seconds without progress that are too many for any reason.
+        timeout: Seconds without progress after which it stops for any reason.
     """
 
     def __init__(self, stream: Acknowledged, timeout: float = math.inf) -> None:
@@ -85,7 +85,7 @@ class AckWatch:
 
 @contextmanager
 def telling_progress(stream: Acknowledged, tell: Callable[[], None]) -> Iterator[None]:
-    """Call *tell* every few seconds in which the peer has acknowledged something."""
+    """Call *tell* after every few seconds in which the peer has acknowledged bytes."""
     loop = asyncio.get_running_loop()
     before = stream.acknowledged
     alarm: asyncio.TimerHandle

@@ -1,9 +1,8 @@
 """Answers of this process, as long as their TTL allows.
 
-Failures are kept for a short while too (RFC 9520 §3.2): a thousand messages for
-a domain whose name servers are away must not ask a thousand times. A failure is an
-answer only for questions with no more patience than the one that failed. Time is an
-argument.
+Failures are kept for a short while too (RFC 9520 §3.2). So a thousand messages for a
+domain whose name servers are away do not ask a thousand times. A failure answers only
+questions that would not have waited longer than the one that failed. Time is an argument.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ LONGEST_FAILURE = 30.0
 
 MAX_ENTRIES = 10_000
 
-# Records of all entries together; a stranger's zone may have thousands for one name.
+# Records of all entries together; a zone may have thousands for one name.
 MAX_RECORDS = 100_000
 
 
@@ -72,9 +71,9 @@ class Cache:
         """Keep *lookup*, learned at *now* (seconds, monotonic) within *patience*."""
         key = (lookup.name, lookup.rdtype)
         if lookup.status is LookupStatus.FAILED and self.get(*key, now, patience):
-            return  # an equal question with another patience was answered meanwhile
+            return  # an equal question that waits longer was answered meanwhile
         kept = self._kept_for(key, lookup)
-        # Taken out first, so that a renewed entry counts as new.
+        # Removed first, so that a renewed entry counts as new.
         self._drop(key)
         if kept <= 0:
             return
@@ -93,8 +92,8 @@ class Cache:
     def _kept_for(self, key: Key, lookup: Lookup) -> float:
         if lookup.status is not LookupStatus.FAILED:
             return lookup.ttl
-        # An expired failure stays in the table until something replaces it, so
-        # that the next one in a row is kept twice as long.
+        # An expired failure stays in the table until it is replaced. So the next one
+        # in a row is kept twice as long.
         last = self._entries.get(key)
         if last is None or not last.is_failure:
             return FIRST_FAILURE

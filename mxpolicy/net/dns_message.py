@@ -1,13 +1,12 @@
 """DNS messages: a question to bytes, bytes to an answer that can be believed.
 
 RFC 1035 (messages), RFC 2308 (negative answers), RFC 6840 §5.7 (AD in a query asks
-for AD in the answer, without EDNS). Here is what a stub resolver has to judge: does
-this message answer *this* question, and what does it say. No I/O.
+for AD in the answer, without EDNS). A stub resolver has two questions, answered here:
+does this message answer *this* query, and what does it say. No I/O.
 
-Only the header, the question, the answer section and the SOA of the authority
-section matter. They are read record by record: broken records, and whatever stands
-elsewhere, spoil nothing. An answer that had records, none of them good, is a failed
-lookup and never "there is none".
+Only the header, the question, the answer section and the SOA of the authority section
+matter. They are read record by record, so that a broken record harms no other one. An
+answer with records of which none is good is a failed lookup, never "there is none".
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ __all__ = ["Answer", "Question", "is_for", "read_answer"]
 # The size that passes everywhere without IP fragments (dnsflagday.net/2020).
 EDNS_PAYLOAD = 1232
 
-# Links of one CNAME chain inside one message; Postfix and BIND stop near here too.
+# Links of one CNAME chain inside one message; Postfix and BIND have similar limits.
 MAX_CNAMES = 10
 
-# A negative answer is believed for five minutes at most: a domain that has just
-# been registered or repaired shall not wait for its old SOA.
+# A negative answer is believed for five minutes at most: a domain that was just
+# registered or repaired should not wait for its old SOA.
 MAX_NEGATIVE_TTL = 300.0
 MAX_TTL = 86400.0
 
@@ -110,14 +109,14 @@ class Answer(NamedTuple):
     """What one message says.
 
     Attributes:
-        status: FAILED for anything that is no answer to the question.
+        status: FAILED unless the message answers the question.
         records: Empty unless FOUND.
         secure: The AD bit, believed or not.
         ttl: Seconds; 0 when it must not be kept.
         reason: Why it failed, ``SERVFAIL``.
-        follow: The CNAME chain ended here without a word about this name: ask on.
-        ask_again: The message was cut, or is damaged so much that the way may have
-            done it: ask over another one. What it did say may still be used.
+        follow: The CNAME chain ends at this name, of which nothing is said: ask for it.
+        ask_again: The message was cut or is damaged, perhaps on its way: ask over another
+            transport. What it does say may still be used.
     """
 
     status: LookupStatus
@@ -135,7 +134,7 @@ class _AnswerSection(NamedTuple):
     Attributes:
         links: The target and the TTL of each CNAME.
         records: Those of the type asked for; their RDATA is not read yet.
-        is_damaged: There is one whose owner or target cannot be read.
+        is_damaged: The owner or target of a record cannot be read.
         is_whole: The message holds as many records as it says.
     """
 
@@ -166,7 +165,7 @@ def read_answer(
     Args:
         wire: The message.
         question: What was asked.
-        over_tcp: It had room: records in a message that says it is cut are a half.
+        over_tcp: TCP has room for all: what a cut message holds may be used.
     """
     try:
         header = Header.of(wire)
@@ -181,7 +180,7 @@ def read_answer(
         return _failed(RCODES.get(header.rcode, f"RCODE {header.rcode}"))
     is_cut = bool(header.flags & TC)
     if is_cut and not over_tcp:
-        # What there is of it may not be the half that counts (RFC 2181 §9).
+        # The missing part may be the one that counts (RFC 2181 §9).
         return _failed(CUT, ask_again=True)
     if asked is None:
         return _failed(MALFORMED, ask_again=True)
@@ -257,8 +256,8 @@ def _good_records(reader: Reader, question: Question, found: list[Record]) -> Re
         return tuple(dict.fromkeys(_exchangers(reader, found)))
     size = ADDRESS_SIZES[question.rdtype]
     packed = {reader.wire[one.start : one.end] for one in found}
-    # Sorted, so that a name server that rotates its records does not change which
-    # ones are kept: a retry shall meet the same hosts.
+    # Sorted, because name servers rotate their records: a retry should meet the same
+    # hosts.
     kept = sorted(one for one in packed if len(one) == size)[:MAX_ADDRESSES]
     return tuple(str(ip_address(one)) for one in kept)
 
@@ -287,9 +286,9 @@ def _name_within(reader: Reader, start: int, end: int) -> bytes:
 def _without_records(
     reader: Reader, header: Header, question: Question, name: bytes, ttl: float
 ) -> Answer:
-    """There is no record of the type at *name*; does the message say so, or nothing?"""
+    """Return what the message says of *name*, at which it has no record of the type."""
     if header.answers and name == question.name:
-        return _failed(LAME)  # it speaks of something else
+        return _failed(LAME)  # its records are of other names
     authority, _ = reader.section(header.authorities)
     soa = next((one for one in authority if _is_soa(one)), None)
     secure = bool(header.flags & AD)
@@ -317,7 +316,7 @@ def _is_soa(record: Record) -> bool:
 
 
 def _has_standing(header: Header) -> bool:
-    """A recursive or an authoritative server speaks; others know nothing."""
+    """Return whether the server is recursive or authoritative; others know nothing."""
     return bool(header.flags & (RA | AA))
 
 

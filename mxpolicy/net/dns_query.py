@@ -1,9 +1,9 @@
 """One question to one name server: over UDP, over TCP, and with EDNS where it must be.
 
-Every query leaves from a socket of its own (a random port, connected, so that only
-this server can answer), with a random id; an answer to another question is ignored
-(RFC 5452). What an answer says is judged by `mxpolicy.net.dns_message`; which server
-is asked, and how often, is decided by `mxpolicy.net.resolver`.
+Every query has a random id and a socket of its own: the port is random, and connected,
+so that only this server can answer. An answer to another question is ignored (RFC
+5452). `mxpolicy.net.dns_message` reads an answer. `mxpolicy.net.resolver` decides which
+server is asked, and how often.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def parse_server(text: str) -> Server:
     """Return the server in ``ADDRESS``, ``ADDRESS:PORT`` or ``[V6]:PORT``.
 
     Raises:
-        ConfigError: It is none of these; a host name is not, since nobody would
-            be there to look it up.
+        ConfigError: It is none of these. A host name is not allowed, since there is
+            nothing to look it up with.
     """
     address, port = text, ""
     if text.startswith("["):
@@ -92,8 +92,8 @@ class Step(NamedTuple):
 
     Attributes:
         transport: What carries it.
-        alone: The share of the server's time before the next one begins beside it.
-        when_cut: Only after an answer that was cut or damaged.
+        alone: The share of the server's time before the next step begins beside it.
+        when_cut: It is taken only after an answer that was cut or damaged.
     """
 
     transport: Transport
@@ -118,10 +118,10 @@ ONLY_TCP = (Step(Transport.TCP),)
 async def ask_server(
     server: Server, question: Question, steps: Sequence[Step], patience: float
 ) -> Answer:
-    """Return what *server* makes of *question* within *patience* seconds.
+    """Return the answer of *server* to *question* within *patience* seconds.
 
-    A whole answer or a refusal ends it. Else half an answer is better than none; a
-    failure has ``ask_again`` set when time or another transport might have helped.
+    A whole answer or a refusal ends the wait. At its end half an answer is better than
+    none. A failure has ``ask_again`` set when more time or another transport may help.
 
     Raises:
         LocalTrouble: We have no descriptor or memory for a question.
@@ -154,7 +154,7 @@ class _Inquiry:
             await asyncio.gather(*self._running, return_exceptions=True)
 
     async def _hear(self, patience: float) -> Answer | None:
-        """Return the first answer that is no half; None when there will be none."""
+        """Return the first whole answer or refusal; None when there will be none."""
         loop = asyncio.get_running_loop()
         end = loop.time() + patience
         while True:
@@ -181,7 +181,7 @@ class _Inquiry:
         return alone
 
     def _note(self, task: asyncio.Task[Answer | str]) -> Answer | None:
-        """Return what a query has brought if it is a whole answer or a refusal."""
+        """Note the end of a query; return its answer if that is whole or a refusal."""
         self._running.remove(task)
         told = task.result()
         if isinstance(told, str):
@@ -212,44 +212,43 @@ async def _ask_once(
     message_id = int.from_bytes(os.urandom(2), "big")
     query = question.to_wire(message_id, edns=transport is Transport.EDNS)
 
-    def judge(wire: bytes) -> Answer | None:
+    def read(wire: bytes) -> Answer | None:
         if not is_for(wire, message_id):
             return None
         return read_answer(wire, question, over_tcp=transport is Transport.TCP)
 
     ask = _over_tcp if transport is Transport.TCP else _over_udp
     try:
-        answer = await ask(server, query, judge)
+        answer = await ask(server, query, read)
     except OSError as error:
         if error.errno in OWN_TROUBLE:
             raise LocalTrouble(error.strerror) from error
-        # asyncio puts words of its own in place of the kernel's.
+        # asyncio's words replace the kernel's in the exception.
         return os.strerror(error.errno) if error.errno else str(error)
     if answer is None:
         return "only answers to other questions"
     if transport is Transport.EDNS and answer.status is LookupStatus.FAILED:
-        # What it says of EDNS it does not say of the question.
+        # The server may have refused EDNS, and not the question.
         return answer.reason
     return answer
 
 
 async def _over_udp(
-    server: Server, query: bytes, judge: Callable[[bytes], Answer | None]
+    server: Server, query: bytes, read: Callable[[bytes], Answer | None]
 ) -> Answer | None:
     loop = asyncio.get_running_loop()
     with _socket(server, socket.SOCK_DGRAM) as connection:
-        # A datagram socket connects at once, and lets the kernel tell us when
-        # the port is closed.
+        # Connected, so that the kernel tells us when the port is closed. It never waits.
         connection.connect(_socket_address(server))
         await loop.sock_sendall(connection, query)
         for _ in range(MAX_STRAYS):
-            if answer := judge(await loop.sock_recv(connection, MAX_MESSAGE)):
+            if answer := read(await loop.sock_recv(connection, MAX_MESSAGE)):
                 return answer
     return None
 
 
 async def _over_tcp(
-    server: Server, query: bytes, judge: Callable[[bytes], Answer | None]
+    server: Server, query: bytes, read: Callable[[bytes], Answer | None]
 ) -> Answer | None:
     loop = asyncio.get_running_loop()
     with _socket(server, socket.SOCK_STREAM) as connection:
@@ -257,7 +256,7 @@ async def _over_tcp(
         await loop.sock_sendall(connection, len(query).to_bytes(2, "big") + query)
         size = int.from_bytes(await _read_exactly(connection, 2), "big")
         wire = await _read_exactly(connection, size)
-    return judge(wire)
+    return read(wire)
 
 
 async def _read_exactly(connection: socket.socket, size: int) -> bytes:
@@ -286,7 +285,7 @@ def _socket_address(server: Server) -> tuple[str, int] | tuple[str, int, int, in
 
 
 def _interface(zone: str) -> int:
-    """Return the number of an interface; some name it by that (RFC 4007 §11.2)."""
+    """Return the number of an interface; *zone* is its name or number (RFC 4007 §11.2)."""
     try:
         return socket.if_nametoindex(zone)
     except OSError:

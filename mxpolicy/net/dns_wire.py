@@ -1,8 +1,8 @@
 """The wire form of DNS messages: names and records, one by one (RFC 1035 §4.1).
 
-A message is walked record by record, so that a record with broken contents costs
-that record only. Names are read when somebody wants one. Work is bounded by the
-length of the message, and by `MAX_STEPS` for names that point to each other.
+A message is read record by record, so that broken contents cost one record only. Names
+are read when they are wanted. The length of the message bounds the work, and `MAX_STEPS`
+does so for names that point to each other.
 
 What records mean is not decided here. No I/O.
 """
@@ -31,7 +31,7 @@ MAX_NAME = 255
 POINTER = 0xC0
 
 # Labels and pointers followed in one message. 64 KiB of MX records, each with a
-# compressed name, take 40,000; names made to be slow would take millions.
+# compressed name, take 40,000. Names made to be slow would take millions.
 MAX_STEPS = 100_000
 
 # A TTL with the highest bit set means 0 (RFC 2181 §8).
@@ -83,7 +83,7 @@ class Header(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A record whose bytes are all there; whether they make sense is not known yet.
+    """A record whose bytes are all there; their sense is checked later.
 
     Attributes:
         owner_at: Where its owner name begins in the message.
@@ -103,7 +103,7 @@ class Record(NamedTuple):
 
 
 class Reader:
-    """Goes through a message once, from the question to the last section wanted."""
+    """Reads a message once, from the question to the last section that is wanted."""
 
     def __init__(self, wire: bytes) -> None:
         self.wire = wire
@@ -144,14 +144,14 @@ class Reader:
     def name(self, at: int) -> tuple[bytes, int]:
         """Return the name at *at* and the place after it.
 
-        The name is uncompressed and in lower case (RFC 4343), and so one value
-        however it is spelt.
+        The name is uncompressed and in lower case (RFC 4343), so that equal names are
+        equal values.
 
         Raises:
             WireError: It is broken, too long, or points to no earlier name.
         """
         wire, labels, after = self.wire, bytearray(), 0
-        # A pointer leads to before the labels that end with it, so there is an end.
+        # A pointer leads to a place before its own labels, so there is an end.
         run = at
         while True:
             self._steps -= 1
@@ -172,7 +172,7 @@ class Reader:
             if at > len(wire) or len(labels) > MAX_NAME:
                 raise WireError("a name is too long")
             if not size:
-                # A length is below 64 and so no letter.
+                # A length is below 64, so lower() leaves it alone.
                 return bytes(labels).lower(), after or at
 
     def _record(self, at: int) -> Record:

@@ -1,7 +1,7 @@
 """The machine's fully qualified name, found without asking DNS.
 
-`socket.getfqdn` would ask, and block for as long as a dead name server makes it;
-that name is needed for every message.
+Every message needs that name. `socket.getfqdn` would ask DNS, and block while a dead
+name server does not answer.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from mxpolicy.address import AddressError, parse_domain
 
 __all__ = ["own_name"]
 
-# Block lists of several MiB are kept in this file; our own line is on top.
+# Some keep block lists of several MiB in this file; our own line is on top.
 MAX_HOSTS_FILE = 65536
 
-# What a machine without any name is called; no host can tell it from another.
+# The name of a machine without a name; no host can tell it from another.
 NAMELESS = "localhost.localdomain"
 
 
 def own_name(hosts_file: str = "/etc/hosts", node: str = "") -> str:
     """Return the name for EHLO: a domain, or ``localhost.localdomain`` at worst.
 
-    The node name if it has a dot, else the first name with a dot that
-    *hosts_file* gives beside it (hosts(5)), one that begins with the node name
-    before any other. RFC 5321 §4.1.4 asks for a name that resolves; a host that
-    insists wants the option ``helo`` set.
+    The node name if it has a dot, else the first name with a dot that *hosts_file*
+    gives beside it (hosts(5)). Names that begin with the node name come first. RFC 5321
+    §4.1.4 asks for a name that resolves; for a host that insists, set the option
+    ``helo``.
 
     Args:
         hosts_file: Where to look.

@@ -1,7 +1,7 @@
-"""What /etc/resolv.conf says, as far as a mail system wants to know (resolv.conf(5)).
+"""What /etc/resolv.conf says that matters to a mail system (resolv.conf(5)).
 
-The ``search`` list is left out on purpose: a mail domain is always complete, and
-completing it would send mail to somebody else.
+The ``search`` list is left out on purpose. A mail domain is always complete; completing
+it would send mail to another domain.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ __all__ = ["ResolvConf", "parse_resolv_conf", "read_resolv_conf"]
 
 PATH = "/etc/resolv.conf"
 
-# glibc's own: MAXNS, and where nothing is said, the local machine.
+# As in glibc: MAXNS, and by default the local machine.
 MAX_SERVERS = 3
 DEFAULT_SERVER = "127.0.0.1"
 MAX_TIMEOUT = 30
 MAX_ATTEMPTS = 5
 
-# No real file comes near; /dev/zero in its place shall not eat the memory.
+# Far above any real file; /dev/zero in its place must not take all memory.
 MAX_SIZE = 65536
 
 
@@ -29,8 +29,8 @@ class ResolvConf(NamedTuple):
 
     Attributes:
         servers: Addresses, perhaps with a zone index; at least one.
-        trust_ad: ``options trust-ad``: the way to these servers is trusted, so
-            their AD bit means something.
+        trust_ad: ``options trust-ad``: the way to these servers is trusted, and so is
+            their AD bit.
         timeout: Seconds for the first try, None where the file does not say.
         attempts: How often every server is asked, None where it does not say.
         use_vc: ``options use-vc``: ask over TCP only.
@@ -59,7 +59,7 @@ def parse_resolv_conf(text: str) -> ResolvConf:
     servers: list[str] = []
     options: dict[str, str] = {}
     for line in text.splitlines():
-        # A keyword stands at the very beginning; "#" and ";" are comments there.
+        # A keyword begins its line; "#" and ";" there begin comments.
         keyword, *values = line.split() if line[:1].strip() else [""]
         if keyword == "nameserver" and values and _is_server(values[0]):
             servers.append(values[0])

@@ -1,9 +1,9 @@
 """The stub resolver: questions to the machine's name servers, with bounded time.
 
-A query is one that every name server and firewall understands: UDP without EDNS.
-What does not fit into 512 bytes comes over TCP (RFC 7766), and where TCP does not
-work, over UDP with EDNS. A silent server is left for the next one at first, and asked
-over TCP, too, in later rounds. A server that fails goes to the end of the list.
+Every name server and firewall understands the first query: UDP without EDNS. An answer
+of more than 512 bytes comes over TCP (RFC 7766), and where TCP does not work, over UDP
+with EDNS. In the first round a silent server is left for the next one. In later rounds
+it is asked over TCP too. A server that fails goes to the end of the list.
 
 How long it takes, with n servers, T seconds of patience (``resolver.timeout``, 15 s;
 3.6 s for the access policy) and p, the smaller of 2 s and T / (n + 1):
@@ -20,8 +20,8 @@ and all others are dead                            T, and the lookup has failed
 
 A plan takes twice as long at most: once for MX, once for all addresses together.
 
-SERVFAIL, REFUSED, silence, nonsense and lame answers are kept apart from "there is
-none" to the very end: they are `LookupStatus.FAILED`, each with its reason.
+SERVFAIL, REFUSED, silence, nonsense and lame answers never count as "there is none".
+They are `LookupStatus.FAILED`, each with its reason.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Resolver"]
 
-# How long a server is given at first; it doubles with every round, so that a
-# recursive server that has to look far is heard in a later one. glibc waits 5 s
-# each time; a dead first server would cost that much in front of every message.
+# Seconds that a server has in the first round. They double with every round, so that a
+# slow recursive server is heard in a later one. glibc waits 5 s each time; with a dead
+# first server every message would.
 FIRST_TIMEOUT = 2.0
 ROUNDS = 3
 
@@ -75,7 +75,7 @@ class Resolver:
 
         Args:
             options: Servers named here replace those of resolv.conf, and then
-                its ``trust-ad``, which is about its own servers, means nothing.
+                its ``trust-ad``, which is about its own servers, does not count.
             conf: What resolv.conf says; read from /etc when None.
 
         Raises:
@@ -102,14 +102,14 @@ class Resolver:
     ) -> Lookup:
         """Return what DNS says about *name* (absolute, final dot or not).
 
-        It takes at most ``ResolverOptions.timeout`` seconds and raises for nothing
-        that DNS does: no answer is FAILED with a reason. Equal questions at the
-        same time are asked once.
+        It takes at most ``ResolverOptions.timeout`` seconds. Whatever DNS does, it does
+        not raise: no answer is FAILED with a reason. Equal questions at the same time
+        are asked once.
 
         Args:
             rdtype: ``MX``, ``A`` or ``AAAA``.
-            within: Seconds, where there is less time than that. Answers are shared
-                with patient questions; a failure is not.
+            within: Seconds, where there is less time than that. Its answer serves
+                questions with more time too; its failure does not.
         """
         patience = min(within or self._timeout, self._timeout)
         key = (name.lower().rstrip("."), rdtype, patience)
@@ -118,7 +118,7 @@ class Resolver:
                 return known
             if (asking := self._asking.get(key)) is None:
                 return await self._ask_and_tell(key)
-            # Whoever asks may be cancelled; then one of those who wait asks.
+            # The task that asks may be cancelled; then one of those that wait asks.
             if told := await asyncio.shield(asking):
                 return told
 
@@ -130,7 +130,7 @@ class Resolver:
             lookup = await self._ask(*key)
             self._cache.put(lookup, _now(), key[2])
         except LocalTrouble as error:
-            # It says nothing about the name, so it is not kept.
+            # Not kept: it says nothing about the name.
             lookup = Lookup(*key[:2], LookupStatus.FAILED, reason=str(error))
         finally:
             del self._asking[key]
@@ -139,7 +139,7 @@ class Resolver:
 
     async def _ask(self, name: str, rdtype: str, patience: float) -> Lookup:
         reasons: list[str] = []
-        # Never so long that dead servers leave the last one no time.
+        # Short enough that dead servers leave some time for the last one.
         first = min(self._first_timeout, patience / (len(self._servers) + 1))
         try:
             async with asyncio.timeout(patience):
@@ -162,7 +162,7 @@ class Resolver:
     async def _follow(
         self, question: Question, first: float, reasons: list[str]
     ) -> Answer:
-        """Ask, and ask on where a server leaves a CNAME's target to us."""
+        """Ask; ask again where a server leaves a CNAME's target to us."""
         secure, ttl = True, float("inf")
         for _ in range(MAX_CNAMES):
             answer = await self._ask_servers(question, first, reasons)
@@ -193,19 +193,16 @@ class Resolver:
                     return answer
                 reasons.append(f"{answer.reason} from {server}")
                 if not answer.ask_again:
-                    # It has spoken; asking it the same again changes nothing.
+                    # It has answered, and would answer the same again.
                     hopeless.add(server)
-                self._move_to_end(server)
+                self._servers.remove(server)
+                self._servers.append(server)
         return Answer(LookupStatus.FAILED)
 
     def _steps(self, turn: int) -> tuple[Step, ...]:
         if self._use_vc:
             return ONLY_TCP
         return LATER_ROUND if turn else FIRST_ROUND
-
-    def _move_to_end(self, server: Server) -> None:
-        self._servers.remove(server)
-        self._servers.append(server)
 
 
 def _begin_anywhere(servers: list[Server]) -> None:

@@ -1,17 +1,16 @@
 """One TCP connection as a byte stream, in clear or under TLS, close to the kernel.
 
-asyncio's transports hide the socket, and we need it. How many bytes the peer has
-acknowledged decides how long a message body may take, and whether a host can have the
-message at all. A reset instead of a farewell is a socket option. So this is a
-non-blocking socket with the loop's readiness calls, and TLS by
-`mxpolicy.net.tls.TlsLayer`.
+asyncio's transports hide the socket, and we need it. The number of bytes that the peer
+has acknowledged decides how long the mail data may take, and whether a host can have the
+message. A reset in place of a normal end is a socket option. So this is a non-blocking
+socket with the loop's readiness calls, and TLS by `mxpolicy.net.tls.TlsLayer`.
 
-It sets no timers before the mail data: the caller bounds the time (`asyncio.timeout`).
-Cancelling any of these coroutines leaves no task and no registered descriptor behind.
-A `Stream` belongs to one task at a time.
+Before the mail data it sets no timers: the caller bounds the time (`asyncio.timeout`).
+A cancelled coroutine leaves no task and no registered descriptor behind. A `Stream`
+belongs to one task at a time.
 
-What it does not do: interpret a byte (see `mxpolicy.protocol`), or connect
-(`mxpolicy.net.dial`).
+It does not interpret bytes (see `mxpolicy.protocol`), and does not connect (see
+`mxpolicy.net.dial`).
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ __all__ = ["OWN_TROUBLE", "Stream", "StreamClosed"]
 # Our own machine, never the peer: descriptors and memory have run out.
 OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-# One read from the kernel, and the most that is kept of what a peer sends unasked.
+# Bytes of one read from the kernel, and the most that is kept until `Stream.read`.
 _READ_SIZE = 65536
 
-# How often acknowledgements are looked for: nothing in the kernel announces them.
-# The first millisecond matters where the peer is near; one that waits 40 ms before it
-# acknowledges the last segment (RFC 9293 §3.8.6.3) is noticed 10 ms late at most.
+# Seconds between two looks for acknowledgements: the kernel does not announce them.
+# The first millisecond matters where the peer is near. A peer that delays the last
+# acknowledgement by 40 ms (RFC 9293 §3.8.6.3) is noticed 10 ms late at most.
 _FIRST_LOOK = 0.001
 _LATER_LOOK = 1.25  # times the one before
 _LONGEST_LOOK = 0.25
@@ -61,8 +60,8 @@ class StreamClosed(MxPolicyError):
 class Stream:
     """A connected, non-blocking socket that this object owns from now on.
 
-    TCP_NODELAY is set: a command, and above all the final dot, leaves in a
-    segment of its own when it has a `write` of its own.
+    TCP_NODELAY is set: what has a `write` of its own leaves in a segment of its own,
+    above all the final dot.
 
     Attributes:
         tls: True once a TLS handshake is complete.
@@ -82,7 +81,7 @@ class Stream:
         self._outgoing = bytearray()  # accepted from our caller, not by the kernel
         self.handed_over = 0
         self._is_torn = False  # a write was cut short: the next would be garbage
-        # Of what *heed_input* has stopped: words of the peer are no progress.
+        # Kept while *heed_input* stops a write: a reply is no progress.
         self._watch: AckWatch | None = None
         self._woken: asyncio.Future[None] | None = None
 
@@ -91,8 +90,8 @@ class Stream:
     async def read(self, limit: int = _READ_SIZE) -> bytes:
         """Return what has come, 1 to *limit* bytes, waiting for the first.
 
-        ``b""`` is the end: the peer said goodbye, with TLS or without. A reply says
-        itself where it ends, so a TLS connection cut short cannot pretend.
+        ``b""`` is the end, with TLS or without. A TLS connection that was cut short
+        counts as ended: a reply itself tells where it ends.
 
         Raises:
             StreamClosed: reset, or broken otherwise, and nothing left to read.
@@ -111,16 +110,13 @@ class Stream:
         raise self._failure
 
     async def wait_for_input(self, seconds: float) -> bool:
-        """Wait for at most *seconds*; return what `has_input` says then."""
+        """Wait for at most *seconds*; then return `has_input`."""
         if not self.has_input():
             await self._pause(seconds, reading=True)
         return self.has_input()
 
     def has_input(self) -> bool:
-        """Take what the kernel has; return whether `read` has something to say at once.
-
-        That may be bytes, the end, or an error.
-        """
+        """Take what the kernel has; return whether `read` would return or raise at once."""
         while not (self._received or self._at_eof or self._failure):
             if self._layer is not None:
                 self._unwrap(self._layer)
@@ -159,10 +155,10 @@ class Stream:
             self._at_eof = not data
 
     def _send_what_tls_owes(self) -> None:
-        """Answer the peer's key update, as far as that goes without waiting.
+        """Answer the peer's key update, without waiting.
 
         The rest of a write that was cut short stays here: a peer that has refused the
-        message takes no more of it, and we wait for the end of what it says.
+        message takes no more of it, and we read its reply to the end.
         """
         if self._layer is not None and not self._is_torn:
             self._outgoing += self._layer.outgoing()
@@ -181,16 +177,16 @@ class Stream:
     ) -> bool:
         """Hand all of *data* to the kernel; return True when that is done.
 
-        With *heed_input* it returns False, *data* being written in part or not
-        at all, as soon as the peer has said something or has closed. Then `read`,
-        and `resume`, or write no more.
+        With *heed_input* it returns False as soon as the peer has sent something or has
+        closed; *data* is then written in part or not at all. Then `read`, and `resume`,
+        or write no more.
 
-        Large data comes in chunks of moderate size (64 KiB), a call for each.
+        Give large data in chunks of moderate size (64 KiB), a call for each.
 
         Args:
-            progress_timeout: Seconds without one more byte acknowledged by the
-                peer. What the kernel takes into its own buffer is no progress;
-                on systems that cannot tell the two apart it is.
+            progress_timeout: Seconds in which the peer acknowledges no byte. What our
+                kernel takes into its buffer is no progress, except on systems that
+                cannot tell the two apart.
 
         Raises:
             StreamClosed: reset or closed. What the peer said before that (a 5yz
@@ -269,7 +265,7 @@ class Stream:
     async def _flush(
         self, progress_timeout: float | None = None, heed_input: bool = False
     ) -> bool:
-        """Give the kernel all that waits; False when *heed_input* stopped it."""
+        """Give the kernel all that waits; return False when *heed_input* stopped it."""
         if self._layer is not None:
             self._outgoing += self._layer.outgoing()
         while self._outgoing:
@@ -293,8 +289,8 @@ class Stream:
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
-            # The receive queue outlives a reset: look there before giving up, a
-            # host that refuses a message by 552 and closes is quoted, not guessed.
+            # The receive queue outlives a reset, and may hold the reply of a host that
+            # refuses a message by 552 and closes.
             self.has_input()
             failure = _translate(error)
             self._failure = self._failure or failure
@@ -323,9 +319,9 @@ class Stream:
                 out when nothing is checked.
 
         Raises:
-            RemoteProtocolError: bytes were there before the handshake began:
-                they were added on the way, and must not be believed.
-            TLSError: it failed; the connection is of no use any more.
+            RemoteProtocolError: Bytes came before the handshake began: they may have
+                been added on the way, and must not be believed.
+            TLSError: It failed; close the connection.
         """
         if self.has_input() and self._received:
             raise RemoteProtocolError("bytes in clear before the TLS handshake")
@@ -368,8 +364,8 @@ class Stream:
             await woken
         finally:
             self._woken = None
-            # Not in a callback of the future, as sock_recv does it: by then the
-            # number may belong to another socket.
+            # Not in a callback of the future, as in sock_recv: by then the number may
+            # belong to another socket.
             if self._socket.fileno() == descriptor:
                 loop.remove_reader(descriptor)
                 loop.remove_writer(descriptor)
@@ -385,10 +381,10 @@ class Stream:
     # --- the end
 
     def close(self, last_words: bytes = b"") -> None:
-        """End the connection in peace: what the kernel holds is still delivered.
+        """End the connection normally: what the kernel holds is still delivered.
 
-        *last_words* (a QUIT) are sent if they can be without waiting. Never
-        waits, never raises; may be called twice.
+        *last_words* (a QUIT) are sent if that needs no waiting. It never waits, never
+        raises, and may be called twice.
         """
         if not self._is_torn:
             with suppress(OSError):  # also OpenSSL's
@@ -404,10 +400,10 @@ class Stream:
         return self._layer.outgoing()
 
     def abort(self) -> None:
-        """Reset the connection: what the peer has not received, it never will.
+        """Reset the connection: the peer receives no more of what we have sent.
 
-        Without the reset the kernel goes on delivering what it holds for minutes
-        after `close`: a message given to another host would arrive twice.
+        Without the reset the kernel goes on delivering for minutes after `close`: a
+        message given to another host would arrive twice.
         """
         with suppress(OSError):
             self._socket.setsockopt(

@@ -1,9 +1,9 @@
 """TLS: a context for each of Postfix's levels that needs one, and TLS between two buffers.
 
-At level ``may`` the alternative to weak TLS is clear text. So nothing that encrypts is
-refused: TLS 1.0, old ciphers, short keys, servers without secure renegotiation
-(RFC 5746), and certificates that are not valid. No CA store is loaded. That keeps out
-an eavesdropper who only listens, and not one who interferes (RFC 7435).
+At level ``may`` the alternative to weak TLS is clear text. So all that encrypts is
+accepted: TLS 1.0, old ciphers, short keys, servers without secure renegotiation (RFC
+5746), and certificates that are not valid. No CA store is loaded. That keeps out an
+eavesdropper that only listens, and not one that interferes (RFC 7435).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def opportunistic() -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     with warnings.catch_warnings():
-        # The deprecation is of TLS 1.0 as such; see above why it is allowed.
+        # Python warns of TLS 1.0; see above why it is allowed.
         warnings.simplefilter("ignore", DeprecationWarning)
         context.minimum_version = ssl.TLSVersion.TLSv1
     # SECLEVEL=0: at the default level OpenSSL 3 allows neither TLS 1.0 nor SHA-1.
@@ -60,18 +60,18 @@ class TlsLayer:
             self._object = context.wrap_bio(self._incoming, self._outgoing)
 
     def feed(self, data: bytes) -> None:
-        """Take what came from the network; ``b""`` is its end."""
+        """Take bytes from the network; ``b""`` is their end."""
         if data:
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
 
     def outgoing(self) -> bytes:
-        """Return what must go to the network now."""
+        """Return the bytes that must go to the network now."""
         return self._outgoing.read()
 
     def handshake(self) -> bool:
-        """Go on as far as possible; True when complete. Then send `outgoing`."""
+        """Go on; return True when complete. In any case send `outgoing`."""
         try:
             self._object.do_handshake()
         except ssl.SSLWantReadError:

@@ -45,7 +45,7 @@ def open_store(
 ) -> FallbackStore:
     """Return the store; this process's memory when *path* cannot serve.
 
-    Nothing is imported, made or told here unless *path*'s directory is there.
+    Where *path*'s directory is missing, nothing is imported or made.
 
     Args:
         path: From `state_file`.
@@ -70,9 +70,8 @@ def open_to_read(
 
     Args:
         path: From `state_file`; the file may come later.
-        tell: Given one line when it cannot be read.
-        acts: Whether mail depends on what is read: then only the owner may be
-            able to write it.
+        tell: Takes one line when it cannot be read.
+        acts: Mail depends on what is read: then only the owner may write it.
     """
     from mxpolicy.state.sqlite import SqliteStore
     from mxpolicy.state.trust import Trust
@@ -86,8 +85,8 @@ def open_to_read(
 def inspect(path: str, uid: int) -> None:
     """Raise `StoreError` where a delivery by user *uid* would not use the files.
 
-    A file that is not there will be made. It may be asked by root; nothing is made
-    or changed.
+    A missing file is no error: the delivery will make it. Root may call this; nothing
+    is made or changed.
 
     Raises:
         OSError: There is no directory, or it may not be looked at.

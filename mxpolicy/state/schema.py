@@ -1,9 +1,9 @@
 """What is in a state file: one table and one index of it, and nothing that acts.
 
-A file is one of ours when its header says so (`APPLICATION`, `VERSION`) and its schema
-is, word for word, what `create` makes. Triggers and views are refused wherever they
-are; tables that we do not know are ignored. Nothing in the schema is trusted to call
-a function (https://sqlite.org/pragma.html#pragma_trusted_schema).
+A file is ours when its header says so (`APPLICATION`, `VERSION`) and its schema is, word
+for word, what `create` makes. Triggers and views are refused everywhere. Unknown tables
+are ignored. Nothing in the schema may call a function
+(https://sqlite.org/pragma.html#pragma_trusted_schema).
 """
 
 # ruff: noqa: S608 - the statements are made of constants
@@ -36,18 +36,17 @@ __all__ = [
     "renew",
 ]
 
-# "mxpo": file(1) and we know the file by it (PRAGMA application_id).
+# "mxpo": how file(1) and we recognise the file (PRAGMA application_id).
 APPLICATION = 0x6D78706F
-# PRAGMA user_version. A file of an earlier version is emptied by the next writer: what
-# is remembered is learned again.
+# PRAGMA user_version. The next writer empties a file of an earlier version: what it
+# remembered is learned again.
 VERSION = 3
 
-# Bytes of a value; ours have hundreds. And seconds of an end that can be meant.
+# Bytes of a value; ours have hundreds. UTC seconds of the last end that makes sense.
 _MAX_VALUE = 64 * 1024
 _LAST_END = 1e11
 
-# Rows of a small weight go first. A row that is given none is light when it is written
-# for the first time, and medium from the second time on.
+# Rows of a small weight go first; see `mxpolicy.state.store.Store`.
 _TABLE = """
 CREATE TABLE rows (
     key TEXT PRIMARY KEY,
@@ -68,7 +67,7 @@ _SOUND = (
 _LIVE = f"rows.expires > :now AND {_SOUND}"
 
 GET = f"SELECT :key, value FROM rows WHERE key = :key AND {_LIVE}"
-# As bytes: a key that is no text must not spoil the others.
+# As bytes: a key that is not text must not hide the other rows.
 SCAN = f"""
 SELECT CAST(key AS BLOB), value, expires FROM rows
 WHERE key >= :first AND key < :last AND {_LIVE} ORDER BY key
@@ -88,7 +87,7 @@ DELETE = f"""
 DELETE FROM rows WHERE key = :key AND (:old IS NULL OR (value = :old AND {_LIVE}))
 """
 
-# Steps, each by the index: :step rows at most, whatever else there is.
+# Steps, each by the index: :step rows at most, however large the table is.
 PURGE = """
 DELETE FROM rows WHERE key IN (
     SELECT key FROM rows INDEXED BY rows_by_weight
@@ -104,11 +103,11 @@ DELETE FROM rows WHERE key IN (
 
 
 class OtherVersion(StoreError):
-    """It was made by an earlier version; `renew` makes it one of this version."""
+    """The file is of an earlier version; `renew` makes it one of this version."""
 
 
 def guard(db: sqlite3.Connection) -> None:
-    """Take from the schema what power it has. To be called before anything is read."""
+    """Keep the schema from running code. Call it before anything is read."""
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA foreign_keys = OFF")
     db.execute("PRAGMA cell_size_check = ON")

@@ -1,14 +1,14 @@
 """The store in two SQLite files: for all processes of a machine, without a server.
 
 Write-ahead logging lets readers go on while another process writes. Only a commit that
-must be durable costs an fsync; one of several hundred processes waits for the others
-some milliseconds. One thread makes all calls of the library (`mxpolicy.state.worker`).
-So a disk that hangs holds this thread only, and `mxpolicy.state.fallback` bounds how
-long its answer is waited for.
+must be durable costs an fsync. Among several hundred processes, one waits some
+milliseconds for the others. One thread makes all calls of the library
+(`mxpolicy.state.worker`). So a disk that hangs holds up this thread only, and
+`mxpolicy.state.fallback` limits the wait for an answer.
 
-The journal (`mxpolicy.state.store.JOURNAL`) has a file of its own beside the other, and
-a bound of its own: neither takes the other's room. Each file is opened, and made, by the
-first question that concerns it; see `mxpolicy.state.sqlite_file`.
+The journal (`mxpolicy.state.store.JOURNAL`) has a file and a bound of its own, so that
+neither file takes the other's room. The first operation on a file opens it, or makes
+it; see `mxpolicy.state.sqlite_file`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["MAX_BYTES", "MAX_JOURNAL_BYTES", "SqliteStore", "journal_file"]
 
 # 100,000 hosts.
 MAX_BYTES = 32 * 1024 * 1024
-# 300,000 recipients: three a second for a day, which is how long one is kept.
+# 300,000 recipients: three a second for a day, for which each is kept.
 MAX_JOURNAL_BYTES = 128 * 1024 * 1024
 
 T = TypeVar("T")
@@ -48,11 +48,11 @@ class SqliteStore(Store):
 
     Args:
         path: The file; the journal's is beside it.
-        create: Make a file where it does not exist; else that is a `StoreError`.
+        create: Make a missing file; else it is a `StoreError`.
         read_only: Change nothing and make nothing.
         trust: What is asked of the files' owner and mode.
         clock: UTC seconds.
-        max_bytes: What the file may take, its log aside.
+        max_bytes: Size limit of the file, without its log.
         max_journal_bytes: The same of the journal's.
     """
 
@@ -81,7 +81,7 @@ class SqliteStore(Store):
         return await self._call(lambda: operation.on(file))
 
     async def close(self) -> None:
-        """See `Store.close`. A process that just ends needs not call it."""
+        """See `Store.close`. A process that ends need not call it."""
         if self._worker.has_thread:
             await self._call(self._file.close)
             await self._call(self._journal.close)
@@ -90,5 +90,5 @@ class SqliteStore(Store):
     async def _call(self, operation: Callable[[], T]) -> T:
         try:
             return await self._worker.do(operation)
-        except WorkerError as error:  # the user may have no more, or no memory
+        except WorkerError as error:  # no memory, or the user's limit of threads
             raise StoreError(f"{self._path}: {error}") from error

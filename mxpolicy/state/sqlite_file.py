@@ -1,9 +1,9 @@
 """One SQLite file with its rows, as the one thread that uses it sees it.
 
 It is made whole under another name and then linked to its own: no process ever opens
-half a file. It is bounded: every so many writes a few rows go, those that have expired, and
-when the file is too large those of the least weight. Each such step takes rows by the
-index, so that it costs the same in a file of a million rows.
+half a file. It is bounded: once in so many writes a few expired rows go, and rows of the
+least weight when the file is too large. Each such step finds its rows by the index, so
+that it costs the same in a file of a million rows.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = ["File", "Terms"]
 # Seconds that the library waits for another process's lock.
 BUSY = 0.5
 
-# Pages of the write-ahead log, after which they are written into the file. Few,
-# because the first process that opens the file reads the log.
+# Pages of the write-ahead log after which they are written into the file. Few, because
+# the first process that opens the file reads the log.
 CHECKPOINT = 100
 # Bytes that the log keeps when it has been written into the file.
 LOG_SIZE = 4 * 1024 * 1024
 
-# One in so many writes of a connection looks after the file, the first among them, and
-# removes so many rows of each kind: more than were added in between.
+# The first write of a connection, and then one in so many, looks after the file. It
+# removes `STEP` rows of each kind: more than were added in between.
 WRITES_BETWEEN_CARE = 64
 STEP = 256
 
@@ -47,7 +47,7 @@ class Terms(NamedTuple):
 
     Attributes:
         path: Of the file.
-        max_bytes: What it may take, its log aside.
+        max_bytes: Its size limit, without its log.
         clock: UTC seconds.
         create: Make it where it does not exist.
         read_only: Change nothing and make nothing, not even what SQLite has beside it.
@@ -65,8 +65,8 @@ class Terms(NamedTuple):
 class File:
     """A file as it is at every moment: it may come, go and be replaced.
 
-    Methods and arguments are those of `Store`; see `Operation`. Every one may wait, and
-    raises `StoreError`. The next one then opens the file anew.
+    Methods and arguments are those of `Store`; see `Operation`. Each of them may wait,
+    and may raise `StoreError`; then the next one opens the file again.
     """
 
     def __init__(self, terms: Terms) -> None:
@@ -133,14 +133,14 @@ class File:
 
         changed = self._do(write)
         if self._writes % WRITES_BETWEEN_CARE == 0:
-            # It is written: that the file is busy now must not be told as if it were not.
+            # The row is written: a busy file now must not count as a failure.
             with suppress(StoreBusy):
                 self._do(self._take_care)
         self._writes += 1
         return changed
 
     def _take_care(self, db: sqlite3.Connection) -> None:
-        """Remove some of what has expired, or of what is light in a file too large."""
+        """Remove some expired rows and, from a file too large, some light ones."""
         now = self._terms.clock()
         with _transaction(db):
             for weight in WEIGHTS:
@@ -159,10 +159,10 @@ class File:
     # -- the library ----------------------------------------------------------------
 
     def _do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        """Do *operation* with the open file, and make the library's errors ours."""
+        """Do *operation* with the open file; turn the library's errors into ours."""
         try:
-            import sqlite3  # only where there is a file to be opened
-        except ImportError as error:  # a part of Python that some systems leave out
+            import sqlite3  # only when there is a file to open
+        except ImportError as error:  # some systems leave this part of Python out
             raise StoreError(f"no SQLite: {error}") from error
         try:
             if self._connection is not None and self._identity != self._identity_now():
@@ -175,20 +175,13 @@ class File:
         except StoreError:
             self.close()
             raise
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError, MemoryError) as error:
+            why = getattr(error, "strerror", None) or str(error) or "out of memory"
             # The low byte; the others say which kind of it.
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            text = f"{self._path}: {error}"
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise StoreBusy(text) from error
+                raise StoreBusy(f"{self._path}: {why}") from error
             self.close()
-            raise StoreError(text) from error
-        except MemoryError as error:
-            self.close()
-            raise StoreError(f"{self._path}: out of memory") from error
-        except (OSError, ValueError, TypeError) as error:
-            self.close()
-            why = getattr(error, "strerror", None) or str(error)
             raise StoreError(f"{self._path}: {why}") from error
 
     def _identity_now(self) -> tuple[object, ...] | None:
@@ -206,15 +199,15 @@ class File:
         return db
 
     def _way_to_write(self) -> str:
-        """Return how the file is opened, which is there now."""
+        """Make the file if need be; return how it is opened."""
         self._examine()
         if not os.path.exists(self._path):
             if not self._terms.create:
                 raise StoreAbsent(f"{self._path}: no such file")
             self._make()
-        # Before it is opened: what replaces it in between is seen the next time.
+        # Before it is opened: a file that replaces it in between is seen the next time.
         self._identity = self._identity_now()
-        # Asked first: for a file that may only be read the library says so later.
+        # Asked first: of a file that it may not write the library tells only later.
         if not os.access(self._path, os.R_OK | os.W_OK):
             raise StoreError(f"{self._path}: may not be read and written")
         return "mode=rw"
@@ -317,8 +310,8 @@ def _identity(path: str, *, with_log: bool) -> tuple[object, ...] | None:
 
     Args:
         path: Of the file.
-        with_log: Also in which state it is, the `_Log` last. Without a log, a change is
-            seen by its time and size.
+        with_log: Add its state, the `_Log` last. Without a log, time and size show a
+            change.
     """
     try:
         found = os.stat(path)
@@ -333,9 +326,9 @@ def _identity(path: str, *, with_log: bool) -> tuple[object, ...] | None:
 
 
 def _make_private(path: str) -> None:
-    """Make an empty file for us and, where it is only ours, our group.
+    """Make an empty file for our user and, where that is its own, for our group.
 
-    It tells with whom mail is exchanged.
+    The file tells with whom mail is exchanged.
     """
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o660)
     try:

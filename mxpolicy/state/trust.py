@@ -1,11 +1,11 @@
-"""Whether a file may be believed: who could have written it, by owners and modes.
+"""Whether a file may be believed, by the owners and modes that allow writing it.
 
-What the state file says ends deliveries ("delivered earlier"). A stranger who can
-write it, or its directory, could have mail vanish. So for whoever acts upon it,
-directory and files must belong to ourselves or to root, and nobody else may write
-them but the owner's own group. For whoever only looks, any owner will do.
+The state file can end a delivery ("delivered earlier"). A stranger able to write it, or
+its directory, could make mail vanish. So a process that acts upon it asks that directory
+and files belong to its own user or to root. Only the owner and the owner's own group
+may write them. A process that only reads takes files of any owner.
 
-Access control lists are seen; what a security module allows beside is not.
+Access control lists are seen. What a security module allows is not.
 """
 
 from __future__ import annotations
@@ -20,39 +20,36 @@ from mxpolicy.state.store import StoreDistrusted
 
 __all__ = ["Trust", "examine", "files", "may_group_write", "removal"]
 
-# What SQLite has beside a file, by what its name is longer (https://sqlite.org/tempfiles.html).
+# The suffixes of what SQLite has beside a file (https://sqlite.org/tempfiles.html).
 BESIDE = ("-wal", "-shm", "-journal")
 
 _ACL = "system.posix_acl_access"  # acl(5)
 
 
 class Trust(Enum):
-    """What is asked of directory and files.
+    """What is asked of directory and files; the files are regular ones in any case."""
 
-    In any case the files are regular ones.
-    """
-
-    OURS = "ours or root's, written by nobody else"
-    UNSHARED = "anybody's, written by nobody else"
-    READ = "anybody's"
+    OURS = "of our user or root, and not written by others"
+    UNSHARED = "of any owner, and not written by others"
+    READ = "of any owner"
 
 
 def examine(path: str, trust: Trust, uid: int) -> None:
     """Raise `StoreDistrusted` unless the file *path* and its directory may be believed.
 
-    A file that is not there may be. To be called before the file is opened and once
-    more afterwards: what was exchanged in between is seen by the second look.
+    A missing file may be believed. Call this before the file is opened and once more
+    afterwards: the second look sees what was exchanged in between.
 
     Args:
         path: Of the database; what SQLite has beside it is looked at, too.
         trust: How much is asked.
-        uid: Who we are, or whom we judge for.
+        uid: Of the user that acts upon it.
 
     Raises:
         OSError: There is no directory, or it may not be looked at.
     """
     directory = os.path.dirname(path) or "."
-    # Of a link, the owner says where it leads.
+    # The owner of a link decides where it leads.
     for found in (os.lstat(directory), os.stat(directory)):
         objection = _owner_objection(found, trust, uid)
         if objection:
@@ -69,7 +66,7 @@ def examine(path: str, trust: Trust, uid: int) -> None:
         except FileNotFoundError:
             continue
         objection = (
-            _kind_objection(found)
+            ("" if stat.S_ISREG(found.st_mode) else "is no regular file")
             or _owner_objection(found, trust, uid)
             or _mode_objection(name, found, trust, uid)[0]
         )
@@ -83,12 +80,8 @@ def files(path: str) -> list[str]:
 
 
 def removal(path: str) -> str:
-    """Return the command that removes a file of which nothing can be believed."""
+    """Return the command that removes a file that cannot be believed."""
     return shlex.join(["rm", "-f", *files(path)])
-
-
-def _kind_objection(found: os.stat_result) -> str:
-    return "" if stat.S_ISREG(found.st_mode) else "is no regular file"
 
 
 def _owner_objection(found: os.stat_result, trust: Trust, uid: int) -> str:
@@ -101,7 +94,7 @@ def _owner_objection(found: os.stat_result, trust: Trust, uid: int) -> str:
 def _mode_objection(
     path: str, found: os.stat_result, trust: Trust, uid: int
 ) -> tuple[str, tuple[str, ...]]:
-    """Return why it may be written by whom it should not, and the mending command."""
+    """Return which stranger may write it, as a clause, and the mending command."""
     if trust is Trust.READ:
         return "", ()
     if found.st_mode & stat.S_IWOTH:
@@ -117,10 +110,7 @@ def _mode_objection(
 
 
 def may_group_write(found: os.stat_result, uid: int) -> bool:
-    """Return whether the group is one that shares everything with its user anyway.
-
-    It is the own group (passwd(5)) of the file's owner, or of *uid*.
-    """
+    """Return whether the group is the own group (passwd(5)) of its owner or of *uid*."""
     return found.st_gid in {_own_group(found.st_uid), _own_group(uid)}
 
 
@@ -128,7 +118,7 @@ def _own_group(uid: int) -> int | None:
     try:
         return pwd.getpwuid(uid).pw_gid
     except KeyError:
-        # In a container, a user may be but a number.
+        # In a container, a user may have no name.
         return os.getegid() if uid == os.geteuid() else None
 
 
@@ -140,8 +130,8 @@ def _name(uid: int) -> str:
 
 
 def _has_list(path: str) -> bool:
-    """Return whether more than owner, group and others are named (acl(5))."""
+    """Return whether there is an access control list (acl(5))."""
     try:
         return _ACL in os.listxattr(path)
-    except (AttributeError, OSError):  # another system, or a file system without
+    except (AttributeError, OSError):  # the system, or the file system, has none
         return False

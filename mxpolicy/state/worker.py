@@ -1,13 +1,13 @@
-"""A thread that does one thing after the other, for an event loop that never waits for it.
+"""A thread that does one job after the other, for an event loop that never waits for it.
 
-`threading.Thread.start` waits until the new thread says that it runs. One that dies
-before, of a lack of memory, never says so, and the event loop would wait for ever. So
-the thread is started by the function below it, which does not wait; whether it runs is
-looked at only when an answer is late.
+`threading.Thread.start` waits until the new thread says that it runs. A thread that dies
+before, for lack of memory, never says so: the event loop would wait for ever. So the
+thread is started by the function below it, which does not wait. Whether it runs is
+checked only when an answer is late.
 
-What is given is done in the order in which it was given, and once. Whoever stops
-waiting (a timeout, a cancelled task) before it has begun has undone it; what has
-begun is finished.
+Jobs are done once, in the order in which they were given. A job that has begun is
+finished. One that has not begun is not done any more when its task stops waiting (a
+timeout, a cancellation).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["STARTS_WITHIN", "Worker", "WorkerError"]
 # Seconds. A machine with two hundred busy processes needs less.
 STARTS_WITHIN = 5.0
 
-# Bytes. SQLite needs a tenth of it; eight MiB, as is usual, may be more than the process
-# is allowed (RLIMIT_AS).
+# Bytes. SQLite needs a tenth of it. The usual eight MiB may be more than the process
+# may have (RLIMIT_AS).
 STACK = 1024 * 1024
 
-# How often, and in which steps of seconds, an answer for which there is no memory is
-# tried to be given: the event loop may free some.
+# When there is no memory for an answer: how often it is given again, and the seconds in
+# between. The event loop may free some.
 _TELLS = 100
 _TELL_AGAIN = 0.05
 
@@ -40,11 +40,11 @@ T = TypeVar("T")
 
 
 class WorkerError(Exception):
-    """There is no thread to be had; nothing was done."""
+    """The thread cannot be started; nothing was done."""
 
 
 class Worker:
-    """One thread, started with the first thing to do.
+    """One thread, started with its first job.
 
     Args:
         start: Starts a thread without waiting for it, as `_thread.start_new_thread`;
@@ -52,7 +52,7 @@ class Worker:
         starts_within: Seconds after which a thread that does not run is given up.
 
     Attributes:
-        has_thread: One was started; it may not run yet.
+        has_thread: A thread was started; it may not run yet.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Worker:
         """Return what *operation* does, or raise what it does, in the thread.
 
         Raises:
-            WorkerError: There is no thread to be had.
+            WorkerError: The thread cannot be started.
         """
         loop = asyncio.get_running_loop()
         self._start(loop.time())
@@ -98,7 +98,7 @@ class Worker:
             return
         self._runs_until = now + self._starts_within
         try:
-            # Nothing waits for its end: a disk that hangs must not keep the process.
+            # The process ends without it: a disk that hangs must not keep it.
             self._start_thread(self._run, ())
         except (RuntimeError, MemoryError) as error:
             raise WorkerError(str(error) or "no memory for a thread") from error
@@ -124,7 +124,7 @@ def _start_with_small_stack(run: Callable[[], None], arguments: tuple[()]) -> ob
 
 
 class _Job(Generic[T]):
-    """What is to be done; begun by the thread, or given up, whichever is first."""
+    """One job; the thread begins it, or the task gives it up, whichever is first."""
 
     def __init__(
         self, operation: Callable[[], T], loop: asyncio.AbstractEventLoop
@@ -135,16 +135,16 @@ class _Job(Generic[T]):
         self._taken = _thread.allocate_lock()
 
     def take(self) -> bool:
-        """Return True to the first that asks: the thread, or the task that stops waiting."""
+        """Return True to the first caller: the thread, or the task that stops waiting."""
         return self._taken.acquire(blocking=False)
 
     def give_up(self) -> None:
-        """Wait no more; it is not done at all, unless it has been begun."""
+        """Stop waiting. The job is not done, unless it has begun."""
         self.take()
         self.answer.cancel()
 
     def run(self) -> None:
-        """Do it and tell, in the thread."""
+        """Do it, and give its answer to the event loop; called in the thread."""
         try:
             result = self._operation()
         except BaseException as error:
