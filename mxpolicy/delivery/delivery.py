@@ -443,6 +443,13 @@ class Delivery:
 
     def _report(self, recipient: Recipient) -> None:
         """Tell the door and the log, then the journal, what became of *recipient*."""
+        try:
+            self._tell_outcome(recipient)
+        except Exception as error:  # no second copy for that
+            self._trace.trouble(error)
+        self._claims.note_outcome(recipient)
+
+    def _tell_outcome(self, recipient: Recipient) -> None:
         assert recipient.outcome is not None
         trace = self._traces.get(recipient.place, self._trace)
         trace.tell(
@@ -453,4 +460,3 @@ class Delivery:
             egress=egress_of(recipient.outcome.relay),
             tried=recipient.tried,
         )
-        self._claims.note_outcome(recipient)

@@ -31,20 +31,17 @@ class Writer:
     def do_later(self, job: Job) -> None:
         """Do *job* after all that was given before."""
         self._jobs.append(job)
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._work())
 
     async def wait(self) -> None:
         """Return when all is done. The jobs go on when this is cancelled."""
-        while self._task is not None:
+        while self._task is not None and not self._task.done():
             await asyncio.wait([self._task])
 
     async def _work(self) -> None:
-        try:
-            while self._jobs:
-                try:
-                    await self._jobs.popleft()()
-                except Exception as error:
-                    self._tell(error)
-        finally:
-            self._task = None
+        while self._jobs:
+            try:
+                await self._jobs.popleft()()
+            except Exception as error:
+                self._tell(error)

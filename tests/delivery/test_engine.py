@@ -783,6 +783,29 @@ def test_observer_that_raises_costs_no_mail() -> None:
     assert len(host.taken) == 1
 
 
+@pytest.mark.parametrize("look", [1, 2, 3, 4])
+def test_clock_that_fails_after_the_hosts_250_costs_no_outcome(look: int) -> None:
+    host, to = ScriptedHost(), ("a@one.example", "b@one.example")
+    looks: list[int] = []
+
+    async def work(site: Site) -> None:
+        def clock() -> float:
+            if site.settled():  # the first of the two
+                looks.append(1)
+                if len(looks) == look:
+                    raise MemoryError
+            return asyncio.get_running_loop().time()
+
+        site.context.clock = clock
+        outcomes = await site.send(*to)
+        assert [status(one) for one in outcomes] == ["Delivered 2.0.0"] * 2
+        assert await site.journal() == ["delivered"] * 2
+
+    play(work, {"one.example": [host]})
+    assert len(host.taken) == 1
+    assert len(looks) >= look
+
+
 def test_store_that_fails_costs_no_mail() -> None:
     host = ScriptedHost()
     store = FallbackStore(FailingStore(StoreError("disk I/O error")), print)

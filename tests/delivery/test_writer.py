@@ -85,3 +85,17 @@ async def test_jobs_go_on_when_the_waiter_is_cancelled() -> None:
 
 async def test_nothing_to_do_is_not_waited_for() -> None:
     await Notes().writer.wait()
+
+
+async def test_task_that_is_cancelled_before_it_begins_is_not_waited_for() -> None:
+    notes = Notes()
+    others = asyncio.all_tasks()
+    notes.writer.do_later(notes.job("a"))
+    (task,) = asyncio.all_tasks() - others
+    task.cancel()
+    await asyncio.sleep(0)
+    assert task.done()
+    await asyncio.wait_for(notes.writer.wait(), 1)
+    notes.writer.do_later(notes.job("b"))
+    await notes.writer.wait()
+    assert notes.done == ["a", "b"]
