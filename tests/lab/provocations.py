@@ -64,9 +64,9 @@ def engine(does: str, code: str = "", options: str = "") -> str:
     """Return a script whose engine does that instead of delivering."""
     return inject(
         "from mxpolicy.delivery import engine\n"
-        "async def deliver(self, request, mail_data):\n"
+        "def begin(self, request, mail_data):\n"
         f"    {does}\n"
-        f"engine.Engine.deliver = deliver\n{code}",
+        f"engine.Engine.begin = begin\n{code}",
         options,
     )
 
@@ -141,7 +141,7 @@ KILLED = {
             (f"{DIALOGUE}._watch_what_was_sent", "self._phase is Phase.DOT"),
             *(1, 2),
         ),
-        ("killed-before-the-record", (f"{CLAIMS}.settled",), 1, 2),
+        ("killed-before-the-record", (f"{CLAIMS}.note_outcome",), 1, 2),
     ),
     "killed after the record, or after the answer": (
         ("killed-after-the-record", ("mxpolicy.pipe:Door.defer",), 1, 1),
@@ -250,7 +250,7 @@ KINDS: dict[str, tuple[Provocation, ...]] = {
         P("out-of-memory", engine("raise MemoryError"), text="out of memory"),
         P(
             "recursion",
-            engine("await deliver(self, request, mail_data)"),
+            engine("begin(self, request, mail_data)"),
             text="Recursion",
         ),
         P("system-exit", engine("raise SystemExit(2)"), text="SystemExit"),

@@ -102,9 +102,9 @@ def python_with(name: str) -> str:
 FOREIGN = {
     "exception": {
         "sitecustomize.py": "from mxpolicy.delivery.engine import Engine\n"
-        "async def deliver(*_):\n"
+        "def begin(*_):\n"
         "    raise RuntimeError('nobody thought of this')\n"
-        "Engine.deliver = deliver\n"
+        "Engine.begin = begin\n"
     },
     "broken-library": {
         "asyncio/__init__.py": "raise ImportError('broken by an upgrade')"
