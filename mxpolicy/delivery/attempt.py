@@ -2,13 +2,13 @@
 
 The shell of `mxpolicy.routing.race`. The race decides which candidate is started,
 dropped and taken. This module owns the tasks and tells the race what became of them.
-Everything runs in one event loop: the race is called directly by the task that has
-something to tell, and its actions are carried out before that task goes on.
+All runs in one event loop. The task that has something to tell calls the race itself, and
+carries out its actions before it goes on.
 
-The winner is offered the message by an `Offer`. What has come of it is judged here:
-a recipient is settled when the host has taken the message for it, has refused it
-finally, or has left it in doubt for the first time. For the others the race goes on.
-What is unsettled at the end is settled by `failures.combine` from all that was seen.
+An `Offer` offers the message to the winner, and this module judges the result. A
+recipient is settled when the host has taken the message for it, has refused it finally,
+or has left it in doubt for the first time. For the others the race goes on. At the end
+`failures.combine` settles the rest, from all failures.
 
 What a host has said after the final dot stands, whatever happens to us after it.
 """
@@ -30,6 +30,7 @@ from mxpolicy.delivery.journal import Past
 from mxpolicy.delivery.offer import Message, Offer, failure, tell_of_detour
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.session import Session
+from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.transaction import Answers
 from mxpolicy.outcome import Deferred, Outcome
 from mxpolicy.protocol.smtp_states import Verb
@@ -56,12 +57,12 @@ Settle = Callable[[int, Outcome, Delays, tuple[str, ...]], None]
 
 
 class Attempt:
-    """Deliver *message* to some of its recipients over *plan*; use once, by `run`.
+    """Delivers *message* to some of its recipients by *plan*; use once, by `run`.
 
     Args:
         context: What all messages share.
         message: What is delivered.
-        plan: Has at least one candidate. A refusal is not final while one of its
+        plan: It has at least one candidate. A refusal is not final while one of its
             unresolved hosts is better.
         places: The recipients that this plan is for.
         settle: Called once for each of *places*, as soon as its outcome is known. It
@@ -81,7 +82,7 @@ class Attempt:
     ) -> None:
         self._context = context
         self._options = context.options
-        self._supplier = context.sessions
+        self._sessions = context.sessions
         self._message = message
         self._settlement = message.settlement
         self._tell = message.trace.tell
@@ -91,20 +92,20 @@ class Attempt:
         self._places = sorted(places)
         self._planned = self._now()
         self._report = settle
-        self._race = racing.Race(
+        self.race = racing.Race(
             [self._entrant(candidate) for candidate in plan.candidates],
             self._options.race,
             message.deadline,
         )
         self._failures = Failures(self._is_overruled, self._options.greeting_5xx)
-        # Tasks that reach for a candidate, or offer it the message.
-        self._runners: dict[Candidate, asyncio.Task[None]] = {}
-        # Ready: waiting to be taken.
-        self._sessions: dict[Candidate, Session] = {}
+        # They connect to a candidate, or offer it the message.
+        self._tasks: dict[Candidate, asyncio.Task[None]] = {}
+        # Sessions that wait to be taken.
+        self._ready: dict[Candidate, Session] = {}
         self._phase: dict[Candidate, Phase] = {}
-        # Of those that the message was offered to.
+        # Of candidates that the message was offered to.
         self._tls_wanted: dict[Candidate, TlsRequirement] = {}
-        # Offers that are not concluded: one, or none.
+        # The offer that is not concluded: one, or none.
         self._offers: dict[Candidate, Offer] = {}
         self._delays = Delays(dns=self._planned)
         self._transfer_began: float | None = None
@@ -115,12 +116,12 @@ class Attempt:
     async def run(self) -> None:
         """Settle every recipient; never raises for anything a host does.
 
-        When it is cancelled, or raises for a bug, the recipients that a host has, or
-        may have, are settled all the same, and no other.
+        When it is cancelled, or raises for a bug, only those recipients are settled that
+        a host has, or may have.
         """
         try:
             async with asyncio.TaskGroup() as self._group:
-                self._perform(self._race.begin(self._now()))
+                self._perform(self.race.begin(self._now()))
                 reason = await self._over  # every candidate was dropped before it
         except BaseException:
             for place in self._unsettled():
@@ -131,8 +132,8 @@ class Attempt:
         finally:
             self._over.cancel()
             self._set_alarm(None)
-            for session in self._sessions.values():
-                self._supplier.give_back(session)
+            for session in self._ready.values():
+                self._sessions.give_back(session)
         self._note_waits(self._unsettled())
         for place in self._unsettled():
             self.settle(place, self._failures.combine(place, reason))
@@ -140,25 +141,25 @@ class Attempt:
     def cancel(self, outcome: Deferred) -> None:
         """Dial no host and send no final dot any more.
 
-        Those whose dot is out are settled by what becomes of it, all others at once by
-        *outcome*. `run` returns when all are settled.
+        Recipients whose dot is out are settled by what becomes of it, all others at once
+        by *outcome*. `run` returns when all are settled.
         """
         if self._over.done():
             return
-        at_dot = self._settlement.with_dot_out(self._places)
+        at_dot = self._settlement.those(RecipientState.DOT_SENT, self._places)
         others = [place for place in self._unsettled() if place not in at_dot]
         self._note_waits(others)
         for place in others:
             self.settle(place, self._settlement[place].doubt or outcome)
         if self._offers:
-            self._perform(self._race.settled(self._now()))
+            self._perform(self.race.settled(self._now()))
         else:
-            for candidate in {**self._runners, **self._sessions}:
+            for candidate in {**self._tasks, **self._ready}:
                 self._drop(candidate, None)
         for candidate, offer in self._offers.items():
             offer.over = _Reason.CAPPED
             if not at_dot:
-                self._runners[candidate].cancel()
+                self._tasks[candidate].cancel()
         if not at_dot:
             self._end(_Reason.CAPPED)
 
@@ -177,28 +178,31 @@ class Attempt:
         )
 
     def _note_waits(self, places: Iterable[int]) -> None:
-        """Keep, for *places*, which candidates were waited for in vain."""
-        kept = list(places)
-        for candidate, waits in self._race.waits().items():
+        """Note, for *places*, which candidates were waited for in vain."""
+        places = list(places)
+        for candidate, waits in self.race.waits().items():
             for awaited, seconds in waits.items():
                 self._settlement.waited(
-                    kept, str(candidate.key), awaited.value, seconds
+                    places, str(candidate.key), awaited.value, seconds
                 )
 
     # -- the race's actions -----------------------------------------------
 
     def _perform(self, actions: Iterable[racing.Action]) -> None:
-        """Carry out what the race wants; the one place where it gets its way."""
+        """Carry out *actions*; nothing else does what the race decides."""
         for action in actions:
             if self._over.done():
                 return
             match action:
                 case racing.Start(candidate):
-                    self._start(candidate)
+                    self._phase[candidate] = Phase.CONNECT
+                    self._tell(events.CandidateStarted, candidate)
+                    self._run(candidate, self._reach(candidate))
                 case racing.Drop(candidate, finding):
                     self._drop(candidate, finding)
                 case racing.Take(candidate):
-                    self._take(candidate)
+                    self._tell(events.CandidateTaken, candidate)
+                    self._run(candidate, self._offer(candidate))
                 case racing.Wake(at):
                     self._set_alarm(at)
                 case racing.GiveUp(reason):
@@ -208,30 +212,19 @@ class Attempt:
                 case _:
                     assert_never(action)
 
-    def _start(self, candidate: Candidate) -> None:
-        self._phase[candidate] = Phase.CONNECT
-        self._tell(events.CandidateStarted, candidate)
-        self._run(candidate, self._reach(candidate))
-
     def _drop(self, candidate: Candidate, finding: Finding | None) -> None:
         if finding is not None:
             self.record(candidate, finding)
         else:
             phase = self._phase[candidate]
             self._tell(events.CandidateDropped, candidate, phase)
-        runner = self._runners.pop(candidate, None)
-        if runner is not None:
-            runner.cancel()
-        session = self._sessions.pop(candidate, None)
-        if session is not None:
-            self._supplier.give_back(session)
-
-    def _take(self, candidate: Candidate) -> None:
-        self._tell(events.CandidateTaken, candidate)
-        self._run(candidate, self._offer(candidate))
+        if task := self._tasks.pop(candidate, None):
+            task.cancel()
+        if session := self._ready.pop(candidate, None):
+            self._sessions.give_back(session)
 
     def _run(self, candidate: Candidate, work: Coroutine[None, None, None]) -> None:
-        self._runners[candidate] = self._group.create_task(work)
+        self._tasks[candidate] = self._group.create_task(work)
 
     def _set_alarm(self, at: float | None) -> None:
         if self._alarm is not None:
@@ -243,8 +236,8 @@ class Attempt:
 
     def _ring(self) -> None:
         try:
-            self._perform(self._race.wake(self._now()))
-        except Exception as exc:  # a callback's exception would reach nobody
+            self._perform(self.race.wake(self._now()))
+        except Exception as exc:  # else the loop would only log it
             if self._over.done():
                 raise
             self._over.set_exception(exc)
@@ -257,21 +250,23 @@ class Attempt:
     # -- reaching a candidate ---------------------------------------------
 
     async def _reach(self, candidate: Candidate) -> None:
-        """Take *candidate* to ready and tell the race; the owner of its whole trouble."""
+        """Take *candidate* to ready and tell the race; handle all that fails in it."""
+        is_small = self._known.needs_small_segments(candidate)
+        approach = Approach(self._tls(candidate), SMALL_SEGMENT if is_small else None)
         try:
-            session = await self.open(candidate, self._approach(candidate))
+            session = await self.open(candidate, approach)
             tell_of_detour(self._message.trace, session)
         except Exception as error:
             failed = failure(self._message.trace, self._phase[candidate], error)
-            del self._runners[candidate]
+            del self._tasks[candidate]
             self.record(candidate, failed.finding, failed.reply)
-            is_ours = failed.finding.scope is Scope.SITE  # says nothing against it
+            is_ours = failed.finding.scope is Scope.SITE  # it says nothing of the host
             finding = None if is_ours else failed.finding
-            self._perform(self._race.failed(candidate, finding, self._now()))
+            self._perform(self.race.failed(candidate, finding, self._now()))
         else:
-            del self._runners[candidate]
-            self._sessions[candidate] = session
-            self._perform(self._race.reached(candidate, Phase.READY, self._now()))
+            del self._tasks[candidate]
+            self._ready[candidate] = session
+            self._perform(self.race.reached(candidate, Phase.READY, self._now()))
 
     async def open(self, candidate: Candidate, approach: Approach) -> Session:
         """Return a session that is ready; raises as `Sessions.open` does."""
@@ -280,15 +275,10 @@ class Attempt:
             progressed=partial(self._tell, events.Progressed, candidate),
             ignored=lambda reply: self._tell(events.StrayReply, candidate, reply.text),
         )
-        session = await self._supplier.open(candidate, approach, listener)
+        session = await self._sessions.open(candidate, approach, listener)
         if session.is_secured:
             self._tell(events.Secured, candidate)
         return session
-
-    def _approach(self, candidate: Candidate) -> Approach:
-        """Return how *candidate* is reached first."""
-        is_small = self._known.needs_small_segments(candidate)
-        return Approach(self._tls(candidate), SMALL_SEGMENT if is_small else None)
 
     def _tls(self, candidate: Candidate) -> TlsRequirement:
         if candidate in self._tls_wanted:
@@ -303,9 +293,9 @@ class Attempt:
         self._phase[candidate] = phase
         self._tell(events.PhaseReached, candidate, phase)
         if phase is Phase.READY:
-            return  # the race is told when the session is in our hands
-        self._perform(self._race.reached(candidate, phase, self._now()))
-        if candidate not in self._runners:
+            return  # the race is told when we have the session
+        self._perform(self.race.reached(candidate, phase, self._now()))
+        if candidate not in self._tasks:
             raise asyncio.CancelledError  # dropped in answer to what it has reached
 
     def record(
@@ -318,8 +308,8 @@ class Attempt:
     # -- the offer --------------------------------------------------------
 
     async def _offer(self, candidate: Candidate) -> None:
-        """Offer the message to the winner, and judge what has come of it."""
-        session = self._sessions.pop(candidate)
+        """Offer the message to the winner, and judge the result."""
+        session = self._ready.pop(candidate)
         self._transfer_began = self._now()
         self._delays = Delays(
             dns=self._planned,
@@ -339,13 +329,13 @@ class Attempt:
             elif offered:
                 await offer.run()
         finally:
-            self._supplier.give_back(offer.session)
+            self._sessions.give_back(offer.session)
             self._tls_wanted[candidate] = offer.tls
-            del self._runners[candidate], self._offers[candidate]
+            del self._tasks[candidate], self._offers[candidate]
         self._conclude(candidate, offered, offer)
 
     def _conclude(self, candidate: Candidate, offered: list[int], offer: Offer) -> None:
-        """Settle who can be settled; the race goes on for the others."""
+        """Settle the recipients that can be; the race goes on for the others."""
         now, waited = self._now(), self._transfer_seconds()
         in_doubt = self._settle_doubts(candidate, offered, offer.ending)
         undecided = self._settle_refused(candidate, offered, offer.answers, waited)
@@ -353,7 +343,7 @@ class Attempt:
         self._transfer_began = None
         over = offer.over if self._unsettled() else _Reason.EXHAUSTED
         if over is not None:
-            self._perform(self._race.settled(now))
+            self._perform(self.race.settled(now))
             self._end(over)
             return
         ending = offer.ending
@@ -363,18 +353,18 @@ class Attempt:
                 undecided, waited=waited, sole_recipient=sole_recipient
             )
         elif ending is None:
-            # Those left were not offered: they have a refusal from a better host.
+            # The rest was not offered: a better host has refused it.
             ending = Finding(Verdict.PERMANENT, Phase.TRANSACTION, waited)
         if in_doubt and not self._message.journal.has_memory():
-            # As for smtp(8) each address is one by itself, and is asked once.
+            # As with smtp(8), each address counts by itself, and is asked once.
             in_doubt, ending = False, ending._replace(wait=None)
-        self._perform(self._race.resume(ending, now, in_doubt=in_doubt))
+        self._perform(self.race.resume(ending, now, in_doubt=in_doubt))
 
     def _settle_doubts(
         self, candidate: Candidate, offered: list[int], ending: Finding | None
     ) -> bool:
-        """Settle those whose dot was not answered; return whether there are any."""
-        in_doubt = self._settlement.with_dot_out(offered)
+        """Settle recipients whose dot was not answered; return whether there are any."""
+        in_doubt = self._settlement.those(RecipientState.DOT_SENT, offered)
         has_memory = self._message.journal.has_memory()
         for place in in_doubt:
             assert ending is not None, "a dot without an answer is a broken session"
@@ -390,7 +380,7 @@ class Attempt:
         answers: Answers,
         waited: float,
     ) -> list[tuple[Verb, Reply]]:
-        """Settle those whose refusal is final; return what the others were told."""
+        """Settle recipients whose refusal is final; return the refusals of the others."""
         undecided = []
         for place in self._settlement.unsettled(answers.refused):
             verb, reply = answers.refused[place]
@@ -413,26 +403,19 @@ class Attempt:
     def _is_overruled(self, candidate: Candidate) -> bool:
         """Return whether a refusal by *candidate* is not final, now.
 
-        The one place where that is decided; asked again at the end of the attempt.
+        Only this decides it, and it is asked again at the end of the attempt.
         """
-        return self._race.has_better_pending(candidate) or has_better(
+        return self.race.has_better_pending(candidate) or has_better(
             self._plan.unresolved, candidate
         )
 
     # -- what an offer asks: delivery.offer.Offerer -----------------------------
 
-    def others_left(self) -> int:
-        """Return how many other candidates may still be asked."""
-        return self._race.others_left()
-
-    def is_last_chance(self) -> bool:
-        """Return whether the candidate has all its time, though others are left."""
-        return self._race.is_last_chance()
-
     def recipients_answered(self) -> None:
         """Let the losers go when there is nothing left for them."""
-        if self._settlement.are_accepted(self._unsettled()):
-            self._perform(self._race.settled(self._now()))
+        places = self._unsettled()
+        if self._settlement.those(RecipientState.ACCEPTED, places) == places:
+            self._perform(self.race.settled(self._now()))
 
     def settle(self, place: int, outcome: Outcome) -> None:
         """Give a recipient its outcome."""
@@ -448,7 +431,7 @@ class Attempt:
 def _least_waits(pasts: Sequence[Past], candidate: Candidate) -> dict[Awaited, float]:
     """Return {what: seconds} for which *candidate* was waited for in vain before.
 
-    Where recipients have waited differently, it is what all of them have.
+    Where recipients have waited differently, it is the least.
     """
     relay = str(candidate.key)
     return {

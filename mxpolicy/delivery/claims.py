@@ -144,9 +144,9 @@ class Claims:
         while busy and loop.time() < end:
             await asyncio.sleep(min(_LOOK_AGAIN, max(0.0, end - loop.time())))
             await self.claim(busy)
-            if self._settlement.open(busy):
+            if self._settlement.those(RecipientState.OPEN, busy):
                 break
-            busy = self._settlement.elsewhere(busy)
+            busy = self._settlement.those(RecipientState.ELSEWHERE, busy)
 
     async def _claim_one(self, place: int) -> Past | Outcome | None:
         """Return what `journal.meaning` does."""

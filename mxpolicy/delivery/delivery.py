@@ -275,8 +275,8 @@ class Delivery:
     async def _send_once(self, tasks: asyncio.TaskGroup, group: _Group) -> None:
         """Send to those of a group that are not settled already, nor delivered to elsewhere."""
         await self._claims.claim(group.places)
-        busy = self._settlement.elsewhere(group.places)
-        group.places = self._settlement.open(group.places)
+        busy = self._settlement.those(RecipientState.ELSEWHERE, group.places)
+        group.places = self._settlement.those(RecipientState.OPEN, group.places)
         if busy:
             later = _Group(group.nexthop, group.domain, busy)
             self._begin(tasks, later, self._send_after_others(later))
@@ -288,9 +288,9 @@ class Delivery:
         wait = self._context.options.journal.wait
         left = self._request.deadline - self._trace.now()
         await self._claims.claim_later(group.places, min(wait, left / 3))
-        busy = self._settlement.elsewhere(group.places)
+        busy = self._settlement.those(RecipientState.ELSEWHERE, group.places)
         self._settlement.settle_all(trouble.under_way(), busy)
-        group.places = self._settlement.open(group.places)
+        group.places = self._settlement.those(RecipientState.OPEN, group.places)
         if group.places:
             await self._send(group)
 

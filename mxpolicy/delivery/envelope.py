@@ -16,11 +16,16 @@ class Envelope(NamedTuple):
     Attributes:
         reverse_path: None is the null reverse-path ``<>``.
         recipients: Forward-paths by their place on the mail server's own list, from 0.
-            The same address may be there twice. What is no address is not in it.
+            The same address may be there twice. One that is no address is left out.
     """
 
     reverse_path: ReversePath | None
     recipients: Mapping[int, Mailbox]
+
+    @property
+    def sender(self) -> str:
+        """The reverse-path as on the wire; empty for the null one."""
+        return self.reverse_path.wire if self.reverse_path else ""
 
     def needs_smtputf8(self, places: Iterable[int]) -> bool:
         """Return whether a transaction with these recipients needs RFC 6531.

@@ -1,8 +1,8 @@
-"""What one attempt has seen, and the outcome it makes for a recipient that no host took.
+"""The failures of one attempt, and the outcome they make where no host took the message.
 
-`Failures` collects what `mxpolicy.delivery.trouble` judged, one by one. `combine`
-folds it: a refusal that stands bounces, all else defers. The text begins with the
-failure that tells most, and then names every host that was tried.
+`mxpolicy.delivery.trouble` judges each of them. `Failures` collects them, and `combine`
+makes an outcome of all: a final refusal bounces, anything else defers. The text begins
+with the failure that says most, and then names every host that was tried.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mxpolicy.routing.race import GiveUpReason
 
 __all__ = ["Failure", "Failures", "Refusal", "combine"]
 
-# What one host said, in the list of those tried.
+# Characters of what one host said, in the list of those tried.
 _MAX_SAID = 80
 
 _GAVE_UP = {
@@ -49,7 +49,7 @@ class Refusal(NamedTuple):
     """A host has refused the mail for a recipient by a 5yz.
 
     Attributes:
-        outcome: What that comes to.
+        outcome: The bounce it makes.
         is_final: No better host is still to be heard, or to be looked up.
     """
 
@@ -58,9 +58,7 @@ class Refusal(NamedTuple):
 
 
 class Failures:
-    """What one attempt has seen, and what it means for each recipient in the end.
-
-    Recipients are spoken of by their index in the envelope.
+    """The failures of one attempt, for each recipient.
 
     Args:
         is_overruled: Whether a refusal by this candidate is not final, because a
@@ -75,7 +73,7 @@ class Failures:
     ) -> None:
         self._is_overruled = is_overruled
         self._greeting_5xx = greeting_5xx
-        # For one recipient, or (None) for all.
+        # Each with the place of its recipient; None is all.
         self._failures: list[tuple[int | None, Failure]] = []
 
     def failed(
@@ -99,17 +97,17 @@ class Failures:
     def refused(
         self,
         candidate: Candidate,
-        index: int,
+        place: int,
         verb: Verb,
         reply: Reply,
         *,
         waited: float,
         sole_recipient: bool,
     ) -> Refusal | None:
-        """*candidate* refused this recipient; return what a 5yz to the mail comes to.
+        """*candidate* refused this recipient; return a refusal of the mail by 5yz.
 
-        None: other hosts are asked, and `combine` settles it in the end. Arguments as
-        in `trouble.judge_reply`.
+        After any other (None) further hosts are asked, and `combine` settles it in the
+        end. Arguments as in `trouble.judge_reply`.
         """
         judgement = trouble.judge_reply(
             verb, reply, str(candidate.key), sole_recipient=sole_recipient
@@ -118,7 +116,7 @@ class Failures:
         finding = Finding(
             verdict, Phase.TRANSACTION, waited, judgement.scope, text=reply.text
         )
-        self._failures.append((index, Failure(candidate, finding, judgement)))
+        self._failures.append((place, Failure(candidate, finding, judgement)))
         if judgement.next_step is not trouble.NextStep.SETTLE:
             return None
         assert isinstance(judgement.outcome, Bounced)
@@ -126,18 +124,15 @@ class Failures:
         return Refusal(judgement.outcome, is_final)
 
     def combine(self, place: int, reason: GiveUpReason) -> Deferred | Bounced:
-        """Return the outcome of a recipient that no host took; see `combine`."""
+        """Return the outcome of a recipient that no host took; see `failures.combine`."""
         return combine(self._of(place), reason=reason, is_overruled=self._is_overruled)
 
-    def tried(self, index: int) -> tuple[str, ...]:
+    def tried(self, place: int) -> tuple[str, ...]:
         """Return one text for each failure that concerns this recipient, for the log."""
-        return tuple(
-            str(_tried(failure, str(failure.candidate.key)))
-            for failure in self._of(index)
-        )
+        return tuple(_tried(one, str(one.candidate.key)) for one in self._of(place))
 
-    def _of(self, index: int) -> list[Failure]:
-        return [failure for whom, failure in self._failures if whom in (None, index)]
+    def _of(self, place: int) -> list[Failure]:
+        return [failure for of, failure in self._failures if of in (None, place)]
 
 
 def combine(
@@ -150,16 +145,15 @@ def combine(
 
     A refusal bounces unless it is overruled. A refusal of our session bounces only when
     every host was heard (RFC 5321 §4.2.1), whatever the others said: smtp(8) would not
-    have asked them. A message that does not fit
-    bounces when it fits nowhere, and every host was heard. Else it is deferred, with the
-    status of the failure that tells most. The text begins with that one, and then
-    names every host that was tried.
+    have asked them. A message that no host can take bounces when every host was heard.
+    Otherwise it is deferred, with the status of the failure that says most. The text
+    begins with that failure, and then names every host that was tried.
     """
     final = [trouble.NextStep.SETTLE]
     if reason is GiveUpReason.EXHAUSTED:
         final.append(trouble.NextStep.LAST_RESORT)
     for action in final:
-        for failure in sorted(failures, key=_by_rank):
+        for failure in sorted(failures, key=lambda one: one.candidate.rank):
             is_final = failure.judgement.next_step is action
             if is_final and not is_overruled(failure.candidate):
                 return _with_tried(failure.judgement.outcome, failures, reason)
@@ -182,15 +176,11 @@ def _is_misfit(failure: Failure) -> bool:
     )
 
 
-def _by_rank(failure: Failure) -> Rank:
-    return failure.candidate.rank
-
-
 def _by_weight(failure: Failure) -> tuple[int, int, Rank]:
-    """Order by how much a failure tells about why this recipient waits.
+    """Order by how much a failure says about why this recipient waits.
 
-    What a host said about the mail comes first, then what is wrong with
-    ourselves, then who was come furthest with.
+    First what a host said about the mail, then trouble of our own, then the host that we
+    got furthest with.
     """
     scope, phase = failure.judgement.scope, failure.finding.phase
     about = {Scope.RECIPIENT: 0, Scope.MESSAGE: 0, Scope.SITE: 1, Scope.HOST: 2}[scope]
@@ -200,28 +190,28 @@ def _by_weight(failure: Failure) -> tuple[int, int, Rank]:
 def _with_tried(
     outcome: Deferred | Bounced, failures: Sequence[Failure], reason: GiveUpReason
 ) -> Deferred | Bounced:
-    """Append to the text why others were not asked, and everybody who was tried."""
+    """Append to the text why others were not asked, and every host that was tried."""
     text = outcome.text
     if isinstance(outcome, Deferred):
         text += _GAVE_UP[reason]
     if len(failures) > 1:
-        tried = [str(_tried(one, str(one.candidate))) for one in failures]
+        tried = [_tried(one, str(one.candidate)) for one in failures]
         text = _listed(f"{text}; tried: ", tried)
     return outcome._replace(text=trouble.one_line(text))
 
 
 def _listed(text: str, items: Sequence[str]) -> str:
-    """Append as many *items* as there is room for, and say how many there is none for."""
-    for place, item in enumerate(items):
-        left = f"and {len(items) - place} more"
+    """Append as many *items* as there is room for, and the number of the others."""
+    for index, item in enumerate(items):
+        left = f"and {len(items) - index} more"
         room = trouble.MAX_OUTCOME_TEXT - len(text) - len(", ") - len(left)
         if len(item) > room:
             return text + left
-        text += item + (", " if place + 1 < len(items) else "")
+        text += item + (", " if index + 1 < len(items) else "")
     return text
 
 
-def _tried(failure: Failure, name: str) -> Tried:
+def _tried(failure: Failure, name: str) -> str:
     finding = failure.finding
     said = printable(finding.text, _MAX_SAID)
-    return Tried(name, finding.verdict.value, finding.waited, said)
+    return str(Tried(name, finding.verdict.value, finding.waited, said))

@@ -1,15 +1,15 @@
-"""The message as it is offered to one host that is ready: the shell of the transaction.
+"""The offer of a message to one host that is ready: the shell of the transaction.
 
-The race owns all time before *ready*; an `Offer` owns it from there to the reply to the
-dot. It runs one transaction after another over one session after another, as long as the
-same host may still take the message:
+The time before *ready* is the race's. From there to the reply to the dot it is an
+`Offer`'s. It runs transactions and opens sessions, while the host may still take the
+message:
 
 1. MAIL to dot over the session that has won the race.
-2. Where the host acknowledged nothing more: by other approaches (`Approach.after_stall`).
+2. Where the host stopped acknowledging: by other approaches (`Approach.after_stall`).
 3. Where the host refused the message for being in clear: once more under TLS.
 
-What was answered is in the settlement and in `Offer.answers`. What it means is
-decided by `mxpolicy.delivery.attempt` when the offer has ended.
+The settlement and `Offer.answers` have the answers. `mxpolicy.delivery.attempt` decides
+what they mean, when the offer has ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mxpolicy.delivery import events, trouble
 from mxpolicy.delivery.approach import Approach
@@ -26,7 +26,7 @@ from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.session import Session
-from mxpolicy.delivery.settlement import Settlement
+from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.delivery.transaction import DOT_TIME, Answers, Transaction
 from mxpolicy.errors import LocalTrouble
@@ -44,6 +44,9 @@ from mxpolicy.routing.candidate import (
 from mxpolicy.routing.race import GiveUpReason
 from mxpolicy.routing.tls_requirement import TlsRequirement, wanted_by_host
 
+if TYPE_CHECKING:
+    from mxpolicy.routing.race import Race
+
 __all__ = [
     "Journal",
     "Message",
@@ -54,12 +57,11 @@ __all__ = [
     "tell_of_detour",
 ]
 
-# A silent host is never left sooner than this in the transaction, however many
-# others wait: the reply to RCPT may depend on a call-out to a third host.
+# Seconds for which a silent host is waited for at least, in the transaction, however
+# many others wait: the reply to RCPT may depend on a call-out to a third host.
 SHORTEST_PATIENCE = 10.0
 
-# Seconds for a second connection to a host that did not take the message over the first
-# one: to connect and to greet, TLS included.
+# Seconds for a second connection to the same host, from connect to ready, TLS included.
 RETRY_TIME = 60.0
 
 
@@ -71,7 +73,7 @@ class Journal(Protocol):
     """What an attempt asks and tells the journal: `mxpolicy.delivery.claims.Claims`."""
 
     def has_memory(self) -> bool:
-        """Whether what is noted outlives this process, as far as can be told."""
+        """Whether the notes outlive this process, as far as can be told."""
 
     async def dot_is_next(self, relay: str, places: Sequence[int]) -> None:
         """Called before each final dot, which is sent when it has returned.
@@ -88,7 +90,7 @@ class Message(NamedTuple):
         trace: Told what happens.
         envelope: The whole envelope.
         mail_data: Readable any number of times.
-        settlement: What becomes of each recipient.
+        settlement: The state of each recipient.
         journal: Notes each final dot.
         may_send_dot: Asked before the mail data is sent, and again just before the final
             dot, which makes the message the host's (RFC 5321 §4.1.1.4).
@@ -113,7 +115,13 @@ class Message(NamedTuple):
 
 
 class Offerer(Protocol):
-    """What an offer asks of whatever has made it: `mxpolicy.delivery.attempt.Attempt`."""
+    """What an offer asks of its maker: `mxpolicy.delivery.attempt.Attempt`.
+
+    Attributes:
+        race: Knows what other candidates are left.
+    """
+
+    race: Race
 
     async def open(self, candidate: Candidate, approach: Approach) -> Session:
         """Return another session that is ready; raises as `Sessions.open` does."""
@@ -123,21 +131,15 @@ class Offerer(Protocol):
     ) -> None:
         """*candidate* has failed in this way; *reply* is what it said."""
 
-    def others_left(self) -> int:
-        """How many other hosts may still be asked."""
-
-    def is_last_chance(self) -> bool:
-        """Whether this host has all its time, though others are left."""
-
     def recipients_answered(self) -> None:
-        """A host has accepted recipients, or refused them, before DATA."""
+        """A host has answered every RCPT."""
 
     def settle(self, place: int, outcome: Outcome) -> None:
         """Give a recipient its outcome."""
 
 
 class Offer:
-    """Offers *message* over *session* and what follows it; use once, by `run`.
+    """Offers *message* over *session* and any that follows it; use once, by `run`.
 
     Args:
         context: What all messages share.
@@ -148,7 +150,7 @@ class Offer:
         places: The recipients that it is offered for.
 
     Attributes:
-        session: The one that is used now, or was used last; its owner gives it back.
+        session: The one that is used now, or was used last; the attempt gives it back.
         tls: What is asked of the next session.
         answers: How the host refused it.
         ending: How the last session broke, None if it did not.
@@ -165,7 +167,7 @@ class Offer:
         places: Sequence[int],
     ) -> None:
         self._options = context.options
-        self._supplier = context.sessions
+        self._sessions = context.sessions
         self._message = message
         self._attempt = attempt
         self._candidate = session.candidate
@@ -197,7 +199,7 @@ class Offer:
 
     def _left(self) -> list[int]:
         """Return the recipients that the host has neither taken nor refused."""
-        places = self._message.settlement.open(self._places)
+        places = self._message.settlement.those(RecipientState.OPEN, self._places)
         return [place for place in places if place not in self.answers.refused]
 
     # -- one session after another ------------------------------------------
@@ -228,22 +230,22 @@ class Offer:
             self._attempt.record(self._candidate, failed.finding, failed.reply)
 
     async def _go_on_after_a_stall(self) -> None:
-        """Offer it by other approaches, where what we sent did not arrive.
+        """Offer it by other approaches, where our data did not arrive.
 
-        To the same host, before any other: it is the best one that is there, was
+        The same host is asked before any other. It is the best one that is there, was
         alive a moment ago, and has not seen a dot.
         """
         while self._left() and self.over is None:
             if self.ending is None or self.ending.verdict is not Verdict.STALLED:
                 return
-            others_left = bool(self._attempt.others_left())
+            others_left = bool(self._attempt.race.others_left())
             approach = self.session.approach.after_stall(others_left=others_left)
             if approach is None:
                 return
             try:
                 await self._reopen(approach._replace(tls=self.tls))
             except SessionFailed as failed:
-                if failed.finding.full:  # else that it stalled has been said
+                if failed.finding.full:  # else the stall has been recorded
                     self._attempt.record(self._candidate, failed.finding, failed.reply)
                 return
             await self._transact()
@@ -253,9 +255,9 @@ class Offer:
     async def _go_on_under_tls(self) -> None:
         """Offer it once more under TLS, where it was refused for being in clear.
 
-        We came in clear by our own choice: TLS had failed, for want of one packet
-        perhaps, or the memory knew no better. Such a refusal says nothing of the mail:
-        when TLS fails again, it is deferred.
+        We chose to come in clear. TLS had failed, perhaps for one lost packet, or the
+        memory had it wrong. Such a refusal says nothing of the mail, which is deferred
+        when TLS fails again.
         """
         if not self.session.might_have_tls:
             return
@@ -264,8 +266,11 @@ class Offer:
             return
         self.tls = wanted_by_host(said.text)
         self._message.trace.tell(events.TlsWanted, self._candidate, said.text)
-        if self.over is not None or self._message.settlement.with_dot_out(self._places):
-            # Another dot is not sent now: the next attempt begins with TLS.
+        settlement = self._message.settlement
+        if self.over is not None or settlement.those(
+            RecipientState.DOT_SENT, self._places
+        ):
+            # No other dot is sent now: the next attempt begins with TLS.
             finding = Finding(Verdict.TLS_FAILED, Phase.TLS, 0.0)
             self._attempt.record(self._candidate, self.tls.unmet(finding))
             return
@@ -285,8 +290,7 @@ class Offer:
         Raises:
             SessionFailed: There is none; not in full where our time was up.
         """
-        old, now = self.session, self._message.trace.now
-        began = now()
+        old, began = self.session, self._message.trace.now()
         old.quit()
         try:
             async with asyncio.timeout(min(RETRY_TIME, self._message.time_left())):
@@ -294,24 +298,25 @@ class Offer:
         except LocalTrouble as error:
             raise failure(self._message.trace, Phase.CONNECT, error) from error
         except TimeoutError:
-            waited = now() - began
+            waited = self._message.trace.now() - began
             wait = Wait(Awaited.TLS, waited)
             raise SessionFailed(
                 Finding(Verdict.TLS_SILENT, Phase.TLS, waited, full=False, wait=wait)
             ) from None
-        self._supplier.give_back(old)
+        self._sessions.give_back(old)
 
     # -- what a transaction asks: delivery.transaction.Control --------------
 
     def patience(self, standard: float) -> float:
-        """Return the seconds to wait for a reply: fewer when others are waiting.
+        """Return the seconds to wait for a reply: fewer when other hosts are left.
 
-        Never under `SHORTEST_PATIENCE`, and never past the deadline. A host that has
-        only outlasted this patience is asked again, with all its time.
+        At least `SHORTEST_PATIENCE`, but not past the deadline. A host that is too slow
+        for it is asked again later, with all its time.
         """
         left = max(0.0, self._message.deadline - self._message.trace.now())
-        others = self._attempt.others_left()
-        if not others or self._attempt.is_last_chance():
+        race = self._attempt.race
+        others = race.others_left()
+        if not others or race.is_last_chance():
             return min(standard, left)
         share = min(self._options.transaction.silence, left / others)
         return min(standard, left, max(SHORTEST_PATIENCE, share))
@@ -324,13 +329,13 @@ class Offer:
         return left
 
     async def recipients_answered(self, accepted: Sequence[int]) -> None:
-        """Let the losers go when there is nothing left for them (see `Control`)."""
+        """Let the losers of the race go, if they can; ask for the dot (see `Control`)."""
         self._attempt.recipients_answered()
         if accepted:  # else the mail data would be sent for nothing
             await self._permit_dot()
 
     async def dot_is_next(self, recipients: Sequence[int]) -> None:
-        """Let the owner of the message know, and ask it (see `Control`)."""
+        """Note the dot in the journal, and ask for it (see `Control`)."""
         await self._message.journal.dot_is_next(str(self._candidate.key), recipients)
         await self._permit_dot()
 
@@ -344,7 +349,7 @@ class Offer:
             raise LocalTrouble("the mail server that started us has gone away")
 
     def taken(self, recipients: Sequence[int], reply: Reply) -> None:
-        """Settle *recipients* at once: nothing that comes now can undo it."""
+        """Settle *recipients* at once: nothing that happens now can undo it."""
         for place in recipients:
             self._attempt.settle(
                 place, trouble.delivered(reply, str(self._candidate.key))
@@ -360,7 +365,7 @@ def tell_of_detour(trace: Trace, session: Session) -> None:
 
 
 def failure(trace: Trace, phase: Phase, error: Exception) -> SessionFailed:
-    """Return how a session failed by *error* in *phase*; tell of a bug of ours."""
+    """Return *error* in *phase* as the failure of a session; tell of a bug of ours."""
     if isinstance(error, SessionFailed):
         return error
     if not isinstance(error, LocalTrouble):

@@ -1,8 +1,8 @@
 """The state of each recipient of one message, from the mail server's call to its outcome.
 
-Everything that changes such a state is in this module, and one table says how. The
-module does no I/O and has no clock. `mxpolicy.delivery.claims` tells it what the journal
-knows, `mxpolicy.delivery.attempt` what hosts have said. Both ask it what comes next.
+Only this module changes such a state, and one table says how. It does no I/O and has no
+clock. `mxpolicy.delivery.claims` tells it what the journal knows, and
+`mxpolicy.delivery.attempt` what hosts have said.
 
 Theory of operation
     A recipient is known by its *place* on the mail server's list, from 0. The same
@@ -14,15 +14,15 @@ Theory of operation
     ACCEPTED    a host has said 2yz to its RCPT; no dot was sent
     DOT_SENT    the final dot is out, or may be; the host has not answered
 
-    DELIVERED, DEFERRED and BOUNCED are final. The host has the message for a recipient
-    only after DOT_SENT, so no way leads to DELIVERED past it, except for an earlier
-    delivery that the journal knows of (from UNCLAIMED or ELSEWHERE).
+    DELIVERED, DEFERRED and BOUNCED are final: the recipient is *settled*. A host has the
+    message only after DOT_SENT, so DELIVERED follows only that. One exception: the
+    journal knows of an earlier delivery (from UNCLAIMED or ELSEWHERE).
 
     Three facts stay with a recipient that is OPEN again. *past*: which hosts may have
     the message, and how long others were waited for, also in earlier attempts.
     *refused_by*: a refusal that is not final, because a better host is still to be
-    heard; only better hosts are asked from then on. *doubt*: a host may have the
-    message since this attempt; others are asked all the same.
+    heard. Only better hosts are asked from then on. *doubt*: since this attempt a host
+    may have the message, and others are asked all the same.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ _NOT_OURS = {
     **_UNSETTLED,
 }
 
-# state -> input -> next state. What is not in it is a bug of ours.
+# state -> input -> next state. Any other input is a bug of ours.
 TRANSITIONS: Mapping[RecipientState, Mapping[Input, RecipientState]] = {
     RecipientState.UNCLAIMED: _NOT_OURS,
     RecipientState.ELSEWHERE: _NOT_OURS,
@@ -123,8 +123,8 @@ class Recipient:
         outcome: None until it is settled.
         past: What earlier attempts have left behind, and what this one adds.
         relay: The relay that the last dot was sent to.
-        refused_by: The rank of the best host that has refused it, not finally.
-        doubt: What it is deferred with if no host does better.
+        refused_by: The rank of the best host whose refusal is not final.
+        doubt: Its deferral, if no host does better.
         taken: The 2yz to the dot, once a host has said it.
         delays: Where the time went, for the log; None when no host was asked.
         tried: One printable text for each candidate that failed, for the log.
@@ -198,13 +198,9 @@ class Settlement:
         chosen = range(len(self._recipients)) if places is None else places
         return [one for one in chosen if self._recipients[one].outcome is None]
 
-    def open(self, places: Iterable[int]) -> list[int]:
-        """Return those of *places* that are ours, and that no host has."""
-        return [one for one in places if self[one].state is RecipientState.OPEN]
-
-    def elsewhere(self, places: Iterable[int]) -> list[int]:
-        """Return those of *places* that another process is delivering to."""
-        return [one for one in places if self[one].state is RecipientState.ELSEWHERE]
+    def those(self, state: RecipientState, places: Iterable[int]) -> list[int]:
+        """Return those of *places* that are in *state*."""
+        return [one for one in places if self[one].state is state]
 
     def outcomes(self) -> list[Outcome] | None:
         """Return the outcome of each recipient by place; None until all have one."""
@@ -228,15 +224,14 @@ class Settlement:
     def open_to(self, rank: Rank, places: Iterable[int]) -> list[int]:
         """Return those of *places* that may be offered to a host of *rank*.
 
-        A recipient that a host has refused for good is offered to better hosts only: a
-        patient sender would have come to them before, and to no others after.
+        A recipient that a host has refused for good is offered to better hosts only. A
+        patient sender would have asked them before, and no others after.
         """
-        found = []
-        for place in self.unsettled(places):
-            refused_by = self[place].refused_by
-            if refused_by is None or rank < refused_by:
-                found.append(place)
-        return found
+        return [
+            place
+            for place in self.unsettled(places)
+            if (refused_by := self[place].refused_by) is None or rank < refused_by
+        ]
 
     def accepted(self, places: Iterable[int]) -> None:
         """A host has said 2yz to their RCPT."""
@@ -263,18 +258,8 @@ class Settlement:
             self[place].take(Input.RELEASED)
 
     def withdrawn(self, places: Iterable[int]) -> None:
-        """No dot is going to be sent for those of *places* that were accepted."""
-        self.released(
-            one for one in places if self[one].state is RecipientState.ACCEPTED
-        )
-
-    def with_dot_out(self, places: Iterable[int]) -> list[int]:
-        """Return those of *places* that a host may have the message for."""
-        return [one for one in places if self[one].state is RecipientState.DOT_SENT]
-
-    def are_accepted(self, places: Iterable[int]) -> bool:
-        """Return whether a host has said 2yz to the RCPT of all of *places*."""
-        return all(self[place].state is RecipientState.ACCEPTED for place in places)
+        """No dot will be sent for those of *places* that were accepted."""
+        self.released(self.those(RecipientState.ACCEPTED, places))
 
     def refused(self, place: int, rank: Rank) -> None:
         """A host of *rank* has refused it; a better one is still to be heard."""
@@ -286,11 +271,10 @@ class Settlement:
     def is_first_doubt(self, place: int, outcome: Deferred, has_memory: bool) -> bool:
         """The dot was not answered; return whether the caller settles it by *outcome*.
 
-        It does the first time that a host does not answer: another host would get a
-        second copy. A host that does not answer the second time may never do so. Then
-        others are asked, and *outcome* is kept for the end. Without a memory of what was
-        in doubt before, they are asked at once, as smtp(8) does it: each time would be
-        the first.
+        It does so the first time, as another host would get a second copy. A host that
+        does not answer the second time may never do so. Then others are asked, and
+        *outcome* is kept for the end. Without a memory each time would be the first. Then
+        others are asked at once, as smtp(8) does it.
         """
         recipient = self[place]
         if recipient.taken is not None:
@@ -306,7 +290,7 @@ class Settlement:
     def waited(
         self, places: Iterable[int], relay: str, awaited: str, seconds: float
     ) -> None:
-        """*relay* was waited for in vain; the words are those of `journal.Past.waits`."""
+        """*relay* was waited for in vain; *awaited* is as in `journal.Past.waits`."""
         for place in self.unsettled(places):
             recipient = self[place]
             recipient.past = recipient.past.waited(relay, awaited, seconds)
@@ -322,8 +306,8 @@ class Settlement:
     ) -> None:
         """Give a recipient its outcome; *delays* and *tried* are for the log.
 
-        A deferral begins with the host that may have the message; a bounce names those
-        hosts. What a host has taken is delivered, whatever *outcome* is.
+        A deferral begins with the host that may have the message. A bounce names all
+        such hosts. What a host has taken is delivered, whatever *outcome* is.
         """
         recipient = self[place]
         if recipient.taken is not None and not isinstance(outcome, Delivered):
@@ -332,8 +316,10 @@ class Settlement:
             case Delivered():
                 what = Input.DELIVERED
             case Deferred():
-                what = Input.DEFERRED
-                outcome = _with_doubt(recipient.doubt, outcome)
+                what, doubt = Input.DEFERRED, recipient.doubt
+                if doubt is not None and doubt != outcome:
+                    text = trouble.one_line(f"{doubt.text}; {outcome.text}")
+                    outcome = doubt._replace(text=text)
             case Bounced():
                 what = Input.BOUNCED
                 hosts = set(map(host_of, recipient.past.doubts))
@@ -351,7 +337,8 @@ class Settlement:
     def stop(self, outcome: Deferred, places: Iterable[int] | None = None) -> None:
         """Settle *places*, by default all: nothing more is asked or heard.
 
-        What a host may have is in doubt; the others are deferred by *outcome*.
+        Recipients that a host may have are in doubt. The others are deferred by
+        *outcome*.
         """
         for place in self.unsettled(places):
             self.settle(place, self.doubt_at_stop(place) or outcome)
@@ -370,9 +357,3 @@ class Settlement:
 _STOPPED = Finding(
     Verdict.CLOSED, Phase.DOT, 0.0, Scope.SITE, text="stopped by ourselves"
 )
-
-
-def _with_doubt(doubt: Deferred | None, outcome: Deferred) -> Deferred:
-    if doubt is None or doubt == outcome:
-        return outcome
-    return doubt._replace(text=trouble.one_line(f"{doubt.text}; {outcome.text}"))

@@ -1,9 +1,9 @@
 """One message over one session: from MAIL to the dot (RFC 5321 §3.3).
 
-A `Transaction` offers the message to some of its recipients and says in a
-`Settlement` and in `Answers` how each was answered. It never decides what a reply means
-for a recipient: `mxpolicy.delivery.trouble` does. It bounds every wait itself, because after
-*ready* the time belongs to the message; `Control` says how much there is.
+A `Transaction` offers the message to some of its recipients. It notes in a `Settlement`
+and in `Answers` how each was answered. `mxpolicy.delivery.trouble` says what a reply
+means. After *ready* the time is the message's, so a transaction limits every wait itself.
+`Control` says how much time there is.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mxpolicy.delivery import trouble
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.session import Session
-from mxpolicy.delivery.settlement import Settlement
+from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.net.ack_watch import telling_progress
 from mxpolicy.options import LongLines
 from mxpolicy.protocol.dot_stuffing import DotStuffer
@@ -41,7 +41,7 @@ E = TypeVar("E")
 
 
 class Control(Protocol):
-    """What a transaction asks of the owner of the message; see `Attempt`."""
+    """What a transaction asks of its maker: `mxpolicy.delivery.offer.Offer`."""
 
     def patience(self, standard: float) -> float:
         """Seconds to wait for a reply whose standard time-out is *standard*."""
@@ -61,11 +61,11 @@ class Control(Protocol):
         """
 
     async def dot_is_next(self, recipients: Sequence[int]) -> None:
-        """The host is to see the final dot for *recipients*.
+        """The final dot for *recipients* is next.
 
         Raises:
-            LocalTrouble: It must not be sent: out of time, the input is not whole, or
-                another process has the message.
+            LocalTrouble: It must not be sent: the time is over, the mail server has gone,
+                or another process has the message.
         """
 
     def taken(self, recipients: Sequence[int], reply: Reply) -> None:
@@ -73,11 +73,11 @@ class Control(Protocol):
 
 
 class Answers:
-    """How a host refused the message, as far as it did; filled in as it answers.
+    """The refusals of one host, filled in as it answers.
 
     Attributes:
-        refused: The verb and the 4yz or 5yz that decided, by a recipient's place.
-        goodbye: What the host said when it broke the session, if it said anything.
+        refused: The refused verb and the reply, by a recipient's place.
+        goodbye: What the host said when it broke the session, if anything.
     """
 
     __slots__ = ("goodbye", "refused")
@@ -92,10 +92,7 @@ class Answers:
             self.refused[place] = (verb, reply)
 
     def take_back_for_want_of_tls(self) -> Reply | None:
-        """Forget the refusals in clear that ask for TLS; return one of them.
-
-        Returns None when the host did not ask for it.
-        """
+        """Forget the refusals in clear that ask for TLS; return one of them, or None."""
         asked = {
             place: reply
             for place, (_, reply) in self.refused.items()
@@ -126,14 +123,14 @@ class Transaction:
     """Offers a message over *session*; use once, by `run`.
 
     Args:
-        session: Ready. It can be used again only when `run` returns.
+        session: Ready. It can be used again only when `run` has returned.
         envelope: The whole envelope.
-        recipients: Places in it: those that are offered.
+        recipients: The places of those that are offered.
         mail_data: Readable any number of times.
-        control: Owns the message.
-        settlement: Told which of them the host accepts, and when the dot leaves.
+        control: Says how much time there is, and whether the dot may be sent.
+        settlement: Told which recipients the host accepts, and when the dot leaves.
         answers: Filled in.
-        long_lines: What is done about them.
+        long_lines: What is done about long lines.
         progress: Seconds without an acknowledged byte of the mail data that are too
             many.
     """
@@ -164,16 +161,16 @@ class Transaction:
         self._progress = progress
 
     async def run(self) -> None:
-        """Offer the message, and tell how it was answered.
+        """Offer the message, and note the answers.
 
         Takes several transactions when the host limits the recipients of one
-        (RFC 9422). So it does for those that were "too many" (RFC 5321 §4.5.3.1.10), as
-        long as the host takes some in each.
+        (RFC 9422). The same holds for recipients that were "too many" (RFC 5321
+        §4.5.3.1.10), as long as the host takes some in each.
 
         Raises:
-            SessionFailed: The session broke. What had been answered stays answered.
-                A recipient whose dot may be out and is unanswered is in `RecipientState.DOT_SENT`.
-            Exception: Whatever *control* raised; no dot was sent.
+            SessionFailed: The session broke. Earlier answers stand. A recipient whose dot
+                may be out and is unanswered is in `RecipientState.DOT_SENT`.
+            Exception: What *control* raised; no dot was sent.
         """
         try:
             await self._run()
@@ -193,7 +190,7 @@ class Transaction:
             refused = self._answers.refused
             later = [place for place in later if place not in refused]
             # All others may have been settled while we waited for the dot's reply.
-            pending = self._settlement.open([*over_limit, *later])
+            pending = self._settlement.those(RecipientState.OPEN, [*over_limit, *later])
 
     async def _one_transaction(
         self, batch: Sequence[int], later: Sequence[int]
@@ -204,7 +201,7 @@ class Transaction:
         if reply.is_positive:
             accepted = await self._hear_recipients(batch)
         else:
-            # Said before any recipient was named: it holds for the others too.
+            # No recipient was named before it: it holds for the others too.
             self._answers.refuse((*batch, *later), Verb.MAIL, reply)
         await self._control.recipients_answered(accepted)
         if not accepted:
@@ -224,7 +221,7 @@ class Transaction:
         self._dialogue.heed_the_end()
         envelope = self._envelope
         self._smtp.mail(
-            envelope.reverse_path.wire if envelope.reverse_path else "",
+            envelope.sender,
             size=self._mail_data.size,
             body8bit=self._mail_data.has_8bit,
             smtputf8=envelope.needs_smtputf8(batch),
@@ -234,7 +231,7 @@ class Transaction:
         return (await self._answer(MailAnswered)).reply
 
     async def _hear_recipients(self, batch: Sequence[int]) -> list[int]:
-        """Hear the replies to RCPT; return which recipients were accepted."""
+        """Hear the replies to RCPT; return the recipients that were accepted."""
         accepted = []
         for place in batch:
             reply = (await self._answer(RcptAnswered)).reply
@@ -246,7 +243,7 @@ class Transaction:
         return accepted
 
     async def _data(self) -> tuple[Verb, Reply] | None:
-        """DATA and the mail data; return the refusal that ended it, if one did."""
+        """Send DATA and the mail data; return the refusal that ended it, if any."""
         self._dialogue.heed_the_end()
         self._smtp.data()
         reply = (await self._answer(DataAnswered)).reply
@@ -266,7 +263,7 @@ class Transaction:
         return None if early is None else (Verb.DOT, early)
 
     async def _body(self) -> Reply | None:
-        """Stream the mail data; return the refusal that came before the dot, if any."""
+        """Send the mail data; return the refusal that came before the dot, if any."""
         stuffer = DotStuffer(self._long_lines)
         async for chunk in self._mail_data.chunks(_CHUNK):
             early = await self._dialogue.send_body(
@@ -280,7 +277,10 @@ class Transaction:
         return await self._dialogue.drain(self._progress)
 
     async def _dot(self, accepted: Sequence[int]) -> tuple[Verb, Reply] | None:
-        """The final dot: the one moment of doubt. Returns the refusal."""
+        """Send the final dot; return the refusal, if any.
+
+        Only between the dot and its reply can there be doubt about who has the message.
+        """
         self._session.listener.progressed()
         self._settlement.dot_sent(accepted, str(self._session.candidate.key))
         try:
@@ -296,7 +296,7 @@ class Transaction:
         return None
 
     async def _answer(self, kind: type[E]) -> E:
-        """Return the next event, waited for as long as the message allows."""
+        """Return the next event, which must come while there is time for it."""
         patience = self._patience(self._smtp.state)
         event = await self._dialogue.next(kind, timeout=patience)
         self._session.listener.progressed()

@@ -1,25 +1,24 @@
 """What a reply or a failure means: the one place that decides it.
 
-By scope, as in Postfix's smtp_trouble: it is about this recipient, the message,
-the host, or ourselves (site). Callers say what failed, never what to do about it.
+Each has a scope, as in Postfix's smtp_trouble: this recipient, the message, the host, or
+ourselves (site). Callers say what failed, never what to do about it.
 
-* Of what a host says, only a 5yz reply to MAIL, RCPT, DATA or the final dot bounces,
-  and only when no better host is still to be heard (`Race.has_better_pending`) or to
-  be looked up (`mxpolicy.routing.unresolved`). Two exceptions: a 5yz greeting where
-  the operator has made it final, and a message that the EHLO replies of *all* hosts
-  rule out.
-* Before any host is asked, DNS may bounce (`mxpolicy.routing.selection`), and so do an
-  address that fits no command and a message that goes in circles.
-* A 5yz that is about our session (we greeted wrongly, spoke a command it does not
-  know, came without TLS) says nothing about the mail: next host. It is the answer
-  (RFC 5321 §4.2.1) when all other hosts were heard, and none of them has taken the
-  mail or put it off. A host that puts it off has nothing against our session.
+* Of all that a host says, only a 5yz reply to MAIL, RCPT, DATA or the final dot bounces.
+  It does so only when no better host is still to be heard (`Race.has_better_pending`) or
+  to be looked up (`mxpolicy.routing.unresolved`). Two exceptions: a 5yz greeting that the
+  operator has made final, and a message that the EHLO replies of *all* hosts rule out.
+* Before any host is asked, DNS may bounce (`mxpolicy.routing.selection`). So does an
+  address that fits no command, and a message that goes in circles.
+* A 5yz may be about our session: we greeted wrongly, gave a command that the host does
+  not know, or came without TLS. It says nothing about the mail, and the next host is
+  asked. It is the answer (RFC 5321 §4.2.1) when all other hosts were heard, and none has
+  taken the mail or put it off. A host that puts it off accepts our session.
 * "Too many recipients" is no refusal: a second transaction (RFC 5321 §4.5.3.1.10).
-* Everything else defers. When in doubt, defer.
+* Anything else defers. When in doubt, defer.
 
-`judge_reply`, `judge_finding` and `judge_misfit` judge one thing each; what comes
-out when a recipient has met several is `mxpolicy.delivery.failures`'s to fold.
-Pure: nothing here waits or looks at a clock.
+`judge_reply`, `judge_finding` and `judge_misfit` judge one thing each.
+`mxpolicy.delivery.failures` combines what one recipient has met. Pure: nothing here
+waits or looks at a clock.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ _OWN_MISTAKE = EnhancedStatus(4, 3, 5)  # §3.4: system incorrectly configured
 _TLS_CODES = frozenset({530, 538})
 
 # RFC 3463 §3.8, RFC 7817's registry: X.7.10 encryption needed, X.7.11 the same for
-# authentication. We came in clear, perhaps because their TLS had failed.
+# authentication. We came in clear, perhaps because its TLS had failed.
 _TLS_DETAILS = frozenset({(7, 10), (7, 11)})
 
 # RFC 5321 §4.2.4: syntax, command, sequence, parameter. And to have come in clear.
@@ -117,8 +116,8 @@ _TLS_WORDS = re.compile(
 
 _TOO_MANY = re.compile(r"too many", re.IGNORECASE)
 
-# Hosts that a bounce names as those that may have the message all the same. A name has
-# 253 characters at most.
+# The most hosts that a bounce names because they may have the message. A name has 253
+# characters at most.
 _MAX_DOUBTED = 2
 
 _COMMAND_WORDS = {
@@ -130,7 +129,7 @@ _COMMAND_WORDS = {
 
 
 class NextStep(Enum):
-    """What to do next for those in the judgement's scope."""
+    """What to do next for all in the judgement's scope."""
 
     SETTLE = "settle"  # final, unless a better host is still to be heard
     NEXT_HOST = "next_host"  # another host may take it; defer if none does
@@ -142,9 +141,9 @@ class Judgement(NamedTuple):
     """What one reply or failure means.
 
     Attributes:
-        scope: Whom it is about.
+        scope: What it is about.
         next_step: What to do.
-        outcome: What it comes to when nobody does better. `Bounced` only with
+        outcome: The outcome if no host does better. `Bounced` only with
             `NextStep.SETTLE` and `NextStep.LAST_RESORT`, or for a `Misfit`.
     """
 
@@ -160,16 +159,12 @@ class Misfit(Enum):
     NO_SMTPUTF8 = "SMTPUTF8 is required, but not offered"  # RFC 6531 §3.2
     SMTPUTF8_MASKED = "SMTPUTF8 is required, and a firewall masks what is offered"
 
-    @property
-    def status(self) -> EnhancedStatus:
-        """The status, if every host says so."""
-        return _MISFITS[self]
 
-
+# The status, if every host says so.
 _MISFITS = {
     Misfit.TOO_LARGE: EnhancedStatus(5, 3, 4),
     Misfit.NO_SMTPUTF8: EnhancedStatus(5, 6, 7),
-    # It speaks for the firewall and not for the host, so it bounces nothing.
+    # The firewall said it, and not the host, so it does not bounce.
     Misfit.SMTPUTF8_MASKED: EnhancedStatus(4, 6, 7),
 }
 
@@ -180,27 +175,32 @@ _MISFITS = {
 def judge_reply(
     verb: Verb, reply: Reply, relay: str, *, sole_recipient: bool = False
 ) -> Judgement:
-    """Judge a reply that is not the good one, to MAIL, RCPT, DATA or the final dot.
+    """Judge a refusal of MAIL, RCPT, DATA or the final dot.
 
     Args:
-        verb: What was answered. A refusal in the middle of the mail data is one
+        verb: What was refused. A refusal in the middle of the mail data counts as one
             of DATA or of the final dot: it makes no difference.
         reply: The reply.
-        relay: What said it, a candidate's key as text.
+        relay: The host that sent it, a candidate's key as text.
         sole_recipient: No other recipient was offered in this session.
     """
     scope = Scope.RECIPIENT if verb is Verb.RCPT else Scope.MESSAGE
     text = f"host {shown_of(relay)} said: {reply.text} (in reply to {_COMMAND_WORDS[verb]})"
     deferred = Deferred(_status(reply, 4), one_line(text), reply, relay)
     if reply.code == 421 or reply.is_positive:
-        # A 2yz where a 3yz is due is nonsense: Postfix bounces it, we doubt it.
+        # A 2yz where a 3yz is due makes no sense: Postfix bounces it, we defer.
         return Judgement(Scope.HOST, NextStep.NEXT_HOST, deferred)
     bounced = Bounced(_status(reply, 5), deferred.text, reply, relay)
     if is_about_the_session(verb, reply):
         return Judgement(Scope.HOST, NextStep.LAST_RESORT, bounced)
-    if is_too_many_recipients(verb, reply) and not (
-        sole_recipient and _may_mean_a_full_mailbox(reply)
-    ):
+    # With no other recipient, a 552 that names no reason is a full mailbox (§4.2.3).
+    is_full = (
+        sole_recipient
+        and reply.code == 552
+        and _said_status(reply) is None
+        and not _TOO_MANY.search(reply.text)
+    )
+    if is_too_many_recipients(verb, reply) and not is_full:
         return Judgement(scope, NextStep.AGAIN_HERE, deferred)
     if reply.is_permanent:
         return Judgement(scope, NextStep.SETTLE, bounced)
@@ -208,13 +208,13 @@ def judge_reply(
 
 
 def is_about_the_session(verb: Verb, reply: Reply) -> bool:
-    """Is this 5yz to *verb* about how we came, and not about the mail?
+    """Is this 5yz to *verb* about our session, and not about the mail?
 
-    Some codes and statuses are, by their definition; so is a text with words about
-    HELO or EHLO. The name that we gave there proves nothing: it is often the sender's
-    domain, which refusals by DMARC, SPF and spam filters quote. After the mail data a
-    refusal is about them. And an enhanced status x.1.z speaks of an address (RFC 3463
-    §3.2) whatever the code: Postfix says ``501 5.1.3 Bad recipient address syntax``.
+    Some codes and statuses are, by their definition. So is a text with words about HELO
+    or EHLO. Our own name in it proves nothing: it is often the sender's domain, which
+    refusals by DMARC, SPF and spam filters quote. After the mail data a refusal is about
+    them. An enhanced status x.1.z is about an address (RFC 3463 §3.2) whatever the code:
+    Postfix says ``501 5.1.3 Bad recipient address syntax``.
     """
     if verb is Verb.DOT or not reply.is_permanent:
         return False
@@ -245,9 +245,9 @@ def is_too_many_recipients(verb: Verb, reply: Reply) -> bool:
     """Does this refuse a recipient only because there are others beside it?
 
     RFC 5321 §4.5.3.1.10: 452, and 552 "in this case" means the same. Both may also
-    mean a full mailbox or disk (x.2.2, x.3.1); a bare code stays in doubt, and a
-    second transaction costs little. Too many of something else are in a mailbox (RFC
-    3463 §3.3, x.2.z).
+    mean a full mailbox or disk (x.2.2, x.3.1). A code without a status leaves that open,
+    and a second transaction costs little. With x.2.z (RFC 3463 §3.3) there are too many
+    of something else in a mailbox.
     """
     if verb is not Verb.RCPT or reply.code == 421:
         return False
@@ -259,15 +259,6 @@ def is_too_many_recipients(verb: Verb, reply: Reply) -> bool:
     return status is None or bool(_TOO_MANY.search(reply.text))
 
 
-def _may_mean_a_full_mailbox(reply: Reply) -> bool:
-    """A 552 that does not itself speak of many recipients: storage exceeded (§4.2.3)."""
-    return (
-        reply.code == 552
-        and _said_status(reply) is None
-        and not _TOO_MANY.search(reply.text)
-    )
-
-
 def delivered(reply: Reply, relay: str) -> Delivered:
     """Return the outcome of *relay*'s 2yz after the final dot."""
     return Delivered(_status(reply, 2), one_line(reply.text), reply, relay)
@@ -276,8 +267,8 @@ def delivered(reply: Reply, relay: str) -> Delivered:
 def _status(reply: Reply, class_: int) -> EnhancedStatus:
     """Return the reply's own status, with another class where we defer a 5yz.
 
-    Where it gives none, or one that contradicts its code, the detail is not
-    invented: 550 is no 5.1.1.
+    Where there is none, or one that contradicts the code, no detail is invented: 550
+    alone does not mean 5.1.1.
     """
     said = reply.enhanced
     return said._replace(class_=class_) if said else EnhancedStatus(class_, 0, 0)
@@ -326,11 +317,11 @@ def judge_finding(
     """Judge a session that ended, or never began, without settling the mail.
 
     Args:
-        finding: With `Scope.SITE` it is our own trouble: 4.3.0, and 4.4.2 with
-            the verdict ``silent``, when we left ourselves too little time.
-        relay: With what, a candidate's key as text.
-        reply: What the host said with it, if it did. It gives the status but
-            decides nothing: the host may be a firewall.
+        finding: With `Scope.SITE` it is our own trouble: 4.3.0, or 4.4.2 with the
+            verdict ``silent``, when we left ourselves too little time.
+        relay: The other end, a candidate's key as text.
+        reply: What the host said with it, if anything. It gives the status but decides
+            nothing: a firewall may have said it.
         greeting_5xx: Whether a 5yz greeting is final.
     """
     if finding.scope is Scope.SITE:
@@ -359,10 +350,10 @@ def judge_finding(
 
 
 def in_doubt(finding: Finding, relay: str) -> Deferred:
-    """Return the outcome of those whose final dot is out and was not answered.
+    """Return the outcome of a recipient whose final dot is out and was not answered.
 
-    Final for this attempt: to ask another host would make a duplicate of a
-    message that this one may well have.
+    It is final for this attempt: the host may well have the message, so another host
+    would get a second copy.
     """
     words = VERDICTS[finding.verdict][1]
     text = (
@@ -374,7 +365,7 @@ def in_doubt(finding: Finding, relay: str) -> Deferred:
 
 
 def with_doubts(refusal: Bounced, hosts: Iterable[str]) -> Bounced:
-    """Return *refusal*, and which hosts may have the message all the same."""
+    """Return *refusal*, which also names the *hosts* that may have the message."""
     names = sorted(hosts)
     if not names:
         return refusal
@@ -395,8 +386,8 @@ def misfit(
 
     *masked*: a firewall overwrites what the host says. *size*: None when it is unknown.
 
-    8-bit data without 8BITMIME is no misfit: it goes as it is, since every host
-    of this century passes it on, and a conversion would break signatures.
+    8-bit data without 8BITMIME is no misfit and is sent as it is: every host of this
+    century passes it on, and a conversion would break signatures.
     """
     if needs_smtputf8 and "SMTPUTF8" not in extensions:
         return Misfit.SMTPUTF8_MASKED if masked else Misfit.NO_SMTPUTF8
@@ -408,9 +399,10 @@ def misfit(
 def judge_misfit(why: Misfit, relay: str) -> Judgement:
     """Judge a message that one host's EHLO reply rules out: another may take it."""
     text = one_line(f"{why.value} (EHLO reply of host {shown_of(relay)})")
-    outcome = Bounced if why.status.class_ == 5 else Deferred
+    status = _MISFITS[why]
+    outcome = Bounced if status.class_ == 5 else Deferred
     return Judgement(
-        Scope.MESSAGE, NextStep.NEXT_HOST, outcome(why.status, text, None, relay)
+        Scope.MESSAGE, NextStep.NEXT_HOST, outcome(status, text, None, relay)
     )
 
 
@@ -439,7 +431,7 @@ def ending(
         )
         for verb, reply in refusals
     ]
-    # The one that leaves most to hope for decides: 4yz, then our session, then 5yz.
+    # The one that promises most decides: 4yz, then our session, then 5yz.
     verdict, reply = min(judged, key=lambda pair: _HOPE.index(pair[0]))
     return Finding(verdict, Phase.TRANSACTION, waited, Scope.MESSAGE, text=reply.text)
 
@@ -454,7 +446,7 @@ def verdict_of(reply: Reply, judgement: Judgement) -> Verdict:
     return Verdict.TRANSIENT if reply.is_transient else Verdict.UNFIT
 
 
-# --- before anybody was asked
+# --- before any host was asked
 
 
 def bad_recipient(error: AddressError) -> Deferred | Bounced:
@@ -490,20 +482,20 @@ def own_trouble(error: BaseException) -> Deferred:
 
 
 def cancelled(why: str) -> Deferred:
-    """Return the outcome of those that had no host's answer to wait for."""
+    """Return the outcome of a recipient for which no host's answer was due."""
     return Deferred(_SYSTEM_BUSY, one_line(f"the delivery was cancelled: {why}"))
 
 
 def under_way() -> Deferred:
-    """Return the outcome of whom another process is delivering to at this moment."""
+    """Return the outcome of a recipient that another process is delivering to."""
     return Deferred(_OWN_TROUBLE, "another delivery of this message is under way")
 
 
 def no_place(over: OverLimit, now: float) -> Deferred:
-    """Return the outcome where others wait for the same, in most of our processes.
+    """Return the outcome where most of our processes wait for the same destination.
 
     Args:
-        over: How it is.
+        over: How many do, and for what.
         now: Seconds since the epoch, UTC.
     """
     text = (

@@ -65,7 +65,8 @@ class Result:
     @property
     def in_doubt(self) -> set[int]:
         """Whose dot may be out and was not answered."""
-        return set(self.settlement.with_dot_out(range(len(FIVE))))
+        places = range(len(FIVE))
+        return set(self.settlement.those(RecipientState.DOT_SENT, places))
 
 
 class Owner:

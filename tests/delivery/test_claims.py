@@ -113,7 +113,7 @@ class Call:
     def _stands(self, places: list[int]) -> Claim:
         known = {place: self._settlement[place].outcome for place in places}
         return Claim(
-            self._settlement.open(places),
+            self._settlement.those(RecipientState.OPEN, places),
             {place: one for place, one in known.items() if one is not None},
             [
                 place
@@ -687,7 +687,7 @@ def test_claim_or_dot_that_was_written_too_late_is_still_ours(
 _CLAIM = """
 import asyncio, sys
 from mxpolicy.delivery.claims import Claims
-from mxpolicy.delivery.settlement import Settlement
+from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.sqlite import SqliteStore
 
@@ -696,7 +696,7 @@ async def main():
     settlement = Settlement(["bob@example.com"], print)
     claims = Claims(store, settlement, {0: "journal/a"}, 900.0, print)
     await claims.claim([0])
-    ours = settlement.open([0])
+    ours = settlement.those(RecipientState.OPEN, [0])
     if ours:
         await claims.dot_is_next("mx.example[192.0.2.1]:25", [0])
     print("ours" if ours else "busy", flush=True)

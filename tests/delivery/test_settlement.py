@@ -145,13 +145,13 @@ def test_broken_session_leaves_everybody_to_the_next_host() -> None:
         RecipientState.DELIVERED,
     )
     made, _ = settlement(*states)
-    assert not made.are_accepted(range(2))
-    assert made.are_accepted([1])
+    assert made.those(RecipientState.ACCEPTED, range(2)) != [0, 1]
+    assert made.those(RecipientState.ACCEPTED, [1]) == [1]
     made.withdrawn(range(4))
-    assert made.open(range(4)) == [0, 1]
-    assert made.with_dot_out(range(4)) == [2]
+    assert made.those(RecipientState.OPEN, range(4)) == [0, 1]
+    assert made.those(RecipientState.DOT_SENT, range(4)) == [2]
     made.released([2])  # it never left
-    assert made.open(range(4)) == [0, 1, 2]
+    assert made.those(RecipientState.OPEN, range(4)) == [0, 1, 2]
     assert made[3].state is RecipientState.DELIVERED
 
 
