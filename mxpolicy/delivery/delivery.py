@@ -1,17 +1,18 @@
 """One message on its way: from the mail server's call to an outcome for each recipient.
 
-It joins the rooms and decides nothing. The way, recipients grouped by nexthop:
+A `Delivery` calls the parts in their order and decides nothing itself. Recipients that
+go the same way are a group. For each group:
 
 1. `Claims`: which recipients have it already, were refused, or are delivered to by
    another process (the journal).
 2. `Stay.enter`: whether there is a place, or others wait for the same destination.
 3. `Planner`: the hosts, in order of preference, or why there are none.
-   `FailedLookups` says which better hosts could not be looked up, `DomainHistory` whether a
-   domain that DNS does not know took mail lately.
+   `FailedLookups` says which better hosts could not be looked up. `DomainHistory` says
+   whether a domain that DNS does not know took mail lately.
 4. `consult`: the order by what is remembered, or that all failed a moment ago.
 5. `Stay.dial`: whether those hosts may be dialled now.
 6. `Attempt`: the race and the transactions. A `Learner` remembers what its events say of
-   hosts, and `Probes` dial beside it those whose pause is over.
+   hosts. `Probes` dial, beside it, hosts whose pause is over.
 7. `Settlement`: each outcome, as soon as it exists, is told to the door and the log
    (`Trace`), then to the journal.
 """
@@ -44,7 +45,6 @@ from mxpolicy.delivery.trace import Trace
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Deferred, Outcome
-from mxpolicy.routing.candidate import egress_of
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 
 if TYPE_CHECKING:
@@ -68,13 +68,13 @@ class Request(NamedTuple):
         recipients: Forward-paths, at least one.
         nexthop: ``""`` means each recipient's own domain.
         queue_id: The mail server's name for the message; may be empty.
-        deadline: Seconds from now, in which the final dot must be sent.
-        ends: Seconds from now, after which the mail server does not listen any more.
+        deadline: Seconds from now in which the final dot must be sent.
+        ends: Seconds from now after which the mail server no longer listens.
         observe: Told everything that happens to the message; see
             `mxpolicy.delivery.events`.
         may_send_dot: Asked before the mail data is sent, and again just before the final
-            dot, which makes the message the host's (RFC 5321 §4.1.1.4). Where it returns
-            False, the message is deferred.
+            dot, which makes the message the host's (RFC 5321 §4.1.1.4). The message is
+            deferred where it returns False.
     """
 
     sender: str
@@ -91,11 +91,11 @@ class _Group:
     """Recipients that go the same way.
 
     Attributes:
-        nexthop: Theirs.
-        domain: Their destination domain; empty where the nexthop is the operator's.
-        places: Of the recipients.
-        task: Takes care of them.
-        attempt: Once the hosts are known.
+        nexthop: Where they go.
+        domain: Their destination domain; empty where the operator wrote the nexthop.
+        places: The places of the recipients.
+        task: Delivers to them.
+        attempt: None until the hosts are known.
     """
 
     __slots__ = ("attempt", "domain", "nexthop", "places", "task")
@@ -132,7 +132,7 @@ class Delivery:
             owner=context.owner,
             lives=context.lives,
         )
-        # Of recipients that hosts are asked for: also told to what learns from it.
+        # By recipient, once its hosts are dialled: the learners are told, too.
         self._traces: dict[int, Trace] = {}
         self._groups: list[_Group] = []
         self._opening: asyncio.Task[None] | None = None
@@ -142,8 +142,8 @@ class Delivery:
     async def outcomes(self) -> list[Outcome]:
         """Return the outcome of each recipient, in their order, when all are known.
 
-        Nothing a host, a name server or a strange address does makes this raise; our
-        own bugs come out as `Deferred`. When the calling task is cancelled, so is the
+        Nothing that a host, a name server or a strange address does makes this raise. A
+        bug of ours becomes a `Deferred`. When the calling task is cancelled, so is the
         delivery: recipients that are not settled yet are deferred at once, and
         `asyncio.CancelledError` goes on.
         """
@@ -159,8 +159,7 @@ class Delivery:
         """Leave the message to the mail server, as far as that is still possible.
 
         No host is dialled and no final dot is sent any more. Recipients whose dot is out
-        are settled by what becomes of it, for which `DOT_TIME` is waited; all others are
-        deferred at once.
+        are settled by its reply, in `DOT_TIME` or less. All others are deferred at once.
 
         Args:
             why: For the text of those outcomes.
@@ -179,7 +178,9 @@ class Delivery:
 
     async def _run(self) -> list[Outcome]:
         try:
-            await self._deliver()
+            if self._cancelled is None:
+                async with asyncio.TaskGroup() as tasks:
+                    self._opening = tasks.create_task(self._open(tasks))
         except asyncio.CancelledError:
             stopped = LocalTrouble("the delivery was cancelled")
             self._settlement.stop(trouble.own_trouble(stopped))
@@ -198,11 +199,6 @@ class Delivery:
             await self._claims.finish()
         except Exception as error:
             self._trace.trouble(error)
-
-    async def _deliver(self) -> None:
-        if self._cancelled is None:
-            async with asyncio.TaskGroup() as tasks:
-                self._opening = tasks.create_task(self._open(tasks))
 
     async def _open(self, tasks: asyncio.TaskGroup) -> None:
         """Begin to send to each group of recipients, unless the message goes nowhere."""
@@ -229,7 +225,7 @@ class Delivery:
         self._groups.append(group)
 
     def _mailboxes(self) -> dict[int, Mailbox]:
-        """Return the forward-paths; one that is no address is settled at once."""
+        """Return the forward-paths; settle those that are no address."""
         mailboxes = {}
         for place, text in enumerate(self._request.recipients):
             try:
@@ -239,10 +235,10 @@ class Delivery:
         return mailboxes
 
     def _note_journal_keys(self, digest: bytes) -> None:
-        """Give each recipient its entry in the journal, if there is one.
+        """Give each recipient its key in the journal, if the journal is kept.
 
-        Without the mail server's name for the message, and without the field that
-        each mail server writes on top, two equal messages would be taken for one.
+        It needs the mail server's name for the message, or the field that each mail
+        server writes on top. Without both, two equal messages would be taken for one.
         """
         name = self._request.queue_id
         if not self._context.options.journal.keep or not (
@@ -253,18 +249,14 @@ class Delivery:
             nexthop, _ = destination(self._request.nexthop, mailbox.domain)
             aim = journal.aim_of(nexthop, self._context.options.port)
             self._journal_keys[place] = journal.entry_key(
-                name, aim, digest, self._sender(), mailbox.wire
+                name, aim, digest, self._envelope.sender, mailbox.wire
             )
-
-    def _sender(self) -> str:
-        reverse_path = self._envelope.reverse_path
-        return reverse_path.wire if reverse_path else ""
 
     def _grouped(self) -> dict[tuple[str, str, bool], list[int]]:
         """Return {(nexthop, destination domain, needs SMTPUTF8): places}.
 
-        Those whose address needs SMTPUTF8 go by themselves: a host that cannot
-        take theirs is no reason to refuse the others.
+        Recipients whose address needs SMTPUTF8 go by themselves: a host that does not
+        offer it must not keep the message from the others.
         """
         groups: dict[tuple[str, str, bool], list[int]] = {}
         for place, mailbox in self._envelope.recipients.items():
@@ -273,7 +265,7 @@ class Delivery:
         return groups
 
     async def _send_once(self, tasks: asyncio.TaskGroup, group: _Group) -> None:
-        """Send to those of a group that are not settled already, nor delivered to elsewhere."""
+        """Send to the group, except where the journal has an outcome or another process."""
         await self._claims.claim(group.places)
         busy = self._settlement.those(RecipientState.ELSEWHERE, group.places)
         group.places = self._settlement.those(RecipientState.OPEN, group.places)
@@ -284,7 +276,7 @@ class Delivery:
             await self._send(group)
 
     async def _send_after_others(self, group: _Group) -> None:
-        """Wait for what another process makes of the same message."""
+        """Wait for the outcome of another process, then send to the rest of the group."""
         wait = self._context.options.journal.wait
         left = self._request.deadline - self._trace.now()
         await self._claims.claim_later(group.places, min(wait, left / 3))
@@ -295,7 +287,7 @@ class Delivery:
             await self._send(group)
 
     async def _send(self, group: _Group) -> None:
-        """Plan and attempt for one group; the owner of its whole trouble."""
+        """Plan and attempt for one group; handle all that fails in it."""
         deadline = self._request.deadline
         try:
             aim = nexthop_aim(parse_nexthop(group.nexthop, self._context.options.port))
@@ -333,7 +325,7 @@ class Delivery:
             await self._context.domains.took(group.domain, plan.lookups)
 
     async def _attempt(self, stay: Stay, group: _Group, plan: Plan) -> bool:
-        """Attempt a delivery, unless all hosts failed a moment ago, or are too busy.
+        """Attempt a delivery, unless all hosts failed a moment ago, or have no place.
 
         Returns whether any host took the message.
         """
@@ -371,7 +363,7 @@ class Delivery:
         known: KnownHosts,
         due: Iterable[Candidate],
     ) -> bool:
-        """Dial the candidates, and beside it those that are *due*; learn from all of it.
+        """Dial the candidates, and probe those that are *due*; learn from both.
 
         Returns whether any host took the message.
         """
@@ -393,9 +385,19 @@ class Delivery:
             outcome = plan.with_unresolved(plan.as_far_as_known(outcome))
             self._settlement.settle(place, outcome, delays, tried)
 
+        message = Message(
+            trace,
+            self._envelope,
+            self._mail_data,
+            self._settlement,
+            self._claims,
+            self._request.may_send_dot,
+            self._request.deadline,
+            self._request.ends,
+        )
         group.attempt = Attempt(
             self._context,
-            self._message(trace),
+            message,
             plan,
             group.places,
             settle=settle,
@@ -412,18 +414,6 @@ class Delivery:
         states = [self._settlement[place].state for place in group.places]
         return RecipientState.DELIVERED in states
 
-    def _message(self, trace: Trace) -> Message:
-        return Message(
-            trace,
-            self._envelope,
-            self._mail_data,
-            self._settlement,
-            self._claims,
-            self._request.may_send_dot,
-            self._request.deadline,
-            self._request.ends,
-        )
-
     def _message_id(self) -> str:
         """Return a name for the message, the same when it is tried again."""
         request = self._request
@@ -434,7 +424,7 @@ class Delivery:
         plan = await self._context.planner.plan(
             parse_nexthop(group.nexthop, self._context.options.port),
             destination_domain=group.domain,
-            reverse_path=self._sender(),
+            reverse_path=self._envelope.sender,
             forward_path=next(iter(self._envelope.recipients.values())).wire,
         )
         plan = plan._replace(unresolved=await self._context.failed_lookups.recent(plan))
@@ -457,6 +447,5 @@ class Delivery:
             recipient=recipient.text,
             outcome=recipient.outcome,
             delays=recipient.delays or Delays(dns=self._trace.now()),
-            egress=egress_of(recipient.outcome.relay),
             tried=recipient.tried,
         )

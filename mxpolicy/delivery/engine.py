@@ -1,8 +1,8 @@
 """The engine: one message in, an outcome for every recipient out.
 
-All doors use it, and a door decides nothing about delivery. What all messages share is the
-`Context`; the way of one message is a `Delivery`. The engine also says what would happen to
-a message, as a delivery would go about it (`Engine.plan`, `Engine.forecast`).
+All doors use it, and a door decides nothing about delivery. A `Context` is shared by all
+messages, and a `Delivery` takes one message from call to outcome. The engine also says
+what would happen to a message (`Engine.plan`, `Engine.forecast`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """Delivers messages, any number, also at the same time; and says what would happen.
+    """Delivers messages, also many at a time, and says what would happen to one.
 
     Args:
         context: What all messages share.
@@ -44,14 +44,14 @@ class Engine:
     ) -> Plan:
         """Return which hosts a message would be tried at, and why; none is dialled.
 
-        As `deliver` goes about it, so that what is shown is what will happen.
+        It uses what `deliver` uses, so that it shows what will happen.
 
         Args:
             nexthop: ``""`` means the recipient's own domain.
             sender: Reverse-path; ``""`` or ``<>`` is the null one.
             recipient: Forward-path; ``""`` when it is not known. Then the nexthop
-                is taken for the operator's, whose trouble never bounces.
-            within: Seconds for it, where there is less time than a message has.
+                counts as written by the operator, so no failure of it bounces.
+            within: Seconds, where there is less time than a message has.
         """
         try:
             reverse_path = parse_reverse_path(sender)
@@ -82,9 +82,9 @@ class Engine:
         recipient: str,
         within: float | None = None,
     ) -> Forecast:
-        """Return what would become of a message now: the plan, and what is remembered.
+        """Return what would happen to a message now: the plan, and what is remembered.
 
-        As `deliver` goes about it; no host is dialled, and nothing is written.
+        It uses what `deliver` uses. No host is dialled, and nothing is written.
 
         Args:
             nexthop: See `plan`.
@@ -92,7 +92,7 @@ class Engine:
             recipient: See `plan`.
             within: See `plan`.
         """
-        # A delivery does without it, and each module costs a process of its own time.
+        # A delivery does not need it, and each import costs time in every process.
         from mxpolicy.delivery.forecast import Forecast, forecast
 
         plan = await self.plan(nexthop, sender, recipient, within)
@@ -103,7 +103,7 @@ class Engine:
             return forecast(plan, known, self.context.memory.options)
         refusal = plan.refusal
         if recipient and is_missing(refusal):
-            # It was understood, or there would be another refusal.
+            # The recipient is an address, or there would be another refusal.
             _, domain = destination(nexthop, parse_mailbox(recipient).domain)
             domains = self.context.domains
             refusal = await domains.unless_stale(domain, refusal, note=False)

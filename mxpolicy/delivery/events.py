@@ -1,11 +1,11 @@
-"""What happened, as values: the one stream on which log, demo and metrics live.
+"""The events of a delivery, as values: all that log, demo and metrics are made of.
 
-A request brings ``observe: Callable[[Event], None]``, which is called as things
-happen; nothing else logs or counts a delivery. An observer must not block, and what it
-raises is lost. Every event carries:
+A request brings ``observe: Callable[[Event], None]``, which is called for each event.
+Nothing else logs or counts a delivery. An observer must not block, and what it raises is
+lost. Every event carries:
 
 at
-    Seconds since the message was taken in hand, monotonic.
+    Seconds since the delivery began, monotonic.
 queue_id
     The mail server's name for the message; empty for what concerns no message, or one
     without a name.
@@ -185,7 +185,6 @@ class RecipientSettled(NamedTuple):
     recipient: str
     outcome: Outcome
     delays: Delays
-    egress: str
     tried: tuple[str, ...]
     queue_id: str = ""
 

@@ -1,11 +1,11 @@
 """Where log lines go: syslog, the journal, standard error, or a file.
 
-One datagram or one write for each line, and never a wait: a log that cannot be
-written must not stop or delay mail. What could not be written is counted, and
-the next line that can be is preceded by one that says so.
+Each line is one datagram or one write, and never waits: a log that cannot be written
+must not stop or delay mail. Lost lines are counted. The next line that can be written
+comes after one that says so.
 
-`logging` is not used: a datagram takes a fifth of its time for each line, and
-`mxpolicy pipe` would have to import it.
+`logging` is not used: it takes five times as long for each line, and `mxpolicy pipe`
+would have to import it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Log:
                 self._sink = _File(path, plain=self._json)
 
     def observe(self, event: Event) -> None:
-        """Write *event* if it is to be logged. It is lost where that would mean waiting."""
+        """Write *event* if it is to be logged; lose it rather than wait."""
         if not self._every_step and not is_always_logged(event):
             return
         if self.lost:
@@ -105,8 +105,8 @@ class Log:
             self.trouble = exc.strerror or str(exc)
             return False
         except Exception as exc:
-            # A fault of ours in a log line must not change what becomes of mail:
-            # the event after a host's 250 is observed before we have answered.
+            # A bug of ours in a log line must not change what happens to mail: the event
+            # after a host's 250 is observed before we have answered.
             self.trouble = f"{type(exc).__name__}: {exc}"
             return False
         return True
@@ -128,7 +128,7 @@ class Log:
 
 
 def is_always_logged(event: Event) -> bool:
-    """Return whether *event* is logged where not every step is."""
+    """Return whether *event* is logged even where the single steps are not."""
     if isinstance(event, AccessJudged):
         return event.action != DUNNO
     return isinstance(event, RecipientSettled | StrayReply | Trouble)
@@ -145,7 +145,7 @@ def _tag() -> str:
     return f"mxpolicy[{os.getpid()}]"
 
 
-# Sinks: `write` puts one line where it belongs, or raises OSError at once.
+# Sinks: `write` writes one line, or raises OSError at once.
 
 
 class _Datagrams:
@@ -181,7 +181,7 @@ class _Datagrams:
 
 
 class _Syslog(_Datagrams):
-    """syslogd's local socket. It knows the time itself, and the host (RFC 3164 §4.1)."""
+    """syslogd's local socket; syslogd adds the time and the host (RFC 3164 §4.1)."""
 
     def write(self, line: str, severity: int, now: str) -> None:
         self.send(f"<{FACILITY_MAIL << 3 | severity}>{_tag()}: {line}".encode("ascii"))
@@ -205,8 +205,8 @@ class _Stderr:
     """Standard error, which may be a pipe that is not read."""
 
     def write(self, line: str, severity: int, now: str) -> None:
-        # Its O_NONBLOCK is not ours to change: others hold the same open file. A
-        # pipe that polls writable takes PIPE_BUF bytes, and no line has more.
+        # O_NONBLOCK would be set for all processes that hold the same open file. A pipe
+        # that polls writable takes PIPE_BUF bytes, and no line has more.
         poll = select.poll()
         poll.register(STDERR, select.POLLOUT)
         if not any(ready & select.POLLOUT for _, ready in poll.poll(0)):
@@ -222,7 +222,7 @@ class _File:
 
     def __init__(self, path: str, *, plain: bool) -> None:
         self._path = path
-        self._plain = plain  # a JSON line has its own time, and nothing around it
+        self._plain = plain  # a JSON line has its own time
         self._descriptor: int | None = None
         self._mend = ""  # ends a line that was written in part
 

@@ -1,7 +1,7 @@
 """An event as one line of a log: Postfix's form, or JSON with the same facts.
 
-Pure: values in, one printable line out, never longer than `MAX_LINE`. Whoever
-writes it (`mxpolicy.delivery.log`) adds the time and the name of the program.
+Pure: values in, one printable line out, never longer than `MAX_LINE`.
+`mxpolicy.delivery.log`, which writes it, adds the time and the name of the program.
 
 A recipient's line, the only one unless every step is logged::
 
@@ -9,8 +9,8 @@ A recipient's line, the only one unless every step is logged::
     egress=direct, delay=1.7, delays=0.02/1.5/0.08/0.1, dsn=2.0.0, status=sent
     (250 2.0.0 Ok: queued as 4bXzA), tried=mx1.example.com[192.0.2.1]:25 filtered 1.5s
 
-``delays`` are dns/reach/tls/transfer, in seconds. ``tried`` comes after the
-text because it may be long, and is cut at its end: what matters stands first.
+``delays`` are dns/reach/tls/transfer, in seconds. ``tried`` comes last, because it may be
+long, and a line that is too long is cut at its end.
 """
 
 from __future__ import annotations
@@ -36,25 +36,27 @@ from mxpolicy.delivery.events import (
 )
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import printable
-from mxpolicy.routing.candidate import shown_of
+from mxpolicy.routing.candidate import egress_of, shown_of
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.events import Event
-    from mxpolicy.outcome import Outcome
     from mxpolicy.routing.candidate import Candidate
 
     Facts = dict[str, object]
 
 __all__ = ["MAX_LINE", "json_line", "text_line"]
 
-# With what syslog and a file put before it, it stays under PIPE_BUF, 4096: then
-# lines of several processes are never mixed, and no syslogd cuts them (RFC 5424
-# §6.1 asks for 2048 and rsyslog takes 8192).
+# With what syslog and a file put before it, a line stays under PIPE_BUF, 4096. So lines
+# of several processes never mix, and no syslogd cuts them (RFC 5424 §6.1 asks for 2048
+# and rsyslog takes 8192).
 MAX_LINE = 4000
 
 MAX_ADDRESS = 320  # RFC 5321 §4.5.3.1: 64 + 1 + 255
 MAX_TEXT = 1000  # of an outcome; so that `tried` has room beside it
 MAX_ID = 100
+
+# Postfix's words.
+_STATUS = {Delivered: "sent", Deferred: "deferred", Bounced: "bounced"}
 
 
 def text_line(event: Event) -> str:
@@ -85,23 +87,23 @@ def json_line(event: Event, time: str) -> str:
 
 
 def _facts(event: Event) -> Facts:
-    """Return what *event* says, in the order of both formats; values as it has them."""
+    """Return the facts of *event*, in the order of both formats, not yet formatted."""
 
     def of(word: str, candidate: Candidate, **more: object) -> Facts:
         return {"event": word, "at": event.at, "candidate": candidate, **more}
 
     match event:
-        case RecipientSettled(at, recipient, outcome, delays, egress, tried):
+        case RecipientSettled(at, recipient, outcome, delays, tried):
             return {
                 "event": "settled",
                 "at": at,
                 "to": recipient,
                 "relay": shown_of(outcome.relay),
-                "egress": egress,
+                "egress": egress_of(outcome.relay),
                 "delay": at,
                 "delays": delays,
                 "dsn": str(outcome.status),
-                "status": _status(outcome),
+                "status": _STATUS[type(outcome)],
                 "text": printable(outcome.text, MAX_TEXT),
                 "tried": tried,
             }
@@ -162,7 +164,7 @@ def _facts(event: Event) -> Facts:
 
 
 def _as_text(name: str, value: Any) -> str:
-    """Return a fact as Postfix would write it, with what parts it from the one before."""
+    """Return a fact as Postfix would write it, with the separator before it."""
     match name:
         case "event":
             return f", {value}"
@@ -222,7 +224,7 @@ def _as_json(name: str, value: Any) -> Facts:
 
 
 def _shorten(facts: Facts) -> None:
-    """Take from what is longest: lists lose their end first, counted as left out."""
+    """Cut the longest fact: first the lists, whose lost items are counted as left out."""
     lists = {name: one for name, one in facts.items() if isinstance(one, list) and one}
     if not lists:
         texts = {name: one for name, one in facts.items() if isinstance(one, str)}
@@ -242,18 +244,6 @@ def _shorten(facts: Facts) -> None:
 
 def _identity(event: Event) -> str:
     return printable(event.queue_id, MAX_ID) or "NOQUEUE"
-
-
-def _status(outcome: Outcome) -> str:
-    """Return Postfix's word for it."""
-    match outcome:
-        case Delivered():
-            return "sent"
-        case Deferred():
-            return "deferred"
-        case Bounced():
-            return "bounced"
-    assert_never(outcome)
 
 
 def _seconds(value: float) -> str:

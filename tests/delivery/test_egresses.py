@@ -20,7 +20,7 @@ from mxpolicy.delivery.plan import Planner
 from mxpolicy.delivery.sessions import Sessions
 from mxpolicy.net.dial import dial
 from mxpolicy.outcome import Deferred
-from mxpolicy.routing.candidate import DIRECT
+from mxpolicy.routing.candidate import DIRECT, egress_of
 from mxpolicy.routing.host_record import HostRecord, decode
 from mxpolicy.state.store import JOURNAL
 from tests.delivery.attempts import run
@@ -175,7 +175,7 @@ def test_both_are_tried_and_told_apart_when_both_fail() -> None:
         assert isinstance(outcome, Deferred)
         tried = [one.rpartition("s")[0].split(" ")[:2] for one in last(site).tried]
         assert tried == [[RELAY, "refused"], [f"{RELAY}/tunnel", "greeting_4xx"]]
-        assert last(site).egress == TUNNEL, "which came further"
+        assert egress_of(last(site).outcome.relay) == TUNNEL, "which came further"
         # The sender is told of hosts, not of our firewall.
         assert "tunnel" not in outcome.text
         assert outcome.text.count(RELAY) >= 2
@@ -197,7 +197,7 @@ def test_both_are_held_at_once_and_the_better_one_is_taken() -> None:
             if one.phase.word == "ready"
         ]
         assert sorted(ready) == [DIRECT, TUNNEL]
-        assert last(site).egress == DIRECT
+        assert egress_of(last(site).outcome.relay) == DIRECT
 
     play(direct, tunnel, work)
     assert len(direct.taken) == 1
@@ -219,12 +219,12 @@ def test_doubt_at_the_dot_is_of_the_one_by_which_it_was_sent(first: str) -> None
         assert isinstance(outcome, Deferred)
         assert outcome.may_have_arrived
         assert outcome.text.startswith(f"{RELAY} ended")
-        assert last(site).egress == first
+        assert egress_of(last(site).outcome.relay) == first
         assert f"\t{word},1\t" in await journal(site)
         if first == DIRECT:  # then the other one is asked before it
             (again,) = await site.send()
             assert status(again) == "Delivered 2.0.0"
-            assert last(site).egress == TUNNEL
+            assert egress_of(last(site).outcome.relay) == TUNNEL
 
     play(direct, tunnel, work)
 

@@ -34,7 +34,6 @@ SENT = RecipientSettled(
     "kim@example.com",
     Delivered(EnhancedStatus(2, 0, 0), OK.text, OK, "mx.example.com[192.0.2.1]:25"),
     Delays(),
-    "direct",
     (),
     "4bXyz1",
 )

@@ -59,7 +59,7 @@ TRIED = ("mx1.example.com[192.0.2.1]:25 filtered 1.5s",)
 def settled(outcome: Outcome, *, tried: tuple[str, ...] = ()) -> RecipientSettled:
     delays = Delays(0.02, 1.504, 0.08, 0.1)
     return RecipientSettled(
-        1.704, "kim@example.com", outcome, delays, "direct", tried
+        1.704, "kim@example.com", outcome, delays, tried
     )  # fmt: skip
 
 
@@ -421,9 +421,7 @@ def test_no_text_of_a_stranger_breaks_a_line(
     queue_id: str, recipient: str, text: str, tried: tuple[str, ...]
 ) -> None:
     outcome = Deferred(EnhancedStatus(4, 0, 0), text)
-    event = RecipientSettled(
-        0.0, recipient, outcome, Delays(), "direct", tried, queue_id
-    )
+    event = RecipientSettled(0.0, recipient, outcome, Delays(), tried, queue_id)
     for line in (text_line(event), json_line(event, TIME)):
         assert re.fullmatch(f"[ -~]{{1,{MAX_LINE}}}", line)
     said = json.loads(json_line(event, TIME))["to"]
@@ -452,7 +450,7 @@ def test_readme_shows_what_is_written() -> None:
     tried = ("mx1.example.com[192.0.2.1]:25 filtered 1.6s",)
     event = RecipientSettled(
         *(1.77, "you@example.com", outcome, Delays(0.02, 1.6, 0.0, 0.15)),
-        *("direct", tried, "4ZbX3k0Qz"),
+        *(tried, "4ZbX3k0Qz"),
     )
     readme = "".join(README.read_text().split())
     for line in (text_line(event), json_line(event, TIME)):

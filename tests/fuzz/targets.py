@@ -179,7 +179,7 @@ def _show(outcome: Outcome, tried: tuple[str, ...], finding: Finding) -> None:
     assert_shown(line.removesuffix("\n"), MAX_ANSWER - 1)
     assert re.match(r"[45]\.\d{1,3}\.\d{1,3} ", line), line
     assert (line[0] == "5") == (status == EXIT_BOUNCE)
-    settled = RecipientSettled(1.0, recipient, outcome, Delays(), "direct", tried)
+    settled = RecipientSettled(1.0, recipient, outcome, Delays(), tried)
     for event in (settled, CandidateFailed(1.0, CANDIDATE, finding)):
         assert_shown(text_line(event), MAX_LINE)
         written = json_line(event, "2000-01-01T00:00:00Z")
