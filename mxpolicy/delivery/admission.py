@@ -1,12 +1,12 @@
-"""The door of the engine: which deliveries go on now, and which are put off.
+"""Admission: which deliveries go on now, and which are put off.
 
-The shell of `mxpolicy.routing.places`, which decides. While a delivery runs, a row of
-the store says which process it is, where it is going, and what it waits for. The row is
-removed at the end, and the row of a process that was killed counts for nothing. Rows
-of other machines, and of other containers, are about their own places.
+The shell of `mxpolicy.routing.places`, which decides. While a delivery runs it has a row
+in the store: its process, its destination, and the host that it waits for. The row is
+removed at the end. The row of a process that was killed does not count. Other machines
+and other containers have places of their own.
 
 A quiet machine pays one row, two looks and one removal for each message. Nothing here
-makes a delivery fail: without a store that works, nobody is limited.
+makes a delivery fail: without a store that works, there is no limit.
 """
 
 from __future__ import annotations
@@ -41,32 +41,32 @@ if TYPE_CHECKING:
 
 __all__ = ["Admission", "Stay"]
 
-# What keys begin with: a place that is taken, what an aim was lately.
+# What keys begin with: a place that is taken; how an aim was lately.
 PLACE = "place "
 LATELY = "lately "
 
-# Seconds for which an aim counts as limited: one that was waited for, and one of which
-# that could not be said yet.
+# Seconds for which an aim counts as limited: where deliveries waited for it, and where
+# that was not clear yet.
 LIMITED_FOR = 600.0
 UNDECIDED_FOR = 10.0
-# Seconds for which one that mail goes through to counts as well: few, because it may
-# cease to answer in the middle of a burst.
+# Seconds for which an aim that takes mail counts as well: few, because it may stop in
+# the middle of a burst.
 WELL_FOR = 10.0
 # Seconds past the deadline that a row is kept: the final dot may still be unanswered.
 SLACK = 900.0
-# Seconds between two looks at who is there.
+# Seconds between two looks at the places that are taken.
 LOOK_AGAIN = 0.25
 
 
 class Admission:
-    """The places of a machine, as its deliveries tell each other.
+    """The places of a machine, which its deliveries share.
 
     Args:
         store: Never raises; see `mxpolicy.state.fallback`.
         processes: How many places there are; 0 is no limit, and then nothing is written.
         utc: Seconds since the epoch.
         owner: Returns which process we are.
-        lives: Whether the process of a row is still there.
+        lives: Whether the process of a row is still alive.
     """
 
     def __init__(
@@ -87,8 +87,8 @@ class Admission:
     async def places(self, me: Owner) -> list[Place]:
         """Return the places of the other processes of this machine.
 
-        While there is room for all, those of dead processes may be among them:
-        nobody needs to know.
+        While there is room for all, places of dead processes may be among them: they do
+        no harm then.
         """
         rows = [
             row
@@ -107,32 +107,32 @@ class Admission:
         return False
 
     async def lately(self, aims: Collection[str]) -> dict[str, Lately]:
-        """Return what is known of *aims*."""
+        """Return how *aims* were lately, as far as it is known."""
         rows = await self.store.get_many([LATELY + aim for aim in aims])
-        found = {key: self._understood(value) for key, value in rows.items()}
+        found = {key: self._parsed(value) for key, value in rows.items()}
         return {key.removeprefix(LATELY): one for key, one in found.items() if one}
 
-    def _understood(self, value: bytes) -> Lately | None:
+    def _parsed(self, value: bytes) -> Lately | None:
         try:
             word, until = value.decode("ascii").split(" ")
             what, left = Lately(word), float(until) - self.utc()
         except ValueError:
             return None
-        # More is left than is ever given where the clock was set back.
+        # More is left than is ever given only where the clock was set back.
         longest = LIMITED_FOR if what is Lately.LIMITED else WELL_FOR
         return what if 0 < left <= longest else None
 
     async def note(self, aim: str, what: Lately, seconds: float) -> None:
-        """Have *aim* count as *what* for so long."""
+        """Let *aim* count as *what* for so many seconds."""
         until = self.utc() + seconds
         value = f"{what.value} {until:.3f}".encode("ascii")
         await self.store.put(LATELY + aim, value, until, weight=HEAVY)
 
     async def went_through(self, aims: Collection[str], is_busy: bool) -> None:
-        """Take note that mail goes through, where others may want to know it.
+        """Note that mail goes through, where that may help another delivery.
 
         Args:
-            aims: What for.
+            aims: Where it goes through.
             is_busy: Whether many places are taken.
         """
         known = await self.lately(aims)
@@ -142,14 +142,14 @@ class Admission:
 
 
 class Stay:
-    """One delivery, from the door to its end.
+    """The place of one delivery, from its begin to its end.
 
-    Call `enter` first, and `dial` before any host is dialled; tell everything to
-    `learn`, and in the end, whatever has happened, call `leave`.
+    Call `enter` first, and `dial` before any host is dialled. Give every event to
+    `learn`. In the end call `leave`, whatever has happened.
 
     Args:
         admission: The engine's.
-        aim: What all mail to the same nexthop has in common.
+        aim: The one spelling of the nexthop.
         clock: Seconds, as events have them.
         until: When the delivery is over at the latest, on *clock*.
         tell: Given what goes wrong in the background: a bug of ours.
@@ -178,12 +178,12 @@ class Stay:
         self._has_waited = False
         self._met: set[str] = set()  # hosts that were ready
         self._was_tight = False
-        self._has_looked = False  # long enough at those who may wait or not
+        self._has_looked = False  # long enough at places that may be waiting
         self._alarm: asyncio.TimerHandle | None = None
         self._is_outdated = False
         self._writer = Writer(tell)
 
-    # -- at the door ----------------------------------------------------------
+    # -- before the delivery --------------------------------------------------
 
     async def enter(self) -> Deferred | None:
         """Take a place; return why there is none."""
@@ -203,14 +203,14 @@ class Stay:
     async def dial(self, candidates: Sequence[Candidate]) -> Deferred | None:
         """Return why *candidates* may not be dialled now, None when they may.
 
-        Asks again only where places were rare a moment ago.
+        It looks again only where few places were left a moment ago.
         """
         if not self._has_place:
             return None
         self._hosts = first_hosts(candidates)
         if not self._was_tight:
             return None
-        self._silence()  # what we wait for here is nobody's fault
+        self._silence()  # this wait is no host's fault
         refusal = await self._refusal(self._hosts)
         if refusal is None:
             await self._put()
@@ -218,7 +218,7 @@ class Stay:
         return refusal
 
     async def _refusal(self, aims: Sequence[str]) -> Deferred | None:
-        """Return why we may not go on; wait where that cannot be said yet."""
+        """Return why we may not go on; wait where that is not clear yet."""
         came = self._clock()
         most = (self._until - came) / 3
         while True:
@@ -236,7 +236,7 @@ class Stay:
                 await asyncio.sleep(LOOK_AGAIN)
 
     async def _turned_away(self, over: OverLimit, seconds: float) -> Deferred:
-        """Return why, and let those who come within *seconds* know it at once."""
+        """Return why, and let deliveries of the next *seconds* know it at once."""
         if seconds:
             await self._admission.note(over.aim, Lately.LIMITED, seconds)
         return trouble.no_place(over, self._admission.utc())
@@ -254,13 +254,13 @@ class Stay:
     # -- while it goes on -----------------------------------------------------
 
     def planned(self) -> None:
-        """It is known who can be dialled."""
+        """The candidates are known."""
         self._progress.planned(self._clock())
         if self._has_place:
             self._watch()
 
     def learn(self, event: events.Event) -> None:
-        """Take note of what happens; never waits."""
+        """Note what happens; never waits."""
         if not self._has_place:
             return
         match event:
@@ -283,7 +283,7 @@ class Stay:
         self._watch()
 
     def _watch(self) -> None:
-        """See to it that others learn when we begin, or cease, to wait."""
+        """Let other deliveries know when we begin, or cease, to wait."""
         due = self._progress.waits_from - self._clock()
         if self._is_waiting != (due <= 0):
             self._is_waiting = due <= 0
@@ -299,7 +299,7 @@ class Stay:
             self._alarm = None
 
     def _write(self) -> None:
-        """Have our row say what is true, without waiting for it."""
+        """Bring our row up to date, without waiting for it."""
         if not self._is_outdated:
             self._is_outdated = True
             self._writer.do_later(self._write_if_outdated)
@@ -371,8 +371,8 @@ def _process(owner: Owner) -> str:
 def _is_neighbour(owner: Owner, me: Owner) -> bool:
     """Return whether it is another process of this mail server.
 
-    Another machine, or container, that shares the store has places of its own; and
-    where processes cannot be told from each other, nobody is limited.
+    Another machine, or container, that shares the store has places of its own. Where
+    processes cannot be told from each other, there is no limit.
     """
     here = (me.machine, me.boot, me.namespace)
     return (

@@ -1,11 +1,11 @@
 """How a candidate is connected to, and what is asked of it before the final dot. Pure.
 
-A path may swallow what an ordinary session sends. Two other approaches get around that:
+A path may swallow packets of an ordinary session. Two other approaches get around that:
 
 * Small segments, where the path swallows large ones (RFC 2923 §2.1).
-* A dot that is sent before the body is acknowledged. A firewall that passes the body
-  and drops the bare acknowledgements for it looks like one that drops the body. The
-  reply to a dot comes through.
+* A dot that is sent before the body is acknowledged. A firewall may pass the body and
+  drop the acknowledgements for it, which looks as if it dropped the body. The reply to a
+  dot comes through.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mxpolicy.routing.tls_requirement import Level, Source, TlsRequirement
 
 __all__ = ["SMALL_SEGMENT", "Approach"]
 
-# Bytes. Every host must take so many (RFC 9293 §3.7.1), so every path lets them pass.
+# Bytes. Every host must take segments of this size (RFC 9293 §3.7.1).
 SMALL_SEGMENT = 536
 
 
@@ -24,10 +24,10 @@ class Approach(NamedTuple):
     """One way to begin and to hold a session.
 
     Attributes:
-        tls: What is asked of it.
+        tls: The TLS that is asked of it.
         segment_size: Largest TCP segment in bytes, both ways; None is the kernel's.
         waits_for_body: Whether the dot waits until the host's kernel has acknowledged
-            the mail data. Any other sender does not wait.
+            the mail data. Other senders do not wait.
     """
 
     tls: TlsRequirement
@@ -36,7 +36,7 @@ class Approach(NamedTuple):
 
     @property
     def is_ordinary(self) -> bool:
-        """Whether nothing is done about what the path may swallow."""
+        """Whether it does nothing about a path that swallows packets."""
         return self.segment_size is None and self.waits_for_body
 
     @property

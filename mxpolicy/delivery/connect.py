@@ -1,8 +1,8 @@
 """From a candidate to a session that is ready: dial, open, and what to try next.
 
-A second connection gets around two things that stand between us and a host. Where TLS
-fails, it goes in clear, at level ``may``. Where the path swallows large packets, it has
-small segments. The race knows one candidate, whatever is tried here.
+A second connection gets around two obstacles. Where TLS fails, it is in clear, at level
+``may``. Where the path swallows large packets, it has small segments. For the race it is
+one candidate, whatever is tried here.
 
 ===================  ==============================  ==============================
 what was tried       what failed                     what is tried next
@@ -44,7 +44,7 @@ class Dial(Protocol):
 
 
 class Egress(NamedTuple):
-    """One way out, and what we are there.
+    """One way out, and our name there.
 
     Attributes:
         dial: Connects to a candidate.
@@ -62,12 +62,12 @@ class Egress(NamedTuple):
 async def connect(
     egress: Egress, candidate: Candidate, asked: Approach, listener: Listener
 ) -> Session:
-    """Connect to *candidate* and go on to ready, by *asked* or what comes next.
+    """Connect to *candidate* and go on to ready, by *asked* or the approaches after it.
 
-    What has failed is the first failure. The later ones are remarks in its text. A host
-    may refuse the second connection for the sake of the first. The first may have failed
-    for the sake of a name that anybody can give a host. That is not to be remembered for
-    all mail.
+    The first failure is the one that is raised, with the later ones as remarks in its
+    text. A host may refuse the second connection because of the first. The first may have
+    failed because of a name, which anyone can give to a host. So a later failure must not
+    be remembered for all mail.
 
     Args:
         egress: The one of *candidate*.

@@ -1,7 +1,7 @@
 """Before an attempt: in which order its hosts are asked, or why none is.
 
-Mail is delayed here only where no other host is left, by `LONGEST_WAIT` at most: for
-another message's probe. Only a refusal settles anything: all hosts failed a moment ago.
+Mail waits here only where no other host is left: for another message's probe, and for
+`LONGEST_WAIT` at most. It is deferred only when all hosts failed a moment ago.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Consulted", "consult", "refusal_of"]
 
-# Seconds that a message without any other host waits for another one's probe, less up
-# to a fifth by chance: messages that began to wait together do not dial together.
+# Seconds that a message with no other host waits for another message's probe. Up to a
+# fifth is taken off by chance: messages that wait together must not dial together.
 LONGEST_WAIT = 15.0
-# Seconds between two looks at what has come of that probe.
+# Seconds between two looks for the result of that probe.
 LOOK_AGAIN = 0.25
 
 # Probes beside one message: a domain may have a hundred addresses that are due.
@@ -35,11 +35,11 @@ MAX_PROBES = 4
 
 
 class Consulted(NamedTuple):
-    """What is to be done with a plan.
+    """How a plan is carried out.
 
     Attributes:
         known: What is remembered, for the attempt. Its order is the one of asking.
-        due: Candidates that we have a lease of, to be probed beside the attempt.
+        due: Candidates that we hold the lease of, to be probed beside the attempt.
         refusal: The outcome of every recipient. Then no host is dialled.
         tried: With a refusal: one printable text for each candidate.
     """
@@ -62,10 +62,10 @@ async def consult(
     """Return in which order the candidates of *plan* are asked, or why none is.
 
     When all have failed, one message takes their leases, and its own delivery is the
-    probe. The others wait for what it finds, `LONGEST_WAIT` at most and not until
-    *deadline*. Then each dials for itself, like any sender that remembers nothing: the
-    message that probes may be slow, or dead. A wait ends in a deferral only when a new
-    full verdict was written of every candidate.
+    probe. The others wait for the result, for `LONGEST_WAIT` at most, and end well before
+    *deadline*. Then each dials for itself, like a sender without a memory: the message
+    that probes may be slow, or dead. A wait ends in a deferral only when every candidate
+    has a new full verdict.
 
     Args:
         memory: What is remembered.
@@ -89,7 +89,7 @@ async def consult(
         if not memory.options.fast_deferral:
             return Consulted(known)
         if not known.is_hopeless and await leases.take_all(keys):
-            # What the last holder has found was written before its lease was free.
+            # The last holder of the lease wrote its result before it gave it back.
             known = await memory.advise(plan.aim, plan.candidates)
             if not known.is_hopeless:
                 return Consulted(known)

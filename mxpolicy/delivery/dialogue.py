@@ -1,8 +1,8 @@
 """The bytes under a session: what leaves, what comes, and how waiting for it ends.
 
-A `Dialogue` moves bytes between a stream and `mxpolicy.protocol.smtp_client`. Every way
-in which that can fail becomes a `SessionFailed`. It gives no command, except for the
-final dot and QUIT: `mxpolicy.delivery.session` and `mxpolicy.delivery.transaction` do,
+A `Dialogue` moves bytes between a stream and `mxpolicy.protocol.smtp_client`. Every
+failure of that becomes a `SessionFailed`. It sends only the final dot and QUIT by itself.
+`mxpolicy.delivery.session` and `mxpolicy.delivery.transaction` give the other commands,
 and know what the answers mean.
 """
 
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import chain, repeat
 from typing import NamedTuple, TypeVar
 
 from mxpolicy.errors import MxPolicyError, RemoteProtocolError
@@ -32,14 +33,14 @@ from mxpolicy.routing.candidate import Awaited, Finding, Phase, Scope, Verdict, 
 
 __all__ = ["Dialogue", "Listener", "SessionFailed"]
 
-# Seconds for the rest of what a host has begun to say unasked.
+# Seconds for the rest of a reply that the host has begun unasked.
 _REST_OF_A_REPLY = 10.0
 
-# Seconds between two looks at what has become of a command that is not answered.
+# Seconds between two looks at whether an unanswered command has arrived.
 _LOOK = 1.0
 
-# What we wait for in each state. A transaction after RSET begins with MAIL; of a dot
-# that is known not to have left, only the body was awaited.
+# What we wait for in each state. A transaction after RSET begins with MAIL. While a dot
+# has not left, only the body is awaited.
 _AWAITED: dict[State, Awaited] = {
     State.GREETING: Awaited.GREETING,
     State.EHLO: Awaited.EHLO,
@@ -57,7 +58,7 @@ _AWAITED: dict[State, Awaited] = {
     State.CLOSED: Awaited.BODY,
 }
 
-# What it is when the host says goodbye, or what is no SMTP, in a phase before *ready*.
+# The verdict when the host says goodbye, or speaks no SMTP, in a phase before *ready*.
 _GOODBYE = {
     Phase.GREETING: Verdict.GREETING_4XX,
     Phase.EHLO: Verdict.EHLO_REFUSED,
@@ -65,10 +66,12 @@ _GOODBYE = {
 }
 _NONSENSE = {
     Phase.GREETING: Verdict.NOT_SMTP,
-    Phase.TLS: Verdict.TLS_FAILED,  # words in clear that must not be believed
+    Phase.TLS: Verdict.TLS_FAILED,  # a reply in clear that must not be believed
 }
 
 E = TypeVar("E")
+
+_Step = Callable[..., Awaitable[bool]]
 
 
 class SessionFailed(MxPolicyError):
@@ -89,7 +92,7 @@ class SessionFailed(MxPolicyError):
         self.client_hello_is_unanswered = False
 
     def add_remark(self, remark: str) -> None:
-        """Say *remark*, behind what is said already."""
+        """Append *remark* to the text."""
         text = "; ".join(filter(None, (self.finding.text, remark)))
         self.finding = self.finding._replace(text=printable(text))
 
@@ -98,13 +101,13 @@ class SessionFailed(MxPolicyError):
 
 
 class Listener(NamedTuple):
-    """Is told what a session does, as it does it. By default nothing listens.
+    """Is told what a session does, as it does it. By default it ignores all.
 
     Attributes:
         entered: A phase begins, on the way to ready.
         progressed: The host has answered a command of a transaction, or taken more of
             the mail data.
-        ignored: The host has said what answers nothing; it was dropped.
+        ignored: The host has sent a reply that answers no command; it was dropped.
     """
 
     entered: Callable[[Phase], None] = lambda phase: None
@@ -119,11 +122,11 @@ class Dialogue:
         stream: Connected.
         helo: Our name for EHLO.
         clock: Seconds, monotonic.
-        ignored: Is told of each reply that answers nothing and was dropped.
+        ignored: Is told of each reply that answers no command and was dropped.
 
     Attributes:
         stream: As given.
-        smtp: The protocol's side of it. What it is told to say leaves with `next`.
+        smtp: The protocol. The commands that it is given leave with `next`.
     """
 
     def __init__(
@@ -141,12 +144,12 @@ class Dialogue:
         self._phase = Phase.GREETING
         self._entered = clock()
         self._is_cut_short = False  # in the middle of the mail data
-        self._is_sent = True  # the kernel has taken all that we had to say
-        self._sent_until = 0  # what `Stream.acknowledged` is when it has arrived
-        self._dot_progress = 0.0  # seconds for the dot to leave in
+        self._is_sent = True  # the kernel has taken all that we had to send
+        self._sent_until = 0  # `Stream.acknowledged` once it has arrived
+        self._dot_progress = 0.0  # seconds in which the dot must leave
 
     def enter(self, phase: Phase) -> None:
-        """Begin *phase*: what fails from now on has failed in it."""
+        """Begin *phase*: any failure from now on is a failure in it."""
         self._phase, self._entered = phase, self._clock()
 
     # -- the end ----------------------------------------------------------
@@ -154,8 +157,8 @@ class Dialogue:
     def quit(self) -> None:
         """Say QUIT and let go, without waiting for the answer (as Postfix does).
 
-        A host that has judged the message before it had all of it gets no more of
-        it, and no orderly end that it might take for the end of the mail data.
+        A host that has refused the message in the middle gets no more of it. Nor does it
+        get an orderly end, which it might take for the end of the mail data.
         """
         if self._is_cut_short:
             self.abort()
@@ -168,13 +171,13 @@ class Dialogue:
         self.stream.close(last_words)
 
     def abort(self) -> None:
-        """Reset the connection: the host must not take what it has for a message."""
+        """Reset the connection: the part that the host has must not become a message."""
         self.stream.abort()
 
     # -- bytes and events -------------------------------------------------
 
     async def next(self, *kinds: type[E], timeout: float | None = None) -> E:  # noqa: ASYNC109
-        """Send what is to be said; return the next event, which is one of *kinds*.
+        """Send what is due; return the next event, which is one of *kinds*.
 
         Raises:
             SessionFailed: The peer closed, was silent for *timeout* seconds,
@@ -205,8 +208,8 @@ class Dialogue:
         """Exchange bytes until there is an event; raise TimeoutError without one.
 
         Before it gives up it looks once more. We may have been stopped (SIGSTOP, a
-        frozen machine), and the reply has come in time. To leave the one to the final
-        dot unread is to send the message twice.
+        frozen machine) while the reply came in time. A reply to the final dot that we
+        leave unread makes a second copy.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
@@ -217,7 +220,7 @@ class Dialogue:
             raise TimeoutError
 
     async def _exchange(self) -> None:
-        """Send what may leave now, then take in whatever comes."""
+        """Send what may leave now, then read what comes."""
         if self.smtp.awaits and not self.smtp.is_asking:
             await self._listen_before_asking()
             if self._events:
@@ -225,7 +228,7 @@ class Dialogue:
         data = self.smtp.data_to_send()
         if data:
             self._is_sent = False
-            # Closed: what it said before that (421, 552) is still there to be read.
+            # Closed: a reply before that (421, 552) is still there to be read.
             with suppress(StreamClosed):
                 await self.stream.write(data)
                 self._is_sent = True
@@ -246,10 +249,10 @@ class Dialogue:
             self._look(watch)
 
     def _look(self, watch: AckWatch) -> None:
-        """Raise when what was sent provably does not arrive.
+        """Raise when our data provably does not arrive.
 
-        After the dot that is only a dot that has not left, in all the time that a slow
-        reader has for the body.
+        After the dot only one thing proves it: the dot has not left, in all the time that
+        a slow reader has for the body.
         """
         if self._phase is not Phase.DOT:
             try:
@@ -263,10 +266,10 @@ class Dialogue:
             raise self.out_of_patience(self._dot_progress, text="its window is closed")
 
     async def _listen_before_asking(self) -> None:
-        """Hear what the host says while no reply is due, to the end of its sentence.
+        """Hear what the host says while no reply is due, to the end of its reply.
 
-        Called right before a command leaves, after all that was slow. What is there now
-        is no answer to the command. Later that could not be told from an answer.
+        Called right before a command leaves. A reply that is there now is no answer to
+        the command. Later it could not be told from one.
         """
         try:
             async with asyncio.timeout(_REST_OF_A_REPLY):
@@ -279,12 +282,12 @@ class Dialogue:
             raise self.failed(Verdict.SILENT, text) from None
 
     async def _listen(self) -> None:
-        """Take in what is there, without waiting, up to an event."""
+        """Read what is there, without waiting, up to an event."""
         while not self._events and self.stream.has_input():
             await self._take_in()
 
     async def _take_in(self) -> None:
-        """Read once, waiting for it. What answers nothing is told and forgotten."""
+        """Wait for data and read it. A reply that answers no command is dropped."""
         received = await self.stream.read()
         if not received:
             raise StreamClosed("connection closed by the host")
@@ -296,14 +299,14 @@ class Dialogue:
                 self._events.append(event)
 
     def _has_arrived(self) -> bool:
-        """Whether the host's kernel may have all that we said, as of what was just read.
+        """Return whether the host's kernel may have all that we sent, at the last read.
 
         A host answers what it has read, and every segment that it sends acknowledges
-        that (RFC 9293 §3.10.7.4). Our kernel looks at the acknowledgement of a segment
-        before it lets us have its data. So what was read is no answer to the dot, while
-        the dot is unacknowledged *after* that read. That holds also when the
-        acknowledgement rides on the reply itself. Where the kernel does not tell, all
-        counts as arrived.
+        that (RFC 9293 §3.10.7.4). Our kernel handles the acknowledgement in a segment
+        before it gives us the data in it. So while the dot is unacknowledged *after* a
+        read, that read brought no answer to the dot. It holds also when the
+        acknowledgement comes in the segment of the reply. Where the kernel does not tell,
+        all counts as arrived.
         """
         return self._is_sent and self.stream.acknowledged >= self._sent_until
 
@@ -318,40 +321,37 @@ class Dialogue:
         Raises:
             SessionFailed: The host has gone, or takes nothing more.
         """
-        write = partial(self.stream.write, piece)
-        return await self._unless_refused(write, self.stream.resume, progress)
+        steps: Iterator[_Step] = chain(
+            [partial(self.stream.write, piece)], repeat(self.stream.resume)
+        )
+        return await self._unless_refused(steps, progress)
 
     async def drain(self, progress: float) -> Reply | None:
         """Wait until the host's kernel has the body; see `send_body`.
 
-        A path that swallows the body, or our acknowledgements, shows itself here. It is
-        the last moment at which another host may be asked without a second copy. That
-        costs a round trip, and the host's delay for its last acknowledgement.
+        A path that swallows the body, or our acknowledgements, is found here. Later
+        another host could not be asked without the risk of a second copy. It costs a
+        round trip, and the host's delay for its last acknowledgement.
         """
-        return await self._unless_refused(
-            self.stream.drain, self.stream.drain, progress
-        )
+        return await self._unless_refused(repeat(self.stream.drain), progress)
 
     async def _unless_refused(
-        self,
-        begin: Callable[..., Awaitable[bool]],
-        go_on: Callable[..., Awaitable[bool]],
-        progress: float,
+        self, steps: Iterator[_Step], progress: float
     ) -> Reply | None:
-        """Do *begin*, then *go_on* as often as the host says what is no refusal.
+        """Take *steps* until one returns True, or the host refuses.
 
-        Both are methods of `Stream` that take *heed_input*.
+        Each is a method of `Stream` that takes *heed_input*. The next one follows where
+        the host has said something else.
         """
-        step = begin
         while True:
             gone = None
             try:
-                if not self._events and await step(
+                if not self._events and await next(steps)(
                     progress_timeout=progress, heed_input=True
                 ):
                     return None
             except StreamClosed as exc:
-                gone = exc  # what it said before is still there to be read
+                gone = exc  # a reply before that is still there to be read
             except StreamSilent as exc:
                 raise self._unheard(exc) from exc
             early = await self._early_refusal()
@@ -359,7 +359,6 @@ class Dialogue:
                 return early
             if gone is not None:
                 raise self._closed(gone) from gone
-            step = go_on
 
     async def _early_refusal(self) -> Reply | None:
         """Hear what the host says in the middle of the mail data; return a refusal."""
@@ -377,7 +376,7 @@ class Dialogue:
         That is the answer to the dot, or a refusal that came before the host had it.
 
         Args:
-            progress: Seconds for the dot to leave in.
+            progress: Seconds in which the dot must leave.
             timeout: Seconds for the reply.
 
         Raises:
@@ -389,7 +388,7 @@ class Dialogue:
         self._dot_progress = progress
         event: DotAnswered | BodyRefused | Closing
         event = await self.next(DotAnswered, BodyRefused, Closing, timeout=timeout)
-        # A host that has refused must not come by the dot after that.
+        # A host that has refused must not get the dot after that.
         self._is_cut_short = not isinstance(event, DotAnswered) and (
             not self._has_arrived() or isinstance(event, BodyRefused)
         )
@@ -399,7 +398,7 @@ class Dialogue:
         """Return whether the host cannot have the dot, after `send_dot` has failed.
 
         Either it has not left us, or the kernel still has it: the host's window is
-        closed. A partly sent dot cannot end the message. The reset follows the look at
+        closed. A partly sent dot cannot end the message. Then the connection is reset at
         once, or the kernel might still send the rest when the window opens.
         """
         if not self._is_sent:
@@ -413,9 +412,9 @@ class Dialogue:
     # -- what has failed --------------------------------------------------
 
     async def heed_what_has_come(self) -> None:
-        """Fail when the host has ended a session that was kept waiting.
+        """Raise when the host has ended a session that was kept waiting.
 
-        That is its idle timeout and nothing about the message, 421 or not (RFC
+        It is the host's idle timeout, 421 or not, and says nothing about the message (RFC
         5321 §4.5.3.2.7).
         """
         try:
@@ -427,12 +426,12 @@ class Dialogue:
             raise self.failed(Verdict.CLOSED, reply=goodbye.reply)
 
     def heed_the_end(self) -> None:
-        """Raise when the host has said goodbye right behind its last reply."""
+        """Raise when the host has said goodbye right after its last reply."""
         if self._events:
             raise self._unexpected(self._events.popleft())
 
     def _unexpected(self, event: Event) -> SessionFailed:
-        """Return the failure for an event that answers nothing: a goodbye."""
+        """Return the failure for an event that answers no command: a goodbye."""
         assert isinstance(event, Closing), f"{event!r} is no answer"
         reply = event.reply
         usual = Verdict.TRANSIENT if reply.is_transient else Verdict.CLOSED
@@ -456,7 +455,7 @@ class Dialogue:
 
     def doing(self) -> str:
         """Return what we are doing, in words for the log."""
-        # What that means for the message, if anything, is `trouble`'s to say.
+        # The rest says what that means for the message; `trouble` has its own words.
         return facts(self.smtp.state).log_words.partition(";")[0]
 
     def failed(

@@ -68,29 +68,25 @@ class DomainHistory:
     async def unless_stale(
         self, domain: str, refusal: Outcome, *, note: bool = True
     ) -> Outcome:
-        """Return *refusal*; deferred, where *domain* took mail until just now.
+        """Return *refusal*, as a deferral where *domain* took mail lately.
 
         Args:
-            domain: Whose plan is refused. Empty where that says nothing of a domain.
-            refusal: By the plan.
+            domain: The domain in the plan; empty where the operator wrote the nexthop.
+            refusal: The plan's.
             note: Whether to remember that the domain is missing.
         """
         if not domain or not isinstance(refusal, Bounced) or not is_missing(refusal):
             return refusal
-        if not await self._is_stale_usable(domain, note):
+        now = self._utc()
+        record = await self.record(domain)
+        if note and record.taken is not None:
+            record = await self._change(domain, partial(after_missing, now=now))
+        if not is_stale_usable(after_missing(record, now), now):
             return refusal
         text = (
             f"{refusal.text}; it took mail not long ago, so this is doubted for a day"
         )
         return trouble.soft(refusal)._replace(text=trouble.one_line(text))
-
-    async def _is_stale_usable(self, domain: str, note: bool) -> bool:
-        """Return whether *domain*, missing in DNS, still counts as being there."""
-        now = self._utc()
-        record = await self.record(domain)
-        if note and record.taken is not None:
-            record = await self._change(domain, partial(after_missing, now=now))
-        return is_stale_usable(after_missing(record, now), now)
 
     async def _change(
         self, domain: str, after: Callable[[DomainRecord], DomainRecord]
@@ -102,7 +98,7 @@ class DomainHistory:
             record = after(before)
             if not is_news(before, record):
                 return None
-            # It is forgotten so long after it last took mail, whatever is written.
+            # The time counts from the last mail that it took, not from this write.
             return New(encode(record), (record.taken or self._utc()) + KEPT)
 
         return decode((await change(self._store, DOMAIN + domain, step)).value)
@@ -111,7 +107,7 @@ class DomainHistory:
 class StaleMx:
     """Lookups that give the last MX records where DNS does not answer.
 
-    Such an answer has the failure's reason, which no other found one has.
+    Only such an answer is FOUND and has a reason: that of the failure.
     """
 
     def __init__(self, lookups: Lookups, domains: DomainHistory) -> None:

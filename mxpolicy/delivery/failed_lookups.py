@@ -28,14 +28,14 @@ __all__ = ["LOOKUP", "FailedLookups"]
 # What the keys begin with.
 LOOKUP = "lookup "
 
-# Seconds for a store that is slow: a bounce may depend on it.
+# Seconds to wait for a slow store: a bounce may depend on it.
 _PATIENCE = 10.0
 
 
 class FailedLookups:
     """What is remembered of lookups that failed.
 
-    Without a memory that outlives this process nothing is known of them.
+    Without a memory that outlives this process none is known.
 
     Args:
         store: Where; no method of it may raise.
@@ -47,14 +47,14 @@ class FailedLookups:
         self._utc = utc
 
     async def recent(self, plan: Plan, *, note: bool = True) -> tuple[Unresolved, ...]:
-        """Return the unresolved hosts of *plan* that are to be waited for.
+        """Return the unresolved hosts of *plan* whose lookups began to fail lately.
 
-        Their lookups have not failed for long. A failure that the store does not keep
-        does not count: waiting for it would never end.
+        They are waited for. A failure that the store does not keep is not: that wait
+        would never end.
 
         Args:
             plan: A fresh one.
-            note: Whether to remember what it has met; else nothing is written.
+            note: Whether to write its failures to the store.
         """
         if not self._store.is_kept(LOOKUP):
             return ()
@@ -91,7 +91,7 @@ def _key(rdtype: str, name: str) -> str:
 
 
 def _has_several(plan: Plan) -> bool:
-    """Return whether more than one host was looked up; else nothing can be better."""
+    """Return whether more than one host was looked up; else none can be better."""
     names: dict[str, set[str]] = {"MX": set(), "A": set(), "AAAA": set()}
     for lookup in plan.lookups:
         names[lookup.rdtype].add(lookup.name)

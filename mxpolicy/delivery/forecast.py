@@ -1,7 +1,7 @@
-"""What would become of a message now, as far as can be said without dialling a host.
+"""What would happen to a message now, as far as can be said without dialling a host.
 
-A plan, and what is remembered of its candidates. `mxpolicy.delivery.engine` makes
-it. Nothing is written, and no lease is taken, so it can be shown without harm.
+A forecast is a plan and what is remembered of its candidates. `mxpolicy.delivery.engine`
+makes it. Nothing is written, and no lease is taken, so it does no harm.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Forecast(NamedTuple):
 
     Attributes:
         plan: Its candidates are in the order in which they would be asked. A refusal
-            is what every recipient would get; with candidates, because every one of
-            them is in its pause. Its unresolved hosts are those that keep a worse
-            host's refusal from being final.
+            is the outcome of every recipient. With candidates it means that all of
+            them are in their pause. While its unresolved hosts are better, no refusal by
+            another host is final.
         known: What is remembered of the candidates. They may all have failed without
             a refusal in the plan (``memory.fast_deferral``).
     """

@@ -46,7 +46,7 @@ _MAX_NEXTHOP = 255
 def host_key(candidate: Candidate) -> str:
     """Return the key of what is remembered of *candidate*.
 
-    Without the host's name: thousands of domains have names of their own for the
+    It does not have the host's name: thousands of domains have their own names for the
     same few addresses.
     """
     return HOST + candidate.key.socket
@@ -104,7 +104,7 @@ class HostMemory:
         )
 
     async def change(self, key: str, after: Callable[[HostRecord], HostRecord]) -> None:
-        """Replace what is remembered by what *after* makes of it."""
+        """Replace the record by what *after* makes of it."""
 
         def step(value: bytes | None) -> New | None:
             before = decode(value)

@@ -1,7 +1,7 @@
-"""From the events of a message to what is remembered of hosts.
+"""Learns from the events of a message what is remembered of hosts.
 
-`mxpolicy.routing.dialling` says what is learned, `mxpolicy.routing.reachability` what
-becomes of the records. Nothing waits for the writing.
+`mxpolicy.routing.dialling` says what an event shows, and `mxpolicy.routing.reachability`
+how a record changes by it. No delivery waits for the writing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Learner:
         memory: Where it is kept.
         trace: The message's.
         chance: 0 to 1, as `random.random`.
-        aim: The nexthop's one spelling; what depends on it is kept for it alone.
+        aim: The nexthop's one spelling; some records are for mail to it only.
         message_id: Names the message, the same when it is tried again.
         of_tls: What was known of broken STARTTLS when the message began.
     """
@@ -69,7 +69,7 @@ class Learner:
         self._diallings: dict[Candidate, Dialling] = {}
         self._alarms: dict[Candidate, asyncio.TimerHandle] = {}
         self._taken: set[Candidate] = set()
-        self._in_clear: set[Candidate] = set()  # as TLS had failed before
+        self._in_clear: set[Candidate] = set()  # because TLS had failed
         self._writer = Writer(trace.trouble)
 
     def learn(self, event: events.Event) -> None:
@@ -106,7 +106,7 @@ class Learner:
     # -- one dialling -------------------------------------------------------
 
     def found(self, candidate: Candidate, found: Ready | Finding | None) -> None:
-        """Remember what a dialling of *candidate* has shown; None for nothing new."""
+        """Remember what a dialling of *candidate* has shown; None is nothing new."""
         if isinstance(found, Ready):
             self._ready(candidate, found)
         elif found is not None and is_about_host(found):
@@ -123,7 +123,7 @@ class Learner:
             self._forget_broken_tls(candidate)
 
     def probe_was_cut(self, dialling: Dialling) -> None:
-        """Remember how far a probe came that had to end before it could tell."""
+        """Remember how far a probe came that was ended without a result."""
         now, phase = self._memory.utc(), dialling.phase
         waited = self._trace.now() - dialling.since
         options = self._memory.options
@@ -155,7 +155,7 @@ class Learner:
 
         return fail
 
-    # -- full verdicts, written as soon as they are due ----------------------
+    # -- full verdicts, written at the moment that they are due --------------
 
     def _watch(self, candidate: Candidate) -> None:
         self._set_alarm(candidate, self._diallings[candidate].full_at())
@@ -176,7 +176,7 @@ class Learner:
         if dialling := self._diallings.get(candidate):
             self.found(candidate, dialling.overdue(self._trace.now()))
 
-    # -- what was worked around, and what was taken ---------------------------
+    # -- approaches that worked, and messages that were taken -----------------
 
     def _worked_around(self, event: events.WorkedAround) -> None:
         if event.in_clear:
@@ -193,7 +193,7 @@ class Learner:
         self._change(host_key(event.candidate), note)
 
     def _delivered(self, relay: str) -> None:
-        """Learn from a recipient's outcome: a host that has taken a message is well."""
+        """Learn from a delivered recipient: the host works."""
         for candidate in self._taken:
             if str(candidate.key) != relay:
                 continue

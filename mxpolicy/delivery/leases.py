@@ -57,8 +57,8 @@ class Leases:
     async def take_all(self, keys: Iterable[str]) -> bool:
         """Take the leases of all *keys*, or none.
 
-        In the order of the keys: of two messages with some of them in common one gets
-        ahead.
+        They are taken in the order of the keys. So of two messages that want the same,
+        one gets ahead.
         """
         for key in sorted(set(keys)):
             if not await self.take(key):

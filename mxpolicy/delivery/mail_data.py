@@ -1,17 +1,16 @@
-"""The message on its way in: kept as it comes, and read again for every host.
+"""The mail data: kept as it comes, and read again for every host.
 
-It can be read while it still grows. `spool` takes it from a descriptor, to the end.
+It can be read while it still grows. `spool` reads it from a descriptor, to the end.
 
-Up to 1 MiB stays in memory, more goes to a file without a name; so a message of
-100 MiB takes no 100 MiB of memory and nothing is left behind by SIGKILL. What the
-SMTP dialogue and the journal must know is counted as the message passes by.
+Up to 1 MiB stays in memory, more goes to a file without a name. So a message of 100 MiB
+does not take 100 MiB of memory, and SIGKILL leaves nothing behind. Size and header are
+examined as the data comes, for SMTP and the journal.
 
-An mbox ``From_`` line on top is an envelope, not a header field, and is dropped:
-Exim's pipe transport adds one unless ``message_prefix`` is emptied, Postfix's
-with ``flags=F``; sent along it would end the header for the receiving host.
+An mbox ``From_`` line on top is no header field and is dropped: it would end the header
+for the receiving host. Exim's pipe transport adds one unless ``message_prefix`` is empty,
+Postfix's with ``flags=F``.
 
-The bytes are kept as they came; line ends and dots are the business of
-`mxpolicy.protocol.dot_stuffing`.
+The bytes are kept as they came. `mxpolicy.protocol.dot_stuffing` does line ends and dots.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ MEMORY_LIMIT = 1 << 20
 
 _CHUNK = 65536
 
-# Bytes of the mail data that its digest covers: all of it would be known too late to
-# begin with it.
+# Bytes of the mail data that its digest covers. All of it would be known too late: the
+# journal needs the digest at the start.
 DIGESTED = 64 * 1024
 
-# Postfix's header_size_limit is 102,400 for one field; beyond this much, Received:
-# fields are not counted: a loop shows itself on top.
+# Bytes in which Received: fields are counted: those of a loop are on top. Postfix's
+# header_size_limit is 102,400 for one field.
 _HEADER_LIMIT = 256 * 1024
 
 # A From_ line holds an address and a date; RFC 5322 §2.1.1 ends any line at 998.
 _LINE_LIMIT = 1000
 
-# "From :" with white space before the colon is RFC 5322's obsolete way to write the
-# header field (§4.5.2), and stays.
+# "From :" with white space before the colon is a header field in RFC 5322's obsolete
+# form (§4.5.2), and stays.
 _MBOX_LINE = re.compile(rb"From [ \t]*[^: \t\r\n][^\n]*\n")
 
 _RECEIVED = re.compile(rb"^received[ \t]*:", re.IGNORECASE | re.MULTILINE)
@@ -60,16 +59,16 @@ _ABOVE_RECEIVED = re.compile(
 class MailData:
     """One message, growing by `append` until `finish`, or until `give_up`.
 
-    One writes. Any number read `chunks`, also while it grows.
+    It has one writer. Any number may read `chunks`, also while it grows.
 
     Attributes:
         size: Bytes on the wire with CRLF line ends, without doubled dots and the
             final dot, which is what SIZE= declares (RFC 1870 §5). Folding of
             overlong lines may add a few. None while the message grows.
-        has_8bit: A byte above 127 occurs in what is there (RFC 6152).
-        has_received_on_top: The first field, after what final delivery writes above
-            it, is Received:. Each mail server adds one (RFC 5321 §4.4): then two
-            messages with equal bytes are one message, seen twice.
+        has_8bit: A byte above 127 has come (RFC 6152).
+        has_received_on_top: The first field, after the fields of final delivery, is
+            Received:. Each mail server adds one (RFC 5321 §4.4). So two messages with
+            equal bytes are one message, seen twice.
         received_count: How many Received: fields the header has: mail servers passed
             (RFC 5321 §6.3).
     """
@@ -83,7 +82,7 @@ class MailData:
         self._memory_limit = memory_limit
         self._memory: bytearray | None = bytearray()
         self._descriptor = -1
-        self._stored = 0  # bytes kept, here or there
+        self._stored = 0  # bytes kept, in memory or in the file
         self._top: bytes | None = b""  # the first line, until it is complete
         self._last = 0x0A  # the byte before the next one
         self._header: bytearray | None = bytearray()  # until it is complete
@@ -103,7 +102,7 @@ class MailData:
         self._news.set()
 
     def finish(self) -> None:
-        """Say that this was all."""
+        """The message is complete."""
         if self._top is not None:
             self._take(self._without_mbox_line(self._top))
         if self._last != 0x0A:
@@ -114,14 +113,14 @@ class MailData:
         self._news.set()
 
     def give_up(self, trouble: LocalTrouble) -> None:
-        """Say that no more will come, though this was not all: readers raise *trouble*."""
+        """No more will come, though the message is not complete: readers raise *trouble*."""
         self._trouble = trouble
         self._news.set()
 
     async def chunks(self, size: int = _CHUNK) -> AsyncIterator[bytes]:
         """Yield the message from its beginning, *size* bytes at a time, to its end.
 
-        Waits for what is still to come.
+        It waits for bytes that are still to come.
 
         Raises:
             LocalTrouble: The writer has given up, or the spool file cannot be read, or
@@ -140,7 +139,7 @@ class MailData:
     async def digest(self) -> bytes:
         """Return the SHA-256 of the first `DIGESTED` bytes, once they are there.
 
-        By then the header's attributes hold, too.
+        By then the attributes of the header are known, too.
 
         Raises:
             LocalTrouble: The writer has given up.
@@ -151,7 +150,7 @@ class MailData:
         return self._hash.digest()
 
     async def _has_news(self) -> bool:
-        """Wait until the writer has done anything; return False if it had finished."""
+        """Wait for the writer's next step; return False if the message is complete."""
         if self.size is not None:
             return False
         if self._trouble is None:
@@ -162,7 +161,7 @@ class MailData:
         return True
 
     def close(self) -> None:
-        """Give the memory or the file back; may be called twice."""
+        """Free the memory or the file; may be called twice."""
         if self.size is None:
             self.give_up(LocalTrouble("the message was never complete"))
         self._memory = None  # `chunks` now fails; it never yields less than all
@@ -233,10 +232,9 @@ class MailData:
 async def spool(descriptor: int, *, memory_limit: int = MEMORY_LIMIT) -> MailData:
     """Read *descriptor* to its end, without blocking the loop, and return the message.
 
-    A pipe, a socket or a terminal is waited for; a file is read piece by piece
-    with the loop running in between. The descriptor may be blocking or not, is
-    read by nothing else meanwhile, and stays open. An end is only that: it does
-    not prove that the writer was done.
+    A pipe, a socket or a terminal is waited for. A file is read piece by piece, and the
+    loop runs in between. The descriptor may be blocking or not, is read by nothing else
+    meanwhile, and stays open. Its end does not prove that the writer was done.
 
     Raises:
         LocalTrouble: the descriptor cannot be read, or memory or disk are full.
@@ -284,9 +282,9 @@ async def _readable(descriptor: int) -> None:
 
 
 def _open_unnamed() -> int:
-    """Open a file that no directory knows, in the first place that allows it.
+    """Open a file without a name, in the first directory that allows it.
 
-    tempfile would do it too, and costs ten further modules at start.
+    tempfile would do it too, but it imports ten more modules.
     """
     error: OSError | None = None
     for directory in (os.environ.get("TMPDIR"), "/var/tmp", "/tmp"):  # noqa: S108

@@ -1,13 +1,12 @@
 """Makes the plan: from a nexthop to the candidates, in the order of trying.
 
-Looks up MX and addresses, all names at once, and lets the pure modules decide
+It looks up MX and addresses, all names at once. The pure modules decide
 (`mxpolicy.routing.mx`, `~mxpolicy.routing.selection`, `~mxpolicy.routing.order`).
-It dials, writes and leases nothing, so a plan can be shown without doing harm.
-RFC 5321 §5.1, RFC 7505.
+It dials, writes and leases nothing, so a plan does no harm. RFC 5321 §5.1, RFC 7505.
 
-Time is bounded: ``resolver.timeout`` or less for the MX, and once more for all
-addresses together. Names of hosts are waited for so long even when others have been found:
-a host whose name is answered late may be the only one that can be reached.
+The MX lookup takes ``resolver.timeout`` or less, and so do all addresses together. Every
+host is waited for so long, even when others were found: a host whose name is answered
+late may be the only one that can be reached.
 """
 
 from __future__ import annotations
@@ -52,9 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Lookups", "Plan", "Planner", "destination"]
 
-# When one address family of a host has answered with an address, the other one's
-# lookup gets this many seconds more: name servers that drop AAAA queries exist,
-# and the host can be reached without.
+# Seconds more for the lookup of one address family when the other one has an address:
+# some name servers drop AAAA queries, and the host can be reached without.
 OTHER_FAMILY = 2.0
 
 # Questions on their way at once for one message.
@@ -63,7 +61,7 @@ MAX_QUESTIONS = 32
 FAMILIES = ("AAAA", "A")
 
 # A plan waits twice for DNS, for MX and for addresses. Where its time is short, each
-# gets this share of it, so that the plan ends by itself and names what did not answer.
+# gets this share of it. So the plan ends by itself and names the lookups without answer.
 STAGE = 0.45
 
 
@@ -78,7 +76,7 @@ class Lookups(Protocol):
 
 
 class Plan(NamedTuple):
-    """Whom to try.
+    """The hosts to try.
 
     Attributes:
         nexthop: As the mail server wrote it.
@@ -86,13 +84,12 @@ class Plan(NamedTuple):
         remarks: What was left out or repaired, one printable line each; for the
             log, not for the sender.
         refusal: The outcome for every recipient; only without candidates.
-        own_preference: At which preference this system is itself an exchanger of
-            the first nexthop; None when it is not. No candidate of the first
-            nexthop is as bad as that.
-        lookups: What DNS said, in the order of the nexthops and of their hosts.
-            Hosts of our own name, and whoever is not better, were not asked for.
-        unresolved: Hosts and nexthops that lookups failed for, so that they have no
-            candidates.
+        own_preference: The preference at which this system is itself an exchanger of
+            the first nexthop; None when it is not. All candidates of the first nexthop
+            are better.
+        lookups: What DNS said, in the order of the nexthops and of their hosts. It was
+            not asked for hosts of our own name, nor for any that is not better.
+        unresolved: Hosts and nexthops without candidates, because lookups failed.
         aim: The one spelling of *nexthop* (`nexthop_aim`), for what is remembered.
     """
 
@@ -106,14 +103,14 @@ class Plan(NamedTuple):
     aim: str = ""
 
     def as_far_as_known(self, outcome: Outcome) -> Outcome:
-        """Return *outcome*; deferred, if it bounces by the MX records of before."""
+        """Return *outcome*; as a deferral where it bounces by old MX records."""
         if not isinstance(outcome, Bounced) or not any(map(is_stale, self.lookups)):
             return outcome
         text = f"{outcome.text} (DNS fails; by MX records of before)"
         return trouble.soft(outcome)._replace(text=trouble.one_line(text))
 
     def with_unresolved(self, outcome: Outcome) -> Outcome:
-        """Return *outcome*; a deferral says which hosts cannot be looked up."""
+        """Return *outcome*; a deferral names the hosts that cannot be looked up."""
         if not isinstance(outcome, Deferred) or not self.unresolved:
             return outcome
         names = ", ".join(dict.fromkeys(one.name for one in self.unresolved))
@@ -124,12 +121,12 @@ class Plan(NamedTuple):
 def destination(nexthop: str, domain: str) -> tuple[str, str]:
     """Return the nexthop, and the destination domain of a recipient of *domain*.
 
-    A nexthop that is not the recipient's own domain was written by the operator:
-    then the destination domain is empty, and DNS trouble is the operator's to mend.
+    A nexthop that is not the recipient's own domain was written by the operator. Then
+    the destination domain is empty, and DNS trouble is the operator's to mend.
     """
     nexthop = nexthop or domain
     try:
-        # Read as the recipient's was: it may be spelt in U-labels, or [ipv6:...].
+        # Parsed like the recipient's: it may be spelt in U-labels, or [ipv6:...].
         own = parse_mailbox(f"x@{nexthop.strip()}").domain == domain
     except AddressError:
         own = False
@@ -143,7 +140,7 @@ def _stale_remarks(lookups: Iterable[Lookup]) -> Iterator[str]:
 
 
 class _Selected(NamedTuple):
-    """One nexthop: what is left of it, and the answers that it was made from."""
+    """The hosts of one nexthop, and the lookups that they are from."""
 
     selection: Selection
     lookups: tuple[Lookup, ...]
@@ -166,7 +163,7 @@ class _Questions:
 
 
 class Planner:
-    """Makes plans; remembers nothing but what its resolver caches."""
+    """Makes plans; only its resolver has a cache."""
 
     def __init__(self, resolver: Lookups, options: Options, own: OwnIdentity) -> None:
         """Prepare.
@@ -190,15 +187,15 @@ class Planner:
     ) -> Plan:
         """Return the plan for one recipient, or for several of one domain.
 
-        Every nexthop of a list stands alone: one that fails leaves the others.
+        Each nexthop of a list counts by itself: where one fails, the others are used.
 
         Args:
             nexthops: From `mxpolicy.routing.nexthop.parse_nexthop`, at least one.
             destination_domain: The recipient's `Mailbox.domain`. Trouble with any
                 other nexthop is the operator's, and never bounces.
             reverse_path: With *forward_path* decides the order of equal hosts.
-            forward_path: The first recipient of the whole call, settled before or
-                not: so equal hosts keep their order over the retries of a message.
+            forward_path: The first recipient of the whole call, even if it is settled.
+                So equal hosts keep their order over the retries of a message.
             within: Seconds for the whole plan, where ``resolver.timeout`` is too long.
         """
         stage = self._options.resolver.timeout
@@ -259,12 +256,14 @@ class Planner:
         selections: Sequence[Selection],
         destination_domain: str,
     ) -> Outcome:
-        """The first nexthop's refusal, a bounce only if it alone is the recipient's."""
+        """Return the first nexthop's refusal.
+
+        It bounces only where the recipient's own domain is the one nexthop.
+        """
         refusal = selections[0].refusal
         assert refusal is not None, "a selection without hosts says why"
-        default_port = self._options.port
         if len(nexthops) == 1 and nexthops[0].is_domain_of(
-            destination_domain, default_port
+            destination_domain, self._options.port
         ):
             return refusal
         return operators_trouble(refusal)
@@ -284,7 +283,7 @@ async def _exchangers(
 
 
 async def _resolve(hosts: Sequence[Host], questions: _Questions) -> list[Resolved]:
-    """Look all *hosts* up at once, the best first where places are short."""
+    """Look up all *hosts* at once, the best ones first where there are too many."""
     end = asyncio.get_running_loop().time() + questions.timeout
     async with asyncio.TaskGroup() as group:
         tasks = [
@@ -303,11 +302,17 @@ async def _resolve_host(host: Host, end: float, questions: _Questions) -> Resolv
     try:
         await _wait_for_both(tasks, end)
         lookups = tuple(
-            task.result() if task.done() else _unanswered(host.name, rdtype)
+            task.result()
+            if task.done()
+            else Lookup(
+                host.name, rdtype, LookupStatus.FAILED, reason="no answer in time"
+            )
             for task, rdtype in tasks.items()
         )
     finally:
-        await _end(tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     addresses = tuple(one for lookup in lookups for one in lookup.addresses)
     return Resolved(host, addresses, lookups)
 
@@ -325,16 +330,6 @@ async def _wait_for_both(tasks: Iterable[asyncio.Task[Lookup]], end: float) -> N
     if any(task.result().status is LookupStatus.FOUND for task in done):
         left = min(left, OTHER_FAMILY)
     await asyncio.wait(pending, timeout=left)
-
-
-async def _end(tasks: Iterable[asyncio.Task[Lookup]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _unanswered(name: str, rdtype: str) -> Lookup:
-    return Lookup(name, rdtype, LookupStatus.FAILED, reason="no answer in time")
 
 
 def _unresolved(selected: Sequence[_Selected]) -> Iterator[Unresolved]:

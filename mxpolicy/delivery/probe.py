@@ -1,7 +1,7 @@
 """Probes: candidates whose pause is over are dialled beside a message.
 
-A probe is no racer: it takes no place, delays no message, and goes on when another host
-is ready. It ends ready or in a full finding; or it is cut when its time is over.
+A probe is not part of the race: it delays no message, and goes on when another host is
+ready. It ends ready or with a full finding, or it is cut when its time is over.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Probes:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _probe(self, candidate: Candidate) -> None:
-        """Dial *candidate* to its end; the owner of its whole trouble."""
+        """Dial *candidate* to the end; handle all that fails in it."""
         dialling = Dialling(candidate, self._trace.now())
         try:
             await self._reach(dialling)
@@ -70,7 +70,7 @@ class Probes:
             self._learner.probe_was_cut(dialling)
             raise
         except LocalTrouble:
-            pass  # nothing is known of the host
+            pass  # it says nothing of the host
         except Exception as error:
             self._trace.trouble(error)
 
@@ -90,7 +90,7 @@ class Probes:
         sessions.give_back(session)
 
     def _limit(self, dialling: Dialling) -> float | None:
-        """When the probe ends in a full finding, on the loop's clock."""
+        """Return when the probe ends with a full finding, on the loop's clock."""
         at = dialling.full_at()
         if at is None:
             return None

@@ -1,4 +1,4 @@
-"""What this process has learned while its store was away, and writes when it is back."""
+"""Which rows are written to a store that was away, when it is back."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LEARNED = (HOST, NEXTHOP, TLS, DOMAIN, LOOKUP)
 
 
 def prevails(ours: Stored, theirs: Stored | None) -> bool:
-    """Return whether *ours*, of the memory, is written where *theirs* is.
+    """Return whether *ours*, from our memory, replaces *theirs*, in the store.
 
-    Of what was learned, the newer row: that which ends later. Of the journal, outcomes.
-    Claims, leases and places were about that time, and are never written later.
+    Of what was learned, the newer row does: the one that ends later. Of the journal,
+    outcomes do. Claims, leases and places were for their own time only, and never do.
     """
     if is_of_journal(ours.key):
         return _is_last_word(ours, theirs)
@@ -32,12 +32,11 @@ def prevails(ours: Stored, theirs: Stored | None) -> bool:
 
 
 def _is_last_word(ours: Stored, theirs: Stored | None) -> bool:
-    """Return whether an entry of the journal is the last word.
+    """Return whether our entry of the journal replaces that in the store.
 
-    That somebody has the message is the truth, whatever else is written. Of two entries
-    that say so, the one that is kept longer counts: the mail server may come back for
-    other recipients. A refusal or a deferral takes the place of this process's own
-    claim only.
+    A delivery is the truth, whatever is written there. Of two deliveries the entry that
+    is kept longer counts: the mail server may come back for other recipients. A refusal
+    or a deferral replaces only a claim of this process.
     """
     entry = Entry.decode(ours.value)
     there = Entry.decode(theirs.value) if theirs is not None else None

@@ -1,8 +1,8 @@
 """One SMTP session with one candidate: from a connected stream to *ready*, and its end.
 
-Until *ready* the race owns the time, and ends a slow session by cancelling its task.
-Only TLS has a limit of its own: what follows from it is not another host but the same
-one in clear. Mail goes over a session by `mxpolicy.delivery.transaction`.
+Until *ready* the time is the race's, which ends a slow session by cancelling its task.
+Only TLS has a limit of its own, because the same host is tried in clear after it. Mail
+goes over a session by `mxpolicy.delivery.transaction`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ from mxpolicy.routing.tls_requirement import Level
 __all__ = ["Session"]
 
 # Seconds from STARTTLS to the EHLO reply under TLS, for a host that answers EHLO at
-# once: the full time of a phase in the race. Some middleboxes swallow a ClientHello; no
-# host needs so long for one. In small segments a ClientHello is not swallowed for its
-# size.
+# once: the full time of a phase in the race. No host needs so long for a ClientHello, but
+# some middleboxes swallow one. In small segments its size is no reason for that.
 _HANDSHAKE_TIME = 30.0
 _SMALL_SEGMENTS_HANDSHAKE_TIME = 10.0
 
@@ -55,12 +54,12 @@ class Session:
         candidate: As given.
         approach: As given.
         listener: As given; another one may take its place.
-        dialogue: What is said over it.
-        is_secured: It is under TLS.
+        dialogue: Sends and receives.
+        is_secured: Whether it is under TLS.
         tls_seconds: How long STARTTLS, handshake and EHLO took; 0 without TLS.
         began: When it was connected, on the clock.
         last_used: When its last transaction began, on the clock.
-        transactions: How many have begun on it.
+        transactions: How many transactions have begun on it.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class Session:
     def might_have_tls(self) -> bool:
         """Whether this session is in clear and another one may be under TLS.
 
-        TLS has failed, or is left out, or the host put it off, or a firewall hides it.
+        TLS failed, was left out or put off by the host, or is hidden by a firewall.
         """
         reasons = (
             self.approach.had_to_be_in_clear,
@@ -133,7 +132,7 @@ class Session:
             self._enter(Phase.READY)
         except BaseException as exc:
             if isinstance(exc, SessionFailed) and exc.reply is not None:
-                self.quit()  # it speaks SMTP, and may wait for that (RFC 5321 §3.1)
+                self.quit()  # it speaks SMTP, and may wait for QUIT (RFC 5321 §3.1)
             else:
                 self.abort()
             raise
@@ -150,13 +149,13 @@ class Session:
             raise self.dialogue.failed(Verdict.GREETING_5XX, reply=reply)
 
     async def _say_hello(self) -> float:
-        """Go on to the answer to EHLO; return how many seconds that took."""
+        """Give EHLO and check the answer; return how many seconds that took."""
         began = self._clock()
         reply = await self._hello()
         seconds = self._clock() - began
         if not _is_completion(reply):
             raise self.dialogue.failed(Verdict.EHLO_REFUSED, reply=reply)
-        # Only on port 25 is a host that calls itself by our name ourselves. On
+        # A host that calls itself by our name is this mail system only on port 25. On
         # another port it is a second instance on this machine (as in Postfix).
         name = self.dialogue.smtp.ehlo_name
         if self.candidate.port == 25 and self._is_myself(name):
@@ -166,8 +165,8 @@ class Session:
     async def _hello(self) -> Reply:
         """Say EHLO, and HELO after any answer but 2yz and 421; return the last answer.
 
-        RFC 5321 §3.2 has that for hosts that do not know EHLO. Some of them say so by
-        a 4yz or by a code of their own, and smtp(8) delivers to them.
+        RFC 5321 §3.2 has HELO for hosts that do not know EHLO. Some of them answer with
+        a 4yz or a code of their own, and smtp(8) delivers to them.
         """
         dialogue = self.dialogue
         dialogue.heed_the_end()
@@ -182,10 +181,10 @@ class Session:
         except SessionFailed as failed:
             if failed.finding.verdict is not Verdict.CLOSED:
                 raise
-            return refusal  # it hung up: what it had said to EHLO stands
+            return refusal  # it hung up: its answer to EHLO stands
 
     async def _secure(self, hello_seconds: float) -> None:
-        """STARTTLS (RFC 3207); a host that puts it off goes on in clear, if it may."""
+        """Give STARTTLS (RFC 3207); if the host puts it off, go on in clear, if allowed."""
         if not self.extensions.starttls:
             raise self.dialogue.failed(Verdict.STARTTLS_MISSING)
         began = self._clock()
@@ -212,7 +211,7 @@ class Session:
         self.tls_seconds = self._clock() - began
 
     async def _start_tls(self) -> bool:
-        """Do the handshake; False when the host does not want it after all."""
+        """Do the handshake; return False when the host refuses it after all."""
         dialogue = self.dialogue
         dialogue.heed_the_end()
         dialogue.smtp.starttls()
@@ -229,7 +228,7 @@ class Session:
     # -- between transactions ---------------------------------------------
 
     async def make_ready(self, timeout: float) -> None:  # noqa: ASYNC109
-        """Make it ready for one more MAIL, by RSET where a transaction is still open.
+        """Make it ready for the next MAIL, by RSET where a transaction is still open.
 
         Args:
             timeout: Seconds for the reply to RSET.

@@ -1,6 +1,6 @@
 """Supplies sessions that are ready, and takes them back after use.
 
-The attempt and the probe know no other way to a host. Today each session is dialled
+The attempt and the probe get their sessions only here. Today each session is dialled
 for its user, and quits when it is given back.
 """
 
@@ -45,5 +45,5 @@ class Sessions:
         return await connect(egress, candidate, approach, listener)
 
     def give_back(self, session: Session) -> None:
-        """Take *session* back, also one that is broken: its user is done with it."""
+        """Take *session* back, also a broken one: its user has finished with it."""
         session.quit()

@@ -24,8 +24,8 @@ class Trace:
     Args:
         queue_id: The mail server's name for the message; may be empty.
         clock: Seconds, monotonic.
-        observe: Told every event. What it raises is ignored: a log line costs no mail.
-        learners: Our own, told before *observe*. What one raises is our trouble.
+        observe: Told every event. What it raises is ignored: no mail is lost for a log.
+        learners: Ours, told before *observe*. What one raises is our trouble.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Trace:
         return trace
 
     def now(self) -> float:
-        """Return the seconds since the message was taken in hand."""
+        """Return the seconds since the delivery began."""
         return self._clock() - self._began
 
     def tell(

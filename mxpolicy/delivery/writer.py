@@ -1,4 +1,4 @@
-"""Writes that a delivery does not wait for, one after the other, in the order given."""
+"""Writes that a delivery does not wait for, one after the other, in their order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Writer"]
 class Writer:
     """Does its jobs in one task, which lasts as long as there are any.
 
-    A job that raises is told, and the next one is done.
+    What a job raises is told, and the next job is done.
 
     Args:
         tell: Given what a job raised.
