@@ -14,7 +14,6 @@ after a final dot for longer than before it (`_Patience`). Then it counts as awa
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.delivery.journal import (
@@ -23,9 +22,7 @@ from mxpolicy.delivery.journal import (
     EntryState,
     Past,
     deferred_entry,
-    is_alive,
     meaning,
-    myself,
     outcome_entry,
 )
 from mxpolicy.delivery.settlement import RecipientState
@@ -37,6 +34,7 @@ from mxpolicy.state.store import HEAVY, JOURNAL, LIGHT
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+    from mxpolicy.delivery.context import Context
     from mxpolicy.delivery.journal import Owner
     from mxpolicy.delivery.settlement import Recipient, Settlement
     from mxpolicy.outcome import Outcome
@@ -78,36 +76,27 @@ class Claims:
     """The journal's entries of one message.
 
     Args:
-        store: Never raises; see `mxpolicy.state.fallback`.
+        context: What all messages share.
         settlement: The message's recipients; told what the journal knows of them.
         keys: By a recipient's place, from `journal.entry_key`. A recipient that has
             none is delivered to without a journal.
         deadline: Seconds from now until we are done.
         tell: Given what goes wrong in the background: a bug of ours.
-        utc: Seconds since the epoch.
-        owner: Returns which process we are.
-        lives: Whether the process of an entry may still be at work.
     """
 
     def __init__(
         self,
-        store: Store,
+        context: Context,
         settlement: Settlement,
         keys: Mapping[int, str],
         deadline: float,
         tell: Callable[[Exception], None],
-        utc: Callable[[], float] = time.time,
-        *,
-        owner: Callable[[], Owner] = myself,
-        lives: Callable[[Owner], bool] = is_alive,
     ) -> None:
-        self._store = store
+        self._context = context
+        self._store = context.store
         self._settlement = settlement
         self._keys = keys
-        self._utc = utc
-        self._until = utc() + deadline + _SLACK
-        self._make_owner = owner
-        self._lives = lives
+        self._until = context.utc() + deadline + _SLACK
         self._me: Owner | None = None
         self._before_dot = _Patience(_ANSWER, min(_ALL, deadline / 3))
         self._after_dot = _Patience(_ANSWER_AFTER_DOT, _ALL_AFTER_DOT)
@@ -166,8 +155,8 @@ class Claims:
         """Return what the entry means, and the entry as the store has it."""
         value = await self._get(self._before_dot, place)
         entry = Entry.decode(value) if value is not None else None
-        alive = entry is not None and self._lives(entry.owner)
-        found = meaning(entry, self._owner(), self._utc(), alive=alive)
+        alive = entry is not None and self._context.lives(entry.owner)
+        found = meaning(entry, self._owner(), self._context.utc(), alive=alive)
         if value is not None and isinstance(found, Delivered | Bounced):
             self._held[place] = value
             self._earlier.add(place)
@@ -178,7 +167,7 @@ class Claims:
 
     def _owner(self) -> Owner:
         if self._me is None:
-            self._me = self._make_owner()
+            self._me = self._context.owner()
         return self._me
 
     # -- while it goes on ---------------------------------------------------
@@ -221,7 +210,7 @@ class Claims:
     ) -> None:
         """Write that *recipient* has it: the truth, whatever is written there."""
         key, value = self._keys[recipient.place], self._value(recipient)
-        expires = self._utc() + kept
+        expires = self._context.utc() + kept
         # The entry of a message that all recipients have is missed least.
         weight = LIGHT if kept == KEPT else HEAVY
         await self._at_end.ask(
@@ -283,7 +272,7 @@ class Claims:
         self, patience: _Patience, place: int, old: bytes | None, new: bytes
     ) -> bool:
         """Replace *old* by *new*; return False also when the store does not answer."""
-        row = self._keys[place], old, new, self._utc() + KEPT_IN_PART, HEAVY
+        row = self._keys[place], old, new, self._context.utc() + KEPT_IN_PART, HEAVY
         done = await patience.ask(self._store, lambda store: store.replace(*row))
         if done:
             self._held[place] = new

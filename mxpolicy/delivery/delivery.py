@@ -123,14 +123,11 @@ class Delivery:
         self._settlement = Settlement(request.recipients, self._report)
         self._journal_keys: dict[int, str] = {}
         self._claims = Claims(
-            context.store,
+            context,
             self._settlement,
             self._journal_keys,
             request.deadline + DOT_TIME,
             self._trace.trouble,
-            context.utc,
-            owner=context.owner,
-            lives=context.lives,
         )
         # By recipient, once its hosts are dialled: the learners are told, too.
         self._traces: dict[int, Trace] = {}

@@ -42,6 +42,33 @@ __all__ = [
 ]
 
 
+class _Candidate(NamedTuple):
+    at: float
+    candidate: Candidate
+    queue_id: str = ""
+
+
+class _CandidatePhase(NamedTuple):
+    at: float
+    candidate: Candidate
+    phase: Phase
+    queue_id: str = ""
+
+
+class _CandidateFinding(NamedTuple):
+    at: float
+    candidate: Candidate
+    finding: Finding
+    queue_id: str = ""
+
+
+class _CandidateText(NamedTuple):
+    at: float
+    candidate: Candidate
+    text: str
+    queue_id: str = ""
+
+
 class Planned(NamedTuple):
     """The plan is made: the candidates, in the order in which they would be asked.
 
@@ -56,47 +83,24 @@ class Planned(NamedTuple):
     queue_id: str = ""
 
 
-class CandidateStarted(NamedTuple):
+class CandidateStarted(_Candidate):
     """A connection attempt began."""
 
-    at: float
-    candidate: Candidate
-    queue_id: str = ""
 
-
-class PhaseReached(NamedTuple):
+class PhaseReached(_CandidatePhase):
     """A candidate entered a phase."""
 
-    at: float
-    candidate: Candidate
-    phase: Phase
-    queue_id: str = ""
 
-
-class Progressed(NamedTuple):
+class Progressed(_Candidate):
     """A host has answered a command of the transaction, or taken more mail data."""
 
-    at: float
-    candidate: Candidate
-    queue_id: str = ""
 
-
-class CandidateFailed(NamedTuple):
+class CandidateFailed(_CandidateFinding):
     """A candidate is given up for this attempt, or for some of its recipients."""
 
-    at: float
-    candidate: Candidate
-    finding: Finding
-    queue_id: str = ""
 
-
-class CandidateDoubted(NamedTuple):
+class CandidateDoubted(_CandidateFinding):
     """A candidate is slow: the next one may start beside it."""
-
-    at: float
-    candidate: Candidate
-    finding: Finding
-    queue_id: str = ""
 
 
 class WorkedAround(NamedTuple):
@@ -114,55 +118,32 @@ class WorkedAround(NamedTuple):
     queue_id: str = ""
 
 
-class Secured(NamedTuple):
+class Secured(_Candidate):
     """The session with a candidate is under TLS."""
 
-    at: float
-    candidate: Candidate
-    queue_id: str = ""
 
-
-class TlsWanted(NamedTuple):
+class TlsWanted(_CandidateText):
     """A host did not take the message in clear: it is offered again under TLS.
 
     Attributes:
         text: What it said.
     """
 
-    at: float
-    candidate: Candidate
-    text: str
-    queue_id: str = ""
 
-
-class StrayReply(NamedTuple):
+class StrayReply(_CandidateText):
     """A host sent a reply that answers no command: it is ignored.
 
     Attributes:
         text: What it said, one printable line.
     """
 
-    at: float
-    candidate: Candidate
-    text: str
-    queue_id: str = ""
 
-
-class CandidateDropped(NamedTuple):
+class CandidateDropped(_CandidatePhase):
     """A candidate was let go, because another one won or needed its place."""
 
-    at: float
-    candidate: Candidate
-    phase: Phase
-    queue_id: str = ""
 
-
-class CandidateTaken(NamedTuple):
+class CandidateTaken(_Candidate):
     """A candidate has won the race: its transaction begins."""
-
-    at: float
-    candidate: Candidate
-    queue_id: str = ""
 
 
 class Delays(NamedTuple):

@@ -55,6 +55,21 @@ MAX_ADDRESS = 320  # RFC 5321 §4.5.3.1: 64 + 1 + 255
 MAX_TEXT = 1000  # of an outcome; so that `tried` has room beside it
 MAX_ID = 100
 
+# The words for what happened at a candidate.
+_WORDS = {
+    CandidateStarted: "started",
+    PhaseReached: "reached",
+    Progressed: "progressed",
+    CandidateFailed: "failed",
+    CandidateDoubted: "doubted",
+    WorkedAround: "worked around",
+    Secured: "secured",
+    TlsWanted: "TLS wanted",
+    StrayReply: "stray reply",
+    CandidateDropped: "dropped",
+    CandidateTaken: "taken",
+}
+
 # Postfix's words.
 _STATUS = {Delivered: "sent", Deferred: "deferred", Bounced: "bounced"}
 
@@ -89,7 +104,8 @@ def json_line(event: Event, time: str) -> str:
 def _facts(event: Event) -> Facts:
     """Return the facts of *event*, in the order of both formats, not yet formatted."""
 
-    def of(word: str, candidate: Candidate, **more: object) -> Facts:
+    def of(candidate: Candidate, **more: object) -> Facts:
+        word = _WORDS[type(event)]
         return {"event": word, "at": event.at, "candidate": candidate, **more}
 
     match event:
@@ -115,15 +131,19 @@ def _facts(event: Event) -> Facts:
                 "candidates": candidates,
                 "remarks": remarks,
             }
-        case CandidateStarted(_, candidate):
-            return of("started", candidate)
-        case PhaseReached(_, candidate, phase):
-            return of("reached", candidate, phase=phase.word)
-        case Progressed(_, candidate):
-            return of("progressed", candidate)
+        case (
+            CandidateStarted(_, candidate)
+            | Progressed(_, candidate)
+            | Secured(_, candidate)
+            | CandidateTaken(_, candidate)
+        ):
+            return of(candidate)
+        case PhaseReached(_, candidate, phase) | CandidateDropped(_, candidate, phase):
+            return of(candidate, phase=phase.word)
+        case TlsWanted(_, candidate, text) | StrayReply(_, candidate, text):
+            return of(candidate, text=text)
         case CandidateFailed(_, candidate, finding):
             return of(
-                "failed",
                 candidate,
                 phase=finding.phase.word,
                 verdict=finding.verdict.value,
@@ -132,21 +152,10 @@ def _facts(event: Event) -> Facts:
                 text=finding.text,
             )
         case CandidateDoubted(_, candidate, finding):
-            waited = finding.waited
-            return of("doubted", candidate, phase=finding.phase.word, waited=waited)
+            return of(candidate, phase=finding.phase.word, waited=finding.waited)
         case WorkedAround(_, candidate, small_segments, in_clear):
             ways = ["small segments"] * small_segments + ["clear text"] * in_clear
-            return of("worked around", candidate, by=" and ".join(ways))
-        case Secured(_, candidate):
-            return of("secured", candidate)
-        case TlsWanted(_, candidate, text):
-            return of("TLS wanted", candidate, text=text)
-        case StrayReply(_, candidate, text):
-            return of("stray reply", candidate, text=text)
-        case CandidateDropped(_, candidate, phase):
-            return of("dropped", candidate, phase=phase.word)
-        case CandidateTaken(_, candidate):
-            return of("taken", candidate)
+            return of(candidate, by=" and ".join(ways))
         case AccessJudged():
             return {
                 "event": "access",

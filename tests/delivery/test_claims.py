@@ -12,9 +12,11 @@ import pytest
 
 from mxpolicy.delivery import journal
 from mxpolicy.delivery.claims import KEPT, KEPT_IN_PART, Claims, TakenOver
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.journal import Entry, EntryState, Owner
 from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.errors import StoreError
+from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply
 from mxpolicy.state.fallback import FallbackStore
@@ -94,8 +96,9 @@ class Call:
             lambda one: self._claims.note_outcome(one),
         )
         self._keys = dict(keys)
+        context = Context(Options(), store=site.store, utc=site.utc)
         self._claims = Claims(
-            site.store, self._settlement, self._keys, deadline, site.tell, site.utc
+            context, self._settlement, self._keys, deadline, site.tell
         )
 
     async def claim(self, places: Iterable[int]) -> Claim:
@@ -687,14 +690,17 @@ def test_claim_or_dot_that_was_written_too_late_is_still_ours(
 _CLAIM = """
 import asyncio, sys
 from mxpolicy.delivery.claims import Claims
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.settlement import RecipientState, Settlement
+from mxpolicy.options import Options
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.sqlite import SqliteStore
 
 async def main():
     store = FallbackStore(SqliteStore(sys.argv[1]), print)
     settlement = Settlement(["bob@example.com"], print)
-    claims = Claims(store, settlement, {0: "journal/a"}, 900.0, print)
+    context = Context(Options(), store=store)
+    claims = Claims(context, settlement, {0: "journal/a"}, 900.0, print)
     await claims.claim([0])
     ours = settlement.those(RecipientState.OPEN, [0])
     if ours:
