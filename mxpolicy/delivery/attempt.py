@@ -92,7 +92,7 @@ class Attempt:
         self._places = sorted(places)
         self._planned = self._now()
         self._report = settle
-        self.race = racing.Race(
+        self._race = racing.Race(
             [self._entrant(candidate) for candidate in plan.candidates],
             self._options.race,
             message.deadline,
@@ -121,7 +121,7 @@ class Attempt:
         """
         try:
             async with asyncio.TaskGroup() as self._group:
-                self._perform(self.race.begin(self._now()))
+                self._perform(self._race.begin(self._now()))
                 reason = await self._over  # every candidate was dropped before it
         except BaseException:
             for place in self._unsettled():
@@ -152,7 +152,7 @@ class Attempt:
         for place in others:
             self.settle(place, self._settlement[place].doubt or outcome)
         if self._offers:
-            self._perform(self.race.settled(self._now()))
+            self._perform(self._race.settled(self._now()))
         else:
             for candidate in {**self._tasks, **self._ready}:
                 self._drop(candidate, None)
@@ -180,7 +180,7 @@ class Attempt:
     def _note_waits(self, places: Iterable[int]) -> None:
         """Note, for *places*, which candidates were waited for in vain."""
         places = list(places)
-        for candidate, waits in self.race.waits().items():
+        for candidate, waits in self._race.waits().items():
             for awaited, seconds in waits.items():
                 self._settlement.waited(
                     places, str(candidate.key), awaited.value, seconds
@@ -236,7 +236,7 @@ class Attempt:
 
     def _ring(self) -> None:
         try:
-            self._perform(self.race.wake(self._now()))
+            self._perform(self._race.wake(self._now()))
         except Exception as exc:  # else the loop would only log it
             if self._over.done():
                 raise
@@ -262,11 +262,11 @@ class Attempt:
             self.record(candidate, failed.finding, failed.reply)
             is_ours = failed.finding.scope is Scope.SITE  # it says nothing of the host
             finding = None if is_ours else failed.finding
-            self._perform(self.race.failed(candidate, finding, self._now()))
+            self._perform(self._race.failed(candidate, finding, self._now()))
         else:
             del self._tasks[candidate]
             self._ready[candidate] = session
-            self._perform(self.race.reached(candidate, Phase.READY, self._now()))
+            self._perform(self._race.reached(candidate, Phase.READY, self._now()))
 
     async def open(self, candidate: Candidate, approach: Approach) -> Session:
         """Return a session that is ready; raises as `Sessions.open` does."""
@@ -294,7 +294,7 @@ class Attempt:
         self._tell(events.PhaseReached, candidate, phase)
         if phase is Phase.READY:
             return  # the race is told when we have the session
-        self._perform(self.race.reached(candidate, phase, self._now()))
+        self._perform(self._race.reached(candidate, phase, self._now()))
         if candidate not in self._tasks:
             raise asyncio.CancelledError  # dropped in answer to what it has reached
 
@@ -343,7 +343,7 @@ class Attempt:
         self._transfer_began = None
         over = offer.over if self._unsettled() else _Reason.EXHAUSTED
         if over is not None:
-            self._perform(self.race.settled(now))
+            self._perform(self._race.settled(now))
             self._end(over)
             return
         ending = offer.ending
@@ -358,7 +358,7 @@ class Attempt:
         if in_doubt and not self._message.journal.has_memory():
             # As with smtp(8), each address counts by itself, and is asked once.
             in_doubt, ending = False, ending._replace(wait=None)
-        self._perform(self.race.resume(ending, now, in_doubt=in_doubt))
+        self._perform(self._race.resume(ending, now, in_doubt=in_doubt))
 
     def _settle_doubts(
         self, candidate: Candidate, offered: list[int], ending: Finding | None
@@ -405,17 +405,25 @@ class Attempt:
 
         Only this decides it, and it is asked again at the end of the attempt.
         """
-        return self.race.has_better_pending(candidate) or has_better(
+        return self._race.has_better_pending(candidate) or has_better(
             self._plan.unresolved, candidate
         )
 
     # -- what an offer asks: delivery.offer.Offerer -----------------------------
 
+    def others_left(self) -> int:
+        """Return how many other candidates may still be asked."""
+        return self._race.others_left()
+
+    def is_last_chance(self) -> bool:
+        """Return whether the candidate has all its time, though others are left."""
+        return self._race.is_last_chance()
+
     def recipients_answered(self) -> None:
         """Let the losers go when there is nothing left for them."""
         places = self._unsettled()
         if self._settlement.those(RecipientState.ACCEPTED, places) == places:
-            self._perform(self.race.settled(self._now()))
+            self._perform(self._race.settled(self._now()))
 
     def settle(self, place: int, outcome: Outcome) -> None:
         """Give a recipient its outcome."""

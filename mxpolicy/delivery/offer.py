@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from mxpolicy.delivery import events, trouble
 from mxpolicy.delivery.approach import Approach
@@ -43,9 +43,6 @@ from mxpolicy.routing.candidate import (
 )
 from mxpolicy.routing.race import GiveUpReason
 from mxpolicy.routing.tls_requirement import TlsRequirement, wanted_by_host
-
-if TYPE_CHECKING:
-    from mxpolicy.routing.race import Race
 
 __all__ = [
     "Journal",
@@ -115,13 +112,7 @@ class Message(NamedTuple):
 
 
 class Offerer(Protocol):
-    """What an offer asks of its maker: `mxpolicy.delivery.attempt.Attempt`.
-
-    Attributes:
-        race: Knows what other candidates are left.
-    """
-
-    race: Race
+    """What an offer asks of its maker: `mxpolicy.delivery.attempt.Attempt`."""
 
     async def open(self, candidate: Candidate, approach: Approach) -> Session:
         """Return another session that is ready; raises as `Sessions.open` does."""
@@ -130,6 +121,12 @@ class Offerer(Protocol):
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
     ) -> None:
         """*candidate* has failed in this way; *reply* is what it said."""
+
+    def others_left(self) -> int:
+        """How many other candidates may still be asked."""
+
+    def is_last_chance(self) -> bool:
+        """Whether this candidate has all its time, though others are left."""
 
     def recipients_answered(self) -> None:
         """A host has answered every RCPT."""
@@ -238,7 +235,7 @@ class Offer:
         while self._left() and self.over is None:
             if self.ending is None or self.ending.verdict is not Verdict.STALLED:
                 return
-            others_left = bool(self._attempt.race.others_left())
+            others_left = bool(self._attempt.others_left())
             approach = self.session.approach.after_stall(others_left=others_left)
             if approach is None:
                 return
@@ -314,9 +311,8 @@ class Offer:
         for it is asked again later, with all its time.
         """
         left = max(0.0, self._message.deadline - self._message.trace.now())
-        race = self._attempt.race
-        others = race.others_left()
-        if not others or race.is_last_chance():
+        others = self._attempt.others_left()
+        if not others or self._attempt.is_last_chance():
             return min(standard, left)
         share = min(self._options.transaction.silence, left / others)
         return min(standard, left, max(SHORTEST_PATIENCE, share))
