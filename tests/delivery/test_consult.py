@@ -8,12 +8,15 @@ import random
 import pytest
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.consult import MAX_PROBES
 from mxpolicy.delivery.host_memory import host_key
 from mxpolicy.delivery.leases import Leases
 from mxpolicy.options import MemoryOptions
 from mxpolicy.outcome import Deferred, Delivered
+from mxpolicy.routing.candidate import Verdict
+from mxpolicy.routing.host_record import HostRecord, encode
 from tests.delivery.attempts import run
-from tests.delivery.site import Sent, Site
+from tests.delivery.site import START, Sent, Site
 from tests.helpers.scripted_smtp import End, ScriptedHost
 
 
@@ -218,3 +221,18 @@ def test_refusal_of_a_backup_does_not_bounce_while_the_better_one_is_paused() ->
         assert len(primary.taken) == 1
 
     run(primary, backup, work=work)
+
+
+def test_message_probes_a_few_of_many_hosts_that_are_due() -> None:
+    many, good = [ScriptedHost() for _ in range(6)], ScriptedHost()
+
+    async def work() -> None:
+        site = Site(*many, good)
+        failed = encode(HostRecord(Verdict.FILTERED, since=site.utc() - 61, pause=60))
+        for one in many:
+            await site.store.put(host_key(one.candidate()), failed, START * 2)
+        assert isinstance((await site.send()).outcome, Delivered)
+        assert sum(len(one.visits) for one in many) == MAX_PROBES
+        assert len(good.taken) == 1
+
+    run(*many, good, work=work)

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.delivery import Request
-from mxpolicy.delivery.domain_history import DomainHistory
+from mxpolicy.delivery.domain_history import DOMAIN, DomainHistory
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus
+from mxpolicy.routing.domain_record import KEPT
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
 from mxpolicy.state.memory import MemoryStore
 from tests.delivery.attempts import mail_data, run
@@ -188,3 +189,17 @@ async def test_message_taken_meanwhile_is_not_forgotten() -> None:
     record = await ours.record("example.com")
     assert record.taken == record.missing == now
     assert record.exchanges == (MxRecord(10, "new.example.com"),)
+
+
+async def test_domain_is_forgotten_so_long_after_it_last_took_mail() -> None:
+    now = START
+    store = MemoryStore(lambda: now)
+    domains = DomainHistory(store, utc=lambda: now)
+    await domains.took("example.com", [_found("mx.example.com")])
+    (before,) = await store.scan(DOMAIN)
+    now += 5 * DAY
+    gone = Bounced(EnhancedStatus(5, 1, 2), "no such domain")
+    await domains.unless_stale("example.com", gone)
+    (after,) = await store.scan(DOMAIN)
+    assert after.value != before.value
+    assert after.expires == before.expires == START + KEPT

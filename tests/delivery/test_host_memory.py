@@ -85,3 +85,11 @@ async def test_broken_starttls_under_one_name_says_nothing_of_another() -> None:
     assert broken == [False, True]
     await memory.forget_broken_tls(theirs)
     assert not (await memory.advise("example.com", [theirs])).of_tls
+
+
+def test_key_of_a_nexthop_is_printable_and_bounded() -> None:
+    key = nexthop_key("[" + "\u00fc" * 5000 + "]", HERE)
+    assert key.startswith("nexthop [??")
+    assert key.endswith(f" {host_key(HERE)}")
+    assert key.isascii()
+    assert len(key) < 400

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from mxpolicy.delivery.leases import LEASED, LENGTH, Leases
@@ -9,13 +11,29 @@ from mxpolicy.state.memory import MemoryStore
 from tests.delivery.attempts import run
 from tests.delivery.site import START, Site
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Noting(MemoryStore):
+    """Notes which leases were asked for."""
+
+    def __init__(self, clock: Callable[[], float], asked: list[str]) -> None:
+        super().__init__(clock)
+        self._asked = asked
+
+    async def get(self, key: str) -> bytes | None:
+        self._asked.append(key)
+        return await super().get(key)
+
 
 class Place:
     """A store, a clock that is moved, and two messages."""
 
     def __init__(self) -> None:
         self.now = START
-        self.store = MemoryStore(lambda: self.now)
+        self.asked: list[str] = []
+        self.store = Noting(lambda: self.now, self.asked)
         self.one, self.other = (Leases(self.store, lambda: self.now) for _ in "12")
 
 
@@ -77,3 +95,11 @@ def test_lease_taken_before_the_clock_was_set_back_is_none() -> None:
         assert not await leases.take("host x")
 
     run(work=work)
+
+
+async def test_leases_are_asked_for_in_the_order_of_the_keys() -> None:
+    place = Place()
+    assert await place.other.take("host c")
+    # So two messages with hosts in common meet at the first of these.
+    assert not await place.one.take_all(["host d", "host c", "host b", "host a"])
+    assert place.asked == [f"{LEASED}host {one}" for one in "cabc"]
