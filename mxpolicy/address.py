@@ -1,14 +1,13 @@
 """Domains and mailboxes: what a mail server hands us, and what goes on the wire.
 
 RFC 5321 §2.3.11 and §4.1.2 (mailboxes), §4.1.3 (address literals), RFC 6531
-§3.3 (UTF-8 local parts), RFC 5890 and UTS 46 (international domains). Text
-enters the program here: whatever leaves this module can be put into an SMTP
-command as it is. It does not look anything up.
+§3.3 (UTF-8 local parts), RFC 5890 and UTS 46 (international domains). Text enters the
+program here: what leaves this module can be put into an SMTP command as it is. Nothing
+is looked up.
 
-Mail servers differ in whether they quote a local part before they hand it to a
-program (Postfix does with ``flags=q`` only). Both forms are read: a local part
-that is well quoted is unquoted, anything else is taken literally, and
-`Mailbox.wire` quotes what needs it.
+Some mail servers quote a local part before they give it to a program, some do not
+(Postfix does with ``flags=q`` only). Both forms are read: a local part that is well
+quoted is unquoted, any other is taken literally. `Mailbox.wire` quotes it if need be.
 """
 
 from __future__ import annotations
@@ -41,21 +40,21 @@ Domain = NewType("Domain", str)
 MAX_DOMAIN = 253
 MAX_LABEL = 63
 
-# RFC 5321 §4.5.3.1.1 obliges every host to take 64 octets and asks that none
-# refuse more; VERP and SRS addresses are often longer, and the host is the one
-# to say so. What must fit is a line (§4.5.3.1.6).
+# RFC 5321 §4.5.3.1.1 obliges every host to take local parts of 64 octets. VERP and SRS
+# addresses are often longer; the host decides on them. A path must fit into a line
+# (§4.5.3.1.6).
 MAX_PATH = 998
 
-# Before it is a domain: a U-label is shorter than its A-label, never by much,
-# and Punycode over a megabyte would take far too long.
+# Characters before it is a domain: a U-label is a little shorter than its A-label, and
+# Punycode over a megabyte would take far too long.
 _MAX_DOMAIN_TEXT = 1024
 
-# Character classes are written without ranges beyond Latin-1: those cost ten times
-# the whole rest of this module when they are compiled.
+# No character class has ranges beyond Latin-1: compiling them costs ten times as much as
+# the rest of this module.
 _LDH_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\Z")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _DOTS = {0x3002: ".", 0xFF0E: ".", 0xFF61: "."}  # RFC 3490 §3.1, UTS 46 §4
-# Controls, lone surrogates (bytes that are no UTF-8), line and paragraph ends.
+# Controls, lone surrogates (bytes that are not UTF-8), line and paragraph ends.
 _CONTROL_CATEGORIES = frozenset(("Cc", "Cs", "Zl", "Zp"))
 # What IDNA2003 maps and UTS 46 non-transitional keeps (UTS 46 §2.3, "deviation
 # characters"), and the fillers that UTS 46 drops and IDNA2003 keeps.
@@ -71,14 +70,14 @@ _QUOTED = r'"(?:[^"\\]|\\.)*"'
 _WORDS = re.compile(rf"(?:{_ATEXT}+|{_QUOTED})(?:\.(?:{_ATEXT}+|{_QUOTED}))*\Z")
 _QUOTED_STRING = re.compile(_QUOTED)
 _QUOTED_PAIR = re.compile(r"\\(.)")
-# Each < and > is in a quoted string; one that nothing ends is none.
+# Each < and > is in a quoted string; a quote without end begins none.
 _KEEPS_BRACKETS = re.compile(rf'(?>{_QUOTED}|[^<>"]|"(?=[^<>]*\Z))*\Z')
 _ENDS_LINE = re.compile(r"[\r\n\0]")
 _NEEDS_PAIR = re.compile(r'(["\\])')
 
 
 class AddressError(MxPolicyError, ValueError):
-    """The text is no address: no host could ever deliver to it.
+    """The text is not an address: no host could ever deliver to it.
 
     Attributes:
         text: What was given.
@@ -95,9 +94,9 @@ class AddressError(MxPolicyError, ValueError):
 
 
 class UnsupportedDomain(AddressError):
-    """The domain may well exist, but this installation cannot tell its name in DNS.
+    """The domain may exist, but this installation does not know its name in DNS.
 
-    To be deferred, never bounced: with the extra ``idna`` installed it works.
+    Defer it, never bounce it: with the extra ``idna`` installed it works.
     """
 
 
@@ -130,11 +129,11 @@ class Mailbox(NamedTuple):
 
 
 class ReversePath(NamedTuple):
-    """Where a message came from, as its mail server gave it (RFC 5321 §2.3.1).
+    """The sender of a message, as its mail server gave it (RFC 5321 §2.3.1).
 
     Attributes:
-        wire: What goes between ``<`` and ``>``; never empty. It need be no address,
-            and bytes that are no UTF-8 are lone surrogates (PEP 383).
+        wire: What goes between ``<`` and ``>``; never empty. It need not be an address.
+            Bytes that are not UTF-8 are lone surrogates (PEP 383).
     """
 
     wire: str
@@ -143,7 +142,7 @@ class ReversePath(NamedTuple):
     def needs_smtputf8(self) -> bool:
         """True when only RFC 6531 can carry it.
 
-        What is no UTF-8 nothing can carry; it is said as it is, and the host judges.
+        Nothing can carry what is not UTF-8; it is sent as it is, and the host decides.
         """
         return not self.wire.isascii() and is_utf8(self.wire)
 
@@ -156,7 +155,7 @@ def parse_domain(text: str) -> Domain:
     non-transitional.
 
     Raises:
-        AddressError: It is no domain name; an IPv4 address is none either.
+        AddressError: It is not a domain name, for example an IPv4 address.
         UnsupportedDomain: It needs the extra ``idna``; defer.
     """
     if len(text) > _MAX_DOMAIN_TEXT:
@@ -192,19 +191,19 @@ def parse_mailbox(text: str) -> Mailbox:
 
 
 def parse_reverse_path(text: str) -> ReversePath | None:
-    """Return the sender as it is said to a host, or None for the null reverse-path.
+    """Return the sender as it is sent to a host, or None for the null reverse-path.
 
-    Null are: nothing, blanks, ``<>``, and ``MAILER-DAEMON`` without a domain,
-    which is what Postfix's pipe(8) writes for it by default (``null_sender``).
+    The null reverse-path: nothing, blanks, ``<>``, and ``MAILER-DAEMON`` without a
+    domain, which Postfix's pipe(8) writes for it by default (``null_sender``).
 
-    Nothing is delivered to a sender here, so the host shall judge, as it does for
-    Postfix's smtp(8) and Exim: the domain is left as it is, whether there can be such a
-    one or not (``root@483920174635`` in a container), and so is an address without one.
-    As in smtp(8) (quote_821_local.c), a local part that needs quotes gets them.
+    We deliver nothing to a sender, so the host decides, as with Postfix's smtp(8) and
+    Exim. The domain is left as it is, even one that cannot exist (``root@483920174635``
+    in a container), and so is an address without domain. As in smtp(8)
+    (quote_821_local.c), a local part that needs quotes gets them.
 
     Raises:
-        AddressError: It would end the command, or what stands in its ``<>``: CR, LF, NUL,
-            or ``<`` or ``>`` outside a quoted local part.
+        AddressError: It would end the command or its ``<>``: CR, LF, NUL, or ``<`` or
+            ``>`` outside a quoted local part.
     """
     text = text.strip(" ")
     if text in ("", "<>") or text.upper() == "MAILER-DAEMON":
@@ -220,14 +219,14 @@ def parse_reverse_path(text: str) -> ReversePath | None:
 
 
 def _sender_local_part(local: str) -> str:
-    """Return it in quotes if it needs some; what may be a source route is left alone."""
+    """Return it in quotes if it needs them; a possible source route is left as it is."""
     if not local or local.startswith("@") or _WORDS.match(local):
         return local
     return _in_quotes(local)
 
 
 def _sender_domain(text: str) -> str:
-    """Return *text*, an international name as A-labels where there are some for it."""
+    """Return *text*, with A-labels for an international name where that has them."""
     if text.isascii() or not is_utf8(text):
         return text
     try:
@@ -261,9 +260,9 @@ def parse_address_literal(text: str) -> str:
 
 
 def canonical_address(text: str) -> str | None:
-    """Return the IPv4 or IPv6 address in its one textual form, or None if it is none.
+    """Return the IPv4 or IPv6 address in its canonical form, None for any other text.
 
-    Zone indices (``fe80::1%eth0``) are no addresses here: they mean something on
+    An address with a zone index (``fe80::1%eth0``) does not count: it means something on
     one machine only.
     """
     if "%" in text:
@@ -302,7 +301,7 @@ def _mail_domain(text: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether *text* has no lone surrogates: bytes that were no UTF-8."""
+    """Return whether *text* was UTF-8: other bytes are lone surrogates in it."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -323,8 +322,7 @@ def _unquoted(local: str) -> str:
 
 
 def _to_ascii(text: str) -> str:
-    # Imported here: a recipient with an international domain is rare, and the
-    # tables are large.
+    # Imported here: international domains are rare, and the tables are large.
     try:
         import idna
     except ImportError:
@@ -337,7 +335,7 @@ def _to_ascii(text: str) -> str:
 
 
 def _refused(text: str, error: Exception) -> AddressError:
-    """A character younger than our tables may be allowed by those of the recipient."""
+    """Return the error for *text*; a character newer than our tables may be allowed."""
     from unicodedata import category
 
     if any(category(char) == "Cn" for char in text):
@@ -355,8 +353,8 @@ def _to_a_label(text: str, label: str) -> str:
     except idna.InvalidCodepointContext as error:
         raise AddressError(text, f"not a domain name: {error}") from error
     except idna.InvalidCodepoint:
-        # UTS 46 allows symbols that IDNA2008 does not (UTS 46 §2, ``NV8``), and
-        # there are such domains, with mail.
+        # UTS 46 allows symbols that IDNA2008 does not (UTS 46 §2, ``NV8``). Domains
+        # with them exist, and take mail.
         return "xn--" + label.encode("punycode").decode("ascii")
     except idna.IDNAError as error:
         raise AddressError(text, f"not a domain name: {error}") from error
@@ -365,9 +363,9 @@ def _to_a_label(text: str, label: str) -> str:
 def _to_ascii_2003(text: str) -> str:
     """Use the standard library's IDNA2003 where UTS 46 gives the same name, else refuse.
 
-    The same name means: no deviation character, nothing that was unassigned in
-    Unicode 3.2, and today's case folding agrees with that of 2003. Everything
-    else could be another owner's domain.
+    The name is the same when it has no deviation character, nothing that was unassigned
+    in Unicode 3.2, and when today's case folding agrees with that of 2003. Any other name
+    could be another owner's domain.
     """
     import unicodedata
     from encodings import idna as idna2003

@@ -13,10 +13,9 @@ The tree::
       LocalTrouble             our own machine: descriptors, memory, disk; never a verdict
       StoreError               the state store is away
 
-Every exception keeps its facts as attributes and makes its text from them, so
-that no caller has to take a sentence apart. Foreign exceptions become one of
-these at the one edge where their library is used; ``__cause__`` keeps the
-original.
+Every exception keeps its facts as attributes and makes its text from them, so that no
+caller parses a sentence. A foreign exception becomes one of these where its library is
+used; ``__cause__`` keeps the original.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ __all__ = [
 
 
 class MxPolicyError(Exception):
-    """The root: whatever mxpolicy itself raises on purpose."""
+    """The root of all that mxpolicy raises on purpose."""
 
 
 class ConfigError(MxPolicyError):
@@ -67,11 +66,11 @@ class UsageError(MxPolicyError):
 
 
 class ProtocolError(MxPolicyError):
-    """The abstract parent of both; raise one of its children."""
+    """Either side broke the protocol; raise one of its children."""
 
 
 class LocalProtocolError(ProtocolError):
-    """We asked for something the protocol does not allow in this state: a bug."""
+    """We asked for something that the protocol does not allow in this state: a bug."""
 
 
 class RemoteProtocolError(ProtocolError):
@@ -100,10 +99,10 @@ class TLSError(MxPolicyError):
 
 
 class LocalTrouble(MxPolicyError):
-    """Our own machine failed us: no descriptors, no memory, no disk, no ports.
+    """Our own machine failed: no descriptors, no memory, no disk, no ports.
 
-    It says nothing about any host: nothing is remembered, the mail is deferred
-    with 4.3.0 and no host is blamed.
+    It says nothing about any host: nothing is remembered of one, and the mail is deferred
+    with 4.3.0.
     """
 
 

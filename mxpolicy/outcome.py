@@ -21,8 +21,8 @@ __all__ = [
     "Tried",
 ]
 
-# sysexits(3): the only statuses that mean the same to Postfix's pipe(8) and to
-# Exim's pipe transport with its default temp_errors.
+# sysexits(3): the only statuses with the same meaning for Postfix's pipe(8) and Exim's
+# pipe transport with its default temp_errors.
 EXIT_DELIVERED = 0
 EXIT_BOUNCE = 69
 EXIT_DEFER = 75
@@ -35,7 +35,7 @@ class Tried(NamedTuple):
         candidate: As shown, or its key as text.
         verdict: The verdict's word.
         waited: Seconds.
-        text: What was said, printable; empty when nothing was.
+        text: What the host or the system said, printable; may be empty.
     """
 
     candidate: str
@@ -58,15 +58,15 @@ class Delivered(NamedTuple):
 
 
 class Deferred(NamedTuple):
-    """Not now: the mail server shall try again.
+    """Not now: the mail server tries again later.
 
     Attributes:
         status: Class 4.
         text: One line, the important part first.
         reply: The reply that decided, None when none did.
-        relay: What decided: a candidate's key as text
+        relay: The candidate that decided, its key as text
             (`mxpolicy.routing.candidate.Key`), or ``none``.
-        may_have_arrived: The relay has seen the final dot and did not answer it.
+        may_have_arrived: The relay may have seen the final dot, and did not answer it.
     """
 
     status: EnhancedStatus
@@ -77,7 +77,7 @@ class Deferred(NamedTuple):
 
 
 class Bounced(NamedTuple):
-    """Never: the mail server shall tell the sender. Fields as in `Deferred`, class 5."""
+    """Never: the mail server tells the sender. Fields as in `Deferred`, class 5."""
 
     status: EnhancedStatus
     text: str

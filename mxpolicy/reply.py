@@ -1,8 +1,7 @@
 """What a server answers: a reply (RFC 5321 §4.2) and its enhanced status (RFC 3463).
 
-Text from a host enters the program here and only here. It is escaped and
-bounded as it comes in, so that whatever a host sends is safe in a log line, on
-a terminal and in the answer to the mail server.
+Text from a host enters the program only here. It is escaped and bounded at once, so that
+it is safe in a log line, on a terminal and in the answer to the mail server.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 __all__ = ["MAX_TEXT", "EnhancedStatus", "Reply", "printable"]
 
-# Postfix keeps 4096 bytes of our whole answer and a bounce shows one line; a
+# Characters. Postfix keeps 4096 bytes of our whole answer, and a bounce shows one line. A
 # reply line may have 512 bytes (RFC 5321 §4.5.3.1.5).
 MAX_TEXT = 512
 
@@ -23,9 +22,8 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 def printable(text: str | bytes, limit: int = MAX_TEXT) -> str:
     """Return *text* as one line of printable ASCII, at most *limit* characters.
 
-    Control characters and everything beyond ASCII become ``?``: a reply may
-    carry terminal escapes, line ends or half of a UTF-8 sequence, and no reader
-    of ours needs any of them.
+    Control characters and all beyond ASCII become ``?``: a reply may carry terminal
+    escapes, line ends or half of a UTF-8 sequence.
     """
     if isinstance(text, bytes):
         text = text[: limit + 1].decode("latin-1")
@@ -46,7 +44,7 @@ class EnhancedStatus(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> EnhancedStatus | None:
-        """Return the status at the very start of *text*, or None when there is none.
+        """Return the status at the very start of *text*, or None.
 
         It must be followed by white space or the end (RFC 2034 §4).
         """
@@ -58,9 +56,9 @@ class Reply(NamedTuple):
     """One complete reply, all its lines.
 
     Attributes:
-        code: 0 to 999, as sent; of several, that of the last line.
-        lines: The texts after the code, one for each line, already `printable`. What
-            a host says beyond the first 2 KiB is not among them.
+        code: 0 to 999, as sent in the last line.
+        lines: The texts after the code, one for each line, already `printable`. They end
+            after 2 KiB.
     """
 
     code: int
@@ -85,9 +83,9 @@ class Reply(NamedTuple):
     def enhanced(self) -> EnhancedStatus | None:
         """The enhanced status of the first line, if its class fits the code.
 
-        One whose class differs from the first digit becomes ``class.0.0``:
-        Postfix lets a ``5.7.1`` beat our exit status 75, and a host that says
-        ``450 5.7.1`` means 450.
+        Where its class differs from the first digit, it becomes ``class.0.0``. A host
+        that says ``450 5.7.1`` means 450, but for Postfix a ``5.7.1`` overrides our exit
+        status 75.
         """
         found = EnhancedStatus.parse(self.lines[0]) if self.lines else None
         if found and found.class_ != self.code // 100:
@@ -97,7 +95,7 @@ class Reply(NamedTuple):
     def shortened(self) -> Reply:
         """Return it with no more lines than `text` has room for.
 
-        A host may say as much to each of a thousand recipients, and all is kept.
+        A host may send such a reply for each of a thousand recipients, and all are kept.
         """
         room = MAX_TEXT
         for place, line in enumerate(self.lines):

@@ -4,10 +4,10 @@ SMTPD_POLICY_README and access(5); the server's side. A request is a set of
 attributes. An answer is one line ``action=...`` and an empty one. The words of an
 action are checked where they come from, in the configuration (`parse_action`).
 
-Actions that could do harm here are left out on purpose. ``OK`` and ``RELAY`` let a
-stranger relay when they stand before ``reject_unauth_destination``. ``DISCARD``,
-``REDIRECT``, ``BCC`` and ``HOLD`` are about a whole message, and one address of it is
-judged here. 421 and 521 hang up on the other recipients.
+Actions that could do harm here are left out on purpose. ``OK`` and ``RELAY`` before
+``reject_unauth_destination`` let a stranger relay. ``DISCARD``, ``REDIRECT``, ``BCC`` and
+``HOLD`` act on a whole message, and a request is about one address of it. 421 and 521
+hang up on the other recipients.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ REQUEST = "smtpd_access_policy"
 
 DUNNO = "DUNNO"
 
-# Postfix puts "NNN X.Y.Z <address>: Recipient address rejected: " before it, and a
-# reply line should not be over 512 bytes (RFC 5321 §4.5.3.1.5); the address may well
-# be half of that. A header of PREPEND may be 998 (RFC 5322 §2.1.1).
+# Characters. Postfix puts "NNN X.Y.Z <address>: Recipient address rejected: " before it,
+# and a reply line should not be over 512 bytes (RFC 5321 §4.5.3.1.5); the address may be
+# half of that. A header of PREPEND may have 998 (RFC 5322 §2.1.1).
 MAX_ACTION = 400
 
 VERBS = ("DUNNO", "REJECT", "DEFER", "DEFER_IF_PERMIT", "WARN", "PREPEND", "FILTER")
@@ -55,11 +55,11 @@ _FILTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*:\S*")
 
 
 class RequestError(ValueError):
-    """The attributes are no request of this protocol; the text says why."""
+    """The attributes are not a request of this protocol; the text says why."""
 
 
 class AccessRequest(NamedTuple):
-    """What smtpd(8) wants judged; an attribute that was not sent is empty.
+    """What smtpd(8) asks about; an attribute that was not sent is empty.
 
     Attributes:
         protocol_state: ``RCPT``, ``MAIL``, ...; upper case.
@@ -70,7 +70,7 @@ class AccessRequest(NamedTuple):
         client_address: Canonical; empty when it is not an address.
         sasl_username: The name of the login; empty without one.
         queue_id: Empty until the first recipient was accepted.
-        policy_context: What main.cf says beside ``check_policy_service``.
+        policy_context: The ``policy_context`` of ``check_policy_service`` in main.cf.
     """
 
     protocol_state: str = ""
@@ -101,7 +101,7 @@ class Action(NamedTuple):
         return {"REJECT": 5, "DEFER": 4, "DEFER_IF_PERMIT": 4}.get(self.verb, 0)
 
     def for_now(self) -> Action:
-        """Return the same, not for good: a later try may go well."""
+        """Return the same for now: a later try may go well."""
         if self.class_ != 5:
             return self
         verb = "DEFER" if self.verb == "REJECT" else f"4{self.verb[1:]}"
@@ -115,7 +115,7 @@ class Action(NamedTuple):
 
 
 def parse_request(attributes: Mapping[str, str]) -> AccessRequest:
-    """Return the request that *attributes* make; those of later versions are ignored.
+    """Return the request in *attributes*; those of later versions are ignored.
 
     Raises:
         RequestError: ``request`` is not `REQUEST`.
@@ -132,10 +132,10 @@ def parse_request(attributes: Mapping[str, str]) -> AccessRequest:
 
 
 def parse_action(text: str) -> Action:
-    """Return the action that *text* says, as access(5) would understand it.
+    """Return the action in *text*, as access(5) would understand it.
 
     Raises:
-        ValueError: With a sentence that says what was expected.
+        ValueError: With a sentence that says what is expected.
     """
     if not text.isascii() or not text.isprintable():
         raise ValueError("expected printable ASCII, in one line")
@@ -177,6 +177,6 @@ def _check_text(action: Action) -> None:
 def answer(action: str) -> bytes:
     """Return the bytes that answer one request with *action*.
 
-    They are always one bounded line of printable ASCII, and the empty line.
+    They are one bounded line of printable ASCII, and the empty line.
     """
     return b"action=%b\n\n" % printable(action, 2 * MAX_ACTION).encode("ascii")

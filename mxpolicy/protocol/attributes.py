@@ -1,12 +1,11 @@
 """Bytes -> requests of ``name=value`` lines, each ended by an empty line.
 
 The form of Postfix's policy protocol (SMTPD_POLICY_README; attr_scan_plain): names
-and values in lines that end in LF, then an empty line. The server's side; what the
-attributes mean is `mxpolicy.protocol.access_policy`'s to say.
+and values in lines that end in LF, then an empty line. The server's side;
+`mxpolicy.protocol.access_policy` knows what the attributes mean.
 
-A request that cannot be understood does not spoil the connection: it is read to its
-empty line like any other, and comes as `Malformed` in its turn. So every request has
-its answer, and no answer is taken for another request's.
+The connection survives a request that is not understood. It is read to its empty line
+like any other, and comes as `Malformed` in its turn. So every request has its own answer.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ __all__ = [
 ]
 
 # Postfix 3.12 sends 33 attributes. The longest values are parameters and addresses
-# of SMTP (2048 bytes a line) and what a client's certificate calls its owner.
+# of SMTP (2048 bytes a line) and the names in a client's certificate.
 MAX_ATTRIBUTES = 200
 MAX_REQUEST = 64 * 1024
 
 MAX_SHOWN = 40  # characters of a wrong line
 
-# The end of a request. A CR before LF is left out, as everywhere: a terminal sends it.
+# The end of a request. A CR before LF, as a terminal sends it, is ignored everywhere.
 _END = re.compile(rb"(?:\A|\n)\r?\n")
 _END_LENGTH = 3
 
@@ -46,8 +45,8 @@ class Malformed(NamedTuple):
 class AttributeReader:
     """A parser that is fed bytes and gives requests. It never raises.
 
-    Of a request that has no end it holds `MAX_REQUEST` bytes at most. It drops what
-    comes beyond them, except for the empty line.
+    It holds at most `MAX_REQUEST` bytes of a request, and drops the rest until the empty
+    line.
     """
 
     __slots__ = ("_data", "_is_cut", "_searched")
@@ -84,8 +83,7 @@ class AttributeReader:
         return _parse(bytes(self._data[:length]))
 
     def _cut(self) -> None:
-        # At the start of a request one LF alone is its end; the byte in front keeps the
-        # rest from looking like a start.
+        # At the start of a request one LF alone would be its end, so a byte stays in front.
         self._data[:-_END_LENGTH] = b"?"
         self._is_cut = True
 
@@ -101,8 +99,7 @@ def _parse(data: bytes) -> dict[str, str] | Malformed:
         if not name or not equals:
             return Malformed(f"expected name=value, not {text[:MAX_SHOWN]!a}")
         if name in values:
-            # A reader of the first and a reader of the last would judge different
-            # things. Postfix sends each once.
+            # Readers might disagree on which one counts. Postfix sends each once.
             return Malformed(f"attribute given twice: {name[:MAX_SHOWN]!a}")
         values[name] = value
     return values

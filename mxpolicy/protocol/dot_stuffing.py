@@ -2,25 +2,25 @@
 
 What comes out:
 
-- Every line ends with CRLF, and CR and LF appear in no other way (§2.3.8). LF and
-  CRLF end a line; any other CR becomes a space, also the first of CR CR LF. So no two
-  readers can disagree on where a line or the header ends, and the mail data cannot
-  hold an end of data that only some of them see (SMTP smuggling, CVE-2023-51764).
+- Every line ends with CRLF, and CR and LF appear in no other way (§2.3.8). LF and CRLF
+  end a line; any other CR becomes a space, also the first of CR CR LF. So all readers
+  agree on where a line and the header end. No end of data in the mail data is seen by
+  some readers only (SMTP smuggling, CVE-2023-51764).
 - A dot at the start of a line is doubled.
 - A line of over 998 bytes is folded by CRLF and a space, as Postfix does
-  (smtp_line_length_limit), or passed as it is. The space counts; the doubled dot
-  does not (§4.5.3.1.6). What is folded off begins with the space, so a dot in it
-  is never at the start of a line. A UTF-8 sequence is not cut in two.
+  (smtp_line_length_limit), or passed as it is. The space counts; the doubled dot does not
+  (§4.5.3.1.6). The folded part begins with the space, so no dot of it is at the start of
+  a line. A UTF-8 sequence stays whole.
 
-NUL and other bytes pass. The final dot itself is not written here: `FINAL_DOT`
-leaves in a segment of its own, when the session may send it.
+NUL and other bytes pass. `FINAL_DOT` is not written here: it leaves in a segment of its
+own, when the session may send it.
 
-The space for a CR is Postfix's (cleanup_replace_stray_cr_lf, tried with 3.7.11): what it
-has looked at comes here without a stray CR. Exim 4.96 has made line ends of them, in a
-header field folded ones, so that neither ends the header where the other sees none.
+The space for a CR is Postfix's (cleanup_replace_stray_cr_lf, tried with 3.7.11), so mail
+from Postfix comes here without a stray CR. Exim 4.96 has made line ends of them, folded
+ones in a header field, so that the header ends for both at the same place.
 
-BUGS: folding in the middle of a header field's word, or of signed text, changes
-what the recipient sees. There is no place to fold that would not.
+BUGS: folding changes what the recipient sees in the middle of a header field's word, or
+of signed text. No place to fold avoids that.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ MAX_TEXT_LINE = 998
 
 
 class DotStuffer:
-    """An encoder for one message; what comes out does not depend on how it is cut.
+    """An encoder for one message; its output does not depend on how the input is cut.
 
-    All work over bytes is done by the methods of ``bytes``: one pass each of
-    search or replace, and one step of Python for every 998 bytes.
+    The methods of ``bytes`` do all work over bytes: one pass each of search or replace,
+    and one step of Python for every 998 bytes.
 
     Args:
         long_lines: What to do with lines over 998 bytes.
@@ -49,8 +49,8 @@ class DotStuffer:
 
     def __init__(self, long_lines: LongLines = LongLines.FOLD) -> None:
         self._fold = long_lines is LongLines.FOLD
-        # Not yet written: a CR whose LF may follow and, when folding, the whole
-        # open line, at most 998 bytes: only the next one tells where to cut.
+        # Not yet written: a CR, as its LF may follow. When folding, also the whole open
+        # line of at most 998 bytes, as only the next byte tells where to cut.
         self._held = b""
         self._at_line_start = True
 
@@ -90,8 +90,8 @@ def _fold(text: bytes) -> bytes:
     start = at = 0
     room = MAX_TEXT_LINE
     while len(text) - at > room:
-        # Looking backwards from where the line must have ended passes over many
-        # short lines in one step.
+        # Searching backwards from the last place for a line end passes over many short
+        # lines in one step.
         newline = text.rfind(b"\n", at, at + room + 1)
         if newline >= 0:
             at, room = newline + 1, MAX_TEXT_LINE
@@ -109,7 +109,7 @@ def _place_to_cut(text: bytes, at: int) -> int:
     """Return *at*, or up to three less so that a UTF-8 sequence stays whole."""
     for place in range(at, at - 4, -1):
         if text[place] & 0xC0 != 0x80:
-            # The first byte of a sequence; or ASCII, and then what follows it
-            # is no UTF-8 and may be cut anywhere.
+            # The first byte of a sequence; or ASCII, and then the bytes after it are not
+            # UTF-8 and may be cut anywhere.
             return place if text[place] >= 0xC0 else at
     return at

@@ -1,12 +1,11 @@
 """Bytes from the peer, taken out line by line.
 
-A line ends with LF; CRs before it belong to the end. RFC 5321 §2.3.8 asks for
-CRLF and nothing else, but hosts that send a bare LF exist and every mail server
-in use reads them. What *we* send is never that lax.
+A line ends with LF; CRs before it belong to the end. RFC 5321 §2.3.8 asks for CRLF and
+nothing else, but some hosts send a bare LF, and every mail server in use reads it. *We*
+always send CRLF.
 
-The cost is linear in the bytes received however they are cut: the search for
-LF never looks twice at a byte, and taking a line from the front of a bytearray
-moves nothing.
+The cost is linear in the bytes received, however they are cut. The search for LF looks
+at each byte once, and taking a line from the front of a bytearray moves nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ class ReceiveBuffer:
     """A queue of bytes that gives whole lines.
 
     Args:
-        line_limit: Bytes of a line that are kept. What it has beyond them is
-            read and dropped.
+        line_limit: Bytes of a line that are kept; the rest is dropped.
     """
 
     __slots__ = ("_data", "_line_limit", "_searched")
@@ -31,7 +29,7 @@ class ReceiveBuffer:
         self._searched = 0
 
     def __len__(self) -> int:
-        """How many bytes are kept that no line has taken."""
+        """How many bytes are kept that `next_line` has not returned."""
         return len(self._data)
 
     def append(self, data: bytes) -> None:

@@ -1,14 +1,13 @@
 """Bytes from an SMTP or LMTP server -> `Reply` (RFC 5321 §4.2), the client's side.
 
-Lenient where hosts in the field are lax and no harm can follow. Lines may end
-with a bare LF, the text after the code may be missing, the codes of one reply may
-differ. A reply may be of any length up to `MAX_REPLY`: only what is kept of it
-is bounded. To give up on a long 250 that answers the final dot would make a copy
-of the message with each retry.
+It is lenient where hosts in the field are lax and that does no harm. Lines may end with
+a bare LF, the text after the code may be missing, the codes of one reply may differ. A
+reply may have up to `MAX_REPLY` bytes, of which fewer are kept: giving up on a long 250
+to the final dot would make a copy of the message with each retry.
 
-A line that is no reply line is skipped where the caller allows it. That is safe
-while one reply is outstanding. With more it could pair an answer with the wrong
-question, and mail would be lost; Postfix warns of that in its source.
+Other lines are skipped where the caller allows it. That is safe while one reply is
+outstanding. With more an answer could be paired with the wrong command, and mail would
+be lost; Postfix warns of that in its source.
 
 Used by `mxpolicy.protocol.smtp_client`; knows nothing of commands and states.
 """
@@ -27,17 +26,17 @@ __all__ = ["KEPT", "MAX_REPLY", "ReplyReader"]
 # §4.5.3.1.5 has 512 for a line, and allows several.
 KEPT = 2048
 
-# Bytes that are read until a reply is whole. The longest in the field, refusals with
-# a policy's text, have some 10 KiB; something has to end one that never ends.
+# Bytes of one reply. The longest in the field, refusals with a policy's text, have some
+# 10 KiB; this ends one without end.
 MAX_REPLY = 1024 * 1024
 
 # RFC 5321 §4.2: Reply-line = *( Reply-code "-" [ textstring ] CRLF )
 #                             Reply-code [ SP textstring ] CRLF
-# What a first digit means, and whether it means anything, is the caller's.
+# The caller knows what a first digit means.
 _REPLY_LINE = re.compile(rb"([0-9]{3})(?:([ -])(.*))?", re.DOTALL)
 
-# First words of servers that speak no SMTP: a web server, SSH, IMAP, POP3. Nothing
-# else is worth waiting for behind them.
+# First words of servers that do not speak SMTP: a web server, SSH, IMAP, POP3. Behind
+# them no greeting will come.
 _OTHER_PROTOCOL = re.compile(rb"HTTP/|SSH-|\* OK|\+OK")
 
 
@@ -90,16 +89,16 @@ class ReplyReader:
     def next_reply(self, *, keep: int = KEPT, skip: bool = False) -> Reply | None:
         """Return the next whole reply, or None until more bytes come.
 
-        Its code is that of its last line, as in Postfix. Lines before it whose
-        first digit says something else (RFC 5321 §4.2.1 forbids it) are left out.
+        Its code is that of its last line, as in Postfix. Earlier lines with another
+        first digit (RFC 5321 §4.2.1 forbids them) are left out.
 
         Args:
             keep: Bytes that are kept; the line that goes beyond them is the last.
-            skip: Whether lines that are no reply lines are skipped.
+            skip: Whether other lines than reply lines are skipped.
 
         Raises:
-            RemoteProtocolError: The peer sent something that is no reply, or
-                too much of it. Replies before it have been returned.
+            RemoteProtocolError: The peer sent something else than a reply, or too much
+                of it. Replies before it have been returned.
         """
         while (line := self._buffer.next_line()) is not None:
             began, self._at = self._at, self.received - len(self._buffer)

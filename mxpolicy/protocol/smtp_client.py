@@ -4,11 +4,11 @@ Also RFC 1870, 2034, 2920, 3207, 3461, 6152, 6531, 9422. Left out: AUTH, CHUNKIN
 and DATA pipelined behind RCPT (it saves a round trip, and then a server that
 refused all recipients has to be sent an empty message).
 
-Its caller is `mxpolicy.delivery.dialogue`. The loop there is: give a command, write what
-`data_to_send` returns, read, pass it to `receive_data`, act on the events,
-*write what* `data_to_send` *returns*, and so on. What a reply means for a
-recipient is not decided here. The states and their tables, with the theory of
-operation, are in `mxpolicy.protocol.smtp_states`.
+Its caller is `mxpolicy.delivery.dialogue`. The loop there: give a command, write what
+`data_to_send` returns, read, pass the bytes to `receive_data`, act on the events, *write
+what* `data_to_send` *returns*, and so on. What a reply means for a recipient is decided
+elsewhere. `mxpolicy.protocol.smtp_states` has the states, their tables and the theory of
+operation.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_IN_FLIGHT", "MAX_STRAYS", "SmtpClient"]
 
-# Commands that may wait for their replies at once. So many replies of usual size
-# (some 60 bytes) fit into any socket's buffer, and so many commands too: both
-# sides never sit in a write that the other does not read (RFC 2920 §3.1).
+# Commands that may wait for their replies at once. So many replies of usual size (some
+# 60 bytes) fit into any socket's buffer, and so many commands too. So the two sides never
+# both block in a write (RFC 2920 §3.1).
 MAX_IN_FLIGHT = 100
 
-# Replies that answer nothing, between two commands. A server that says one too many
-# has a bug; one that goes on and on has us read for ever.
+# Replies that answer nothing, between two commands. A server that sends one has a bug; a
+# server without end would make us read for ever.
 MAX_STRAYS = 10
 
-# Bytes of an EHLO reply that are kept. Its lines are keywords, and one that is lost
-# may be STARTTLS; the longest in the field have some 2 KiB.
+# Bytes of an EHLO reply that are kept. Its lines are keywords, and a lost one may be
+# STARTTLS. The longest in the field have some 2 KiB.
 _KEPT_OF_EHLO = 64 * 1024
 
 
@@ -83,18 +83,18 @@ _EVENTS: dict[Verb, Callable[[Reply], Event]] = {
     Verb.QUIT: QuitAnswered,
 }
 
-# A firewall that "fixes up" SMTP overwrites the greeting's text with asterisks
-# and spares what looks like its code.
+# A firewall that "fixes up" SMTP overwrites the greeting's text with asterisks, except
+# for what looks like its code.
 _MASKED_BANNER = re.compile(r"[20 ]*\*[20* ]*")
 
-# Nothing else may stand between "<" and ">". A quoted local part (RFC 5321 §4.1.2) may
-# hold space and angle brackets. What is outside of it may not, or it could end the path
-# and begin a parameter. Control characters are in no path.
+# What may stand between "<" and ">". A quoted local part (RFC 5321 §4.1.2) may hold space
+# and angle brackets. Outside of it they could end the path and begin a parameter. No path
+# has control characters.
 _PATH = re.compile(
     r'(?:"(?:\\[^\x00-\x1f\x7f]|[^"\\\x00-\x1f\x7f])*"|[^\s<>"\x00-\x1f\x7f])*'
 )
-# A sender need be no address, as long as what follows it cannot be mistaken: each angle
-# bracket is in a quoted string, and a quote that nothing ends begins none.
+# A sender need not be an address, as long as the end of its path is clear: each angle
+# bracket is in a quoted string, and a quote without end begins none.
 _REVERSE_PATH = re.compile(
     r'(?>"(?:\\[^\r\n\0]|[^"\\\r\n\0])*"|[^<>"\r\n\0]|"(?=[^<>\r\n\0]*\Z))*\Z'
 )
@@ -103,10 +103,10 @@ _REVERSE_PATH = re.compile(
 class SmtpClient:
     """One session with one server, from its greeting to the end.
 
-    When the server breaks the protocol behind replies that were good, their
-    events are returned first (one may be the 250 to the dot), and the error is
-    raised by the next call of `receive_data` or `data_to_send`, and by every later
-    one. A command given meanwhile has no effect.
+    When the server breaks the protocol behind good replies, their events are returned
+    first: one may be the 250 to the dot. The next call of `receive_data` or
+    `data_to_send` raises the error, and so does every later one. A command given
+    meanwhile has no effect.
 
     Args:
         helo: Our name for EHLO and HELO: a domain or an address literal.
@@ -114,10 +114,10 @@ class SmtpClient:
     Attributes:
         state: Where the conversation is.
         extensions: What the last EHLO reply offered; empty before it.
-        ehlo_name: The name the server gave itself in its last EHLO or HELO
-            reply, empty when none; whether that is our own is for the caller.
-        banner_masked: A firewall overwrites this server's SMTP. It is not
-            sent more than one command at a time.
+        ehlo_name: The server's name for itself in its last EHLO or HELO reply; may be
+            empty. The caller checks whether it is our own.
+        banner_masked: A firewall overwrites this server's SMTP: it gets one command at
+            a time.
     """
 
     def __init__(self, helo: str) -> None:
@@ -127,10 +127,10 @@ class SmtpClient:
         self.banner_masked = False
         self._helo = _parameter(helo)
         self._reader = ReplyReader()
-        # Not yet answered, oldest first; so many of them have left.
+        # Not yet answered, oldest first. The first `_in_flight` of them have left.
         self._commands = deque([_Command(Verb.CONNECT, b"")])
         self._in_flight = 1
-        # Bytes received before the first of them left: no part of their answers.
+        # Bytes received before the first of them left: they belong to no answer.
         self._answers_begin = 0
         self._is_group = False  # several were in flight at once
         self._strays = 0  # since the last command left
@@ -144,39 +144,39 @@ class SmtpClient:
 
     @property
     def awaits(self) -> Verb | None:
-        """The command whose reply is next, None when no reply is due."""
+        """The command with the next reply, None when no reply is due."""
         return self._commands[0].verb if self._commands else None
 
     @property
     def is_asking(self) -> bool:
-        """Whether a command has left that is not yet answered, or the greeting is due."""
+        """Whether a reply is due: to a command that has left, or the greeting."""
         return self._in_flight > 0
 
     @property
     def is_in_mid_reply(self) -> bool:
-        """Whether the last bytes received were not the end of a line and of a reply."""
+        """Whether the last bytes received are a part of a line or of a reply."""
         return self._reader.has_unread
 
     @property
     def skipped(self) -> str:
-        """What came in place of the reply that is awaited, its first line; mostly empty."""
+        """The first line that came in place of the awaited reply; mostly empty."""
         return self._reader.skipped
 
     @property
     def pipelining(self) -> bool:
-        """Whether commands may leave before those ahead of them were answered."""
+        """Whether commands may leave before earlier ones were answered."""
         return "PIPELINING" in self.extensions and not self.banner_masked
 
     def receive_data(self, data: bytes, *, is_early: bool = False) -> list[Event]:
         """Take what was read; return what it means, in order.
 
-        Then write what `data_to_send` returns: replies let queued commands go.
-        What comes after the end of the session is thrown away.
+        Then write what `data_to_send` returns: replies let queued commands go. Bytes
+        after the end of the session are dropped.
 
         Args:
             data: As it came.
-            is_early: The server cannot have had the command in flight when it sent
-                *data*, so that is no answer.
+            is_early: The server sent *data* before it had the command in flight, so it
+                does not answer that.
 
         Raises:
             RemoteProtocolError: The server broke the protocol. The state is
@@ -202,9 +202,9 @@ class SmtpClient:
     def data_to_send(self) -> bytes:
         """Return the bytes that may leave now; write them all. Often there are none.
 
-        The final dot is never returned together with anything else. Where nothing
-        `is_asking`, first pass to `receive_data` what is there to be read: it came
-        before the command, and cannot be told from its answer afterwards.
+        The final dot is always returned alone. Unless the client `is_asking`, first pass
+        to `receive_data` what can be read: it came before the command, and later it would
+        look like its answer.
 
         Raises:
             RemoteProtocolError: See the class.
@@ -263,16 +263,16 @@ class SmtpClient:
     ) -> None:
         """Begin a transaction (§4.1.1.2). Next: `MailAnswered`.
 
-        Parameters that the server does not offer are left out: it takes 8-bit
-        data as it is, or does not. SMTPUTF8 cannot be left out.
+        Parameters that the server does not offer are left out, except for SMTPUTF8:
+        without 8BITMIME it may still take 8-bit data.
 
         Args:
-            reverse_path: What goes between ``<`` and ``>``; empty for ``<>``. It is
-                for the server to judge: only what would end the path or the command
-                is refused here. Bytes that are no UTF-8 are lone surrogates.
+            reverse_path: What goes between ``<`` and ``>``; empty for ``<>``. Only what
+                would end the path or the command is refused here; the server decides on
+                the rest. Bytes that are not UTF-8 are lone surrogates.
             size: Bytes of the message (RFC 1870), None when unknown.
             body8bit: The mail data has bytes over 127 (RFC 6152).
-            smtputf8: Addresses here may go beyond ASCII (RFC 6531).
+            smtputf8: Addresses may go beyond ASCII (RFC 6531).
             dsn: What the sender asked for.
         """
         if smtputf8 and "SMTPUTF8" not in self.extensions:
@@ -311,9 +311,9 @@ class SmtpClient:
     def data(self) -> None:
         """Ask to send the mail data (§4.1.1.4). Next: `DataAnswered`.
 
-        Only when every RCPT was answered and one was accepted. At state BODY the
-        caller itself writes what `DotStuffer` gives, reads meanwhile (a refusal
-        comes as `BodyRefused`, or `Closing`), and then calls `dot`.
+        Only when every RCPT was answered and one was accepted. In state BODY the caller
+        writes what `DotStuffer` gives, and reads meanwhile: a refusal comes as
+        `BodyRefused` or `Closing`. Then it calls `dot`.
         """
         if self.state is State.RCPT and not self._accepted:
             raise LocalProtocolError("no recipient was accepted")
@@ -322,7 +322,7 @@ class SmtpClient:
     def dot(self) -> None:
         """End the mail data, all of which has been written. Next: `DotAnswered`.
 
-        Or, as long as the server does not have the dot, `BodyRefused`.
+        Or `BodyRefused`, as long as the server does not have the dot.
         """
         self._command(Verb.DOT, FINAL_DOT)
 
@@ -337,7 +337,7 @@ class SmtpClient:
     # -- inside -----------------------------------------------------------------
 
     def _command(self, verb: Verb, line: str | bytes, place: int = 0) -> None:
-        """Queue one command, if it may be given here and now."""
+        """Queue one command, if it is allowed in this state."""
         if self._error is not None:
             return  # it would never leave: data_to_send raises
         following = COMMANDS.get((self.state, verb))
@@ -369,7 +369,7 @@ class SmtpClient:
                 events.append(event)
 
     def _take(self, reply: Reply) -> Event | None:
-        """Pair a reply with what was asked, move on, and say what it means."""
+        """Pair a reply with its command, change the state, and return the event."""
         if reply.code == 421:
             return self._take_421(reply)
         if not self._in_flight or self._reader.began < self._answers_begin:
@@ -394,7 +394,7 @@ class SmtpClient:
         return Closing(reply.shortened(), awaited)
 
     def _take_stray(self, reply: Reply) -> Event:
-        """Say what a reply means that came before the command which awaits one."""
+        """Return the event for a reply that came before its command had left."""
         reply = reply.shortened()
         if self._is_group:
             raise RemoteProtocolError(f"a reply to nothing: {reply.text}")
@@ -411,11 +411,11 @@ class SmtpClient:
 
     @property
     def _is_in_message(self) -> bool:
-        """From the 354 on, to the answer to the final dot."""
+        """True from the 354 to the answer to the final dot."""
         return self.state in (State.BODY, State.DOT)
 
     def _describe(self, was: State, command: _Command, reply: Reply) -> Event | None:
-        """Return the event for a reply that the tables allow; keep what it tells."""
+        """Return the event for a reply that the tables allow, and note its facts."""
         match command.verb:
             case Verb.CONNECT:
                 return self._note_greeting(reply)

@@ -41,7 +41,7 @@ class Greeted(Answered):
 
 
 class EhloAnswered(Answered):
-    """2yz: ready. Else, whatever the code, `SmtpClient.helo` is next, or QUIT."""
+    """2yz: ready. With any other code, `SmtpClient.helo` is next, or QUIT."""
 
 
 class HeloAnswered(Answered):
@@ -78,12 +78,12 @@ class DataAnswered(Answered):
 class BodyRefused(Answered):
     """A 4yz or 5yz before the server had the final dot. It counts for all recipients.
 
-    The session is over: close the connection, send no dot if none has left.
+    The session is over: close the connection. Do not send the dot any more.
     """
 
 
 class DotAnswered(Answered):
-    """2yz: the server is responsible (RFC 5321 §6.1). In any case the session is ready."""
+    """2yz: the server is responsible (RFC 5321 §6.1). The session is ready in any case."""
 
 
 class RsetAnswered(Answered):
@@ -103,8 +103,8 @@ class Closing(NamedTuple):
 
     Attributes:
         awaited: The oldest command without a reply (`Verb.DOT` in the middle of the
-            mail data); None when nothing had been asked. It and all that
-            were behind it count as answered with this 4yz.
+            mail data), or None. It and all commands behind it count as answered with
+            this reply.
     """
 
     reply: Reply

@@ -1,22 +1,22 @@
 """The states of an SMTP session as the client sees it (RFC 5321 §4.1.4), as data.
 
-Everything that decides where a conversation goes is in the two tables here;
-`mxpolicy.protocol.smtp_client` looks it up and does it.
+The two tables here decide where a conversation goes; `mxpolicy.protocol.smtp_client` acts
+on them.
 """
 
 # Theory of operation
 #
-# The state says where the conversation is, by what the server has answered; it
-# is also what we wait for, so timeouts and words for the log hang on it (_FACTS).
-# It changes in two ways, each with its table:
+# The state is where the conversation is, by the server's answers. It is also what we
+# wait for, so it has a timeout and words for the log (_FACTS). It changes in two ways,
+# each with its table:
 #
 #   COMMANDS     (state, command) -> state, when we give a command
 #   TRANSITIONS  (state, command, first digit) -> state, when its reply comes
 #
-# What is not in COMMANDS raises LocalProtocolError and leaves everything as it
-# was. What is not in TRANSITIONS raises RemoteProtocolError and ends the session.
-# Only the first digit counts: RFC 5321 §4.3.2 lets servers invent codes. To EHLO
-# any answer but 2yz means HELO; servers that do not know it say what they like.
+# What is not in COMMANDS raises LocalProtocolError and changes nothing. What is not in
+# TRANSITIONS raises RemoteProtocolError and ends the session. Only the first digit
+# counts: RFC 5321 §4.3.2 lets servers invent codes. After EHLO any answer but 2yz means
+# HELO: servers that do not know EHLO answer with any code.
 #
 #   GREETING -> EHLO -> READY -> MAIL -> RCPT -> DATA -> BODY -> DOT -> READY
 #                |       |        |       |       |
@@ -33,27 +33,26 @@ Everything that decides where a conversation goes is in the two tables here;
 #
 # 1. 421 closes, whenever it comes (RFC 5321 §3.8): event `Closing`. It is then
 #    the answer to the oldest command that has none, if there is one.
-# 2. A reply that came before a command had left is no answer to it. A client
-#    that takes it for one is out of step for ever, and that is how mail is lost. If it
-#    refuses (4yz, 5yz) it is the server's last word: event `BodyRefused` for the
-#    message in hand, else `Closing`. Anything else is dropped: event `StrayReply`.
-#    Behind a group of commands it ends the session, for any of the replies
-#    before it may have been the one too many. So do bytes that wait behind the
-#    220 to STARTTLS: they would be read as if TLS had protected them
-#    (CVE-2011-0411).
-# 3. RCPT, and QUIT when nothing can depend on it, may be given while replies are
-#    still due. They queue. With PIPELINING they leave at once, else one by one
-#    as replies come. Every other command closes a group (RFC 2920 §3.1): the
-#    caller waits until all before it has been answered.
+# 2. A reply that came before a command had left does not answer it. A client that
+#    takes it for the answer is out of step for ever, and loses mail. If it refuses
+#    (4yz, 5yz) it ends the session: event `BodyRefused` for the message in hand, else
+#    `Closing`. Any other is dropped: event `StrayReply`. Behind a group of commands
+#    it ends the session too, for any earlier reply may have been the superfluous one.
+#    So do bytes that wait behind the 220 to STARTTLS: they would count as protected
+#    by TLS (CVE-2011-0411).
+# 3. RCPT, and QUIT without a transaction, may be given while replies are still due.
+#    They queue. With PIPELINING they leave at once, else one by one as replies come.
+#    Every other command closes a group (RFC 2920 §3.1): the caller waits until all
+#    commands before it were answered.
 #
-# When MAIL is refused, RCPT commands behind it that have not left are dropped,
-# and the replies to those that have are swallowed: whatever they say, there
-# is no transaction. That is the row (READY, RCPT).
+# When MAIL is refused, RCPT commands behind it that have not left are dropped. The
+# replies to those that have left are ignored, as there is no transaction. That is the
+# row (READY, RCPT).
 #
-# A refusal in BODY, or before the server has the dot, counts: the server must not
-# speak, but it has judged the message. It ends the session, for no two ends agree any
-# more on what is mail data and what is a command. "Accepted" cannot be true there:
-# some servers say 250 when they have the body, and 554 to the dot.
+# A refusal in BODY, or before the server has the dot, counts: it comes too early, but it
+# is about the message. It ends the session, as the two sides may disagree on what is
+# mail data and what is a command. A 2yz there does not count: some servers say 250 when
+# they have the body, and 554 to the dot.
 
 from __future__ import annotations
 
@@ -64,7 +63,7 @@ __all__ = ["COMMANDS", "MAY_QUEUE", "TRANSITIONS", "Facts", "State", "Verb", "fa
 
 
 class State(Enum):
-    """Where the conversation is; named for what is awaited or due."""
+    """Where the conversation is, named for what is awaited or due."""
 
     GREETING = "greeting"
     EHLO = "ehlo"  # greeted: EHLO is due, or its reply
@@ -118,7 +117,7 @@ COMMANDS: dict[tuple[State, Verb], State] = {
     (State.QUIT, Verb.QUIT): State.QUIT,
 }
 
-# Those that need not wait for the replies to what was asked before (RFC 2920).
+# Commands that need not wait for the replies to earlier ones (RFC 2920).
 MAY_QUEUE = {
     (State.MAIL, Verb.RCPT),
     (State.RCPT, Verb.RCPT),
@@ -178,8 +177,8 @@ class Facts(NamedTuple):
     log_words: str
 
 
-# Where §4.5.3.2 says nothing (EHLO, STARTTLS, RSET) a reply costs the server no
-# more than that to MAIL. Nothing depends on the reply to QUIT.
+# §4.5.3.2 says nothing of EHLO, STARTTLS and RSET: a reply costs the server no more than
+# the one to MAIL. Nothing depends on the reply to QUIT.
 _FACTS: dict[State, Facts] = {
     State.GREETING: Facts(300, "waiting for the greeting"),
     State.EHLO: Facts(300, "waiting for the reply to EHLO"),

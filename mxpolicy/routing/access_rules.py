@@ -3,12 +3,12 @@
 `finding` reads it from a plan without candidates. `AccessRules` are the operator's
 rules and, after them, those of RFC 7505. Pure: plans are made elsewhere.
 
-A finding is what the domain's owner has published and DNS has said in full. Anything
-else is no finding, and nothing is refused for it: no answer, half an answer, an address
-that cannot be understood, or another reason to defer the mail.
+A finding is what the domain's owner has published and DNS has said in full. Nothing is
+refused for anything else: no answer, half an answer, an address that is not understood,
+or another reason to defer the mail.
 
-The one exception is what deliveries have found a moment ago: that no host of the
-domain can be reached now. It is never a reason to refuse for good.
+There is one exception: deliveries found a moment ago that no host of the domain can be
+reached. It is never a reason to refuse for good.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ _STATUSES = {
 # RFC 3463 §3.5: X.4.1, no answer from host.
 _UNREACHABLE = EnhancedStatus(4, 4, 1)
 
-# A reply line should not be over 512 bytes (RFC 5321 §4.5.3.1.5), and the mail server
-# puts the address before it; names may be 253.
+# Characters. A reply line should not be over 512 bytes (RFC 5321 §4.5.3.1.5). The mail
+# server puts the address before ours; a name may have 253.
 _DETAIL_LENGTH = 200
 
-# Finding -> the status for a recipient, and what is said of the domain. The plan's
-# own status, so that the answer and a later bounce say the same.
+# Finding -> the status for a recipient, and what is said of the domain. The status is
+# the plan's, so that the answer and a later bounce agree.
 _WORDS = {
     AccessFinding.NULL_MX: (NULL_MX, "does not accept mail (null MX)"),
     AccessFinding.NO_SUCH_DOMAIN: (NO_SUCH_DOMAIN, "does not exist"),
@@ -92,7 +92,7 @@ class Situation(NamedTuple):
 
     Attributes:
         finding: The finding.
-        about: Whose domain.
+        about: Whether it is the sender's or the recipient's domain.
         domain: A `mxpolicy.address.Domain` or an address literal.
         protocol_state: Upper case.
         client_address: Canonical, or empty.
@@ -110,7 +110,7 @@ class Situation(NamedTuple):
 
     @property
     def is_passing(self) -> bool:
-        """Whether it may be over in a minute: then nothing is refused for good."""
+        """Whether it may be over in a minute, so that nothing is refused for good."""
         return self.finding is AccessFinding.ALL_PAUSED
 
 
@@ -137,7 +137,7 @@ class AccessRules:
 
 
 def _matches(rule: AccessRule, clients: Networks, situation: Situation) -> bool:
-    """Return whether all that *rule* says is so; what it leaves out is always so."""
+    """Return whether all conditions of *rule* hold; a missing one always holds."""
     client, user = situation.client_address, situation.sasl_username
     names = rule.sasl_username
     return (
@@ -164,7 +164,7 @@ def finding(
     """Return what is certain about a domain, from the plan for mail to it.
 
     Args:
-        refusal: Why there is no host to dial; None when there is one. Only a bounce
+        refusal: Why there is no host to dial; None when there is a host. Only a bounce
             is certain.
         lookups: What DNS said.
         is_hopeless: Every host that could be dialled has failed a moment ago.
@@ -185,7 +185,7 @@ def finding(
 def unreachable(
     candidates: Sequence[Candidate], records: Mapping[Candidate, HostRecord], now: float
 ) -> str:
-    """Return what is said of hosts that all have failed: which, how, and how long ago.
+    """Return a text about hosts that all have failed: which, how, and how long ago.
 
     Args:
         candidates: At least one, each with its record. The best one is named.
@@ -216,7 +216,7 @@ def words(situation: Situation, class_: int) -> str:
         class_: 4 or 5, of the status; 0 for a text without one.
     """
     status, said = _WORDS[situation.finding]
-    # About hosts that are away the same is true of both.
+    # Hosts that cannot be reached are the same for sender and recipient.
     if situation.about is AccessAbout.SENDER and not situation.is_passing:
         is_null_mx = situation.finding is AccessFinding.NULL_MX
         status = _SENDER_NULL_MX if is_null_mx else _BAD_SENDER_DOMAIN

@@ -1,14 +1,14 @@
 """Whether STARTTLS is known to be broken at a host, so that it is left out. Pure.
 
-At level ``may`` a message goes in clear when TLS fails (RFC 7435 §3). To find that out
-each time may cost half a minute, so it is remembered. But a lost packet looks the same
-as broken TLS, and a host that demands TLS is lost in clear. So:
+At level ``may`` a message goes in clear when TLS fails (RFC 7435 §3). Noticing that may
+take half a minute for each message, so it is remembered. But a lost packet looks the
+same as broken TLS, and a host that demands TLS takes nothing in clear. So:
 
 * It is kept by host *name* and address. A host may refuse TLS for a name that it does
-  not know (RFC 6066 §3), and anybody can give it one.
+  not know (RFC 6066 §3), and any domain can give it one.
 * It is written only when a host has taken a message in clear after TLS had failed.
 * It is believed when two different messages were taken so, and then for an hour.
-* After that TLS is tried again. One message more that is taken in clear renews it.
+* After that TLS is tried again. One more message that is taken in clear renews it.
 * A session under TLS, and a host that wants TLS, make it unknown.
 
 Times are UTC seconds.
@@ -29,17 +29,17 @@ __all__ = ["BELIEVED", "KEPT", "BrokenTls", "after_taking_in_clear", "decode", "
 # Seconds for which STARTTLS is left out.
 BELIEVED = 3600.0
 
-# Seconds for which one message may prove, or renew, what another one has met.
+# Seconds for which another message may prove or renew it.
 KEPT = 86400.0
 
 
 class BrokenTls(NamedTuple):
-    """What messages have met that a host took in clear.
+    """The messages that a host took in clear after TLS had failed.
 
     Attributes:
         since: When the last one was taken, UTC seconds.
         message_id: Names that message; without blanks.
-        is_proven: Another message had met the same before it.
+        is_proven: Another message was taken so before it.
     """
 
     since: float

@@ -48,10 +48,10 @@ def rank_of(preference: int, nexthop_place: int, egress_place: int = 0) -> Rank:
 
 
 class Key(NamedTuple):
-    """What tells candidates apart, and nothing else.
+    """The identity of a candidate.
 
-    As text it is the word for it in the journal and in outcomes: as shown, and behind it
-    ``/egress`` unless that is `DIRECT`.
+    As text it is the candidate's word in the journal and in outcomes: as shown, and
+    behind it ``/egress`` unless that is `DIRECT`.
     """
 
     egress: str
@@ -66,7 +66,7 @@ class Key(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """What people are shown: a sender need not know of our egresses."""
+        """The candidate as people see it: a sender need not know of our egresses."""
         return f"{self.host}[{self.address}]:{self.port}"
 
     def __str__(self) -> str:
@@ -74,12 +74,12 @@ class Key(NamedTuple):
 
 
 def shown_of(key: str) -> str:
-    """Return `Key.shown` of a key as text; what is none stays as it is."""
+    """Return `Key.shown` of a key as text; any other text stays as it is."""
     return "".join(_parted(key)[:2])
 
 
 def egress_of(key: str) -> str:
-    """Return the egress of a key as text; `DIRECT` for what is none."""
+    """Return the egress of a key as text; `DIRECT` for any other text."""
     return _parted(key)[2] or DIRECT
 
 
@@ -140,9 +140,9 @@ class Candidate(NamedTuple):
 
 
 class Phase(IntEnum):
-    """How far a candidate has come; a phase is *entered*, and never left backwards.
+    """How far a candidate has come; it never goes back.
 
-    The value grows, so ``phase >= Phase.GREETING`` reads "has had its SYN-ACK".
+    The value grows, so ``phase >= Phase.GREETING`` means "the SYN-ACK was seen".
     """
 
     CONNECT = 0  # our SYN is out
@@ -160,9 +160,9 @@ class Phase(IntEnum):
 
 
 class Awaited(Enum):
-    """What is awaited of a host; a patient sender has a time for each of them.
+    """What is awaited of a host; a patient sender has a time for each of these.
 
-    The value is the word that the journal keeps.
+    The value is the journal's word.
     """
 
     CONNECT = "connect"
@@ -179,7 +179,7 @@ class Wait(NamedTuple):
     """A wait that ended because our patience did: the host has not failed.
 
     Attributes:
-        awaited: For what.
+        awaited: What was awaited.
         seconds: How long.
     """
 
@@ -220,7 +220,7 @@ class Verdict(Enum):
 
 
 class Scope(Enum):
-    """Whom a finding is about, as in Postfix's smtp_trouble: who else is affected."""
+    """What a finding is about, and so what else is affected (as Postfix's smtp_trouble)."""
 
     RECIPIENT = "recipient"  # this recipient only
     MESSAGE = "message"  # any recipient of this message at this host
@@ -232,16 +232,15 @@ class Finding(NamedTuple):
     """One failure of one candidate.
 
     Attributes:
-        verdict: How.
+        verdict: How it failed.
         phase: In which phase it was.
         waited: Seconds from the phase's beginning to the failure.
-        scope: Who is affected.
-        full: True after a definite answer, or after the full time without one
-            (6 s without SYN-ACK, 30 s in a later phase); False when only our
-            patience ended.
+        scope: What is affected.
+        full: True after a definite answer, or after the full time without one (6 s
+            without SYN-ACK, 30 s in a later phase). False when only our patience ended.
         text: What the host or the system said, printable, for the log.
-        is_transient: The host said it with a 4yz (RFC 5321 §4.2.1): not now.
-        wait: Where a session ended because *our* patience did; None when the host
+        is_transient: The host said 4yz (RFC 5321 §4.2.1): not now.
+        wait: The wait that ended the session with *our* patience; None when the host
             answered or failed. (Before *ready* the race itself ends the waits.)
     """
 

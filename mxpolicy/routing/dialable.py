@@ -1,9 +1,9 @@
-"""Which addresses are never dialled, whoever publishes them.
+"""Which addresses are never dialled, whatever domain publishes them.
 
-Anyone can point an MX at ``127.0.0.1`` or ``169.254.169.254``: a mail server that
-dials it talks to itself, or becomes somebody's port scanner (the answers come
-back in bounces). Addresses that *embed* an IPv4 address are judged by it too:
-``::ffff:127.0.0.1`` is loopback. Applies to names and to literal nexthops alike.
+A stranger can point an MX at ``127.0.0.1`` or ``169.254.169.254``. A mail server that
+dials it talks to itself, or becomes a port scanner for the stranger (the answers come
+back in bounces). An address that *embeds* an IPv4 address counts as that one too:
+``::ffff:127.0.0.1`` is loopback. This holds for names and for literal nexthops.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["LOOPBACK", "PRIVATE", "Dialable", "Network", "Networks", "parse_networks"]
 
 LOOPBACK = "loopback"
-"""The objection to an address of this very machine that every machine has."""
+"""The objection to an address that every machine has for itself."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -47,7 +47,7 @@ _PRIVATE = (
 
 
 class Networks:
-    """A set of networks; an address is in it by its own or by an embedded address."""
+    """A set of networks; an address is in it by itself or by one that it embeds."""
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._networks = tuple(networks)
@@ -62,12 +62,12 @@ class Networks:
 
 
 class Dialable:
-    """The options ``never_dial`` and ``allow_dial``, ready to judge."""
+    """The options ``never_dial`` and ``allow_dial``, ready for use."""
 
     def __init__(
         self, never_dial: Iterable[str] = (), allow_dial: Iterable[str] = ()
     ) -> None:
-        """Prepare the judgement.
+        """Prepare.
 
         Raises:
             ConfigError: One of the texts is no address, network or ``private``.
@@ -93,8 +93,8 @@ class Dialable:
     def is_exempt(self, address: str) -> bool:
         """Return whether the operator named *address* as an exception.
 
-        It then is neither refused nor taken for ourselves only because the
-        kernel says that it is local: that is what a test bed on loopback is.
+        Then it may be dialled. It does not count as ourselves merely because it is local
+        to the kernel: a test bed on loopback is.
         """
         return self._allowed.has(ipaddress.ip_address(address))
 

@@ -2,8 +2,8 @@
 
 `mxpolicy.delivery.learner` and `mxpolicy.delivery.probe` tell a `Dialling` what happens
 to it. They get back what is to be remembered: a `Ready`, or a `Finding`. A full verdict
-is due when the full time has passed without a new phase. That also holds while the race
-goes on waiting: the verdict is published then, and other messages skip the wait.
+is due when the full time has passed without a new phase, even while the race goes on
+waiting. So other messages skip the wait.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Dialling:
     def failed(self, finding: Finding) -> Finding | None:
         """Return what is to be remembered of a failure, or of the end of our patience.
 
-        Nothing when it was remembered as soon as its full time was over.
+        None when it was remembered already, at the end of its full time.
         """
         if self._is_full and finding.phase is self.phase:
             return None

@@ -1,11 +1,11 @@
 """What is remembered of a domain that took our mail, for when DNS says otherwise. Pure.
 
-A registrar's or a name server's mishap must not bounce a day of mail. A domain took our
-mail lately, and DNS now says that it does not exist, has no address or takes no mail:
-its mail is deferred for a day before that is believed.
+A mishap at a registrar or a name server must not bounce a day of mail. When a domain
+took our mail lately, and DNS now says that it does not exist, has no address or takes no
+mail, its mail is deferred for a day. Only then DNS is believed.
 
-DNS does not answer at all: the MX records by which mail was last taken serve for a day.
-What a host refuses then does not bounce, as the domain may have left it.
+When DNS does not answer at all, the MX records by which mail was last taken serve for a
+day. A refusal by a host does not bounce then, as the domain may have left that host.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DOUBTED = DAY
 # Seconds for which its last MX records are used while DNS does not answer.
 STALE = DAY
 
-# A domain that takes mail all day is written again after this time.
+# Seconds after which a domain that takes mail all day is written again.
 NEWS_EVERY = 3600.0
 
 MAX_RECORDS = 20
@@ -65,7 +65,7 @@ class DomainRecord(NamedTuple):
         taken: When it last took our mail, UTC seconds; None when it never did.
         missing: Since when DNS says that it takes none.
         seen: When DNS last gave the MX records by which mail was taken.
-        exchanges: These; empty for an implicit MX.
+        exchanges: These records; empty for an implicit MX.
     """
 
     taken: float | None = None
@@ -108,7 +108,7 @@ def after_missing(record: DomainRecord, now: float) -> DomainRecord:
 
 
 def is_news(before: DomainRecord, after: DomainRecord) -> bool:
-    """Return whether the difference is worth being written."""
+    """Return whether the difference is worth a write."""
     if (before.missing, before.exchanges) != (after.missing, after.exchanges):
         return True
     return abs((after.taken or 0.0) - (before.taken or 0.0)) >= NEWS_EVERY

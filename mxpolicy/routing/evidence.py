@@ -1,18 +1,17 @@
 """What our own kernel knows about bytes on their way, and what follows from it.
 
-A black hole for large packets lets the whole SMTP dialogue pass and swallows the
-message: a firewall that drops them and the ICMP message that would say so (RFC 2923
-§2.1). Nothing is said. Only the kernel sees segments that are never acknowledged.
+A black hole for large packets lets the SMTP dialogue pass and loses the message. It is a
+firewall that drops large packets, and the ICMP message that would say so (RFC 2923
+§2.1). Only our kernel can see it: segments are never acknowledged.
 
-It is asked before the final dot, while moving on to another host is harmless. That
-is why the dot leaves only when all that was written before it is acknowledged. After
-the dot one thing alone proves that the host cannot have the message: that the dot
-has never left. A dot without acknowledgement proves nothing: lost acknowledgements look
-just so. Neither does a hole, acknowledged segments behind a missing one: a
-retransmission may have filled it, and the path back may have died.
+The kernel is asked before the final dot, while moving on to another host is harmless.
+That is why the dot leaves only when all before it is acknowledged. After the dot, one
+thing proves that the host cannot have the message: the dot has never left. A dot without
+acknowledgement proves nothing, since acknowledgements may be lost. Nor does a hole, that
+is acknowledged segments behind a missing one: a retransmission may have filled it.
 
-Pure: `mxpolicy.net.tcp_info` reads the kernel, these functions judge. What they
-say holds on a direct connection only: through a proxy it is about the proxy.
+Pure: `mxpolicy.net.tcp_info` reads the kernel, and these functions interpret it. They
+hold for a direct connection only: through a proxy they are about the proxy.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from typing import NamedTuple
 
 __all__ = ["STALL_TIME", "AckProgress", "SendState", "is_stalled"]
 
-# Seconds without one more byte acknowledged, before retransmissions mean anything: a
-# radio link or a rerouted path may be away that long. Linux sends again after 0.2 s at
+# Seconds without one more byte acknowledged before retransmissions mean anything: a
+# radio link or a rerouted path may be down that long. Linux sends again after 0.2 s at
 # the earliest and then at doubled intervals: six times or more in this time.
 STALL_TIME = 20.0
 # Fewer could be ordinary loss.

@@ -36,16 +36,16 @@ __all__ = [
 # Seconds for which a record is of use: latencies change.
 KEPT = 14 * 86400.0
 
-# An unchanged healthy host is written again after this time. Each message to it reads
-# its record anyway; one write in half a minute costs nothing.
+# Seconds after which an unchanged healthy host is written again: each message reads its
+# record, and one write in half a minute costs nothing.
 NEWS_EVERY = 30.0
 
 # Clocks of machines that share a store differ.
 SKEW = 5.0
 
-# For how long small segments are used. They cost little; a stall costs half a minute.
-# Kept for all mail, as no outsider can bring it about: it takes a path that lets small
-# segments pass and swallows large ones.
+# Seconds for which small segments are used. They cost little; a stall costs half a
+# minute. They are kept for all mail, as no outsider can cause them: it takes a path that
+# lets small segments pass and loses large ones.
 NARROW_PATH = 86400.0
 
 # Characters.
@@ -53,7 +53,7 @@ MAX_SAID = 80
 
 
 class HostRecord(NamedTuple):
-    """What is remembered of one candidate. All of it may be unknown.
+    """What is remembered of one candidate; any of it may be unknown.
 
     Attributes:
         verdict: How it failed when last tried; None when it did not.
@@ -61,7 +61,7 @@ class HostRecord(NamedTuple):
         full: Whether the verdict is a full one (`mxpolicy.routing.reachability`).
         since: When, UTC seconds.
         pause: Seconds from then in which it is asked last.
-        waited: Seconds that were waited for it in *phase*.
+        waited: Seconds of the wait for it in *phase*.
         connect_time: Seconds from SYN to SYN-ACK when it was last ready.
         greeting_latency: Seconds from there to the 220.
         last_ready: When that was, UTC seconds.
@@ -87,11 +87,11 @@ class HostRecord(NamedTuple):
 
     @property
     def is_lone_doubt(self) -> bool:
-        """Whether one message was in doubt at the final dot, and no other one yet."""
+        """Whether a single message was in doubt at the final dot so far."""
         return self.phase is Phase.DOT and not self.full
 
     def wait(self, now: float) -> Wait | None:
-        """Return what it was waited for in vain, while the verdict means anything."""
+        """Return the wait that ended without answer, while the verdict counts."""
         if self.verdict is None or self.phase >= Phase.READY:
             return None
         holds = 0 <= now - self.since < 2 * self.pause
@@ -116,9 +116,9 @@ NOTHING = HostRecord()
 
 
 def is_news(before: HostRecord, after: HostRecord) -> bool:
-    """Return whether the difference is worth being written.
+    """Return whether the difference is worth a write.
 
-    Every message to a healthy host finds it healthy. That need not cost a write each.
+    Every message to a healthy host finds it healthy, which need not cost a write each.
     """
     return not (
         before._replace(last_ready=None, connect_time=None, greeting_latency=None)

@@ -20,12 +20,12 @@ __all__ = ["NOTHING_KNOWN", "KnownHosts", "advise"]
 
 
 class KnownHosts(NamedTuple):
-    """What is remembered of the candidates of a plan; one that is not in it is unknown.
+    """What is remembered of the candidates of a plan; a missing one is unknown.
 
     Attributes:
         order: All candidates, in the order in which they are asked.
-        due: Those to be probed, by whoever gets their lease.
-        has_other: At least one has not failed fully, or not lately.
+        due: Those to be probed by the message that gets their lease.
+        has_other: At least one has not failed fully lately.
         is_hopeless: Every one has failed fully, and is in its pause.
         of_host: What is kept for all mail.
         of_nexthop: What is kept for mail to this nexthop only.
@@ -49,12 +49,12 @@ class KnownHosts(NamedTuple):
         return of_host.verdict is None and of_nexthop.verdict is not None
 
     def record(self, candidate: Candidate) -> HostRecord:
-        """Return what counts for *candidate*: its own failure before the nexthop's."""
+        """Return what counts for *candidate*: the record for all mail comes first."""
         records = self.of_nexthop if self.is_limited(candidate) else self.of_host
         return records.get(candidate, NOTHING)
 
     def entrant(self, candidate: Candidate) -> Entrant:
-        """Return *candidate* as the race takes it."""
+        """Return *candidate* as the race wants it."""
         record = self.of_host.get(candidate, NOTHING)
         return Entrant(
             candidate,

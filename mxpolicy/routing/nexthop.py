@@ -1,4 +1,4 @@
-"""Where the mail server told us to aim: its nexthop, one or a list.
+"""The nexthop that the mail server gives us, one or a list.
 
 The forms are those of Postfix's transport(5) and relayhost: ``domain``,
 ``domain:port``, ``[host]``, ``[host]:port``, ``[192.0.2.1]``, ``[ipv6:2001:db8::1]``,
@@ -35,8 +35,8 @@ __all__ = [
 # An argument of a pipe(8) command has no bound of its own.
 MAX_TEXT = 4096
 
-# The names that transport(5) entries really use. Services with implicit TLS
-# (``submissions``) are left out: we would speak in clear where TLS is awaited.
+# The names in transport(5) entries of the field. Services with implicit TLS
+# (``submissions``) are left out: we would speak in clear where the host awaits TLS.
 SERVICES = {"smtp": 25, "submission": 587}
 
 _SEPARATORS = re.compile(r"[,\s]+")
@@ -85,9 +85,9 @@ class Nexthop(NamedTuple):
     port: int
 
     def is_domain_of(self, destination: str, default_port: int) -> bool:
-        """Return whether this is the recipient's own domain, not a word of the operator.
+        """Return whether this is the recipient's own domain, and not the operator's choice.
 
-        Only then may trouble with it be the recipient's fault. *destination* is
+        Only then trouble with it may be the recipient's fault. *destination* is
         `mxpolicy.address.Mailbox.domain`; an address literal counts as well.
         """
         if self.port != default_port:
@@ -123,8 +123,8 @@ def parse_nexthop(text: str, default_port: int) -> tuple[Nexthop, ...]:
 def nexthop_aim(hops: Iterable[Nexthop]) -> str:
     """Return one spelling for all texts that mean the same nexthop, one or a list.
 
-    It is kept: the journal's keys are made of it, and the places of deliveries. So
-    ``[H]`` and ``[h]:25`` are one, and a domain is never a host of the same name.
+    ``[H]`` and ``[h]:25`` are one, and a domain differs from a host of the same name. The
+    journal's keys and the places of deliveries are made of it, so it must not change.
     """
     return ",".join(
         f"{one.name}:{one.port}"
@@ -139,8 +139,7 @@ def _parse_element(text: str, default_port: int) -> Nexthop:
         return _bracketed(text, found[1], _port(text, found[2], default_port))
     if found := _BARE.match(text):
         port = _port(text, found[2], default_port)
-        # "user@192.0.2.1" and "relayhost = 192.0.2.1" are malformed, but can
-        # mean one thing only.
+        # "user@192.0.2.1" and "relayhost = 192.0.2.1" are malformed, but clear.
         if address := canonical_address(found[1]):
             return Nexthop(text, NexthopKind.ADDRESS, address, port)
         return Nexthop(text, NexthopKind.DOMAIN, _name(text, found[1]), port)
@@ -166,8 +165,8 @@ def _name(text: str, name: str) -> str:
     try:
         return parse_domain(name)
     except AddressError as error:
-        # Its own class stays: an international name that this installation
-        # cannot tell is not malformed.
+        # A subclass stays: an international name that this installation does not know
+        # is not malformed.
         if type(error) is not AddressError:
             raise
         raise NexthopError(text, error.reason) from error

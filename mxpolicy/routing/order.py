@@ -1,10 +1,9 @@
 """In which order addresses are tried.
 
-RFC 5321 §5.1: by preference, and hosts of one preference in random order "to
-spread the load". Random means a keyed hash here: the same message meets the same
-order when it is retried, or greylisting would see a new client each time, and a
-domain that changes one record does not reshuffle the others. RFC 8305 §4: the
-families take turns.
+RFC 5321 §5.1: by preference, and hosts of one preference in random order "to spread the
+load". Random means a keyed hash here. So a retried message meets the same order:
+greylisting would see a new client each time otherwise. And a domain that changes one
+record does not reshuffle the others. RFC 8305 §4: the families take turns.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_ADDRESSES", "Located", "arrange", "shuffle_seed"]
 
-# Postfix's bound since 3.9. Anyone can publish thousands.
+# Postfix's bound since 3.9. A domain can publish thousands.
 MAX_ADDRESSES = 100
 
 
@@ -55,11 +54,10 @@ def arrange(
 ) -> tuple[Candidate, ...]:
     """Return the candidates in the order in which they are tried, at most *limit*.
 
-    By place, then preference. Within one preference every host has one address
-    tried before any has its second, and the families take turns, beginning with
-    the first host's IPv6. When *limit* cuts, it cuts second addresses before first
-    ones and worse hosts before better. An address that two hosts share stays
-    with the better one.
+    By place, then preference. Within one preference, one address of every host comes
+    before the second of any. The families take turns, beginning with the first host's
+    IPv6. *limit* cuts second addresses before first ones, and worse hosts before better.
+    An address that two hosts share stays with the better one.
     """
     queues = _queues(hosts, seed)
     _cut(queues, limit)
@@ -114,7 +112,7 @@ def _cut(queues: Sequence[_Queue], limit: int) -> None:
 
 
 def _interleave(group: Sequence[_Queue]) -> Iterable[Candidate]:
-    """The fewest taken goes first, then the other family, then the shuffled order."""
+    """Give the hosts in turn, then the other family, then the shuffled order."""
     ipv6 = True  # what the next one should be
     is_first = True
     while waiting := [queue for queue in group if queue.left]:

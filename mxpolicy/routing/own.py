@@ -1,7 +1,7 @@
-"""Who we are in DNS: the names and addresses that mean this mail system.
+"""Our own identity in DNS: the names and addresses that mean this mail system.
 
-RFC 5321 §5.1: a host that finds itself in the MX list discards itself and
-everything that is not strictly better, or mail would go round in circles.
+RFC 5321 §5.1: a host that finds itself in the MX list discards itself and all that is
+not strictly better. Else mail would go round in circles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["OwnIdentity"]
 
 
 class OwnIdentity:
-    """Answers "is this me?"."""
+    """Tells whether a host is this mail system."""
 
     def __init__(
         self,

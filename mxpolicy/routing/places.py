@@ -1,41 +1,41 @@
 """Which deliveries may go on when most of the mail server's processes are taken. Pure.
 
-A pipe transport runs a process for each message, and no more than the mail server's
-limit (``limits.processes``; Postfix: maxproc in master.cf). Each process that delivers
-holds a *place*. Without a rule here, one destination that does not answer would take
-all places, and all other mail would wait for it.
+A pipe transport runs a process for each message, up to the mail server's limit
+(``limits.processes``; Postfix: maxproc in master.cf). Each process that delivers holds a
+*place*. Without a rule, one destination that does not answer would take all places, and
+all other mail would wait for it.
 
 The rule
     While less than three quarters of the places are taken, nothing is limited, whatever
-    a destination's size or slowness. Beyond that, a destination with a quarter of all
-    places *waiting* gets no more: its next message is deferred at once. A destination
-    of which half of the messages wait, or more, gets only as many places as are still
-    free, so that several of them together cannot take all.
+    a destination's size or slowness. Beyond that, a destination gets no more places when
+    a quarter of all places *wait* for it: its next message is deferred at once. A
+    destination for which half of its messages wait, or more, gets only as many places as
+    are still free, so that several of them together cannot take all.
 
     A destination that takes mail, however slowly, has no message waiting: it may have
-    all the places there are.
+    all places.
 
 Waiting
-    `Progress` tells when a delivery waits: nothing has come of it for some seconds. A
-    host that answers each command after a second or five is slow, and not waited for.
+    `Progress` tells when a delivery waits: nothing has happened to it for some seconds.
+    A host that answers each command after one to five seconds is only slow.
 
-    A destination that was limited once has all of its places counted as waiting for ten
-    minutes, or until a message goes through: else its retries would take every place
-    anew before they are seen to wait.
+    Once a destination was limited, all of its places count as waiting for ten minutes,
+    or until a message goes through. Else its retries would take every place again before
+    they are seen to wait.
 
 Undecided
-    A burst may take all places before the first of them can be seen to wait. So a
-    delivery that finds many others of its destination, too young to be judged, looks on
-    until one of them has gone through: for the next seconds the destination is known
-    to be well, and its mail may have the places there are. When nothing is known after
-    that, it goes on. But where half of all places wait for something, the last ones are
-    kept for other mail, and it is deferred.
+    A burst may take all places before the first of them is seen to wait. So a delivery
+    that finds many young ones of its destination looks on until one of them has gone
+    through. Then the destination is known to be well for some seconds, and its mail may
+    have all places. When nothing is known at the end, the delivery goes on. But where
+    half of all places wait for something, the last ones are kept for other mail, and it
+    is deferred.
 
 What a destination is
     Each delivery has *aims*: its nexthop with its port
     (`mxpolicy.routing.nexthop.nexthop_aim`), and the hosts, by address and port, that it
-    asks first. The rule holds for each aim: forty domains at one provider
-    that is down are one destination.
+    asks first. The rule holds for each aim. So forty domains at one provider that is
+    down are one destination.
 """
 
 from __future__ import annotations
@@ -68,18 +68,18 @@ __all__ = [
     "is_tight",
 ]
 
-# Seconds until a delivery waits: for the plan (a name server that is asked again has a
-# time-out of some seconds, and answers), for the first SYN-ACK, for anything after it.
+# Seconds until a delivery waits: for the plan (DNS may need a second try after some
+# seconds), for the first SYN-ACK, for anything after it.
 LOOKUPS = 5.0
 FIRST_ANSWER = 2.0
 NEXT_ANSWER = 10.0
 
-# Seconds after which a delivery that does not wait is known to be well: by then others
-# can read what its process has written.
+# Seconds after which a delivery that does not wait is known to be well: others can read
+# by then what its process has written.
 LONGEST_LOOK = NEXT_ANSWER + 2.0
 
-# Seconds to look on where others need the place: a host that takes a second for each
-# reply has taken a message by then.
+# Seconds to look on where other mail needs the place: a host that takes a second for
+# each reply has taken a message by then.
 SHORT_LOOK = 7.0
 
 # Hosts that make a destination: as many as the race asks at once of one preference.
@@ -97,10 +97,10 @@ class Place(NamedTuple):
     """A place that is taken.
 
     Attributes:
-        process: Who holds it: several deliveries of one process hold one place.
-        aims: What it is for; see the module.
+        process: Its holder: several deliveries of one process hold one place.
+        aims: Of its delivery; see the module.
         since: When it began, or since when it waits; UTC seconds.
-        waits_for: What it waits for, in words; empty while it does not.
+        waits_for: What it waits for, in words; empty while it does not wait.
     """
 
     process: str
@@ -124,15 +124,15 @@ class Place(NamedTuple):
 
 
 class OverLimit(NamedTuple):
-    """Too many places wait for the same as we would.
+    """Too many places wait for what this delivery would wait for.
 
     Attributes:
-        aim: What for.
-        taken: Places that are taken by others, of all destinations.
-        limit: How many there are.
+        aim: What that is.
+        taken: Places that other processes have taken, of all destinations.
+        limit: How many places there are.
         waiting: How many of them count as waiting for *aim*.
-        longest: The one that waits longest; None when none does at this moment.
-        was_seen: They wait at this moment; else the aim was limited lately.
+        longest: The one that waits longest; None when none waits now.
+        was_seen: They wait now; else the aim was limited lately.
     """
 
     aim: str
@@ -147,9 +147,9 @@ class Undecided(NamedTuple):
     """It is not known yet whether the others wait.
 
     Attributes:
-        aim: Whose.
+        aim: What they have in common.
         patience: Seconds to look on.
-        otherwise: What it comes to, when nothing is known by then; None: to go on.
+        otherwise: The answer when nothing is known by then; None: go on.
     """
 
     aim: str
@@ -185,7 +185,7 @@ def check_limits(
     share = max(1, limit // 4)
     stuck = len({one.process for one in places if one.waits_for})
     is_stuck = stuck * 2 >= limit
-    # A single one that waits says little, unless little else goes on.
+    # A single one that waits says little, unless half of all places wait.
     bounds = _Bounds(share, min(share, free if is_stuck else max(2, free)))
     undecided = None
     for aim in aims:
@@ -200,7 +200,7 @@ def check_limits(
             return over._replace(was_seen=seen)
         if known is Lately.WELL:
             continue
-        # One that began in the future began before the clock was set back.
+        # A start in the future was before the clock was set back.
         young = sum(0 <= now - one.since < LONGEST_LOOK for one in there)
         if is_stuck and young >= bounds.rest:
             over = over._replace(waiting=len(there))
@@ -214,8 +214,8 @@ class _Bounds(NamedTuple):
     """How many may wait.
 
     Attributes:
-        share: Of a destination that others of its messages get through to.
-        rest: Of one that half of its messages, or more, wait for.
+        share: For a destination that takes more than half of its messages.
+        rest: For one for which half of its messages wait, or more.
     """
 
     share: int
@@ -227,7 +227,7 @@ class _Bounds(NamedTuple):
 
 
 def host_aim(candidate: Candidate) -> str:
-    """Return the aim that all deliveries to *candidate* have in common."""
+    """Return the aim of all deliveries to *candidate*."""
     return f"[{candidate.address}]:{candidate.port}"
 
 
@@ -260,12 +260,12 @@ class Progress:
         self._open: dict[Candidate, Phase] = {}
 
     def planned(self, now: float) -> None:
-        """The names are looked up; a SYN will leave, or a turn is waited for."""
+        """The names are looked up; it dials next, or waits for its turn."""
         self._has_plan = True
         self._went_on(now, FIRST_ANSWER)
 
     def started(self, candidate: Candidate, now: float) -> None:
-        """A candidate is dialled. It is no progress that one more is."""
+        """A candidate is dialled. That alone is no progress."""
         self._open[candidate] = Phase.CONNECT
         if now + FIRST_ANSWER < self.waits_from:
             self.since, self.waits_from = now, now + FIRST_ANSWER
@@ -276,7 +276,7 @@ class Progress:
         self._went_on(now, NEXT_ANSWER)
 
     def ended(self, candidate: Candidate) -> None:
-        """A candidate is not dialled or spoken with any more."""
+        """The session with a candidate, or the dialling of it, has ended."""
         self._open.pop(candidate, None)
 
     def _went_on(self, now: float, patience: float) -> None:

@@ -1,36 +1,35 @@
 """The race to the first ready host: which is dialled when, which is taken, when to stop.
 
-A scheduler without I/O, clock or chance. `mxpolicy.delivery.attempt` owns the
-sockets and tells it what happened and when; it answers with actions. It owns
-all time before *ready*; the time of a transaction is not its business.
+A scheduler without I/O, clock or chance. `mxpolicy.delivery.attempt` owns the sockets
+and tells it what happened and when. It answers with actions. All time before *ready* is
+its business; the time of a transaction is not.
 
 Theory of operation
 -------------------
 
-One law: racing only makes delivery sooner. It never causes a bounce, a deferral
-or a duplicate that a patient sender, asking one candidate after the other in
-order of preference (RFC 5321 §5.1), would not have caused. From it follows:
+One law: racing only makes delivery sooner. A *patient sender* asks one candidate after
+the other in order of preference (RFC 5321 §5.1). The race never causes a bounce, a
+deferral or a duplicate that a patient sender would not have caused. From it follows:
 
 * A candidate that is merely slow stays in the race while others start beside it.
-* What a worse rank refuses (4yz, 5yz) is not final while a better one has not been
-  *heard*: a patient sender would have asked the better one first. The race goes
-  on for it, and after a 5yz for no other.
-* A greylisting site gets two visits, not one for each of its hosts. But visits
-  paid out of turn, to a worse rank, do not count against a better one. And when both
-  were to one host, by two of its addresses, another host gets a third.
-* A candidate that was *turned away* has not failed: it had to make room for another,
-  outlasted our patience in the transaction, or grew tired of waiting for us. It is
-  asked again when all others have been, and then with a patient sender's time.
-* A host that may have the message, and did not say so, comes after those that cannot
-  have it: whatever cuts every final dot there must not keep the message from them. A
-  5yz that they give it before its turn is no more final for that. Of its addresses
-  the one that was in doubt comes last: one bad machine of many must not keep it either.
+* A refusal (4yz, 5yz) by a worse rank is not final before every better one was *heard*:
+  a patient sender would have asked the better one first. The race goes on for it, and
+  after a 5yz for no other.
+* A greylisting site gets two visits, not one for each of its hosts. Visits to a worse
+  rank, out of turn, do not count against a better one. When both were to addresses of
+  one host, another host gets a third visit.
+* A candidate that was *turned away* has not failed. It had to make room for another, our
+  patience ended in its transaction, or it got tired of waiting for us. It is asked again
+  after all others, and then with a patient sender's time.
+* A host *in doubt* may have the message, as it did not answer the final dot. It comes
+  after those that cannot have it: a device that cuts every final dot there must not keep
+  the message from them. A 5yz that they say before its turn is final no sooner for that.
+  Of its addresses the one that was in doubt comes last.
 
-A candidate is *heard* when it has answered or failed, or was turned away after it was
-waited for as long as a patient sender waits (`race_timing.PATIENT_TIME`). The seconds
-add up: those of this attempt and of earlier ones for the same message. Or one
-remembered verdict has them all; then the candidate is asked once more, since it may
-be back, but for its full time only.
+A candidate is *heard* when it has answered or failed. It is heard too when it was turned
+away after a patient sender's wait (`race_timing.PATIENT_TIME`). The seconds of this
+attempt and of earlier ones for the same message add up. Where one remembered verdict has
+them all, the candidate is asked once more, for its full time only, since it may be back.
 
 Times are seconds on one monotonic clock, the caller's; a *now* never runs
 backwards. Several calls may carry the same *now*.
@@ -53,7 +52,7 @@ the actions returned, in their order:
            needless calls do no harm.
 `Take`     Begin the transaction. Nothing is started or dropped until
            `Race.settled` or `Race.resume` is called. Go on reporting the others;
-           the taken one's end is reported by `Race.resume` alone.
+           only `Race.resume` reports the taken one's end.
 `GiveUp`   The attempt is over. Every open candidate was dropped before it, in
            the same list. No method has an effect any more.
 =========  =====================================================================
@@ -110,27 +109,27 @@ __all__ = [
     "Wake",
 ]
 
-# A domain may publish hundreds of addresses; more than this is not our mail's
-# problem alone. RFC 5321 §5.1 asks for at least two.
+# A domain may publish hundreds of addresses. Where this many fail, others would fail
+# too. RFC 5321 §5.1 asks for at least two.
 MAX_DIALLED = 32
 
 # The rest of the deadline is for the transaction. After a refusal by a worse host the
-# better ones may have all of it: what they say decides whether the mail bounces.
+# better ones may use all of it: they decide whether the mail bounces.
 SHARE_FOR_FINDING = 1 / 3
 
-# Sessions that may end in 4yz, 421 and x.7.z included: never more, or a greylisting
-# domain with 13 MX sees us 13 times; never only one, or a best MX that always says
-# so keeps the message from a good second one for ever. That one may have two addresses.
+# Sessions that may end in 4yz, 421 and x.7.z included. With more, a greylisting domain
+# with 13 MX would see us 13 times. With only one, a best MX that always says 4yz would
+# keep the message from a good second one for ever.
 TRANSIENT_VISITS = 2
 
 # Final dots without an answer, at one host, for one recipient.
 DOUBTS_ENOUGH = 2
 
-# Seconds for which every host keeps a session that says nothing, the grace among
-# them. Postfix under stress hangs up after 10; RFC 5321 §4.5.3.2.7 asks for 300.
+# Seconds for which every host keeps a session in which we say nothing, the grace
+# included. Postfix under stress hangs up after 10; RFC 5321 §4.5.3.2.7 asks for 300.
 TIRING = 1.0
 
-# How a session ends when the host speaks its mind; otherwise it just ends.
+# How a session ends when a reply of the host decides.
 _REPLIES = frozenset({Verdict.TRANSIENT, Verdict.PERMANENT})
 
 
@@ -145,10 +144,10 @@ class Drop(NamedTuple):
 
     Attributes:
         candidate: The one to hang up on.
-        finding: What to say and remember of it: it was too slow. None when it
-            was not: another one won. ``finding.full`` tells whether it had its
-            full time; without it (only before `GiveUp`, when the time for all
-            was up) the finding is for the text of the deferral.
+        finding: That it was too slow, to log and to remember. None when it was
+            not: another one won. ``finding.full`` tells whether it had its full
+            time. If not (only before `GiveUp`, when the time for all was up), the
+            finding is for the text of the deferral.
     """
 
     candidate: Candidate
@@ -158,7 +157,7 @@ class Drop(NamedTuple):
 class Doubt(NamedTuple):
     """Our patience with *candidate* has ended; it stays open.
 
-    Given once for a candidate and phase. The finding is never full.
+    Given once for a candidate and phase. Its finding is never full.
     """
 
     candidate: Candidate
@@ -185,15 +184,15 @@ class GiveUpReason(Enum):
     DEADLINE = "deadline"
     """The time for finding a ready host is up; some had less than their full time."""
     CAPPED = "capped"
-    """Some are left, but may not be asked: enough sessions ended in 4yz, 32 were
-    dialled, or our own trouble kept us from it."""
+    """Some are left that may not be asked: enough sessions ended in 4yz, 32 were dialled,
+    or our own trouble prevents it."""
 
 
 class GiveUp(NamedTuple):
     """The attempt is over: defer what is not settled.
 
-    A 5yz heard on the way stands, and bounces, only if `Race.has_better_pending`
-    is False for the candidate that said it.
+    A 5yz that was said on the way bounces only if `Race.has_better_pending` is False for
+    the candidate that said it.
     """
 
     reason: GiveUpReason
@@ -214,12 +213,12 @@ class _Mode(Enum):
 
 
 class _Standing(Enum):
-    WAITING = auto()  # not asked, or hung up on before it could answer
+    WAITING = auto()  # not asked, or dropped before it could answer
     OPEN = auto()
     TURNED_AWAY = auto()  # by our patience, not by its failure; see `_Runner.is_heard`
     TAKEN = auto()
     FAILED = auto()  # it answered, failed, or had a patient sender's time
-    SPOILT = auto()  # our own trouble: not asked, and not asked again
+    LOCAL_FAILURE = auto()  # our own trouble: not heard, and not asked again
 
 
 class _Runner:
@@ -247,7 +246,7 @@ class _Runner:
         self.phase = Phase.CONNECT
         self.since = 0.0  # when the phase was entered
         self.is_second_run = False
-        self.waits: dict[Awaited, float] = {}  # in vain, in this attempt
+        self.waits: dict[Awaited, float] = {}  # without answer, in this attempt
         self.awaited: Awaited | None = None  # when it was turned away
         self.has_stalled = False
         self.doubted: set[Phase] = set()
@@ -264,7 +263,7 @@ class _Runner:
 
     @property
     def doubts(self) -> tuple[int, int]:
-        """How much is to be feared of a copy there: at its host, then at its address."""
+        """How likely a copy is there: at its host, then at its address."""
         return _doubts(self.entrant)
 
     @property
@@ -278,7 +277,7 @@ class _Runner:
 
     @property
     def is_heard(self) -> bool:
-        """Whether a refusal by a worse one need not wait for this one any more."""
+        """Whether a refusal by a worse one may be final without this one."""
         if self.standing is _Standing.WAITING:
             return self.has_had_its_chances
         if self.standing is _Standing.TURNED_AWAY:
@@ -287,34 +286,35 @@ class _Runner:
 
     @property
     def has_had_its_chances(self) -> bool:
-        """Whether it was in doubt so often that for a better answer it is not asked.
+        """Whether it was in doubt so often that a worse one's refusal counts without it.
 
-        It is asked after all others, for it may take the message one day. But a copy
-        for each try is too much to learn whether a worse one was wrong to refuse: a
-        patient sender has gone on to that one, and heeded it, after the first.
+        It is still asked after all others, as it may take the message one day. But each
+        try may make a copy. After the first one a patient sender went on to the worse
+        one, and accepted its refusal.
         """
         return self.entrant.doubts_of_all >= DOUBTS_ENOUGH
 
     @property
     def may_be_asked_again(self) -> bool:
-        """Whether it is worth it, once turned away: at most once for want of patience."""
+        """Whether it may be, once turned away; when our patience ended, once only."""
         return not self.is_heard and not (self.is_second_run and self.awaited)
 
     def was_patient(self, awaited: Awaited) -> bool:
-        """Whether it was waited for, for *awaited*, as long as a patient sender waits."""
+        """Whether we waited for *awaited* as long as a patient sender would."""
         before = self.entrant.waits.get(awaited, 0.0)
         seconds = before + self.waits.get(awaited, 0.0)
         return is_patient(awaited, seconds) or self.is_remembered(awaited)
 
     def is_remembered(self, awaited: Awaited) -> bool:
-        """Whether one verdict before this attempt had a patient sender's time."""
+        """Whether one remembered verdict had a patient sender's time for *awaited*."""
         wait = self.entrant.remembered
         return wait is not None and wait.awaited is awaited and is_patient(*wait)
 
     def fails_at(self, *, is_hurried: bool) -> float:
         """Return when an open one has failed.
 
-        *is_hurried*: a worse one has refused, and its answer alone is awaited.
+        Args:
+            is_hurried: A worse one has refused, and only better ones are awaited.
         """
         if self.is_ready:
             return inf
@@ -323,25 +323,25 @@ class _Runner:
         return self.since + patient_time(self.phase)
 
     def turn_away(self, wait: Wait | None) -> None:
-        """It goes because of us; *wait*: our patience ended, or else it tired of us."""
+        """It goes because of us: our patience, with its *wait*, ended, or its own did."""
         self.standing = _Standing.TURNED_AWAY
         self.awaited = wait.awaited if wait else None
         if wait is not None:
             self.note(wait)
 
     def fail(self) -> None:
-        """It answered or failed by itself: so it does, if one waits for it."""
+        """It answered or failed by itself; earlier waits for it do not matter then."""
         self.standing = _Standing.FAILED
         self.waits.clear()
 
     def was_further_than(self, phase: Phase) -> bool:
-        """Whether it was turned away in a later one, and is asked again."""
+        """Whether it is asked again, and was turned away in a later phase than *phase*."""
         if not self.is_second_run or self.awaited is None:
             return False
         return phase < phase_of(self.awaited)
 
     def note(self, wait: Wait) -> None:
-        """Remember that it was waited for in vain."""
+        """Add a wait that ended without answer."""
         self.waits[wait.awaited] = self.waits.get(wait.awaited, 0.0) + wait.seconds
 
     def wait(self, now: float) -> Wait:
@@ -366,8 +366,8 @@ class _Runner:
     def yields_at(self, following: _Runner) -> float:
         """Return when this one makes room for *following*.
 
-        One that made room before does not do so again. For one that is asked
-        the second time none hurries: its own full time is behind it.
+        One that made room before does not do so again. One that is asked the second time
+        gets room later than others: it has had its own full time.
         """
         if self.is_second_run:
             return inf
@@ -379,14 +379,14 @@ class Race:
     """One attempt to find a ready host for one message.
 
     Args:
-        entrants: In the order of trying, best first, save that the least doubtful
-            come before all others; of equal candidates the first counts. May be
-            empty: `begin` then gives up at once.
+        entrants: In the order of trying, best first. Those of less doubt come before
+            the others in any case. Of equal candidates the first counts. When it is
+            empty, `begin` gives up at once.
         timing: Delays, places (at least one of each) and grace.
-        deadline: When the whole message must be settled. Finding a ready host
-            may take a third of what is left of it at `begin`, all rounds
-            together: the time between `Take` and `resume` does not count.
-            Nothing is taken or started at the deadline or after it.
+        deadline: When the whole message must be settled. At the deadline or later
+            nothing is taken or started. All rounds together, finding a ready host may
+            take a third of the time left at `begin`. The time between `Take` and
+            `resume` does not count.
     """
 
     def __init__(
@@ -417,10 +417,9 @@ class Race:
     def reached(self, candidate: Candidate, phase: Phase, now: float) -> list[Action]:
         """Take note that *candidate* entered *phase*, READY at the furthest.
 
-        Phases may be skipped (an idle session is READY at once). One that was
-        entered before counts for nothing: so a session that has to connect
-        anew, in clear after a failed TLS handshake, keeps its place and goes
-        on reporting as before.
+        Phases may be skipped (an idle session is READY at once). A phase that was
+        entered before is ignored. So a session that has to connect again, in clear
+        after a failed TLS handshake, keeps its place and reports as before.
         """
         runner = self._runners[candidate]
         if runner.standing is _Standing.OPEN and phase > runner.phase:
@@ -433,21 +432,20 @@ class Race:
     ) -> list[Action]:
         """Take note that *candidate* failed before it was taken.
 
-        None, or a finding about ourselves (`Scope.SITE`), says that we failed,
-        not the candidate (a `mxpolicy.errors.LocalTrouble`): it is not asked
-        again in this attempt, but a 5yz from a worse one will not be final for
-        that. "No route" is not of this kind: it is how that candidate fails.
+        None, or a finding about ourselves (`Scope.SITE`), says that we failed, not the
+        candidate (a `mxpolicy.errors.LocalTrouble`). It is not asked again in this
+        attempt, and is not heard: a 5yz from a worse one does not become final. "No
+        route" is not of this kind: the candidate fails.
 
-        One that was ready and hung up while we kept it waiting for another is
-        not to blame, nor is one whose session we ended ourselves (``finding.wait``):
-        it is asked again when all others have been. If then it does not get as far as
-        it was (it has too many connections, the one that we gave up among them), it is
-        still no more than turned away.
+        It is turned away, and asked again after all others, when it was ready and hung
+        up while we kept it waiting, and when we ended its session (``finding.wait``). It
+        is still only turned away when it then gets less far than before: it may have too
+        many connections, among them the one that we gave up.
         """
         runner = self._runners[candidate]
         if runner.standing is _Standing.OPEN:
             if finding is None or finding.scope is Scope.SITE:
-                runner.standing = _Standing.SPOILT
+                runner.standing = _Standing.LOCAL_FAILURE
             elif runner.is_ready or finding.wait is not None:
                 runner.turn_away(finding.wait)
             elif runner.was_further_than(finding.phase):
@@ -468,7 +466,7 @@ class Race:
         again.
         """
         assert self._mode is _Mode.SUSPENDED, "none is taken"
-        self._taken.was_kept_waiting = False  # it did not mind
+        self._taken.was_kept_waiting = False  # the wait did no harm
         return [self._let_go(runner, now) for runner in self._open()]
 
     def resume(
@@ -476,9 +474,8 @@ class Race:
     ) -> list[Action]:
         """Go on: the taken one's session ended with recipients not settled.
 
-        Never call it for recipients for which the host may have the message for the
-        first time (anything but a reply after the final dot): another host would make
-        a duplicate.
+        Never call it when the host may have the message for the first time (no reply
+        after the final dot): another host would make a duplicate.
 
         Args:
             finding: TRANSIENT when a reply of 4yz left a recipient unsettled;
@@ -487,21 +484,19 @@ class Race:
                 reply that was about the session). With a ``wait`` our patience
                 ended, and it is turned away. `Scope.SITE` as in `failed`.
             now: The time.
-            in_doubt: The host may have the message for some, as before. No other
-                address of it is asked.
+            in_doubt: The host may have the message for some recipients, as before. No
+                other address of it is asked.
 
-        Returns actions as `begin` does. One of the others that is ready is
-        taken at once. After PERMANENT only candidates of a better rank than the
-        refusing one are asked; with none of them left this gives up. When
-        recipients were answered differently, say TRANSIENT, and offer one that
-        was refused with 5yz only to candidates of a better rank than the
-        refusing one.
+        Returns actions as `begin` does. One of the others that is ready is taken at
+        once. After PERMANENT only candidates of a better rank than the refusing one are
+        asked; when there are none left this gives up. When the answers to recipients
+        differ, give TRANSIENT. Then offer those refused with 5yz only to candidates of a
+        better rank than the refusing one.
 
-        One that was kept waiting before it was taken, and is lost without a
-        reply before `settled`, may have grown tired of that: it is asked again
-        when all others have been. Say CLOSED for a 421 that answers the very
-        first command of such a session: it is the host's idle timeout (RFC 5321
-        §4.5.3.2.7).
+        One that was kept waiting, and is lost without a reply before `settled`, may have
+        got tired of that: it is asked again after all others. Give CLOSED for a 421 that
+        answers the first command of such a session: it is the host's idle timeout (RFC
+        5321 §4.5.3.2.7).
         """
         assert self._mode is _Mode.SUSPENDED, "none is taken"
         actions: list[Action] = []
@@ -523,12 +518,12 @@ class Race:
         """Return whether a refusal (4yz, 5yz) by *candidate* is not final.
 
         True while one of a better rank is not *heard*: it was not asked, is open or
-        taken, or was turned away before it had a patient sender's time. True also
-        when better ones answered so often with 4yz that a patient sender would not
-        have come to *candidate*.
+        taken, or was turned away before it had a patient sender's time. True also when
+        better ones said 4yz so often that a patient sender would not have come to
+        *candidate*.
 
-        It may be asked at any time, of a taken candidate before `resume` too: a
-        5yz is final at once if it is False.
+        It may be called at any time, for a taken candidate before `resume` too. If it is
+        False, a 5yz is final at once.
         """
         better = [r for r in self._runners.values() if r.rank < candidate.rank]
         if not all(runner.is_heard for runner in better):
@@ -538,7 +533,7 @@ class Race:
     def others_left(self) -> int:
         """Return how many beside the taken one may still be asked in this attempt.
 
-        Not those of more doubt: they may have the message, so none hurries to them.
+        Those of more doubt do not count: they may have the message.
         """
         doubts = self._taken.doubts
         waiting = [
@@ -549,11 +544,11 @@ class Race:
         return min(len(waiting), MAX_DIALLED - self._dialled) + len(self._open())
 
     def is_last_chance(self) -> bool:
-        """Return whether the taken one is asked again: it is given all its time now."""
+        """Return whether the taken one was asked again; then it gets all its time."""
         return self._taken.is_second_run
 
     def waits(self) -> Mapping[Candidate, Mapping[Awaited, float]]:
-        """Return {candidate: {awaited: seconds}}, waited in vain in this attempt."""
+        """Return {candidate: {awaited: seconds}} of all waits that ended without answer."""
         return {r.candidate: r.waits for r in self._runners.values() if r.waits}
 
     # The course of a round
@@ -593,10 +588,7 @@ class Race:
                 yield Drop(runner.candidate, runner.finding(now))
 
     def _start_due(self, now: float, actions: list[Action]) -> float:
-        """Start the next in turn, as long as it is due and there is a place.
-
-        Returns when to look again.
-        """
+        """Start the next in turn while it is due and has a place; return when to look."""
         while following := self._next_in_turn():
             ends = self._patience_ends(following, now, actions)
             if ends > now:
@@ -612,7 +604,7 @@ class Race:
     def _patience_ends(
         self, following: _Runner, now: float, actions: list[Action]
     ) -> float:
-        """Doubt those that outlasted our patience; return when the next one's ends.
+        """Doubt those with which our patience has ended; return when it ends next.
 
         The answer is *now* when it has ended with all of them.
         """
@@ -635,8 +627,8 @@ class Race:
     def _copy_risked_at(self, runner: _Runner) -> float:
         """Return until when *runner* is waited for before one of more doubt starts.
 
-        That one may have the message, so to ask it is to risk a copy: a patient sender
-        would not as long as *runner* may answer. But half of the time is left for it.
+        That one may have the message, so asking it risks a copy. A patient sender would
+        not, as long as *runner* may answer. Half of the time is left for it all the same.
         """
         half = self._since + (self._limit - self._since) / 2
         return min(runner.since + patient_time(runner.phase), half)
@@ -644,9 +636,9 @@ class Race:
     def _make_room(
         self, following: _Runner, now: float, actions: list[Action]
     ) -> float:
-        """Return when there is a place for *following*; now if there is one.
+        """Return when there is a place for *following*.
 
-        One that has had its full time gives its own up.
+        A candidate that has had its full time gives up its own.
         """
         crowd = self._crowd_before(following)
         if not crowd:
@@ -659,14 +651,14 @@ class Race:
         return at
 
     def _crowd_before(self, following: _Runner) -> list[_Runner]:
-        """Return those of which one must go before *following* can start; often none."""
+        """Return those of which one must go before *following* can start, if any."""
         if self._is_rank_full(following.rank):
             return [r for r in self._open() if r.rank == following.rank]
         crowd = self._open()
         return crowd if len(crowd) >= self._timing.open else []
 
     def _next_in_turn(self) -> _Runner | None:
-        """Return which starts next; of a rank without a place only if all are so."""
+        """Return the one to start next; of a rank without a place only if all are so."""
         if self._dialled >= MAX_DIALLED:
             return None
         waiting, again = self._queue(), self._queue_again()
@@ -697,7 +689,7 @@ class Race:
         return Drop(runner.candidate, finding if finding.full else None)
 
     def _leave_host(self, now: float) -> list[Action]:
-        """Have the taken one's host fail as a whole, whatever its addresses."""
+        """Count all addresses of the taken one's host as failed."""
         taken = self._taken
         taken.was_kept_waiting = False
         same = [
@@ -716,7 +708,7 @@ class Race:
         return actions
 
     def _give_up(self, now: float) -> list[Action]:
-        """Drop all and end. One that is open has not failed for that."""
+        """Drop all and end. Those that are open have not failed."""
         self._mode = _Mode.OVER
         actions: list[Action] = []
         for runner in self._open():
@@ -737,7 +729,7 @@ class Race:
         taken = self._taken
         taken.has_stalled = finding.verdict is Verdict.STALLED
         if finding.scope is Scope.SITE:
-            taken.standing = _Standing.SPOILT
+            taken.standing = _Standing.LOCAL_FAILURE
         elif finding.wait is not None:
             taken.turn_away(finding.wait)
         elif taken.was_kept_waiting and finding.verdict not in _REPLIES:
@@ -747,9 +739,9 @@ class Race:
         if finding.verdict is Verdict.TRANSIENT:
             taken.ended_in_4yz = True
         elif finding.verdict is Verdict.PERMANENT:
-            self._ceiling = taken.rank  # lower than before, or it had not been asked
+            self._ceiling = taken.rank  # better than before: else it was not asked
 
-    # Who
+    # The candidates, by their standing
 
     @property
     def _taken(self) -> _Runner:
@@ -769,8 +761,8 @@ class Race:
     def _queue_again(self) -> list[_Runner]:
         """Return those that were turned away and are to be asked again.
 
-        Of one that stalled no more is to be hoped: only that it may know better than
-        the worse one that refused.
+        One that stalled will hardly take the message. It is asked only when a worse one
+        has refused: it may say otherwise.
         """
         return [
             r
@@ -781,7 +773,7 @@ class Race:
         ]
 
     def _matters(self, runner: _Runner) -> bool:
-        """Whether its answer could still change a 5yz heard from another."""
+        """Whether its answer could still change the 5yz that another has said."""
         if self._ceiling is None:
             return True
         return runner.rank < self._ceiling and not runner.has_had_its_chances
@@ -789,9 +781,9 @@ class Race:
     def _may_be_asked(self, runner: _Runner) -> bool:
         """Whether a patient sender would still come to ask it.
 
-        It would stop at the second 4yz, or at the third where two were of one host.
-        Those heard from a worse rank it would hear only afterwards. What this forbids
-        stays forbidden.
+        It would stop at the second 4yz, or at the third where two were of one host. It
+        would hear those of a worse rank only later, so they do not count. Once False,
+        this stays False.
         """
         said_4yz = [
             other.candidate.host
@@ -814,7 +806,7 @@ class Race:
     def _grace_ends(self, best: _Runner) -> float:
         """Return until when a better one may still overtake; the past if none may.
 
-        One that is asked again does not wait: it may have grown tired of just that.
+        One that is asked again does not wait: waiting may be why it left.
         """
         if best.is_second_run or not any(
             runner.turn < best.turn and runner.phase >= Phase.GREETING

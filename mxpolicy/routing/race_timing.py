@@ -1,15 +1,14 @@
 """How long the race waits for a candidate: every number, with its reason.
 
-Pure functions of a candidate's phase, of what is remembered of it and of who
-would be next. `mxpolicy.routing.race` calls them; nothing here keeps state.
+Pure functions of a candidate's phase, of what is remembered of it, and of the next
+candidate. `mxpolicy.routing.race` calls them; nothing here keeps state.
 
-There are three measures of one candidate's slowness, each longer than the one
-before:
+There are three measures of a candidate's slowness, each longer than the one before:
 
-* its *patience* is over: the next one may start beside it;
-* it has had its *full time*: it may lose its place to one that waits, and what
-  was seen of it is a full verdict;
-* the *patient time* is over, as long as Postfix's and Exim's own clients wait: it
+* our *patience* with it is over: the next one may start beside it;
+* it has had its *full time*: it may lose its place to one that waits, and its verdict
+  is a full one;
+* the *patient time* is over, which is what Postfix's and Exim's own clients wait: it
   has failed. Only this one decides whether a refusal by a worse host is final.
 """
 
@@ -39,11 +38,11 @@ __all__ = [
     "slow_verdict",
 ]
 
-# A host that was slow before may be as slow again, and a bit: twice.
+# A host that was slow before may be slower next time.
 REMEMBERED_FACTOR = 2.0
 
-# Some sites greet after 30 seconds on purpose; a host that took longer than 40
-# is not waited for longer than this before the next one starts beside it.
+# Seconds after which the next one starts, however slow a host was before. Some sites
+# greet after 30 seconds on purpose.
 LONGEST_PATIENCE = 80.0
 
 # Linux sends a SYN at 0, 1, 3 and 7 seconds: after 6 three have gone unanswered.
@@ -52,8 +51,8 @@ FULL_CONNECT = 6.0
 FULL_PHASE = 30.0
 
 # Seconds that a patient sender waits. Connecting: Postfix's smtp_connect_timeout, SYNs
-# at 0, 1, 3, 7 and 15 seconds. The rest is RFC 5321 §4.5.3.2; EHLO and STARTTLS have
-# none of their own there, and Postfix gives them as long as the 220.
+# at 0, 1, 3, 7 and 15 seconds. The rest is RFC 5321 §4.5.3.2. It names none for EHLO and
+# STARTTLS, to which Postfix gives as long as to the 220.
 PATIENT_TIME: Mapping[Awaited, float] = MappingProxyType(
     {
         Awaited.CONNECT: 30.0,
@@ -86,12 +85,12 @@ class Entrant(NamedTuple):
         connect_time: Seconds from SYN to SYN-ACK when last seen, None if unknown.
         greeting_latency: Seconds from SYN-ACK to the 220 when last seen, None
             if unknown.
-        doubts: How often the host saw this message's final dot in earlier attempts and
-            did not answer it; of several recipients the most.
+        doubts: How often the host did not answer this message's final dot in earlier
+            attempts; of several recipients the most.
         doubts_here: How often that was at this address of the host.
         doubts_of_all: As *doubts*, but of several recipients the fewest.
-        waits: Seconds for which earlier attempts for this very message waited in
-            vain. They add up.
+        waits: Seconds for which earlier attempts for this message waited without
+            answer. They add up.
         remembered: The wait of one remembered verdict that still holds.
     """
 
@@ -162,7 +161,7 @@ def phase_of(awaited: Awaited) -> Phase:
 
 
 def slow_verdict(phase: Phase) -> Verdict:
-    """Return what it is called when a candidate does not get beyond *phase*."""
+    """Return the verdict for a candidate that does not get beyond *phase*."""
     if phase is Phase.CONNECT:
         return Verdict.FILTERED
     if phase is Phase.TLS:

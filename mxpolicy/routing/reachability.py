@@ -1,11 +1,11 @@
 """What follows from what is remembered of a candidate, and what changes it. Pure.
 
-One law: remembering only makes delivery sooner. It never causes a bounce, a
-deferral or a duplicate that patient trying in order of preference would not have
-caused. So what is remembered changes the order in which candidates are asked, and
-how long one is waited for; it takes none of them away. The one exception is said
-plainly, and can be switched off: when *every* candidate has failed fully within
-its pause, a message is deferred at once (`KnownHosts.is_hopeless`).
+One law: remembering only makes delivery sooner. It never causes a bounce, a deferral or
+a duplicate that a patient sender, trying in order of preference, would not have caused.
+So it changes the order in which candidates are asked, and the time each is waited for.
+It takes no candidate away. There is one exception, which can be switched off: when
+*every* candidate has failed fully and is in its pause, a message is deferred at once
+(`KnownHosts.is_hopeless`).
 
 Theory of operation
 -------------------
@@ -16,24 +16,24 @@ asked beside it. After either the candidate is in its *pause*: it is asked last.
 
 When the pause is over the candidate is *due*: one message, the holder of a lease,
 dials it beside its own delivery (a probe). All others still ask it last. A verdict
-that is older than twice its pause means nothing any more. The candidate is then
-again where the order of preference puts it. So a host can only be lost for as long
-as it fails, or while there is no mail for it.
+that is older than twice its pause counts no more: the candidate is asked in the order
+of preference again. So a host is lost only for as long as it fails, or while there is
+no mail for it.
 
-The pause begins with a minute, and doubles when a full verdict is confirmed by
-another one after its end, to ten minutes at most: one SYN in ten minutes is cheap,
-a recovered host left aside is not. It is never shorter than one try took.
+The pause begins with a minute. It doubles when another full verdict after its end
+confirms the first, to ten minutes at most: one SYN in ten minutes is cheap, a recovered
+host left unused is not. It is never shorter than one try took.
 
-What is kept for all mail to a candidate depends on neither message nor nexthop:
-how connecting, greeting and EHLO failed. A verdict that may be due to either is
-kept beside the nexthop, and only changes the order there. So no sender and no domain
-can pause a host that others have mail for. Doubt at the final dot changes the order
-only when two messages were in doubt: one may have met a content filter.
+What is kept for all mail to a candidate depends on neither message nor nexthop: how
+connecting, greeting and EHLO failed. A verdict that may be due to one of them is kept
+for the nexthop, and changes the order only there. So no sender and no domain can pause a
+host for the mail of others. Doubt at the final dot changes the order only when two
+messages were in doubt: a single one may have met a content filter.
 
 A 4yz to the connection or to EHLO says "not now", and that the host is there: it has
-too many connections, perhaps ours. It only changes the order if the host was ready a
-moment ago, or if it is the first one: other connections may just be waiting for their
-greeting. It never makes a pause longer.
+too many connections, perhaps ours. If the host was ready a moment ago, or if it is the
+first 4yz, it only changes the order: other connections may wait for their greeting. It
+never makes a pause longer.
 
 Times are UTC seconds, because processes and machines share what is remembered. A
 clock that is set back or forward makes a verdict unknown, never a pause longer.
@@ -63,25 +63,25 @@ __all__ = [
 ]
 
 # A host that turns us away within a minute of a ready session has too many of them, or
-# starts anew. What is written of the last one may be older than that by `NEWS_EVERY`.
+# restarts. What is written of the last session may be older by `NEWS_EVERY`.
 READY_LATELY = 60.0 + NEWS_EVERY
 
-# A 4yz greeting is a full verdict when it is met again after this time. Sessions that
-# began together with the first one have had the slowest greeting by then.
+# A 4yz greeting is a full verdict when it comes again after this time. By then sessions
+# that began together with the first one have had even a slow greeting.
 STILL_NOT_NOW = 30.0
 
 # Seconds for which a doubt at the final dot counts together with the next one.
 DOUBT_AT_DOT = 86400.0
 
-# Three SYNs have gone unanswered by then (0, 1 and 3 s): it looks no better.
+# Three SYNs have gone unanswered by then (0, 1 and 3 s): nothing looks better.
 DOUBTFUL_CONNECT = 3.0
 
-# These never make a pause longer: our own kernel has no route, which changes for all
-# hosts of an address family at once.
+# These never make a pause longer. That our kernel has no route changes for all hosts of
+# an address family at once.
 _NEVER_DOUBLED = frozenset({Verdict.NO_ROUTE})
 
-# How a host turns away a connection too many: by 421, as RFC 5321 §3.8 has it, by 554,
-# by words that are no SMTP, or by closing or refusing it.
+# How a host turns away one connection too many: by 421 (RFC 5321 §3.8), by 554, by words
+# that are not SMTP, or by closing or refusing it.
 _TURNED_AWAY = frozenset(
     {
         Verdict.REFUSED,
@@ -113,9 +113,9 @@ def is_about_host(finding: Finding) -> bool:
 
 
 def is_about_nexthop(finding: Finding) -> bool:
-    """Return whether *finding* is remembered, but for mail to the same nexthop only.
+    """Return whether *finding* is remembered for mail to the same nexthop only.
 
-    In the transaction only a session that broke: a reply is about the message.
+    In the transaction only a broken session counts: a reply is about the message.
     """
     if finding.scope is not Scope.HOST or is_about_host(finding):
         return False
@@ -184,9 +184,9 @@ def _is_full(
 
 
 def _says_as_much(record: HostRecord, before: Standing, finding: Finding) -> bool:
-    """Return whether what is remembered says at least as much as a doubt does.
+    """Return whether what is remembered says as much as a provisional verdict.
 
-    Of several "not now" the first counts: from there on it is to be confirmed.
+    Of several "not now" the first counts: the time to its confirmation begins there.
     """
     if before is Standing.UNKNOWN:
         return False
@@ -197,7 +197,7 @@ def _says_as_much(record: HostRecord, before: Standing, finding: Finding) -> boo
 def _small_segments_after(
     record: HostRecord, finding: Finding, full: bool
 ) -> float | None:
-    """Forget small segments where nothing is answered: perhaps it is due to them."""
+    """Forget small segments where no answer comes: they may be the cause."""
     if full and finding.verdict in {Verdict.FILTERED, Verdict.SILENT}:
         return None
     return record.small_segments
@@ -216,7 +216,7 @@ def _next_pause(
         pause = options.longest_pause  # each doubt may be one more copy
     elif full and record.full:
         if before is Standing.PAUSED:
-            # Several messages that found it out at the same time make it no worse.
+            # Several messages that see it at the same time make it no worse.
             return min(record.pause, options.longest_pause)
         may_double = not (finding.is_transient or finding.verdict in _NEVER_DOUBLED)
         if before is Standing.DUE and may_double:
@@ -231,7 +231,7 @@ def after_ready(
     connect_time: float | None = None,
     greeting_latency: float | None = None,
 ) -> HostRecord:
-    """Return what is kept for all of a candidate that is ready: one success clears.
+    """Return what is kept for all mail of a candidate that is ready: it clears all.
 
     A candidate that has taken a message is ready, too.
     """
@@ -263,7 +263,7 @@ def after_doubtful_probe(
         return record._replace(
             full=False, since=now, pause=min(options.pause, options.longest_pause)
         )
-    return record  # soon unknown, and then asked in the order of preference
+    return record  # soon unknown, and then in the order of preference
 
 
 # -- what it means ------------------------------------------------------------
@@ -283,7 +283,7 @@ def standing(record: HostRecord, now: float, options: MemoryOptions) -> Standing
         return Standing.UNKNOWN
     pause = min(record.pause, options.longest_pause)
     age = now - record.since
-    # With a clock that was set back, the whole is never longer than the longest.
+    # With a clock that was set back, a pause is never longer than the longest.
     if age < -min(SKEW, options.longest_pause - pause):
         return Standing.UNKNOWN
     if age < pause:

@@ -2,8 +2,8 @@
 
     VERSION WORD WORD WORD ...
 
-There is one word for each field, in the order of the record. A line may be damaged:
-another version, a failing disk or a stranger has written it. Such a line is no record.
+There is one word for each field, in the order of the record. A line that another
+version, a failing disk or a stranger has written may be damaged; it counts as no record.
 Every record kept this way is an aid, so its loss costs some seconds and no mail.
 """
 
@@ -104,8 +104,8 @@ def _read_number(word: str) -> float:
     return float(word)
 
 
-# Seconds, never negative: to the millisecond, or to the second. A whole second is never
-# rounded up: what has just happened would lie in the future.
+# Seconds, never negative: to the millisecond, or to the second. Whole seconds are rounded
+# down: what has just happened must not lie in the future.
 NUMBER = Field(_write_number, _read_number)
 WHOLE = Field(_write_whole, _read_number)
 

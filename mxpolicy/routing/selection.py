@@ -1,4 +1,4 @@
-"""Which hosts are left when those are gone that must not be tried.
+"""Which hosts are left without those that must not be dialled.
 
 Two rules, in this order. Ourselves: RFC 5321 §5.1, "if the relay SMTP client finds
 itself in the list, it must discard that host and all with an equal or worse
@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LOOP_PORT", "Selection", "better_than_own_name", "select"]
 
-# Postfix looks for itself only where mail comes in. Another port of this machine
-# is another service (a content filter, a submission service), and only an
-# operator can have named it.
+# Postfix looks for itself only on the port where mail comes in. Another port of this
+# machine is another service (a content filter), and only an operator names it.
 LOOP_PORT = 25
 
-# Remarks of one kind; a set of a hundred bad hosts needs no hundred lines.
+# Remarks of one kind: a hundred bad hosts need not make a hundred lines.
 MAX_REMARKS = 20
 
 
@@ -45,7 +44,7 @@ class Selection(NamedTuple):
         remarks: What was left out, one line each.
         refusal: Why nothing is left; None when something is.
         own_preference: At which preference we are an exchanger ourselves.
-        unresolved: Hosts of which no address is known because lookups failed.
+        unresolved: Hosts without known address, because lookups failed.
     """
 
     hosts: tuple[tuple[Host, tuple[str, ...]], ...] = ()
@@ -60,7 +59,7 @@ def better_than_own_name(
 ) -> tuple[tuple[Host, ...], int | None]:
     """Return the hosts better than our own name in the list, and its preference.
 
-    What is not in the first part needs no lookup.
+    The other hosts need no lookup.
     """
     mine = [host.preference for host in hosts if own.has_name(host.name)]
     if not mine:
@@ -84,9 +83,9 @@ def select(
         domain: For texts.
         exchangers: Where the hosts come from.
         resolved: The hosts that were looked up, with their addresses.
-        own: Who we are; None when nobody is to be taken for ourselves, because
-            the port is not `LOOP_PORT`.
-        dialable: Who must not be dialled.
+        own: Our identity; None when no host can be ourselves, because the port is not
+            `LOOP_PORT`.
+        dialable: Which addresses may be dialled.
         named_at: Preference of our own name; *resolved* has only better hosts.
         defer_missing: The option ``nxdomain: defer``.
     """
@@ -122,9 +121,9 @@ def _own_preference(
 
 
 def _is_own(address: str, own: OwnIdentity, dialable: Dialable) -> bool:
-    # 127.0.0.1 is everybody's: an MX of that address is one that must not be
-    # dialled, and says nothing about us. An address that the operator excepts
-    # from never_dial is a test bed's, on this machine on purpose.
+    # Every machine has 127.0.0.1: an MX of that address must not be dialled, and says
+    # nothing about us. An address that the operator excepts from never_dial belongs to a
+    # test bed, on this machine on purpose.
     ask_kernel = dialable.objection(address) != LOOPBACK and not dialable.is_exempt(
         address
     )

@@ -1,7 +1,7 @@
 """Whether a session is under TLS, and what says so. Pure.
 
-A `TlsRequirement` is part of an `Approach` to a candidate. It says what is asked of a
-session, where that comes from, and what a session that cannot meet it has failed of.
+A `TlsRequirement` is part of an `Approach` to a candidate. It says how much TLS a
+session needs, what says so, and how a session fails that does not meet it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Level", "Source", "TlsRequirement", "tls_requirement", "wanted_by_ho
 
 
 class Level(Enum):
-    """Postfix's words for it."""
+    """How much TLS, in Postfix's words."""
 
     NONE = "none"  # in clear
     MAY = "may"  # under TLS where it is offered and works, else in clear
@@ -39,7 +39,7 @@ class TlsRequirement(NamedTuple):
     Attributes:
         level: How much TLS.
         source: What says so.
-        reason: What made it so, printable; empty when there is nothing to say.
+        reason: The cause, printable; may be empty.
     """
 
     level: Level
@@ -52,10 +52,10 @@ class TlsRequirement(NamedTuple):
         return self.level is Level.NONE and self.source is Source.DEFAULT
 
     def unmet(self, finding: Finding) -> Finding:
-        """Return what *finding*, a failure to meet it, counts as: a failure of TLS.
+        """Return *finding*, a failure to meet this, as a failure of TLS.
 
-        A host may refuse the second connection for the sake of the first. That is not
-        remembered for all mail, as a failure before TLS would be.
+        A host may refuse a second connection because of the first. That is not remembered
+        for all mail, as a failure before TLS would be.
         """
         if finding.phase < Phase.TLS and finding.scope is not Scope.SITE:
             said = f"{finding.verdict.value} {finding.text}".rstrip()
@@ -66,7 +66,7 @@ class TlsRequirement(NamedTuple):
 
 
 def tls_requirement(default: TlsLevel, *, is_broken: bool = False) -> TlsRequirement:
-    """Return what is asked of the first session with a candidate.
+    """Return the requirement for the first session with a candidate.
 
     Args:
         default: The operator's level.
@@ -79,5 +79,5 @@ def tls_requirement(default: TlsLevel, *, is_broken: bool = False) -> TlsRequire
 
 
 def wanted_by_host(said: str) -> TlsRequirement:
-    """Return what is asked of the next session with a host that *said* it wants TLS."""
+    """Return the requirement for the next session with a host that *said* it wants TLS."""
     return TlsRequirement(Level.ENCRYPT, Source.HOST, f"in clear it said {said}")

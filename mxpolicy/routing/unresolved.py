@@ -1,4 +1,4 @@
-"""Hosts of which no address is known because DNS failed, and what that means. Pure.
+"""Hosts without known address because DNS failed, and what that means. Pure.
 
 A name server that is away must not bounce mail: a patient sender would come to the
 better host when its name can be looked up again. So while a better host is
@@ -7,7 +7,7 @@ failed for `SOFT` seconds: then the host counts as failed, as it does at once in
 Postfix's smtp(8).
 
 A host with one address is resolved, also when the lookup of the other family has
-failed. So is one of which DNS says that it has none, or does not exist.
+failed. So is a host that has no address, or does not exist, by DNS's answer.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ __all__ = [
 # Seconds for which lookups may fail before the host counts as failed.
 SOFT = 3600.0
 
-# A failure is forgotten this long after the last one. Mail servers come back within
-# hours (Postfix 4000 s, Exim 6 h); what happened in a longer time is unknown.
+# Seconds after the last failure when all are forgotten. Mail servers retry within hours
+# (Postfix 4000 s, Exim 6 h); what happened in a longer gap is unknown.
 KEPT = 86400.0
 
-# Failures that go on are written again after this time.
+# Seconds after which failures that go on are written again.
 NEWS_EVERY = 600.0
 
 
@@ -69,7 +69,7 @@ class Unresolved(NamedTuple):
 
 
 class FailedSince(NamedTuple):
-    """When lookups failed first and last, without success in between; UTC seconds."""
+    """When lookups failed first and last, without a success between; UTC seconds."""
 
     first: float
     last: float
@@ -93,7 +93,7 @@ def that_matter(
 def after_failure(before: FailedSince | None, now: float) -> FailedSince:
     """Return what is remembered when lookups have failed once more.
 
-    A first failure that lies in the future is of a clock that was set back since.
+    A first failure in the future means that the clock was set back since.
     """
     if before is None or before.first > now or now - before.last >= KEPT:
         return FailedSince(now, now)
@@ -101,7 +101,7 @@ def after_failure(before: FailedSince | None, now: float) -> FailedSince:
 
 
 def is_news(before: FailedSince | None, after: FailedSince) -> bool:
-    """Return whether the difference is worth being written."""
+    """Return whether the difference is worth a write."""
     if before is None or before.first != after.first:
         return True
     return abs(after.last - before.last) >= NEWS_EVERY
