@@ -61,10 +61,12 @@ def parse_resolv_conf(text: str) -> ResolvConf:
     for line in text.splitlines():
         # A keyword begins its line; "#" and ";" there begin comments.
         keyword, *values = line.split() if line[:1].strip() else [""]
-        if keyword == "nameserver" and values and _is_server(values[0]):
-            servers.append(values[0])
+        if keyword == "nameserver" and values:
+            # A zone index may follow the address.
+            if canonical_address(values[0].partition("%")[0]):
+                servers.append(values[0])
         elif keyword == "options":
-            options.update(_option(value) for value in values)
+            options.update(value.partition(":")[::2] for value in values)
     return ResolvConf(
         tuple(servers[:MAX_SERVERS]) or (DEFAULT_SERVER,),
         "trust-ad" in options,
@@ -73,15 +75,6 @@ def parse_resolv_conf(text: str) -> ResolvConf:
         "use-vc" in options or "usevc" in options,
         "rotate" in options,
     )
-
-
-def _is_server(text: str) -> bool:
-    return canonical_address(text.partition("%")[0]) is not None
-
-
-def _option(text: str) -> tuple[str, str]:
-    name, _, value = text.partition(":")
-    return name, value
 
 
 def _number(text: str | None, most: int) -> int | None:

@@ -75,6 +75,7 @@ class _Command(NamedTuple):
 
 # The events of replies that need no more than their class.
 _EVENTS: dict[Verb, Callable[[Reply], Event]] = {
+    Verb.CONNECT: Greeted,
     Verb.HELO: HeloAnswered,
     Verb.MAIL: MailAnswered,
     Verb.DATA: DataAnswered,
@@ -418,7 +419,9 @@ class SmtpClient:
         """Return the event for a reply that the tables allow, and note its facts."""
         match command.verb:
             case Verb.CONNECT:
-                return self._note_greeting(reply)
+                text = "".join(reply.lines)
+                is_masked = _MASKED_BANNER.fullmatch(text) is not None
+                self.banner_masked = reply.is_positive and is_masked
             case Verb.EHLO:
                 return self._note_ehlo(reply)
             case Verb.STARTTLS:
@@ -434,11 +437,6 @@ class SmtpClient:
                 while len(self._commands) > self._in_flight:
                     self._commands.pop()
         return _EVENTS[command.verb](reply)
-
-    def _note_greeting(self, reply: Reply) -> Event:
-        text = "".join(reply.lines)
-        self.banner_masked = reply.is_positive and bool(_MASKED_BANNER.fullmatch(text))
-        return Greeted(reply)
 
     def _note_ehlo(self, reply: Reply) -> Event:
         if self.state is State.READY:

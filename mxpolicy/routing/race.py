@@ -230,18 +230,18 @@ class _Runner:
         "ended_in_4yz",
         "entrant",
         "has_stalled",
+        "index",
         "is_second_run",
         "phase",
-        "place",
         "since",
         "standing",
         "waits",
         "was_kept_waiting",
     )
 
-    def __init__(self, entrant: Entrant, place: int) -> None:
+    def __init__(self, entrant: Entrant, index: int) -> None:
         self.entrant = entrant
-        self.place = place  # in the order of trying
+        self.index = index  # in the order of trying
         self.standing = _Standing.WAITING
         self.phase = Phase.CONNECT
         self.since = 0.0  # when the phase was entered
@@ -394,8 +394,8 @@ class Race:
     ) -> None:
         self._runners: dict[Candidate, _Runner] = {}
         in_turn = sorted(entrants, key=_doubts)
-        for place, entrant in enumerate(in_turn):
-            self._runners.setdefault(entrant.candidate, _Runner(entrant, place))
+        for index, entrant in enumerate(in_turn):
+            self._runners.setdefault(entrant.candidate, _Runner(entrant, index))
         self._timing = timing
         self._deadline = deadline
         self._mode = _Mode.NEW
@@ -801,7 +801,7 @@ class Race:
 
     def _best_ready(self) -> _Runner | None:
         ready = [runner for runner in self._open() if runner.is_ready]
-        return min(ready, key=lambda r: (r.turn, r.since, r.place), default=None)
+        return min(ready, key=lambda r: (r.turn, r.since, r.index), default=None)
 
     def _grace_ends(self, best: _Runner) -> float:
         """Return until when a better one may still overtake; the past if none may.

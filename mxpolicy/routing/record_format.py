@@ -10,10 +10,7 @@ Every record kept this way is an aid, so its loss costs some seconds and no mail
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 __all__ = ["NUMBER", "TEXT", "WHOLE", "Field", "RecordFormat", "flag", "optional"]
 
@@ -66,14 +63,10 @@ class RecordFormat(Generic[Record]):
         if words[0] != self._version or len(words) != 1 + len(self._fields):
             return None
         try:
-            return self._make(*self._read(words[1:]))
+            fields = zip(self._fields, words[1:], strict=True)
+            return self._make(*[field.read(word) for field, word in fields])
         except (ValueError, KeyError):
             return None
-
-    def _read(self, words: Iterable[str]) -> Iterable[object]:
-        return [
-            field.read(word) for field, word in zip(self._fields, words, strict=True)
-        ]
 
 
 def optional(field: Field, absent: object = None) -> Field:

@@ -148,14 +148,14 @@ class _Job(Generic[T]):
         try:
             result = self._operation()
         except BaseException as error:
-            self._tell(self._fail, error)
+            self._tell(self.answer.set_exception, error)
         else:
-            self._tell(self._succeed, result)
+            self._tell(self.answer.set_result, result)
 
-    def _tell(self, settle: Callable[..., None], what: object) -> None:
+    def _tell(self, answer: Callable[[Any], None], what: object) -> None:
         for _ in range(_TELLS):
             try:
-                self._loop.call_soon_threadsafe(settle, what)
+                self._loop.call_soon_threadsafe(self._answer, answer, what)
             except RuntimeError:
                 return  # the loop is closed: nothing waits
             except MemoryError:
@@ -163,10 +163,6 @@ class _Job(Generic[T]):
             else:
                 return
 
-    def _succeed(self, result: T) -> None:
+    def _answer(self, answer: Callable[[Any], None], what: object) -> None:
         if not self.answer.done():
-            self.answer.set_result(result)
-
-    def _fail(self, error: BaseException) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
+            answer(what)
