@@ -152,7 +152,7 @@ class Attempt:
         for place in others:
             self.settle(place, self._settlement[place].doubt or outcome)
         if self._offers:
-            self._perform(self._race.settled(self._now()))
+            self._perform(self._race.drop_others(self._now()))
         else:
             for candidate in {**self._tasks, **self._ready}:
                 self._drop(candidate, None)
@@ -343,7 +343,7 @@ class Attempt:
         self._transfer_began = None
         over = offer.over if self._unsettled() else _Reason.EXHAUSTED
         if over is not None:
-            self._perform(self._race.settled(now))
+            self._perform(self._race.drop_others(now))
             self._end(over)
             return
         ending = offer.ending
@@ -423,7 +423,7 @@ class Attempt:
         """Let the losers go when there is nothing left for them."""
         places = self._unsettled()
         if self._settlement.those(RecipientState.ACCEPTED, places) == places:
-            self._perform(self._race.settled(self._now()))
+            self._perform(self._race.drop_others(self._now()))
 
     def settle(self, place: int, outcome: Outcome) -> None:
         """Give a recipient its outcome."""

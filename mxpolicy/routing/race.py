@@ -51,7 +51,7 @@ the actions returned, in their order:
            in the list means that time does not matter. Late, early and
            needless calls do no harm.
 `Take`     Begin the transaction. Nothing is started or dropped until
-           `Race.settled` or `Race.resume` is called. Go on reporting the others;
+           `Race.drop_others` or `Race.resume` is called. Go on reporting the others;
            only `Race.resume` reports the taken one's end.
 `GiveUp`   The attempt is over. Every open candidate was dropped before it, in
            the same list. No method has an effect any more.
@@ -458,7 +458,7 @@ class Race:
         """Look at the clock. Harmless at any time."""
         return self._advance(now) if self._mode is _Mode.RACING else []
 
-    def settled(self, now: float) -> list[Action]:
+    def drop_others(self, now: float) -> list[Action]:
         """Drop all others: the taken one has answered RCPT well.
 
         Returns `Drop` actions only. A later `resume` is possible, when the
@@ -493,7 +493,7 @@ class Race:
         differ, give TRANSIENT. Then offer those refused with 5yz only to candidates of a
         better rank than the refusing one.
 
-        One that was kept waiting, and is lost without a reply before `settled`, may have
+        One that was kept waiting, and is lost without a reply before `drop_others`, may have
         got tired of that: it is asked again after all others. Give CLOSED for a 421 that
         answers the first command of such a session: it is the host's idle timeout (RFC
         5321 §4.5.3.2.7).

@@ -258,7 +258,7 @@ class Simulation:
             self._lose_patience(candidate, answer.after)
             return
         if step == -1 and (answer.settles or answer.verdict is None):
-            self._do_drops(self.race.settled(self.now))
+            self._do_drops(self.race.drop_others(self.now))
             assert not self._open, "settled left somebody open"
             if answer.verdict is None:
                 self.outcome = "delivered"

@@ -179,14 +179,14 @@ INPUTS: dict[str, Callable[[Race], list[Action]]] = {
     "reached": lambda race: race.reached(BEST, Phase.GREETING, 1.0),
     "failed": lambda race: race.failed(BEST, REFUSAL, 1.0),
     "wake": lambda race: race.wake(1.0),
-    "settled": lambda race: race.settled(1.0),
+    "drop_others": lambda race: race.drop_others(1.0),
     "resume": lambda race: race.resume(LOST, 1.0),
 }
 REFUSED_CALLS = {
-    *(("new", name) for name in ("settled", "resume")),
-    *(("racing", name) for name in ("begin", "settled", "resume")),
+    *(("new", name) for name in ("drop_others", "resume")),
+    *(("racing", name) for name in ("begin", "drop_others", "resume")),
     ("suspended", "begin"),
-    *(("over", name) for name in ("begin", "settled", "resume")),
+    *(("over", name) for name in ("begin", "drop_others", "resume")),
 }
 ACTING_CALLS = {
     ("new", "begin"): [Start(BEST), Wake(2.5)],
@@ -535,8 +535,8 @@ def test_losers_stay_open_until_the_winner_has_settled() -> None:
     race.wake(1.5)
     race.reached(MIDDLE, Phase.READY, 1.6)
     assert race.wake(40.0) == []
-    assert race.settled(2.0) == [Drop(BEST)]
-    assert race.settled(2.0) == []
+    assert race.drop_others(2.0) == [Drop(BEST)]
+    assert race.drop_others(2.0) == []
 
 
 def test_a_loser_that_had_its_full_time_is_remembered_when_dropped() -> None:
@@ -544,7 +544,7 @@ def test_a_loser_that_had_its_full_time_is_remembered_when_dropped() -> None:
     race.wake(1.5)
     race.reached(MIDDLE, Phase.READY, 1.6)
     finding = Finding(Verdict.FILTERED, Phase.CONNECT, 6.0)
-    assert race.settled(6.0) == [Drop(BEST, finding)]
+    assert race.drop_others(6.0) == [Drop(BEST, finding)]
 
 
 def test_a_ready_loser_is_dropped_without_a_finding() -> None:
@@ -552,7 +552,7 @@ def test_a_ready_loser_is_dropped_without_a_finding() -> None:
     race.wake(1.5)
     race.reached(MIDDLE, Phase.READY, 1.6)
     race.reached(BEST, Phase.READY, 1.7)
-    assert race.settled(60.0) == [Drop(BEST)]
+    assert race.drop_others(60.0) == [Drop(BEST)]
 
 
 @pytest.mark.parametrize("finding", [LOST, SAYS_4YZ, SAYS_5YZ])
