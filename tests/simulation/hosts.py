@@ -150,6 +150,7 @@ class Line:
     async def dial(self, candidate: Candidate, /, *, mss: int | None = None) -> Stream:
         """See `mxpolicy.net.dial.dial`."""
         self._process.operate()
+        self._process.note("dialled")
         assert candidate.host == self._site.host(candidate.address).name
         try:
             connection = await connection_to(
@@ -377,6 +378,8 @@ class Connection:
         if not end:
             return False
         self._buffer, self._body = rest, None
+        if self._process is not None:
+            self._process.note("the final dot was sent")
         step = self._step(Place.DOT)
         act = step.act if step is not None else None
         is_well = step is None or (act is Act.REPLY and not step.reply)

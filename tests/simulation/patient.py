@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from tests.simulation.hosts import Connection, Site
     from tests.simulation.world import Domain, Host
 
-__all__ = ["DOT", "POSTFIX", "UNLIMITED", "End", "Limits", "orders", "send"]
+__all__ = [
+    "DOT",
+    "POSTFIX",
+    "TWO_HOSTS",
+    "UNLIMITED",
+    "End",
+    "Limits",
+    "orders",
+    "send",
+]
 
 CONNECT, PHASE, DATA, DOT = 30.0, 300.0, 120.0, 600.0
 
@@ -35,17 +44,23 @@ class Limits(NamedTuple):
     """How far it goes in one attempt.
 
     Attributes:
+        addresses: How many it dials.
+        sessions: How many it has.
+        hosts: With how many hosts it has one.
         lookups: Seconds in which the names of a better host must fail until a refusal
             by a worse one is heeded.
     """
 
     addresses: int
     sessions: int
+    hosts: int
     lookups: float = 3600.0
 
 
-# smtp_mx_address_limit and smtp_mx_session_limit; and a sender that goes on to the end.
-POSTFIX, UNLIMITED = Limits(5, 2), Limits(100, 100)
+# smtp_mx_address_limit and smtp_mx_session_limit; the latter by host, since two addresses
+# that put off are one host (RFC 5321 §5.1); and a sender that goes on to the end.
+POSTFIX, TWO_HOSTS = Limits(5, 2, 2), Limits(5, 5, 2)
+UNLIMITED = Limits(100, 100, 100)
 
 
 class End(Enum):
@@ -70,7 +85,8 @@ async def send(
         recipients: All of the site's one domain.
     """
     ends: dict[str, End] = {}
-    sessions = addresses = 0
+    addresses = sessions = 0
+    visited: set[str] = set()
     (domain,) = site.world.domains
     found = await site.lookup(domain.name, "MX")
     if found.status is not LookupStatus.FOUND:
@@ -83,11 +99,15 @@ async def send(
         if lookups[host.name].status is not LookupStatus.FOUND:
             continue
         left = [one for one in recipients if one not in ends]
-        if not left or addresses == limits.addresses or sessions == limits.sessions:
+        if not left or addresses == limits.addresses:
+            break
+        if sessions == limits.sessions or len(visited) == limits.hosts:
             break
         addresses += 1
         said: dict[str, End] = {}
-        sessions += await _visit(site, address, message, left, said)
+        if await _visit(site, address, message, left, said):
+            sessions += 1
+            visited.add(host.name)
         if any(one.preference < host.preference for one in unheard):
             # A better host may yet be found in DNS, and may not refuse: another time.
             bounced = [who for who, end in said.items() if end is End.BOUNCED]

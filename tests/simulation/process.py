@@ -48,12 +48,14 @@ class Answer(NamedTuple):
     Attributes:
         relay: Who has it, says the outcome.
         told: How many outcomes were observed.
+        is_deferral: It is one, and not for a cancel.
     """
 
     end: End
     text: str
     relay: str
     told: int
+    is_deferral: bool
 
 
 class Machine:
@@ -91,6 +93,8 @@ class Process:
         connections: All that it has made.
         is_gone: It has ended, or was killed.
         died_at: When it was killed.
+        cancelled_at: When its delivery was cancelled.
+        after_cancel: What it has done since, and must not.
     """
 
     def __init__(self, machine: Machine, pid: int, dies_at: float) -> None:
@@ -103,6 +107,8 @@ class Process:
         self.connections: list[Connection] = []
         self.is_gone = False
         self.died_at = inf
+        self.cancelled_at = inf
+        self.after_cancel = ""
         self._engine = self._make_engine()
 
     def _make_engine(self) -> Engine:
@@ -149,6 +155,11 @@ class Process:
         if self.is_dead:
             raise asyncio.CancelledError
 
+    def note(self, done: str) -> None:
+        """Note that this is done, which must not be after a cancel."""
+        if self._machine.clock() > self.cancelled_at:
+            self.after_cancel = done
+
     def _die(self) -> None:
         self.died_at = self._machine.clock()
         self.is_gone = True
@@ -160,7 +171,7 @@ class Process:
     # -- what it is for -----------------------------------------------------------
 
     async def deliver(
-        self, message: Message, *, is_cut: bool = False
+        self, message: Message, *, is_cut: bool = False, cancel_after: float = inf
     ) -> dict[str, Answer] | None:
         """Deliver once; return what the mail server hears, None when it is killed."""
         data = MailData()
@@ -187,8 +198,13 @@ class Process:
             may_send_dot=may_send_dot,
         )
         loop = asyncio.get_running_loop()
-        task = loop.create_task(self._engine.deliver(request, data))
+        delivery = self._engine.begin(request, data)
+        task = loop.create_task(delivery.outcomes())
         self._tasks.add(task)
+        done, _ = await asyncio.wait({task}, timeout=min(cancel_after, 10 * DEADLINE))
+        if not done and not self.is_dead:
+            self.cancelled_at = self._machine.clock()
+            delivery.cancel("as the world has it")
         await asyncio.wait({task})
         self._tasks.discard(task)
         data.close()
@@ -196,7 +212,13 @@ class Process:
             return None
         outcomes = task.result()
         return {
-            who: Answer(_end(outcome), outcome.text, outcome.relay, told[who])
+            who: Answer(
+                _end(outcome),
+                outcome.text,
+                outcome.relay,
+                told[who],
+                isinstance(outcome, Deferred) and self.cancelled_at == inf,
+            )
             for who, outcome in zip(message.recipients, outcomes, strict=True)
         }
 

@@ -29,7 +29,10 @@ __all__ = ["HOUSE", "Found", "MendGone", "faulty_without", "take_back"]
 
 HOUSE = Path(mxpolicy.__file__).parent
 TESTS = Path(__file__).parents[1]
+# What came of the last whole proof; the program writes it.
+TABLE = Path(__file__).with_name("proof.txt")
 PROCESSORS = 2
+NOT_SEEN = "NOT SEEN"
 
 
 class MendGone(Exception):
@@ -120,9 +123,8 @@ def play(seeds: Iterable[int], enough: int) -> None:
     print(played)
 
 
-def main(names: list[str], worlds: int, enough: int) -> int:
-    """Take back all of *names*; return how many are not seen."""
-    missed = 0
+def main(names: list[str], worlds: int, enough: int) -> list[str]:
+    """Take back all of *names*; return the table, which names those that are not seen."""
 
     def look(name: str) -> Found | MendGone:
         try:
@@ -130,23 +132,21 @@ def main(names: list[str], worlds: int, enough: int) -> int:
         except MendGone as gone:
             return gone
 
+    table: list[str] = []
     with ThreadPoolExecutor(PROCESSORS) as pool:
         for name, found in zip(names, pool.map(look, names), strict=True):
-            print(f"{MENDS[name].title}")
-            if isinstance(found, Found):
-                missed += not (found.seeds or found.kept)
-                first = " ".join(map(str, found.seeds[:8]))
-                print(
-                    f"  {name}: {len(found.seeds)} of {found.worlds} worlds ({first})"
-                )
-                for one in found.kept:
-                    print(f"    and {one}")
-            else:
-                missed += 1
-                print(f"  CANNOT BE TAKEN BACK: {found}")
-            sys.stdout.flush()
-    print(f"{len(names) - missed} of {len(names)} are seen")
-    return missed
+            table.append(f"{name:20} {_told(found)}\n    {MENDS[name].title}\n")
+            print(table[-1], end="", flush=True)
+    return table
+
+
+def _told(found: Found | MendGone) -> str:
+    if isinstance(found, MendGone):
+        return f"{NOT_SEEN}, cannot be taken back: {found}"
+    seen = "" if found.seeds or found.kept else f"{NOT_SEEN}: "
+    first = ", ".join(map(str, found.seeds[:3]))
+    told = f"{seen}{len(found.seeds):3} of {found.worlds} worlds ({first})"
+    return f"{told} and {len(found.kept)} kept ones" if found.kept else told
 
 
 def _arguments() -> Namespace:
@@ -163,4 +163,7 @@ if __name__ == "__main__":
     if given.play:
         play(map(int, given.names), given.enough)
         sys.exit()
-    sys.exit(1 if main(given.names or list(MENDS), given.worlds, given.enough) else 0)
+    table = main(given.names or list(MENDS), given.worlds, given.enough)
+    if not given.names:
+        TABLE.write_text("".join(table))
+    sys.exit(any(NOT_SEEN in line for line in table))

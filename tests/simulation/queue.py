@@ -69,6 +69,7 @@ async def play_ours(world: World) -> Played:
     queue = _Queue(world, site)
     the_only = await machine.start() if world.is_one_engine else None
     kills = {(one.queue_id, one.attempt): one.operation for one in world.kills}
+    cancels = {(one.queue_id, one.attempt): one.after for one in world.cancels}
     tries: Counter[str] = Counter()
 
     async def attempt(message: Message) -> dict[str, Answer] | None:
@@ -78,7 +79,9 @@ async def play_ours(world: World) -> Played:
         process = the_only or await machine.start(kills.get(key, inf))
         is_cut = message.is_cut and not number and the_only is None
         try:
-            answers = await process.deliver(message, is_cut=is_cut)
+            answers = await process.deliver(
+                message, is_cut=is_cut, cancel_after=cancels.get(key, inf)
+            )
         finally:
             if process is not the_only:
                 process.exit()
@@ -109,7 +112,10 @@ async def play_patiently(
         site.as_of = None
         site.as_of = site.now() if at_once else None
         ends = await patient.send(site, message.queue_id, who, order, limits)
-        return {one: Answer(end, "", "", 1) for one, end in ends.items()}
+        return {
+            one: Answer(end, "", "", 1, end is End.DEFERRED)
+            for one, end in ends.items()
+        }
 
     calm = world._replace(restarts=())
     return await _Queue(calm, site).run(attempt, by_recipient=True)
@@ -166,7 +172,8 @@ class _Queue:
     ) -> None:
         await asyncio.sleep(message.begins)
         # A try of which nothing was heard is none.
-        lost = len(self._world.kills) + len(self._world.restarts) + message.is_cut
+        world = self._world
+        lost = len((*world.kills, *world.restarts, *world.cancels)) + message.is_cut
         gaps = [*self._world.gaps, *[self._world.gaps[-1]] * lost]
         while True:
             async with self._places:
@@ -208,8 +215,7 @@ class _Queue:
         for who, answer in answers.items():
             played.ends[who] = answer.end
             played.texts[who].append(answer.text)
-            if answer.end is End.DEFERRED:
-                played.deferrals[who] += 1
+            played.deferrals[who] += answer.is_deferral
         ends = [played.ends[who] for who in message.recipients]
         return tuple(
             who
@@ -232,6 +238,8 @@ class _Queue:
             if answers is None:
                 continue
             answer = answers[who]
+            if process.after_cancel:
+                breaches[who] = f"{process.after_cancel} after it was cancelled"
             if answer.told != 1:
                 breaches[who] = f"{answer.told} outcomes were told"
             hosts = {one.host for one in copies}

@@ -15,7 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.helpers.fast_loop import run_fast
-from tests.simulation.patient import DOT, POSTFIX, UNLIMITED, End, orders
+from tests.simulation.patient import DOT, POSTFIX, TWO_HOSTS, UNLIMITED, End, orders
 from tests.simulation.queue import play_ours, play_patiently
 from tests.simulation.world import (
     FOREVER,
@@ -30,7 +30,10 @@ from tests.simulation.world import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.simulation.hosts import Taken
+    from tests.simulation.patient import Limits
     from tests.simulation.queue import Played
     from tests.simulation.world import Step, World
 
@@ -41,9 +44,10 @@ LONGEST_WAIT = 20.0
 # Seconds from the reply to the final dot until a process must have kept it.
 KEPT_WITHIN, KEPT_WITHIN_SLOWLY = 0.5, 20.0
 
-_BEFORE_READY = (Place.CONNECT, Place.GREETING, Place.EHLO, Place.TLS)
+# Seconds after which a host counts as down, as far as the product says.
+_DOWN = {Place.CONNECT: 5.0, Place.GREETING: 29.0, Place.EHLO: 29.0, Place.TLS: 29.0}
 
-_COPY = "a copy too many"
+_COPY, _UNSETTLED = "a copy too many", "never settled"
 
 # What nobody can write down, or read again, is sent again to all when one is deferred.
 _FORGETFUL = {
@@ -97,33 +101,74 @@ def _may_be_dialled(world: World) -> set[str]:
 def _judge_domain(world: World, ours: Played) -> list[Fault]:
     """Judge what became of the mail for the one domain of *world*."""
     suspects = [who for one in world.messages for who in one.recipients]
-    (domain,) = world.domains
     faults: list[Fault] = _harm(world, ours)
     steps = [step for host in world.hosts for step in host.steps]
     is_fooling = any(step.act is Act.EARLY for step in steps)
-    others: list[Fault] = []
     # Of equal hosts each sender chooses one, each has limits of its own, and to be slow
     # is luck where a host recovers meanwhile. One of all patient senders at least must
     # have fared as we have.
-    senders = [POSTFIX, UNLIMITED]
+    senders = [TWO_HOSTS, UNLIMITED]
     if world.storage in _FORGETFUL:  # then nobody knows how long a lookup has failed
         senders += [one._replace(lookups=0.0) for one in senders]
-    queues = [world]
-    if any(step.act is Act.BUSY for step in steps):  # who comes first is luck, too
-        queues.append(world._replace(messages=world.messages[::-1]))
+    others, bounced = _compare(world, ours, suspects, senders, is_fooling=is_fooling)
+    # Who never comes to a host that refuses may defer for ever; no more than that.
+    others = [one for one in others if one.recipient not in bounced]
+    more, _ = _compare(world, ours, bounced, [POSTFIX], is_fooling=is_fooling)
+    return faults + others + more
+
+
+def _compare(
+    world: World,
+    ours: Played,
+    suspects: list[str],
+    senders: list[Limits],
+    *,
+    is_fooling: bool,
+) -> tuple[list[Fault], list[str]]:
+    """Compare with each patient sender that there may be.
+
+    Returns the faults that all of them find, the last one's words; and of whom we defer
+    for ever where the last one has bounced.
+    """
+    (domain,) = world.domains
+    faults: list[Fault] = []
+    bounced: list[str] = []
     for order, limits, at_once, queue in product(
-        orders(domain), senders, (False, True), queues
+        orders(domain), senders, (False, True), list(_queues(world))
     ):
         if not suspects:
-            break
+            return [], []
         patients, _ = run_fast(play_patiently(queue, limits, order, at_once=at_once))
-        others = [
+        faults = [
             Fault(kind, one, _told(ours, one), _told(patients, one))
             for one in suspects
             if (kind := _kind(world, ours, patients, one, is_fooling=is_fooling))
         ]
-        suspects = [fault.recipient for fault in others]
-    return faults + others
+        suspects = [fault.recipient for fault in faults]
+        bounced = [
+            fault.recipient
+            for fault in faults
+            if fault.kind == _UNSETTLED
+            and patients.ends[fault.recipient] is End.BOUNCED
+        ]
+    return faults, bounced
+
+
+def _queues(world: World) -> Iterator[World]:
+    """Yield the queues that a patient sender may have where it is luck who comes when."""
+    yield world
+    steps = [step for host in world.hosts for step in host.steps]
+    if any(step.act is Act.BUSY for step in steps):
+        yield world._replace(messages=world.messages[::-1])
+    if any(step.since for step in steps):
+        # Who is killed comes again, when a host may have got worse.
+        late = {one.queue_id: sum(world.gaps[: one.attempt + 1]) for one in world.kills}
+        yield world._replace(
+            messages=tuple(
+                one._replace(begins=one.begins + late.get(one.queue_id, 0.0))
+                for one in world.messages
+            )
+        )
 
 
 def _harm(world: World, ours: Played) -> list[Fault]:
@@ -142,10 +187,11 @@ def _harm(world: World, ours: Played) -> list[Fault]:
     alone = world._replace(processes=world.processes // 4)
     order = next(orders(domain))
     patients, _ = run_fast(play_patiently(alone, UNLIMITED, order))
+    cancelled = {one.queue_id for one in world.cancels}
     faults = []
     for message in world.messages:
         for who in message.recipients:
-            if message.is_cut:
+            if message.is_cut or message.queue_id in cancelled:
                 continue
             longer = _taken_at(ours, who) - _taken_at(patients, who)
             if ours.deferrals[who]:
@@ -175,17 +221,19 @@ def _kind(
     copies, their_copies = ours.copies(one), patients.copies(one)
     if end is End.DELIVERED and not copies:
         return "delivered, and no host has it"
-    if world.storage not in _FORGETFUL:
-        price = _price(world, ours, patients, one, is_fooling=is_fooling)
-        if len(copies) > max(1, len(their_copies)) + price:
-            return _COPY
+    price = _price(world, ours, patients, one, is_fooling=is_fooling)
+    if len(copies) > max(1, len(their_copies)) + price:
+        return _COPY
+    is_forgotten = world.storage in _FORGETFUL
+    if end is End.BOUNCED and copies and not (is_forgotten or _is_named(ours, one)):
+        return "bounced, and no word of the host that may have it"
     if theirs is End.DELIVERED and not their_copies:
         return ""  # it was fooled by a host that says 250 and has nothing
     if end is End.BOUNCED and theirs is End.DELIVERED and not _is_had(ours, one):
         return "bounced"
     if end is End.DEFERRED and theirs is not End.DEFERRED:
-        return "never settled"
-    if _is_steady(world) and ours.deferrals[one] > patients.deferrals[one]:
+        return _UNSETTLED
+    if _is_steady(world, one) and _is_put_off_more(world, ours, patients, one):
         return "put off once too often"
     return ""
 
@@ -193,11 +241,12 @@ def _kind(
 def _is_had(ours: Played, one: str) -> bool:
     """Return whether a host has what was bounced, did not say so, and is named for it."""
     copies = ours.copies(one)
-    return (
-        bool(copies)
-        and not any(_is_heard(taken) for taken in copies)
-        and "may have been delivered by" in ours.texts[one][-1]
-    )
+    is_heard = any(_is_heard(taken) for taken in copies)
+    return bool(copies) and not is_heard and _is_named(ours, one)
+
+
+def _is_named(ours: Played, one: str) -> bool:
+    return "may have been delivered by" in ours.texts[one][-1]
 
 
 def _is_heard(taken: Taken) -> bool:
@@ -205,20 +254,39 @@ def _is_heard(taken: Taken) -> bool:
     return taken.heard_at < inf and not is_killed
 
 
-def _is_steady(world: World) -> bool:
+def _is_put_off_more(world: World, ours: Played, patients: Played, one: str) -> bool:
+    """Return whether *one* is put off more often than by the patient sender.
+
+    Where a host has one session at a time it is luck who gets it. There as many as with
+    the patient sender may be put off so often, whoever they are.
+    """
+    often = ours.deferrals[one]
+    steps = [step for host in world.hosts for step in host.steps]
+    if not any(step.act is Act.BUSY for step in steps):
+        return often > patients.deferrals[one]
+    who = [each for message in world.messages for each in message.recipients]
+    mine = sum(ours.deferrals[each] >= often for each in who)
+    theirs = sum(patients.deferrals[each] >= often for each in who)
+    return often > 0 and mine > theirs
+
+
+def _is_steady(world: World, one: str) -> bool:
     """Return whether each try meets the same, and none ends in doubt.
 
     What is remembered may put off a message once that would meet a host just mended, or
     one so slow that it counts as down. And a first doubt at the final dot ends a try.
     """
-    if world.storage is not Storage.WELL or world.kills or world.restarts:
+    message = next(each for each in world.messages if one in each.recipients)
+    if message.queue_id in {kill.queue_id for kill in world.kills}:
+        return False
+    if world.storage is not Storage.WELL or world.restarts:
         return False
     (domain,) = world.domains
     steps = [step for host in domain.hosts for step in host.steps]
     return not (
         domain.fails_until
         or any(step.until < FOREVER or _leaves_doubt(step) for step in steps)
-        or any(step.place in _BEFORE_READY and step.delay > 5 for step in steps)
+        or any(step.delay > _DOWN.get(step.place, inf) for step in steps)
         or any(one.is_cut for one in world.messages)
         or world.gaps != GAPS
     )
@@ -254,7 +322,26 @@ def _price(
         for taken in copies
     )
     restarted = len(world.restarts) if unheard or is_slow else 0
+    if world.storage in _FORGETFUL and (_is_asked_again(world, one) or unheard):
+        tries = len(ours.texts[one]) + len(world.restarts) + killed
+        each = max(1, len(patients.copies(one)), elsewhere)
+        return bounced + is_fooling + tries * each
     return elsewhere + bounced + is_fooling + killed * max(1, len(theirs)) + restarted
+
+
+def _is_asked_again(world: World, one: str) -> bool:
+    """Return whether the mail server asks again for one that was settled.
+
+    So it does for all recipients when one is deferred, and when it heard no answer. Only
+    the journal keeps them from a copy then.
+    """
+    message = next(each for each in world.messages if one in each.recipients)
+    mine = message.queue_id
+    return bool(
+        message.is_shared
+        or world.restarts
+        or mine in {kill.queue_id for kill in world.kills}
+    )
 
 
 def tell(world: World, faults: list[Fault]) -> str:

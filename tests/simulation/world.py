@@ -20,6 +20,7 @@ __all__ = [
     "OUR_ADDRESS",
     "OUR_NAME",
     "Act",
+    "Cancel",
     "Domain",
     "Host",
     "Kill",
@@ -99,6 +100,7 @@ class Step(NamedTuple):
         delay: Seconds before it.
         reply: With `Act.REPLY`: the line, without its end.
         until: Seconds from the world's beginning at which it ends.
+        since: The same, at which it begins.
         only: At RCPT: for those whose address begins with it.
         address: Of the host, where it is not so at all of them; never at LOOKUP.
     """
@@ -110,6 +112,7 @@ class Step(NamedTuple):
     until: float = FOREVER
     only: str = ""
     address: str = ""
+    since: float = 0.0
 
 
 class Host(NamedTuple):
@@ -132,7 +135,7 @@ class Host(NamedTuple):
     ) -> Step | None:
         """Return what it does at *place*, *now* seconds after the beginning."""
         for step in self.steps:
-            if step.place is place and now < step.until:
+            if step.place is place and step.since <= now < step.until:
                 if step.address not in ("", address):
                     continue
                 if place is Place.RCPT and not recipient.startswith(step.only):
@@ -171,17 +174,19 @@ class Message(NamedTuple):
 
     Attributes:
         is_cut: The mail server is killed while it hands it over for the first time.
+        is_shared: It has several recipients, here or in another domain.
     """
 
     queue_id: str
     recipients: tuple[str, ...]
     begins: float
     is_cut: bool = False
+    is_shared: bool = False
 
     def to(self, domain: Domain) -> Message:
         """Return it as the mail server of a sender by domain has it."""
         of = tuple(one for one in self.recipients if one.endswith("@" + domain.name))
-        return self._replace(recipients=of)
+        return self._replace(recipients=of, is_shared=len(self.recipients) > 1)
 
 
 class Kill(NamedTuple):
@@ -199,6 +204,20 @@ class Kill(NamedTuple):
     operation: int
 
 
+class Cancel(NamedTuple):
+    """A delivery that is cancelled (`mxpolicy.delivery.delivery.Delivery.cancel`).
+
+    Attributes:
+        queue_id: Of its message.
+        attempt: Which one, from 0.
+        after: Seconds from its beginning.
+    """
+
+    queue_id: str
+    attempt: int
+    after: float
+
+
 class World(NamedTuple):
     """All of it.
 
@@ -209,6 +228,7 @@ class World(NamedTuple):
         restarts: When the mail server is started again, and forgets its deliveries;
             their processes live on.
         gaps: Seconds from one try of the mail server to the next.
+        cancels: At most one of a message, and only where each has a process.
     """
 
     seed: int
@@ -220,6 +240,7 @@ class World(NamedTuple):
     kills: tuple[Kill, ...] = ()
     restarts: tuple[float, ...] = ()
     gaps: tuple[float, ...] = GAPS
+    cancels: tuple[Cancel, ...] = ()
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -292,8 +313,15 @@ TURNED_AWAY = ("", "421 4.7.0 too many", "554 5.7.0 too many")
 
 def make_world(rng: Random, seed: int) -> World:
     """Make a world; the same one for the same state of *rng*."""
-    if rng.random() < 0.03:
+    kind = rng.random()
+    if kind < 0.03:
         return _crowd(rng, seed)
+    if kind < 0.06:
+        return _burst(rng, seed)
+    if kind < 0.075:
+        return _equals(rng, seed)
+    if kind < 0.1:
+        return _getting_worse(rng, seed)
     count = rng.choice((1, 1, 1, 2, 2, 3))
     domains = tuple(_domain(rng, number, count) for number in range(count))
     messages = tuple(
@@ -316,7 +344,21 @@ def make_world(rng: Random, seed: int) -> World:
     if rng.random() < 0.1:
         at = rng.choice((0.05, 0.1, 1.0, 5.0, 40.0, 300.5, 901.0))
         world = world._replace(restarts=(round(at * rng.uniform(0.5, 1.5), 3),))
+    if rng.random() < 0.07:
+        world = world._replace(cancels=_cancels(rng, messages))
     return world
+
+
+def _cancels(rng: Random, messages: tuple[Message, ...]) -> tuple[Cancel, ...]:
+    return tuple(
+        Cancel(
+            one.queue_id,
+            rng.choice((0, 0, 1)),
+            round(rng.choice((0.02, 0.1, 0.2, 0.4, 5.0, 40.0)) * rng.uniform(0, 2), 3),
+        )
+        for one in messages
+        if rng.random() < 0.7
+    )
 
 
 def _kills(rng: Random, messages: tuple[Message, ...]) -> tuple[Kill, ...]:
@@ -354,6 +396,73 @@ def _crowd(rng: Random, seed: int) -> World:
         processes=rng.choice((8, 16, 20)),
         gaps=GAPS[:3],
     )
+
+
+def _burst(rng: Random, seed: int) -> World:
+    """Make one with many messages for a host that has one session at a time."""
+    at = (0.0, 0.0, 0.3, 1.0, 2.0, 15.0, 17.0, 40.0, 41.0, 70.0, 90.0)
+    begins = sorted(rng.choice(at) for _ in range(rng.choice((3, 4, 6, 8))))
+    messages = tuple(
+        Message(f"Q{number}", (f"a{number}@{DOMAIN}",), seconds)
+        for number, seconds in enumerate(begins)
+    )
+    steps = [Step(Place.GREETING, Act.BUSY, reply=rng.choice(TURNED_AWAY))]
+    place = rng.choice((Place.EHLO, Place.MAIL, Place.DOT))
+    if slow := rng.choice((0.0, 0.2, 4.0, 20.0)):
+        steps.append(Step(place, Act.REPLY, slow))
+    one = Host(f"mx0.{DOMAIN}", 10, ("192.0.2.1",), tuple(steps), rng.random() < 0.5)
+    world = World(seed, (Domain(DOMAIN, (one,)),), messages)
+    if rng.random() < 0.4:
+        return world._replace(kills=_kills(rng, messages))
+    return world
+
+
+def _equals(rng: Random, seed: int) -> World:
+    """Make one with more equal hosts than one try visits, which greylist."""
+    hosts = tuple(
+        Host(
+            f"mx{number}.{DOMAIN}",
+            10,
+            (f"192.0.2.{5 * number + 1}",),
+            (Step(Place.RCPT, Act.GREYLIST),),
+            rng.random() < 0.5,
+        )
+        for number in range(rng.choice((3, 4, 5)))
+    )
+    messages = tuple(
+        Message(f"Q{number}", (f"a{number}@{DOMAIN}",), 10.0 * number)
+        for number in range(rng.choice((1, 2, 3)))
+    )
+    return World(seed, (Domain(DOMAIN, hosts),), messages)
+
+
+def _getting_worse(rng: Random, seed: int) -> World:
+    """Make one whose best host is in trouble by the next try; processes are killed."""
+    later = rng.choice(
+        (
+            Step(Place.CONNECT, Act.DROP, since=250.0),
+            Step(Place.CONNECT, Act.REFUSE, since=250.0),
+            Step(Place.GREETING, Act.SILENT, since=250.0),
+            Step(Place.RCPT, Act.REPLY, 0.0, "450 4.2.0 try again later", since=250.0),
+            Step(Place.RCPT, Act.REPLY, 0.0, "550 5.1.1 no such user", since=250.0),
+        )
+    )
+    dot = rng.choice(
+        (
+            Step(Place.DOT, Act.REPLY, rng.choice((0.0, 5.0, 100.0))),
+            Step(Place.DOT, Act.TAKE_AND_CLOSE),
+            Step(Place.DOT, Act.TAKE_IN_SILENCE),
+        )
+    )
+    best = Host(f"mx0.{DOMAIN}", 10, ("192.0.2.1",), (later, dot), False)
+    place = rng.choice((Place.RCPT, Place.DOT))
+    reply = rng.choice((*REFUSALS[place], *TRANSIENT))
+    steps = rng.choice(((Step(place, Act.REPLY, 0.0, reply),), ()))
+    other = Host(f"mx1.{DOMAIN}", 20, ("192.0.2.6",), steps, False)
+    hosts = rng.choice(((best,), (best, other), (best, other)))
+    messages = (Message("Q0", (f"a0@{DOMAIN}",), 0.0),)
+    kills = (Kill("Q0", 0, int(rng.triangular(15, 60, 32))),)
+    return World(seed, (Domain(DOMAIN, hosts),), messages, kills=kills)
 
 
 def _stuck_host(rng: Random) -> Host:
@@ -638,6 +747,10 @@ def story(world: World) -> str:
             f"  attempt {kill.attempt} of {kill.queue_id} is killed"
             f" before its operation {kill.operation}"
         )
+    lines += [
+        f"  attempt {one.attempt} of {one.queue_id} is cancelled after {one.after:g}s"
+        for one in world.cancels
+    ]
     lines += [f"  the mail server is restarted at {at:g}s" for at in world.restarts]
     return "\n".join(lines)
 
@@ -653,6 +766,7 @@ def _of_host(host: Host) -> str:
 def _words(step: Step) -> str:
     after = f" after {step.delay:g}s" if step.delay else ""
     until = "" if step.until == FOREVER else f" (for {step.until:g}s)"
+    until += f" (from {step.since:g}s on)" if step.since else ""
     said = f" {step.reply or 'well'}" if step.act is Act.REPLY else ""
     only = f" to {step.only}…" if step.only else ""
     only += f" at {step.address}" if step.address else ""
