@@ -258,7 +258,8 @@ def _is_put_off_more(world: World, ours: Played, patients: Played, one: str) -> 
     """Return whether *one* is put off more often than by the patient sender.
 
     Where a host has one session at a time it is luck who gets it. There as many as with
-    the patient sender may be put off so often, whoever they are.
+    the patient sender may be put off so often, whoever they are; and one more for each
+    process that is killed, which comes again.
     """
     often = ours.deferrals[one]
     steps = [step for host in world.hosts for step in host.steps]
@@ -267,7 +268,7 @@ def _is_put_off_more(world: World, ours: Played, patients: Played, one: str) -> 
     who = [each for message in world.messages for each in message.recipients]
     mine = sum(ours.deferrals[each] >= often for each in who)
     theirs = sum(patients.deferrals[each] >= often for each in who)
-    return often > 0 and mine > theirs
+    return often > 0 and mine > theirs + len(world.kills)
 
 
 def _is_steady(world: World, one: str) -> bool:

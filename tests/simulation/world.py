@@ -400,8 +400,8 @@ def _crowd(rng: Random, seed: int) -> World:
 
 def _burst(rng: Random, seed: int) -> World:
     """Make one with many messages for a host that has one session at a time."""
-    at = (0.0, 0.0, 0.3, 1.0, 2.0, 15.0, 17.0, 40.0, 41.0, 70.0, 90.0)
-    begins = sorted(rng.choice(at) for _ in range(rng.choice((3, 4, 6, 8))))
+    at = (0.0, 0.0, 0.3, 15.0, 17.0, 20.0, 40.0, 41.0, 45.0, 70.0, 90.0)
+    begins = sorted(rng.choice(at) for _ in range(rng.choice((4, 6, 8, 10))))
     messages = tuple(
         Message(f"Q{number}", (f"a{number}@{DOMAIN}",), seconds)
         for number, seconds in enumerate(begins)
@@ -412,8 +412,10 @@ def _burst(rng: Random, seed: int) -> World:
         steps.append(Step(place, Act.REPLY, slow))
     one = Host(f"mx0.{DOMAIN}", 10, ("192.0.2.1",), tuple(steps), rng.random() < 0.5)
     world = World(seed, (Domain(DOMAIN, (one,)),), messages)
-    if rng.random() < 0.4:
-        return world._replace(kills=_kills(rng, messages))
+    if rng.random() < 0.5:
+        killed = rng.choice(messages[1:])
+        kill = Kill(killed.queue_id, 0, rng.randrange(4, 24))
+        return world._replace(kills=(kill,))
     return world
 
 
