@@ -1,10 +1,9 @@
 """YAML to options. The only module that knows YAML.
 
-The text is read as nodes, which know their line and still hold the words as
-they were written, so that the traps of YAML 1.1 (``no`` is false, ``0600`` is
-384, ``1:30`` is 90) do not exist here: the kind of an option, not the look of
-a word, says what the word means. All mistakes are reported in one go, each as
-``FILE:LINE:COLUMN: path: what was expected``.
+The kind of an option says what its word means, not the look of the word. So the traps of
+YAML 1.1 (``no`` is false, ``0600`` is 384, ``1:30`` is 90) do not exist here: the text is
+read as nodes, which hold the words as they were written, and their lines. All mistakes
+are reported in one go, each as ``FILE:LINE:COLUMN: path: what was expected``.
 
 The kinds are the types of the fields in `mxpolicy.options`;
 `mxpolicy.option_values` knows how each is read. PyYAML is imported only when
@@ -41,10 +40,10 @@ __all__ = ["DEFAULT_PATH", "load", "parse"]
 
 DEFAULT_PATH = "/etc/mxpolicy/mxpolicy.yaml"
 
-# Far more than is ever written, and little enough to read for every message.
+# Far more than a configuration takes, and little enough to read for every message.
 MAX_FILE = 1024 * 1024
-# Ours nest five deep. The parser of PyYAML recurses, and a file of a million
-# brackets would end the process with a signal instead of a sentence.
+# Our own files nest five deep. PyYAML's parser recurses: a million brackets would end the
+# process by a signal, without a sentence.
 MAX_DEPTH = 16
 MAX_MISTAKES = 50
 MAX_PATH = 240  # of a path, shown
@@ -99,7 +98,7 @@ def parse(data: bytes, file: str) -> Options:
 
 
 class _Unreadable(Exception):
-    """There is no use in reading on."""
+    """The rest of the file cannot be read, or need not be."""
 
 
 class _Mistakes:
@@ -143,7 +142,7 @@ def _contents(file: str) -> bytes:
     descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         mode = os.fstat(descriptor).st_mode
-        # /dev/null is how one asks for the defaults; a FIFO would look empty.
+        # /dev/null asks for the defaults. A FIFO would look empty.
         if not (stat.S_ISREG(mode) or stat.S_ISCHR(mode) or stat.S_ISDIR(mode)):
             raise OSError(errno.EINVAL, "it is not a file")
         data = b""
@@ -164,17 +163,17 @@ def _decoded(data: bytes, mistakes: _Mistakes) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         before = data[: exc.start].decode("latin-1")
-        mistakes.stop(*_place(before), "this is not UTF-8 text")
+        mistakes.stop(*_line_and_column(before), "this is not UTF-8 text")
     control = re.search(_CONTROLS, text)
     if control:
         what = (
             f"a control character (\\x{ord(control[0]):02x}); this must be a text file"
         )
-        mistakes.stop(*_place(text[: control.start()]), what)
+        mistakes.stop(*_line_and_column(text[: control.start()]), what)
     return text
 
 
-def _place(before: str) -> tuple[int, int]:
+def _line_and_column(before: str) -> tuple[int, int]:
     return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
@@ -204,11 +203,10 @@ def _problem(exc: yaml.MarkedYAMLError, text: str, line: int) -> str:
 
 
 def _check_events(events: Iterator[Any], mistakes: _Mistakes) -> None:
-    """Refuse what no configuration of ours needs and some attack uses.
+    """Refuse what no configuration needs, and attacks use, before nodes are made of it.
 
-    Anchors and aliases (a few lines that expand to gigabytes), tags, a second
-    document, and depth. Refusing them here, before the nodes are made, is what
-    makes the rest safe to walk.
+    That is anchors and aliases (a few lines that expand to gigabytes), tags, a second
+    document, and depth.
     """
     depth = documents = 0
     for event in events:

@@ -139,15 +139,10 @@ def answer(outcomes: Sequence[tuple[str, Outcome]]) -> tuple[int, str]:
     delivered = [(who, what) for who, what in outcomes if isinstance(what, Delivered)]
     decisive = deferred or bounced or delivered
     first = decisive[0][1]
-    if len(outcomes) == 1:
-        text = first.text
-    elif bounced and not deferred:
-        text = _for_several(bounced, [who for who, _ in delivered])
-    else:
-        text = _for_several(decisive, [])
-    if deferred:
-        return EXIT_DEFER, f"{first.status} {text}"
-    return (EXIT_BOUNCE if bounced else EXIT_DELIVERED), f"{first.status} {text}"
+    have = [who for who, _ in delivered] if decisive is bounced else []
+    text = first.text if len(outcomes) == 1 else _for_several(decisive, have)
+    status = EXIT_DEFER if deferred else EXIT_BOUNCE if bounced else EXIT_DELIVERED
+    return status, f"{first.status} {text}"
 
 
 def _for_several(told: Sequence[tuple[str, Outcome]], delivered: Sequence[str]) -> str:

@@ -113,12 +113,9 @@ def _wait(child: int) -> NoReturn:
         if status in _ANSWERS:
             os._exit(status)
         try:
-            os.write(1, f"4.3.0 mxpolicy: {_how(status)}\n".encode("ascii"))
+            how = f"ended with status {status}"
+            if status < 0:
+                how = f"was killed by signal {-status}"
+            os.write(1, f"4.3.0 mxpolicy: the delivery {how}\n".encode("ascii"))
         finally:
             os._exit(_EXIT_DEFER)
-
-
-def _how(status: int) -> str:
-    if status < 0:
-        return f"the delivery was killed by signal {-status}"
-    return f"the delivery ended with status {status}"

@@ -151,16 +151,16 @@ def main(argv: Sequence[str]) -> int:
 def _as_json(
     sections: Sequence[tuple[str, Sequence[Item]]], settings: Sequence[Setting]
 ) -> dict[str, object]:
-    items = []
-    for title, section in sections:
-        for one in section:
-            item = {"about": title, "level": one.level.value, "text": one.text}
-            items.append(item | ({"mend": one.mend} if one.mend else {}))
     return {
         "schema": SCHEMA,
         "options": {one.path: one.value for one in settings},
         "changed": [one.path for one in settings if not one.is_default],
-        "items": items,
+        "items": [
+            {"about": title, "level": one.level.value, "text": one.text}
+            | ({"mend": one.mend} if one.mend else {})
+            for title, section in sections
+            for one in section
+        ],
     }
 
 

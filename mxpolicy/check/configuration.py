@@ -68,24 +68,20 @@ def _settings(
         if is_dataclass(value):
             yield from _settings(value, usual, f"{name}.", meanings)
         else:
-            text = as_written(value, one.type)
-            yield Setting(name, text, value == usual, meanings.get(name, ""))
+            meaning = "" if value not in ("", (), None) else meanings.get(name, "")
+            yield Setting(name, as_written(value, one.type), value == usual, meaning)
 
 
 def _meanings(options: Options, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return {option: `Setting.meaning`}."""
+    """Return {option: what its empty or "auto" value stands for on this machine}."""
     conf = read_resolv_conf()
-    found = {}
-    if not options.helo:
-        found["helo"] = own_name()
-    if not options.resolver.servers:
-        found["resolver.servers"] = f"resolv.conf: {', '.join(conf.servers)}"
-    if options.resolver.trust_ad is None:
-        believed = conf.trust_ad and not options.resolver.servers
-        found["resolver.trust_ad"] = "yes" if believed else "no"
-    if not options.state:
-        found["state"] = environ.get("STATE_DIRECTORY") or "/var/lib/mxpolicy"
-    return found
+    believed = conf.trust_ad and not options.resolver.servers
+    return {
+        "helo": own_name(),
+        "resolver.servers": f"resolv.conf: {', '.join(conf.servers)}",
+        "resolver.trust_ad": "yes" if believed else "no",
+        "state": environ.get("STATE_DIRECTORY") or "/var/lib/mxpolicy",
+    }
 
 
 def as_written(value: object, kind: object) -> str:

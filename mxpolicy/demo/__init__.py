@@ -99,13 +99,13 @@ def _story_name(text: str) -> str:
 
 
 async def _play(stories: Sequence[Story], terminal: Terminal) -> int:
-    """Play *stories*; on a signal take everything down and return 128 + its number."""
+    """Play *stories*; on a signal close everything and return 128 + its number."""
     stopped_by: list[int] = []
     playing = asyncio.current_task()
     assert playing is not None
 
     def stop(number: int) -> None:
-        if not stopped_by:  # a second one must not disturb the taking down
+        if not stopped_by:  # a second signal must not disturb the end
             playing.cancel()
         stopped_by.append(number)
 

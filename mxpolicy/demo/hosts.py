@@ -46,7 +46,7 @@ __all__ = [
 TTL = 60
 DATAGRAM = 4096
 
-# Two are enough: one more connection than listen(2) was told fits into the queue.
+# One more than needed: the queue takes one connection more than listen(2) was told.
 FILLERS = 3
 # On loopback a SYN-ACK takes microseconds.
 SYN_ACK_TIME = 0.02
@@ -82,7 +82,7 @@ def address_of(place: int) -> str:
 
 
 class Taken(NamedTuple):
-    """A message that a host took responsibility for.
+    """A message that a host has accepted.
 
     Attributes:
         place: The host's place in its story, from 0.
@@ -112,36 +112,31 @@ class Hosts:
     async def serve(
         self, place: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Be the host at *place* for one connection, and close it."""
+        """Serve one connection as the host at *place*, and close it."""
         with (
             contextlib.closing(writer),
             contextlib.suppress(OSError, asyncio.IncompleteReadError),
         ):
-            await self._converse(place, reader, writer)
-
-    async def _converse(
-        self, place: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        command, paths = "CONNECT", list[str]()
-        while True:
-            verb, _, argument = command.partition(" ")
-            reply = self._reply(place, verb)
-            if verb == "DATA" and len(paths) < 2:
-                reply = "554 5.5.1 No valid recipients"
-            if reply is None:
-                await reader.read()
-            if not reply:
-                return
-            writer.write(f"{reply}\r\n".encode())
-            if verb in {"MAIL", "RCPT"} and reply.startswith("2"):
-                paths.append(argument.partition("<")[2].rpartition(">")[0])
-            elif reply.startswith("354"):
-                mail_data = await _mail_data(reader)
-                self.taken.append(Taken(place, tuple(paths), mail_data))
-                writer.write(b"250 2.0.0 Ok: taken\r\n")
-            elif verb in {"EHLO", "RSET"}:
-                paths.clear()
-            command = (await reader.readuntil(b"\r\n")).decode().rstrip()
+            command, paths = "CONNECT", list[str]()
+            while True:
+                verb, _, argument = command.partition(" ")
+                reply = self._reply(place, verb)
+                if verb == "DATA" and len(paths) < 2:
+                    reply = "554 5.5.1 No valid recipients"
+                if reply is None:
+                    await reader.read()
+                if not reply:
+                    return
+                writer.write(f"{reply}\r\n".encode())
+                if verb in {"MAIL", "RCPT"} and reply.startswith("2"):
+                    paths.append(argument.partition("<")[2].rpartition(">")[0])
+                elif reply.startswith("354"):
+                    mail_data = await _mail_data(reader)
+                    self.taken.append(Taken(place, tuple(paths), mail_data))
+                    writer.write(b"250 2.0.0 Ok: taken\r\n")
+                elif verb in {"EHLO", "RSET"}:
+                    paths.clear()
+                command = (await reader.readuntil(b"\r\n")).decode().rstrip()
 
     def _reply(self, place: int, verb: str) -> str | None:
         usual = GOOD.get(verb, "502 5.5.2 Command not recognized")
@@ -160,7 +155,7 @@ async def _mail_data(reader: asyncio.StreamReader) -> bytes:
 
 @contextlib.asynccontextmanager
 async def open_hosts(behaviours: Sequence[Behaviour]) -> AsyncIterator[Hosts]:
-    """Have one host for each of *behaviours*, all on a port that the kernel chooses.
+    """Open one host for each of *behaviours*, all on a port that the kernel chooses.
 
     Raises:
         DemoError: There are no such addresses here, the port is not free on all
@@ -245,7 +240,7 @@ def bound(
     """Return a non-blocking socket of *address*; port 0 is any.
 
     Raises:
-        DemoError: It cannot be had.
+        DemoError: It cannot be bound.
     """
     sock = socket.socket(type=kind)
     sock.setblocking(False)

@@ -42,8 +42,8 @@ SENDER = "postmaster@sender.example"
 HELO = "gate.sender.example"
 NAME_SERVER = "127.0.0.10"
 
-# Everything that a careless relay breaks: dots at line starts, a line that is a
-# dot, 8-bit text, trailing blanks, empty lines at both ends of the body.
+# What a careless relay breaks: lines that are a dot or begin with one, 8-bit text,
+# trailing blanks, empty lines at both ends of the body.
 BODY = """
 This message came past a firewall.
 
@@ -62,7 +62,7 @@ class Result(NamedTuple):
         seconds: From its start to its end.
         log_line: What it logged about the recipient, without time and process; its
             own answer where that is all there is.
-        faults: What did not end as it must; empty when all did.
+        faults: What is not as it must be.
     """
 
     exit_status: int
@@ -114,8 +114,8 @@ class Stage:
             *("--config", str(self._config), "--", self._story.recipient),
         ]
         if os.getpid() == 1:
-            # The pipe command takes a parent that is process 1 for a sign that the
-            # mail server died. In a container that may be us.
+            # Process 1 as its parent tells the pipe command that the mail server died.
+            # In a container we may be process 1.
             command = ["/bin/sh", "-c", '"$@"; exit $?', "sh", *command]
         return command
 
@@ -123,8 +123,7 @@ class Stage:
 async def _run(command: Sequence[str], message: bytes) -> tuple[int, str]:
     """Run *command*; return its exit status and its output.
 
-    It gets a session of its own, as a Ctrl-C is for us. Nothing of it is left
-    running, however this ends.
+    It has a session of its own: a Ctrl-C is for us. It does not outlive this call.
     """
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -145,7 +144,7 @@ async def _run(command: Sequence[str], message: bytes) -> tuple[int, str]:
 
 @contextlib.asynccontextmanager
 async def staged(story: Story, directory: Path) -> AsyncIterator[Stage]:
-    """Have hosts and name server of *story* up, its files in *directory*, which is made.
+    """Open hosts and name server of *story*; make *directory* for its files.
 
     Raises:
         DemoError: This machine cannot show it.
@@ -164,7 +163,7 @@ async def staged(story: Story, directory: Path) -> AsyncIterator[Stage]:
 
 
 def message_of(story: Story) -> bytes:
-    """Return a new message, as a mail server gives it to a pipe: LF line ends, Received: on top."""
+    """Return a new message as a mail server pipes it: LF line ends, Received: on top."""
     headers = [
         f"Received: by {HELO}; {formatdate()}",
         f"From: <{SENDER}>",
@@ -182,7 +181,7 @@ def message_of(story: Story) -> bytes:
 def judge(
     story: Story, number: int, result: Result, message: bytes, taken: Sequence[Taken]
 ) -> tuple[str, ...]:
-    """Compare how message *number* ended with what *story* says, and return what is wrong."""
+    """Return how the end of message *number* differs from what *story* says."""
     faults: list[str] = []
     ending = story.ends[number]
     if result.exit_status != ending.exit_status:

@@ -3,9 +3,9 @@
 Every story has a domain of its own below ``.example`` (RFC 2606 §3), with one
 host for each behaviour, in order of preference: ``mx1``, ``mx2``, …
 
-What patient trying takes is told for the first message, by the defaults of
-Postfix 3.7's smtp(8) and of Exim 4.96's smtp transport. A tilde marks a sum of
-measurements, for several faults in a row.
+For comparison, each has the time that the first message takes by the defaults of Postfix
+3.7's smtp(8) and of Exim 4.96's smtp transport. A tilde marks a sum of measurements, for
+several faults in a row.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _past(
     exim: str,
     wait: float = 0.0,
 ) -> Story:
-    """Put a good host behind *faults*; it gets both messages."""
+    """Return a story with a good host behind *faults*, which gets both messages."""
     ends = (Ending(EXIT_DELIVERED, len(faults)),) * 2
     return Story(name, title, (*faults, Behaviour.GOOD), ends, postfix, exim, wait)
 

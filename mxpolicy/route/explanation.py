@@ -37,6 +37,11 @@ _ENDS = {
     Bounced: ("bounce", EXIT_BOUNCE),
 }
 
+_UNRESOLVED = (
+    "cannot be looked up, and is better: what worse hosts refuse does not bounce until"
+    " that has lasted for an hour"
+)
+
 
 class Remark(NamedTuple):
     """One thing worth knowing about a plan.
@@ -97,15 +102,17 @@ def explain(
     """
     plan = forecast.plan
     when = starts(forecast, options)
-    remarks = [_dns(lookup) for lookup in plan.lookups]
-    remarks += _implicit(plan.lookups)
-    remarks += [Remark("left_out", remark) for remark in plan.remarks]
-    for one in plan.unresolved:
-        text = f"{one.name} cannot be looked up, and is better: what worse hosts refuse"
-        text += " does not bounce until that has lasted for an hour"
-        remarks.append(Remark("unresolved", text, {"name": one.name}))
-    remarks += _worse_than_own(plan)
-    remarks += _not_kept(plan)
+    remarks = [
+        *map(_dns, plan.lookups),
+        *_implicit(plan.lookups),
+        *(Remark("left_out", remark) for remark in plan.remarks),
+        *(
+            Remark("unresolved", f"{one.name} {_UNRESOLVED}", {"name": one.name})
+            for one in plan.unresolved
+        ),
+        *_worse_than_own(plan),
+        *_not_kept(plan),
+    ]
     if _has_equals(plan.candidates):
         text = "hosts of one preference are shuffled, alike for each retry of a message"
         if recipient:

@@ -51,7 +51,7 @@ from mxpolicy.routing.access_rules import (
 from mxpolicy.routing.mx import DIRECTORY_FAILURE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from mxpolicy.delivery.engine import Engine
     from mxpolicy.delivery.events import Observe
@@ -59,16 +59,16 @@ if TYPE_CHECKING:
 
 __all__ = ["AccessPolicyServer", "Reader", "Writer"]
 
-# Forecasts under way at once, for all clients. A plan asks DNS through some descriptors,
-# of which a process has 1024 by default. Waiting for a place counts as waiting.
+# Forecasts under way at once, for all clients: each may have some descriptors open for
+# DNS, and a process has 1024 by default. Time spent waiting for a place counts, too.
 MAX_AT_ONCE = 100
 
-# Questions of one client that are read and not yet answered. While there are so many,
-# nothing more is read from it. smtpd(8) has one.
+# Questions of one client that are not answered yet. While there are so many, no more is
+# read from it. smtpd(8) has one at a time.
 MAX_UNANSWERED = 250
 
-# Postfix's requests have some hundred bytes. The shortest that is none has one, and
-# each of them takes a task for a moment.
+# Postfix's requests have some hundred bytes. The shortest malformed one has a single byte,
+# and each takes a task for a moment: so not more at once.
 READ_SIZE = 4096
 
 
@@ -122,7 +122,7 @@ class AccessPolicyServer:
     async def serve(self, reader: Reader, writer: Writer) -> None:
         """Answer one client until it closes the connection.
 
-        The caller closes the streams. Where it cancels this, each question that waits
+        The caller closes the streams. When the caller cancels this, every open question
         is answered DUNNO at once; what the client does not take at once is dropped.
         """
         requests = AttributeReader()
@@ -176,9 +176,8 @@ class AccessPolicyServer:
     async def action_for(self, request: AccessRequest) -> str:
         """Return the action for *request*, within ``policy.timeout`` seconds.
 
-        What is known of one address counts, though the other is still waited for.
-        Nothing that DNS does, and no fault of ours, makes it raise or answer anything
-        but DUNNO.
+        When that time is over, what is known of one address counts without the other.
+        Trouble with DNS and faults of our own are answered DUNNO; nothing raises.
         """
         began = self._clock()
         tasks = [
@@ -215,7 +214,7 @@ class AccessPolicyServer:
         self, request: AccessRequest, about: AccessAbout, address: str, began: float
     ) -> Situation | None:
         domain = parse_mailbox(address).domain
-        # The names of this very system are local, whatever DNS says about them.
+        # Our own names are local, whatever DNS says about them.
         if self._engine.is_own_name(domain):
             return None
         async with self._places:
@@ -235,7 +234,7 @@ class AccessPolicyServer:
         return found and Situation(found, about, domain, state, client, user, detail)
 
     def _action(self, situations: list[Situation]) -> str:
-        """Return the answer to all that was found: a refusal goes before the rest."""
+        """Return the one answer to all *situations*: a refusal, if there is one."""
         actions = [
             _with_words(parse_action(text), situation)
             for situation in situations
@@ -250,16 +249,14 @@ class AccessPolicyServer:
         self._observe(Trouble(seconds, f"{text}; answered {DUNNO}"))
 
 
-def _addresses(request: AccessRequest) -> Iterator[tuple[AccessAbout, str]]:
-    """Yield the addresses to judge: both, or the one that policy_context names."""
-    addresses = {
-        AccessAbout.RECIPIENT: request.recipient,
-        AccessAbout.SENDER: request.sender,
-    }
+def _addresses(request: AccessRequest) -> list[tuple[AccessAbout, str]]:
+    """Return the addresses to judge: both, or the one that policy_context names."""
+    both = (
+        (AccessAbout.RECIPIENT, request.recipient),
+        (AccessAbout.SENDER, request.sender),
+    )
     only = request.policy_context.strip().lower()
-    for about, address in addresses.items():
-        if address and only in {"", about.value}:
-            yield about, address
+    return [one for one in both if one[1] and only in {"", one[0].value}]
 
 
 def _with_words(action: Action, situation: Situation) -> Action:
