@@ -307,7 +307,7 @@ class Door:
             os._exit(status)
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Answer "try later" when we shall end, or when our own alarm rings again.
+        """Answer "try later" to a signal that ends us, and to our own alarm's second ring.
 
         The alarm's first ring is no reason: after a stop (SIGSTOP, a frozen machine) it
         comes before the event loop has read what the host said meanwhile, and the host
@@ -468,7 +468,7 @@ def main(argv: Sequence[str], mail_server: int | None = None) -> NoReturn:
         # Exim's children inherit some of them ignored, others may be blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         _work(door, _in_utf8(parse_arguments(argv, os.environ)), began)
-    except BaseException as trouble:  # of any kind: the mail server shall try again
+    except BaseException as trouble:  # of any kind: the mail server tries again
         door.defer(trouble)
 
 

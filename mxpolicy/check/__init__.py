@@ -94,10 +94,10 @@ class _Looking:
         return postfix.look(self._seen, options, self._config)
 
     def _machine(self, options: Options) -> list[Item]:
-        who = postfix.user_of(self._seen) if self._seen else None
+        user = postfix.user_of(self._seen) if self._seen else None
         # Where Postfix names no account: the one of contrib's samples.
-        who = who or surroundings.account("mxpolicy") or surroundings.current()
-        return surroundings.look(options, os.environ, who)
+        user = user or surroundings.account("mxpolicy") or surroundings.current()
+        return surroundings.look(options, os.environ, user)
 
 
 def _looked(look: Callable[[], list[Item]]) -> list[Item]:

@@ -154,13 +154,13 @@ def look(
 def _gather(
     service: Service, postfix: Postfix, config: str | None, machine: Machine
 ) -> Transport:
-    who = machine.account(service.attributes.get("user", ""))
+    user = machine.account(service.attributes.get("user", ""))
     command, unknown = substitute(service.arguments or ())
     it = _ask_filter(Transport(service, postfix.settings, machine.memory), postfix)
     it = it._replace(
-        account=who,
-        cannot_run=machine.objection(who, service.argv[0], READ | EXECUTE)
-        if who
+        account=user,
+        cannot_run=machine.objection(user, service.argv[0], READ | EXECUTE)
+        if user
         else "",
         command=command,
         unknown="".join(unknown[:1]),
@@ -177,8 +177,8 @@ def _gather(
         it = it._replace(options=machine.load(arguments.config))
     except ConfigError as error:
         return it._replace(mistakes="; ".join(error.mistakes))
-    if who and machine.exists(file):
-        it = it._replace(cannot_read=machine.objection(who, file, READ))
+    if user and machine.exists(file):
+        it = it._replace(cannot_read=machine.objection(user, file, READ))
     if config and os.path.realpath(config) != os.path.realpath(file):
         it = it._replace(other_file=config)
     return it

@@ -46,55 +46,55 @@ _UNUSED = "nothing is remembered, and there is no journal"
 _LOST = "log lines are lost, mail goes on"
 
 
-def look(options: Options, environ: Mapping[str, str], who: Account) -> list[Item]:
-    """Judge the surroundings of deliveries made by *who*."""
+def look(options: Options, environ: Mapping[str, str], user: Account) -> list[Item]:
+    """Judge the surroundings of deliveries made by *user*."""
     return said(
         first(
             warn(
-                who.uid == 0,
+                user.uid == 0,
                 "deliveries would run as root, which they do not need; Postfix refuses"
                 " to do that (user=)",
             ),
-            ok(True, f"deliveries run as {who.name}"),
+            ok(True, f"deliveries run as {user.name}"),
         ),
-        _look_at_state(state_file(options.state, environ), who),
-        _look_at_log(options.log.to, who),
+        _look_at_state(state_file(options.state, environ), user),
+        _look_at_log(options.log.to, user),
     )
 
 
-def _owner(who: Account) -> str:
-    """Return the owner for what is made. It is never root: no delivery shall run as it."""
-    return who.name if who.uid else "mxpolicy"
+def _owner(user: Account) -> str:
+    """Return the owner for what is made. Never root: deliveries do not run as root."""
+    return user.name if user.uid else "mxpolicy"
 
 
-def _look_at_state(file: str, who: Account) -> Item | None:
+def _look_at_state(file: str, user: Account) -> Item | None:
     path, trouble = os.path.dirname(file), ""
     try:
-        inspect(file, who.uid)
+        inspect(file, user.uid)
     except StoreDistrusted as error:
         return fail(True, f"{_UNUSED}: {error.reason}", error.mend)
     except (StoreError, OSError) as error:
         trouble = str(error)
-    why_not = objection(who, path, WRITE | EXECUTE)
+    why_not = objection(user, path, WRITE | EXECUTE)
     if not why_not and not trouble:
-        trouble = takes_no_row(file, who, os.statvfs(path))
+        trouble = takes_no_row(file, user, os.statvfs(path))
     return first(
         warn(
             why_not,
             f"nothing can be kept in {path} between two messages: {why_not}",
-            f"install -d -o {_owner(who)} -m 0750 {path}",
+            f"install -d -o {_owner(user)} -m 0750 {path}",
         ),
         fail(trouble, f"{_UNUSED}: {trouble}"),
-        ok(True, f"{path} can be written by {who.name}"),
+        ok(True, f"{path} can be written by {user.name}"),
     )
 
 
-def takes_no_row(file: str, who: Account, system: os.statvfs_result) -> str:
+def takes_no_row(file: str, user: Account, system: os.statvfs_result) -> str:
     """Return why nothing can be written into the files, or nothing when it can.
 
     Args:
         file: The state file; the journal's is beside it.
-        who: Runs deliveries.
+        user: Deliveries run as it.
         system: The file system that they are on.
     """
     path = os.path.dirname(file)
@@ -103,33 +103,33 @@ def takes_no_row(file: str, who: Account, system: os.statvfs_result) -> str:
     if system.f_blocks and not system.f_bavail:
         return f"{path} is on a file system that is full"
     there = filter(os.path.exists, (file, journal_file(file)))
-    return next(filter(None, (objection(who, one, READ | WRITE) for one in there)), "")
+    return next(filter(None, (objection(user, one, READ | WRITE) for one in there)), "")
 
 
-def _look_at_log(to: str, who: Account) -> Item | None:
+def _look_at_log(to: str, user: Account) -> Item | None:
     match to:
         case "syslog":
-            return _look_at_socket(SYSLOG_SOCKET, "syslog", who)
+            return _look_at_socket(SYSLOG_SOCKET, "syslog", user)
         case "journald":
-            return _look_at_socket(JOURNAL_SOCKET, "the journal", who)
+            return _look_at_socket(JOURNAL_SOCKET, "the journal", user)
         case "stderr":
             text = "the log goes to stderr, which is closed under pipe(8): nothing is"
             return warn(True, f"{text} logged", "log: {to: syslog}")
         case path:
             exists = os.path.lexists(path)
             where = path if exists else str(Path(path).parent)
-            why_not = objection(who, where, WRITE if exists else WRITE | EXECUTE)
+            why_not = objection(user, where, WRITE if exists else WRITE | EXECUTE)
             return first(
                 warn(
                     why_not,
                     f"the log {path} cannot be written: {why_not}; its lines are lost",
-                    f"install -o {_owner(who)} -m 0640 /dev/null {path}",
+                    f"install -o {_owner(user)} -m 0640 /dev/null {path}",
                 ),
-                ok(True, f"the log {path} can be written by {who.name}"),
+                ok(True, f"the log {path} can be written by {user.name}"),
             )
 
 
-def _look_at_socket(path: str, name: str, who: Account) -> Item | None:
+def _look_at_socket(path: str, name: str, user: Account) -> Item | None:
     trouble = None
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
@@ -137,7 +137,7 @@ def _look_at_socket(path: str, name: str, who: Account) -> Item | None:
             probe.connect(path)
     except OSError as error:
         trouble = error.strerror
-    why_not = objection(who, path, WRITE)
+    why_not = objection(user, path, WRITE)
     return first(
         warn(
             trouble,
@@ -173,7 +173,7 @@ def account(user: str) -> Account | None:
 
 
 def current() -> Account:
-    """Return the user who runs this."""
+    """Return the account that runs this."""
     uid = os.geteuid()
     try:
         name = pwd.getpwuid(uid).pw_name
@@ -182,35 +182,35 @@ def current() -> Account:
     return Account(name, uid, frozenset((os.getegid(), *os.getgroups())))
 
 
-def objection(who: Account, path: str, wanted: int) -> str:
-    """Return why *who* may not do *wanted* with *path*; empty when that is allowed.
+def objection(user: Account, path: str, wanted: int) -> str:
+    """Return why *user* may not do *wanted* with *path*; empty when that is allowed.
 
     Args:
-        who: The account.
+        user: The account.
         path: Absolute.
         wanted: Of `READ`, `WRITE`, `EXECUTE`, added up.
     """
     try:
         real = Path(os.path.realpath(path))
         for ancestor in reversed(real.parents):
-            if not _allows(os.stat(ancestor), who, EXECUTE):
-                return f"{who.name} may not enter {ancestor}"
-        if not _allows(os.stat(real), who, wanted):
-            return f"{who.name} has no permission for {path}"
+            if not _allows(os.stat(ancestor), user, EXECUTE):
+                return f"{user.name} may not enter {ancestor}"
+        if not _allows(os.stat(real), user, wanted):
+            return f"{user.name} has no permission for {path}"
     except OSError as error:
         return f"{path}: {error.strerror}"
     return ""
 
 
-def _allows(status: os.stat_result, who: Account, wanted: int) -> bool:
+def _allows(status: os.stat_result, user: Account, wanted: int) -> bool:
     mode = stat.S_IMODE(status.st_mode)
-    if who.uid == 0:
+    if user.uid == 0:
         # root may do all but execute a file without any execute permission.
         return (
             not wanted & EXECUTE or stat.S_ISDIR(status.st_mode) or bool(mode & 0o111)
         )
-    if status.st_uid == who.uid:
+    if status.st_uid == user.uid:
         mode >>= 6
-    elif status.st_gid in who.gids:
+    elif status.st_gid in user.gids:
         mode >>= 3
     return mode & wanted == wanted
