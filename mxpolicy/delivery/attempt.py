@@ -141,8 +141,8 @@ class Attempt:
     def cancel(self, outcome: Deferred) -> None:
         """Dial no host and send no final dot any more.
 
-        Recipients whose dot is out are settled by what becomes of it, all others at once
-        by *outcome*. `run` returns when all are settled.
+        Recipients whose dot is out are settled by its reply, all others at once by
+        *outcome*. `run` returns when all are settled.
         """
         if self._over.done():
             return

@@ -109,10 +109,6 @@ class Engine:
             refusal = await domains.unless_stale(domain, refusal, note=False)
         return Forecast(plan._replace(refusal=plan.as_far_as_known(refusal)))
 
-    def is_own_name(self, domain: str) -> bool:
-        """Return whether *domain* is the name given in EHLO or one of ``own_names``."""
-        return self.context.identity.has_name(domain)
-
     def begin(self, request: Request, mail_data: MailData) -> Delivery:
         """Begin to deliver *mail_data*, which stays open until the delivery has ended."""
         return Delivery(self.context, request, mail_data)

@@ -279,7 +279,7 @@ class Transaction:
     async def _dot(self, accepted: Sequence[int]) -> tuple[Verb, Reply] | None:
         """Send the final dot; return the refusal, if any.
 
-        Only between the dot and its reply can there be doubt about who has the message.
+        Only between the dot and its reply is there doubt about which side has the message.
         """
         self._session.listener.progressed()
         self._settlement.dot_sent(accepted, str(self._session.candidate.key))

@@ -267,8 +267,8 @@ def delivered(reply: Reply, relay: str) -> Delivered:
 def _status(reply: Reply, class_: int) -> EnhancedStatus:
     """Return the reply's own status, with another class where we defer a 5yz.
 
-    Where there is none, or one that contradicts the code, no detail is invented: 550
-    alone does not mean 5.1.1.
+    Where there is none, or one that contradicts the code, no detail is invented: a bare
+    550 does not mean 5.1.1.
     """
     said = reply.enhanced
     return said._replace(class_=class_) if said else EnhancedStatus(class_, 0, 0)

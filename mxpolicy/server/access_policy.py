@@ -215,7 +215,7 @@ class AccessPolicyServer:
     ) -> Situation | None:
         domain = parse_mailbox(address).domain
         # Our own names are local, whatever DNS says about them.
-        if self._engine.is_own_name(domain):
+        if self._engine.context.identity.has_name(domain):
             return None
         async with self._places:
             forecast = await self._engine.forecast("", "", address, self._timeout)
