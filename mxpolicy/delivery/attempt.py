@@ -16,7 +16,7 @@ What a host has said after the final dot stands, whatever happens to us after it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable
 from functools import partial
 from typing import assert_never
 
@@ -26,7 +26,6 @@ from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.failures import Failures
-from mxpolicy.delivery.journal import Past
 from mxpolicy.delivery.offer import Message, Offer, failure, tell_of_detour
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.session import Session
@@ -37,7 +36,6 @@ from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.reply import Reply
 from mxpolicy.routing import race as racing
 from mxpolicy.routing.candidate import (
-    Awaited,
     Candidate,
     Finding,
     Phase,
@@ -52,9 +50,6 @@ __all__ = ["Attempt"]
 
 _Reason = racing.GiveUpReason
 
-# (recipient's place, outcome, delays, what was tried)
-Settle = Callable[[int, Outcome, Delays, tuple[str, ...]], None]
-
 
 class Attempt:
     """Delivers *message* to some of its recipients by *plan*; use once, by `run`.
@@ -65,8 +60,6 @@ class Attempt:
         plan: It has at least one candidate. A refusal is not final while one of its
             unresolved hosts is better.
         places: The recipients that this plan is for.
-        settle: Called once for each of *places*, as soon as its outcome is known. It
-            gives the outcome to the message's settlement.
         known: What is remembered of the candidates.
     """
 
@@ -76,8 +69,6 @@ class Attempt:
         message: Message,
         plan: Plan,
         places: Iterable[int],
-        *,
-        settle: Settle,
         known: KnownHosts = NOTHING_KNOWN,
     ) -> None:
         self._context = context
@@ -91,7 +82,6 @@ class Attempt:
         self._known = known
         self._places = sorted(places)
         self._planned = self._now()
-        self._report = settle
         self._race = racing.Race(
             [self._entrant(candidate) for candidate in plan.candidates],
             self._options.race,
@@ -125,7 +115,7 @@ class Attempt:
                 reason = await self._over  # every candidate was dropped before it
         except BaseException:
             for place in self._unsettled():
-                outcome = self._settlement.doubt_at_stop(place)
+                outcome = self._settlement.stopped(place)
                 if outcome is not None:
                     self.settle(place, outcome)
             raise
@@ -134,7 +124,7 @@ class Attempt:
             self._set_alarm(None)
             for session in self._ready.values():
                 self._sessions.give_back(session)
-        self._note_waits(self._unsettled())
+        self._settlement.waited(self._places, self._race.waits())
         for place in self._unsettled():
             self.settle(place, self._failures.combine(place, reason))
 
@@ -148,7 +138,7 @@ class Attempt:
             return
         at_dot = self._settlement.those(RecipientState.DOT_SENT, self._places)
         others = [place for place in self._unsettled() if place not in at_dot]
-        self._note_waits(others)
+        self._settlement.waited(others, self._race.waits())
         for place in others:
             self.settle(place, self._settlement[place].doubt or outcome)
         if self._offers:
@@ -167,24 +157,8 @@ class Attempt:
         return self._settlement.unsettled(self._places)
 
     def _entrant(self, candidate: Candidate) -> racing.Entrant:
-        pasts = [self._settlement[place].past for place in self._places]
-        at_host, here = max(past.doubts_at(candidate) for past in pasts)
-        of_all, _ = min(past.doubts_at(candidate) for past in pasts)
-        return self._known.entrant(candidate)._replace(
-            doubts=at_host,
-            doubts_here=here,
-            doubts_of_all=of_all,
-            waits=_least_waits(pasts, candidate),
-        )
-
-    def _note_waits(self, places: Iterable[int]) -> None:
-        """Note, for *places*, which candidates were waited for in vain."""
-        places = list(places)
-        for candidate, waits in self._race.waits().items():
-            for awaited, seconds in waits.items():
-                self._settlement.waited(
-                    places, str(candidate.key), awaited.value, seconds
-                )
+        before = self._settlement.met_before(candidate, self._places)
+        return self._known.entrant(candidate)._replace(**before._asdict())
 
     # -- the race's actions -----------------------------------------------
 
@@ -369,7 +343,7 @@ class Attempt:
         for place in in_doubt:
             assert ending is not None, "a dot without an answer is a broken session"
             outcome = trouble.in_doubt(ending, str(candidate.key))
-            if self._settlement.is_first_doubt(place, outcome, has_memory):
+            if self._settlement.doubted(place, outcome, has_memory):
                 self.settle(place, outcome)
         return bool(in_doubt)
 
@@ -426,23 +400,13 @@ class Attempt:
             self._perform(self._race.drop_others(self._now()))
 
     def settle(self, place: int, outcome: Outcome) -> None:
-        """Give a recipient its outcome."""
+        """Give a recipient its outcome, as far as the plan lets it be."""
+        outcome = self._plan.with_unresolved(self._plan.as_far_as_known(outcome))
         if self._transfer_began is not None:
             self._delays = self._delays._replace(transfer=self._transfer_seconds())
-        self._report(place, outcome, self._delays, self._failures.tried(place))
+        tried = self._failures.tried(place)
+        self._settlement.settle(place, outcome, self._delays, tried)
 
     def _transfer_seconds(self) -> float:
         assert self._transfer_began is not None
         return self._now() - self._transfer_began
-
-
-def _least_waits(pasts: Sequence[Past], candidate: Candidate) -> dict[Awaited, float]:
-    """Return {what: seconds} for which *candidate* was waited for in vain before.
-
-    Where recipients have waited differently, it is the least.
-    """
-    relay = str(candidate.key)
-    return {
-        awaited: min(past.waits.get((relay, awaited.value), 0.0) for past in pasts)
-        for awaited in Awaited
-    }

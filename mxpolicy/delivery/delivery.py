@@ -376,12 +376,6 @@ class Delivery:
         trace = self._trace.with_learners(learner.learn, stay.learn)
         self._traces.update(dict.fromkeys(group.places, trace))
 
-        def settle(
-            place: int, outcome: Outcome, delays: Delays, tried: tuple[str, ...]
-        ) -> None:
-            outcome = plan.with_unresolved(plan.as_far_as_known(outcome))
-            self._settlement.settle(place, outcome, delays, tried)
-
         message = Message(
             trace,
             self._envelope,
@@ -392,14 +386,7 @@ class Delivery:
             self._request.deadline,
             self._request.ends,
         )
-        group.attempt = Attempt(
-            self._context,
-            message,
-            plan,
-            group.places,
-            settle=settle,
-            known=known,
-        )
+        group.attempt = Attempt(self._context, message, plan, group.places, known)
         try:
             for candidate in due:
                 probes.begin(candidate)

@@ -40,7 +40,7 @@ from mxpolicy.address import AddressError
 from mxpolicy.delivery.trouble import one_line
 from mxpolicy.outcome import Bounced, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply, printable
-from mxpolicy.routing.candidate import Candidate
+from mxpolicy.routing.candidate import Candidate, host_of
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 from mxpolicy.state.store import JOURNAL
 
@@ -53,7 +53,6 @@ __all__ = [
     "aim_of",
     "deferred_entry",
     "entry_key",
-    "host_of",
     "is_alive",
     "meaning",
     "myself",
@@ -288,11 +287,6 @@ def meaning(
             return entry.past
         case EntryState.DEFERRED:
             return entry.past
-
-
-def host_of(relay: str) -> str:
-    """Return the name in ``host[address]:port``: all its addresses are one host."""
-    return relay.rpartition("[")[0]
 
 
 def _kept_outcome(entry: Entry) -> Past | Delivered | Bounced:

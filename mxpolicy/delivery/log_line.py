@@ -36,7 +36,7 @@ from mxpolicy.delivery.events import (
 )
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import printable
-from mxpolicy.routing.candidate import egress_of, shown_of
+from mxpolicy.routing.candidate import Candidate, egress_of, shown_of
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.events import Event
@@ -206,13 +206,8 @@ def _as_json(name: str, value: Any) -> Facts:
     """
     match name:
         case "candidate":
-            return {
-                "egress": value.egress,
-                "host": value.host,
-                "preference": value.preference,
-                "address": value.address,
-                "port": value.port,
-            }
+            assert isinstance(value, Candidate)
+            return value.facts()
         case "candidates":
             value = [_as_json("candidate", one) for one in value]
         case "tried" | "remarks" | "found":

@@ -28,14 +28,14 @@ Theory of operation
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import trouble
-from mxpolicy.delivery.journal import NO_PAST, host_of
+from mxpolicy.delivery.journal import NO_PAST
 from mxpolicy.errors import LocalProtocolError
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import printable
-from mxpolicy.routing.candidate import Finding, Phase, Scope, Verdict
+from mxpolicy.routing.candidate import Awaited, Finding, Phase, Scope, Verdict, host_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.journal import Past
     from mxpolicy.outcome import Outcome
     from mxpolicy.reply import Reply
-    from mxpolicy.routing.candidate import Rank
+    from mxpolicy.routing.candidate import Candidate, Rank
 
 __all__ = ["TRANSITIONS", "Input", "Recipient", "RecipientState", "Settlement"]
 
@@ -171,6 +171,23 @@ class Recipient:
         self.state = after
 
 
+class MetBefore(NamedTuple):
+    """What a candidate has left behind with several recipients; as `Entrant` has it.
+
+    Attributes:
+        doubts: How often its host was in doubt, at most.
+        doubts_here: The same, of the candidate itself.
+        doubts_of_all: How often its host was in doubt, at least.
+        waits: {what: seconds} for which it was waited for in vain. Where recipients
+            have waited differently, it is the least.
+    """
+
+    doubts: int
+    doubts_here: int
+    doubts_of_all: int
+    waits: Mapping[Awaited, float]
+
+
 class Settlement:
     """The recipients of one message.
 
@@ -268,7 +285,7 @@ class Settlement:
         best = recipient.refused_by
         recipient.refused_by = rank if best is None else min(best, rank)
 
-    def is_first_doubt(self, place: int, outcome: Deferred, has_memory: bool) -> bool:
+    def doubted(self, place: int, outcome: Deferred, has_memory: bool) -> bool:
         """The dot was not answered; return whether the caller settles it by *outcome*.
 
         It does so the first time, as another host would get a second copy. A host that
@@ -288,12 +305,29 @@ class Settlement:
         return is_first
 
     def waited(
-        self, places: Iterable[int], relay: str, awaited: str, seconds: float
+        self,
+        places: Iterable[int],
+        waits: Mapping[Candidate, Mapping[Awaited, float]],
     ) -> None:
-        """*relay* was waited for in vain; *awaited* is as in `journal.Past.waits`."""
+        """Candidates were waited for in vain, so many seconds for each thing awaited."""
         for place in self.unsettled(places):
             recipient = self[place]
-            recipient.past = recipient.past.waited(relay, awaited, seconds)
+            for candidate, seconds in waits.items():
+                for awaited, more in seconds.items():
+                    recipient.past = recipient.past.waited(
+                        str(candidate.key), awaited.value, more
+                    )
+
+    def met_before(self, candidate: Candidate, places: Iterable[int]) -> MetBefore:
+        """Return what *candidate* has left behind with *places*."""
+        pasts = [self[place].past for place in places]
+        doubts = [past.doubts_at(candidate) for past in pasts]
+        relay = str(candidate.key)
+        waits = {
+            awaited: min(past.waits.get((relay, awaited.value), 0.0) for past in pasts)
+            for awaited in Awaited
+        }
+        return MetBefore(*max(doubts), min(doubts)[0], waits)
 
     # -- the end ----------------------------------------------------------------
 
@@ -341,10 +375,13 @@ class Settlement:
         *outcome*.
         """
         for place in self.unsettled(places):
-            self.settle(place, self.doubt_at_stop(place) or outcome)
+            self.settle(place, self.stopped(place) or outcome)
 
-    def doubt_at_stop(self, place: int) -> Delivered | Deferred | None:
-        """Return the outcome of a recipient that a host has, or may have, at a stop."""
+    def stopped(self, place: int) -> Delivered | Deferred | None:
+        """We stop; return the outcome of a recipient that a host has, or may have.
+
+        The caller settles it by that. A dot that is out is noted as a doubt.
+        """
         recipient = self[place]
         if recipient.taken is not None:
             return trouble.delivered(recipient.taken, recipient.relay)

@@ -22,6 +22,7 @@ __all__ = [
     "Verdict",
     "Wait",
     "egress_of",
+    "host_of",
     "rank_of",
     "shown_of",
 ]
@@ -81,6 +82,11 @@ def shown_of(key: str) -> str:
 def egress_of(key: str) -> str:
     """Return the egress of a key as text; `DIRECT` for any other text."""
     return _parted(key)[2] or DIRECT
+
+
+def host_of(key: str) -> str:
+    """Return the host's name in a key as text: all its addresses are one host."""
+    return key.rpartition("[")[0]
 
 
 def _parted(key: str) -> tuple[str, str, str]:

@@ -12,13 +12,14 @@ from mxpolicy.address import parse_mailbox, parse_reverse_path
 from mxpolicy.delivery.attempt import Attempt
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.envelope import Envelope
-from mxpolicy.delivery.journal import Past, host_of
+from mxpolicy.delivery.journal import Past
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.offer import Message
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.settlement import Recipient, Settlement
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.options import Options
+from mxpolicy.routing.candidate import host_of
 from tests.helpers.scripted_smtp import ScriptedHost, serve
 from tests.helpers.socket_loop import run_with_sockets
 
@@ -222,7 +223,6 @@ async def play(
             tuple(map(ScriptedHost.candidate, hosts, preferences)),
         ),
         range(len(recipients)),
-        settle=settlement.settle,
     )
     try:
         await attempt.run()

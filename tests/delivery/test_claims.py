@@ -140,7 +140,9 @@ class Call:
     def note_wait(
         self, places: Iterable[int], relay: str, awaited: str, seconds: float
     ) -> None:
-        self._settlement.waited(places, relay, awaited, seconds)
+        for place in places:
+            recipient = self._settlement[place]
+            recipient.past = recipient.past.waited(relay, awaited, seconds)
 
     async def dot_is_next(self, relay: str, places: Iterable[int]) -> None:
         await self._claims.dot_is_next(relay, places)

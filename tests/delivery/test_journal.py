@@ -20,7 +20,6 @@ from mxpolicy.delivery.journal import (
     aim_of,
     deferred_entry,
     entry_key,
-    host_of,
     is_alive,
     meaning,
     myself,
@@ -29,6 +28,7 @@ from mxpolicy.delivery.journal import (
 from mxpolicy.delivery.trouble import with_doubts
 from mxpolicy.outcome import Bounced, Delivered
 from mxpolicy.reply import EnhancedStatus
+from mxpolicy.routing.candidate import host_of
 
 HOST = "mx.example[192.0.2.1]:25"
 DOUBTED = Past({HOST: 1})

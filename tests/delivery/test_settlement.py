@@ -15,7 +15,7 @@ from mxpolicy.delivery.settlement import (
 from mxpolicy.errors import LocalProtocolError
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply
-from mxpolicy.routing.candidate import Rank
+from mxpolicy.routing.candidate import Awaited, Candidate, Rank
 
 OK = Delivered(
     EnhancedStatus(2, 0, 0), "250 ok", Reply(250, ("ok",)), "a[192.0.2.1]:25"
@@ -27,6 +27,7 @@ UNANSWERED = Deferred(
 )
 RELAY = "a[192.0.2.1]:25"
 SAME_HOST = "a[192.0.2.2]:25"
+CANDIDATE = Candidate("a", "192.0.2.1", 25, preference=10)
 OTHER = "b[192.0.2.3]:25"
 BEST, MIDDLE, WORST = (Rank(0, 10), Rank(0, 20), Rank(0, 30))
 FINAL = {RecipientState.DELIVERED, RecipientState.DEFERRED, RecipientState.BOUNCED}
@@ -190,7 +191,7 @@ def test_second_doubt_at_one_host_goes_on(
     made.claimed(0, Past(doubts))
     made.accepted([0])
     made.dot_sent([0], RELAY)
-    assert made.is_first_doubt(0, UNANSWERED, True) is is_first
+    assert made.doubted(0, UNANSWERED, True) is is_first
     assert made[0].past.doubts[RELAY] == doubts.get(RELAY, 0) + 1
     if is_first:
         made.settle(0, UNANSWERED)
@@ -202,7 +203,7 @@ def test_second_doubt_at_one_host_goes_on(
 def test_each_doubt_goes_on_where_none_would_be_remembered() -> None:
     made, _ = settlement(RecipientState.DOT_SENT)
     made[0].relay = RELAY
-    assert not made.is_first_doubt(0, UNANSWERED, False)
+    assert not made.doubted(0, UNANSWERED, False)
     assert made[0].state is RecipientState.OPEN
     made.settle(0, LATER)
     assert made[0].outcome == UNANSWERED._replace(text="sent, not answered; not now")
@@ -213,7 +214,7 @@ def test_deferral_begins_with_the_host_that_may_have_the_message() -> None:
     made.claimed(0, Past({RELAY: 1}))
     made.accepted([0])
     made.dot_sent([0], RELAY)
-    assert not made.is_first_doubt(0, UNANSWERED, True)
+    assert not made.doubted(0, UNANSWERED, True)
     made.settle(0, LATER)
     assert made[0].outcome == UNANSWERED._replace(text="sent, not answered; not now")
 
@@ -230,10 +231,21 @@ def test_bounce_names_the_hosts_that_may_have_the_message() -> None:
 def test_wait_is_noted_for_the_unsettled_only() -> None:
     made, _ = settlement(RecipientState.OPEN, RecipientState.OPEN)
     made.settle(0, LATER)
-    made.waited([0, 1], RELAY, "greeting", 8.0)
-    made.waited([0, 1], RELAY, "greeting", 2.0)
+    made.waited([0, 1], {CANDIDATE: {Awaited.GREETING: 8.0}})
+    made.waited([0, 1], {CANDIDATE: {Awaited.GREETING: 2.0}})
     assert made[0].past.waits == {}
     assert made[1].past.waits == {(RELAY, "greeting"): 10.0}
+
+
+def test_what_a_candidate_left_behind_with_several_recipients() -> None:
+    made, _ = settlement(RecipientState.UNCLAIMED, RecipientState.UNCLAIMED)
+    waits = {(RELAY, "greeting"): 8.0, (RELAY, "ehlo"): 1.0, (OTHER, "ehlo"): 9.0}
+    made.claimed(0, Past({RELAY: 1, SAME_HOST: 2, OTHER: 5}, waits))
+    made.claimed(1, Past({SAME_HOST: 1}, {(RELAY, "greeting"): 3.0}))
+    before = made.met_before(CANDIDATE, [0, 1])
+    assert before[:3] == (3, 1, 1)
+    assert before.waits[Awaited.GREETING] == 3.0
+    assert not any(before.waits[one] for one in Awaited if one is not Awaited.GREETING)
 
 
 @pytest.mark.parametrize("state", RecipientState, ids=lambda state: state.value)
@@ -262,7 +274,7 @@ def test_stop_after_a_doubt_says_that_it_may_have_arrived() -> None:
     made.claimed(0, Past({RELAY: 1}))
     made.accepted([0])
     made.dot_sent([0], RELAY)
-    made.is_first_doubt(0, UNANSWERED, True)
+    made.doubted(0, UNANSWERED, True)
     made.stop(LATER)
     assert made[0].outcome == UNANSWERED
 
@@ -276,7 +288,7 @@ def test_what_a_host_has_taken_is_delivered_whatever_goes_wrong_after_it(
         made[place].relay = RELAY
     made.taken([0, 1], Reply(250, ("2.0.0 ok",)))
     made.settle(0, outcome)
-    assert made.is_first_doubt(1, UNANSWERED, False), "it is settled, not asked again"
+    assert made.doubted(1, UNANSWERED, False), "it is settled, not asked again"
     made.stop(LATER)
     assert [isinstance(one.outcome, Delivered) for one in made] == [True, True, False]
     assert made[1].past.doubts == {}
