@@ -263,12 +263,14 @@ def _is_put_off_more(world: World, ours: Played, patients: Played, one: str) -> 
     """
     often = ours.deferrals[one]
     steps = [step for host in world.hosts for step in host.steps]
+    if often <= patients.deferrals[one]:
+        return False
     if not any(step.act is Act.BUSY for step in steps):
-        return often > patients.deferrals[one]
+        return True
     who = [each for message in world.messages for each in message.recipients]
     mine = sum(ours.deferrals[each] >= often for each in who)
     theirs = sum(patients.deferrals[each] >= often for each in who)
-    return often > 0 and mine > theirs + len(world.kills)
+    return mine > theirs + len(world.kills)
 
 
 def _is_steady(world: World, one: str) -> bool:
