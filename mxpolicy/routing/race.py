@@ -420,9 +420,13 @@ class Race:
         Phases may be skipped (an idle session is READY at once). A phase that was
         entered before is ignored. So a session that has to connect again, in clear
         after a failed TLS handshake, keeps its place and reports as before.
+
+        It is ignored too when a patient sender's time has ended while another is taken:
+        the candidate has failed by then, and its refusal must not be final.
         """
         runner = self._runners[candidate]
-        if runner.standing is _Standing.OPEN and phase > runner.phase:
+        is_late = self._mode is _Mode.SUSPENDED and self._fails_at(runner) <= now
+        if runner.standing is _Standing.OPEN and phase > runner.phase and not is_late:
             runner.phase = min(phase, Phase.READY)
             runner.since = now
         return self.wake(now)

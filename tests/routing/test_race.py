@@ -1447,3 +1447,19 @@ def test_host_in_doubt_is_not_asked_again_however_long_it_was_kept_waiting() -> 
     race.resume(LOST, half.at + 30.0)  # MIDDLE was kept waiting, and is taken
     actions = race.resume(IN_DOUBT, half.at + 30.1, in_doubt=True)
     assert actions == [GiveUp(GiveUpReason.EXHAUSTED)]
+
+
+def test_one_that_connects_later_than_a_patient_sender_waits_has_failed() -> None:
+    # Its 5yz would bounce what the other takes when it is asked again.
+    race = new_race(BEST, WORST)
+    race.begin(0.0)
+    race.wake(1.5)
+    assert Take(WORST) in race.reached(WORST, Phase.READY, 9.0)
+    for now, phase in (70.0, Phase.GREETING), (71.0, Phase.READY):
+        assert not race.reached(BEST, phase, now)
+    silent = LOST._replace(wait=Wait(Awaited.RCPT, 60.0))
+    actions = race.resume(silent, 99.0)
+    assert Take(BEST) not in actions
+    assert any(isinstance(one, Drop) and one.candidate == BEST for one in actions)
+    assert Start(WORST) in actions
+    assert race.waits()[BEST][Awaited.CONNECT] >= PATIENT_TIME[Awaited.CONNECT]
