@@ -226,9 +226,10 @@ class Simulation:
 
     def _to_wake(self) -> None:
         assert self._wake_at is not None
-        if self.early_wakes:
-            wake_at = self._wake_at
-            self.now = (self.now + wake_at) / 2
+        wake_at = self._wake_at
+        halfway = (self.now + wake_at) / 2
+        if self.early_wakes and halfway < wake_at:  # it may be rounded up
+            self.now = halfway
             self._do(self.race.wake(self.now))
             assert self._wake_at == wake_at, "an early call changes nothing"
         self.now = max(self.now, self._wake_at + self.lag)
