@@ -231,6 +231,7 @@ class _Runner:
         "entrant",
         "has_stalled",
         "index",
+        "is_late",
         "is_second_run",
         "phase",
         "since",
@@ -246,6 +247,7 @@ class _Runner:
         self.phase = Phase.CONNECT
         self.since = 0.0  # when the phase was entered
         self.is_second_run = False
+        self.is_late = False  # a patient sender would have left it
         self.waits: dict[Awaited, float] = {}  # without answer, in this attempt
         self.awaited: Awaited | None = None  # when it was turned away
         self.has_stalled = False
@@ -351,6 +353,7 @@ class _Runner:
     def start(self, now: float) -> None:
         self.is_second_run = self.standing is _Standing.TURNED_AWAY
         self.standing = _Standing.OPEN
+        self.is_late = False
         self.phase = Phase.CONNECT
         self.since = now
 
@@ -421,12 +424,13 @@ class Race:
         entered before is ignored. So a session that has to connect again, in clear
         after a failed TLS handshake, keeps its place and reports as before.
 
-        It is ignored too when a patient sender's time has ended while another is taken:
-        the candidate has failed by then, and its refusal must not be final.
+        When it comes after a patient sender's time, which may end while another is
+        taken, the candidate has failed: its refusal must not be final.
         """
         runner = self._runners[candidate]
-        is_late = self._mode is _Mode.SUSPENDED and self._fails_at(runner) <= now
-        if runner.standing is _Standing.OPEN and phase > runner.phase and not is_late:
+        if runner.standing is _Standing.OPEN and phase > runner.phase:
+            if self._mode is _Mode.SUSPENDED and self._fails_at(runner) <= now:
+                runner.is_late = True
             runner.phase = min(phase, Phase.READY)
             runner.since = now
         return self.wake(now)
@@ -509,6 +513,10 @@ class Race:
             finding = finding._replace(wait=None)  # never the same one again
         self._note_end_of_taken(finding)
         self._open_round(now)
+        for runner in self._open():
+            if runner.is_late:
+                actions.append(self._let_go(runner, now))
+                runner.standing = _Standing.FAILED
         actions += [
             self._let_go(runner, now)
             for runner in self._open()

@@ -197,7 +197,7 @@ async def test_lock_of_another_delays_for_a_short_time_only(
             began = time.monotonic()
             found = await asyncio.gather(*(store.get("a") for _ in range(200)))
             assert set(found) == {None}
-            assert time.monotonic() - began < 2 * BOUND
+            assert time.monotonic() - began < 20 * BOUND  # and not 200
     await asyncio.sleep(2 * BOUND)  # the last one still waits for the lock
     assert await store.get("a") == b"1"
     assert len(told) <= 1
