@@ -213,7 +213,7 @@ class MemoryOptions:
 
 @dataclass(frozen=True, slots=True)
 class JournalOptions:
-    """Which message has gone to whom, so that no recipient gets it twice."""
+    """Which recipient has which message, so that none gets it twice."""
 
     keep: bool = True
     """``yes``: a retry goes only to recipients that have not had the message; ``no``: to all of its recipients again."""

@@ -338,6 +338,8 @@ class Attempt:
         self, candidate: Candidate, offered: list[int], ending: Finding | None
     ) -> bool:
         """Settle recipients whose dot was not answered; return whether there are any."""
+        for place in self._settlement.those(RecipientState.TAKEN, offered):
+            self.settle(place, self._settlement.delivered(place))  # telling it failed
         in_doubt = self._settlement.those(RecipientState.DOT_SENT, offered)
         has_memory = self._message.journal.has_memory()
         for place in in_doubt:

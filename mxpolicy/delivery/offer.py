@@ -347,9 +347,7 @@ class Offer:
     def taken(self, recipients: Sequence[int], reply: Reply) -> None:
         """Settle *recipients* at once: nothing that happens now can undo it."""
         for place in recipients:
-            self._attempt.settle(
-                place, trouble.delivered(reply, str(self._candidate.key))
-            )
+            self._attempt.settle(place, self._message.settlement.delivered(place))
 
 
 def tell_of_detour(trace: Trace, session: Session) -> None:

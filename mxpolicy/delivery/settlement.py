@@ -13,10 +13,12 @@ Theory of operation
     OPEN        it is ours, and no host has the message for it
     ACCEPTED    a host has said 2yz to its RCPT; no dot was sent
     DOT_SENT    the final dot is out, or may be; the host has not answered
+    TAKEN       a host has said 2yz to the dot; the outcome is not told yet
 
-    DELIVERED, DEFERRED and BOUNCED are final: the recipient is *settled*. A host has the
-    message only after DOT_SENT, so DELIVERED follows only that. One exception: the
-    journal knows of an earlier delivery (from UNCLAIMED or ELSEWHERE).
+    DELIVERED, DEFERRED and BOUNCED are final: the recipient is *settled*. Nothing but
+    DELIVERED follows TAKEN, whatever goes wrong on our side, and DELIVERED follows only
+    that. One exception: the journal knows of an earlier delivery (from UNCLAIMED or
+    ELSEWHERE).
 
     Three facts stay with a recipient that is OPEN again. *past*: which hosts may have
     the message, and how long others were waited for, also in earlier attempts.
@@ -57,6 +59,7 @@ class RecipientState(Enum):
     OPEN = "open"
     ACCEPTED = "accepted"
     DOT_SENT = "dot-sent"
+    TAKEN = "taken"
     DELIVERED = "delivered"
     DEFERRED = "deferred"
     BOUNCED = "bounced"
@@ -71,6 +74,7 @@ class Input(Enum):
     DOT = "dot"  # the dot leaves now
     RELEASED = "released"  # the host does not have the message for it
     DOUBTED = "doubted"  # the host may have it, and others are asked all the same
+    TAKEN = "taken"  # 2yz to the dot
     DELIVERED = "delivered"
     DEFERRED = "deferred"
     BOUNCED = "bounced"
@@ -104,9 +108,10 @@ TRANSITIONS: Mapping[RecipientState, Mapping[Input, RecipientState]] = {
     RecipientState.DOT_SENT: {
         Input.RELEASED: RecipientState.OPEN,
         Input.DOUBTED: RecipientState.OPEN,
-        Input.DELIVERED: RecipientState.DELIVERED,
+        Input.TAKEN: RecipientState.TAKEN,
         **_UNSETTLED,
     },
+    RecipientState.TAKEN: {Input.DELIVERED: RecipientState.DELIVERED},
     RecipientState.DELIVERED: {},
     RecipientState.DEFERRED: {},
     RecipientState.BOUNCED: {},
@@ -125,7 +130,7 @@ class Recipient:
         relay: The relay that the last dot was sent to.
         refused_by: The rank of the best host whose refusal is not final.
         doubt: Its deferral, if no host does better.
-        taken: The 2yz to the dot, once a host has said it.
+        reply: The 2yz to the dot, once a host has said it.
         delays: Where the time went, for the log; None when no host was asked.
         tried: One printable text for each candidate that failed, for the log.
     """
@@ -138,8 +143,8 @@ class Recipient:
         "place",
         "refused_by",
         "relay",
+        "reply",
         "state",
-        "taken",
         "text",
         "tried",
     )
@@ -153,7 +158,7 @@ class Recipient:
         self.relay = ""
         self.refused_by: Rank | None = None
         self.doubt: Deferred | None = None
-        self.taken: Reply | None = None
+        self.reply: Reply | None = None
         self.delays: Delays | None = None
         self.tried: tuple[str, ...] = ()
 
@@ -267,7 +272,14 @@ class Settlement:
         They are delivered, whatever goes wrong on our side after it.
         """
         for place in places:
-            self[place].taken = reply
+            self[place].take(Input.TAKEN)
+            self[place].reply = reply
+
+    def delivered(self, place: int) -> Delivered:
+        """Return the outcome of a recipient in TAKEN."""
+        recipient = self[place]
+        assert recipient.reply is not None, "a host has taken it"
+        return trouble.delivered(recipient.reply, recipient.relay)
 
     def released(self, places: Iterable[int]) -> None:
         """The host does not have the message for *places*."""
@@ -294,8 +306,6 @@ class Settlement:
         others are asked at once, as smtp(8) does it.
         """
         recipient = self[place]
-        if recipient.taken is not None:
-            return True
         hosts = map(host_of, recipient.past.doubts)
         is_first = has_memory and host_of(recipient.relay) not in hosts
         recipient.past = recipient.past.doubted(recipient.relay)
@@ -344,8 +354,9 @@ class Settlement:
         such hosts. What a host has taken is delivered, whatever *outcome* is.
         """
         recipient = self[place]
-        if recipient.taken is not None and not isinstance(outcome, Delivered):
-            outcome = trouble.delivered(recipient.taken, recipient.relay)
+        is_taken = recipient.state is RecipientState.TAKEN
+        if is_taken and not isinstance(outcome, Delivered):
+            outcome = self.delivered(place)
         match outcome:
             case Delivered():
                 what = Input.DELIVERED
@@ -383,8 +394,8 @@ class Settlement:
         The caller settles it by that. A dot that is out is noted as a doubt.
         """
         recipient = self[place]
-        if recipient.taken is not None:
-            return trouble.delivered(recipient.taken, recipient.relay)
+        if recipient.state is RecipientState.TAKEN:
+            return self.delivered(place)
         if recipient.state is not RecipientState.DOT_SENT:
             return recipient.doubt
         recipient.past = recipient.past.doubted(recipient.relay)

@@ -328,7 +328,7 @@ def _identity(path: str, *, with_log: bool) -> tuple[object, ...] | None:
 def _make_private(path: str) -> None:
     """Make an empty file for our user and, where that is its own, for our group.
 
-    The file tells with whom mail is exchanged.
+    The file tells which hosts and domains get mail from here.
     """
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o660)
     try:

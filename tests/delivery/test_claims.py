@@ -150,7 +150,10 @@ class Call:
     def settled(self, place: int, outcome: Outcome) -> None:
         recipient = self._settlement[place]
         if recipient.outcome is None:
-            recipient.state = RecipientState.DOT_SENT
+            is_taken = isinstance(outcome, Delivered)
+            recipient.state = (
+                RecipientState.TAKEN if is_taken else RecipientState.DOT_SENT
+            )
             self._settlement.settle(place, outcome)
 
     async def finish(self, outcomes: Iterable[Outcome]) -> None:

@@ -33,16 +33,17 @@ BEST, MIDDLE, WORST = (Rank(0, 10), Rank(0, 20), Rank(0, 30))
 FINAL = {RecipientState.DELIVERED, RecipientState.DEFERRED, RecipientState.BOUNCED}
 
 # The table once more, as a picture: rows are states, columns are inputs.
-#          claimed busy      accepted dot      released doubted delivered deferred bounced
+#          claimed busy      accepted dot     released doubted taken delivered deferred bounced
 PICTURE = """
-unclaimed  open    elsewhere .        .        .        .       delivered deferred bounced
-elsewhere  open    elsewhere .        .        .        .       delivered deferred bounced
-open       .       .         accepted .        open     .       .         deferred bounced
-accepted   .       .         .        dot-sent open     .       .         deferred bounced
-dot-sent   .       .         .        .        open     open    delivered deferred bounced
-delivered  .       .         .        .        .        .       .         .        .
-deferred   .       .         .        .        .        .       .         .        .
-bounced    .       .         .        .        .        .       .         .        .
+unclaimed  open    elsewhere .        .        .       .       .     delivered deferred bounced
+elsewhere  open    elsewhere .        .        .       .       .     delivered deferred bounced
+open       .       .         accepted .        open    .       .     .         deferred bounced
+accepted   .       .         .        dot-sent open    .       .     .         deferred bounced
+dot-sent   .       .         .        .        open    open    taken .         deferred bounced
+taken      .       .         .        .        .       .       .     delivered .        .
+delivered  .       .         .        .        .       .       .     .         .        .
+deferred   .       .         .        .        .       .       .     .         .        .
+bounced    .       .         .        .        .       .       .     .         .        .
 """
 CELLS = [
     (RecipientState(row.split()[0]), what, after)
@@ -59,6 +60,8 @@ def settlement(*states: RecipientState) -> tuple[Settlement, list[Recipient]]:
     )
     for place, state in enumerate(states):
         made[place].state = state
+        if state is RecipientState.TAKEN:
+            made[place].relay, made[place].reply = RELAY, Reply(250, ("ok",))
     return made, reported
 
 
@@ -95,8 +98,12 @@ def test_a_host_delivers_only_what_it_has_seen_the_dot_of() -> None:
     assert from_ == {
         RecipientState.UNCLAIMED,
         RecipientState.ELSEWHERE,
-        RecipientState.DOT_SENT,
+        RecipientState.TAKEN,
     }
+    assert [state for state in RecipientState if Input.TAKEN in TRANSITIONS[state]] == [
+        RecipientState.DOT_SENT
+    ]
+    assert set(TRANSITIONS[RecipientState.TAKEN]) == {Input.DELIVERED}
 
 
 def test_no_way_leads_out_of_an_outcome() -> None:
@@ -116,7 +123,10 @@ def test_an_outcome_is_given_once_and_stays(
         assert made[0].outcome is None
         assert not reported
         return
-    assert made[0].outcome == outcome
+    if state is RecipientState.TAKEN:  # whatever was to be its outcome
+        assert isinstance(made[0].outcome, Delivered)
+    else:
+        assert made[0].outcome == outcome
     assert made[0].state in FINAL
     assert reported == [made[0]]
     with pytest.raises(LocalProtocolError):
@@ -133,6 +143,7 @@ def test_message_taken_for_one_and_refused_for_the_other() -> None:
     made.settle(1, NEVER)
     made.dot_sent([0], RELAY)
     assert made.outcomes() is None
+    made.taken([0], Reply(250, ("ok",)))
     made.settle(0, OK)
     assert made.outcomes() == [OK, NEVER]
     assert [one.place for one in reported] == [1, 0]
@@ -260,6 +271,9 @@ def test_stop_settles_each_by_what_a_host_may_have(state: RecipientState) -> Non
     if state in FINAL:
         assert outcome == OK
         assert not reported
+    elif state is RecipientState.TAKEN:
+        assert isinstance(outcome, Delivered)
+        assert recipient.past.doubts == {}
     elif state is RecipientState.DOT_SENT:
         assert isinstance(outcome, Deferred)
         assert outcome.may_have_arrived
@@ -288,7 +302,7 @@ def test_what_a_host_has_taken_is_delivered_whatever_goes_wrong_after_it(
         made[place].relay = RELAY
     made.taken([0, 1], Reply(250, ("2.0.0 ok",)))
     made.settle(0, outcome)
-    assert made.doubted(1, UNANSWERED, False), "it is settled, not asked again"
+    assert made.those(RecipientState.DOT_SENT, range(3)) == [2], "nor in doubt"
     made.stop(LATER)
     assert [isinstance(one.outcome, Delivered) for one in made] == [True, True, False]
     assert made[1].past.doubts == {}
