@@ -628,7 +628,7 @@ SETTLE = (
     "        reply = Reply(250, ('Ok',))\n"
     "        got = Delivered(EnhancedStatus(2, 0, 0), '250 Ok', reply, 'h')\n"
     "        if not recipients or one.text in recipients:\n"
-    "            self._settlement.settle(one.place, got)\n"
+    "            self._settlement.settle(one.number, got)\n"
     "async def outcomes(self):\n"
     "    {}\n"
     "    await asyncio.sleep(3600)\n"

@@ -59,7 +59,7 @@ class Attempt:
         message: What is delivered.
         plan: It has at least one candidate. A refusal is not final while one of its
             unresolved hosts is better.
-        places: The recipients that this plan is for.
+        numbers: The recipients that this plan is for.
         known: What is remembered of the candidates.
     """
 
@@ -68,7 +68,7 @@ class Attempt:
         context: Context,
         message: Message,
         plan: Plan,
-        places: Iterable[int],
+        numbers: Iterable[int],
         known: KnownHosts = NOTHING_KNOWN,
     ) -> None:
         self._context = context
@@ -80,7 +80,7 @@ class Attempt:
         self._now = message.trace.now
         self._plan = plan
         self._known = known
-        self._places = sorted(places)
+        self._numbers = sorted(numbers)
         self._planned = self._now()
         self._race = racing.Race(
             [self._entrant(candidate) for candidate in plan.candidates],
@@ -114,19 +114,19 @@ class Attempt:
                 self._perform(self._race.begin(self._now()))
                 reason = await self._over  # every candidate was dropped before it
         except BaseException:
-            for place in self._unsettled():
-                outcome = self._settlement.stopped(place)
+            for number in self._unsettled():
+                outcome = self._settlement.stopped(number)
                 if outcome is not None:
-                    self.settle(place, outcome)
+                    self.settle(number, outcome)
             raise
         finally:
             self._over.cancel()
             self._set_alarm(None)
             for session in self._ready.values():
                 self._sessions.give_back(session)
-        self._settlement.waited(self._places, self._race.waits())
-        for place in self._unsettled():
-            self.settle(place, self._failures.combine(place, reason))
+        self._settlement.waited(self._numbers, self._race.waits())
+        for number in self._unsettled():
+            self.settle(number, self._failures.combine(number, reason))
 
     def cancel(self, outcome: Deferred) -> None:
         """Dial no host and send no final dot any more.
@@ -136,11 +136,11 @@ class Attempt:
         """
         if self._over.done():
             return
-        at_dot = self._settlement.those(RecipientState.DOT_SENT, self._places)
-        others = [place for place in self._unsettled() if place not in at_dot]
+        at_dot = self._settlement.those(RecipientState.DOT_SENT, self._numbers)
+        others = [number for number in self._unsettled() if number not in at_dot]
         self._settlement.waited(others, self._race.waits())
-        for place in others:
-            self.settle(place, self._settlement[place].doubt or outcome)
+        for number in others:
+            self.settle(number, self._settlement[number].doubt or outcome)
         if self._offers:
             self._perform(self._race.drop_others(self._now()))
         else:
@@ -154,10 +154,10 @@ class Attempt:
             self._end(_Reason.CAPPED)
 
     def _unsettled(self) -> list[int]:
-        return self._settlement.unsettled(self._places)
+        return self._settlement.unsettled(self._numbers)
 
     def _entrant(self, candidate: Candidate) -> racing.Entrant:
-        before = self._settlement.met_before(candidate, self._places)
+        before = self._settlement.met_before(candidate, self._numbers)
         return self._known.entrant(candidate)._replace(**before._asdict())
 
     # -- the race's actions -----------------------------------------------
@@ -290,7 +290,7 @@ class Attempt:
             reach=self._transfer_began - self._planned - session.tls_seconds,
             tls=session.tls_seconds,
         )
-        offered = self._settlement.open_to(candidate.rank, self._places)
+        offered = self._settlement.open_to(candidate.rank, self._numbers)
         offer = Offer(
             self._context, self._message, self, session, self._tls(candidate), offered
         )
@@ -338,15 +338,15 @@ class Attempt:
         self, candidate: Candidate, offered: list[int], ending: Finding | None
     ) -> bool:
         """Settle recipients whose dot was not answered; return whether there are any."""
-        for place in self._settlement.those(RecipientState.TAKEN, offered):
-            self.settle(place, self._settlement.delivered(place))  # telling it failed
+        for number in self._settlement.those(RecipientState.TAKEN, offered):
+            self.settle(number, self._settlement.delivered(number))  # telling it failed
         in_doubt = self._settlement.those(RecipientState.DOT_SENT, offered)
         has_memory = self._message.journal.has_memory()
-        for place in in_doubt:
+        for number in in_doubt:
             assert ending is not None, "a dot without an answer is a broken session"
             outcome = trouble.in_doubt(ending, str(candidate.key))
-            if self._settlement.doubted(place, outcome, has_memory):
-                self.settle(place, outcome)
+            if self._settlement.doubted(number, outcome, has_memory):
+                self.settle(number, outcome)
         return bool(in_doubt)
 
     def _settle_refused(
@@ -358,22 +358,22 @@ class Attempt:
     ) -> list[tuple[Verb, Reply]]:
         """Settle recipients whose refusal is final; return the refusals of the others."""
         undecided = []
-        for place in self._settlement.unsettled(answers.refused):
-            verb, reply = answers.refused[place]
+        for number in self._settlement.unsettled(answers.refused):
+            verb, reply = answers.refused[number]
             refusal = self._failures.refused(
                 candidate,
-                place,
+                number,
                 verb,
                 reply,
                 waited=waited,
                 sole_recipient=len(offered) == 1,
             )
             if refusal is not None and refusal.is_final:
-                self.settle(place, refusal.outcome)
+                self.settle(number, refusal.outcome)
                 continue
             undecided.append((verb, reply))
             if refusal is not None:
-                self._settlement.refused(place, candidate.rank)
+                self._settlement.refused(number, candidate.rank)
         return undecided
 
     def _is_overruled(self, candidate: Candidate) -> bool:
@@ -397,17 +397,17 @@ class Attempt:
 
     def recipients_answered(self) -> None:
         """Let the losers go when there is nothing left for them."""
-        places = self._unsettled()
-        if self._settlement.those(RecipientState.ACCEPTED, places) == places:
+        numbers = self._unsettled()
+        if self._settlement.those(RecipientState.ACCEPTED, numbers) == numbers:
             self._perform(self._race.drop_others(self._now()))
 
-    def settle(self, place: int, outcome: Outcome) -> None:
+    def settle(self, number: int, outcome: Outcome) -> None:
         """Give a recipient its outcome, as far as the plan lets it be."""
         outcome = self._plan.with_unresolved(self._plan.as_far_as_known(outcome))
         if self._transfer_began is not None:
             self._delays = self._delays._replace(transfer=self._transfer_seconds())
-        tried = self._failures.tried(place)
-        self._settlement.settle(place, outcome, self._delays, tried)
+        tried = self._failures.tried(number)
+        self._settlement.settle(number, outcome, self._delays, tried)
 
     def _transfer_seconds(self) -> float:
         assert self._transfer_began is not None

@@ -78,7 +78,7 @@ class Claims:
     Args:
         context: What all messages share.
         settlement: The message's recipients; told what the journal knows of them.
-        keys: By a recipient's place, from `journal.entry_key`. A recipient that has
+        keys: By a recipient's number, from `journal.entry_key`. A recipient that has
             none is delivered to without a journal.
         deadline: Seconds from now until we are done.
         tell: Given what goes wrong in the background: a bug of ours.
@@ -111,25 +111,25 @@ class Claims:
 
     # -- before the delivery ------------------------------------------------
 
-    async def claim(self, places: Iterable[int]) -> None:
+    async def claim(self, numbers: Iterable[int]) -> None:
         """Claim what no process has, and tell the settlement the state of each."""
-        for place in places:
-            match await self._claim_one(place):
+        for number in numbers:
+            match await self._claim_one(number):
                 case Past() as past:
-                    self._settlement.claimed(place, past)
+                    self._settlement.claimed(number, past)
                 case None:
-                    self._settlement.busy(place)
+                    self._settlement.busy(number)
                 case outcome:
-                    self._settlement.settle(place, outcome)
+                    self._settlement.settle(number, outcome)
 
-    async def claim_later(self, places: Iterable[int], seconds: float) -> None:
+    async def claim_later(self, numbers: Iterable[int], seconds: float) -> None:
         """Claim what others are busy with, waiting *seconds* for them at most.
 
-        Returns as soon as one of *places* is ours, or no other process has any.
+        Returns as soon as one of *numbers* is ours, or no other process has any.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        busy = list(places)
+        busy = list(numbers)
         while busy and loop.time() < end:
             await asyncio.sleep(min(_LOOK_AGAIN, max(0.0, end - loop.time())))
             await self.claim(busy)
@@ -137,29 +137,29 @@ class Claims:
                 break
             busy = self._settlement.those(RecipientState.ELSEWHERE, busy)
 
-    async def _claim_one(self, place: int) -> Past | Outcome | None:
+    async def _claim_one(self, number: int) -> Past | Outcome | None:
         """Return what `journal.meaning` does."""
-        if place not in self._keys:
+        if number not in self._keys:
             return NO_PAST
         while True:
-            found, there = await self._look(place)
+            found, there = await self._look(number)
             if not isinstance(found, Past):
                 return found
             mine = self._entry(EntryState.CLAIMED, found).encode()
-            if await self._change(self._before_dot, place, there, mine):
+            if await self._change(self._before_dot, number, there, mine):
                 return found
             if not await self._before_dot.goes_on():
                 return found  # the store does not answer: as if there were none
 
-    async def _look(self, place: int) -> tuple[Past | Outcome | None, bytes | None]:
+    async def _look(self, number: int) -> tuple[Past | Outcome | None, bytes | None]:
         """Return what the entry means, and the entry as the store has it."""
-        value = await self._get(self._before_dot, place)
+        value = await self._get(self._before_dot, number)
         entry = Entry.decode(value) if value is not None else None
         alive = entry is not None and self._context.lives(entry.owner)
         found = meaning(entry, self._owner(), self._context.utc(), alive=alive)
         if value is not None and isinstance(found, Delivered | Bounced):
-            self._held[place] = value
-            self._earlier.add(place)
+            self._held[number] = value
+            self._earlier.add(number)
         return found, value
 
     def _entry(self, state: EntryState, past: Past, relay: str = "") -> Entry:
@@ -172,23 +172,23 @@ class Claims:
 
     # -- while it goes on ---------------------------------------------------
 
-    async def dot_is_next(self, relay: str, places: Iterable[int]) -> None:
+    async def dot_is_next(self, relay: str, numbers: Iterable[int]) -> None:
         """Write that *relay* is about to see the final dot.
 
         Raises:
             TakenOver: Our claim has run out, and another process has made one.
         """
-        for place in places:
-            if place in self._keys:
-                await self._write_dot(relay, place)
+        for number in numbers:
+            if number in self._keys:
+                await self._write_dot(relay, number)
         self._at_end = self._after_dot
 
-    async def _write_dot(self, relay: str, place: int) -> None:
-        past = self._settlement[place].past
+    async def _write_dot(self, relay: str, number: int) -> None:
+        past = self._settlement[number].past
         entry = self._entry(EntryState.DOT_SENT, past, relay).encode()
-        there = self._held.get(place)
-        while not await self._change(self._before_dot, place, there, entry):
-            found, there = await self._look(place)
+        there = self._held.get(number)
+        while not await self._change(self._before_dot, number, there, entry):
+            found, there = await self._look(number)
             if there == entry:
                 break  # written, though the store had not said so
             if not isinstance(found, Past):
@@ -198,7 +198,7 @@ class Claims:
 
     def note_outcome(self, recipient: Recipient) -> None:
         """Begin to write what became of *recipient*; see `finish`."""
-        if recipient.place not in self._keys or recipient.place in self._earlier:
+        if recipient.number not in self._keys or recipient.number in self._earlier:
             return
         if recipient.state is RecipientState.DELIVERED:
             self._writer.do_later(lambda: self._keep(recipient, KEPT))
@@ -209,7 +209,7 @@ class Claims:
         self, recipient: Recipient, kept: float, *, durable: bool = False
     ) -> None:
         """Write that *recipient* has it: the truth, whatever is written there."""
-        key, value = self._keys[recipient.place], self._value(recipient)
+        key, value = self._keys[recipient.number], self._value(recipient)
         expires = self._context.utc() + kept
         # The entry of a message that all recipients have is missed least.
         weight = LIGHT if kept == KEPT else HEAVY
@@ -222,8 +222,8 @@ class Claims:
 
     def _value(self, recipient: Recipient) -> bytes:
         """Return what is kept of a recipient that has the message or was refused."""
-        if recipient.place in self._earlier:
-            return self._held[recipient.place]
+        if recipient.number in self._earlier:
+            return self._held[recipient.number]
         assert isinstance(recipient.outcome, Delivered | Bounced)
         return outcome_entry(recipient.outcome).encode()
 
@@ -231,51 +231,51 @@ class Claims:
         """Leave *recipient* to the next attempt, and keep its past."""
         entry = deferred_entry(recipient.past)
         if entry is not None:
-            await self._put_in_place(recipient.place, entry.encode())
+            await self._put_in_place(recipient.number, entry.encode())
         else:
-            await self._drop(recipient.place)
+            await self._drop(recipient.number)
 
-    async def _put_in_place(self, place: int, value: bytes) -> None:
+    async def _put_in_place(self, number: int, value: bytes) -> None:
         """Replace our entry by *value*; another process's entry stays."""
         patience = self._at_end
-        there = self._held.get(place)
-        while not await self._change(patience, place, there, value):
-            there = await self._get(patience, place)
-            if there == value or not self._is_ours(place, there):
+        there = self._held.get(number)
+        while not await self._change(patience, number, there, value):
+            there = await self._get(patience, number)
+            if there == value or not self._is_ours(number, there):
                 break
             if not await patience.goes_on():
                 break
 
-    async def _drop(self, place: int) -> None:
+    async def _drop(self, number: int) -> None:
         """Delete our entry; another process's entry stays."""
-        patience, key = self._at_end, self._keys[place]
-        there = await self._get(patience, place)
-        if there is not None and self._is_ours(place, there):
+        patience, key = self._at_end, self._keys[number]
+        there = await self._get(patience, number)
+        if there is not None and self._is_ours(number, there):
             await patience.ask(self._store, lambda store: store.delete(key))
-        self._held.pop(place, None)
+        self._held.pop(number, None)
 
-    def _is_ours(self, place: int, value: bytes | None) -> bool:
+    def _is_ours(self, number: int, value: bytes | None) -> bool:
         """Return whether *value* is our entry, or none.
 
         It may be one that we wrote and that came late.
         """
-        if value is None or value == self._held.get(place):
+        if value is None or value == self._held.get(number):
             return True
         entry = Entry.decode(value)
         return entry is None or entry.owner == self._owner()
 
-    async def _get(self, patience: _Patience, place: int) -> bytes | None:
-        key = self._keys[place]
+    async def _get(self, patience: _Patience, number: int) -> bytes | None:
+        key = self._keys[number]
         return await patience.ask(self._store, lambda store: store.get(key))
 
     async def _change(
-        self, patience: _Patience, place: int, old: bytes | None, new: bytes
+        self, patience: _Patience, number: int, old: bytes | None, new: bytes
     ) -> bool:
         """Replace *old* by *new*; return False also when the store does not answer."""
-        row = self._keys[place], old, new, self._context.utc() + KEPT_IN_PART, HEAVY
+        row = self._keys[number], old, new, self._context.utc() + KEPT_IN_PART, HEAVY
         done = await patience.ask(self._store, lambda store: store.replace(*row))
         if done:
-            self._held[place] = new
+            self._held[number] = new
         return done
 
     # -- the end --------------------------------------------------------------
@@ -291,17 +291,17 @@ class Claims:
         """
         await self._writer.wait()
         states = [recipient.state for recipient in self._settlement]
-        known = [self._settlement[place] for place in self._keys]
+        known = [self._settlement[number] for number in self._keys]
         for recipient in known:
             if recipient.state is RecipientState.BOUNCED:
                 if RecipientState.DEFERRED in states:
-                    await self._put_in_place(recipient.place, self._value(recipient))
+                    await self._put_in_place(recipient.number, self._value(recipient))
                 else:
-                    await self._drop(recipient.place)
+                    await self._drop(recipient.number)
         delivered = [one for one in known if one.state is RecipientState.DELIVERED]
         if all(state is RecipientState.DELIVERED for state in states):
             for recipient in delivered:
-                if recipient.place in self._earlier:
+                if recipient.number in self._earlier:
                     await self._keep(recipient, KEPT)
             return
         for recipient in delivered:

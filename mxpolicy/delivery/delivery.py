@@ -93,17 +93,17 @@ class _Group:
     Attributes:
         nexthop: Where they go.
         domain: Their destination domain; empty where the operator wrote the nexthop.
-        places: The places of the recipients.
+        numbers: The numbers of the recipients.
         task: Delivers to them.
         attempt: None until the hosts are known.
     """
 
-    __slots__ = ("attempt", "domain", "nexthop", "places", "task")
+    __slots__ = ("attempt", "domain", "nexthop", "numbers", "task")
 
-    def __init__(self, nexthop: str, domain: str, places: list[int]) -> None:
+    def __init__(self, nexthop: str, domain: str, numbers: list[int]) -> None:
         self.nexthop = nexthop
         self.domain = domain
-        self.places = places
+        self.numbers = numbers
         self.task: asyncio.Task[None]
         self.attempt: Attempt | None = None
 
@@ -171,7 +171,7 @@ class Delivery:
                 group.attempt.cancel(self._cancelled)
             else:
                 group.task.cancel()
-                self._settlement.settle_all(self._cancelled, group.places)
+                self._settlement.settle_all(self._cancelled, group.numbers)
 
     async def _run(self) -> list[Outcome]:
         try:
@@ -211,8 +211,8 @@ class Delivery:
             return
         self._envelope = Envelope(reverse_path, self._mailboxes())
         self._note_journal_keys(digest)
-        for (nexthop, domain, _), places in self._grouped().items():
-            group = _Group(nexthop, domain, places)
+        for (nexthop, domain, _), numbers in self._grouped().items():
+            group = _Group(nexthop, domain, numbers)
             self._begin(tasks, group, self._send_once(tasks, group))
 
     def _begin(
@@ -224,11 +224,11 @@ class Delivery:
     def _mailboxes(self) -> dict[int, Mailbox]:
         """Return the forward-paths; settle those that are no address."""
         mailboxes = {}
-        for place, text in enumerate(self._request.recipients):
+        for number, text in enumerate(self._request.recipients):
             try:
-                mailboxes[place] = parse_mailbox(text)
+                mailboxes[number] = parse_mailbox(text)
             except AddressError as error:
-                self._settlement.settle(place, trouble.bad_recipient(error))
+                self._settlement.settle(number, trouble.bad_recipient(error))
         return mailboxes
 
     def _note_journal_keys(self, digest: bytes) -> None:
@@ -242,45 +242,45 @@ class Delivery:
             name or self._mail_data.has_received_on_top
         ):
             return
-        for place, mailbox in self._envelope.recipients.items():
+        for number, mailbox in self._envelope.recipients.items():
             nexthop, _ = destination(self._request.nexthop, mailbox.domain)
             aim = journal.aim_of(nexthop, self._context.options.port)
-            self._journal_keys[place] = journal.entry_key(
+            self._journal_keys[number] = journal.entry_key(
                 name, aim, digest, self._envelope.sender, mailbox.wire
             )
 
     def _grouped(self) -> dict[tuple[str, str, bool], list[int]]:
-        """Return {(nexthop, destination domain, needs SMTPUTF8): places}.
+        """Return {(nexthop, destination domain, needs SMTPUTF8): numbers}.
 
         Recipients whose address needs SMTPUTF8 go by themselves: a host that does not
         offer it must not keep the message from the others.
         """
         groups: dict[tuple[str, str, bool], list[int]] = {}
-        for place, mailbox in self._envelope.recipients.items():
+        for number, mailbox in self._envelope.recipients.items():
             aim = destination(self._request.nexthop, mailbox.domain)
-            groups.setdefault((*aim, mailbox.needs_smtputf8), []).append(place)
+            groups.setdefault((*aim, mailbox.needs_smtputf8), []).append(number)
         return groups
 
     async def _send_once(self, tasks: asyncio.TaskGroup, group: _Group) -> None:
         """Send to the group, except where the journal has an outcome or another process."""
-        await self._claims.claim(group.places)
-        busy = self._settlement.those(RecipientState.ELSEWHERE, group.places)
-        group.places = self._settlement.those(RecipientState.OPEN, group.places)
+        await self._claims.claim(group.numbers)
+        busy = self._settlement.those(RecipientState.ELSEWHERE, group.numbers)
+        group.numbers = self._settlement.those(RecipientState.OPEN, group.numbers)
         if busy:
             later = _Group(group.nexthop, group.domain, busy)
             self._begin(tasks, later, self._send_after_others(later))
-        if group.places:
+        if group.numbers:
             await self._send(group)
 
     async def _send_after_others(self, group: _Group) -> None:
         """Wait for the outcome of another process, then send to the rest of the group."""
         wait = self._context.options.journal.wait
         left = self._request.deadline - self._trace.now()
-        await self._claims.claim_later(group.places, min(wait, left / 3))
-        busy = self._settlement.those(RecipientState.ELSEWHERE, group.places)
+        await self._claims.claim_later(group.numbers, min(wait, left / 3))
+        busy = self._settlement.those(RecipientState.ELSEWHERE, group.numbers)
         self._settlement.settle_all(trouble.under_way(), busy)
-        group.places = self._settlement.those(RecipientState.OPEN, group.places)
-        if group.places:
+        group.numbers = self._settlement.those(RecipientState.OPEN, group.numbers)
+        if group.numbers:
             await self._send(group)
 
     async def _send(self, group: _Group) -> None:
@@ -300,23 +300,23 @@ class Delivery:
             finally:
                 await stay.leave()
         except NexthopError as error:
-            self._settlement.settle_all(trouble.bad_nexthop(error), group.places)
+            self._settlement.settle_all(trouble.bad_nexthop(error), group.numbers)
         except Exception as error:
             self._trace.trouble(error)
-            self._settlement.stop(trouble.own_trouble(error), group.places)
+            self._settlement.stop(trouble.own_trouble(error), group.numbers)
 
     async def _send_from(self, stay: Stay, group: _Group) -> None:
         """Plan and attempt, once there is a place for it."""
         refusal: Outcome | None = await stay.enter()
         if refusal is not None:
-            self._settlement.settle_all(refusal, group.places)
+            self._settlement.settle_all(refusal, group.numbers)
             return
         plan = await self._plan(group)
         stay.planned()
         if plan.refusal is not None:
             domains = self._context.domains
             refusal = await domains.unless_stale(group.domain, plan.refusal)
-            self._settlement.settle_all(plan.as_far_as_known(refusal), group.places)
+            self._settlement.settle_all(plan.as_far_as_known(refusal), group.numbers)
             return
         if await self._attempt(stay, group, plan):
             await self._context.domains.took(group.domain, plan.lookups)
@@ -337,15 +337,15 @@ class Delivery:
                 deadline=self._request.deadline,
             )
             if consulted.refusal is not None:
-                for place in group.places:
+                for number in group.numbers:
                     self._settlement.settle(
-                        place, consulted.refusal, tried=consulted.tried
+                        number, consulted.refusal, tried=consulted.tried
                     )
                 return False
             known = consulted.known
             refusal = await stay.dial(known.order)
             if refusal is not None:
-                self._settlement.settle_all(refusal, group.places)
+                self._settlement.settle_all(refusal, group.numbers)
                 return False
             plan = plan._replace(candidates=known.order)
             return await self._dial(stay, group, plan, known, consulted.due)
@@ -374,7 +374,7 @@ class Delivery:
         )
         probes = Probes(self._context, self._trace, learner)
         trace = self._trace.with_learners(learner.learn, stay.learn)
-        self._traces.update(dict.fromkeys(group.places, trace))
+        self._traces.update(dict.fromkeys(group.numbers, trace))
 
         message = Message(
             trace,
@@ -386,7 +386,7 @@ class Delivery:
             self._request.deadline,
             self._request.ends,
         )
-        group.attempt = Attempt(self._context, message, plan, group.places, known)
+        group.attempt = Attempt(self._context, message, plan, group.numbers, known)
         try:
             for candidate in due:
                 probes.begin(candidate)
@@ -395,7 +395,7 @@ class Delivery:
         finally:
             await probes.finish(0.0)
             await learner.finish()
-        states = [self._settlement[place].state for place in group.places]
+        states = [self._settlement[number].state for number in group.numbers]
         return RecipientState.DELIVERED in states
 
     def _message_id(self) -> str:
@@ -425,7 +425,7 @@ class Delivery:
 
     def _tell_outcome(self, recipient: Recipient) -> None:
         assert recipient.outcome is not None
-        trace = self._traces.get(recipient.place, self._trace)
+        trace = self._traces.get(recipient.number, self._trace)
         trace.tell(
             events.RecipientSettled,
             recipient=recipient.text,

@@ -15,7 +15,7 @@ class Envelope(NamedTuple):
 
     Attributes:
         reverse_path: None is the null reverse-path ``<>``.
-        recipients: Forward-paths by their place on the mail server's own list, from 0.
+        recipients: Forward-paths by their number on the mail server's own list, from 0.
             The same address may be there twice. One that is no address is left out.
     """
 
@@ -27,7 +27,7 @@ class Envelope(NamedTuple):
         """The reverse-path as on the wire; empty for the null one."""
         return self.reverse_path.wire if self.reverse_path else ""
 
-    def needs_smtputf8(self, places: Iterable[int]) -> bool:
+    def needs_smtputf8(self, numbers: Iterable[int]) -> bool:
         """Return whether a transaction with these recipients needs RFC 6531.
 
         It does when a local part is not ASCII (§3.3), or the sender's domain has no
@@ -35,4 +35,4 @@ class Envelope(NamedTuple):
         """
         if self.reverse_path is not None and self.reverse_path.needs_smtputf8:
             return True
-        return any(self.recipients[place].needs_smtputf8 for place in places)
+        return any(self.recipients[number].needs_smtputf8 for number in numbers)

@@ -73,7 +73,7 @@ class Failures:
     ) -> None:
         self._is_overruled = is_overruled
         self._greeting_5xx = greeting_5xx
-        # Each with the place of its recipient; None is all.
+        # Each with the number of its recipient; None is all.
         self._failures: list[tuple[int | None, Failure]] = []
 
     def failed(
@@ -97,7 +97,7 @@ class Failures:
     def refused(
         self,
         candidate: Candidate,
-        place: int,
+        number: int,
         verb: Verb,
         reply: Reply,
         *,
@@ -116,23 +116,23 @@ class Failures:
         finding = Finding(
             verdict, Phase.TRANSACTION, waited, judgement.scope, text=reply.text
         )
-        self._failures.append((place, Failure(candidate, finding, judgement)))
+        self._failures.append((number, Failure(candidate, finding, judgement)))
         if judgement.next_step is not trouble.NextStep.SETTLE:
             return None
         assert isinstance(judgement.outcome, Bounced)
         is_final = not self._is_overruled(candidate)
         return Refusal(judgement.outcome, is_final)
 
-    def combine(self, place: int, reason: GiveUpReason) -> Deferred | Bounced:
+    def combine(self, number: int, reason: GiveUpReason) -> Deferred | Bounced:
         """Return the outcome of a recipient that no host took; see `failures.combine`."""
-        return combine(self._of(place), reason=reason, is_overruled=self._is_overruled)
+        return combine(self._of(number), reason=reason, is_overruled=self._is_overruled)
 
-    def tried(self, place: int) -> tuple[str, ...]:
+    def tried(self, number: int) -> tuple[str, ...]:
         """Return one text for each failure that concerns this recipient, for the log."""
-        return tuple(_tried(one, str(one.candidate.key)) for one in self._of(place))
+        return tuple(_tried(one, str(one.candidate.key)) for one in self._of(number))
 
-    def _of(self, place: int) -> list[Failure]:
-        return [failure for of, failure in self._failures if of in (None, place)]
+    def _of(self, number: int) -> list[Failure]:
+        return [failure for of, failure in self._failures if of in (None, number)]
 
 
 def combine(

@@ -72,7 +72,7 @@ class Journal(Protocol):
     def has_memory(self) -> bool:
         """Whether the notes outlive this process, as far as can be told."""
 
-    async def dot_is_next(self, relay: str, places: Sequence[int]) -> None:
+    async def dot_is_next(self, relay: str, numbers: Sequence[int]) -> None:
         """Called before each final dot, which is sent when it has returned.
 
         Raises:
@@ -131,7 +131,7 @@ class Offerer(Protocol):
     def recipients_answered(self) -> None:
         """A host has answered every RCPT."""
 
-    def settle(self, place: int, outcome: Outcome) -> None:
+    def settle(self, number: int, outcome: Outcome) -> None:
         """Give a recipient its outcome."""
 
 
@@ -144,7 +144,7 @@ class Offer:
         attempt: Told what happens.
         session: Ready.
         tls: What was asked of *session* before anything had failed.
-        places: The recipients that it is offered for.
+        numbers: The recipients that it is offered for.
 
     Attributes:
         session: The one that is used now, or was used last; the attempt gives it back.
@@ -161,14 +161,14 @@ class Offer:
         attempt: Offerer,
         session: Session,
         tls: TlsRequirement,
-        places: Sequence[int],
+        numbers: Sequence[int],
     ) -> None:
         self._options = context.options
         self._sessions = context.sessions
         self._message = message
         self._attempt = attempt
         self._candidate = session.candidate
-        self._places = places
+        self._numbers = numbers
         self.session = session
         self.tls = tls
         self.answers = Answers()
@@ -190,14 +190,14 @@ class Offer:
         return trouble.misfit(
             self.session.extensions,
             size=self._message.mail_data.size,
-            needs_smtputf8=self._message.envelope.needs_smtputf8(self._places),
+            needs_smtputf8=self._message.envelope.needs_smtputf8(self._numbers),
             masked=self.session.is_masked,
         )
 
     def _left(self) -> list[int]:
         """Return the recipients that the host has neither taken nor refused."""
-        places = self._message.settlement.those(RecipientState.OPEN, self._places)
-        return [place for place in places if place not in self.answers.refused]
+        numbers = self._message.settlement.those(RecipientState.OPEN, self._numbers)
+        return [number for number in numbers if number not in self.answers.refused]
 
     # -- one session after another ------------------------------------------
 
@@ -265,7 +265,7 @@ class Offer:
         self._message.trace.tell(events.TlsWanted, self._candidate, said.text)
         settlement = self._message.settlement
         if self.over is not None or settlement.those(
-            RecipientState.DOT_SENT, self._places
+            RecipientState.DOT_SENT, self._numbers
         ):
             # No other dot is sent now: the next attempt begins with TLS.
             finding = Finding(Verdict.TLS_FAILED, Phase.TLS, 0.0)
@@ -346,8 +346,8 @@ class Offer:
 
     def taken(self, recipients: Sequence[int], reply: Reply) -> None:
         """Settle *recipients* at once: nothing that happens now can undo it."""
-        for place in recipients:
-            self._attempt.settle(place, self._message.settlement.delivered(place))
+        for number in recipients:
+            self._attempt.settle(number, self._message.settlement.delivered(number))
 
 
 def tell_of_detour(trace: Trace, session: Session) -> None:

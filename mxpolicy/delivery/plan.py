@@ -333,20 +333,20 @@ async def _wait_for_both(tasks: Iterable[asyncio.Task[Lookup]], end: float) -> N
 
 
 def _unresolved(selected: Sequence[_Selected]) -> Iterator[Unresolved]:
-    for place, (selection, lookups) in enumerate(selected):
+    for position, (selection, lookups) in enumerate(selected):
         for host in selection.unresolved:
-            yield Unresolved(host.name, host.preference, place)
+            yield Unresolved(host.name, host.preference, position)
         for lookup in lookups:
             if lookup.rdtype == "MX" and lookup.status is LookupStatus.FAILED:
-                yield Unresolved(lookup.name, nexthop_place=place, rdtype="MX")
+                yield Unresolved(lookup.name, nexthop_position=position, rdtype="MX")
 
 
 def _located(
     nexthops: Sequence[Nexthop], selections: Sequence[Selection]
 ) -> list[Located]:
     return [
-        Located(place, host.preference, host.name, nexthop.port, addresses)
-        for place, (nexthop, selection) in enumerate(
+        Located(position, host.preference, host.name, nexthop.port, addresses)
+        for position, (nexthop, selection) in enumerate(
             zip(nexthops, selections, strict=True)
         )
         for host, addresses in selection.hosts

@@ -5,7 +5,7 @@ clock. `mxpolicy.delivery.claims` tells it what the journal knows, and
 `mxpolicy.delivery.attempt` what hosts have said.
 
 Theory of operation
-    A recipient is known by its *place* on the mail server's list, from 0. The same
+    A recipient is known by its *number* on the mail server's list, from 0. The same
     address may be there twice.
 
     UNCLAIMED   the journal has not been asked
@@ -122,7 +122,7 @@ class Recipient:
     """One forward-path of the message, and all that is known of its delivery.
 
     Attributes:
-        place: Its place on the mail server's list, from 0.
+        number: Its number on the mail server's list, from 0.
         text: The forward-path as the mail server wrote it, printable.
         state: See `RecipientState`.
         outcome: None until it is settled.
@@ -138,9 +138,9 @@ class Recipient:
     __slots__ = (
         "delays",
         "doubt",
+        "number",
         "outcome",
         "past",
-        "place",
         "refused_by",
         "relay",
         "reply",
@@ -149,8 +149,8 @@ class Recipient:
         "tried",
     )
 
-    def __init__(self, place: int, text: str) -> None:
-        self.place = place
+    def __init__(self, number: int, text: str) -> None:
+        self.number = number
         self.text = text
         self.state = RecipientState.UNCLAIMED
         self.outcome: Outcome | None = None
@@ -197,7 +197,7 @@ class Settlement:
     """The recipients of one message.
 
     Args:
-        recipients: Forward-paths in the mail server's words, by place.
+        recipients: Forward-paths in the mail server's words, by number.
         report: Called for each recipient once, right after it is settled.
     """
 
@@ -205,99 +205,99 @@ class Settlement:
         self, recipients: Sequence[str], report: Callable[[Recipient], None]
     ) -> None:
         self._recipients = tuple(
-            Recipient(place, printable(text)) for place, text in enumerate(recipients)
+            Recipient(number, printable(text)) for number, text in enumerate(recipients)
         )
         self._report = report
 
-    def __getitem__(self, place: int) -> Recipient:
-        return self._recipients[place]
+    def __getitem__(self, number: int) -> Recipient:
+        return self._recipients[number]
 
     def __iter__(self) -> Iterator[Recipient]:
         return iter(self._recipients)
 
-    def unsettled(self, places: Iterable[int] | None = None) -> list[int]:
-        """Return those of *places*, by default of all, that have no outcome."""
-        chosen = range(len(self._recipients)) if places is None else places
+    def unsettled(self, numbers: Iterable[int] | None = None) -> list[int]:
+        """Return those of *numbers*, by default of all, that have no outcome."""
+        chosen = range(len(self._recipients)) if numbers is None else numbers
         return [one for one in chosen if self._recipients[one].outcome is None]
 
-    def those(self, state: RecipientState, places: Iterable[int]) -> list[int]:
-        """Return those of *places* that are in *state*."""
-        return [one for one in places if self[one].state is state]
+    def those(self, state: RecipientState, numbers: Iterable[int]) -> list[int]:
+        """Return those of *numbers* that are in *state*."""
+        return [one for one in numbers if self[one].state is state]
 
     def outcomes(self) -> list[Outcome] | None:
-        """Return the outcome of each recipient by place; None until all have one."""
+        """Return the outcome of each recipient by number; None until all have one."""
         outcomes = [one.outcome for one in self._recipients if one.outcome is not None]
         return outcomes if len(outcomes) == len(self._recipients) else None
 
     # -- what the journal says --------------------------------------------------
 
-    def claimed(self, place: int, past: Past = NO_PAST) -> None:
+    def claimed(self, number: int, past: Past = NO_PAST) -> None:
         """It is ours to deliver; *past* is what earlier attempts have left behind."""
-        recipient = self[place]
+        recipient = self[number]
         recipient.take(Input.CLAIMED)
         recipient.past = past
 
-    def busy(self, place: int) -> None:
+    def busy(self, number: int) -> None:
         """Another process is delivering to it."""
-        self[place].take(Input.BUSY)
+        self[number].take(Input.BUSY)
 
     # -- what hosts say ---------------------------------------------------------
 
-    def open_to(self, rank: Rank, places: Iterable[int]) -> list[int]:
-        """Return those of *places* that may be offered to a host of *rank*.
+    def open_to(self, rank: Rank, numbers: Iterable[int]) -> list[int]:
+        """Return those of *numbers* that may be offered to a host of *rank*.
 
         A recipient that a host has refused for good is offered to better hosts only. A
         patient sender would have asked them before, and no others after.
         """
         return [
-            place
-            for place in self.unsettled(places)
-            if (refused_by := self[place].refused_by) is None or rank < refused_by
+            number
+            for number in self.unsettled(numbers)
+            if (refused_by := self[number].refused_by) is None or rank < refused_by
         ]
 
-    def accepted(self, places: Iterable[int]) -> None:
+    def accepted(self, numbers: Iterable[int]) -> None:
         """A host has said 2yz to their RCPT."""
-        for place in places:
-            self[place].take(Input.ACCEPTED)
+        for number in numbers:
+            self[number].take(Input.ACCEPTED)
 
-    def dot_sent(self, places: Iterable[int], relay: str) -> None:
+    def dot_sent(self, numbers: Iterable[int], relay: str) -> None:
         """The final dot leaves now for *relay*."""
-        for place in places:
-            self[place].take(Input.DOT)
-            self[place].relay = relay
+        for number in numbers:
+            self[number].take(Input.DOT)
+            self[number].relay = relay
 
-    def taken(self, places: Iterable[int], reply: Reply) -> None:
-        """A host has said 2yz to the dot: it has the message for all of *places*.
+    def taken(self, numbers: Iterable[int], reply: Reply) -> None:
+        """A host has said 2yz to the dot: it has the message for all of *numbers*.
 
         They are delivered, whatever goes wrong on our side after it.
         """
-        for place in places:
-            self[place].take(Input.TAKEN)
-            self[place].reply = reply
+        for number in numbers:
+            self[number].take(Input.TAKEN)
+            self[number].reply = reply
 
-    def delivered(self, place: int) -> Delivered:
+    def delivered(self, number: int) -> Delivered:
         """Return the outcome of a recipient in TAKEN."""
-        recipient = self[place]
+        recipient = self[number]
         assert recipient.reply is not None, "a host has taken it"
         return trouble.delivered(recipient.reply, recipient.relay)
 
-    def released(self, places: Iterable[int]) -> None:
-        """The host does not have the message for *places*."""
-        for place in places:
-            self[place].take(Input.RELEASED)
+    def released(self, numbers: Iterable[int]) -> None:
+        """The host does not have the message for *numbers*."""
+        for number in numbers:
+            self[number].take(Input.RELEASED)
 
-    def withdrawn(self, places: Iterable[int]) -> None:
-        """No dot will be sent for those of *places* that were accepted."""
-        self.released(self.those(RecipientState.ACCEPTED, places))
+    def withdrawn(self, numbers: Iterable[int]) -> None:
+        """No dot will be sent for those of *numbers* that were accepted."""
+        self.released(self.those(RecipientState.ACCEPTED, numbers))
 
-    def refused(self, place: int, rank: Rank) -> None:
+    def refused(self, number: int, rank: Rank) -> None:
         """A host of *rank* has refused it; a better one is still to be heard."""
-        recipient = self[place]
+        recipient = self[number]
         recipient.take(Input.RELEASED)
         best = recipient.refused_by
         recipient.refused_by = rank if best is None else min(best, rank)
 
-    def doubted(self, place: int, outcome: Deferred, has_memory: bool) -> bool:
+    def doubted(self, number: int, outcome: Deferred, has_memory: bool) -> bool:
         """The dot was not answered; return whether the caller settles it by *outcome*.
 
         It does so the first time, as another host would get a second copy. A host that
@@ -305,7 +305,7 @@ class Settlement:
         *outcome* is kept for the end. Without a memory each time would be the first. Then
         others are asked at once, as smtp(8) does it.
         """
-        recipient = self[place]
+        recipient = self[number]
         hosts = map(host_of, recipient.past.doubts)
         is_first = has_memory and host_of(recipient.relay) not in hosts
         recipient.past = recipient.past.doubted(recipient.relay)
@@ -316,21 +316,21 @@ class Settlement:
 
     def waited(
         self,
-        places: Iterable[int],
+        numbers: Iterable[int],
         waits: Mapping[Candidate, Mapping[Awaited, float]],
     ) -> None:
         """Candidates were waited for in vain, so many seconds for each thing awaited."""
-        for place in self.unsettled(places):
-            recipient = self[place]
+        for number in self.unsettled(numbers):
+            recipient = self[number]
             for candidate, seconds in waits.items():
                 for awaited, more in seconds.items():
                     recipient.past = recipient.past.waited(
                         str(candidate.key), awaited.value, more
                     )
 
-    def met_before(self, candidate: Candidate, places: Iterable[int]) -> MetBefore:
-        """Return what *candidate* has left behind with *places*."""
-        pasts = [self[place].past for place in places]
+    def met_before(self, candidate: Candidate, numbers: Iterable[int]) -> MetBefore:
+        """Return what *candidate* has left behind with *numbers*."""
+        pasts = [self[number].past for number in numbers]
         doubts = [past.doubts_at(candidate) for past in pasts]
         relay = str(candidate.key)
         waits = {
@@ -343,7 +343,7 @@ class Settlement:
 
     def settle(
         self,
-        place: int,
+        number: int,
         outcome: Outcome,
         delays: Delays | None = None,
         tried: tuple[str, ...] = (),
@@ -353,10 +353,10 @@ class Settlement:
         A deferral begins with the host that may have the message. A bounce names all
         such hosts. What a host has taken is delivered, whatever *outcome* is.
         """
-        recipient = self[place]
+        recipient = self[number]
         is_taken = recipient.state is RecipientState.TAKEN
         if is_taken and not isinstance(outcome, Delivered):
-            outcome = self.delivered(place)
+            outcome = self.delivered(number)
         match outcome:
             case Delivered():
                 what = Input.DELIVERED
@@ -374,28 +374,30 @@ class Settlement:
         recipient.delays, recipient.tried = delays, tried
         self._report(recipient)
 
-    def settle_all(self, outcome: Outcome, places: Iterable[int] | None = None) -> None:
-        """Give *outcome* to those of *places*, by default of all, that have none."""
-        for place in self.unsettled(places):
-            self.settle(place, outcome)
+    def settle_all(
+        self, outcome: Outcome, numbers: Iterable[int] | None = None
+    ) -> None:
+        """Give *outcome* to those of *numbers*, by default of all, that have none."""
+        for number in self.unsettled(numbers):
+            self.settle(number, outcome)
 
-    def stop(self, outcome: Deferred, places: Iterable[int] | None = None) -> None:
-        """Settle *places*, by default all: nothing more is asked or heard.
+    def stop(self, outcome: Deferred, numbers: Iterable[int] | None = None) -> None:
+        """Settle *numbers*, by default all: nothing more is asked or heard.
 
         Recipients that a host may have are in doubt. The others are deferred by
         *outcome*.
         """
-        for place in self.unsettled(places):
-            self.settle(place, self.stopped(place) or outcome)
+        for number in self.unsettled(numbers):
+            self.settle(number, self.stopped(number) or outcome)
 
-    def stopped(self, place: int) -> Delivered | Deferred | None:
+    def stopped(self, number: int) -> Delivered | Deferred | None:
         """We stop; return the outcome of a recipient that a host has, or may have.
 
         The caller settles it by that. A dot that is out is noted as a doubt.
         """
-        recipient = self[place]
+        recipient = self[number]
         if recipient.state is RecipientState.TAKEN:
-            return self.delivered(place)
+            return self.delivered(number)
         if recipient.state is not RecipientState.DOT_SENT:
             return recipient.doubt
         recipient.past = recipient.past.doubted(recipient.relay)

@@ -76,7 +76,7 @@ class Answers:
     """The refusals of one host, filled in as it answers.
 
     Attributes:
-        refused: The refused verb and the reply, by a recipient's place.
+        refused: The refused verb and the reply, by a recipient's number.
         goodbye: What the host said when it broke the session, if anything.
     """
 
@@ -86,36 +86,36 @@ class Answers:
         self.refused: dict[int, tuple[Verb, Reply]] = {}
         self.goodbye: Reply | None = None
 
-    def refuse(self, places: Iterable[int], verb: Verb, reply: Reply) -> None:
-        """*reply* to *verb* refused all of *places*."""
-        for place in places:
-            self.refused[place] = (verb, reply)
+    def refuse(self, numbers: Iterable[int], verb: Verb, reply: Reply) -> None:
+        """*reply* to *verb* refused all of *numbers*."""
+        for number in numbers:
+            self.refused[number] = (verb, reply)
 
     def take_back_for_want_of_tls(self) -> Reply | None:
         """Forget the refusals in clear that ask for TLS; return one of them, or None."""
         asked = {
-            place: reply
-            for place, (_, reply) in self.refused.items()
+            number: reply
+            for number, (_, reply) in self.refused.items()
             if trouble.wants_tls(reply)
         }
-        for place in asked:
-            del self.refused[place]
+        for number in asked:
+            del self.refused[number]
         replies = [*asked.values()]
         if self.goodbye is not None and trouble.wants_tls(self.goodbye):
             replies.append(self.goodbye)
         self.goodbye = None
         return replies[0] if replies else None
 
-    def take_back_over_limit(self, places: Iterable[int]) -> list[int]:
+    def take_back_over_limit(self, numbers: Iterable[int]) -> list[int]:
         """Forget and return those refused only because there were "too many" of them."""
         over_limit = [
-            place
-            for place in places
-            if place in self.refused
-            and trouble.is_too_many_recipients(*self.refused[place])
+            number
+            for number in numbers
+            if number in self.refused
+            and trouble.is_too_many_recipients(*self.refused[number])
         ]
-        for place in over_limit:
-            del self.refused[place]
+        for number in over_limit:
+            del self.refused[number]
         return over_limit
 
 
@@ -125,7 +125,7 @@ class Transaction:
     Args:
         session: Ready. It can be used again only when `run` has returned.
         envelope: The whole envelope.
-        recipients: The places of those that are offered.
+        recipients: The numbers of those that are offered.
         mail_data: Readable any number of times.
         control: Says how much time there is, and whether the dot may be sent.
         settlement: Told which recipients the host accepts, and when the dot leaves.
@@ -188,7 +188,7 @@ class Transaction:
             some_taken = await self._one_transaction(batch, later)
             over_limit = self._answers.take_back_over_limit(batch) if some_taken else []
             refused = self._answers.refused
-            later = [place for place in later if place not in refused]
+            later = [number for number in later if number not in refused]
             # All others may have been settled while we waited for the dot's reply.
             pending = self._settlement.those(RecipientState.OPEN, [*over_limit, *later])
 
@@ -226,19 +226,19 @@ class Transaction:
             body8bit=self._mail_data.has_8bit,
             smtputf8=envelope.needs_smtputf8(batch),
         )
-        for place in batch:
-            self._smtp.rcpt(envelope.recipients[place].wire)
+        for number in batch:
+            self._smtp.rcpt(envelope.recipients[number].wire)
         return (await self._answer(MailAnswered)).reply
 
     async def _hear_recipients(self, batch: Sequence[int]) -> list[int]:
         """Hear the replies to RCPT; return the recipients that were accepted."""
         accepted = []
-        for place in batch:
+        for number in batch:
             reply = (await self._answer(RcptAnswered)).reply
             if reply.is_positive:
-                accepted.append(place)
+                accepted.append(number)
             else:
-                self._answers.refuse([place], Verb.RCPT, reply)
+                self._answers.refuse([number], Verb.RCPT, reply)
         self._settlement.accepted(accepted)
         return accepted
 

@@ -70,7 +70,7 @@ _KEPT_OF_EHLO = 64 * 1024
 class _Command(NamedTuple):
     verb: Verb
     wire: bytes
-    place: int = 0  # of the recipient
+    position: int = 0  # of the recipient
 
 
 # The events of replies that need no more than their class.
@@ -293,7 +293,7 @@ class SmtpClient:
         self._recipients = self._accepted = 0
 
     def rcpt(self, forward_path: str, *, dsn: RcptDsn | None = None) -> None:
-        """Name a recipient (§4.1.1.3). Next: `RcptAnswered` with its place.
+        """Name a recipient (§4.1.1.3). Next: `RcptAnswered` with its position.
 
         May be called again and again without waiting, right after `mail` too.
 
@@ -337,7 +337,7 @@ class SmtpClient:
 
     # -- inside -----------------------------------------------------------------
 
-    def _command(self, verb: Verb, line: str | bytes, place: int = 0) -> None:
+    def _command(self, verb: Verb, line: str | bytes, position: int = 0) -> None:
         """Queue one command, if it is allowed in this state."""
         if self._error is not None:
             return  # it would never leave: data_to_send raises
@@ -353,7 +353,7 @@ class SmtpClient:
             if isinstance(line, bytes)
             else line.encode("utf-8", "surrogateescape") + b"\r\n"
         )
-        self._commands.append(_Command(verb, wire, place))
+        self._commands.append(_Command(verb, wire, position))
         self.state = following
 
     def _read_replies(self, events: list[Event]) -> None:
@@ -430,7 +430,7 @@ class SmtpClient:
                 if was is not State.RCPT:
                     return None
                 self._accepted += reply.is_positive
-                return RcptAnswered(command.place, reply)
+                return RcptAnswered(command.position, reply)
             case Verb.HELO:
                 self.ehlo_name = _first_word(reply)
             case Verb.MAIL if not reply.is_positive:

@@ -64,10 +64,10 @@ class RcptAnswered(NamedTuple):
     """One recipient was answered.
 
     Attributes:
-        place: Which of the transaction's `SmtpClient.rcpt` calls, from 0.
+        position: Which of the transaction's `SmtpClient.rcpt` calls, from 0.
     """
 
-    place: int
+    position: int
     reply: Reply
 
 

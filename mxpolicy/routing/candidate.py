@@ -43,9 +43,9 @@ class Rank(NamedTuple):
     preference: int
 
 
-def rank_of(preference: int, nexthop_place: int, egress_place: int = 0) -> Rank:
+def rank_of(preference: int, nexthop_position: int, egress_position: int = 0) -> Rank:
     """Return the rank; a later nexthop of a list is worse than any MX of an earlier one."""
-    return Rank(egress_place, preference + nexthop_place * 65536)
+    return Rank(egress_position, preference + nexthop_position * 65536)
 
 
 class Key(NamedTuple):
@@ -104,8 +104,8 @@ class Candidate(NamedTuple):
         port: TCP port.
         preference: The host's MX preference.
         egress: Name of the way out; ``direct`` without proxy or relay.
-        egress_place: Place of that egress in its list, from 0.
-        nexthop_place: Place in the nexthop list, from 0.
+        egress_position: Place of that egress in its list, from 0.
+        nexthop_position: Place in the nexthop list, from 0.
     """
 
     host: str
@@ -113,8 +113,8 @@ class Candidate(NamedTuple):
     port: int
     preference: int = 0
     egress: str = DIRECT
-    egress_place: int = 0
-    nexthop_place: int = 0
+    egress_position: int = 0
+    nexthop_position: int = 0
 
     @property
     def key(self) -> Key:
@@ -124,7 +124,7 @@ class Candidate(NamedTuple):
     @property
     def rank(self) -> Rank:
         """What decides the order."""
-        return rank_of(self.preference, self.nexthop_place, self.egress_place)
+        return rank_of(self.preference, self.nexthop_position, self.egress_position)
 
     @property
     def is_ipv6(self) -> bool:

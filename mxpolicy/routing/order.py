@@ -27,14 +27,14 @@ class Located(NamedTuple):
     """A host, and the addresses of it that may be dialled.
 
     Attributes:
-        place: Of its nexthop in the list, from 0; earlier ones go first.
+        position: Of its nexthop in the list, from 0; earlier ones go first.
         preference: Of its MX record.
         name: For the log and for TLS.
         port: TCP port.
         addresses: Canonical texts in any order.
     """
 
-    place: int
+    position: int
     preference: int
     name: str
     port: int
@@ -54,7 +54,7 @@ def arrange(
 ) -> tuple[Candidate, ...]:
     """Return the candidates in the order in which they are tried, at most *limit*.
 
-    By place, then preference. Within one preference, one address of every host comes
+    By position, then preference. Within one preference, one address of every host comes
     before the second of any. The families take turns, beginning with the first host's
     IPv6. *limit* cuts second addresses before first ones, and worse hosts before better.
     An address that two hosts share stays with the better one.
@@ -85,8 +85,8 @@ class _Queue:
         address = next(of_family, self.left[0])
         self.left.remove(address)
         self.taken += 1
-        place, preference, name, port, _ = self.located
-        return Candidate(name, address, port, preference, nexthop_place=place)
+        position, preference, name, port, _ = self.located
+        return Candidate(name, address, port, preference, nexthop_position=position)
 
 
 def _queues(hosts: Iterable[Located], seed: bytes) -> list[_Queue]:
@@ -103,12 +103,12 @@ def _queues(hosts: Iterable[Located], seed: bytes) -> list[_Queue]:
 def _cut(queues: Sequence[_Queue], limit: int) -> None:
     """Leave *limit* addresses in all, shared out one to each host in turn."""
     turns = sorted(
-        (turn, place)
-        for place, queue in enumerate(queues)
+        (turn, number)
+        for number, queue in enumerate(queues)
         for turn in range(len(queue.left))
     )
-    for turn, place in reversed(turns[limit:]):
-        del queues[place].left[turn]
+    for turn, number in reversed(turns[limit:]):
+        del queues[number].left[turn]
 
 
 def _interleave(group: Sequence[_Queue]) -> Iterable[Candidate]:

@@ -122,7 +122,7 @@ def connect_step(
 ) -> tuple[float, str]:
     """Return the seconds between two starts while *earlier* connects, and why so many."""
     if following.rank > earlier.rank:
-        is_next = following.nexthop_place != earlier.nexthop_place
+        is_next = following.nexthop_position != earlier.nexthop_position
         what = "the next nexthop of the list" if is_next else "a worse preference"
         return timing.rank_delay, what
     if following.rank < earlier.rank:

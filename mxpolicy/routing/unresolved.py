@@ -53,19 +53,19 @@ class Unresolved(NamedTuple):
     Attributes:
         name: Of the host, or the domain.
         preference: Of its MX record; 0 for a nexthop.
-        nexthop_place: Place in the nexthop list, from 0.
+        nexthop_position: Place in the nexthop list, from 0.
         rdtype: ``A`` for a host (and its AAAA), ``MX`` for a nexthop.
     """
 
     name: str
     preference: int = 0
-    nexthop_place: int = 0
+    nexthop_position: int = 0
     rdtype: str = "A"
 
     @property
     def rank(self) -> Rank:
         """The rank that its candidates would have."""
-        return rank_of(self.preference, self.nexthop_place)
+        return rank_of(self.preference, self.nexthop_position)
 
 
 class FailedSince(NamedTuple):

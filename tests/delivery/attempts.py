@@ -115,27 +115,27 @@ class Journal:
 
     def claim(self, settlement: Settlement) -> None:
         """Tell *settlement* of the past."""
-        for place in settlement.unsettled():
-            doubts = self._doubts[place] if place < len(self._doubts) else {}
-            settlement.claimed(place, Past(doubts, self.waited.get(place, {})))
+        for number in settlement.unsettled():
+            doubts = self._doubts[number] if number < len(self._doubts) else {}
+            settlement.claimed(number, Past(doubts, self.waited.get(number, {})))
 
     def note(self, settlement: Settlement) -> None:
         """Note what has been added to the past."""
         for recipient in settlement:
-            place, past = recipient.place, recipient.past
-            before = self._doubts[place] if place < len(self._doubts) else {}
+            number, past = recipient.number, recipient.past
+            before = self._doubts[number] if number < len(self._doubts) else {}
             for relay, times in past.doubts.items():
                 added = times - before.get(relay, 0)
-                self.noted += [(place, host_of(relay))] * added
+                self.noted += [(number, host_of(relay))] * added
             if past.waits:
-                self.waited[place] = past.waits
+                self.waited[number] = past.waits
 
     def has_memory(self) -> bool:
         return True
 
-    async def dot_is_next(self, relay: str, places: Sequence[int]) -> None:
+    async def dot_is_next(self, relay: str, numbers: Sequence[int]) -> None:
         """See `mxpolicy.delivery.offer.Journal`."""
-        self.dots.append((relay, list(places)))
+        self.dots.append((relay, list(numbers)))
         await asyncio.sleep(self._seconds)
 
 
@@ -180,7 +180,7 @@ async def play(
     """
     settled = {} if settled is None else settled
     if preferences is None:
-        preferences = [10 * (place + 1) for place in range(len(hosts))]
+        preferences = [10 * (number + 1) for number in range(len(hosts))]
     loop = asyncio.get_running_loop()
     began = loop.time()
     happened: list[Event] = []
@@ -193,9 +193,9 @@ async def play(
 
     def report(recipient: Recipient) -> None:
         assert recipient.outcome is not None
-        assert recipient.place not in settled, "a recipient is settled once"
-        tried[recipient.place] = recipient.tried
-        settled[recipient.place] = recipient.outcome
+        assert recipient.number not in settled, "a recipient is settled once"
+        tried[recipient.number] = recipient.tried
+        settled[recipient.number] = recipient.outcome
 
     message = mail_data(data)
     spoil(message)

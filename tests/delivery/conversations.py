@@ -50,14 +50,14 @@ class Result:
     def __init__(self) -> None:
         self.answers = Answers()
         self.settlement = Settlement(FIVE, lambda recipient: None)
-        for place in range(len(FIVE)):
-            self.settlement.claimed(place)
+        for number in range(len(FIVE)):
+            self.settlement.claimed(number)
 
     @property
     def delivered(self) -> set[int]:
         """Whose message the host has taken."""
         return {
-            one.place
+            one.number
             for one in self.settlement
             if one.state is RecipientState.DELIVERED
         }
@@ -65,8 +65,8 @@ class Result:
     @property
     def in_doubt(self) -> set[int]:
         """Whose dot may be out and was not answered."""
-        places = range(len(FIVE))
-        return set(self.settlement.those(RecipientState.DOT_SENT, places))
+        numbers = range(len(FIVE))
+        return set(self.settlement.those(RecipientState.DOT_SENT, numbers))
 
 
 class Owner:
@@ -110,8 +110,8 @@ class Owner:
         self._at_dot()
 
     def taken(self, recipients: Sequence[int], reply: Reply) -> None:
-        for place in recipients:
-            self.result.settlement.settle(place, delivered(reply, "the host"))
+        for number in recipients:
+            self.result.settlement.settle(number, delivered(reply, "the host"))
 
 
 class Told:

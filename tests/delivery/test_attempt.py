@@ -708,9 +708,9 @@ def test_others_are_asked_for_those_who_had_no_part_in_the_dot() -> None:
 
 def test_trouble_with_one_outcome_after_the_hosts_250_undoes_no_other() -> None:
     class Broken(dict[int, Outcome]):
-        def __setitem__(self, place: int, outcome: Outcome) -> None:
-            super().__setitem__(place, outcome)
-            if place == 0:
+        def __setitem__(self, number: int, outcome: Outcome) -> None:
+            super().__setitem__(number, outcome)
+            if number == 0:
                 raise ZeroDivisionError
 
     first, second = ScriptedHost(), ScriptedHost()

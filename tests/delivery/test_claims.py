@@ -101,67 +101,67 @@ class Call:
             context, self._settlement, self._keys, deadline, site.tell
         )
 
-    async def claim(self, places: Iterable[int]) -> Claim:
-        asked = list(places)
-        for place in set(self._keys).difference(asked):
-            del self._keys[place]  # not of this call
+    async def claim(self, numbers: Iterable[int]) -> Claim:
+        asked = list(numbers)
+        for number in set(self._keys).difference(asked):
+            del self._keys[number]  # not of this call
         await self._claims.claim(asked)
         return self._stands(asked)
 
-    async def claim_later(self, places: Iterable[int], seconds: float) -> Claim:
-        asked = list(places)
+    async def claim_later(self, numbers: Iterable[int], seconds: float) -> Claim:
+        asked = list(numbers)
         await self._claims.claim_later(asked, seconds)
         return self._stands(asked)
 
-    def _stands(self, places: list[int]) -> Claim:
-        known = {place: self._settlement[place].outcome for place in places}
+    def _stands(self, numbers: list[int]) -> Claim:
+        known = {number: self._settlement[number].outcome for number in numbers}
         return Claim(
-            self._settlement.those(RecipientState.OPEN, places),
-            {place: one for place, one in known.items() if one is not None},
+            self._settlement.those(RecipientState.OPEN, numbers),
+            {number: one for number, one in known.items() if one is not None},
             [
-                place
-                for place in places
-                if self._settlement[place].state
+                number
+                for number in numbers
+                if self._settlement[number].state
                 in (RecipientState.ELSEWHERE, RecipientState.UNCLAIMED)
             ],
         )
 
-    def doubts(self, place: int) -> Mapping[str, int]:
-        return self._settlement[place].past.doubts
+    def doubts(self, number: int) -> Mapping[str, int]:
+        return self._settlement[number].past.doubts
 
-    def waits(self, place: int) -> Mapping[tuple[str, str], float]:
-        return self._settlement[place].past.waits
+    def waits(self, number: int) -> Mapping[tuple[str, str], float]:
+        return self._settlement[number].past.waits
 
-    def note_doubt(self, places: Iterable[int], relay: str) -> None:
-        for place in places:
-            recipient = self._settlement[place]
+    def note_doubt(self, numbers: Iterable[int], relay: str) -> None:
+        for number in numbers:
+            recipient = self._settlement[number]
             recipient.past = recipient.past.doubted(relay)
 
     def note_wait(
-        self, places: Iterable[int], relay: str, awaited: str, seconds: float
+        self, numbers: Iterable[int], relay: str, awaited: str, seconds: float
     ) -> None:
-        for place in places:
-            recipient = self._settlement[place]
+        for number in numbers:
+            recipient = self._settlement[number]
             recipient.past = recipient.past.waited(relay, awaited, seconds)
 
-    async def dot_is_next(self, relay: str, places: Iterable[int]) -> None:
-        await self._claims.dot_is_next(relay, places)
+    async def dot_is_next(self, relay: str, numbers: Iterable[int]) -> None:
+        await self._claims.dot_is_next(relay, numbers)
 
-    def settled(self, place: int, outcome: Outcome) -> None:
-        recipient = self._settlement[place]
+    def settled(self, number: int, outcome: Outcome) -> None:
+        recipient = self._settlement[number]
         if recipient.outcome is None:
             is_taken = isinstance(outcome, Delivered)
             recipient.state = (
                 RecipientState.TAKEN if is_taken else RecipientState.DOT_SENT
             )
-            self._settlement.settle(place, outcome)
+            self._settlement.settle(number, outcome)
 
     async def finish(self, outcomes: Iterable[Outcome]) -> None:
         """*outcomes* are all that there are: of these, and of recipients without a key."""
         others = [one for one in outcomes if not isinstance(one, Delivered)]
-        for place in self._settlement.unsettled():
-            self._keys.pop(place, None)
-            self.settled(place, others[0] if others else TAKEN)
+        for number in self._settlement.unsettled():
+            self._keys.pop(number, None)
+            self.settled(number, others[0] if others else TAKEN)
         await self._claims.finish()
 
 

@@ -47,8 +47,8 @@ class _Planner(Planner):
     async def plan(self, *given: Any, **more: Any) -> Plan:
         plan = await super().plan(*given, **more)
         candidates = [
-            one._replace(egress=egress, egress_place=place)
-            for place, egress in enumerate(self.egresses)
+            one._replace(egress=egress, egress_position=number)
+            for number, egress in enumerate(self.egresses)
             for one in plan.candidates
         ]
         return plan._replace(candidates=tuple(candidates))

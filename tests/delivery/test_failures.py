@@ -322,7 +322,7 @@ def test_the_order_of_events_changes_no_status(order: list[int]) -> None:
         ),
     ]
     outcome = combine(
-        [failures[place] for place in order],
+        [failures[number] for number in order],
         reason=EXHAUSTED,
         is_overruled=nobody_better,
     )

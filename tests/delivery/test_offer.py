@@ -69,7 +69,7 @@ class Attempt:
 
     def recipients_answered(self) -> None: ...
 
-    def settle(self, place: int, outcome: Outcome) -> None:
+    def settle(self, number: int, outcome: Outcome) -> None:
         raise AssertionError
 
 
@@ -179,7 +179,7 @@ def test_dot_is_noted_before_the_mail_server_is_asked_for_the_last_time() -> Non
     async def work(stage: Stage) -> None:
         with pytest.raises(Exception, match="has gone away"):
             await stage.offer.dot_is_next([0])
-        assert [places for _, places in stage.journal.dots] == [[0]]
+        assert [numbers for _, numbers in stage.journal.dots] == [[0]]
 
     play(work, answer=lambda: False)
 

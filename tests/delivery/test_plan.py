@@ -412,7 +412,7 @@ def test_each_nexthop_of_a_list_fails_alone() -> None:
         fail={"MX a.example"},
     )
     one = plan(resolver, "a.example, [b.example], c.example, [d.example]:26, x.example")
-    assert [(str(c), c.nexthop_place) for c in one.candidates] == [
+    assert [(str(c), c.nexthop_position) for c in one.candidates] == [
         ("b.example[192.0.2.2]:25", 1),
         ("d.example[192.0.2.4]:26", 3),
     ]
@@ -557,7 +557,7 @@ def test_plan_names_the_hosts_that_could_not_be_looked_up(
     )
     found = plan(resolver, "example.com, [a.example.com]")
     names = {"a": ("a.example.com", 10), "c": ("c.example.com", 20)}
-    of_the_first = [one for one in found.unresolved if one.nexthop_place == 0]
+    of_the_first = [one for one in found.unresolved if one.nexthop_position == 0]
     assert [(one.name, one.preference) for one in of_the_first] == [
         names[name] for name in unresolved
     ]

@@ -58,10 +58,10 @@ def settlement(*states: RecipientState) -> tuple[Settlement, list[Recipient]]:
     made = Settlement(
         [f"r{n}@example.com" for n in range(len(states))], reported.append
     )
-    for place, state in enumerate(states):
-        made[place].state = state
+    for number, state in enumerate(states):
+        made[number].state = state
         if state is RecipientState.TAKEN:
-            made[place].relay, made[place].reply = RELAY, Reply(250, ("ok",))
+            made[number].relay, made[number].reply = RELAY, Reply(250, ("ok",))
     return made, reported
 
 
@@ -146,7 +146,7 @@ def test_message_taken_for_one_and_refused_for_the_other() -> None:
     made.taken([0], Reply(250, ("ok",)))
     made.settle(0, OK)
     assert made.outcomes() == [OK, NEVER]
-    assert [one.place for one in reported] == [1, 0]
+    assert [one.number for one in reported] == [1, 0]
 
 
 def test_broken_session_leaves_everybody_to_the_next_host() -> None:
@@ -298,8 +298,8 @@ def test_what_a_host_has_taken_is_delivered_whatever_goes_wrong_after_it(
     outcome: Delivered | Deferred | Bounced,
 ) -> None:
     made, reported = settlement(*[RecipientState.DOT_SENT] * 3)
-    for place in range(3):
-        made[place].relay = RELAY
+    for number in range(3):
+        made[number].relay = RELAY
     made.taken([0, 1], Reply(250, ("2.0.0 ok",)))
     made.settle(0, outcome)
     assert made.those(RecipientState.DOT_SENT, range(3)) == [2], "nor in doubt"

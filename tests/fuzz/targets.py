@@ -268,9 +268,9 @@ class _Caller:
             assert self.client.state is State.CLOSED
             return
         if isinstance(event, RcptAnswered):
-            assert 0 <= event.place < self._given
-            assert event.place not in self._places, "answered twice"
-            self._places.append(event.place)
+            assert 0 <= event.position < self._given
+            assert event.position not in self._places, "answered twice"
+            self._places.append(event.position)
         if isinstance(event, DotAnswered):
             self._dots -= 1
             assert self._dots == 0, "an answer to a dot that was never sent"

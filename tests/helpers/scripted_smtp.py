@@ -123,7 +123,7 @@ class ScriptedHost:
         """Return the candidate to dial."""
         address, port = self._address
         name = f"mx{address.rpartition('.')[2]}.example.com"
-        return Candidate(name, address, port, preference, nexthop_place=place)
+        return Candidate(name, address, port, preference, nexthop_position=place)
 
     @property
     def commands(self) -> list[str]:

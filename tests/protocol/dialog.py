@@ -111,7 +111,7 @@ def describe(event: Event) -> str:
     """Return an event as ``E:`` lines have it."""
     words: list[object] = [type(event).__name__]
     if isinstance(event, RcptAnswered):
-        words.append(event.place)
+        words.append(event.position)
     words.append(event.reply.code)
     if isinstance(event, Closing):
         words.append(event.awaited.value if event.awaited else None)

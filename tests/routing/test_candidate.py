@@ -5,7 +5,7 @@ import pytest
 from mxpolicy.routing.candidate import Candidate, egress_of, shown_of
 
 DIRECT = Candidate("mx.example.com", "192.0.2.1", 25, 10)
-TUNNEL = DIRECT._replace(egress="tunnel", egress_place=1)
+TUNNEL = DIRECT._replace(egress="tunnel", egress_position=1)
 LITERAL = Candidate("2001:db8::1", "2001:db8::1", 26)
 
 
@@ -52,6 +52,6 @@ def test_what_is_no_key_is_shown_as_it_is(word: str) -> None:
 
 
 def test_key_does_not_know_where_a_candidate_stands_in_a_plan() -> None:
-    again = DIRECT._replace(preference=20, nexthop_place=1)
+    again = DIRECT._replace(preference=20, nexthop_position=1)
     assert again.key == DIRECT.key
     assert len({DIRECT.key, again.key, TUNNEL.key}) == 2

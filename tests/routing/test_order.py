@@ -13,8 +13,8 @@ from mxpolicy.routing.order import MAX_ADDRESSES, Located, arrange, shuffle_seed
 SEED = shuffle_seed("a@example.net", "b@example.com", "example.com")
 
 
-def host(name: str, preference: int, *addresses: str, place: int = 0) -> Located:
-    return Located(place, preference, name, 25, addresses)
+def host(name: str, preference: int, *addresses: str, position: int = 0) -> Located:
+    return Located(position, preference, name, 25, addresses)
 
 
 def seeds(count: int) -> list[bytes]:
@@ -99,10 +99,10 @@ def test_address_given_twice_is_tried_once() -> None:
 
 def test_later_nexthop_comes_after_the_worst_of_the_first() -> None:
     order = arrange(
-        [host("relay", 0, "192.0.2.9", place=1), host("a", 65535, "192.0.2.1")], SEED
+        [host("relay", 0, "192.0.2.9", position=1), host("a", 65535, "192.0.2.1")], SEED
     )
     assert text(order) == ["a 192.0.2.1", "relay 192.0.2.9"]
-    assert [one.nexthop_place for one in order] == [0, 1]
+    assert [one.nexthop_position for one in order] == [0, 1]
     assert order[0].rank < order[1].rank
 
 

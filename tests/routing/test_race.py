@@ -885,7 +885,7 @@ def test_a_5yz_of_an_equal_does_not_wait() -> None:
 
 
 def test_a_better_egress_that_is_slow_is_waited_for() -> None:
-    relay = BEST._replace(egress="relay", egress_place=1)
+    relay = BEST._replace(egress="relay", egress_position=1)
     played = Simulation({MIDDLE: slow_to_answer(90.0), relay: REFUSES}).run()
     assert played.outcome == "delivered"
 

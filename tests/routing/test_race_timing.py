@@ -20,8 +20,8 @@ EQUAL = Candidate("mx2.example", "192.0.2.2", 25, 10)
 EQUAL_V6 = Candidate("mx2.example", "2001:db8::2", 25, 10)
 WORSE = Candidate("mx3.example", "192.0.2.3", 25, 20)
 SAME_HOST_WORSE = V6._replace(preference=20)
-NEXT_EGRESS = V6._replace(egress="relay", egress_place=1)
-NEXT_NEXTHOP = V6._replace(nexthop_place=1)
+NEXT_EGRESS = V6._replace(egress="relay", egress_position=1)
+NEXT_NEXTHOP = V6._replace(nexthop_position=1)
 
 
 @pytest.mark.parametrize(

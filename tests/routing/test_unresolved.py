@@ -25,14 +25,16 @@ from mxpolicy.routing.unresolved import (
 NOW = 1_800_000_000.0
 
 
-def candidate(preference: int, place: int = 0, egress_place: int = 0) -> Candidate:
+def candidate(
+    preference: int, position: int = 0, egress_position: int = 0
+) -> Candidate:
     return Candidate(
         f"mx{preference}.example.com",
         "192.0.2.1",
         25,
         preference,
-        egress_place=egress_place,
-        nexthop_place=place,
+        egress_position=egress_position,
+        nexthop_position=position,
     )
 
 
@@ -48,7 +50,10 @@ def candidate(preference: int, place: int = 0, egress_place: int = 0) -> Candida
             Unresolved("a", rdtype="MX"), candidate(0, 1), True, id="whole_nexthop"
         ),
         pytest.param(
-            Unresolved("a", 10), candidate(5, egress_place=1), True, id="other_egress"
+            Unresolved("a", 10),
+            candidate(5, egress_position=1),
+            True,
+            id="other_egress",
         ),
     ],
 )
