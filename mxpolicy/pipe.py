@@ -22,10 +22,8 @@ Theory of operation
     the connections; a host that has not seen the final dot drops what it has
     (RFC 5321 §4.1.1.10).
 
-The command line is described in `USAGE`. With ``--exim`` the sender is in the
-environment, as ``RETURN_PATH``: since 4.96 Exim allows nothing on the command line
-that a stranger wrote, except the recipients. The message's id is there, too, as
-``MESSAGE_ID``, and a `mxpolicy.supervisor` stands between Exim and this process.
+`mxpolicy.pipe_command` has the command line, `mxpolicy.protocol.pipe_answer` the answer.
+With ``--exim`` a `mxpolicy.supervisor` stands between Exim and this process.
 ``--socket`` names the socket of a daemon that will take the message. This version has
 no daemon: the option is accepted, and mxpolicy delivers by itself.
 """
@@ -37,24 +35,19 @@ import select
 import signal
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from mxpolicy.config import load
-from mxpolicy.errors import ConfigError, LocalTrouble, UsageError
-from mxpolicy.option_values import ITEMS
-from mxpolicy.options import Options, Timeout
-from mxpolicy.outcome import (
-    EXIT_BOUNCE,
-    EXIT_DEFER,
-    EXIT_DELIVERED,
-    Bounced,
-    Deferred,
-    Delivered,
-    Outcome,
+from mxpolicy.errors import LocalTrouble
+from mxpolicy.outcome import EXIT_DEFER, Outcome
+from mxpolicy.pipe_command import (
+    ALARM_SLACK,
+    Arguments,
+    parse_arguments,
+    time_needed,
 )
-from mxpolicy.protocol.smtp_states import State, facts
-from mxpolicy.reply import EnhancedStatus, printable
+from mxpolicy.protocol.pipe_answer import answer, answer_line, deferral
 from mxpolicy.supervisor import ENDING, look_at
 
 if TYPE_CHECKING:
@@ -62,153 +55,15 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-__all__ = [
-    "ALARM_INTERVAL",
-    "ALARM_SLACK",
-    "DEFAULT_LIMIT",
-    "DOT_TIME",
-    "Arguments",
-    "answer",
-    "answer_line",
-    "main",
-    "parse_arguments",
-    "time_needed",
-]
+    from mxpolicy.options import Options
 
-# pipe(8) reads 4096 bytes and closes; a bounce shows it all in one line.
-MAX_ANSWER = 4096
-MAX_TEXT = MAX_ANSWER - len("5.999.999 \n")
-# What a host said is not worth quoting if less than this is left of it.
-SHORTEST_TEXT = 25
-# RFC 5321 §4.5.3.2.6: the reply to a final dot that leaves at the deadline.
-DOT_TIME = facts(State.DOT).timeout
-# The kernel's alarm ends a loop that hangs in a system call. It rings so long after the
-# last reply, and still in the time that contrib gives us: 2900 + 600 + 15 of 3600 s.
-ALARM_SLACK = 15.0
+__all__ = ["ALARM_INTERVAL", "main"]
+
 # The second ring ends the delivery; a third one, an answer that hangs.
 ALARM_INTERVAL = 5.0
 # A mail server that we may not look at has died before stdin ended, or not at all: so
 # long after that its death is seen. 17 ms at most were measured on an idle machine.
 UNSEEN_DEATH = 0.1
-
-# Postfix's command_time_limit by default. Exim's default is longer.
-DEFAULT_LIMIT = 1000.0
-
-USAGE = (
-    "usage: mxpolicy pipe {-f SENDER | --exim} [--nexthop HOP] [--queue-id ID] "
-    "[--deadline 900s] [--socket PATH] [--config FILE] -- RECIPIENT..."
-)
-
-_OPTIONS = ("-f", "--nexthop", "--queue-id", "--deadline", "--socket", "--config")
-
-
-class Arguments(NamedTuple):
-    """The command line, understood.
-
-    Attributes:
-        sender: As given; ``""`` is the null reverse-path.
-        nexthop: Where to aim; ``""`` means each recipient's own domain.
-        queue_id: For the log.
-        deadline: Seconds until the final dot must have left, None when the
-            configuration decides.
-        config: A file, None for the usual places.
-        recipients: At least one.
-    """
-
-    sender: str
-    nexthop: str
-    queue_id: str
-    deadline: float | None
-    config: str | None
-    recipients: tuple[str, ...]
-
-
-# -- the answer -------------------------------------------------------------
-
-
-def answer(outcomes: Sequence[tuple[str, Outcome]]) -> tuple[int, str]:
-    """Return exit status and text for the outcomes of all recipients.
-
-    pipe(8) and Exim take one answer for all. While any recipient is deferred it
-    is "try later"; when all are settled and some were refused it is "never",
-    naming each refused one and saying which were delivered, since the bounce
-    will name them all.
-    """
-    deferred = [(who, what) for who, what in outcomes if isinstance(what, Deferred)]
-    bounced = [(who, what) for who, what in outcomes if isinstance(what, Bounced)]
-    delivered = [(who, what) for who, what in outcomes if isinstance(what, Delivered)]
-    decisive = deferred or bounced or delivered
-    first = decisive[0][1]
-    have = [who for who, _ in delivered] if decisive is bounced else []
-    text = first.text if len(outcomes) == 1 else _for_several(decisive, have)
-    status = EXIT_DEFER if deferred else EXIT_BOUNCE if bounced else EXIT_DELIVERED
-    return status, f"{first.status} {text}"
-
-
-def _for_several(told: Sequence[tuple[str, Outcome]], delivered: Sequence[str]) -> str:
-    """Return one text for all of *told*, and that *delivered* have the message.
-
-    Where there is no room for all of it, the texts are shortened, not the names: a
-    sender who cannot see which recipients have the message sends it to all again.
-    """
-    last = "; delivered: " + _listed(delivered) if delivered else ""
-    text = "; ".join(f"<{who}>: {what.text}" for who, what in told) + last
-    if len(text) <= MAX_TEXT:
-        return text
-    names = sum(len(f"<{who}>: ; ") for who, _ in told)
-    share = (MAX_TEXT - names - len(last)) // len(told)
-    if share >= SHORTEST_TEXT:
-        short = (f"<{who}>: {printable(what.text, share)}" for who, what in told)
-        return "; ".join(short) + last
-    count = f"{len(told)} of {len(told) + len(delivered)} recipients"
-    text = f"{count}: {printable(told[0][1].text, MAX_TEXT // 8)}: "
-    return text + _listed([who for who, _ in told]) + last
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(f"<{who}>" for who in names)
-
-
-def answer_line(status: int, text: str) -> bytes:
-    """Return *text* as the line that leaves, its code made to agree with *status*.
-
-    At most `MAX_ANSWER` bytes, printable ASCII and one line end. To Postfix ``5.x.x``
-    is a bounce whatever the status, 75 included, and a code of class 2 is one with
-    any status but 0.
-    """
-    wanted = {EXIT_DEFER: 4, EXIT_BOUNCE: 5}.get(status)
-    text = printable(text, MAX_ANSWER)
-    found = EnhancedStatus.parse(text)
-    if wanted and (found is None or found.class_ != wanted):
-        text = f"{wanted}.3.0 mxpolicy: {text}"
-    return printable(text, MAX_ANSWER - 1).encode("ascii") + b"\n"
-
-
-def _deferral(trouble: BaseException) -> str:
-    """Return what is answered to the mail server about *trouble*."""
-    while isinstance(trouble, BaseExceptionGroup):
-        trouble = trouble.exceptions[0]
-    match trouble:
-        case UsageError() | ConfigError():
-            return f"4.3.5 mxpolicy: {trouble}"
-        case LocalTrouble():
-            return f"4.3.0 mxpolicy: {trouble}"
-        case MemoryError():
-            return "4.3.0 mxpolicy: out of memory"
-        case _:
-            where = _raised_at(trouble)
-            return f"4.3.0 mxpolicy: {type(trouble).__name__}: {trouble}{where}"
-
-
-def _raised_at(trouble: BaseException) -> str:
-    """Return where *trouble* was raised: a postmaster's report has only this line."""
-    traceback = trouble.__traceback__
-    if traceback is None:
-        return ""
-    while traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    file = os.path.basename(traceback.tb_frame.f_code.co_filename)
-    return f" ({file}:{traceback.tb_lineno})"
 
 
 class Door:
@@ -295,7 +150,7 @@ class Door:
             if outcomes := self.outcomes():
                 status, text = answer(outcomes)
             else:
-                text = why if isinstance(why, str) else _deferral(why)
+                text = why if isinstance(why, str) else deferral(why)
         finally:
             self._leave(status, text)
 
@@ -352,74 +207,6 @@ def _is_ending(pid: int) -> bool:
     return seen is not None and seen.is_ending
 
 
-# -- the command line -------------------------------------------------------
-
-
-def parse_arguments(argv: Sequence[str], environ: Mapping[str, str]) -> Arguments:
-    """Understand what follows ``mxpolicy pipe``, and what Exim says in *environ*.
-
-    By hand: argparse takes 30 million instructions to import, accepts abbreviated
-    options, and leaves with status 2, which bounces.
-
-    Raises:
-        UsageError: Anything that is not exactly as the usage line says.
-    """
-    given: dict[str, str] = {}
-    rest = list(argv)
-    while rest and rest[0] != "--":
-        name, value = _next_option(rest)
-        if name in given:
-            raise UsageError(f"{name} is given twice; {USAGE}")
-        given[name] = value
-    if not rest:
-        raise UsageError(f"no -- before the recipients; {USAGE}")
-    recipients = tuple(rest[1:])
-    if not recipients or "" in recipients:
-        raise UsageError(f"no recipient, or an empty one; {USAGE}")
-    if "--exim" in given:
-        given = _as_exim_says(given, environ)
-    if "-f" not in given:
-        raise UsageError(f"no sender: give -f (an empty one is <>); {USAGE}")
-    return Arguments(
-        sender=given["-f"],
-        nexthop=given.get("--nexthop", ""),
-        queue_id=given.get("--queue-id", ""),
-        deadline=_deadline(given["--deadline"]) if "--deadline" in given else None,
-        config=given.get("--config"),
-        recipients=recipients,
-    )
-
-
-def _next_option(rest: list[str]) -> tuple[str, str]:
-    """Take an option and its value from the front of *rest*."""
-    word = rest.pop(0)
-    name, inline, value = word.partition("=")
-    if word == "--exim":
-        return word, ""
-    if name not in _OPTIONS or (inline and name == "-f"):
-        raise UsageError(f"unknown argument {printable(word, 60)!r}; {USAGE}")
-    if not inline:
-        if not rest:
-            raise UsageError(f"{name} needs a value; {USAGE}")
-        value = rest.pop(0)
-    return name, value
-
-
-def _as_exim_says(given: dict[str, str], environ: Mapping[str, str]) -> dict[str, str]:
-    """Add what the environment of Exim's pipe transport holds to the options given."""
-    if "-f" in given:
-        raise UsageError(f"-f and --exim exclude each other; {USAGE}")
-    if "RETURN_PATH" not in environ:
-        # SENDER will not do: a router's errors_to does not change it.
-        raise UsageError(
-            "no sender: the transport needs "
-            "environment = RETURN_PATH=${listquote{:}{$return_path}}"
-        )
-    # Exim makes a blank of an empty item of a list.
-    sender = environ["RETURN_PATH"].strip(" ")
-    return {"--queue-id": environ.get("MESSAGE_ID", ""), **given, "-f": sender}
-
-
 def _in_utf8(arguments: Arguments) -> Arguments:
     """Return *arguments* read as UTF-8, which a mail server writes (RFC 6531).
 
@@ -436,18 +223,6 @@ def _in_utf8(arguments: Arguments) -> Arguments:
 
 def _utf8(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "surrogateescape")
-
-
-def _deadline(text: str) -> float:
-    try:
-        seconds = ITEMS[Timeout](text)
-    except ValueError as error:
-        raise UsageError(f"--deadline: {error}") from error
-    assert isinstance(seconds, float)
-    return seconds
-
-
-# -- the work ---------------------------------------------------------------
 
 
 def main(argv: Sequence[str], mail_server: int | None = None) -> NoReturn:
@@ -488,23 +263,6 @@ def _work(door: Door, arguments: Arguments, began: float) -> NoReturn:
         _deliver(door, arguments, options, began + deadline, began + ends)
     )
     raise AssertionError("_deliver never returns")
-
-
-def time_needed(given: float | None, options: Options) -> float:
-    """Return the seconds after which nothing is awaited any more.
-
-    By default Postfix kills us, and bounces the message, after `DEFAULT_LIMIT`. An
-    operator who sets a deadline sets Postfix's limit, too: ``mxpolicy check`` says when
-    the reply to the last dot could come after it.
-
-    Args:
-        given: What ``--deadline`` says, None without it.
-        options: For the deadline where it does not.
-    """
-    needed = (given or options.deadline) + DOT_TIME
-    if given is None and options.deadline == Options().deadline:
-        return min(needed, DEFAULT_LIMIT - 2 * ALARM_SLACK)
-    return needed
 
 
 async def _deliver(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -18,24 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from mxpolicy.errors import UsageError
 from mxpolicy.options import Options
-from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
-from mxpolicy.pipe import (
-    ALARM_INTERVAL,
+from mxpolicy.pipe import ALARM_INTERVAL
+from mxpolicy.pipe_command import (
     ALARM_SLACK,
     DEFAULT_LIMIT,
-    MAX_ANSWER,
-    Arguments,
-    answer,
-    answer_line,
-    parse_arguments,
     time_needed,
 )
-from mxpolicy.reply import EnhancedStatus, Reply
 from tests.helpers.piping import (
     CHECKOUT,
     MESSAGE,
@@ -49,139 +38,9 @@ from tests.helpers.piping import (
     pipe,
 )
 from tests.helpers.scripted_smtp import End
+from tests.test_pipe_command import WRONG
 
 __all__ = ["host", "pipe"]  # fixtures
-
-# -- the command line ---------------------------------------------------------
-
-
-def test_arguments_are_taken_as_they_are() -> None:
-    argv = ["-f", "-me@a.example", "--nexthop", "[h]:25", "--queue-id=4x=y"]
-    argv += ["--deadline", "1.5m", "--config", "", "--socket", "/run/x", "--"]
-    assert parse_arguments([*argv, "-b@b.example", "--", "-f"], {}) == Arguments(
-        sender="-me@a.example",
-        nexthop="[h]:25",
-        queue_id="4x=y",
-        deadline=90.0,
-        config="",
-        recipients=("-b@b.example", "--", "-f"),
-    )
-
-
-def test_what_is_not_given_has_its_default() -> None:
-    assert parse_arguments(["-f", "", "--", "b@b.example"], {}) == Arguments(
-        sender="",
-        nexthop="",
-        queue_id="",
-        deadline=None,
-        config=None,
-        recipients=("b@b.example",),
-    )
-
-
-WRONG = [
-    pytest.param([], "no -- before the recipients", id="nothing"),
-    pytest.param(["-f", "a@b"], "no -- before the recipients", id="no_dashes"),
-    pytest.param(["-f", "a@b", "--"], "no recipient", id="no_recipient"),
-    pytest.param(["-f", "a@b", "--", ""], "an empty one", id="empty_recipient"),
-    pytest.param(["--", "b@b"], "no sender: give -f", id="no_sender"),
-    pytest.param(["-f"], "-f needs a value", id="no_value"),
-    # Postfix without null_sender= and with a filter that drops empty arguments.
-    pytest.param(["-f", "--", "b@b"], "unknown argument 'b@b'", id="sender_dropped"),
-    pytest.param(["-fa@b", "--", "b@b"], "unknown argument", id="sender_glued"),
-    pytest.param(["-f=a@b", "--", "b@b"], "unknown argument", id="sender_inline"),
-    pytest.param(["b@b"], "unknown argument 'b@b'", id="bare_recipient"),
-    pytest.param(["--dead", "3s", "--", "b@b"], "unknown argument", id="abbreviated"),
-    pytest.param(["--quiet", "--", "b@b"], "unknown argument '--quiet'", id="unknown"),
-    pytest.param(["-f", "", "-f", "", "--", "b@b"], "-f is given twice", id="twice"),
-    pytest.param(["--deadline", "3", "--", "b@b"], "'3' is not a", id="no_unit"),
-    pytest.param(["-f", "", "--deadline", "0", "--", "b"], "--deadline: ", id="zero"),
-    pytest.param(["-f", "", "--deadline", "9d", "--", "b"], "--deadline", id="long"),
-    pytest.param(["-f", "", "--deadline", "\x1b[2J", "--", "b"], "is not", id="escape"),
-]
-
-
-@pytest.mark.parametrize(("argv", "said"), WRONG)
-def test_wrong_arguments_are_named(argv: list[str], said: str) -> None:
-    if "-f" not in argv and "--deadline" in argv:
-        argv = ["-f", "", *argv]
-    with pytest.raises(UsageError, match=re.escape(said)) as caught:
-        parse_arguments(argv, {})
-    assert "\x1b" not in str(caught.value)
-
-
-@given(st.lists(st.sampled_from(["-f", "--", "", "--nexthop", "a@b", "--deadline=1s"])))
-def test_arguments_are_understood_or_refused(argv: list[str]) -> None:
-    with contextlib.suppress(UsageError):
-        assert all(parse_arguments(argv, {}).recipients)
-
-
-# -- the answer -----------------------------------------------------------------
-
-YES = Delivered(
-    EnhancedStatus(2, 0, 0), "250 Ok", Reply(250, ("Ok",)), "h[192.0.2.1]:25"
-)
-NO = Bounced(EnhancedStatus(5, 1, 1), "550 no such user")
-LATER = Deferred(EnhancedStatus(4, 2, 2), "452 full")
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "expected"),
-    [
-        pytest.param([YES], (0, "2.0.0 250 Ok"), id="delivered"),
-        pytest.param([NO], (69, "5.1.1 550 no such user"), id="bounced"),
-        pytest.param([LATER], (75, "4.2.2 452 full"), id="deferred"),
-        pytest.param([YES, YES], (0, "2.0.0 <r0>: 250 Ok; <r1>: 250 Ok"), id="all"),
-        pytest.param(
-            [YES, LATER, NO], (75, "4.2.2 <r1>: 452 full"), id="deferred_beats_all"
-        ),
-        pytest.param(
-            [YES, NO],
-            (69, "5.1.1 <r1>: 550 no such user; delivered: <r0>"),
-            id="bounce_says_who_got_it",
-        ),
-    ],
-)
-def test_one_answer_stands_for_all(
-    outcomes: list[Outcome], expected: tuple[int, str]
-) -> None:
-    rows = [(f"r{number}", outcome) for number, outcome in enumerate(outcomes)]
-    assert answer(rows) == expected
-
-
-def test_bounce_names_everybody_however_much_hosts_say() -> None:
-    loud = Bounced(EnhancedStatus(5, 1, 1), "550 5.1.1 " + "no such user here " * 40)
-    refused = [(f"refused{number}@b.example", loud) for number in range(45)]
-    taken = [(f"taken{number}@b.example", YES) for number in range(5)]
-    line = answer_line(*answer([*taken, *refused])).decode()
-    assert line.startswith("5.1.1 <refused0@b.example>: 550 5.1.1 no such user")
-    assert all(f"<{who}>: 550 5.1.1 no su" in line for who, _ in refused)
-    assert line.endswith("; delivered: " + ", ".join(f"<{w}>" for w, _ in taken) + "\n")
-
-
-def test_bounce_of_more_than_there_is_room_for_begins_with_how_many() -> None:
-    refused = [(f"refused{number}@b.example", NO) for number in range(300)]
-    status, text = answer([("taken@b.example", YES), *refused])
-    assert text.startswith("5.1.1 300 of 301 recipients: 550 no such user: <refused0@")
-    assert len(answer_line(status, text)) <= MAX_ANSWER
-
-
-@given(st.sampled_from([0, 69, 75]), st.text() | st.from_regex(r"[245]\.\d\.\d .*"))
-def test_line_is_what_postfix_understands_as_the_status_says(
-    status: int, text: str
-) -> None:
-    line = answer_line(status, text)
-    assert len(line) <= MAX_ANSWER
-    assert re.fullmatch(rb"[ -~]*\n", line)
-    code = {0: b"", 75: rb"4\.\d{1,3}\.\d{1,3}[ \n]", 69: rb"5\.\d{1,3}\.\d{1,3}[ \n]"}
-    assert re.match(code[status], line)
-
-
-def test_line_that_is_too_long_is_cut_at_what_postfix_reads() -> None:
-    line = answer_line(75, "4.4.1 " + "x" * 5000)
-    assert len(line) == MAX_ANSWER
-    assert line.endswith(b"x...\n")
-
 
 # -- ends of deliveries ------------------------------------------------------------
 
@@ -734,7 +593,8 @@ def test_reply_to_the_dot_counts_that_came_while_the_process_was_stopped(
 ) -> None:
     there = host(holds="DOT")
     argv = ["--deadline", "2s", *pipe.argv(there.nexthop, "b@b.example")]
-    before = "from mxpolicy import pipe\npipe.ALARM_SLACK = 0.1 - pipe.DOT_TIME"
+    before = "from mxpolicy import pipe, pipe_command as command\n"
+    before += "pipe.ALARM_SLACK = 0.1 - command.DOT_TIME"
     with pipe.started(argv, before) as (process, answers):
         assert process.stdin is not None
         process.stdin.write(MESSAGE)
@@ -772,26 +632,6 @@ def test_alarm_rings_only_after_the_dot_has_had_its_time_beyond_the_deadline(
     argv = [*options, *pipe.argv("x.example", "b@b")]
     ended = pipe.run(argv, before=SETTLE.format(does))
     assert_answer(ended, 75, rf"4\.3\.0 mxpolicy: ValueError: {left} ")
-
-
-DEFAULT = Options().deadline
-
-
-@pytest.mark.parametrize(
-    ("given", "option", "needed"),
-    [
-        pytest.param(2900.0, DEFAULT, 3500.0, id="contrib"),
-        pytest.param(150.0, DEFAULT, 750.0, id="short"),
-        pytest.param(None, 2900.0, 3500.0, id="configured"),
-        pytest.param(None, 60.0, 660.0, id="configured_short"),
-        pytest.param(900.0, DEFAULT, 1500.0, id="the_default_on_purpose"),
-        pytest.param(None, DEFAULT, 970.0, id="nobody_said_anything"),
-    ],
-)
-def test_time_that_is_needed_is_the_deadline_and_the_dots(
-    given: float | None, option: float, needed: float
-) -> None:
-    assert time_needed(given, Options(deadline=option)) == needed
 
 
 def test_postfix_does_not_kill_by_default_before_the_last_alarm_has_rung() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mxpolicy.errors import UsageError
-from mxpolicy.pipe import parse_arguments
+from mxpolicy.pipe_command import parse_arguments
 from mxpolicy.supervisor import ProcessSeen, look_at
 from tests.helpers.piping import (
     MESSAGE,

@@ -30,7 +30,7 @@ from mxpolicy.check.surroundings import EXECUTE, READ
 from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import ConfigError, UsageError
 from mxpolicy.net.own_name import own_name
-from mxpolicy.pipe import parse_arguments
+from mxpolicy.pipe_command import parse_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -14,7 +14,8 @@ from mxpolicy.check.configuration import SHORT_DEADLINE, TOO_SHORT
 from mxpolicy.check.master_cf import words
 from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.options import Options
-from mxpolicy.pipe import ALARM_INTERVAL, ALARM_SLACK, DOT_TIME, time_needed
+from mxpolicy.pipe import ALARM_INTERVAL
+from mxpolicy.pipe_command import ALARM_SLACK, DOT_TIME, time_needed
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mxpolicy.check.master_cf import Service
     from mxpolicy.check.report import Item
     from mxpolicy.check.surroundings import Account
-    from mxpolicy.pipe import Arguments
+    from mxpolicy.pipe_command import Arguments
 
 __all__ = [
     "ACCIDENTS",

@@ -17,7 +17,7 @@ from mxpolicy.check.postfix import Postfix
 from mxpolicy.check.postfix_rows import FILTER, judge_time, parse_time
 from mxpolicy.check.report import Item, Level
 from mxpolicy.options import LimitOptions, Options
-from mxpolicy.pipe import parse_arguments
+from mxpolicy.pipe_command import parse_arguments
 from tests.check import recorded
 from tests.check.mistakes import MISTAKES
 

@@ -35,11 +35,11 @@ from mxpolicy.net.dns_message import (
 from mxpolicy.net.dns_wire import Reader as DnsReader
 from mxpolicy.options import LongLines
 from mxpolicy.outcome import EXIT_BOUNCE, EXIT_DEFER, Bounced, Deferred, Outcome
-from mxpolicy.pipe import MAX_ANSWER, answer, answer_line
 from mxpolicy.protocol.access_policy import RequestError, parse_request
 from mxpolicy.protocol.access_policy import answer as access_answer
 from mxpolicy.protocol.attributes import AttributeReader, Malformed
 from mxpolicy.protocol.dot_stuffing import FINAL_DOT, MAX_TEXT_LINE, DotStuffer
+from mxpolicy.protocol.pipe_answer import MAX_ANSWER, answer, answer_line
 from mxpolicy.protocol.reply_reader import KEPT, MAX_REPLY, ReplyReader
 from mxpolicy.protocol.smtp_client import SmtpClient
 from mxpolicy.protocol.smtp_events import (

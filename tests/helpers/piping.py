@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mxpolicy.pipe import MAX_ANSWER
+from mxpolicy.protocol.pipe_answer import MAX_ANSWER
 from tests.helpers.scripted_smtp import Answer, ScriptedHost
 
 __all__ = [

@@ -106,7 +106,8 @@ LOOP += b"Subject: in circles\n\nOne line.\n"
 
 HANGS = engine(
     "import time; time.sleep(60)",
-    "from mxpolicy import pipe; pipe.ALARM_SLACK = 1 - pipe.DOT_TIME",
+    "from mxpolicy import pipe, pipe_command as command\n"
+    "pipe.ALARM_SLACK = 1 - command.DOT_TIME",
     options="--deadline 1s",
 )
 WARNS = inject("import sys, warnings; warnings.warn('careful'); print('hello')")
