@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from mxpolicy.delivery.admission import Admission
-from mxpolicy.delivery.journal import myself
+from mxpolicy.delivery.owner import myself
 from mxpolicy.routing.places import Place
 from mxpolicy.state.sqlite import SqliteStore
 from tests.helpers.piping import (

@@ -1,7 +1,7 @@
 """Admission: which deliveries go on now, and which are put off.
 
 The shell of `mxpolicy.routing.places`, which decides. While a delivery runs it has a row
-in the store: its process, its destination, and the host that it waits for. The row is
+in the store: its owner, its destination, and the host that it waits for. The row is
 removed at the end. The row of a process that was killed does not count. Other machines
 and other containers have places of their own.
 
@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events, trouble
-from mxpolicy.delivery.journal import NO_OWNER, Owner, is_alive, myself
+from mxpolicy.delivery.owner import Owner, is_alive
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.routing.candidate import Phase
 from mxpolicy.routing.places import (
@@ -65,8 +66,7 @@ class Admission:
         store: Never raises; see `mxpolicy.state.fallback`.
         processes: How many places there are; 0 is no limit, and then nothing is written.
         utc: Seconds since the epoch.
-        owner: Returns which process we are.
-        lives: Whether the process of a row is still alive.
+        lives: Whether the owner of a row is still at work.
     """
 
     def __init__(
@@ -75,20 +75,19 @@ class Admission:
         processes: int,
         *,
         utc: Callable[[], float] = time.time,
-        owner: Callable[[], Owner] = myself,
         lives: Callable[[Owner], bool] = is_alive,
     ) -> None:
         self.store = store
         self.processes = processes
         self.utc = utc
-        self.owner = owner
+        self._numbers = count(1)
         self._lives = lives
 
     async def places(self, me: Owner) -> list[Place]:
-        """Return the places of the other processes of this machine.
+        """Return the places of this machine that others than *me* have taken.
 
-        While there is room for all, places of dead processes may be among them: they do
-        no harm then.
+        While there is room for all, places of the dead may be among them: they do no
+        harm then.
         """
         rows = [
             row
@@ -96,9 +95,14 @@ class Admission:
             if (row := _PlaceRow.decode(stored.key, stored.value))
             and _is_neighbour(row.owner, me)
         ]
-        if is_tight(len({row.place.process for row in rows}), self.processes):
+        if is_tight(len({row.place.holder for row in rows}), self.processes):
             rows = [row for row in rows if await self._is_there(row)]
         return [row.place for row in rows]
+
+    def row_key(self, owner: Owner) -> str:
+        """Return the key of a new row: a delivery may go several ways at once."""
+        number = next(self._numbers)
+        return f"{PLACE}{owner.namespace} {owner.pid} {owner.call} {number}"
 
     async def _is_there(self, row: _PlaceRow) -> bool:
         if self._lives(row.owner):
@@ -149,6 +153,7 @@ class Stay:
 
     Args:
         admission: The engine's.
+        me: The delivery.
         aim: The one spelling of the nexthop.
         clock: Seconds, as events have them.
         until: When the delivery is over at the latest, on *clock*.
@@ -158,6 +163,7 @@ class Stay:
     def __init__(
         self,
         admission: Admission,
+        me: Owner,
         aim: str,
         clock: Callable[[], float],
         until: float,
@@ -170,7 +176,7 @@ class Stay:
         self._until = until
         self._expires = admission.utc() + until - clock() + SLACK
         self._began = admission.utc()
-        self._me = NO_OWNER
+        self._me = me
         self._key = ""  # of our row
         self._has_place = False
         self._progress = Progress(clock())
@@ -189,11 +195,10 @@ class Stay:
         """Take a place; return why there is none."""
         if not self._admission.processes:
             return None
-        self._me = self._admission.owner()
         refusal = await self._refusal([self._aim])
         if refusal is not None:
             return refusal
-        self._key = f"{PLACE}{self._me.namespace} {self._me.pid} {self._me.call}"
+        self._key = self._admission.row_key(self._me)
         self._has_place = True
         await self._put()
         self._progress = Progress(self._clock())
@@ -244,7 +249,7 @@ class Stay:
     async def _look(self, aims: Sequence[str]) -> OverLimit | Undecided | None:
         admission = self._admission
         places = await admission.places(self._me)
-        taken = len({one.process for one in places})
+        taken = len({one.holder for one in places})
         self._was_tight = self._was_tight or 2 * taken >= admission.processes
         lately: dict[str, Lately] = {}
         if is_tight(taken, admission.processes):
@@ -316,14 +321,14 @@ class Stay:
         await store.put(row.key, row.encode(), self._expires, weight=HEAVY)
 
     def _own_place(self) -> Place:
-        process, progress = _process(self._me), self._progress
+        holder, progress = _holder(self._me), self._progress
         if not self._is_waiting:
             aims = frozenset((self._aim, *self._hosts))
-            return Place(process, aims, self._began)
+            return Place(holder, aims, self._began)
         aims = frozenset((self._aim, *(progress.hosts or self._hosts)))
         waited = self._clock() - progress.since
         since = self._admission.utc() - waited
-        return Place(process, aims, since, progress.waits_for)
+        return Place(holder, aims, since, progress.waits_for)
 
     # -- the end ----------------------------------------------------------------
 
@@ -360,16 +365,16 @@ class _PlaceRow(NamedTuple):
             owner = Owner.parse(first.split("\t"))
         except ValueError:
             return None
-        place = Place.decode(_process(owner), second)
+        place = Place.decode(_holder(owner), second)
         return None if place is None else cls(key, owner, place)
 
 
-def _process(owner: Owner) -> str:
-    return f"{owner.pid} {owner.started}"
+def _holder(owner: Owner) -> str:
+    return f"{owner.pid} {owner.started} {owner.call}"
 
 
 def _is_neighbour(owner: Owner, me: Owner) -> bool:
-    """Return whether it is another process of this mail server.
+    """Return whether it is another delivery of this mail server.
 
     Another machine, or container, that shares the store has places of its own. Where
     processes cannot be told from each other, there is no limit.
@@ -378,5 +383,5 @@ def _is_neighbour(owner: Owner, me: Owner) -> bool:
     return (
         bool(me.boot)
         and (owner.machine, owner.boot, owner.namespace) == here
-        and _process(owner) != _process(me)
+        and owner != me
     )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from mxpolicy.delivery.context import Context
-    from mxpolicy.delivery.journal import Owner
+    from mxpolicy.delivery.owner import Owner
     from mxpolicy.delivery.settlement import Recipient, Settlement
     from mxpolicy.outcome import Outcome
     from mxpolicy.state.store import Store
@@ -80,6 +80,7 @@ class Claims:
         settlement: The message's recipients; told what the journal knows of them.
         keys: By a recipient's number, from `journal.entry_key`. A recipient that has
             none is delivered to without a journal.
+        owner: The delivery, under way until `finish` has returned.
         deadline: Seconds from now until we are done.
         tell: Given what goes wrong in the background: a bug of ours.
     """
@@ -89,6 +90,7 @@ class Claims:
         context: Context,
         settlement: Settlement,
         keys: Mapping[int, str],
+        owner: Owner,
         deadline: float,
         tell: Callable[[Exception], None],
     ) -> None:
@@ -97,7 +99,7 @@ class Claims:
         self._settlement = settlement
         self._keys = keys
         self._until = context.utc() + deadline + _SLACK
-        self._me: Owner | None = None
+        self._me = owner
         self._before_dot = _Patience(_ANSWER, min(_ALL, deadline / 3))
         self._after_dot = _Patience(_ANSWER_AFTER_DOT, _ALL_AFTER_DOT)
         self._at_end = self._before_dot
@@ -155,20 +157,15 @@ class Claims:
         """Return what the entry means, and the entry as the store has it."""
         value = await self._get(self._before_dot, number)
         entry = Entry.decode(value) if value is not None else None
-        alive = entry is not None and self._context.lives(entry.owner)
-        found = meaning(entry, self._owner(), self._context.utc(), alive=alive)
+        alive = entry is not None and self._context.calls.lives(entry.owner)
+        found = meaning(entry, self._me, self._context.utc(), alive=alive)
         if value is not None and isinstance(found, Delivered | Bounced):
             self._held[number] = value
             self._earlier.add(number)
         return found, value
 
     def _entry(self, state: EntryState, past: Past, relay: str = "") -> Entry:
-        return Entry(state, self._owner(), self._until, relay, past=past)
-
-    def _owner(self) -> Owner:
-        if self._me is None:
-            self._me = self._context.owner()
-        return self._me
+        return Entry(state, self._me, self._until, relay, past=past)
 
     # -- while it goes on ---------------------------------------------------
 
@@ -262,7 +259,7 @@ class Claims:
         if value is None or value == self._held.get(number):
             return True
         entry = Entry.decode(value)
-        return entry is None or entry.owner == self._owner()
+        return entry is None or entry.owner == self._me
 
     async def _get(self, patience: _Patience, number: int) -> bytes | None:
         key = self._keys[number]

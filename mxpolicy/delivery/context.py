@@ -11,7 +11,7 @@ from mxpolicy.delivery.connect import Egress
 from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
 from mxpolicy.delivery.failed_lookups import FailedLookups
 from mxpolicy.delivery.host_memory import HostMemory
-from mxpolicy.delivery.journal import is_alive, myself
+from mxpolicy.delivery.owner import Calls
 from mxpolicy.delivery.plan import Planner
 from mxpolicy.delivery.sessions import Sessions
 from mxpolicy.net.dial import dial as dial_directly
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mxpolicy.delivery.connect import Dial
-    from mxpolicy.delivery.journal import Owner
     from mxpolicy.delivery.plan import Lookups
     from mxpolicy.options import Options
     from mxpolicy.state.store import Store
@@ -47,8 +46,8 @@ class Context:
         utc: Seconds since the epoch, in step with the store's.
         chance: 0 to 1, as `random.random`.
         is_own_address: Whether an address is one of this machine's.
-        owner: Returns which process this is, for one delivery.
-        lives: Whether a process that shares the store may still be at work.
+        calls: The deliveries under way in this process. Contexts of one process that
+            share a store must share it.
 
     Attributes:
         identity: The names and addresses that mean this mail system.
@@ -72,8 +71,7 @@ class Context:
         utc: Callable[[], float] = time.time,
         chance: Callable[[], float] = random.random,
         is_own_address: Callable[[str], bool] = is_local_address,
-        owner: Callable[[], Owner] = myself,
-        lives: Callable[[Owner], bool] = is_alive,
+        calls: Calls | None = None,
     ) -> None:
         helo = options.helo or own_name()
         self.options = options
@@ -83,8 +81,7 @@ class Context:
         self.clock = clock
         self.utc = utc
         self.chance = chance
-        self.owner = owner
-        self.lives = lives
+        self.calls = calls or Calls()
         self.store = store or MemoryStore()
         direct = Egress(dial, helo, self.identity.has_name, clock)
         self.sessions = Sessions({DIRECT: direct})
@@ -92,7 +89,7 @@ class Context:
         self.domains = DomainHistory(self.store, utc=utc)
         self.failed_lookups = FailedLookups(self.store, utc=utc)
         self.admission = Admission(
-            self.store, options.limits.processes, utc=utc, owner=owner, lives=lives
+            self.store, options.limits.processes, utc=utc, lives=self.calls.lives
         )
         lookups = StaleMx(resolver or Resolver(options.resolver), self.domains)
         self.planner = Planner(lookups, options, self.identity)

@@ -122,10 +122,12 @@ class Delivery:
         self._envelope = Envelope(None, {})
         self._settlement = Settlement(request.recipients, self._report)
         self._journal_keys: dict[int, str] = {}
+        self._owner = context.calls.begin()
         self._claims = Claims(
             context,
             self._settlement,
             self._journal_keys,
+            self._owner,
             request.deadline + DOT_TIME,
             self._trace.trouble,
         )
@@ -135,6 +137,8 @@ class Delivery:
         self._opening: asyncio.Task[None] | None = None
         self._cancelled: Deferred | None = None
         self._task = asyncio.create_task(self._run())
+        # Also where it is cancelled before it has begun to run.
+        self._task.add_done_callback(lambda _: context.calls.end(self._owner))
 
     async def outcomes(self) -> list[Outcome]:
         """Return the outcome of each recipient, in their order, when all are known.
@@ -290,6 +294,7 @@ class Delivery:
             aim = nexthop_aim(parse_nexthop(group.nexthop, self._context.options.port))
             stay = Stay(
                 self._context.admission,
+                self._owner,
                 aim,
                 self._trace.now,
                 deadline,

@@ -12,8 +12,9 @@ one of the states of `EntryState`:
                  |           +-----> REFUSED, or DEFERRED
                  +-----------------> REFUSED, or DEFERRED
 
-`meaning` says what an entry means to the process that comes next. A claim holds while
-the process that made it lives, but no longer than that process said it would take.
+`meaning` says what an entry means to the delivery that comes next. A claim holds while
+its owner works (`mxpolicy.delivery.owner`), but no longer than the owner said it would
+take.
 
 A deferred recipient has an entry only if it has a `Past`. That names hosts that may have
 the message, as they did not answer the final dot, and hosts that were waited for in vain.
@@ -28,15 +29,14 @@ The journal makes nothing worse: an entry that cannot be read or written does no
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import Enum
-from functools import cache
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 from mxpolicy.address import AddressError
+from mxpolicy.delivery.owner import NO_OWNER, Owner
 from mxpolicy.delivery.trouble import one_line
 from mxpolicy.outcome import Bounced, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply, printable
@@ -48,14 +48,11 @@ __all__ = [
     "NO_PAST",
     "Entry",
     "EntryState",
-    "Owner",
     "Past",
     "aim_of",
     "deferred_entry",
     "entry_key",
-    "is_alive",
     "meaning",
-    "myself",
     "outcome_entry",
 ]
 
@@ -75,8 +72,6 @@ _VERSION = "2"
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,3})?\Z")
 # What may stand between the commas and blanks of an entry.
 _WORD = re.compile(r"[!-+\--~]{1,255}\Z")
-_MACHINE_ID = "/etc/machine-id"
-_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
 class EntryState(Enum):
@@ -87,40 +82,6 @@ class EntryState(Enum):
     DELIVERED = "delivered"
     REFUSED = "refused"
     DEFERRED = "deferred"
-
-
-class Owner(NamedTuple):
-    """The process that has claimed a message; see `is_alive`.
-
-    Attributes:
-        machine: The machine's id (machine-id(5)), empty where there is none.
-        boot: The kernel's boot id, empty where there is none.
-        namespace: That of its process ids: a number means nothing in another.
-        pid: Process id.
-        started: When it started, in clock ticks since boot (proc(5)).
-        call: Tells apart the deliveries of one process.
-    """
-
-    machine: str
-    boot: str
-    namespace: str
-    pid: int
-    started: int
-    call: str
-
-    @classmethod
-    def parse(cls, words: Sequence[str]) -> Owner:
-        """Return the owner of which *words* are all attributes as text.
-
-        Raises:
-            ValueError: They are something else.
-        """
-        machine, boot, namespace, pid, started, call = words
-        return cls(machine, boot, namespace, int(pid), int(started), call)
-
-
-# The owner of an entry that no process works on any more.
-NO_OWNER = Owner("", "", "", 0, 0, "")
 
 
 class Past(NamedTuple):
@@ -266,7 +227,7 @@ def meaning(
         entry: What the journal has; None is nothing.
         me: The process that asks.
         now: Seconds since the epoch, UTC.
-        alive: Whether the entry's owner lives; see `is_alive`.
+        alive: Whether the entry's owner may be at work; see `mxpolicy.delivery.owner`.
 
     Returns:
         What earlier attempts have left behind, where *me* may deliver. An outcome, where
@@ -355,57 +316,3 @@ def aim_of(nexthop: str, default_port: int) -> str:
         return nexthop_aim(parse_nexthop(nexthop, default_port))
     except (NexthopError, AddressError):
         return nexthop
-
-
-# -- which process is alive -----------------------------------------------------------
-
-
-def myself() -> Owner:
-    """Return this process, for one delivery."""
-    pid = os.getpid()
-    call = os.urandom(4).hex()
-    return Owner(*_own_machine(), pid, _started(pid) or 0, call)
-
-
-def is_alive(owner: Owner) -> bool:
-    """Return whether the process may still be at work; when in doubt, it is.
-
-    No process outlives a reboot of this machine. A process of another machine that
-    shares the store, or of another namespace of process ids (a container), cannot be
-    looked up. It counts as alive until its claim ends.
-    """
-    machine, boot, namespace = _own_machine()
-    if owner.boot != boot:
-        return not machine or owner.machine != machine
-    if not boot or owner.namespace != namespace:
-        return True
-    return _started(owner.pid) == owner.started
-
-
-@cache
-def _own_machine() -> tuple[str, str, str]:
-    """Return machine, boot and namespace of process ids; they stay while we run."""
-    try:
-        namespace = os.readlink("/proc/self/ns/pid")
-    except OSError:
-        namespace = ""
-    return _line(_MACHINE_ID), _line(_BOOT_ID), namespace
-
-
-def _line(path: str) -> str:
-    try:
-        with open(path, encoding="ascii") as file:
-            return file.read(100).strip()
-    except (OSError, ValueError):
-        return ""
-
-
-def _started(pid: int) -> int | None:
-    """Return the start time of a process that lives, else None (proc(5))."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name is in parentheses, then comes the state; start time is field 22.
-            fields = file.read().rpartition(b")")[2].split()
-            return None if fields[0] in b"ZX" else int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return None

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from mxpolicy.delivery.domain_history import DOMAIN
 from mxpolicy.delivery.failed_lookups import LOOKUP
 from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS
-from mxpolicy.delivery.journal import Entry, EntryState, myself
+from mxpolicy.delivery.journal import Entry, EntryState
+from mxpolicy.delivery.owner import is_own_process
 from mxpolicy.state.store import is_of_journal
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ def _is_last_word(ours: Stored, theirs: Stored | None) -> bool:
             is_same = there is not None and there.state is EntryState.DELIVERED
             return theirs is None or not is_same or ours.expires > theirs.expires
         case EntryState.REFUSED | EntryState.DEFERRED:
-            # All but the call: it is this process, whichever delivery it was.
-            return there is None or there.owner[:-1] == myself()[:-1]
+            return there is None or is_own_process(there.owner)
         case _:
             return False

@@ -1,8 +1,8 @@
 """Which deliveries may go on when most of the mail server's processes are taken. Pure.
 
 A pipe transport runs a process for each message, up to the mail server's limit
-(``limits.processes``; Postfix: maxproc in master.cf). Each process that delivers holds a
-*place*. Without a rule, one destination that does not answer would take all places, and
+(``limits.processes``; Postfix: maxproc in master.cf). Each delivery for such a process
+holds a *place*, also where the process has handed it over to a daemon. Without a rule, one destination that does not answer would take all places, and
 all other mail would wait for it.
 
 The rule
@@ -97,28 +97,28 @@ class Place(NamedTuple):
     """A place that is taken.
 
     Attributes:
-        process: Its holder: several deliveries of one process hold one place.
+        holder: The delivery, in words; it holds one place, however many ways it goes.
         aims: Of its delivery; see the module.
         since: When it began, or since when it waits; UTC seconds.
         waits_for: What it waits for, in words; empty while it does not wait.
     """
 
-    process: str
+    holder: str
     aims: frozenset[str]
     since: float
     waits_for: str = ""
 
     def encode(self) -> str:
-        """Return all but the process, as one printable line."""
+        """Return all but the holder, as one printable line."""
         aims = " ".join(sorted(self.aims))
         return f"{aims}\t{self.since:.3f}\t{self.waits_for}"
 
     @classmethod
-    def decode(cls, process: str, text: str) -> Place | None:
+    def decode(cls, holder: str, text: str) -> Place | None:
         """Return what `encode` made, None for anything else."""
         try:
             aims, since, waits_for = text.split("\t")
-            return cls(process, frozenset(aims.split(" ")), float(since), waits_for)
+            return cls(holder, frozenset(aims.split(" ")), float(since), waits_for)
         except ValueError:
             return None
 
@@ -128,7 +128,7 @@ class OverLimit(NamedTuple):
 
     Attributes:
         aim: What that is.
-        taken: Places that other processes have taken, of all destinations.
+        taken: Places that other deliveries have taken, of all destinations.
         limit: How many places there are.
         waiting: How many of them count as waiting for *aim*.
         longest: The one that waits longest; None when none waits now.
@@ -172,18 +172,18 @@ def check_limits(
     """Return why a delivery may not go on; None when it may.
 
     Args:
-        places: Those of all other processes.
+        places: Those of all other deliveries.
         aims: The delivery's.
         limit: How many places there are; 0 is no limit.
         now: UTC seconds.
         lately: What is known of the aims.
     """
-    taken = len({one.process for one in places})
+    taken = len({one.holder for one in places})
     if not is_tight(taken, limit):
         return None
     free = max(1, limit - taken)
     share = max(1, limit // 4)
-    stuck = len({one.process for one in places if one.waits_for})
+    stuck = len({one.holder for one in places if one.waits_for})
     is_stuck = stuck * 2 >= limit
     # A single one that waits says little, unless half of all places wait.
     bounds = _Bounds(share, min(share, free if is_stuck else max(2, free)))

@@ -15,7 +15,7 @@ from mxpolicy.delivery.admission import LIMITED_FOR, PLACE, Admission, Stay
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
-from mxpolicy.delivery.journal import Owner
+from mxpolicy.delivery.owner import Owner, myself
 from mxpolicy.options import LimitOptions, Options
 from mxpolicy.outcome import Deferred
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
@@ -79,10 +79,9 @@ class Machine:
             self.store,
             self.limit,
             utc=self.utc,
-            owner=lambda: owner,
             lives=lambda one: one.pid not in self.killed,
         )
-        return Stay(admission, aim, self.now, self.now() + 900.0, _fail)
+        return Stay(admission, owner, aim, self.now, self.now() + 900.0, _fail)
 
     async def come(self, aim: str, *hosts: Candidate) -> Stay | Deferred:
         """Have one delivery come that dials *hosts*, as the engine would."""
@@ -516,10 +515,10 @@ async def test_places_are_seen_through_the_file(tmp_path: Path) -> None:
     path = str(tmp_path / "state")
     machine = Machine(4, lambda utc: SqliteStore(path))
     admission = Admission(machine.store, 4)
-    stay = Stay(admission, BAD, machine.now, machine.now() + 900, _fail)
+    stay = Stay(admission, myself(), BAD, machine.now, machine.now() + 900, _fail)
     assert await stay.enter() is None
     # We are a process that lives, and no other.
-    other = Owner(*admission.owner()[:3], 1, 0, "other")
+    other = Owner(*myself()[:3], 1, 0, "other")
     (place,) = await admission.places(other)
     assert place.aims == {BAD}
     await stay.leave()
@@ -534,7 +533,7 @@ async def test_places_are_seen_through_the_file(tmp_path: Path) -> None:
 def another_process() -> Iterator[Owner]:
     """Start a process that lives, and return who it is."""
     program = (
-        "from mxpolicy.delivery.journal import myself\n"
+        "from mxpolicy.delivery.owner import myself\n"
         "print(*myself(), sep='\\t', flush=True)\n"
         "input()\n"
     )
@@ -576,8 +575,8 @@ async def test_delivery_that_is_put_off_dials_nobody(
     store = MemoryStore()
     now = asyncio.get_running_loop().time
     with another_process() as owner:
-        admission = Admission(store, 1, owner=lambda: owner)
-        other = Stay(admission, aim, now, now() + 900, _fail)
+        admission = Admission(store, 1)
+        other = Stay(admission, owner, aim, now, now() + 900, _fail)
         assert await other.enter() is None
         other.planned()
         other.learn(events.CandidateStarted(now() - 60, of_another))

@@ -6,14 +6,15 @@ import asyncio
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pytest
 
-from mxpolicy.delivery import journal
 from mxpolicy.delivery.claims import KEPT, KEPT_IN_PART, Claims, TakenOver
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.journal import Entry, EntryState, Owner
+from mxpolicy.delivery.journal import NO_PAST, Entry, EntryState, outcome_entry
+from mxpolicy.delivery.owner import Calls, Owner, myself
 from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.errors import StoreError
 from mxpolicy.options import Options
@@ -29,7 +30,6 @@ from tests.helpers.socket_loop import run_with_sockets
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
-    from pathlib import Path
 
     from mxpolicy.outcome import Outcome
     from mxpolicy.state.store import Operation, Store
@@ -44,12 +44,19 @@ IN_DOUBT = Deferred(EnhancedStatus(4, 4, 2), "no answer", None, HOST, True)
 KEYS = {0: "journal/a", 1: "journal/b", 2: "journal/c"}
 
 
+def started(pid: int) -> int:
+    """Return when a process started, in clock ticks since boot (proc(5))."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[19])
+
+
 class Site:
     """A store, and the deliveries that use it."""
 
     def __init__(self, store: Store | None = None) -> None:
         self.now = 1_000_000.0
         self.told: list[str] = []
+        self.calls = Calls()
         self.store = store or MemoryStore(self.utc)
 
     def utc(self) -> float:
@@ -73,8 +80,8 @@ class Site:
 
     async def another(self, state: EntryState, relay: str = "", *, alive: bool) -> None:
         """Put the entry of another process for recipient 0."""
-        mine = journal.myself()
-        owner = mine._replace(call="other", started=mine.started + (not alive))
+        parent = myself()._replace(pid=os.getppid(), call="other")
+        owner = parent._replace(started=started(parent.pid) + (not alive))
         entry = Entry(state, owner, self.now + 900, relay)
         await self.store.put(KEYS[0], entry.encode(), self.now + KEPT)
 
@@ -96,9 +103,10 @@ class Call:
             lambda one: self._claims.note_outcome(one),
         )
         self._keys = dict(keys)
-        context = Context(Options(), store=site.store, utc=site.utc)
+        context = Context(Options(), store=site.store, utc=site.utc, calls=site.calls)
+        self.owner = site.calls.begin()
         self._claims = Claims(
-            context, self._settlement, self._keys, deadline, site.tell
+            context, self._settlement, self._keys, self.owner, deadline, site.tell
         )
 
     async def claim(self, numbers: Iterable[int]) -> Claim:
@@ -446,7 +454,7 @@ def test_doubts_and_waits_of_a_deferred_recipient_add_up_until_it_is_settled() -
         await claims.finish([TAKEN, TAKEN])
         entry = await site.entry(0)
         assert entry is not None
-        assert entry.past == journal.NO_PAST
+        assert entry.past == NO_PAST
 
     play(work)
 
@@ -508,7 +516,7 @@ def test_dot_is_not_sent_when_another_process_has_taken_over(state: EntryState) 
         site.now += 100  # far longer than we said, and others believed it
         if state in (EntryState.DELIVERED, EntryState.REFUSED):
             outcome = TAKEN if state is EntryState.DELIVERED else REFUSED
-            entry = journal.outcome_entry(outcome)
+            entry = outcome_entry(outcome)
             await site.store.put(KEYS[0], entry.encode(), site.now + KEPT)
         else:
             await site.another(state, alive=True)
@@ -620,7 +628,7 @@ def test_busy_store_is_given_time_since_a_copy_may_depend_on_it() -> None:
     store = BusyForAWhile(lambda: 1_000_000.0)
 
     async def work(site: Site) -> None:
-        entry = journal.outcome_entry(TAKEN)
+        entry = outcome_entry(TAKEN)
         await store.put(KEYS[0], entry.encode(), site.now + KEPT)
         store.until = asyncio.get_running_loop().time() + 5
         claim = await site.claims().claim([0])
@@ -705,7 +713,8 @@ async def main():
     store = FallbackStore(SqliteStore(sys.argv[1]), print)
     settlement = Settlement(["bob@example.com"], print)
     context = Context(Options(), store=store)
-    claims = Claims(context, settlement, {0: "journal/a"}, 900.0, print)
+    owner = context.calls.begin()
+    claims = Claims(context, settlement, {0: "journal/a"}, owner, 900.0, print)
     await claims.claim([0])
     ours = settlement.those(RecipientState.OPEN, [0])
     if ours:
@@ -755,7 +764,7 @@ def test_of_many_processes_one_delivers_and_its_death_frees_the_message(
 
 
 def test_owner_of_a_settled_entry_is_nobody() -> None:
-    entry = journal.outcome_entry(TAKEN)
+    entry = outcome_entry(TAKEN)
     assert entry is not None
     assert entry.owner == Owner("", "", "", 0, 0, "")
     assert len(entry.encode()) < 100

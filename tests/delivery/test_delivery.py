@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from mxpolicy.delivery import events
+from mxpolicy.state.store import JOURNAL
 from tests.delivery.attempts import mail_data, run
 from tests.delivery.test_engine import Site, play, status
 from tests.helpers.scripted_smtp import End, Script, ScriptedHost
@@ -60,6 +61,63 @@ def test_equal_bytes_are_one_message_where_a_mail_server_has_named_or_marked_it(
 
     play(work, {"one.example": [host]})
     assert len(host.taken) == copies
+
+
+def test_second_call_of_one_process_waits_for_the_first() -> None:
+    host = ScriptedHost({"RCPT": (2.0, "250 ok")})
+
+    async def work(site: Site) -> None:
+        task = asyncio.create_task(site.send())
+        await asyncio.sleep(0.1)
+        (second,) = await site.send()
+        assert second.text.endswith("(delivered earlier)")
+        (first,) = await task
+        assert not first.text.endswith("(delivered earlier)")
+
+    play(work, {"one.example": [host]})
+    assert len(host.taken) == 1
+
+
+def test_second_call_of_one_process_is_deferred_while_the_first_goes_on() -> None:
+    host = ScriptedHost({"RCPT": End.SILENT})
+
+    async def work(site: Site) -> None:
+        task = asyncio.create_task(site.send())
+        await asyncio.sleep(0.1)
+        (outcome,) = await site.send()
+        assert "another delivery of this message is under way" in outcome.text
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    play(work, {"one.example": [host]})
+    assert len(host.visits) == 1
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["same", "other"])
+def test_claim_that_could_not_be_deleted_counts_only_for_other_processes(
+    is_ours: bool,
+) -> None:
+    host = ScriptedHost({"RCPT": [(1.0, "450 later"), "250 ok"]})
+
+    async def main() -> None:
+        site = Site({"one.example": [host]}, alive=("us", "them"))
+        task = asyncio.create_task(site.send())
+        await asyncio.sleep(0.5)
+        (claim,) = await site.store.scan(JOURNAL)
+        assert status((await task)[0]) == "Deferred 4.0.0"
+        await site.store.put(claim.key, claim.value, claim.expires)
+        owner = "us" if is_ours else "them"
+        again = Site(
+            {"one.example": [host]}, owner=owner, alive=site.alive, store=site.store
+        )
+        (outcome,) = await (site if is_ours else again).send()
+        assert status(outcome) == ("Delivered 2.0.0" if is_ours else "Deferred 4.3.0")
+        again.now = site.now = site.now + 900 + 600 + 61  # no claim holds for longer
+        (outcome,) = await again.send()
+        assert status(outcome) == "Delivered 2.0.0"
+
+    run(host, work=main)
+    assert len(host.taken) == 1
 
 
 def test_another_process_is_waited_for_no_longer_than_a_third_of_what_is_left() -> None:

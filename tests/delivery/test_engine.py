@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import closing
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -16,9 +17,9 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
-from mxpolicy.delivery.journal import Owner
 from mxpolicy.delivery.log import Log
 from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.owner import Calls, Owner
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import StoreError
 from mxpolicy.net.dial import dial
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 START = 1_800_000_000.0
 WHY = "the client has gone"
+PROCESSES = ("us", "them")
 
 
 class Site:
@@ -72,6 +74,8 @@ class Site:
         self.now = START
         self.store = store or MemoryStore(lambda: self.now)
         self.alive = list(alive)
+        self._numbers = count(1)
+        pid = PROCESSES.index(owner)
         self._ports: dict[str, int] = {}
         for domain, hosts in domains.items():
             names = [f"mx{place}.{domain}" for place in range(1, len(hosts) + 1)]
@@ -95,8 +99,10 @@ class Site:
             clock=asyncio.get_running_loop().time,
             utc=lambda: self.now,
             chance=lambda: 0.0,
-            owner=lambda: Owner("m", "b", "n", 1, 1, owner),
-            lives=lambda owner: owner.call in self.alive,
+            calls=Calls(
+                lambda: Owner("m", "b", "n", pid, 1, str(next(self._numbers))),
+                lambda other: PROCESSES[other.pid] in self.alive,
+            ),
         )
         self.engine = Engine(self.context)
 

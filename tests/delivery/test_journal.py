@@ -1,9 +1,6 @@
 """What a journal's entry means to whoever comes next."""
 
-import os
-import subprocess
 from hashlib import sha256
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,16 +12,14 @@ from mxpolicy.delivery.journal import (
     NO_PAST,
     Entry,
     EntryState,
-    Owner,
     Past,
     aim_of,
     deferred_entry,
     entry_key,
-    is_alive,
     meaning,
-    myself,
     outcome_entry,
 )
+from mxpolicy.delivery.owner import Owner
 from mxpolicy.delivery.trouble import with_doubts
 from mxpolicy.outcome import Bounced, Delivered
 from mxpolicy.reply import EnhancedStatus
@@ -254,40 +249,3 @@ def test_aim_has_one_spelling_and_no_two_the_same() -> None:
     # What is not written is the option's.
     assert aim_of("[h.example.net]", 2525) == aim_of("[h.example.net]:2525", 25)
     assert aim_of("[h.example.net]", 2525) != aim_of("[h.example.net]", 25)
-
-
-def test_this_process_is_alive() -> None:
-    assert is_alive(myself())
-    assert myself() != myself()  # each delivery is one of its own
-
-
-def test_process_that_has_ended_is_not_alive() -> None:
-    with subprocess.Popen(["sleep", "60"]) as process:
-        stat = Path(f"/proc/{process.pid}/stat").read_text()
-        started = int(stat.rpartition(")")[2].split()[19])
-        owner = myself()._replace(pid=process.pid, started=started)
-        assert is_alive(owner)
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert not is_alive(owner), "a zombie delivers nothing"
-    assert not is_alive(owner)
-
-
-def test_number_that_has_gone_to_another_process_is_not_alive() -> None:
-    assert not is_alive(myself()._replace(started=1))
-
-
-@pytest.mark.skipif(not myself().machine, reason="no /etc/machine-id here")
-def test_after_a_reboot_nobody_is_alive() -> None:
-    assert not is_alive(myself()._replace(boot="another"))
-
-
-@pytest.mark.parametrize(
-    "elsewhere",
-    [
-        myself()._replace(machine="x", boot="y", pid=1),
-        myself()._replace(namespace="z", pid=1 << 22),
-    ],
-)
-def test_whoever_cannot_be_looked_up_counts_as_alive(elsewhere: Owner) -> None:
-    assert is_alive(elsewhere)

@@ -7,12 +7,11 @@ import pytest
 from mxpolicy.delivery.journal import (
     Entry,
     EntryState,
-    Owner,
     Past,
     deferred_entry,
-    myself,
     outcome_entry,
 )
+from mxpolicy.delivery.owner import Owner, myself
 from mxpolicy.delivery.replay import prevails
 from mxpolicy.outcome import Bounced, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply

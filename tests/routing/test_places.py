@@ -30,7 +30,7 @@ HOST = "[192.0.2.1]:25"
 
 
 class Machine:
-    """Places that are taken, each by a process of its own."""
+    """Places that are taken, each by a delivery of its own."""
 
     def __init__(self) -> None:
         self.places: list[Place] = []
@@ -39,9 +39,9 @@ class Machine:
         self, count: int, *aims: str, waits: bool = False, age: float = 60.0
     ) -> Machine:
         for _ in range(count):
-            process = str(len(self.places))
+            holder = str(len(self.places))
             words = f"mx1.{aims[0]} (connect)" if waits else ""
-            place = Place(process, frozenset(aims), NOW - age, words)
+            place = Place(holder, frozenset(aims), NOW - age, words)
             self.places.append(place)
         return self
 
@@ -182,7 +182,7 @@ def test_bursts_of_three_destinations_beside_mail_that_waits_leave_a_place() -> 
     assert len(machine.places) < LIMIT
 
 
-def test_several_deliveries_of_one_process_hold_one_place() -> None:
+def test_delivery_that_goes_several_ways_holds_one_place() -> None:
     places = [Place("1", frozenset([BAD]), NOW, "DNS")] * 60
     assert check_limits(places, [BAD], LIMIT, NOW) is None
 

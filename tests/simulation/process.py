@@ -16,8 +16,8 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
-from mxpolicy.delivery.journal import Owner
 from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.owner import Calls, Owner
 from mxpolicy.options import LimitOptions, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.state.fallback import FallbackStore
@@ -127,8 +127,7 @@ class Process:
             dial=line.dial,  # type: ignore[arg-type]
             is_own_address=lambda address: address == OUR_ADDRESS,
             chance=file.rng.random,
-            owner=self._owner,
-            lives=machine.lives,
+            calls=Calls(self._owner, machine.lives),
         )
         return Engine(context)
 
