@@ -305,6 +305,7 @@ ITEMS: dict[object, Reader] = {
     options.Hops: _whole(1, 1000),
     options.Places: _whole(1, 32),
     options.Processes: _whole(0, 10000),
+    options.Rate: _whole(1, 1000),
     options.YesNoAuto: _yes_no_auto,
     options.HostName: _helo,
     options.LogTarget: _log_target,

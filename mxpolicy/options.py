@@ -31,6 +31,7 @@ __all__ = [
     "HostName",
     "HostNames",
     "JournalOptions",
+    "KickOptions",
     "LimitOptions",
     "LogDetail",
     "LogFormat",
@@ -48,6 +49,7 @@ __all__ = [
     "Processes",
     "ProtocolStates",
     "RaceOptions",
+    "Rate",
     "ResolverOptions",
     "Size",
     "Texts",
@@ -77,6 +79,8 @@ Processes = Annotated[int, "Processes"]
 """How many processes at once, 0 to 10000."""
 Hops = Annotated[int, "Hops"]
 """Mail servers that a message has passed, 1 to 1000."""
+Rate = Annotated[int, "Rate"]
+"""How many a second, 1 to 1000."""
 YesNoAuto = Annotated[bool | None, "YesNoAuto"]
 """``yes``, ``no``, or None for ``auto``."""
 HostName = Annotated[str, "HostName"]
@@ -222,6 +226,16 @@ class JournalOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class KickOptions:
+    """Telling the mail server, from ``mxpolicy serve``, that hosts can be reached again."""
+
+    command: Texts = ()
+    """Program and arguments; the queue id of a deferred message comes behind them. ``[/usr/sbin/postqueue, -i]`` or ``[/usr/sbin/exim4, -M]``, as an account that may do so. Default: no command is run, and the mail server's own schedule decides."""
+    rate: Rate = 10
+    """How many messages a second the mail server is told of at most."""
+
+
+@dataclass(frozen=True, slots=True)
 class TlsOptions:
     """TLS towards the hosts."""
 
@@ -327,6 +341,7 @@ class Options:
     limits: LimitOptions = field(default_factory=LimitOptions)
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     journal: JournalOptions = field(default_factory=JournalOptions)
+    kick: KickOptions = field(default_factory=KickOptions)
     tls: TlsOptions = field(default_factory=TlsOptions)
     policy: AccessPolicyOptions = field(default_factory=AccessPolicyOptions)
     log: LogOptions = field(default_factory=LogOptions)

@@ -69,6 +69,7 @@ EXAMPLE: dict[str, Any] = {
     "nexthop": "",
     "candidates": (_CANDIDATE,),
     "remarks": (),
+    "messages": 0,
     "candidate": _CANDIDATE,
     "phase": Phase.CONNECT,
     "finding": Finding(Verdict.FILTERED, Phase.CONNECT, 0.0),

@@ -29,6 +29,7 @@ __all__ = [
     "CandidateTaken",
     "Delays",
     "Event",
+    "HostRecovered",
     "Observe",
     "PhaseReached",
     "Planned",
@@ -196,6 +197,19 @@ class AccessJudged(NamedTuple):
     action: str
 
 
+class HostRecovered(NamedTuple):
+    """A host is ready again, and the mail server is told of the mail deferred for it.
+
+    Attributes:
+        messages: How many messages that is.
+    """
+
+    at: float
+    candidate: Candidate
+    messages: int
+    queue_id: str = ""
+
+
 class Trouble(NamedTuple):
     """Trouble of our own, for the log; it blames no host."""
 
@@ -219,6 +233,7 @@ Event = (
     | CandidateTaken
     | RecipientSettled
     | AccessJudged
+    | HostRecovered
     | Trouble
 )
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from mxpolicy.delivery.events import (
     DUNNO,
     AccessJudged,
+    HostRecovered,
     RecipientSettled,
     StrayReply,
     Trouble,
@@ -131,7 +132,7 @@ def is_always_logged(event: Event) -> bool:
     """Return whether *event* is logged even where the single steps are not."""
     if isinstance(event, AccessJudged):
         return event.action != DUNNO
-    return isinstance(event, RecipientSettled | StrayReply | Trouble)
+    return isinstance(event, RecipientSettled | StrayReply | HostRecovered | Trouble)
 
 
 def _now() -> str:

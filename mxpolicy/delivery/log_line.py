@@ -24,6 +24,7 @@ from mxpolicy.delivery.events import (
     CandidateFailed,
     CandidateStarted,
     CandidateTaken,
+    HostRecovered,
     PhaseReached,
     Planned,
     Progressed,
@@ -68,6 +69,7 @@ _WORDS = {
     StrayReply: "stray reply",
     CandidateDropped: "dropped",
     CandidateTaken: "taken",
+    HostRecovered: "recovered",
 }
 
 # Postfix's words.
@@ -156,6 +158,8 @@ def _facts(event: Event) -> Facts:
         case WorkedAround(_, candidate, small_segments, in_clear):
             ways = ["small segments"] * small_segments + ["clear text"] * in_clear
             return of(candidate, by=" and ".join(ways))
+        case HostRecovered(_, candidate, messages):
+            return of(candidate, messages=messages)
         case AccessJudged():
             return {
                 "event": "access",
