@@ -67,7 +67,7 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
 
     store = open_to_read(state_file(options.state, os.environ), tell, acts=True)
     engine = Engine(Context(options, store=store))
-    server = AccessPolicyServer(engine, options, log.observe)
+    server = AccessPolicyServer(lambda: engine, log.observe)
     # Takes any descriptor. epoll takes no file, and questions in a file are for trying.
     loop = asyncio.SelectorEventLoop(selectors.PollSelector())
     loop.set_exception_handler(tell_of_loop)
@@ -75,7 +75,7 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
     def serve() -> int:
         with log:
             stream = Descriptors(STDIN, out)
-            serving = loop.create_task(server.serve(stream, stream))
+            serving = loop.create_task(server.converse(stream, stream))
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.add_signal_handler(number, serving.cancel)
             try:

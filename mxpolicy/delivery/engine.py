@@ -92,10 +92,19 @@ class Engine:
             recipient: See `plan`.
             within: See `plan`.
         """
+        plan = await self.plan(nexthop, sender, recipient, within)
+        return await self.forecast_of(plan, recipient)
+
+    async def forecast_of(self, plan: Plan, recipient: str) -> Forecast:
+        """Return what would happen to a message with *plan* now; see `forecast`.
+
+        Args:
+            plan: Made for *recipient* not long ago: what DNS said still holds.
+            recipient: See `plan`.
+        """
         # A delivery does not need it, and each import costs time in every process.
         from mxpolicy.delivery.forecast import Forecast, forecast
 
-        plan = await self.plan(nexthop, sender, recipient, within)
         soft = await self.context.failed_lookups.recent(plan, note=False)
         plan = plan._replace(unresolved=soft)
         if plan.refusal is None:
@@ -104,7 +113,7 @@ class Engine:
         refusal = plan.refusal
         if recipient and is_missing(refusal):
             # The recipient is an address, or there would be another refusal.
-            _, domain = destination(nexthop, parse_mailbox(recipient).domain)
+            _, domain = destination(plan.nexthop, parse_mailbox(recipient).domain)
             domains = self.context.domains
             refusal = await domains.unless_stale(domain, refusal, note=False)
         return Forecast(plan._replace(refusal=plan.as_far_as_known(refusal)))

@@ -55,6 +55,9 @@ __all__ = ["Lookups", "Plan", "Planner", "destination"]
 # some name servers drop AAAA queries, and the host can be reached without.
 OTHER_FAMILY = 2.0
 
+# Seconds for which a lookup counts as failed that was not waited for any longer.
+LATE_HOLDS = 5.0
+
 # Questions on their way at once for one message.
 MAX_QUESTIONS = 32
 
@@ -305,7 +308,11 @@ async def _resolve_host(host: Host, end: float, questions: _Questions) -> Resolv
             task.result()
             if task.done()
             else Lookup(
-                host.name, rdtype, LookupStatus.FAILED, reason="no answer in time"
+                host.name,
+                rdtype,
+                LookupStatus.FAILED,
+                ttl=LATE_HOLDS,
+                reason="no answer in time",
             )
             for task, rdtype in tasks.items()
         )

@@ -67,22 +67,28 @@ class Cache:
             return None
         return entry.lookup._replace(ttl=entry.until - now)
 
-    def put(self, lookup: Lookup, now: float, patience: float = 0.0) -> None:
-        """Keep *lookup*, learned at *now* (seconds, monotonic) within *patience*."""
+    def put(self, lookup: Lookup, now: float, patience: float = 0.0) -> Lookup:
+        """Keep *lookup*, learned at *now* (seconds, monotonic) within *patience*.
+
+        Returns what is kept, its TTL the seconds for which it is: also of a failure.
+        """
         key = (lookup.name, lookup.rdtype)
-        if lookup.status is LookupStatus.FAILED and self.get(*key, now, patience):
-            return  # an equal question that waits longer was answered meanwhile
+        if lookup.status is LookupStatus.FAILED and (
+            known := self.get(*key, now, patience)
+        ):
+            return known  # an equal question that waits longer was answered meanwhile
         kept = self._kept_for(key, lookup)
         # Removed first, so that a renewed entry counts as new.
         self._drop(key)
         if kept <= 0:
-            return
+            return lookup
         self._entries[key] = _Entry(lookup, now + kept, kept, patience)
         self._records += len(lookup.records)
         while (
             len(self._entries) > self._max_entries or self._records > self._max_records
         ):
             self._drop(next(iter(self._entries)))
+        return lookup._replace(ttl=kept)
 
     def _drop(self, key: Key) -> None:
         entry = self._entries.pop(key, None)

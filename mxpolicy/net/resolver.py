@@ -127,8 +127,7 @@ class Resolver:
         self._asking[key] = done = asyncio.get_running_loop().create_future()
         lookup = None
         try:
-            lookup = await self._ask(*key)
-            self._cache.put(lookup, _now(), key[2])
+            lookup = self._cache.put(await self._ask(*key), _now(), key[2])
         except LocalTrouble as error:
             # Not kept: it says nothing about the name.
             lookup = Lookup(*key[:2], LookupStatus.FAILED, reason=str(error))

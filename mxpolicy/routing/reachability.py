@@ -42,6 +42,7 @@ clock that is set back or forward makes a verdict unknown, never a pause longer.
 from __future__ import annotations
 
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING
 
 from mxpolicy.reply import printable
@@ -60,6 +61,7 @@ __all__ = [
     "is_about_host",
     "is_about_nexthop",
     "standing",
+    "standing_ends",
 ]
 
 # A host that turns us away within a minute of a ready session has too many of them, or
@@ -281,13 +283,31 @@ def standing(record: HostRecord, now: float, options: MemoryOptions) -> Standing
     """Return where a candidate stands at *now*, UTC seconds."""
     if record.verdict is None or record.is_lone_doubt:
         return Standing.UNKNOWN
-    pause = min(record.pause, options.longest_pause)
-    age = now - record.since
-    # With a clock that was set back, a pause is never longer than the longest.
-    if age < -min(SKEW, options.longest_pause - pause):
+    begins, due, ends = _times(record, options)
+    if now < begins:
         return Standing.UNKNOWN
-    if age < pause:
+    if now < due:
         return Standing.PAUSED
-    if age < 2 * pause:
+    if now < ends:
         return Standing.DUE
     return Standing.UNKNOWN
+
+
+def standing_ends(record: HostRecord, now: float, options: MemoryOptions) -> float:
+    """Return until when a candidate stands as at *now*, while nothing is written.
+
+    UTC seconds; infinity when it stands so for ever.
+    """
+    if record.verdict is None or record.is_lone_doubt:
+        return inf
+    return next((one for one in _times(record, options) if now < one), inf)
+
+
+def _times(record: HostRecord, options: MemoryOptions) -> tuple[float, float, float]:
+    """Return when the verdict begins to count, when its pause ends, and it itself.
+
+    With a clock that was set back, a pause is never longer than the longest.
+    """
+    pause = min(record.pause, options.longest_pause)
+    skew = min(SKEW, options.longest_pause - pause)
+    return record.since - skew, record.since + pause, record.since + 2 * pause

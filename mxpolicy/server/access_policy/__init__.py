@@ -1,0 +1,239 @@
+"""The access policy server: what smtpd(8) asks before it takes the mail.
+
+SMTPD_POLICY_README. A client asks about each recipient, waits for the answer, and asks
+again over the same connection for as long as it lives:
+
+- Each question is answered once, in the order in which they came. Questions of one
+  client are judged at the same time, so that each has its answer in time.
+- A question is answered within ``policy.timeout`` seconds. Postfix waits for 100 s by
+  default (``smtpd_policy_service_timeout``), and then refuses mail for now.
+- A client is never disconnected before it has hung up. An idle one costs a descriptor
+  and some 2 KiB, and what one client sends takes bounded memory.
+
+`judge` has the answers, and `conversation` keeps them in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+
+from mxpolicy.server.access_policy.conversation import Conversation
+from mxpolicy.server.access_policy.judge import Judge
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from mxpolicy.delivery.engine import Engine
+    from mxpolicy.delivery.events import Observe
+    from mxpolicy.protocol.access_policy import AccessRequest
+
+__all__ = ["READ_SIZE", "AccessPolicyServer", "Reader", "Writer"]
+
+# Postfix's requests have some hundred bytes. The shortest malformed one has a single byte:
+# so not more at once.
+READ_SIZE = 4096
+
+
+class Reader(Protocol):
+    """Where questions come from: `asyncio.StreamReader`."""
+
+    async def read(self, n: int, /) -> bytes:
+        """Return some bytes, at most *n*; none at the end."""
+        ...
+
+
+class Writer(Protocol):
+    """Where answers go to: `asyncio.StreamWriter`."""
+
+    def write(self, data: bytes, /) -> None:
+        """Send *data*, or as much as the client takes at once."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until the client has taken the rest."""
+        ...
+
+
+class AccessPolicyServer:
+    """Answers any number of clients, also at the same time.
+
+    Args:
+        engine: Returns the engine whose forecasts decide. When it is another one than
+            before, its configuration counts from the next question on.
+        observe: Told every judgement, and every trouble.
+        clock: Seconds, monotonic.
+
+    Raises:
+        ConfigError: A rule cannot be understood. `mxpolicy.config` has looked at them.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        observe: Observe,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._observe = observe
+        self._clock = clock
+        self._judge = Judge(engine(), observe, clock)
+        self._buffer = bytearray(READ_SIZE)
+
+    async def serve(self, connection: socket.socket) -> None:
+        """Answer one client until it has hung up.
+
+        A client that closes only its sending side has its answers first
+        (``${readsocket}``). When the caller cancels this, every open question is
+        answered DUNNO at once; what the client does not take at once is dropped.
+
+        Args:
+            connection: Accepted, a stream; closed when this returns.
+        """
+        loop = asyncio.get_running_loop()
+        client = _Client(self._conversation, self._buffer)
+        await loop.connect_accepted_socket(lambda: client, connection)
+        try:
+            await asyncio.shield(client.ended)
+        except asyncio.CancelledError:
+            await client.give_up()
+            raise
+
+    def stop(self) -> None:
+        """Go on: a mail server that has no answer may refuse mail for now."""
+
+    async def converse(self, reader: Reader, writer: Writer) -> None:
+        """Do as `serve` over streams, which the caller closes."""
+        conversation = self._conversation(writer.write)
+        reading = asyncio.create_task(reader.read(READ_SIZE))
+        is_open = True
+        try:
+            while is_open or conversation.owed:
+                awaited: set[asyncio.Task[str] | asyncio.Task[bytes]] = set()
+                if conversation.awaited is not None:
+                    awaited.add(conversation.awaited)
+                if is_open and not conversation.is_full:
+                    awaited.add(reading)
+                done, _ = await asyncio.wait(
+                    awaited, return_when=asyncio.FIRST_COMPLETED
+                )
+                if reading in done:
+                    data = reading.result()
+                    conversation.receive_data(data)
+                    if is_open := bool(data):
+                        reading = asyncio.create_task(reader.read(READ_SIZE))
+                    else:
+                        conversation.receive_eof()
+                conversation.send_ready()
+                await writer.drain()
+        except OSError:
+            return  # the client has gone
+        finally:
+            tasks = conversation.cancel()
+            with suppress(OSError):
+                conversation.send_ready()
+            reading.cancel()
+            await asyncio.gather(reading, *tasks, return_exceptions=True)
+
+    def _conversation(self, send: Callable[[bytes], None]) -> Conversation:
+        return Conversation(self.action_for, send, self._observe)
+
+    def action_for(self, request: AccessRequest) -> str | asyncio.Task[str]:
+        """See `Judge.action_for`."""
+        engine = self._engine()
+        if engine is not self._judge.engine:
+            self._judge = Judge(engine, self._observe, self._clock)
+        return self._judge.action_for(request)
+
+
+class _Client(asyncio.BufferedProtocol):
+    """One client's connection: reads while it may, writes what is ready.
+
+    Args:
+        conversation: Makes one that sends by the function given.
+        buffer: Where what it sends is read to; all clients may share it, because it is
+            taken from there before anything else is read.
+
+    Attributes:
+        ended: Done when the connection is closed.
+    """
+
+    def __init__(
+        self,
+        conversation: Callable[[Callable[[bytes], None]], Conversation],
+        buffer: bytearray,
+    ) -> None:
+        self.ended = asyncio.get_running_loop().create_future()
+        self._conversation = conversation(self._send)
+        self._buffer = buffer
+        self._transport: asyncio.Transport
+        self._watched: asyncio.Task[str] | None = None
+        self._has_ended = False  # the client sends no more
+        self._takes = True  # what is written to it
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._conversation.receive_data(bytes(memoryview(self._buffer)[:nbytes]))
+        self._go_on()
+
+    def eof_received(self) -> bool:
+        self._has_ended = True
+        self._conversation.receive_eof()
+        self._go_on()
+        return True  # its answers may come yet
+
+    def pause_writing(self) -> None:
+        self._takes = False
+        self._go_on()
+
+    def resume_writing(self) -> None:
+        self._takes = True
+        self._go_on()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._conversation.cancel()
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    async def give_up(self) -> None:
+        """Answer DUNNO to all that waits, and hang up."""
+        self._conversation.cancel()
+        self._conversation.send_ready()
+        self._transport.close()
+        await asyncio.sleep(0)
+        self._transport.abort()
+        await self.ended
+
+    def _send(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _go_on(self) -> None:
+        """Wait for the next answer; read, unless too much is owed; or hang up."""
+        if self._transport.is_closing():
+            return
+        awaited = self._conversation.awaited
+        if awaited is not None and awaited is not self._watched:
+            self._watched = awaited
+            awaited.add_done_callback(self._found_out)
+        if self._has_ended:
+            if not self._conversation.owed:
+                self._transport.close()
+        elif self._takes and not self._conversation.is_full:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _found_out(self, task: asyncio.Task[str]) -> None:
+        if not task.cancelled():
+            self._conversation.send_ready()
+            self._go_on()
