@@ -29,6 +29,7 @@ SECONDS_TO_BEGIN = 9
 COMMANDS = {
     "pipe": "deliver the message on standard input; run by the mail server",
     "policy": "answer the mail server's questions; run by it (spawn(8))",
+    "serve": "the daemon: deliveries and questions over sockets",
     "route": "show which hosts a message would be tried at, and why; dials nothing",
     "hosts": "show what is remembered of hosts, or forget it (hosts clear)",
     "check": "show the configuration as understood, and whether all around it fits",
@@ -67,7 +68,8 @@ def main() -> int:
     if command in COMMANDS:
         from importlib import import_module
 
-        return int(import_module(f"mxpolicy.{command}").main(rest))
+        module = "daemon" if command == "serve" else command
+        return int(import_module(f"mxpolicy.{module}").main(rest))
     if command in {"-h", "--help", "help"}:
         sys.stdout.write(_help())
         return 0

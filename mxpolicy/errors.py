@@ -5,6 +5,7 @@ The tree::
     MxPolicyError
       ConfigError              the configuration cannot be used; all mistakes at once
       UsageError               the command line cannot be understood
+      ListenError              a socket cannot be listened at
       ProtocolError
         LocalProtocolError     we would have broken the protocol: a bug here
         RemoteProtocolError    the peer broke it: close the connection
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigError",
     "ConnectError",
+    "ListenError",
     "LocalProtocolError",
     "LocalTrouble",
     "MxPolicyError",
@@ -63,6 +65,23 @@ class ConfigError(MxPolicyError):
 
 class UsageError(MxPolicyError):
     """The command line cannot be understood; the text says what was expected."""
+
+
+class ListenError(MxPolicyError):
+    """A socket cannot be listened at.
+
+    Attributes:
+        at: Its path, or ``ADDRESS:PORT``.
+        reason: Why, and what to do.
+    """
+
+    def __init__(self, at: str, reason: str) -> None:
+        super().__init__(at, reason)
+        self.at = at
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot listen at {self.at}: {self.reason}"
 
 
 class ProtocolError(MxPolicyError):

@@ -33,6 +33,7 @@ __all__ = [
 
 MAX_SHOWN = 60  # characters of a wrong word
 MAX_PATH = 1024
+MAX_SOCKET_PATH = 107
 
 # Compiled where they are needed: most messages meet one of them at most.
 _DURATION = r"([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*(ms|s|m|h|d)"
@@ -42,6 +43,7 @@ _SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _BARE = r"[1-9][0-9]{0,5}|0?\.[0-9]{1,3}"
 _WHOLE = r"0|[1-9][0-9]{0,8}"
 _WITH_PORT = r"(?:\[([^\[\]]*)\]|([^:\[\]]+)):([0-9]+)"
+_GROUP = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}"
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 # smtpd(8)'s names; BDAT is shown as DATA.
 _STATES = ("CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "END-OF-MESSAGE", "VRFY", "ETRN")  # fmt: skip
@@ -229,11 +231,7 @@ def _network(text: str) -> str:
 
 
 def _name_server(text: str) -> str:
-    found = re.fullmatch(_WITH_PORT, text)
-    bracketed, plain, port = found.groups() if found else (None, text, "53")
-    version = _ip(bracketed or plain or "")
-    is_port = re.fullmatch(_WHOLE, port) and 1 <= int(port) <= 65535
-    if version is None or (bracketed and version == 4) or not is_port:
+    if not _is_with_port(text, default="53"):
         raise ValueError(
             f"{_quoted(text)} is not a name server; write an address, 192.0.2.53,"
             " 192.0.2.53:5353 or [2001:db8::53]:5353"
@@ -241,9 +239,52 @@ def _name_server(text: str) -> str:
     return text
 
 
+def _is_with_port(text: str, default: str = "") -> bool:
+    """Return whether it is ``ADDRESS:PORT`` or ``[V6]:PORT``."""
+    found = re.fullmatch(_WITH_PORT, text)
+    bracketed, plain, port = found.groups() if found else (None, text, default)
+    version = _ip(bracketed or plain or "")
+    is_port = re.fullmatch(_WHOLE, port) and 1 <= int(port) <= 65535
+    return bool(is_port and version and not (bracketed and version == 4))
+
+
 def _directory(text: str) -> str:
     if text and not _is_path(text):
         raise ValueError(f"{_quoted(text)}: expected a directory's absolute path")
+    return text
+
+
+def _path(text: str) -> str:
+    path = text.removeprefix("unix:")  # as Postfix writes it
+    if text == options.UNIX:
+        return text
+    if not _is_path(path):
+        raise ValueError(
+            f"{_quoted(text)}: expected unix, or a socket's absolute path"
+            + near_miss(text, (options.UNIX,))
+        )
+    if len(path) > MAX_SOCKET_PATH:
+        raise ValueError(
+            f"{_quoted(text)} is longer than {MAX_SOCKET_PATH} bytes (unix(7))"
+        )
+    return path
+
+
+def _socket(text: str) -> str:
+    if text == options.UNIX or text.startswith(("/", "unix:")):
+        return _path(text)
+    address = text.removeprefix("inet:")
+    if not _is_with_port(address):
+        raise ValueError(
+            f"{_quoted(text)} is no socket; write unix, an absolute path,"
+            " 127.0.0.1:2424 or [::1]:2424"
+        )
+    return address
+
+
+def _group(text: str) -> str:
+    if text and not re.fullmatch(_GROUP, text):
+        raise ValueError(f"{_quoted(text)} is not the name of a group")
     return text
 
 
@@ -302,6 +343,7 @@ ITEMS: dict[object, Reader] = {
     options.Timeout: _from_to(parse_duration, "1ms", "1d"),
     options.Size: _from_to(parse_size, "0", "1GiB"),
     options.Port: _whole(1, 65535),
+    options.Clients: _whole(1, 100000),
     options.Hops: _whole(1, 1000),
     options.Places: _whole(1, 32),
     options.Processes: _whole(0, 10000),
@@ -310,6 +352,7 @@ ITEMS: dict[object, Reader] = {
     options.HostName: _helo,
     options.LogTarget: _log_target,
     options.Directory: _directory,
+    options.Group: _group,
     options.AccessAction: _access_action,
 }
 LISTS: dict[object, Reader] = {
@@ -319,6 +362,8 @@ LISTS: dict[object, Reader] = {
         text if text == "private" else _network(text)
     ),
     options.NameServers: _name_server,
+    options.Paths: _path,
+    options.Sockets: _socket,
     options.AccessFindings: lambda text: choice(text, options.AccessFinding),
     options.ProtocolStates: _protocol_state,
     options.Destinations: _destination,

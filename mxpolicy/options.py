@@ -23,16 +23,20 @@ __all__ = [
     "AccessPolicyOptions",
     "AccessRule",
     "AccessRules",
+    "Clients",
     "Delay",
     "Destinations",
     "Directory",
     "GreetingPolicy",
+    "Group",
     "Hops",
     "HostName",
     "HostNames",
     "JournalOptions",
     "KickOptions",
     "LimitOptions",
+    "ListenOptions",
+    "LmtpSockets",
     "LogDetail",
     "LogFormat",
     "LogOptions",
@@ -44,7 +48,10 @@ __all__ = [
     "NetworksOrPrivate",
     "NxdomainPolicy",
     "Options",
+    "Paths",
+    "PipeSockets",
     "Places",
+    "PolicySockets",
     "Port",
     "Processes",
     "ProtocolStates",
@@ -52,6 +59,7 @@ __all__ = [
     "Rate",
     "ResolverOptions",
     "Size",
+    "Sockets",
     "Texts",
     "Timeout",
     "TlsLevel",
@@ -77,6 +85,8 @@ Places = Annotated[int, "Places"]
 """How many at once, 1 to 32: an attempt dials no more."""
 Processes = Annotated[int, "Processes"]
 """How many processes at once, 0 to 10000."""
+Clients = Annotated[int, "Clients"]
+"""Connections at once, 1 to 100000."""
 Hops = Annotated[int, "Hops"]
 """Mail servers that a message has passed, 1 to 1000."""
 Rate = Annotated[int, "Rate"]
@@ -97,6 +107,15 @@ LogTarget = Annotated[str, "LogTarget"]
 """``syslog``, ``journald``, ``stderr`` or an absolute path."""
 Directory = Annotated[str, "Directory"]
 """An absolute path; empty for the default."""
+LOOPBACK = ("127.0.0.0/8", "::1")
+UNIX = "unix"
+"""The usual path of a socket; see `ListenOptions`."""
+Sockets = Annotated[tuple[str, ...], "Sockets"]
+"""`UNIX`, absolute paths, ``ADDRESS:PORT`` or ``[V6]:PORT``."""
+Paths = Annotated[tuple[str, ...], "Paths"]
+"""`UNIX`, or absolute paths."""
+Group = Annotated[str, "Group"]
+"""A group's name; empty for the default."""
 AccessAction = Annotated[str, "AccessAction"]
 """An action of access(5), as `mxpolicy.protocol.access_policy` knows them."""
 ProtocolStates = Annotated[tuple[str, ...], "ProtocolStates"]
@@ -201,6 +220,51 @@ class LimitOptions:
     """``Received:`` fields that make a message a loop; it bounces with 5.4.6 (RFC 5321 §6.3, Postfix: hopcount_limit)."""
     processes: Processes = 60
     """How many deliveries the mail server runs at once (Postfix: maxproc in master.cf, added up where several transports run mxpolicy). A destination that does not answer gets no more than its share, and other mail goes on. 0: no destination is ever limited."""
+    clients: Clients = 4000
+    """How many clients one socket of ``mxpolicy serve`` has at once; the next ones wait. All of them together use half of its descriptors at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipeSockets:
+    """Where ``mxpolicy pipe`` hands messages over."""
+
+    at: Paths = (UNIX,)
+    """``unix``, which is ``pipe`` in ``$RUNTIME_DIRECTORY``, else in ``/run/mxpolicy``; or absolute paths. ``[]``: none."""
+    group: Group = ""
+    """Group of these sockets; their mode is 0660. Default: that of ``mxpolicy serve``, which is also the mail server's for ``mxpolicy pipe``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LmtpSockets:
+    """Where the mail server delivers by LMTP (RFC 2033). Whoever may connect may send mail to all the world."""
+
+    at: Sockets = (UNIX,)
+    """``unix``, which is ``lmtp`` in that directory; absolute paths; ``ADDRESS:PORT`` or ``[V6]:PORT`` for TCP. ``[]``: none."""
+    group: Group = ""
+    """Group of the unix sockets among them (mode 0660): the mail server's, ``postfix`` or ``Debian-exim``. Default: that of ``mxpolicy serve``."""
+    allow: Networks = LOOPBACK
+    """Addresses or networks that may connect by TCP."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySockets:
+    """Where the mail server asks for access policy (``check_policy_service``)."""
+
+    at: Sockets = (UNIX,)
+    """``unix``, which is ``policy`` in that directory; absolute paths; ``ADDRESS:PORT`` or ``[V6]:PORT`` for TCP. ``[]``: none."""
+    group: Group = ""
+    """As for ``lmtp``."""
+    allow: Networks = LOOPBACK
+    """As for ``lmtp``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenOptions:
+    """Where ``mxpolicy serve`` is reached, beside the sockets that systemd gives it. A door with a socket from systemd makes none for ``unix``."""
+
+    pipe: PipeSockets = field(default_factory=PipeSockets)
+    lmtp: LmtpSockets = field(default_factory=LmtpSockets)
+    policy: PolicySockets = field(default_factory=PolicySockets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +408,7 @@ class Options:
     kick: KickOptions = field(default_factory=KickOptions)
     tls: TlsOptions = field(default_factory=TlsOptions)
     policy: AccessPolicyOptions = field(default_factory=AccessPolicyOptions)
+    listen: ListenOptions = field(default_factory=ListenOptions)
     log: LogOptions = field(default_factory=LogOptions)
     state: Directory = ""
     """Directory for what is remembered, and for the journal. Default: ``$STATE_DIRECTORY``, else ``/var/lib/mxpolicy``."""

@@ -150,8 +150,10 @@ def as_yaml(value: object, kind: object) -> str:
         return ""
     if value is None or isinstance(value, bool):
         return {True: "yes", False: "no", None: "auto"}[value]
-    if value == ():
-        return "[]"
+    if isinstance(value, tuple):
+        # A plain word cannot begin with a colon (YAML 1.1 §5.3).
+        words = (f'"{one}"' if one.startswith(":") else one for one in value)
+        return f"[{', '.join(words)}]"
     if kind in (options.Delay, options.Timeout):
         return _duration(value)
     if kind == options.Size:

@@ -21,12 +21,15 @@ from mxpolicy.options import (
     AccessRule,
     GreetingPolicy,
     LimitOptions,
+    ListenOptions,
+    LmtpSockets,
     LogDetail,
     LogFormat,
     LogOptions,
     LongLines,
     NxdomainPolicy,
     Options,
+    PipeSockets,
     RaceOptions,
     ResolverOptions,
     TlsLevel,
@@ -59,6 +62,22 @@ GOOD = {
                 AccessRule(NEVER_DIALLED, "FILTER mxpolicy:"),
             ),
         )
+    ),
+    "sockets": Options(
+        listen=ListenOptions(
+            pipe=PipeSockets(at=()),
+            lmtp=LmtpSockets(
+                at=(
+                    "unix",
+                    "127.0.0.1:2424",
+                    "[::1]:2424",
+                    "/var/spool/postfix/mxpolicy/lmtp",
+                ),
+                group="postfix",
+                allow=("127.0.0.0/8", "10.0.0.0/8"),
+            ),
+        ),
+        limits=LimitOptions(clients=100),
     ),
     "all_defaults_by_comments": Options(),
     "empty": Options(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from copy import copy
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery.admission import Admission
@@ -73,23 +74,53 @@ class Context:
         is_own_address: Callable[[str], bool] = is_local_address,
         calls: Calls | None = None,
     ) -> None:
-        helo = options.helo or own_name()
-        self.options = options
-        self.identity = OwnIdentity(
-            (helo, *options.own_names), options.own_addresses, is_own_address
-        )
         self.clock = clock
         self.utc = utc
         self.chance = chance
         self.calls = calls or Calls()
         self.store = store or MemoryStore()
-        direct = Egress(dial, helo, self.identity.has_name, clock)
-        self.sessions = Sessions({DIRECT: direct})
-        self.memory = HostMemory(self.store, options.memory, utc)
-        self.domains = DomainHistory(self.store, utc=utc)
-        self.failed_lookups = FailedLookups(self.store, utc=utc)
+        self._resolver = resolver
+        self._lookups = resolver or Resolver(options.resolver)
+        self._dial = dial
+        self._is_own_address = is_own_address
+        self._apply(options)
+        self.sessions = Sessions({DIRECT: self._direct()})
         self.admission = Admission(
             self.store, options.limits.processes, utc=utc, lives=self.calls.lives
         )
-        lookups = StaleMx(resolver or Resolver(options.resolver), self.domains)
+
+    def renewed(self, options: Options) -> Context:
+        """Return a context by *options* that shares all else with this one.
+
+        Store, sessions, places, and what is remembered are the same. So is the resolver
+        with its cache, where *options* say the same of it. Deliveries that have begun
+        keep this context.
+
+        Raises:
+            ConfigError: As at the beginning. Nothing has changed.
+        """
+        other = copy(self)
+        if self._resolver is None and options.resolver != self.options.resolver:
+            other._lookups = Resolver(options.resolver)
+        other._apply(options)
+        other.sessions.egresses = {DIRECT: other._direct()}
+        other.admission.processes = options.limits.processes
+        return other
+
+    def _apply(self, options: Options) -> None:
+        """Make what depends on *options* and is not shared."""
+        self.options = options
+        self._helo = options.helo or own_name()
+        self.identity = OwnIdentity(
+            (self._helo, *options.own_names),
+            options.own_addresses,
+            self._is_own_address,
+        )
+        self.memory = HostMemory(self.store, options.memory, self.utc)
+        self.domains = DomainHistory(self.store, utc=self.utc)
+        self.failed_lookups = FailedLookups(self.store, utc=self.utc)
+        lookups = StaleMx(self._lookups, self.domains)
         self.planner = Planner(lookups, options, self.identity)
+
+    def _direct(self) -> Egress:
+        return Egress(self._dial, self._helo, self.identity.has_name, self.clock)

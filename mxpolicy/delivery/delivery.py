@@ -112,6 +112,10 @@ class Delivery:
     """One message on its way: its recipients, grouped by where they go.
 
     Each outcome is observed, as soon as it exists, as `events.RecipientSettled`.
+
+    Attributes:
+        task: Delivers. Cancelled, it settles all recipients at once: those that a host
+            has, or may have, as such.
     """
 
     def __init__(self, context: Context, request: Request, mail_data: MailData) -> None:
@@ -136,9 +140,9 @@ class Delivery:
         self._groups: list[_Group] = []
         self._opening: asyncio.Task[None] | None = None
         self._cancelled: Deferred | None = None
-        self._task = asyncio.create_task(self._run())
+        self.task = asyncio.create_task(self._run())
         # Also where it is cancelled before it has begun to run.
-        self._task.add_done_callback(lambda _: context.calls.end(self._owner))
+        self.task.add_done_callback(lambda _: context.calls.end(self._owner))
 
     async def outcomes(self) -> list[Outcome]:
         """Return the outcome of each recipient, in their order, when all are known.
@@ -148,7 +152,7 @@ class Delivery:
         delivery: recipients that are not settled yet are deferred at once, and
         `asyncio.CancelledError` goes on.
         """
-        return await self._task
+        return await self.task
 
     def settled(self) -> list[tuple[str, Outcome]] | None:
         """Return each recipient, printable, with its outcome; None until all have one."""
@@ -165,6 +169,8 @@ class Delivery:
         Args:
             why: For the text of those outcomes.
         """
+        if self._cancelled is not None:
+            return
         self._cancelled = trouble.cancelled(why)
         if not self._groups:
             if self._opening is not None:

@@ -7,6 +7,7 @@ what would happen to a message (`Engine.plan`, `Engine.forecast`).
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
@@ -21,6 +22,7 @@ from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.forecast import Forecast
+    from mxpolicy.options import Options
 
 __all__ = ["Engine"]
 
@@ -30,10 +32,21 @@ class Engine:
 
     Args:
         context: What all messages share.
+
+    Attributes:
+        under_way: The deliveries that have not ended, those of `renewed` engines too.
     """
 
     def __init__(self, context: Context) -> None:
         self.context = context
+        self.under_way: set[Delivery] = set()
+        self._stops: str | None = None
+
+    def renewed(self, options: Options) -> Engine:
+        """Return an engine by *options* that shares all else; see `Context.renewed`."""
+        engine = Engine(self.context.renewed(options))
+        engine.under_way = self.under_way
+        return engine
 
     async def plan(
         self,
@@ -120,8 +133,34 @@ class Engine:
 
     def begin(self, request: Request, mail_data: MailData) -> Delivery:
         """Begin to deliver *mail_data*, which stays open until the delivery has ended."""
-        return Delivery(self.context, request, mail_data)
+        delivery = Delivery(self.context, request, mail_data)
+        self.under_way.add(delivery)
+        delivery.task.add_done_callback(lambda _: self.under_way.discard(delivery))
+        if self._stops is not None:
+            delivery.cancel(self._stops)
+        return delivery
 
     async def deliver(self, request: Request, mail_data: MailData) -> list[Outcome]:
         """Deliver *mail_data*; see `Delivery.outcomes`."""
         return await self.begin(request, mail_data).outcomes()
+
+    async def stop(self, why: str) -> None:
+        """Return when no delivery is under way; see `Delivery.cancel` for what they do.
+
+        One that begins all the same is cancelled, too.
+
+        Args:
+            why: For the text of the deferrals.
+        """
+        self._stops = why
+        while self.under_way:
+            for delivery in self.under_way:
+                delivery.cancel(why)
+            await asyncio.wait([one.task for one in self.under_way])
+
+    async def abandon(self) -> None:
+        """End all deliveries at once; a dot without an answer is noted as a doubt."""
+        while self.under_way:
+            for delivery in self.under_way:
+                delivery.task.cancel()
+            await asyncio.wait([one.task for one in self.under_way])

@@ -30,6 +30,7 @@ __all__ = [
     "Delays",
     "Event",
     "HostRecovered",
+    "Notice",
     "Observe",
     "PhaseReached",
     "Planned",
@@ -218,6 +219,14 @@ class Trouble(NamedTuple):
     queue_id: str = ""
 
 
+class Notice(NamedTuple):
+    """The daemon began, has read its configuration again, or ends."""
+
+    at: float
+    text: str
+    queue_id: str = ""
+
+
 Event = (
     Planned
     | CandidateStarted
@@ -235,6 +244,7 @@ Event = (
     | AccessJudged
     | HostRecovered
     | Trouble
+    | Notice
 )
 
 Observe = Callable[[Event], None]

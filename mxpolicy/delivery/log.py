@@ -20,6 +20,7 @@ from mxpolicy.delivery.events import (
     DUNNO,
     AccessJudged,
     HostRecovered,
+    Notice,
     RecipientSettled,
     StrayReply,
     Trouble,
@@ -132,7 +133,9 @@ def is_always_logged(event: Event) -> bool:
     """Return whether *event* is logged even where the single steps are not."""
     if isinstance(event, AccessJudged):
         return event.action != DUNNO
-    return isinstance(event, RecipientSettled | StrayReply | HostRecovered | Trouble)
+    return isinstance(
+        event, RecipientSettled | StrayReply | HostRecovered | Trouble | Notice
+    )
 
 
 def _now() -> str:

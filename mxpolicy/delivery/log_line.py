@@ -25,6 +25,7 @@ from mxpolicy.delivery.events import (
     CandidateStarted,
     CandidateTaken,
     HostRecovered,
+    Notice,
     PhaseReached,
     Planned,
     Progressed,
@@ -173,6 +174,8 @@ def _facts(event: Event) -> Facts:
             }
         case Trouble(at, text):
             return {"event": "trouble", "at": at, "text": text}
+        case Notice(at, text):
+            return {"event": "notice", "at": at, "text": text}
     assert_never(event)
 
 

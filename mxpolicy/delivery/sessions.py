@@ -20,12 +20,12 @@ __all__ = ["Sessions"]
 class Sessions:
     """The sessions of one engine.
 
-    Args:
+    Attributes:
         egresses: By name, as in `Candidate.egress`.
     """
 
     def __init__(self, egresses: Mapping[str, Egress]) -> None:
-        self._egresses = egresses
+        self.egresses = egresses
 
     async def open(
         self, candidate: Candidate, approach: Approach, listener: Listener
@@ -41,7 +41,7 @@ class Sessions:
             SessionFailed: The host does not get us there.
             LocalTrouble: We do not get there.
         """
-        egress = self._egresses[candidate.egress]
+        egress = self.egresses[candidate.egress]
         return await connect(egress, candidate, approach, listener)
 
     def give_back(self, session: Session) -> None:

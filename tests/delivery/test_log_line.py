@@ -17,6 +17,7 @@ from mxpolicy.delivery.events import (
     CandidateTaken,
     Delays,
     Event,
+    Notice,
     PhaseReached,
     Planned,
     Progressed,
@@ -196,6 +197,11 @@ NOT_SMTP = Finding(Verdict.NOT_SMTP, Phase.GREETING, 0.01, text="HTTP/1.1 400")
             "4bXyz1: trouble, at=0.5 (no descriptors left)",
             id="trouble",
         ),
+        pytest.param(
+            Notice(0.5, "configuration read again"),
+            "4bXyz1: notice, at=0.5 (configuration read again)",
+            id="notice",
+        ),
     ],
 )  # fmt: skip
 def test_event_as_text(event: Event, line: str) -> None:
@@ -317,6 +323,11 @@ MX2 = {
             Trouble(0.5, "no descriptors left"),
             {"event": "trouble", "at": 0.5, "text": "no descriptors left"},
             id="trouble",
+        ),
+        pytest.param(
+            Notice(0.5, "configuration read again"),
+            {"event": "notice", "at": 0.5, "text": "configuration read again"},
+            id="notice",
         ),
     ],
 )

@@ -1,0 +1,296 @@
+"""``mxpolicy serve``: one engine for all messages, reached through sockets.
+
+It stays in the foreground, and a service manager starts it (`mxpolicy.net.service_manager`).
+It may be process 1 of a container.
+
+SIGHUP
+    Read the configuration again. A bad one is refused as a whole, and the old one goes
+    on. What is under way ends as it began.
+SIGTERM, SIGINT
+    End. Doors take no further message. Deliveries whose final dot is not out are deferred
+    at once; the others are waited for, as a second copy would be the price
+    (`mxpolicy.delivery.engine.Engine.stop`). A second signal ends that wait: the host may
+    have the message, and the journal says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from mxpolicy import __version__
+from mxpolicy.config import load
+from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.events import Notice, Trouble
+from mxpolicy.delivery.log import Log
+from mxpolicy.delivery.replay import prevails
+from mxpolicy.delivery.transaction import DOT_TIME
+from mxpolicy.doors import Doors, runtime_directory
+from mxpolicy.errors import ConfigError, ListenError, UsageError
+from mxpolicy.net.service_manager import ServiceManager, given_sockets
+from mxpolicy.reply import printable
+from mxpolicy.state.opening import open_store, state_file
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import MutableMapping, Sequence
+    from typing import Any, NoReturn
+
+    from mxpolicy.delivery.events import Event
+    from mxpolicy.options import Options
+
+__all__ = ["main"]
+
+USAGE = "usage: mxpolicy serve [--config FILE]"
+
+# Seconds after a first signal in which all dots that are out have their answer, or never
+# get one. The unit's TimeoutStopSec= is longer.
+STOPS_WITHIN = DOT_TIME + 20.0
+# Seconds for clients to read their last answers.
+LAST_ANSWERS = 1.0
+# Seconds between two looks at what the service manager is told.
+STATUS_INTERVAL = 5.0
+# Descriptors that are asked for, where the system allows so many. A client takes one, and
+# a delivery some.
+DESCRIPTORS = 65536
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve as *argv* says, until a signal ends it; return the exit status.
+
+    0: ended by a signal. 1: it could not begin; standard error and the log say why. 2: the
+    command line is wrong.
+    """
+    # Process 1 has no default action for a signal (kill(2)).
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _end_before_the_beginning)
+    try:
+        config = _config(argv)
+    except UsageError as error:
+        sys.stderr.write(f"mxpolicy: {error}\n")
+        return 2
+    manager = ServiceManager(os.environ)
+    given = given_sockets(os.environ)
+    try:
+        options = load(config, os.environ)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    _raise_descriptor_limit()
+    loop = _new_event_loop()
+    daemon = Daemon(config, options, os.environ, manager)
+    try:
+        return loop.run_until_complete(daemon.run(given))
+    finally:
+        loop.close()
+
+
+def _end_before_the_beginning(number: int, frame: object) -> NoReturn:
+    raise SystemExit(0)
+
+
+def _config(argv: Sequence[str]) -> str | None:
+    if not argv:
+        return None
+    name, equals, value = argv[0].partition("=")
+    if name == "--config" and len(argv) == (1 if equals else 2):
+        return value if equals else argv[1]
+    raise UsageError(f"cannot be run with {printable(' '.join(argv), 60)!r}; {USAGE}")
+
+
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):  # a filter of system calls
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return uvloop's where it is installed: it needs half of the processor time."""
+    import importlib
+
+    try:
+        uvloop = importlib.import_module("uvloop")
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+class Daemon:
+    """The daemon, from its beginning to its end.
+
+    Args:
+        config: The file of ``--config``.
+        options: What it says now.
+        environ: Says where sockets and state are.
+        manager: Told how we are.
+    """
+
+    def __init__(
+        self,
+        config: str | None,
+        options: Options,
+        environ: MutableMapping[str, str],
+        manager: ServiceManager,
+    ) -> None:
+        self._config = config
+        self._options = options  # at the beginning
+        self._environ = environ
+        self._manager = manager
+        self._began = time.monotonic()
+        self._log = Log(options.log)
+        self._is_ending = asyncio.Event()
+        self._is_urged = asyncio.Event()
+        self._engine: Engine
+        self._doors: Doors
+
+    # -- the log ----------------------------------------------------------------
+
+    def _observe(self, event: Event) -> None:
+        """Log *event*: the log may be another one by now."""
+        self._log.observe(event)
+
+    def _tell(self, text: str) -> None:
+        self._observe(Trouble(time.monotonic() - self._began, text))
+
+    def _note(self, text: str) -> None:
+        self._observe(Notice(time.monotonic() - self._began, text))
+
+    def _tell_of_loop(self, _: object, context: dict[str, Any]) -> None:
+        """Log what a callback or a task of ours raised, and nothing else handled."""
+        error = context.get("exception")
+        text = str(context.get("message", ""))
+        if error is not None:
+            text += ": " + "".join(traceback.format_exception(error))
+        self._tell(text)
+
+    # -- beginning --------------------------------------------------------------
+
+    async def run(self, given: Sequence[tuple[str, socket.socket]]) -> int:
+        """Serve until a signal says to end; return the exit status.
+
+        Args:
+            given: Name and socket of those that are open already.
+        """
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._tell_of_loop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        options = self._options
+        path = state_file(options.state, self._environ)
+        store = open_store(path, self._tell, prevails)
+        try:
+            self._engine = Engine(Context(options, store=store))
+            self._doors = Doors(
+                lambda: self._engine,
+                self._observe,
+                self._tell,
+                runtime_directory(self._environ),
+                given,
+            )
+            self._doors.apply(options)
+        except (ConfigError, ListenError) as error:
+            self._tell(str(error))
+            if options.log.to != "stderr":
+                sys.stderr.write(f"mxpolicy: {error}\n")
+            return 1
+        self._note(f"mxpolicy {__version__} serves {', '.join(self._doors.sockets)}")
+        self._manager.ready(self._status())
+        alive = loop.create_task(self._stay_alive())
+        await self._is_ending.wait()
+        await self._stop()
+        await store.close()
+        alive.cancel()
+        await asyncio.wait([alive])
+        self._log.close()
+        return 0
+
+    def _end(self) -> None:
+        if self._is_ending.is_set():
+            self._is_urged.set()
+        self._is_ending.set()
+
+    async def _stay_alive(self) -> None:
+        """Tell the service manager how we are, as long as the event loop turns."""
+        interval = STATUS_INTERVAL
+        if self._manager.watchdog is not None:
+            interval = min(interval, self._manager.watchdog / 2)
+        while True:
+            await asyncio.sleep(interval)
+            self._manager.alive(self._status())
+
+    def _status(self) -> str:
+        under_way = len(self._engine.under_way)
+        what = "ending" if self._is_ending.is_set() else "serving"
+        return f"{what}; deliveries under way: {under_way}"
+
+    # -- reading the configuration again ----------------------------------------
+
+    def _reload(self) -> None:
+        if self._is_ending.is_set():
+            return
+        self._manager.reloading()
+        try:
+            self._note(self._renew(load(self._config, self._environ)))
+        except (ConfigError, ListenError) as error:
+            self._tell(f"configuration not read again, the old one goes on: {error}")
+        except Exception:
+            why = traceback.format_exc()
+            self._tell(f"configuration not read again, the old one goes on: {why}")
+        self._manager.ready(self._status())
+
+    def _renew(self, options: Options) -> str:
+        """Go on by *options*; return what there is to say of it.
+
+        Raises:
+            ConfigError, ListenError: Nothing has changed.
+        """
+        before = self._engine.context.options
+        engine = self._engine.renewed(options)
+        try:
+            self._doors.apply(options)
+        except ListenError:
+            self._engine = self._engine.renewed(before)
+            raise
+        self._engine = engine
+        old, self._log = self._log, Log(options.log)
+        old.close()
+        text = f"configuration read again; serves {', '.join(self._doors.sockets)}"
+        if options.state != before.state:
+            text += "; 'state' stays as it was until a restart"
+        return text
+
+    # -- ending -----------------------------------------------------------------
+
+    async def _stop(self) -> None:
+        """End the deliveries, then the clients."""
+        self._note(f"ends; deliveries under way: {len(self._engine.under_way)}")
+        self._manager.stopping(self._status())
+        self._doors.stop()
+        stopping = asyncio.create_task(self._engine.stop("mxpolicy ends"))
+        urged = asyncio.create_task(self._is_urged.wait())
+        await asyncio.wait(
+            [stopping, urged],
+            timeout=STOPS_WITHIN,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        urged.cancel()
+        if not stopping.done():
+            self._tell(
+                f"ends without an answer to {len(self._engine.under_way)} final dots"
+            )
+            await self._engine.abandon()
+        await stopping
+        await self._doors.close(LAST_ANSWERS)
+        self._note("has ended")

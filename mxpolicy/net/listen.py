@@ -1,0 +1,415 @@
+"""Listening sockets, and the loop that accepts their clients.
+
+A unix socket is made with mode 0660 and the group that is asked for; before that nobody
+can connect. The socket file of a process that has died is replaced. One that is listened
+at is left alone, and so is any other file. What systemd opened keeps its path, and is
+never unlinked (`mxpolicy.net.service_manager`).
+
+A process without descriptors or memory cannot accept, and a client that waits keeps the
+socket readable. So the loop stops for a moment, and the clients it has are served on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import grp
+import os
+import socket
+import stat
+import traceback
+from contextlib import contextmanager, suppress
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import TYPE_CHECKING
+
+from mxpolicy.errors import ListenError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from ipaddress import IPv4Address, IPv4Network, IPv6Network
+
+    Serve = Callable[[socket.socket], Awaitable[None]]
+
+__all__ = ["Listener", "Socket", "listen_at", "listen_at_given"]
+
+# Clients that wait to be accepted; the kernel has a bound of its own (listen(2)).
+BACKLOG = 1024
+MODE = 0o660
+
+# Clients accepted in one turn of the event loop: clients that are served wait meanwhile.
+_AT_ONCE = 32
+# Seconds without accepting, after it has failed.
+PAUSE = 0.25
+# Seconds for which the same trouble is not told again.
+QUIET = 60.0
+# Addresses that may not connect, and were told.
+_FORBIDDEN_KEPT = 100
+
+# Ours, until something is closed.
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+# Of the client, which is gone already (accept(2), "Error handling").
+_OF_THE_CLIENT = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENONET,
+        errno.ENOPROTOOPT,
+        errno.EOPNOTSUPP,
+        errno.EPERM,
+        errno.EPROTO,
+    }
+)
+
+
+class Socket:
+    """A socket that listens.
+
+    Attributes:
+        at: The path, or ``ADDRESS:PORT``.
+        socket: It; not blocking.
+    """
+
+    def __init__(
+        self, at: str, listening: socket.socket, file: tuple[int, int] | None = None
+    ) -> None:
+        self.at = at
+        self.socket = listening
+        self._file = file  # device and inode, where we have made it
+
+    @property
+    def is_local(self) -> bool:
+        """Whether clients come through a file, whose mode and group keep others away."""
+        return self.socket.family == socket.AF_UNIX
+
+    def give(self, group: str) -> None:
+        """Give the file, if there is one that we have made, to *group*.
+
+        Args:
+            group: Its name; empty is that of the process.
+
+        Raises:
+            ListenError: That group is not ours to give.
+        """
+        if self._file is not None:
+            _give(self.at, group)
+
+    def close(self) -> None:
+        """Close it; remove its file where we have made that, and it is still ours."""
+        self.socket.close()
+        if self._file is None:
+            return
+        with suppress(OSError), _alone(os.path.dirname(self.at)):
+            found = os.lstat(self.at)
+            if (found.st_dev, found.st_ino) == self._file:
+                os.unlink(self.at)
+
+
+def listen_at(at: str, group: str = "") -> Socket:
+    """Return a socket that listens at *at*.
+
+    Args:
+        at: A path, or ``ADDRESS:PORT``, with brackets around an IPv6 address.
+        group: Of the file; by default that of the process.
+
+    Raises:
+        ListenError: It cannot be; the text says what to do.
+    """
+    try:
+        return _at_path(at, group) if at.startswith("/") else _at_port(at)
+    except OSError as error:
+        raise ListenError(at, _reason(error, at)) from error
+
+
+def listen_at_given(listening: socket.socket) -> Socket:
+    """Return *listening*, which another process has opened: its path stays.
+
+    Raises:
+        ListenError: It is no stream socket that listens.
+    """
+    at = _address_of(listening)
+    if listening.family not in {socket.AF_UNIX, socket.AF_INET, socket.AF_INET6}:
+        raise ListenError(at, "it is neither a unix nor an internet socket")
+    if listening.type != socket.SOCK_STREAM:
+        raise ListenError(at, "it is no stream socket (ListenStream=)")
+    if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise ListenError(at, "it does not listen (Accept=no)")
+    listening.setblocking(False)
+    return Socket(at, listening)
+
+
+def _address_of(listening: socket.socket) -> str:
+    name = listening.getsockname()
+    if not isinstance(name, tuple):
+        return os.fsdecode(name)
+    host, port = name[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _reason(error: OSError, at: str) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "another process listens there"
+        case errno.ENOENT:
+            directory = os.path.dirname(at)
+            return (
+                f"there is no directory {directory}; make it, owned by mxpolicy's user"
+            )
+        case _:
+            return error.strerror or str(error)
+
+
+def _at_port(at: str) -> Socket:
+    host, _, port = at.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind((host, int(port)))
+        return _listening(at, listening)
+    except BaseException:
+        listening.close()
+        raise
+
+
+def _at_path(path: str, group: str) -> Socket:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # Linux takes over the mode: nobody can connect before the group is right.
+        os.fchmod(listening.fileno(), 0o600)
+        with _alone(os.path.dirname(path)):
+            _clear(path)
+            listening.bind(path)
+            made = os.lstat(path)
+            file = made.st_dev, made.st_ino
+            try:
+                if group:
+                    _give(path, group)
+                os.chmod(path, MODE)
+                return _listening(path, listening, file)
+            except BaseException:
+                os.unlink(path)
+                raise
+    except BaseException:
+        listening.close()
+        raise
+
+
+def _listening(
+    at: str, listening: socket.socket, file: tuple[int, int] | None = None
+) -> Socket:
+    listening.listen(BACKLOG)
+    listening.setblocking(False)
+    return Socket(at, listening, file)
+
+
+def _give(path: str, group: str) -> None:
+    try:
+        gid = grp.getgrnam(group).gr_gid if group else os.getegid()
+    except KeyError:
+        raise ListenError(path, f"there is no group '{group}'") from None
+    try:
+        os.chown(path, -1, gid)
+    except PermissionError:
+        raise ListenError(
+            path,
+            f"it cannot be given the group '{group}': mxpolicy's user is no member"
+            " (with systemd: SupplementaryGroups= in the unit)",
+        ) from None
+    except OSError as error:
+        raise ListenError(path, error.strerror or str(error)) from error
+
+
+@contextmanager
+def _alone(directory: str) -> Iterator[None]:
+    """Keep other processes of ours from the socket files in *directory* meanwhile."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear(path: str) -> None:
+    """Remove the socket file of a process that listens no more; leave any other."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ListenError(path, "there is a file that is no socket; remove it")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # it listens, and does not accept
+    raise ListenError(path, "another process listens there")
+
+
+class Listener:
+    """Accepts the clients of one socket, each served in a task of its own.
+
+    Args:
+        listening: Closed in the end.
+        serve: Serves one client to its end; this closes the connection. It may be
+            cancelled.
+        tell: Takes a line for the log.
+        most: Clients at once. The next one waits until one of them has gone.
+        allow: Networks whose clients are served, where they come through no file.
+
+    Attributes:
+        listening, most: As given.
+    """
+
+    def __init__(
+        self,
+        listening: Socket,
+        serve: Serve,
+        tell: Callable[[str], None],
+        *,
+        most: int,
+        allow: Iterable[str] = (),
+    ) -> None:
+        self.listening = listening
+        self._serve = serve
+        self._tell = tell
+        self.most = most
+        self._allow = _networks(allow)
+        self._clients: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._resumes: asyncio.TimerHandle | None = None
+        self._is_full = False
+        # {trouble: when it was last met}, {address: when it was last told}
+        self._last: dict[str, float] = {}
+        self._forbidden: dict[str, float] = {}
+        self._begin()
+
+    @property
+    def clients(self) -> int:
+        """How many are served now."""
+        return len(self._clients)
+
+    def allow(self, networks: Iterable[str]) -> None:
+        """Serve clients of *networks* from now on; those that are served may stay."""
+        self._allow = _networks(networks)
+
+    def _begin(self) -> None:
+        self._loop.add_reader(self.listening.socket, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(_AT_ONCE):
+            if len(self._clients) >= self.most:
+                self._is_full = True
+                self._loop.remove_reader(self.listening.socket)
+                self._tell_once("full", f"{self.most} clients at once: more must wait")
+                return
+            try:
+                client, address = self.listening.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _OF_THE_CLIENT:
+                    continue
+                self._pause(error)
+                return
+            self._take(client, address)
+
+    def _pause(self, error: OSError) -> None:
+        self._loop.remove_reader(self.listening.socket)
+        self._resumes = self._loop.call_later(PAUSE, self._resume)
+        is_known = error.errno in _EXHAUSTED
+        why = error.strerror if is_known else f"{type(error).__name__}: {error}"
+        self._tell_once("accept", f"clients must wait: {why}")
+
+    def _resume(self) -> None:
+        self._resumes = None
+        self._begin()
+
+    def _take(self, client: socket.socket, address: object) -> None:
+        client.setblocking(False)
+        if isinstance(address, tuple):
+            if not self._is_allowed(address[0]):
+                client.close()
+                self._tell_forbidden(address[0])
+                return
+            # One that has vanished would be served for ever. And answers are small.
+            with suppress(OSError):
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = self._loop.create_task(self._serve_one(client))
+        self._clients.add(task)
+        task.add_done_callback(self._has_gone)
+
+    def _is_allowed(self, text: str) -> bool:
+        address: IPv4Address | IPv6Address
+        address = ip_address(text.partition("%")[0])
+        if isinstance(address, IPv6Address):
+            address = address.ipv4_mapped or address
+        return any(address in network for network in self._allow)
+
+    async def _serve_one(self, client: socket.socket) -> None:
+        with client:
+            try:
+                await self._serve(client)
+            except ConnectionError:
+                pass  # it has gone
+            except Exception:
+                self._tell(f"{self.listening.at}: {traceback.format_exc()}")
+
+    def _has_gone(self, task: asyncio.Task[None]) -> None:
+        self._clients.discard(task)
+        if self._is_full:
+            self._is_full = False
+            self._begin()
+
+    def _tell_once(self, what: str, text: str) -> None:
+        """Tell it the first time, and again when there was none of it for a while."""
+        now = self._loop.time()
+        last = self._last.get(what)
+        self._last[what] = now
+        if last is None or now - last > QUIET:
+            self._tell(f"{self.listening.at}: {text}")
+
+    def _tell_forbidden(self, address: str) -> None:
+        """Tell it the first time, and then now and then."""
+        now = self._loop.time()
+        last = self._forbidden.get(address)
+        if last is None or now - last > QUIET:
+            if len(self._forbidden) >= _FORBIDDEN_KEPT:
+                self._forbidden.clear()
+            self._forbidden[address] = now
+            self._tell(
+                f"{self.listening.at}: {address} may not connect (listen: allow)"
+            )
+
+    def close(self) -> None:
+        """Accept no more; those that are served are served on."""
+        self._is_full = False
+        if self._resumes is not None:
+            self._resumes.cancel()
+        self._loop.remove_reader(self.listening.socket)
+        self.listening.close()
+
+    async def finish(self, within: float) -> None:
+        """Let the clients that are served end within so many seconds, then end them."""
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=within)
+        for task in self._clients:
+            task.cancel()
+        if self._clients:
+            await asyncio.wait(self._clients)
+
+
+def _networks(texts: Iterable[str]) -> list[IPv4Network | IPv6Network]:
+    return [ip_network(one) for one in texts]
