@@ -36,6 +36,7 @@ __all__ = [
     "KickOptions",
     "LimitOptions",
     "ListenOptions",
+    "LmtpOptions",
     "LmtpSockets",
     "LogDetail",
     "LogFormat",
@@ -376,6 +377,16 @@ class AccessPolicyOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class LmtpOptions:
+    """What the daemon's LMTP server takes (RFC 2033)."""
+
+    timeout: Timeout = 30 * MINUTES
+    """How long the mail server waits for the reply to the end of a message (Postfix: lmtp_data_done_timeout; Exim: timeout of the lmtp transport). The end is sent to a host up to 10 minutes before that."""
+    message_size: Size = 1024 * MIB
+    """The largest message that is taken. Keep it above the mail server's own limit (Postfix: message_size_limit)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """The whole configuration; ``Options()`` works as it is."""
 
@@ -407,6 +418,7 @@ class Options:
     journal: JournalOptions = field(default_factory=JournalOptions)
     kick: KickOptions = field(default_factory=KickOptions)
     tls: TlsOptions = field(default_factory=TlsOptions)
+    lmtp: LmtpOptions = field(default_factory=LmtpOptions)
     policy: AccessPolicyOptions = field(default_factory=AccessPolicyOptions)
     listen: ListenOptions = field(default_factory=ListenOptions)
     log: LogOptions = field(default_factory=LogOptions)

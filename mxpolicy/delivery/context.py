@@ -51,6 +51,7 @@ class Context:
             share a store must share it.
 
     Attributes:
+        helo: Our name in EHLO.
         identity: The names and addresses that mean this mail system.
         sessions: Supplies sessions with hosts.
         memory, domains, failed_lookups: What is remembered, over the store.
@@ -110,9 +111,9 @@ class Context:
     def _apply(self, options: Options) -> None:
         """Make what depends on *options* and is not shared."""
         self.options = options
-        self._helo = options.helo or own_name()
+        self.helo = options.helo or own_name()
         self.identity = OwnIdentity(
-            (self._helo, *options.own_names),
+            (self.helo, *options.own_names),
             options.own_addresses,
             self._is_own_address,
         )
@@ -123,4 +124,4 @@ class Context:
         self.planner = Planner(lookups, options, self.identity)
 
     def _direct(self) -> Egress:
-        return Egress(self._dial, self._helo, self.identity.has_name, self.clock)
+        return Egress(self._dial, self.helo, self.identity.has_name, self.clock)

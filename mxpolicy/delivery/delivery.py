@@ -154,6 +154,10 @@ class Delivery:
         """
         return await self.task
 
+    def outcome(self, number: int) -> Outcome | None:
+        """Return the outcome of the recipient *number*; None while it has none."""
+        return self._settlement[number].outcome
+
     def settled(self) -> list[tuple[str, Outcome]] | None:
         """Return each recipient, printable, with its outcome; None until all have one."""
         texts = (one.text for one in self._settlement)

@@ -19,6 +19,9 @@ The space for a CR is Postfix's (cleanup_replace_stray_cr_lf, tried with 3.7.11)
 from Postfix comes here without a stray CR. Exim 4.96 has made line ends of them, folded
 ones in a header field, so that the header ends for both at the same place.
 
+`DotUnstuffer` is the way back, for what a mail server sends us. To it only CRLF is a line
+end, and only CRLF.CRLF the end.
+
 BUGS: folding changes what the recipient sees in the middle of a header field's word, or
 of signed text. No place to fold avoids that.
 """
@@ -27,12 +30,14 @@ from __future__ import annotations
 
 from mxpolicy.options import LongLines
 
-__all__ = ["FINAL_DOT", "MAX_TEXT_LINE", "DotStuffer"]
+__all__ = ["FINAL_DOT", "MAX_TEXT_LINE", "DotStuffer", "DotUnstuffer"]
 
 FINAL_DOT = b".\r\n"
 
 # RFC 5321 §4.5.3.1.6: 1000 with CRLF, without the transparent dot.
 MAX_TEXT_LINE = 998
+
+_END = b"\r\n.\r\n"
 
 
 class DotStuffer:
@@ -82,6 +87,46 @@ class DotStuffer:
         dot = b"." if self._at_line_start and text.startswith(b".") else b""
         self._at_line_start = text.endswith(b"\n")
         return dot + text.replace(b"\n.", b"\n..").replace(b"\n", b"\r\n")
+
+
+class DotUnstuffer:
+    """A decoder for one message; its output does not depend on how the input is cut.
+
+    CRLF ends a line, and nothing else does. So a dot between bare CRs or LFs is mail
+    data, and no text in a message can end it early (SMTP smuggling).
+
+    Attributes:
+        is_over: The end of the data has come.
+    """
+
+    __slots__ = ("_held", "_invented", "is_over")
+
+    def __init__(self) -> None:
+        self.is_over = False
+        # What may be the beginning of the end. The data begins at the start of a line:
+        # the line end before it is invented, and taken off again.
+        self._held = b"\r\n"
+        self._invented = 2
+
+    def decode(self, chunk: bytes) -> tuple[bytes, bytes]:
+        """Return the mail data in *chunk*, and what follows the end of the data.
+
+        Not to be called once it `is_over`.
+        """
+        text = self._held + chunk
+        end = text.find(_END)
+        if end >= 0:
+            self.is_over = True
+            return self._unstuff(text[: end + 2]), text[end + len(_END) :]
+        held = next(n for n in (4, 3, 2, 1, 0) if text.endswith(_END[:n]))
+        self._held = text[len(text) - held :]
+        return self._unstuff(text[: len(text) - held]), b""
+
+    def _unstuff(self, text: bytes) -> bytes:
+        if not text:
+            return b""
+        invented, self._invented = self._invented, 0
+        return text.replace(b"\r\n.", b"\r\n")[invented:]
 
 
 def _fold(text: bytes) -> bytes:

@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 from mxpolicy.reply import Reply
 
-__all__ = ["Extensions", "Limits", "MailDsn", "RcptDsn", "orcpt", "xtext"]
+__all__ = [
+    "Extensions",
+    "Limits",
+    "MailDsn",
+    "RcptDsn",
+    "from_xtext",
+    "orcpt",
+    "xtext",
+]
 
 # A Cisco firewall overwrites the keywords that it blocks: every letter becomes X, and
 # the last one counts up from A. STARTTLS has eight letters.
@@ -25,6 +33,8 @@ _SIZE = re.compile(r"[0-9]{1,20}")
 
 # RFC 3461 §4: xchar is 33 to 126 except "+" and "="; RFC 6533 §3 takes "\" too.
 _NOT_XCHAR = re.compile(rb"[^!-*,-<>-~]")
+_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*\Z")
+_HEXCHAR = re.compile(rb"\+([0-9A-F]{2})")
 _NOT_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
 
 
@@ -108,7 +118,9 @@ class RcptDsn(NamedTuple):
 
     Attributes:
         notify: ``NEVER``, or of ``SUCCESS``, ``FAILURE``, ``DELAY``; empty for "not said".
-        original: The address as the sender wrote it; empty for "not said".
+        original: The address that the sender wrote, with its type and in xtext, as
+            `orcpt` makes it; empty for "not said". A relay passes it on unchanged
+            (§5.2.1).
     """
 
     notify: tuple[str, ...] = ()
@@ -117,7 +129,7 @@ class RcptDsn(NamedTuple):
     def parameters(self) -> list[str]:
         """Return them as RCPT takes them."""
         notify = [f"NOTIFY={','.join(self.notify)}"] if self.notify else []
-        original = [f"ORCPT={orcpt(self.original)}"] if self.original else []
+        original = [f"ORCPT={self.original}"] if self.original else []
         return notify + original
 
 
@@ -126,6 +138,18 @@ def xtext(text: str) -> str:
     return _NOT_XCHAR.sub(
         lambda found: b"+%02X" % found[0][0], text.encode("utf-8", "surrogateescape")
     ).decode("ascii")
+
+
+def from_xtext(text: str) -> str:
+    """Return what `xtext` was made of; bytes that are not UTF-8 are lone surrogates.
+
+    Raises:
+        ValueError: *text* is no xtext.
+    """
+    if not _XTEXT.match(text):
+        raise ValueError(text)
+    decoded = _HEXCHAR.sub(lambda found: bytes([int(found[1], 16)]), text.encode())
+    return decoded.decode("utf-8", "surrogateescape")
 
 
 def orcpt(address: str) -> str:

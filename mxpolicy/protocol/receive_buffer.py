@@ -47,3 +47,14 @@ class ReceiveBuffer:
         del self._data[: end + 1]
         self._searched = 0
         return line.rstrip(b"\r")
+
+    def peek(self, size: int) -> bytes:
+        """Return the first *size* bytes that are kept, or as many as there are."""
+        return bytes(self._data[:size])
+
+    def take(self) -> bytes:
+        """Return all that is kept, as it came: no lines are wanted of it."""
+        data = bytes(self._data)
+        self._data.clear()
+        self._searched = 0
+        return data

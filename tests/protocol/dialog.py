@@ -137,7 +137,7 @@ def give(client: SmtpClient, line: str, asked: str = "") -> None:
         case Verb.RCPT:
             path, said = path_and_parameters(rest)
             notify = tuple(filter(None, said.get("NOTIFY", "").split(",")))
-            original = said.get("ORCPT", "").removeprefix("rfc822;")
+            original = said.get("ORCPT", "")
             client.rcpt(path, dsn=RcptDsn(notify, original))
         case Verb.DOT:
             client.dot()

@@ -127,7 +127,7 @@ def test_dsn_parameters_are_those_that_were_said() -> None:
     assert MailDsn().parameters() == []
     assert MailDsn("HDRS", "a=b").parameters() == ["RET=HDRS", "ENVID=a+3Db"]
     assert RcptDsn().parameters() == []
-    assert RcptDsn(("SUCCESS", "DELAY"), "a@b.example").parameters() == [
+    assert RcptDsn(("SUCCESS", "DELAY"), "rfc822;a@b.example").parameters() == [
         "NOTIFY=SUCCESS,DELAY",
         "ORCPT=rfc822;a@b.example",
     ]

@@ -1,0 +1,85 @@
+"""The states of an LMTP session as the server sees it (RFC 2033), as data.
+
+The table here decides where a conversation goes; `mxpolicy.protocol.lmtp_server` acts on
+it.
+"""
+
+# Theory of operation
+#
+# The client's commands are inputs, and so are three things that happen to a transaction:
+# a recipient is accepted, the mail data ends, and all recipients are answered. What is
+# not in the table is answered 503 and changes nothing.
+#
+#   LHLO -> READY -> MAIL -> RCPT -> DATA -> ANSWERS -> READY
+#
+# Two rules of RFC 2033 §4.2 are rows of it. DATA needs a recipient that was accepted: it
+# is a command of RCPT and not of MAIL. Behind the mail data there is a reply for each
+# accepted recipient, in the order of the RCPT commands. No command has a row in ANSWERS,
+# because none is read before the last of these replies.
+#
+# A recipient may take a while to answer. Until all are answered, only further RCPT
+# commands are read, so that recipients named in one go are looked at together. DATA is
+# then judged by all of their answers.
+#
+# HELO and EHLO have no row (§4.1), and a command that nobody knows has none either. They
+# have replies of their own.
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["READS_COMMANDS", "TRANSITIONS", "Input", "LmtpState"]
+
+
+class LmtpState(Enum):
+    """Where the conversation is."""
+
+    LHLO = "lhlo"  # greeted: LHLO is due
+    READY = "ready"  # no transaction is open
+    MAIL = "mail"  # a transaction is open, without a recipient
+    RCPT = "rcpt"  # at least one recipient is accepted
+    DATA = "data"  # mail data comes
+    ANSWERS = "answers"  # it has come: recipients are being answered
+    CLOSED = "closed"  # QUIT
+
+
+class Input(Enum):
+    """What may happen: the client's commands, and three more."""
+
+    LHLO = "LHLO"
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"
+    RSET = "RSET"
+    NOOP = "NOOP"
+    VRFY = "VRFY"
+    XFORWARD = "XFORWARD"
+    QUIT = "QUIT"
+    ACCEPTED = "accepted"  # 2yz to an RCPT
+    END = "end"  # CRLF.CRLF
+    ANSWERED = "answered"  # the last reply behind the mail data
+
+
+READS_COMMANDS = frozenset(
+    {LmtpState.LHLO, LmtpState.READY, LmtpState.MAIL, LmtpState.RCPT}
+)
+_GREETED = (LmtpState.READY, LmtpState.MAIL, LmtpState.RCPT)
+
+TRANSITIONS: dict[tuple[LmtpState, Input], LmtpState] = {
+    (LmtpState.LHLO, Input.LHLO): LmtpState.READY,
+    **{(state, Input.LHLO): LmtpState.READY for state in _GREETED},  # RFC 5321 §4.1.4
+    (LmtpState.LHLO, Input.RSET): LmtpState.LHLO,
+    **{(state, Input.RSET): LmtpState.READY for state in _GREETED},
+    **{(state, Input.NOOP): state for state in READS_COMMANDS},
+    **{(state, Input.VRFY): state for state in READS_COMMANDS},
+    **{(state, Input.QUIT): LmtpState.CLOSED for state in READS_COMMANDS},
+    (LmtpState.READY, Input.XFORWARD): LmtpState.READY,
+    (LmtpState.READY, Input.MAIL): LmtpState.MAIL,
+    (LmtpState.MAIL, Input.RCPT): LmtpState.MAIL,
+    (LmtpState.RCPT, Input.RCPT): LmtpState.RCPT,
+    (LmtpState.MAIL, Input.ACCEPTED): LmtpState.RCPT,
+    (LmtpState.RCPT, Input.ACCEPTED): LmtpState.RCPT,
+    (LmtpState.RCPT, Input.DATA): LmtpState.DATA,
+    (LmtpState.DATA, Input.END): LmtpState.ANSWERS,
+    (LmtpState.ANSWERS, Input.ANSWERED): LmtpState.READY,
+}
