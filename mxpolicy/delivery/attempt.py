@@ -95,6 +95,8 @@ class Attempt:
         self._phase: dict[Candidate, Phase] = {}
         # Of candidates that the message was offered to.
         self._tls_wanted: dict[Candidate, TlsRequirement] = {}
+        # Whose session of an earlier message was over.
+        self._dialled_anew: set[Candidate] = set()
         # The offer that is not concluded: one, or none.
         self._offers: dict[Candidate, Offer] = {}
         self._delays = Delays(dns=self._planned)
@@ -228,8 +230,10 @@ class Attempt:
         is_small = self._known.needs_small_segments(candidate)
         approach = Approach(self._tls(candidate), SMALL_SEGMENT if is_small else None)
         try:
-            session = await self.open(candidate, approach)
-            tell_of_detour(self._message.trace, session)
+            session = self._take_idle(candidate, approach)
+            if session is None:
+                session = await self.open(candidate, approach)
+                tell_of_detour(self._message.trace, session)
         except Exception as error:
             failed = failure(self._message.trace, self._phase[candidate], error)
             del self._tasks[candidate]
@@ -244,15 +248,31 @@ class Attempt:
 
     async def open(self, candidate: Candidate, approach: Approach) -> Session:
         """Return a session that is ready; raises as `Sessions.open` does."""
-        listener = Listener(
-            entered=partial(self._entered, candidate),
-            progressed=partial(self._tell, events.Progressed, candidate),
-            ignored=lambda reply: self._tell(events.StrayReply, candidate, reply.text),
-        )
+        listener = self._listener(candidate)
         session = await self._sessions.open(candidate, approach, listener)
         if session.is_secured:
             self._tell(events.Secured, candidate)
         return session
+
+    def _take_idle(self, candidate: Candidate, approach: Approach) -> Session | None:
+        """Return the session of an earlier message, if one fits."""
+        if candidate in self._dialled_anew:
+            return None
+        listener = self._listener(candidate)
+        session = self._sessions.take_idle(candidate, approach, listener)
+        if session is not None:
+            self._tell(events.SessionReused, candidate)
+            self._entered(candidate, Phase.READY)
+            if session.is_secured:
+                self._tell(events.Secured, candidate)
+        return session
+
+    def _listener(self, candidate: Candidate) -> Listener:
+        return Listener(
+            entered=partial(self._entered, candidate),
+            progressed=partial(self._tell, events.Progressed, candidate),
+            ignored=lambda reply: self._tell(events.StrayReply, candidate, reply.text),
+        )
 
     def _tls(self, candidate: Candidate) -> TlsRequirement:
         if candidate in self._tls_wanted:
@@ -319,6 +339,12 @@ class Attempt:
         if over is not None:
             self._perform(self._race.drop_others(now))
             self._end(over)
+            return
+        left = self._settlement.open_to(candidate.rank, self._numbers)
+        if offer.void_because is not None and left:
+            self._dialled_anew.add(candidate)
+            self._tell(events.SessionReplaced, candidate, offer.void_because)
+            self._perform(self._race.restart(now))
             return
         ending = offer.ending
         if ending is None and undecided:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mxpolicy.delivery.connect import Dial
+    from mxpolicy.delivery.idle_sessions import IdleSessions
     from mxpolicy.delivery.plan import Lookups
     from mxpolicy.options import Options
     from mxpolicy.state.store import Store
@@ -49,6 +50,8 @@ class Context:
         is_own_address: Whether an address is one of this machine's.
         calls: The deliveries under way in this process. Contexts of one process that
             share a store must share it.
+        keeps_sessions: Whether sessions wait for another message. Then
+            ``sessions.stop`` must be called in the end.
 
     Attributes:
         helo: Our name in EHLO.
@@ -74,6 +77,7 @@ class Context:
         chance: Callable[[], float] = random.random,
         is_own_address: Callable[[str], bool] = is_local_address,
         calls: Calls | None = None,
+        keeps_sessions: bool = False,
     ) -> None:
         self.clock = clock
         self.utc = utc
@@ -85,7 +89,9 @@ class Context:
         self._dial = dial
         self._is_own_address = is_own_address
         self._apply(options)
-        self.sessions = Sessions({DIRECT: self._direct()})
+        self.sessions = Sessions(
+            {DIRECT: self._direct()}, _idle_sessions(clock) if keeps_sessions else None
+        )
         self.admission = Admission(
             self.store, options.limits.processes, utc=utc, lives=self.calls.lives
         )
@@ -104,7 +110,7 @@ class Context:
         if self._resolver is None and options.resolver != self.options.resolver:
             other._lookups = Resolver(options.resolver)
         other._apply(options)
-        other.sessions.egresses = {DIRECT: other._direct()}
+        other.sessions.renew({DIRECT: other._direct()})
         other.admission.processes = options.limits.processes
         return other
 
@@ -125,3 +131,10 @@ class Context:
 
     def _direct(self) -> Egress:
         return Egress(self._dial, self.helo, self.identity.has_name, self.clock)
+
+
+def _idle_sessions(clock: Callable[[], float]) -> IdleSessions:
+    # A process for one message does not need it.
+    from mxpolicy.delivery.idle_sessions import IdleSessions
+
+    return IdleSessions(clock, idle=5.0, messages=100)

@@ -127,6 +127,9 @@ class Dialogue:
     Attributes:
         stream: As given.
         smtp: The protocol. The commands that it is given leave with `next`.
+        strays: How many replies answered no command.
+        bears_strays: Whether such a reply is dropped. Else it ends the session: the
+            next ones might be taken for answers that they are not.
     """
 
     def __init__(
@@ -138,6 +141,8 @@ class Dialogue:
     ) -> None:
         self.stream = stream
         self.smtp = SmtpClient(helo)
+        self.strays = 0
+        self.bears_strays = True
         self._clock = clock
         self._ignored = ignored
         self._events: deque[Event] = deque()
@@ -293,10 +298,19 @@ class Dialogue:
             raise StreamClosed("connection closed by the host")
         is_early = self._phase is Phase.DOT and not self._has_arrived()
         for event in self.smtp.receive_data(received, is_early=is_early):
-            if isinstance(event, StrayReply):
-                self._ignored(event.reply)
-            else:
+            if not isinstance(event, StrayReply):
                 self._events.append(event)
+                continue
+            self.strays += 1
+            if not self.bears_strays:
+                raise RemoteProtocolError(f"a reply to nothing: {event.reply.text}")
+            self._ignored(event.reply)
+
+    def is_quiet(self) -> bool:
+        """Whether no transaction is open, and the host has said nothing more."""
+        is_ready = self.smtp.state is State.READY and self.smtp.awaits is None
+        is_heard = not self._events and not self.smtp.is_in_mid_reply
+        return is_ready and is_heard and not self.stream.has_input()
 
     def _has_arrived(self) -> bool:
         """Return whether the host's kernel may have all that we sent, at the last read.

@@ -37,6 +37,8 @@ __all__ = [
     "Progressed",
     "RecipientSettled",
     "Secured",
+    "SessionReplaced",
+    "SessionReused",
     "StrayReply",
     "TlsWanted",
     "Trouble",
@@ -122,6 +124,18 @@ class WorkedAround(NamedTuple):
 
 class Secured(_Candidate):
     """The session with a candidate is under TLS."""
+
+
+class SessionReused(_Candidate):
+    """A candidate is ready at once, by the session of an earlier message."""
+
+
+class SessionReplaced(_CandidateText):
+    """The session of an earlier message was over: the candidate is dialled anew.
+
+    Attributes:
+        text: How it ended, or what the host said; one printable line.
+    """
 
 
 class TlsWanted(_CandidateText):
@@ -236,6 +250,8 @@ Event = (
     | CandidateDoubted
     | WorkedAround
     | Secured
+    | SessionReused
+    | SessionReplaced
     | TlsWanted
     | StrayReply
     | CandidateDropped

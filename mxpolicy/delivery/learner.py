@@ -14,6 +14,7 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.host_memory import host_key, nexthop_key
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.outcome import Delivered
+from mxpolicy.routing.candidate import Phase
 from mxpolicy.routing.dialling import Dialling, Ready
 from mxpolicy.routing.host_record import HostRecord
 from mxpolicy.routing.reachability import (
@@ -69,6 +70,7 @@ class Learner:
         self._diallings: dict[Candidate, Dialling] = {}
         self._alarms: dict[Candidate, asyncio.TimerHandle] = {}
         self._taken: set[Candidate] = set()
+        self._reused: set[Candidate] = set()  # by an earlier message's session
         self._in_clear: set[Candidate] = set()  # because TLS had failed
         self._writer = Writer(trace.trouble)
 
@@ -76,6 +78,7 @@ class Learner:
         """Learn from what happens; never waits."""
         match event:
             case events.CandidateStarted(at, candidate):
+                self._reused.discard(candidate)
                 self._diallings[candidate] = Dialling(candidate, at)
                 self._watch(candidate)
             case events.PhaseReached(at, candidate, phase):
@@ -89,11 +92,14 @@ class Learner:
                 self._forget(candidate)
             case events.CandidateDropped(_, candidate, _):
                 self._forget(candidate)
+            case events.SessionReused(_, candidate):
+                self._reused.add(candidate)
+                self._forget(candidate)
             case events.CandidateTaken(_, candidate):
                 self._taken.add(candidate)
             case events.WorkedAround():
                 self._worked_around(event)
-            case events.Secured(_, candidate):
+            case events.Secured(_, candidate) if candidate not in self._reused:
                 self.secured(candidate)
             case events.TlsWanted(_, candidate):
                 self._in_clear.discard(candidate)
@@ -197,8 +203,11 @@ class Learner:
         for candidate in self._taken:
             if str(candidate.key) != relay:
                 continue
-            self._ready(candidate, Ready())
-            self._change(nexthop_key(self._aim, candidate), HostRecord.cleared)
+            clear: Change = _cleared_of_transactions
+            if candidate not in self._reused:
+                clear = HostRecord.cleared
+                self._ready(candidate, Ready())
+            self._change(nexthop_key(self._aim, candidate), clear)
             if candidate in self._in_clear:
                 note, message_id = self._memory.note_broken_tls, self._message_id
                 self._writer.do_later(partial(note, candidate, message_id))
@@ -216,3 +225,11 @@ class Learner:
         for candidate in list(self._alarms):
             self._forget(candidate)
         await self._writer.wait()
+
+
+def _cleared_of_transactions(record: HostRecord) -> HostRecord:
+    """Return what is left of *record* when a transaction over an old session went well.
+
+    It does not show that the host can be connected to.
+    """
+    return record.cleared() if record.phase > Phase.READY else record

@@ -31,6 +31,8 @@ from mxpolicy.delivery.events import (
     Progressed,
     RecipientSettled,
     Secured,
+    SessionReplaced,
+    SessionReused,
     StrayReply,
     TlsWanted,
     Trouble,
@@ -66,6 +68,8 @@ _WORDS = {
     CandidateDoubted: "doubted",
     WorkedAround: "worked around",
     Secured: "secured",
+    SessionReused: "session reused",
+    SessionReplaced: "session replaced",
     TlsWanted: "TLS wanted",
     StrayReply: "stray reply",
     CandidateDropped: "dropped",
@@ -138,12 +142,17 @@ def _facts(event: Event) -> Facts:
             CandidateStarted(_, candidate)
             | Progressed(_, candidate)
             | Secured(_, candidate)
+            | SessionReused(_, candidate)
             | CandidateTaken(_, candidate)
         ):
             return of(candidate)
         case PhaseReached(_, candidate, phase) | CandidateDropped(_, candidate, phase):
             return of(candidate, phase=phase.word)
-        case TlsWanted(_, candidate, text) | StrayReply(_, candidate, text):
+        case (
+            TlsWanted(_, candidate, text)
+            | StrayReply(_, candidate, text)
+            | SessionReplaced(_, candidate, text)
+        ):
             return of(candidate, text=text)
         case CandidateFailed(_, candidate, finding):
             return of(

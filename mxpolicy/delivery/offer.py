@@ -42,6 +42,7 @@ from mxpolicy.routing.candidate import (
     Wait,
 )
 from mxpolicy.routing.race import GiveUpReason
+from mxpolicy.routing.reuse import PATIENCE, Judgement, judge
 from mxpolicy.routing.tls_requirement import TlsRequirement, wanted_by_host
 
 __all__ = [
@@ -152,6 +153,8 @@ class Offer:
         answers: How the host refused it.
         ending: How the last session broke, None if it did not.
         over: Why no other host is to be asked, None if others may be.
+        void_because: Why the host is to be dialled anew: the session was one of an
+            earlier message, and was over. None if it was not.
     """
 
     def __init__(
@@ -174,11 +177,14 @@ class Offer:
         self.answers = Answers()
         self.ending: Finding | None = None
         self.over: GiveUpReason | None = None
+        self.void_because: str | None = None
 
     async def run(self) -> None:
         """Offer the message until the host has taken or refused it, or has failed."""
         try:
             await self._transact()
+            if self.session.is_reused and await self._is_void():
+                return
             await self._go_on_after_a_stall()
             await self._go_on_under_tls()
         except BaseException:
@@ -224,7 +230,44 @@ class Offer:
             failed = failure(self._message.trace, Phase.TRANSACTION, error)
             self.session.abort()
             self.ending, self.answers.goodbye = failed.finding, failed.reply
-            self._attempt.record(self._candidate, failed.finding, failed.reply)
+            if self.session.course.is_in_step or self._judge() is Judgement.COUNTS:
+                self._attempt.record(self._candidate, failed.finding, failed.reply)
+
+    def _judge(self) -> Judgement:
+        """Return what counts of the last transaction."""
+        if not self.session.is_reused or self.over is not None:
+            return Judgement.COUNTS
+        settlement = self._message.settlement
+        return judge(
+            self.session.course,
+            ended=self.ending.verdict if self.ending else None,
+            dot_is_out=bool(settlement.those(RecipientState.DOT_SENT, self._numbers)),
+        )
+
+    async def _is_void(self) -> bool:
+        """Return whether the session of an earlier message was over; forget what it said.
+
+        Where our own time is up, a refusal that is not known to be one is forgotten, too.
+        """
+        judgement = self._judge()
+        if judgement is Judgement.IF_IN_STEP:
+            left = self._message.time_left()
+            if await self.session.is_in_step(min(PATIENCE, left / 4)):
+                self.answers.are_in_step()
+                return False
+        if judgement is Judgement.COUNTS:
+            if self.over is not None:
+                self.answers.take_back_unproven()
+            return False
+        self.void_because = self._words_of_the_end()
+        self.answers.take_back_unproven()
+        return True
+
+    def _words_of_the_end(self) -> str:
+        if self.ending is not None:
+            return f"{self.ending.verdict.value} {self.ending.text}".rstrip()
+        replies = [reply.text for _, reply in self.answers.refused.values()]
+        return f"refused: {replies[0]}" if replies else "closed"
 
     async def _go_on_after_a_stall(self) -> None:
         """Offer it by other approaches, where our data did not arrive.
@@ -311,6 +354,8 @@ class Offer:
         for it is asked again later, with all its time.
         """
         left = max(0.0, self._message.deadline - self._message.trace.now())
+        if self.session.is_reused and not self.session.course.is_in_step:
+            return min(standard, PATIENCE, left / 4)
         others = self._attempt.others_left()
         if not others or self._attempt.is_last_chance():
             return min(standard, left)

@@ -20,6 +20,7 @@ from mxpolicy.protocol.smtp_events import (
     EhloAnswered,
     Greeted,
     HeloAnswered,
+    QuitAnswered,
     RsetAnswered,
     StartTlsRefused,
     TlsReady,
@@ -27,6 +28,7 @@ from mxpolicy.protocol.smtp_events import (
 from mxpolicy.protocol.smtp_states import State
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
+from mxpolicy.routing.reuse import Course
 from mxpolicy.routing.tls_requirement import Level
 
 __all__ = ["Session"]
@@ -56,10 +58,13 @@ class Session:
         listener: As given; another one may take its place.
         dialogue: Sends and receives.
         is_secured: Whether it is under TLS.
-        tls_seconds: How long STARTTLS, handshake and EHLO took; 0 without TLS.
+        tls_seconds: How long STARTTLS, handshake and EHLO took; 0 without TLS, and for
+            the next user.
         began: When it was connected, on the clock.
         last_used: When its last transaction began, on the clock.
         transactions: How many transactions have begun on it.
+        is_reused: Whether an earlier message was sent over it.
+        course: How its last transaction goes, or went.
     """
 
     def __init__(
@@ -83,6 +88,9 @@ class Session:
         self.tls_seconds = 0.0
         self.began = self.last_used = clock()
         self.transactions = 0
+        self.is_reused = False
+        self.course = Course()
+        self._owes_rset = False
         self._clock = clock
         self._is_myself = is_myself
 
@@ -237,6 +245,7 @@ class Session:
             SessionFailed: The host takes no more mail over it.
         """
         self.dialogue.enter(Phase.TRANSACTION)
+        self.course = Course()
         mailmax = self.extensions.limits.mailmax
         if mailmax is not None and self.transactions >= mailmax:
             text = f"takes {self.transactions} messages a session"
@@ -251,13 +260,47 @@ class Session:
         dialogue.heed_the_end()
         if dialogue.smtp.state is State.CLOSED:
             raise dialogue.failed(Verdict.CLOSED, "nothing more after its refusal")
-        if dialogue.smtp.state is State.READY:
+        if dialogue.smtp.state is State.READY and not self._owes_rset:
             return
+        self._owes_rset = False
         dialogue.smtp.rset()
         reply = (await dialogue.next(RsetAnswered, timeout=timeout)).reply
         self.listener.progressed()
         if not reply.is_positive:
             raise dialogue.failed(Verdict.CLOSED, reply=reply)
+
+    # -- from one message to the next -------------------------------------
+
+    def lend(self, listener: Listener) -> None:
+        """Prepare it for another message; the first command will be RSET.
+
+        A reply that answers no command ends it from now on, until 354.
+        """
+        self.listener = listener
+        self.is_reused = True
+        self.tls_seconds = 0.0
+        self._owes_rset = True
+        self.dialogue.bears_strays = False
+
+    def heard_data_reply(self, code: int) -> None:
+        """Take note of the reply to DATA; after 354 a stray one is dropped again."""
+        seconds = self._clock() - self.last_used
+        self.course = self.course._replace(data=code, seconds=seconds)
+        if self.course.is_in_step:
+            self.dialogue.bears_strays = True
+
+    async def is_in_step(self, timeout: float) -> bool:  # noqa: ASYNC109
+        """End it by QUIT, and return whether the host says 221 in *timeout* seconds.
+
+        Only QUIT is answered so. Then each reply was the answer to its command, and none
+        was one too many.
+        """
+        self.dialogue.smtp.quit()
+        try:
+            reply = (await self.dialogue.next(QuitAnswered, timeout=timeout)).reply
+        except SessionFailed:
+            return False
+        return reply.code == 221
 
     # -- the end ----------------------------------------------------------
 

@@ -1,36 +1,85 @@
 """Supplies sessions that are ready, and takes them back after use.
 
-The attempt and the probe get their sessions only here. Today each session is dialled
-for its user, and quits when it is given back.
+The attempt and the probe get their sessions only here. A session that is given back after
+a plain success waits some seconds for another message (`IdleSessions`), where the process
+lives long enough for that. All others quit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from math import inf
+from typing import TYPE_CHECKING
 
-from mxpolicy.delivery.approach import Approach
 from mxpolicy.delivery.connect import Egress, connect
-from mxpolicy.delivery.dialogue import Listener
-from mxpolicy.delivery.session import Session
-from mxpolicy.routing.candidate import Candidate
+from mxpolicy.delivery.dialogue import SessionFailed
+from mxpolicy.errors import LocalTrouble
+from mxpolicy.routing.candidate import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mxpolicy.delivery.approach import Approach
+    from mxpolicy.delivery.dialogue import Listener
+    from mxpolicy.delivery.idle_sessions import IdleSessions
+    from mxpolicy.delivery.session import Session
+    from mxpolicy.routing.candidate import Candidate
 
 __all__ = ["Sessions"]
+
+# How a host says that it has too many sessions of ours.
+_TURNED_AWAY = {
+    Verdict.REFUSED,
+    Verdict.CLOSED,
+    Verdict.GREETING_4XX,
+    Verdict.GREETING_5XX,
+    Verdict.EHLO_REFUSED,
+}
 
 
 class Sessions:
     """The sessions of one engine.
 
-    Attributes:
+    Args:
         egresses: By name, as in `Candidate.egress`.
+        idle: Where sessions wait for another message; None where none does.
     """
 
-    def __init__(self, egresses: Mapping[str, Egress]) -> None:
-        self.egresses = egresses
+    def __init__(
+        self, egresses: Mapping[str, Egress], idle: IdleSessions | None = None
+    ) -> None:
+        self._egresses = egresses
+        self._idle = idle
+        self._is_stopped = False
+        # In use, and by which egress they were dialled.
+        self._in_use: dict[Session, Egress] = {}
+
+    def renew(self, egresses: Mapping[str, Egress]) -> None:
+        """Go on with other *egresses*; what was dialled by the old ones is not kept."""
+        self._egresses = egresses
+        if self._idle is not None:
+            self._idle.close()
+
+    def take_idle(
+        self, candidate: Candidate, approach: Approach, listener: Listener
+    ) -> Session | None:
+        """Return a session that has waited for such a message; None without one.
+
+        It may be over, which shows only when it is used (`mxpolicy.routing.reuse`).
+        """
+        if self._idle is None:
+            return None
+        session = self._idle.take(candidate, approach)
+        if session is not None:
+            session.lend(listener)
+            self._in_use[session] = self._egresses[candidate.egress]
+        return session
 
     async def open(
         self, candidate: Candidate, approach: Approach, listener: Listener
     ) -> Session:
-        """Return a session with *candidate* that is ready for MAIL.
+        """Return a new session with *candidate* that is ready for MAIL.
+
+        When there is no place for one, here or at the host, our idle sessions make room.
 
         Args:
             approach: How it is reached; see `mxpolicy.delivery.connect` for what is
@@ -41,9 +90,46 @@ class Sessions:
             SessionFailed: The host does not get us there.
             LocalTrouble: We do not get there.
         """
-        egress = self.egresses[candidate.egress]
+        egress = self._egresses[candidate.egress]
+        session = await self._connect(egress, candidate, approach, listener)
+        self._in_use[session] = egress
+        return session
+
+    async def _connect(
+        self,
+        egress: Egress,
+        candidate: Candidate,
+        approach: Approach,
+        listener: Listener,
+    ) -> Session:
+        try:
+            return await connect(egress, candidate, approach, listener)
+        except LocalTrouble:
+            if self._idle is None or not self._idle.close():
+                raise
+        except SessionFailed as failed:
+            is_turned_away = failed.finding.verdict in _TURNED_AWAY
+            if self._idle is None or not is_turned_away:
+                raise
+            if not self._idle.close_at(candidate):
+                raise
         return await connect(egress, candidate, approach, listener)
 
-    def give_back(self, session: Session) -> None:
-        """Take *session* back, also a broken one: its user has finished with it."""
-        session.quit()
+    def give_back(self, session: Session, known_until: float = inf) -> None:
+        """Take *session* back, also a broken one: its user has finished with it.
+
+        Args:
+            known_until: When it is no longer sure that such a message goes there, on
+                the clock.
+        """
+        egress = self._in_use.pop(session, None)
+        is_current = egress is self._egresses.get(session.candidate.egress)
+        idle = self._idle if is_current and not self._is_stopped else None
+        if idle is None or not idle.keep(session, known_until):
+            session.quit()
+
+    def stop(self) -> None:
+        """Let no session wait any more. Those in use go on."""
+        self._is_stopped = True
+        if self._idle is not None:
+            self._idle.close()

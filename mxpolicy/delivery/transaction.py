@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from mxpolicy.delivery import trouble
 from mxpolicy.delivery.envelope import Envelope
@@ -28,6 +28,7 @@ from mxpolicy.protocol.smtp_events import (
 from mxpolicy.protocol.smtp_states import State, Verb, facts
 from mxpolicy.reply import Reply
 from mxpolicy.routing.candidate import Phase, Verdict
+from mxpolicy.routing.reuse import Course
 
 __all__ = ["DOT_TIME", "Answers", "Control", "Transaction"]
 
@@ -80,16 +81,30 @@ class Answers:
         goodbye: What the host said when it broke the session, if anything.
     """
 
-    __slots__ = ("goodbye", "refused")
+    __slots__ = ("_unproven", "goodbye", "refused")
 
     def __init__(self) -> None:
         self.refused: dict[int, tuple[Verb, Reply]] = {}
         self.goodbye: Reply | None = None
+        self._unproven: list[int] = []
 
     def refuse(self, numbers: Iterable[int], verb: Verb, reply: Reply) -> None:
         """*reply* to *verb* refused all of *numbers*."""
         for number in numbers:
             self.refused[number] = (verb, reply)
+            if verb is not Verb.DOT:  # that came after 354
+                self._unproven.append(number)
+
+    def are_in_step(self) -> None:
+        """The replies so far are known to be answers to their commands."""
+        self._unproven.clear()
+
+    def take_back_unproven(self) -> None:
+        """Forget the refusals since `are_in_step`, and the goodbye."""
+        for number in self._unproven:
+            self.refused.pop(number, None)
+        self._unproven.clear()
+        self.goodbye = None
 
     def take_back_for_want_of_tls(self) -> Reply | None:
         """Forget the refusals in clear that ask for TLS; return one of them, or None."""
@@ -178,6 +193,7 @@ class Transaction:
             self._settlement.withdrawn(self._recipients)
 
     async def _run(self) -> None:
+        self._session.course = Course()
         self._dialogue.enter(Phase.TRANSACTION)
         await self._dialogue.heed_what_has_come()
         pending = self._recipients
@@ -201,6 +217,7 @@ class Transaction:
         if reply.is_positive:
             accepted = await self._hear_recipients(batch)
         else:
+            self._note(is_sender_refused=True)
             # No recipient was named before it: it holds for the others too.
             self._answers.refuse((*batch, *later), Verb.MAIL, reply)
         await self._control.recipients_answered(accepted)
@@ -239,6 +256,8 @@ class Transaction:
                 accepted.append(number)
             else:
                 self._answers.refuse([number], Verb.RCPT, reply)
+        if len(accepted) < len(batch):
+            self._note(is_recipient_refused=True)
         self._settlement.accepted(accepted)
         return accepted
 
@@ -247,8 +266,10 @@ class Transaction:
         self._dialogue.heed_the_end()
         self._smtp.data()
         reply = (await self._answer(DataAnswered)).reply
+        self._session.heard_data_reply(reply.code)
         if not reply.is_positive:
             return Verb.DATA, reply
+        self._answers.are_in_step()
         told = telling_progress(
             self._dialogue.stream, self._session.listener.progressed
         )
@@ -260,6 +281,8 @@ class Transaction:
             self._control.time_before_dot()
             text = self._dialogue.doing()
             raise self._dialogue.failed(Verdict.SILENT, text) from None
+        if early is not None and early.code == 421 and self._session.is_reused:
+            raise self._dialogue.failed(Verdict.CLOSED, reply=early)
         return None if early is None else (Verb.DOT, early)
 
     async def _body(self) -> Reply | None:
@@ -289,6 +312,7 @@ class Transaction:
             if self._dialogue.take_dot_back():
                 self._settlement.released(accepted)
             raise
+        self._note(dot=reply.code)
         if not reply.is_positive:
             return Verb.DOT, reply
         self._settlement.taken(accepted, reply)
@@ -301,6 +325,10 @@ class Transaction:
         event = await self._dialogue.next(kind, timeout=patience)
         self._session.listener.progressed()
         return event
+
+    def _note(self, **facts: Any) -> None:
+        """Note how the transaction goes, for the next user of the session."""
+        self._session.course = self._session.course._replace(**facts)
 
     def _patience(self, state: State) -> float:
         return self._control.patience(facts(state).timeout)

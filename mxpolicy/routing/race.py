@@ -51,15 +51,16 @@ the actions returned, in their order:
            in the list means that time does not matter. Late, early and
            needless calls do no harm.
 `Take`     Begin the transaction. Nothing is started or dropped until
-           `Race.drop_others` or `Race.resume` is called. Go on reporting the others;
-           only `Race.resume` reports the taken one's end.
+           `Race.drop_others`, `Race.resume` or `Race.restart` is called. Go on
+           reporting the others; only the last two report the taken one's end.
 `GiveUp`   The attempt is over. Every open candidate was dropped before it, in
            the same list. No method has an effect any more.
 =========  =====================================================================
 
 Every list ends in exactly one of `Wake`, `Take` and `GiveUp`, or is returned
 between `Take` and `resume`, or after `GiveUp`. So every `Start` is ended by
-exactly one of: `failed` from the caller, `Drop`, `Take`, each from us.
+exactly one of: `failed` from the caller, `Drop`, `Take`, each from us. A candidate that
+was taken with a session of an earlier message may be started once more (`Race.restart`).
 """
 
 from __future__ import annotations
@@ -513,10 +514,7 @@ class Race:
             finding = finding._replace(wait=None)  # never the same one again
         self._note_end_of_taken(finding)
         self._open_round(now)
-        for runner in self._open():
-            if runner.is_late:
-                actions.append(self._let_go(runner, now))
-                runner.standing = _Standing.FAILED
+        actions += self._drop_late(now)
         actions += [
             self._let_go(runner, now)
             for runner in self._open()
@@ -525,6 +523,25 @@ class Race:
         if (best := self._best_ready()) and now < self._deadline:
             return [*actions, self._take(best, now)]
         return actions + self._advance(now)
+
+    def restart(self, now: float) -> list[Action]:
+        """Go on: the taken one's session was one of an earlier message, and was over.
+
+        That says nothing of the candidate. It is dialled anew at once, in the place that
+        it has, as if it had not been ready.
+
+        Returns actions as `begin` does.
+        """
+        assert self._mode is _Mode.SUSPENDED, "none is taken"
+        taken = self._taken
+        self._open_round(now)
+        if now >= self._limit:
+            taken.standing = _Standing.WAITING
+            return self._drop_late(now) + self._advance(now)
+        taken.standing = _Standing.OPEN
+        taken.phase, taken.since = Phase.CONNECT, now
+        taken.was_kept_waiting = False
+        return [*self._drop_late(now), Start(taken.candidate), *self._advance(now)]
 
     def has_better_pending(self, candidate: Candidate) -> bool:
         """Return whether a refusal (4yz, 5yz) by *candidate* is not final.
@@ -588,6 +605,15 @@ class Race:
             return actions + self._give_up(now)
         at = min(self._limit, start_at, *map(self._fails_at, self._open()))
         return [*actions, Wake(at)]
+
+    def _drop_late(self, now: float) -> list[Action]:
+        """Count those as failed that a patient sender would have left meanwhile."""
+        actions: list[Action] = []
+        for runner in self._open():
+            if runner.is_late:
+                actions.append(self._let_go(runner, now))
+                runner.standing = _Standing.FAILED
+        return actions
 
     def _fails_at(self, runner: _Runner) -> float:
         return runner.fails_at(is_hurried=self._ceiling is not None)

@@ -42,9 +42,15 @@ class Utc:
 class Sent(NamedTuple):
     """What became of a message."""
 
-    outcome: Outcome
+    outcomes: list[Outcome]
     seconds: float
     events: list[Event]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The only recipient's."""
+        (only,) = self.outcomes
+        return only
 
     @property
     def dialled(self) -> list[str]:
@@ -64,6 +70,7 @@ class Site:
         options: MemoryOptions | None = None,
         store: type[MemoryStore] = MemoryStore,
         chance: Callable[[], float] = lambda: 0.0,
+        keeps_sessions: bool = False,
     ) -> None:
         self.hosts = hosts
         self.utc = Utc()
@@ -80,6 +87,7 @@ class Site:
             clock=asyncio.get_running_loop().time,
             utc=self.utc,
             chance=chance,
+            keeps_sessions=keeps_sessions,
         )
         self.engine = Engine(self.context)
         self.memory = HostMemory(self.store, self.options.memory, self.utc)
@@ -94,11 +102,13 @@ class Site:
     def aim(self) -> str:
         return nexthop_aim(parse_nexthop(self.nexthop, self.options.port))
 
-    async def send(self, nexthop: str = "") -> Sent:
+    async def send(
+        self, nexthop: str = "", recipients: Sequence[str] = ("bob@example.com",)
+    ) -> Sent:
         self.number += 1
         request = Request(
             "alice@example.net",
-            ("bob@example.com",),
+            tuple(recipients),
             nexthop or self.nexthop,
             f"Q{self.number}",
             900.0,
@@ -107,7 +117,7 @@ class Site:
         began, seen = asyncio.get_running_loop().time(), len(self.happened)
         message = mail_data()
         try:
-            (outcome,) = await self.engine.deliver(request, message)
+            outcomes = await self.engine.deliver(request, message)
         finally:
             message.close()
         settled = [
@@ -116,7 +126,7 @@ class Site:
             if isinstance(one, events.RecipientSettled)
         ]
         assert asyncio.get_running_loop().time() - began < settled[-1] + 4
-        return Sent(outcome, settled[0], self.happened[seen:])
+        return Sent(outcomes, settled[0], self.happened[seen:])
 
     def learner(self, aim: str, message_id: str) -> Learner:
         trace = Trace("", self.context.clock, self.happened.append)

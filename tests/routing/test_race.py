@@ -181,12 +181,13 @@ INPUTS: dict[str, Callable[[Race], list[Action]]] = {
     "wake": lambda race: race.wake(1.0),
     "drop_others": lambda race: race.drop_others(1.0),
     "resume": lambda race: race.resume(LOST, 1.0),
+    "restart": lambda race: race.restart(1.0),
 }
 REFUSED_CALLS = {
-    *(("new", name) for name in ("drop_others", "resume")),
-    *(("racing", name) for name in ("begin", "drop_others", "resume")),
+    *(("new", name) for name in ("drop_others", "resume", "restart")),
+    *(("racing", name) for name in ("begin", "drop_others", "resume", "restart")),
     ("suspended", "begin"),
-    *(("over", name) for name in ("begin", "drop_others", "resume")),
+    *(("over", name) for name in ("begin", "drop_others", "resume", "restart")),
 }
 ACTING_CALLS = {
     ("new", "begin"): [Start(BEST), Wake(2.5)],
@@ -194,6 +195,7 @@ ACTING_CALLS = {
     ("racing", "failed"): [Start(MIDDLE), Wake(2.5)],
     ("racing", "wake"): [Wake(1.5)],
     ("suspended", "resume"): [Start(MIDDLE), Wake(2.5)],
+    ("suspended", "restart"): [Start(BEST), Wake(2.5)],
 }
 
 
@@ -525,6 +527,80 @@ def test_grace_does_not_pass_the_time_for_finding() -> None:
     race.wake(9.0)
     assert race.reached(MIDDLE, Phase.READY, 9.9) == [Wake(10.0)]
     assert race.wake(10.0) == [Take(MIDDLE)]
+
+
+# A session of an earlier message, which is over.
+
+
+def test_one_whose_idle_session_was_over_is_dialled_as_if_it_had_not_been_ready() -> (
+    None
+):
+    race, twin = begun(), new_race()
+    race.reached(BEST, Phase.READY, 0.0)
+    assert race.restart(0.1) == [Start(BEST), Wake(1.6)]
+    twin.begin(0.1)
+    for at in (1.6, 3.1, 6.1, 30.1):
+        assert race.wake(at) == twin.wake(at)
+
+
+def test_one_whose_idle_session_was_over_waits_for_no_better_one() -> None:
+    race = begun()
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.READY, 1.5)
+    race.reached(BEST, Phase.GREETING, 1.6)  # dialled now, MIDDLE would come at 9.6
+    assert race.restart(1.7) == [Start(MIDDLE), Wake(3.2)]
+    assert race.reached(BEST, Phase.READY, 1.8) == [Take(BEST)]
+
+
+def test_better_one_that_became_ready_meanwhile_is_taken() -> None:
+    race = begun()
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.READY, 1.5)
+    race.reached(BEST, Phase.READY, 1.6)
+    assert race.restart(1.7) == [Start(MIDDLE), Take(BEST)]
+    assert race.drop_others(1.8) == [Drop(MIDDLE)]
+
+
+def test_better_one_that_connected_too_late_is_dropped_before_the_restart() -> None:
+    race = begun()
+    race.wake(1.5)
+    race.reached(MIDDLE, Phase.READY, 25.0)
+    race.reached(BEST, Phase.GREETING, 31.0)
+    actions = race.restart(31.1)
+    assert isinstance(actions[0], Drop)
+    assert actions[0].candidate == BEST
+    assert actions[1] == Start(MIDDLE)
+
+
+def test_restart_of_one_is_no_second_dialling() -> None:
+    candidates = ranked_hosts(MAX_DIALLED)
+    race = new_race(*candidates)
+    race.begin(0.0)
+    for one in candidates[:-2]:
+        race.failed(one, REFUSAL, 0.0)
+    race.reached(candidates[-2], Phase.READY, 0.0)
+    race.restart(0.1)
+    assert Start(candidates[-1]) in race.failed(candidates[-2], REFUSAL, 0.2)
+
+
+def test_one_that_is_asked_again_keeps_its_last_chance_over_a_restart() -> None:
+    race = new_race(BEST)
+    race.begin(0.0)
+    race.reached(BEST, Phase.READY, 0.1)
+    waited = LOST._replace(wait=Wait(Awaited.RCPT, 60.0))
+    assert race.resume(waited, 60.0)[0] == Start(BEST)
+    race.reached(BEST, Phase.READY, 60.0)
+    race.restart(60.1)
+    race.reached(BEST, Phase.READY, 60.2)
+    assert race.is_last_chance()
+
+
+@pytest.mark.parametrize("now", [10.0, 30.0])
+def test_nothing_is_restarted_when_the_time_is_over(now: float) -> None:
+    race = new_race(BEST, deadline=30.0)
+    race.begin(0.0)
+    race.reached(BEST, Phase.READY, 10.0)
+    assert race.restart(now) == [GiveUp(GiveUpReason.DEADLINE)]
 
 
 # After the winner.

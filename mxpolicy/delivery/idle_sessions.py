@@ -1,0 +1,179 @@
+"""The sessions that wait for another message, each for some seconds.
+
+`mxpolicy.routing.reuse` says which ones may wait, and until when. A session is looked at
+while it waits: it ends when its host says anything, or hangs up. No task waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING
+
+from mxpolicy.routing.reuse import kept_until, may_be_kept
+from mxpolicy.routing.tls_requirement import Level
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mxpolicy.delivery.approach import Approach
+    from mxpolicy.delivery.session import Session
+    from mxpolicy.routing.candidate import Candidate, Key
+
+    _Fit = tuple[Key, Approach]
+
+__all__ = ["MOST", "MOST_AT_ADDRESS", "IdleSessions"]
+
+# Sessions that wait, in all and with one address. Each takes a descriptor here, and a
+# place at the host. Of too many the one ends that has waited longest.
+MOST = 200
+MOST_AT_ADDRESS = 20
+
+
+class IdleSessions:
+    """Sessions by what they fit: the candidate's key, and the approach to it.
+
+    Args:
+        clock: Seconds, monotonic.
+        idle: Seconds for which one waits; 0 is not at all.
+        messages: How many messages are sent over one.
+    """
+
+    def __init__(
+        self, clock: Callable[[], float], *, idle: float, messages: int
+    ) -> None:
+        self._clock = clock
+        self._idle = idle
+        self._messages = messages
+        # Those that have waited longest come first; until when.
+        self._until: dict[Session, float] = {}
+        self._fitting: dict[_Fit, list[Session]] = {}
+        self._at: Counter[str] = Counter()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._rings_at = inf
+
+    def keep(self, session: Session, known_until: float = inf) -> bool:
+        """Let *session* wait for another message, if it may; return whether it does.
+
+        Args:
+            known_until: See `mxpolicy.routing.reuse.kept_until`.
+        """
+        now = self._clock()
+        until = kept_until(now, session.began, idle=self._idle, known_until=known_until)
+        if until <= now or not self._may_be_kept(session):
+            return False
+        self._make_room(session.candidate)
+        self._until[session] = until
+        self._fitting.setdefault(_fit(session), []).append(session)
+        self._at[session.candidate.key.socket] += 1
+        session.dialogue.stream.watch(partial(self._look, session))
+        self._ring_at(until)
+        return True
+
+    def _may_be_kept(self, session: Session) -> bool:
+        approach, extensions = session.approach, session.extensions
+        # The host put TLS off; the next session may have it.
+        is_put_off = (
+            approach.tls.level is Level.MAY
+            and extensions.starttls
+            and not session.is_secured
+        )
+        if is_put_off or approach.had_to_be_in_clear or not approach.waits_for_body:
+            return False
+        mailmax = extensions.limits.mailmax
+        most = self._messages if mailmax is None else min(mailmax, self._messages)
+        return session.dialogue.is_quiet() and may_be_kept(
+            session.course,
+            transactions=session.transactions,
+            most=most,
+            strays=session.dialogue.strays,
+        )
+
+    def take(self, candidate: Candidate, approach: Approach) -> Session | None:
+        """Return a session that fits, the last one used; it waits no more."""
+        while waiting := self._fitting.get((candidate.key, approach)):
+            session = waiting[-1]
+            self._let_go(session)
+            if session.dialogue.is_quiet():
+                return session
+            session.quit()
+        return None
+
+    def count(self, candidate: Candidate) -> int:
+        """Return how many sessions with the address of *candidate* wait."""
+        return self._at[candidate.key.socket]
+
+    def close_at(self, candidate: Candidate) -> bool:
+        """End all sessions with the address of *candidate*; return whether there were any."""
+        socket = candidate.key.socket
+        found = [one for one in self._until if one.candidate.key.socket == socket]
+        for session in found:
+            self._end(session)
+        return bool(found)
+
+    def close(self) -> bool:
+        """End all of them; return whether there were any."""
+        found = [*self._until]
+        for session in found:
+            self._end(session)
+        return bool(found)
+
+    # -- the end of a wait --------------------------------------------------
+
+    def _make_room(self, candidate: Candidate) -> None:
+        socket = candidate.key.socket
+        if self._at[socket] >= MOST_AT_ADDRESS:
+            self._end(
+                next(one for one in self._until if one.candidate.key.socket == socket)
+            )
+        if len(self._until) >= MOST:
+            self._end(next(iter(self._until)))
+
+    def _look(self, session: Session) -> None:
+        """The host may have said something: then the session ends."""
+        if not session.dialogue.is_quiet():
+            self._end(session)
+
+    def _end(self, session: Session) -> None:
+        self._let_go(session)
+        session.quit()
+
+    def _let_go(self, session: Session) -> None:
+        session.dialogue.stream.unwatch()
+        del self._until[session]
+        fit = _fit(session)
+        self._fitting[fit].remove(session)
+        if not self._fitting[fit]:
+            del self._fitting[fit]
+        socket = session.candidate.key.socket
+        self._at[socket] -= 1
+        if not self._at[socket]:
+            del self._at[socket]
+        if not self._until:
+            self._ring_at(inf)
+
+    def _ring_at(self, at: float) -> None:
+        """Have the alarm ring no later than *at*; never, when that is infinite."""
+        if at == inf or at < self._rings_at:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm, self._rings_at = None, at
+            if at < inf:
+                delay = max(0.0, at - self._clock())
+                loop = asyncio.get_running_loop()
+                self._alarm = loop.call_later(delay, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm, self._rings_at = None, inf
+        now = self._clock()
+        for session, until in [*self._until.items()]:
+            if until <= now:
+                self._end(session)
+        if self._until:
+            self._ring_at(min(self._until.values()))
+
+
+def _fit(session: Session) -> _Fit:
+    return session.candidate.key, session.approach
