@@ -191,7 +191,7 @@ class Daemon:
         path = state_file(options.state, self._environ)
         store = open_store(path, self._tell, prevails)
         try:
-            self._engine = Engine(Context(options, store=store))
+            self._engine = Engine(Context(options, store=store, keeps_sessions=True))
             self._doors = Doors(
                 lambda: self._engine,
                 self._observe,

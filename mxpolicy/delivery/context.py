@@ -50,8 +50,8 @@ class Context:
         is_own_address: Whether an address is one of this machine's.
         calls: The deliveries under way in this process. Contexts of one process that
             share a store must share it.
-        keeps_sessions: Whether sessions wait for another message. Then
-            ``sessions.stop`` must be called in the end.
+        keeps_sessions: Whether sessions wait for another message, so that
+            `mxpolicy.delivery.engine.Engine.stop` must be called in the end.
 
     Attributes:
         helo: Our name in EHLO.

@@ -147,12 +147,13 @@ class Engine:
     async def stop(self, why: str) -> None:
         """Return when no delivery is under way; see `Delivery.cancel` for what they do.
 
-        One that begins all the same is cancelled, too.
+        One that begins all the same is cancelled, too. No session waits any more.
 
         Args:
             why: For the text of the deferrals.
         """
         self._stops = why
+        self.context.sessions.stop()
         while self.under_way:
             for delivery in self.under_way:
                 delivery.cancel(why)

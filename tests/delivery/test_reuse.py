@@ -37,7 +37,7 @@ def play(
         try:
             await work(site)
         finally:
-            site.context.sessions.stop()
+            await site.engine.stop("the test is over")
         assert not site.troubles()
 
     run(*hosts, work=main)
