@@ -30,6 +30,7 @@ from mxpolicy.config import load
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Notice, Trouble
+from mxpolicy.delivery.kick import Kick
 from mxpolicy.delivery.log import Log
 from mxpolicy.delivery.replay import prevails
 from mxpolicy.delivery.transaction import DOT_TIME
@@ -152,6 +153,7 @@ class Daemon:
         self._is_ending = asyncio.Event()
         self._is_urged = asyncio.Event()
         self._engine: Engine
+        self._kick: Kick
         self._doors: Doors
 
     # -- the log ----------------------------------------------------------------
@@ -159,6 +161,11 @@ class Daemon:
     def _observe(self, event: Event) -> None:
         """Log *event*: the log may be another one by now."""
         self._log.observe(event)
+
+    def _learn(self, event: Event) -> None:
+        """Log what happens to a message, and remember it, if it is deferred."""
+        self._observe(event)
+        self._kick.observe(event)
 
     def _tell(self, text: str) -> None:
         self._observe(Trouble(time.monotonic() - self._began, text))
@@ -192,9 +199,10 @@ class Daemon:
         store = open_store(path, self._tell, prevails)
         try:
             self._engine = Engine(Context(options, store=store, keeps_sessions=True))
+            self._kick = Kick(lambda: self._engine.context, self._observe)
             self._doors = Doors(
                 lambda: self._engine,
-                self._observe,
+                self._learn,
                 self._tell,
                 runtime_directory(self._environ),
                 given,
@@ -208,7 +216,10 @@ class Daemon:
         self._note(f"mxpolicy {__version__} serves {', '.join(self._doors.sockets)}")
         self._manager.ready(self._status())
         alive = loop.create_task(self._stay_alive())
+        kicking = loop.create_task(self._kick.run())
         await self._is_ending.wait()
+        kicking.cancel()
+        await asyncio.wait([kicking])
         await self._stop()
         await store.close()
         alive.cancel()

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from mxpolicy.delivery.context import Context
-    from mxpolicy.options import KickOptions, MemoryOptions
+    from mxpolicy.options import KickOptions
     from mxpolicy.routing.candidate import Candidate
 
 __all__ = ["Kick", "run_command"]
@@ -92,22 +92,20 @@ class Kick:
     Give every event of every message to `observe`, and let `run` run.
 
     Args:
-        context: The engine's.
-        options: The command; without one nothing is remembered.
+        context: Returns the engine's, whose options may change. While they have no
+            command, nothing is remembered.
         tell: Told which hosts are back, and of trouble with the command.
         command: Runs a program with arguments; `run_command` does.
     """
 
     def __init__(
         self,
-        context: Context,
-        options: KickOptions,
+        context: Callable[[], Context],
         tell: events.Observe,
         command: Callable[[Sequence[str]], Awaitable[None]] | None = None,
     ) -> None:
-        self._context = context
-        self._options = options
-        self._trace = Trace("", context.clock, tell)
+        self._get_context = context
+        self._trace = Trace("", context().clock, tell)
         self._command = command or run_command
         self._mail = DeferredMail()
         self._under_way: OrderedDict[str, list[_Group]] = OrderedDict()
@@ -115,6 +113,14 @@ class Kick:
         self._news = asyncio.Event()
         self._has_released = asyncio.Event()
         self._probing: set[str] = set()
+
+    @property
+    def _context(self) -> Context:
+        return self._get_context()
+
+    @property
+    def _options(self) -> KickOptions:
+        return self._context.options.kick
 
     # -- what happens ---------------------------------------------------------
 
@@ -167,9 +173,14 @@ class Kick:
 
     async def run(self) -> None:
         """Look after the hosts, and tell the mail server; ends by being cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._look_after_hosts(tasks))
-            tasks.create_task(self._tell_mail_server())
+        while True:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._look_after_hosts(tasks))
+                    tasks.create_task(self._tell_mail_server())
+            except* Exception as errors:
+                self._trace.trouble(errors)
+            await asyncio.sleep(AFTER_FAILURE)
 
     async def _look_after_hosts(self, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -178,7 +189,8 @@ class Kick:
             for candidate in self._mail.due(now):
                 known = await self._context.memory.advise("", [candidate])
                 record = known.of_host.get(candidate, NOTHING)
-                match self._mail.look(candidate, record, now, self._memory_options):
+                options = self._context.memory.options
+                match self._mail.look(candidate, record, now, options):
                     case Next.READY:
                         self._release(candidate)
                     case Next.PROBE if len(self._probing) < PROBES:
@@ -187,10 +199,6 @@ class Kick:
                             tasks.create_task(self._probe(candidate))
                     case _:
                         pass
-
-    @property
-    def _memory_options(self) -> MemoryOptions:
-        return self._context.memory.options
 
     async def _wait_for_look(self) -> None:
         """Wait until a host is due to be looked at."""
@@ -231,6 +239,8 @@ class Kick:
 
     async def _tell_mail_server(self) -> None:
         while True:
+            if not self._options.command:
+                self._released.clear()
             if not self._released:
                 self._has_released.clear()
                 await self._has_released.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -31,12 +32,13 @@ class Kicked:
 
     def __init__(self, *hosts: ScriptedHost, rate: int = 10) -> None:
         self.site = Site(*hosts)
+        options = replace(self.site.options, kick=KickOptions(COMMAND, rate))
+        self.site.context.options = options
         self.commands: list[tuple[float, list[str]]] = []
         self.fails = 0
         self.has_run = asyncio.Event()
         self.told: list[events.Event] = []
-        options = KickOptions(COMMAND, rate)
-        self.kick = Kick(self.site.context, options, self.told.append, self._command)
+        self.kick = Kick(lambda: self.site.context, self.told.append, self._command)
 
     async def _command(self, argv: Sequence[str]) -> None:
         self.commands.append((asyncio.get_running_loop().time(), list(argv)))
