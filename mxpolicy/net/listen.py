@@ -395,6 +395,8 @@ class Listener:
 
     def close(self) -> None:
         """Accept no more; those that are served are served on."""
+        if self.listening.socket.fileno() < 0:
+            return  # closed before
         self._is_full = False
         if self._resumes is not None:
             self._resumes.cancel()
