@@ -39,6 +39,7 @@ from mxpolicy.errors import ConfigError, ListenError, UsageError
 from mxpolicy.net.service_manager import ServiceManager, given_sockets
 from mxpolicy.reply import printable
 from mxpolicy.state.opening import open_store, state_file
+from mxpolicy.state.store import JOURNAL
 
 if TYPE_CHECKING:
     import socket
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
     from mxpolicy.delivery.events import Event
     from mxpolicy.options import Options
+    from mxpolicy.state.store import Store
 
 __all__ = ["main"]
 
@@ -125,6 +127,15 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
+
+
+async def _look_at(store: Store) -> None:
+    """Use *store*, so that its trouble is told at the beginning.
+
+    It takes a second at most (`mxpolicy.state.fallback`).
+    """
+    for room in (JOURNAL, ""):
+        await store.put(f"{room}probe", b"", time.time() + 1)
 
 
 class Daemon:
@@ -213,6 +224,7 @@ class Daemon:
             if options.log.to != "stderr":
                 sys.stderr.write(f"mxpolicy: {error}\n")
             return 1
+        await _look_at(store)
         self._note(f"mxpolicy {__version__} serves {', '.join(self._doors.sockets)}")
         self._manager.ready(self._status())
         alive = loop.create_task(self._stay_alive())

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
 import stat
-from typing import TYPE_CHECKING
+import subprocess
+from pathlib import Path
 
 import pytest
 
 from mxpolicy import __version__
 from mxpolicy.doors import DOORS
 from tests.helpers.serving import TIMEOUT, Runner, serving
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["serving"]
 
@@ -95,7 +94,7 @@ def test_wrong_configuration_is_no_beginning(serving: Runner) -> None:
         _, said = daemon.process.communicate(timeout=TIMEOUT)
         assert daemon.process.returncode == 1
     assert re.fullmatch(
-        r".*/serve\.yaml:3:24: listen\.policy\.at\[0\]: 'policy' is no socket; write"
+        r".*/serve\.yaml:4:24: listen\.policy\.at\[0\]: 'policy' is no socket; write"
         r" unix, an absolute path, 127\.0\.0\.1:2424 or \[::1\]:2424\n",
         said.decode(),
     )
@@ -125,3 +124,184 @@ def test_sockets_from_systemd_are_served_and_their_paths_stay(
             later.connect(str(path))
             with serving.started(given=[("policy", given)]):
                 assert ask(later) == DUNNO
+
+
+def test_name_that_systemd_gives_is_that_of_a_door(
+    serving: Runner, tmp_path: Path
+) -> None:
+    path = tmp_path / "given"
+    with (
+        given_socket(path) as given,
+        serving.started(given=[("http", given)], wait=False, stderr=-1) as daemon,
+    ):
+        _, said = daemon.process.communicate(timeout=TIMEOUT)
+        assert daemon.process.returncode == 1
+    assert said.decode().startswith(
+        f"mxpolicy: cannot listen at {path}: its FileDescriptorName= is 'http'; write"
+    )
+
+
+def test_socket_unit_without_a_name_is_known_by_its_path(serving: Runner) -> None:
+    path = serving.run / "policy"
+    with (
+        given_socket(path) as given,
+        serving.started(given=[("mxpolicy.socket", given)]) as daemon,
+        daemon.connect("policy") as client,
+    ):
+        assert ask(client) == DUNNO
+
+
+# -- reading the configuration again ------------------------------------------
+
+REFUSES = "policy: {rules: [{finding: [never_dialled], action: REJECT no}]}"
+
+
+def test_reload_counts_for_clients_that_are_connected(serving: Runner) -> None:
+    serving.configure("allow_dial: []")
+    question = b"request=smtpd_access_policy\nrecipient=a@[127.0.0.1]\n\n"
+    with serving.started() as daemon, daemon.connect("policy") as client:
+        client.sendall(question)
+        assert client.recv(4096) == DUNNO
+        serving.configure(REFUSES, "allow_dial: []")
+        daemon.reload()
+        client.sendall(question)
+        assert client.recv(4096) == b"action=REJECT no\n\n"
+        assert re.match(r"RELOADING=1\nMONOTONIC_USEC=[0-9]+$", daemon.told[-2])
+        assert "(configuration read again; serves " in daemon.log()
+
+
+def test_bad_configuration_is_refused_and_the_old_one_goes_on(serving: Runner) -> None:
+    with serving.started() as daemon, daemon.connect("policy") as client:
+        serving.configure("policy: {rules: [{finding: [nul_mx], action: REJECT}]}")
+        daemon.reload()
+        wrong = f"{serving.config}:4:29: policy.rules[0].finding[0]: 'nul_mx'"
+        assert f"the old one goes on: {wrong}" in daemon.log()
+        assert ask(client) == DUNNO
+        with daemon.connect("policy") as another:
+            assert ask(another) == DUNNO
+        serving.configure()
+        daemon.reload()
+        assert "configuration read again" in daemon.log()
+
+
+def test_reload_opens_and_closes_sockets_and_keeps_the_others(serving: Runner) -> None:
+    more, port = serving.directory / "more", free_port()
+    with serving.started() as daemon, daemon.connect("policy") as client:
+        inode = (daemon.run / "policy").stat().st_ino
+        serving.configure(f"listen: {{policy: {{at: [unix, {more}, '[::1]:{port}']}}}}")
+        daemon.reload()
+        assert (daemon.run / "policy").stat().st_ino == inode
+        with socket.create_connection(("::1", port), TIMEOUT) as over_tcp:
+            assert ask(over_tcp) == DUNNO
+            serving.configure(f"listen: {{policy: {{at: [{more}]}}}}")
+            daemon.reload()
+            assert not (daemon.run / "policy").exists()
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("::1", port), TIMEOUT)
+            assert ask(over_tcp) == DUNNO  # it was served before
+        assert ask(client) == DUNNO
+        with daemon.connect(str(more)) as another:
+            assert ask(another) == DUNNO
+        assert daemon.end() == 0
+        assert not more.exists()
+
+
+def free_port() -> int:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as one:
+        return int(one.getsockname()[1])
+
+
+def test_reload_is_done_as_a_whole_or_not_at_all(serving: Runner) -> None:
+    good, bad = serving.directory / "good", serving.directory / "none" / "bad"
+    with serving.started() as daemon:
+        serving.configure(REFUSES, f"listen: {{policy: {{at: [{good}, {bad}]}}}}")
+        daemon.reload()
+        assert "there is no directory" in daemon.log()
+        assert not good.exists()
+        with daemon.connect("policy") as client:
+            assert ask(client) == DUNNO
+
+
+def test_reload_begins_a_new_log_and_says_what_waits_for_a_restart(
+    serving: Runner,
+) -> None:
+    with serving.started() as daemon:
+        serving.log.rename(serving.log.with_suffix(".1"))
+        serving.configure(f"state: {serving.directory}")
+        daemon.reload()
+        assert "; 'state' stays as it was until a restart)" in daemon.log()
+
+
+def test_networks_that_may_connect_are_read_again(serving: Runner) -> None:
+    port = free_port()
+    at = f"at: ['[::1]:{port}']"
+    serving.configure(f"listen: {{policy: {{{at}, allow: [10.0.0.0/8]}}}}")
+    with serving.started() as daemon:
+        with socket.create_connection(("::1", port), TIMEOUT) as client:
+            assert client.recv(1) == b""
+        assert "::1 may not connect (listen: allow)" in daemon.log()
+        serving.configure(f"listen: {{policy: {{{at}}}}}")
+        daemon.reload()
+        with socket.create_connection(("::1", port), TIMEOUT) as client:
+            assert ask(client) == DUNNO
+
+
+# -- where it runs ------------------------------------------------------------
+
+
+def test_log_on_standard_error(serving: Runner) -> None:
+    serving.configure("log: {to: stderr}")
+    with serving.started(stderr=-1) as daemon:
+        assert daemon.end() == 0
+        assert daemon.process.stderr is not None
+        lines = daemon.process.stderr.read().decode().splitlines()
+    pid = daemon.process.pid
+    assert [line.partition(" (")[0].partition(", at=")[0] for line in lines] == [
+        f"mxpolicy[{pid}]: NOQUEUE: notice"
+    ] * 3
+    assert lines[-1].endswith("(has ended)")
+
+
+def test_signal_before_it_serves_ends_it(serving: Runner) -> None:
+    before = """
+import mxpolicy.daemon, os, signal
+load = mxpolicy.daemon.load
+def load_late(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return load(*arguments)
+mxpolicy.daemon.load = load_late
+"""
+    with serving.started(before=before, wait=False) as daemon:
+        assert daemon.process.wait(TIMEOUT) == 0
+    assert list(serving.run.iterdir()) == []
+
+
+def test_state_that_cannot_be_used_is_told_at_the_beginning(serving: Runner) -> None:
+    serving.state.chmod(0o777)
+    with serving.started() as daemon:
+        assert "trouble, " in daemon.log()
+        assert "(nothing outlives this process: " in daemon.log()
+        with daemon.connect("policy") as client:
+            assert ask(client) == DUNNO
+
+
+def test_it_works_as_process_1(serving: Runner) -> None:
+    wrap = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*wrap, "true"], check=False).returncode:
+        pytest.skip("no new pid namespaces here")
+    with serving.started(wrap=wrap) as daemon:
+        with daemon.connect("policy") as client:
+            assert ask(client) == DUNNO
+        pid = first_child(daemon.process.pid)
+        assert "\nNSpid:\t" in (text := Path(f"/proc/{pid}/status").read_text())
+        assert re.search(r"\nNSpid:\t.*\t1\n", text)
+        os.kill(pid, signal.SIGHUP)
+        daemon.wait_for("READY=1", 2)
+        os.kill(pid, signal.SIGTERM)
+        assert daemon.process.wait(TIMEOUT) == 0
+        assert "(has ended)" in daemon.log()
+
+
+def first_child(pid: int) -> int:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return int(text.split()[0])

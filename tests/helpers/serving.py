@@ -100,11 +100,15 @@ class Runner:
         self.configure()
 
     def configure(self, *more: str) -> None:
-        """Write the configuration, with *more* lines."""
-        lines = ["allow_dial: [127.0.0.0/8]", "helo: mail.example.com", *more]
-        if not any(one.startswith("log:") for one in more):
-            lines.append(f"log: {{to: {self.log}}}")
-        self.config.write_text("\n".join([*lines, ""]))
+        """Write the configuration, with *more* lines in place of the usual ones."""
+        usual = {
+            "allow_dial": "[127.0.0.0/8]",
+            "helo": "mail.example.com",
+            "log": f"{{to: {self.log}}}",
+        }
+        given = {one.partition(":")[0] for one in more}
+        lines = [f"{key}: {one}" for key, one in usual.items() if key not in given]
+        self.config.write_text("\n".join([*lines, *more, ""]))
 
     @contextlib.contextmanager
     def started(
@@ -114,6 +118,7 @@ class Runner:
         before: str = "",
         environ: dict[str, str] | None = None,
         wait: bool = True,
+        wrap: Sequence[str] = (),
         **more: Any,
     ) -> Iterator[Serving]:
         """Start one, and kill it in the end.
@@ -123,6 +128,7 @@ class Runner:
             before: Code that runs in it before mxpolicy does.
             environ: More variables.
             wait: Until it is ready.
+            wrap: A command that runs it.
             more: For `subprocess.Popen`.
         """
         address = self.directory / "notify"
@@ -140,7 +146,7 @@ class Runner:
             program = f"{_activation(given)}{before}\nfrom mxpolicy.cli import main\nraise SystemExit(main())"
             command = [sys.executable, "-c", program, "serve", "--config"]
             process = subprocess.Popen(
-                [*command, str(self.config)],
+                [*wrap, *command, str(self.config)],
                 cwd=CHECKOUT,
                 env=variables,
                 pass_fds=[one.fileno() for _, one in given],
