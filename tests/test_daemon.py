@@ -8,15 +8,18 @@ import signal
 import socket
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mxpolicy import __version__
 from mxpolicy.doors import DOORS
+from tests.helpers.piping import Host, host
 from tests.helpers.serving import TIMEOUT, Runner, serving
 
-__all__ = ["serving"]
+__all__ = ["host", "serving"]
 
 QUESTION = (
     b"request=smtpd_access_policy\nprotocol_state=RCPT\nrecipient=a@[192.0.2.1]\n\n"
@@ -305,3 +308,138 @@ def test_it_works_as_process_1(serving: Runner) -> None:
 def first_child(pid: int) -> int:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return int(text.split()[0])
+
+
+# -- deliveries, and the end --------------------------------------------------
+
+
+class Lmtp:
+    """A client of the LMTP door."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._lines = connection.makefile("rb")
+        assert self.reply().startswith("220 ")
+        self.say("LHLO client.example")
+
+    def reply(self) -> str:
+        """Return the last line of one reply."""
+        while line := self._lines.readline().decode():
+            if line[3:4] != "-":
+                return line
+        return ""
+
+    def say(self, line: str) -> str:
+        """Send a command, and return its reply."""
+        self._connection.sendall(f"{line}\r\n".encode())
+        return self.reply()
+
+    def send(self, recipient: str) -> None:
+        """Send a message up to the end of its data."""
+        assert self.say("MAIL FROM:<me@a.example>").startswith("250 ")
+        assert self.say(f"RCPT TO:<{recipient}>").startswith("250 ")
+        assert self.say("DATA").startswith("354 ")
+        self._connection.sendall(b"Received: from a by b\r\n\r\nHello.\r\n.\r\n")
+
+
+def to(host: Host) -> str:
+    """Return the address of a recipient at *host*."""
+    return f"you@[{host.nexthop[1:].partition(']')[0]}]"
+
+
+Make = Callable[..., Host]
+
+
+@pytest.fixture
+def sends(serving: Runner) -> Callable[[Host], Runner]:
+    """Have all mail go to the port of one host."""
+
+    def configured(host: Host, *more: str) -> Runner:
+        serving.configure(f"port: {host.nexthop.rpartition(':')[2]}", *more)
+        return serving
+
+    return configured
+
+
+def test_message_is_delivered_by_lmtp(sends: Any, host: Make) -> None:
+    one = host()
+    with sends(one).started() as daemon, daemon.connect("lmtp") as connection:
+        client = Lmtp(connection)
+        client.send(to(one))
+        assert client.reply().startswith("250 2.0.0 ")
+        daemon.wait_for_log("status=sent")
+    assert len(one.messages) == 1
+
+
+def test_end_before_the_dot_defers_and_the_host_takes_nothing(
+    sends: Any, host: Make
+) -> None:
+    one = host(holds="DATA")
+    with sends(one).started() as daemon, daemon.connect("lmtp") as connection:
+        client = Lmtp(connection)
+        client.send(to(one))
+        assert one.reached.wait(TIMEOUT)
+        assert daemon.end() == 0
+        assert re.match("4[0-9][0-9] 4\\.", client.reply())
+        assert "status=deferred" in daemon.log()
+    assert one.messages == []
+
+
+def test_end_after_the_dot_waits_for_the_host_and_records_its_answer(
+    sends: Any, host: Make
+) -> None:
+    one = host(holds="DOT")
+    runner = sends(one)
+    with runner.started() as daemon, daemon.connect("lmtp") as connection:
+        client = Lmtp(connection)
+        client.send(to(one))
+        assert one.reached.wait(TIMEOUT)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for("STOPPING=1")
+        daemon.wait_for("STATUS=ending; deliveries under way: 1")
+        # Who comes meanwhile is answered, and the others go on.
+        with daemon.connect("lmtp") as second, daemon.connect("policy") as asking:
+            late = Lmtp(second)
+            late.say("MAIL FROM:<me@a.example>")
+            assert late.say(f"RCPT TO:<{to(one)}>").startswith("451 4.3.2 ")
+            assert ask(asking) == DUNNO
+        daemon.process.send_signal(signal.SIGHUP)  # nothing
+        one.release.set()
+        assert client.reply().startswith("250 2.0.0 ")
+        assert daemon.process.wait(TIMEOUT) == 0
+        assert "status=sent" in daemon.log()
+    assert len(one.messages) == 1
+
+
+def test_second_signal_ends_the_wait_and_the_doubt_is_noted(
+    sends: Any, host: Make
+) -> None:
+    one = host(holds="DOT")
+    runner = sends(one)
+    with runner.started() as daemon, daemon.connect("lmtp") as connection:
+        client = Lmtp(connection)
+        client.send(to(one))
+        assert one.reached.wait(TIMEOUT)
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for("STOPPING=1")
+        assert daemon.end() == 0
+        assert "4.4.2" in client.reply()
+        assert "ends without an answer to 1 final dots" in daemon.log()
+        assert "message may be sent more than once" in daemon.log()
+
+
+def test_reload_leaves_a_delivery_as_it_began(sends: Any, host: Make) -> None:
+    one = host(holds="DATA")
+    runner = sends(one)
+    with runner.started() as daemon, daemon.connect("lmtp") as connection:
+        client = Lmtp(connection)
+        client.send(to(one))
+        assert one.reached.wait(TIMEOUT)
+        runner.configure("port: 1", "helo: another.example.com")
+        daemon.reload()
+        one.release.set()
+        assert client.reply().startswith("250 2.0.0 ")
+        client.send(to(one))
+        assert re.match("4[0-9][0-9] 4\\.4\\.1", client.reply())
+        assert daemon.end() == 0
+    assert len(one.messages) == 1
