@@ -217,6 +217,8 @@ class LimitOptions:
 
     message_memory: Size = 1 * MIB
     """Mail data kept in memory. A larger message goes to a file without a name."""
+    spool_memory: Size = 64 * MIB
+    """The same for all messages of a daemon together. The more of it is in use, the less of its data each message keeps in memory."""
     hops: Hops = 50
     """``Received:`` fields that make a message a loop; it bounces with 5.4.6 (RFC 5321 §6.3, Postfix: hopcount_limit)."""
     processes: Processes = 60

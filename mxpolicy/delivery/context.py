@@ -12,6 +12,7 @@ from mxpolicy.delivery.connect import Egress
 from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
 from mxpolicy.delivery.failed_lookups import FailedLookups
 from mxpolicy.delivery.host_memory import HostMemory
+from mxpolicy.delivery.mail_data import SpoolMemory
 from mxpolicy.delivery.owner import Calls
 from mxpolicy.delivery.plan import Planner
 from mxpolicy.delivery.sessions import Sessions
@@ -60,6 +61,7 @@ class Context:
         memory, domains, failed_lookups: What is remembered, over the store.
         admission: The places of this machine.
         planner: Makes the plans, by the resolver.
+        spool_memory: What mail data may take of it.
 
     Raises:
         ConfigError: ``own_addresses`` cannot be understood.
@@ -83,6 +85,7 @@ class Context:
         self.utc = utc
         self.chance = chance
         self.calls = calls or Calls()
+        self.spool_memory = SpoolMemory(options.limits.spool_memory)
         self.store = store or MemoryStore()
         self._resolver = resolver
         self._lookups = resolver or Resolver(options.resolver)

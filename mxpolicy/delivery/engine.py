@@ -131,6 +131,11 @@ class Engine:
             refusal = await domains.unless_stale(domain, refusal, note=False)
         return Forecast(plan._replace(refusal=plan.as_far_as_known(refusal)))
 
+    def new_mail_data(self) -> MailData:
+        """Return mail data for `begin`; its memory is shared with all other messages."""
+        limit = self.context.options.limits.message_memory
+        return MailData(memory_limit=limit, memory=self.context.spool_memory)
+
     def begin(self, request: Request, mail_data: MailData) -> Delivery:
         """Begin to deliver *mail_data*, which stays open until the delivery has ended."""
         delivery = Delivery(self.context, request, mail_data)

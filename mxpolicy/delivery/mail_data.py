@@ -2,9 +2,10 @@
 
 It can be read while it still grows. `spool` reads it from a descriptor, to the end.
 
-Up to 1 MiB stays in memory, more goes to a file without a name. So a message of 100 MiB
-does not take 100 MiB of memory, and SIGKILL leaves nothing behind. Size and header are
-examined as the data comes, for SMTP and the journal.
+Up to 1 MiB stays in memory, more goes to a `SpoolFile`. So a message of 100 MiB does not
+take 100 MiB of memory. Many messages at a time share a `SpoolMemory`, and each keeps less
+of its data there the more it is used. Size and header are examined as the data comes, for
+SMTP and the journal.
 
 An mbox ``From_`` line on top is no header field and is dropped: it would end the header
 for the receiving host. Exim's pipe transport adds one unless ``message_prefix`` is empty,
@@ -22,13 +23,16 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from hashlib import sha256
 
+from mxpolicy.delivery.spool_file import SpoolFile
 from mxpolicy.errors import LocalTrouble
 
-__all__ = ["DIGESTED", "MailData", "spool"]
+__all__ = ["DIGESTED", "MailData", "SpoolMemory", "spool"]
 
 MEMORY_LIMIT = 1 << 20
 
 _CHUNK = 65536
+# Bytes of a message with a file that are in memory: a write of fewer costs as much.
+_TAIL = 4 * _CHUNK
 
 # Bytes of the mail data that its digest covers. All of it would be known too late: the
 # journal needs the digest at the start.
@@ -56,10 +60,42 @@ _ABOVE_RECEIVED = re.compile(
 )
 
 
+class SpoolMemory:
+    """The memory that the mail data of several messages share.
+
+    Each message may have a part of what is free. So the large ones give way first, and
+    small ones find some as long as there is any (dynamic thresholds, Choudhury and Hahne
+    1998).
+
+    Args:
+        total: Bytes.
+
+    Attributes:
+        used: Bytes.
+    """
+
+    # The messages of a thousand clients at once have 64 KiB each of 64 MiB.
+    _PART = 8
+
+    def __init__(self, total: int = 1 << 62) -> None:
+        self._total = total
+        self.used = 0
+
+    def share(self) -> int:
+        """Return how many bytes one message may have, now."""
+        return max(0, self._total - self.used) // self._PART
+
+
 class MailData:
     """One message, growing by `append` until `finish`, or until `give_up`.
 
-    It has one writer. Any number may read `chunks`, also while it grows.
+    It has one writer, which waits for `drain` after each `append`. Any number may read
+    `chunks`, also while it grows.
+
+    Args:
+        memory_limit: Bytes that stay in memory; the rest goes to a file.
+        memory: Shared with other messages.
+        file: That file.
 
     Attributes:
         size: Bytes on the wire with CRLF line ends, without doubled dots and the
@@ -73,15 +109,25 @@ class MailData:
             (RFC 5321 §6.3).
     """
 
-    def __init__(self, *, memory_limit: int = MEMORY_LIMIT) -> None:
+    def __init__(
+        self,
+        *,
+        memory_limit: int = MEMORY_LIMIT,
+        memory: SpoolMemory | None = None,
+        file: SpoolFile | None = None,
+    ) -> None:
         self.size: int | None = None
         self.has_8bit = False
         self.has_received_on_top = False
         self.received_count = 0
         self._on_the_wire = 0
         self._memory_limit = memory_limit
-        self._memory: bytearray | None = bytearray()
-        self._descriptor = -1
+        self._shared = memory or SpoolMemory()
+        # The message is what the file has, and then what is in memory.
+        self._file = file or SpoolFile()
+        self._memory = bytearray()
+        self._writing: asyncio.Future[int] | None = None
+        self._is_closed = False
         self._stored = 0  # bytes kept, in memory or in the file
         self._top: bytes | None = b""  # the first line, until it is complete
         self._last = 0x0A  # the byte before the next one
@@ -89,9 +135,16 @@ class MailData:
         self._hash = sha256()
         self._trouble: LocalTrouble | None = None
         self._news = asyncio.Event()
+        self._written = asyncio.Event()
 
     def append(self, data: bytes) -> None:
-        """Take the next bytes, of any number; raise LocalTrouble when the disk is full."""
+        """Take the next bytes, of any number.
+
+        Raises:
+            LocalTrouble: The disk is full, or the writer has given up.
+        """
+        if self._trouble is not None:
+            raise self._trouble
         if self._top is not None:
             data = self._top + data
             if b"\n" not in data and len(data) < _LINE_LIMIT:
@@ -100,6 +153,21 @@ class MailData:
             data = self._without_mbox_line(data)
         self._take(data)
         self._news.set()
+
+    async def drain(self) -> None:
+        """Wait until the disk has taken so much that more may come.
+
+        Raises:
+            LocalTrouble: The disk is full, or the writer has given up.
+        """
+        while self._writing is not None and not self._writing.done():
+            kept = self._kept()
+            if len(self._memory) <= kept + min(kept, _TAIL):
+                break
+            self._written.clear()
+            await self._written.wait()
+        if self._trouble is not None:
+            raise self._trouble
 
     def finish(self) -> None:
         """The message is complete."""
@@ -129,9 +197,7 @@ class MailData:
         position, has_more = 0, True
         while has_more:
             while position < self._stored:
-                chunk = self._read(position, size)
-                if not chunk:
-                    raise LocalTrouble("the spooled message has become shorter")
+                chunk = await self._read(position, size)
                 position += len(chunk)
                 yield chunk
             has_more = await self._has_news()
@@ -164,10 +230,10 @@ class MailData:
         """Free the memory or the file; may be called twice."""
         if self.size is None:
             self.give_up(LocalTrouble("the message was never complete"))
-        self._memory = None  # `chunks` now fails; it never yields less than all
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if not self._is_closed:
+            self._is_closed = True  # `chunks` now fails; it never yields less than all
+            self._forget(len(self._memory))
+            self._file.close()
 
     def _without_mbox_line(self, data: bytes) -> bytes:
         self._top = None
@@ -201,32 +267,55 @@ class MailData:
         self.received_count = len(_RECEIVED.findall(header))
         self._header = None
 
+    # -- memory and file ----------------------------------------------------
+
     def _store(self, data: bytes) -> None:
-        if self._memory is not None and self._stored + len(data) > self._memory_limit:
-            memory, self._memory = self._memory, None
-            self._descriptor = _open_unnamed()
-            self._write(memory)
-        if self._memory is not None:
-            self._memory += data
-        else:
-            self._write(data)
+        self._memory += data
+        self._shared.used += len(data)
         self._stored += len(data)
+        if self._writing is None or self._writing.done():
+            self._write_out()
 
-    def _write(self, data: bytes | bytearray) -> None:
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[os.write(self._descriptor, view) :]
-        except OSError as error:  # ENOSPC, EDQUOT, EFBIG (Python ignores SIGXFSZ)
-            raise _spool_trouble(error) from error
+    def _kept(self) -> int:
+        """Return how many bytes may stay in memory."""
+        kept = min(self._memory_limit, self._shared.share())
+        return min(kept, _TAIL) if self._writing is not None else kept
 
-    def _read(self, position: int, size: int) -> bytes:
-        if self._memory is not None:
-            return bytes(memoryview(self._memory)[position : position + size])
+    def _write_out(self) -> None:
+        """Begin to write to the file what is too much for memory."""
+        if not self._is_closed and len(self._memory) > self._kept():
+            self._writing = self._file.write(bytes(self._memory))
+            self._writing.add_done_callback(self._wrote)
+
+    def _wrote(self, writing: asyncio.Future[int]) -> None:
+        """Drop what is in the file now, and go on.
+
+        What could not be written stays in memory, and no more may come. A message that
+        was complete by then is delivered.
+        """
         try:
-            return os.pread(self._descriptor, size, position)
-        except OSError as error:
-            raise _spool_trouble(error) from error
+            count = writing.result()
+        except LocalTrouble as error:
+            if self.size is None:
+                self.give_up(error)
+        else:
+            if not self._is_closed:
+                self._forget(count)
+                self._write_out()
+        self._written.set()
+
+    def _forget(self, count: int) -> None:
+        """Drop the first *count* bytes of what is in memory."""
+        del self._memory[:count]
+        self._shared.used -= count
+
+    async def _read(self, position: int, size: int) -> bytes:
+        if self._is_closed:
+            raise LocalTrouble("the message was closed")
+        begin = position - (self._stored - len(self._memory))
+        if begin < 0:
+            return await self._file.read(position, size)
+        return bytes(memoryview(self._memory)[begin : begin + size])
 
 
 async def spool(descriptor: int, *, memory_limit: int = MEMORY_LIMIT) -> MailData:
@@ -243,6 +332,7 @@ async def spool(descriptor: int, *, memory_limit: int = MEMORY_LIMIT) -> MailDat
     try:
         while data := await _read_some(descriptor):
             message.append(data)
+            await message.drain()
         message.finish()
     except MemoryError as error:
         message.close()
@@ -279,36 +369,3 @@ async def _readable(descriptor: int) -> None:
         await ready.wait()
     finally:
         loop.remove_reader(descriptor)
-
-
-def _open_unnamed() -> int:
-    """Open a file without a name, in the first directory that allows it.
-
-    tempfile would do it too, but it imports ten more modules.
-    """
-    error: OSError | None = None
-    for directory in (os.environ.get("TMPDIR"), "/var/tmp", "/tmp"):  # noqa: S108
-        if directory:
-            try:
-                return _open_unnamed_in(directory)
-            except OSError as failure:
-                error = error or failure
-    assert error is not None
-    raise _spool_trouble(error) from error
-
-
-def _open_unnamed_in(directory: str) -> int:
-    flags = os.O_RDWR | os.O_CLOEXEC
-    if hasattr(os, "O_TMPFILE"):
-        # Not every file system has it (overlayfs before Linux 6.3, NFS).
-        with suppress(OSError):
-            return os.open(directory, flags | os.O_TMPFILE, 0o600)
-    name = f"{directory}/mxpolicy-{os.getpid()}-{os.urandom(8).hex()}"
-    descriptor = os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    os.unlink(name)
-    return descriptor
-
-
-def _spool_trouble(error: OSError) -> LocalTrouble:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return LocalTrouble(f"cannot spool the message: {reason}")

@@ -198,7 +198,6 @@ async def play(
         settled[recipient.number] = recipient.outcome
 
     message = mail_data(data)
-    spoil(message)
 
     async def may_send_dot() -> bool:
         return is_complete()
@@ -225,6 +224,8 @@ async def play(
         range(len(recipients)),
     )
     try:
+        await message.drain()
+        spoil(message)
         await attempt.run()
     finally:
         message.close()

@@ -1156,7 +1156,7 @@ def test_spool_that_cannot_be_read_defers_and_asks_nobody_else() -> None:
         host,
         other,
         data=BIG,
-        spoil=lambda message: os.truncate(message._descriptor, 10),
+        spoil=lambda message: os.truncate(message._file._descriptor, 10),
     )
     assert status(played.outcome) == "Deferred 4.3.0"
     assert not host.messages

@@ -3,25 +3,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import resource
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mxpolicy.delivery import mail_data
-from mxpolicy.delivery.mail_data import DIGESTED, MailData, spool
+from mxpolicy.delivery.mail_data import DIGESTED, MailData, SpoolMemory, spool
+from mxpolicy.delivery.spool_file import SpoolFile
 from mxpolicy.errors import LocalTrouble
-
-T = TypeVar("T")
 
 RECEIVED = b"Received: from a by b; Mon, 1 Jan 2024 00:00:00 +0000\n"
 FROM_LINE = b"From alice@example.com Mon Jan  1 00:00:00 2024\n"
@@ -35,21 +31,29 @@ MESSAGES = st.lists(
 ).map(b"".join)
 
 
-def message_of(*pieces: bytes, memory_limit: int = 1 << 20) -> MailData:
-    message = MailData(memory_limit=memory_limit)
+def message_of(*pieces: bytes) -> MailData:
+    message = MailData()
     for piece in pieces:
         message.append(piece)
     message.finish()
     return message
 
 
-def at_once(work: Coroutine[None, None, T]) -> T:
-    """Return what *work* does, which has nothing to wait for."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        return cast("T", done.value)
-    raise AssertionError("it waits")
+async def spooled(*pieces: bytes, memory_limit: int, **more: Any) -> MailData:
+    """Return a message that may have a file."""
+    message = MailData(memory_limit=memory_limit, **more)
+    for piece in pieces:
+        message.append(piece)
+        await message.drain()
+    message.finish()
+    return message
+
+
+async def written(message: MailData) -> SpoolFile:
+    """Return the file of *message*, once all that goes there is there."""
+    if message._writing is not None:
+        await asyncio.wait([message._writing])
+    return message._file
 
 
 async def collected(message: MailData, size: int = 65536) -> bytes:
@@ -57,11 +61,11 @@ async def collected(message: MailData, size: int = 65536) -> bytes:
 
 
 def content(message: MailData, size: int = 65536) -> bytes:
-    return at_once(collected(message, size))
+    return asyncio.run(collected(message, size))
 
 
 def digest_of(pieces: list[bytes]) -> bytes:
-    return at_once(message_of(*pieces).digest())
+    return asyncio.run(message_of(*pieces).digest())
 
 
 def on_the_wire(data: bytes) -> bytes:
@@ -75,15 +79,16 @@ def on_the_wire(data: bytes) -> bytes:
 class TestCounting:
     @given(MESSAGES, st.integers(0, 40), st.sampled_from([0, 7, 1 << 20]))
     def test_any_message_in_any_pieces(self, data: bytes, cut: int, limit: int) -> None:
-        message = message_of(data[:cut], data[cut:], memory_limit=limit)
-        try:
-            kept = content(message)
+        async def play() -> None:
+            message = await spooled(data[:cut], data[cut:], memory_limit=limit)
+            kept = await collected(message)
             assert data.endswith(kept)
             assert message.size == len(on_the_wire(kept))
             assert message.has_8bit == (not kept.isascii())
-            assert content(message, 3) == kept
-        finally:
+            assert await collected(message, 3) == kept
             message.close()
+
+        asyncio.run(play())
 
     @given(MESSAGES)
     def test_byte_by_byte_is_the_same_as_at_once(self, data: bytes) -> None:
@@ -110,8 +115,8 @@ class TestCounting:
     def test_size_is_that_on_the_wire(self, data: bytes, size: int) -> None:
         assert message_of(data).size == size
 
-    def test_eight_bits_are_seen_beyond_memory(self) -> None:
-        message = message_of(b"x" * 100, b"\xff", memory_limit=10)
+    async def test_eight_bits_are_seen_beyond_memory(self) -> None:
+        message = await spooled(b"x" * 100, b"\xff", memory_limit=10)
         assert message.has_8bit
         message.close()
 
@@ -175,13 +180,15 @@ class TestReceived:
             pytest.param(RECEIVED.replace(b"\n", b"\r\n") * 3, True, 3, id="crlf"),
         ],
     )
-    def test_fields_are_found(self, data: bytes, on_top: bool, count: int) -> None:
-        message = message_of(data, memory_limit=16)
+    async def test_fields_are_found(
+        self, data: bytes, on_top: bool, count: int
+    ) -> None:
+        message = await spooled(data, memory_limit=16)
         assert message.has_received_on_top is on_top
         assert message.received_count == count
         message.close()
 
-    def test_a_huge_header_is_looked_at_in_part(self) -> None:
+    async def test_a_huge_header_is_looked_at_in_part(self) -> None:
         message = message_of(RECEIVED, b"X: " + b"x" * (1 << 20) + b"\n", RECEIVED)
         assert message.received_count == 1
         message.close()
@@ -190,74 +197,138 @@ class TestReceived:
 class TestKeeping:
     async def test_it_can_be_read_again_and_by_two_at_once(self) -> None:
         for limit in (0, 1 << 20):
-            message = message_of(b"abc" * 1000, memory_limit=limit)
+            message = await spooled(b"abc" * 1000, memory_limit=limit)
+            await written(message)
             one, other = message.chunks(100), message.chunks(7)
             assert await anext(one) == (b"abc" * 34)[:100]
             assert b"".join([chunk async for chunk in other]) == b"abc" * 1000
             assert b"".join([chunk async for chunk in one]) == (b"abc" * 1000)[100:]
             message.close()
 
-    def test_the_file_has_no_name_and_is_given_back(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TMPDIR", str(tmp_path))
-        before = set(os.listdir("/proc/self/fd"))
-        message = message_of(b"x" * 100, memory_limit=10)
-        number = message._descriptor
-        assert os.readlink(f"/proc/self/fd/{number}").startswith(str(tmp_path))
-        assert os.fstat(number).st_nlink == 0
-        assert os.fstat(number).st_mode & 0o777 == 0o600
-        assert os.listdir(tmp_path) == []
-        message.close()
-        message.close()
-        assert set(os.listdir("/proc/self/fd")) == before
-
-    def test_a_file_system_without_nameless_files_will_do(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TMPDIR", str(tmp_path))
-        monkeypatch.delattr(os, "O_TMPFILE")
-        message = message_of(b"x" * 100, memory_limit=10)
-        assert os.listdir(tmp_path) == []
-        assert content(message) == b"x" * 100
-        message.close()
-
-    def test_a_useless_tmpdir_is_passed_over(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
-        message = message_of(b"x" * 100, memory_limit=10)
-        assert content(message) == b"x" * 100
-        message.close()
-
-    def test_closed_it_is_never_read_as_an_empty_message(self) -> None:
+    async def test_closed_it_is_never_read_as_an_empty_message(self) -> None:
         for limit in (0, 1 << 20):
-            message = message_of(b"important", memory_limit=limit)
+            message = await spooled(b"important", memory_limit=limit)
+            message.close()
             message.close()
             with pytest.raises(LocalTrouble):
-                content(message)
+                await collected(message)
 
-    def test_a_file_cut_short_is_never_read_as_a_whole_message(self) -> None:
-        message = message_of(b"x" * 1000, memory_limit=10)
-        os.ftruncate(message._descriptor, 500)
+    async def test_a_file_cut_short_is_never_read_as_a_whole_message(self) -> None:
+        message = await spooled(b"x" * 1000, memory_limit=10)
+        file = await written(message)
+        os.ftruncate(file._descriptor, 500)
         with pytest.raises(LocalTrouble, match="shorter"):
-            content(message)
+            await collected(message)
         message.close()
 
-    def test_a_full_disk_is_our_trouble(self) -> None:
-        message = MailData(memory_limit=10)
-        message._memory = None
-        message._descriptor = os.open("/dev/full", os.O_RDWR)
-        with pytest.raises(LocalTrouble, match=os.strerror(errno.ENOSPC)):
-            message.append(b"x" * 10_000)
+    async def test_nothing_more_is_taken_when_the_disk_is_full(self) -> None:
+        file = SpoolFile(lambda: os.open("/dev/full", os.O_RDWR))
+        message = MailData(memory_limit=10, file=file)
+        reader = asyncio.create_task(collected(message))
+        message.append(b"x" * 10_000)
+        full = os.strerror(errno.ENOSPC)
+        with pytest.raises(LocalTrouble, match=full):
+            await message.drain()
+        with pytest.raises(LocalTrouble, match=full):
+            message.append(b"x")
+        with pytest.raises(LocalTrouble, match=full):
+            await reader
         message.close()
 
-    def test_the_file_size_limit_is_our_trouble(self) -> None:
-        with file_size_limit(4096):
-            message = MailData(memory_limit=10)
-            with pytest.raises(LocalTrouble, match=os.strerror(errno.EFBIG)):
-                message.append(b"x" * 10_000)
+    async def test_a_message_that_is_complete_needs_no_disk(self) -> None:
+        file = SpoolFile(lambda: os.open("/dev/full", os.O_RDWR))
+        message = MailData(memory_limit=10, file=file)
+        message.append(b"x" * 10_000)
+        message.finish()
+        await written(message)
+        assert await collected(message) == b"x" * 10_000
+        message.close()
+
+
+class Disk:
+    """One that takes nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.began, self.goes_on = threading.Event(), threading.Event()
+        self.file = SpoolFile(writes=self._write)
+
+    def _write(self, descriptor: int, data: memoryview) -> int:
+        self.began.set()
+        assert self.goes_on.wait(10)
+        return os.write(descriptor, data)
+
+
+class TestSlowDisk:
+    async def test_loop_goes_on_and_the_writer_waits(self) -> None:
+        disk, data = Disk(), os.urandom(1 << 20)
+        message = MailData(memory_limit=100_000, file=disk.file)
+        reader = asyncio.create_task(collected(message))
+        taken: list[int] = []
+
+        async def write() -> None:
+            for begin in range(0, len(data), 65536):
+                message.append(data[begin : begin + 65536])
+                taken.append(begin)
+                await message.drain()
+            message.finish()
+
+        writer = asyncio.create_task(write())
+        await asyncio.to_thread(disk.began.wait, 10)
+        await asyncio.sleep(0.01)
+        assert 2 <= len(taken) <= 4, "bounded, whatever the disk does"
+        disk.goes_on.set()
+        await writer
+        assert await reader == data
+        assert (await written(message)).size > len(data) / 2
+        assert await collected(message) == data
+        message.close()
+
+    async def test_file_stays_open_while_a_thread_writes_to_it(self) -> None:
+        before = set(os.listdir("/proc/self/fd"))
+        disk = Disk()
+        message = await spooled(b"x" * 100, memory_limit=10, file=disk.file)
+        await asyncio.to_thread(disk.began.wait, 10)
+        message.close()
+        assert os.fstat(disk.file._descriptor).st_nlink == 0
+        disk.goes_on.set()
+        await written(message)
+        assert disk.file._descriptor < 0
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+class TestManyMessages:
+    async def test_together_they_keep_to_their_memory(self) -> None:
+        memory = SpoolMemory(1 << 20)
+        data = os.urandom(100_000)
+        messages = [MailData(memory=memory) for _ in range(100)]
+        for begin in range(0, len(data), 10_000):
+            for message in messages:
+                message.append(data[begin : begin + 10_000])
+                await message.drain()
+                assert memory.used <= 1 << 20
+        for message in messages:
+            message.finish()
+            await written(message)
+        assert memory.used <= 1 << 20
+        for message in messages:
+            assert await collected(message) == data
             message.close()
+        assert memory.used == 0
+
+    async def test_large_one_leaves_memory_to_small_ones(self) -> None:
+        memory = SpoolMemory(1 << 20)
+        large = await spooled(bytes(4 << 20), memory_limit=1 << 20, memory=memory)
+        await written(large)
+        small = await spooled(bytes(50_000), memory_limit=1 << 20, memory=memory)
+        assert (await written(small)).size == 0
+        large.close()
+        small.close()
+        assert memory.used == 0
+
+    async def test_each_has_its_own_limit_where_there_is_plenty(self) -> None:
+        message = await spooled(bytes(1 << 20), memory_limit=1 << 20)
+        assert (await written(message)).size == 0
+        message.close()
 
 
 class TestDigest:
@@ -303,8 +374,8 @@ class TestGrowing:
         message.append(b"the last")
         message.finish()
         for reader in readers:
-            assert await reader == content(message)
-        assert message.size == len(on_the_wire(content(message)))
+            assert await reader == await collected(message)
+        assert message.size == len(on_the_wire(await collected(message)))
         message.close()
 
     @given(MESSAGES, st.lists(st.integers(0, 5), max_size=20))
@@ -320,7 +391,7 @@ class TestGrowing:
                     await asyncio.sleep(0)
             message.append(rest)
             message.finish()
-            assert await reader == content(message_of(data))
+            assert await reader == await collected(message_of(data))
 
         asyncio.run(play())
 
@@ -371,7 +442,7 @@ class TestSpooling:
                 assert not spooling.done()
                 os.write(writing, piece)
             os.close(writing)
-        assert content(spooling.result()) == b"Subject: x\n\nbody\n"
+        assert await collected(spooling.result()) == b"Subject: x\n\nbody\n"
         os.close(reading)
 
     @pytest.mark.parametrize("is_blocking", [True, False])
@@ -388,7 +459,7 @@ class TestSpooling:
         thread.start()
         message = await spool(reading)
         thread.join()
-        assert content(message) == data
+        assert await collected(message) == data
         message.close()
         os.close(reading)
 
@@ -397,13 +468,14 @@ class TestSpooling:
         path.write_bytes(b"x" * 200_000)
         with path.open("rb") as file:
             message = await spool(file.fileno(), memory_limit=1000)
-        assert content(message) == b"x" * 200_000
+        assert await collected(message) == b"x" * 200_000
         message.close()
 
     async def test_nothing_at_all_is_an_empty_message(self) -> None:
         with open("/dev/null", "rb") as nothing:  # noqa: ASYNC230
             message = await spool(nothing.fileno())
-        assert (message.size, content(message)) == (0, b"")
+        assert message.size == 0
+        assert await collected(message) == b""
 
     async def test_a_closed_input_is_our_trouble(self) -> None:
         reading, writing = os.pipe()
@@ -454,14 +526,3 @@ class TestSpooling:
 
 def test_the_limit_is_one_mebibyte() -> None:
     assert mail_data.MEMORY_LIMIT == 1024 * 1024
-
-
-@contextmanager
-def file_size_limit(limit: int) -> Iterator[None]:
-    # Python ignores SIGXFSZ: write(2) then fails with EFBIG.
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -7,6 +7,8 @@ way any more, everybody waits for a timer, and the clock jumps to the next one.
 What this processor has sent on loopback it hands over in order. So a datagram that we
 send to ourselves, and get, was behind everything else, as long as the thread stays on
 one processor. Acknowledgements that the kernel would delay are asked for.
+
+The clock stands still while a thread works for `run_in_executor`.
 """
 
 from __future__ import annotations
@@ -18,20 +20,24 @@ import socket
 import threading
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
+    from concurrent.futures import Executor
 
 __all__ = ["let_pass", "run_with_sockets"]
 
 # Real seconds in which another thread, or a busy kernel, may have something for us.
 SETTLING = 0.004
+# Real seconds for which such a thread is waited for at most, each time.
+LONGEST_JOB = 10.0
 
 # SYN, SYN-ACK, ACK and what is sent upon that: each may be behind one datagram.
 ROUNDS = 4
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class _JumpingSelector(selectors.DefaultSelector):
@@ -41,6 +47,7 @@ class _JumpingSelector(selectors.DefaultSelector):
         super().__init__()
         self._jump = jump
         self._is_patient = is_patient
+        self.jobs = 0  # that threads of the loop do
         self._seen: set[int] = set()
         self._echo = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._echo.bind(("127.0.0.1", 0))
@@ -68,7 +75,10 @@ class _JumpingSelector(selectors.DefaultSelector):
         for _ in range(ROUNDS):
             self._echo.send(b".")
             self._echo.recv(1)
-        waits = self._is_patient or threading.active_count() > 1
+        if self.jobs:
+            return super().select(LONGEST_JOB)
+        others = [one for one in threading.enumerate() if one.name[:7] != "asyncio"]
+        waits = self._is_patient or len(others) > 1
         ready = super().select(SETTLING if waits else 0)
         if not ready:
             assert timeout is not None, "everybody waits, and no timer is set"
@@ -89,7 +99,22 @@ def _acknowledge(fd: int) -> None:
 class _SocketLoop(asyncio.SelectorEventLoop):
     def __init__(self, *, is_patient: bool) -> None:
         self._now = 1000.0
-        super().__init__(_JumpingSelector(self.let_pass, is_patient=is_patient))
+        self._jumping = _JumpingSelector(self.let_pass, is_patient=is_patient)
+        super().__init__(self._jumping)
+
+    def run_in_executor(
+        self,
+        executor: Executor | None,
+        func: Callable[[*Ts], T],
+        *args: *Ts,
+    ) -> asyncio.Future[T]:
+        future = super().run_in_executor(executor, func, *args)
+        self._jumping.jobs += 1
+        future.add_done_callback(self._job_is_done)
+        return future
+
+    def _job_is_done(self, future: asyncio.Future[Any]) -> None:
+        self._jumping.jobs -= 1
 
     def let_pass(self, seconds: float) -> None:
         # Rounded up, or a timer could be missed by less than the clock can tell.
