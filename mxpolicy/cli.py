@@ -17,7 +17,7 @@ from mxpolicy import __version__
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["main"]
+__all__ = ["main", "pipe"]
 
 EXIT_USAGE = 2
 EXIT_DEFER = 75  # as in mxpolicy.outcome, which may be what cannot be imported
@@ -62,7 +62,7 @@ def main() -> int:
     _hear_of_children()
     command, *rest = sys.argv[1:] or [""]
     if command == "pipe":
-        _pipe(rest)
+        pipe(rest)
     if command == "policy":
         return _policy(rest)
     if command in COMMANDS:
@@ -93,8 +93,14 @@ def _hear_of_children() -> None:
         return
 
 
-def _pipe(argv: list[str]) -> NoReturn:
-    """Deliver, and answer "try later" where that cannot even begin."""
+def pipe(argv: list[str], mail_server: int | None = None) -> NoReturn:
+    """Deliver, and answer "try later" where that cannot even begin.
+
+    Args:
+        argv: What follows ``mxpolicy pipe`` on the command line.
+        mail_server: Its process id where our parent is `command.sh`, which is all the
+            supervisor that it needs.
+    """
     try:
         import signal
 
@@ -104,14 +110,17 @@ def _pipe(argv: list[str]) -> NoReturn:
         # exec(3) keeps an alarm that was set before (alarm(2)).
         for number in (*ending, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
             signal.signal(number, _on_signal)
-        mail_server = None
         if "--exim" in argv[: argv.index("--") if "--" in argv else None]:
-            from mxpolicy.supervisor import supervise
+            if mail_server is None:
+                from mxpolicy.supervisor import supervise
 
-            mail_server = supervise()
-        from mxpolicy import pipe
+                mail_server = supervise()
+            # A process of Exim's own would hear our answer though Exim had gone.
+            if mail_server == 1:
+                _defer("the mail server that started us has gone away")
+        from mxpolicy import pipe as door
 
-        pipe.main(argv, mail_server)
+        door.main(argv, mail_server)
     except BaseException as exc:
         _defer(f"{type(exc).__name__}: {exc}")
 

@@ -18,6 +18,7 @@ from mxpolicy.errors import ListenError
 from mxpolicy.net.listen import Listener, Socket, listen_at, listen_at_given
 from mxpolicy.options import LOOPBACK, UNIX
 from mxpolicy.server.access_policy import AccessPolicyServer
+from mxpolicy.server.handover import HandoverServer
 from mxpolicy.server.lmtp import LmtpServer
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ class Door(Protocol):
 
 Make = Callable[[Callable[[], "Engine"], "Observe"], Door]
 
-DOORS: Mapping[str, Make] = {"lmtp": LmtpServer, "policy": AccessPolicyServer}
+DOORS: Mapping[str, Make] = {
+    "pipe": HandoverServer,
+    "lmtp": LmtpServer,
+    "policy": AccessPolicyServer,
+}
 """Each door by its name, which is also that of its option and of its socket."""
 
 

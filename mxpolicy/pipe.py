@@ -23,9 +23,9 @@ Theory of operation
     (RFC 5321 §4.1.1.10).
 
 `mxpolicy.pipe_command` has the command line, `mxpolicy.protocol.pipe_answer` the answer.
-With ``--exim`` a `mxpolicy.supervisor` stands between Exim and this process.
-``--socket`` names the socket of a daemon that will take the message. This version has
-no daemon: the option is accepted, and mxpolicy delivers by itself.
+Where a daemon runs, `mxpolicy.handover` gives it the message, and this module is not
+needed. The shell script that has started us stands between the mail server and this
+process; without it (``python3 -m mxpolicy``), `mxpolicy.supervisor` does so for Exim.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Door:
     that nothing but the answer can come first.
 
     Args:
-        mail_server: Its process id where a supervisor is between it and us.
+        mail_server: Its process id where the script or a supervisor is between it and us.
 
     Attributes:
         outcomes: Returns each recipient with its outcome, None until all have one.
@@ -119,11 +119,11 @@ class Door:
         # In this order: a parent that is gone cannot be looked at, but we have another.
         if _is_ending(self._parent) or os.getppid() != self._parent:
             return False
-        if self._parent == 1 and not _has_another_end(self._out):
+        if 1 in (self._parent, self._mail_server) and not _has_another_end(self._out):
             return False
         if self._mail_server is not None:
             supervisor = look_at(self._parent)
-            if supervisor and not supervisor.parent == self._mail_server != 1:
+            if supervisor and supervisor.parent != self._mail_server:
                 return False
             if _is_ending(self._mail_server):
                 return False
@@ -230,7 +230,7 @@ def main(argv: Sequence[str], mail_server: int | None = None) -> NoReturn:
 
     Args:
         argv: What follows ``mxpolicy pipe`` on the command line.
-        mail_server: Its process id where a supervisor is our parent.
+        mail_server: Its process id where the script or a supervisor is our parent.
 
     Raises:
         OSError: There is not even a `Door`; the caller says "try later" on stdout.

@@ -1,0 +1,70 @@
+#!/bin/sh
+# The command `mxpolicy`. What it does is done by Python; this starts it.
+#
+# For a mail server (`mxpolicy pipe`) it is also the process that waits. A command that
+# ends by a signal, or with a status of its own, bounces the message: with Exim both do,
+# with Postfix the status does. So this shell stays, with next to no memory, and makes
+# "try later" of every end that is no answer. It gives Python its parent's process id,
+# by which Python sees whether the mail server lives.
+#
+# pipe: handover.py gives the message to the daemon, if there is one, and is started in
+# the quickest way. Every other command, and an installation where handover.py is not at
+# its usual place, is started in the usual way.
+
+case ${1-} in pipe)
+    exim=
+    for word; do
+        case $word in --) break ;; --exim) exim=1 ;; esac
+    done
+    ended() {
+        status=$?
+        case $status in 0 | 69 | 75) return ;; esac
+        trap - EXIT
+        # To Postfix a signal is "try later", and what was printed counts for nothing: it
+        # may have been the answer 2.0.0, which bounces with any status but 0.
+        [ "$exim" ] || [ "$status" -le 128 ] || kill -KILL $$
+        echo "4.3.0 mxpolicy: the delivery ended with status $status"
+        exit 75
+    }
+    trap ended EXIT
+    trap : HUP INT QUIT ALRM TERM USR1 USR2 XCPU
+    trap '' PIPE
+    exec 2>/dev/null
+    ;;
+esac
+
+here=$0
+[ ! -h "$here" ] || here=$(readlink -f "$here")
+here=${here%/*}
+python=$here/python3
+isolated=-I
+# Where pip has put it without an environment of its own, for a user too.
+[ -x "$python" ] || { python=python3 isolated=-P; }
+
+[ "${1-}" = pipe ] || exec "$python" "$isolated" -m mxpolicy "$@"
+
+for client in "$here"/../lib/python3*/*-packages/mxpolicy/handover.py; do break; done
+if [ -f "$client" ]; then
+    # As `import` does it, with the byte code that is kept, but without a search for it,
+    # and without `site` until that is needed.
+    set -- -ISX utf8 -c '
+import sys
+from _frozen_importlib_external import SourceFileLoader
+def alone(argv, mail_server):
+    import site
+    site.main()
+    from mxpolicy import cli
+    cli.pipe(argv, mail_server)
+name = "mxpolicy.handover"
+module = {"__name__": name}
+exec(SourceFileLoader(name, sys.argv.pop(1)).get_code(name), module)
+module["main"](alone)
+' "$client" "$PPID" "$@"
+else
+    set -- "$isolated" -X utf8 -c '
+from mxpolicy import cli, handover
+handover.main(cli.pipe)
+' "$PPID" "$@"
+fi
+"$python" "$@"
+exit $?

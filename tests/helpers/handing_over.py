@@ -1,0 +1,117 @@
+"""The command ``mxpolicy`` as it is installed, and run as a mail server runs it.
+
+`command` is a `Command`. Its tree looks like a virtual environment, so that the script
+finds the client where an installation has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.piping import CHECKOUT, MESSAGE, TIMEOUT, Ended, all_answers
+
+__all__ = ["Command", "command"]
+
+
+class Command:
+    """Runs ``mxpolicy pipe``.
+
+    Attributes:
+        program: The script.
+        config: For the run without a daemon.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.root = directory / "venv"
+        self.program = self.root / "bin" / "mxpolicy"
+        self.config = directory / "alone.yaml"
+        self.log = directory / "alone.log"
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        packages = self.root / "lib" / version / "site-packages"
+        packages.mkdir(parents=True)
+        self.program.parent.mkdir()
+        shutil.copy(CHECKOUT / "mxpolicy" / "command.sh", self.program)
+        base = Path(sys.base_prefix) / "bin" / "python3"
+        (self.root / "bin" / "python3").symlink_to(base)
+        (self.root / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
+        (packages / "mxpolicy").symlink_to(CHECKOUT / "mxpolicy")
+        others = sysconfig.get_path("purelib")
+        (packages / "others.pth").write_text(f"{others}\n")
+        state = directory / "alone.state"
+        state.mkdir(mode=0o700)
+        self.config.write_text(
+            "allow_dial: [127.0.0.0/8]\nhelo: alone.example.com\n"
+            f"state: {state}\nlog: {{to: {self.log}}}\n"
+        )
+
+    def argv(self, path: Path | str, nexthop: str, *recipients: str) -> list[str]:
+        """Return the arguments of a call with the daemon's socket at *path*."""
+        return [
+            *("pipe", "-f", "me@a.example", "--nexthop", nexthop, "--queue-id", "QID"),
+            *("--socket", str(path), "--config", str(self.config)),
+            *("--", *(recipients or ["b@b.example"])),
+        ]
+
+    @contextlib.contextmanager
+    def started(
+        self, argv: Sequence[str], **more: Any
+    ) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+        """Start it; stdout and stderr are one socket that keeps writes apart."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(TIMEOUT)
+        more = {"stdin": subprocess.PIPE, "cwd": "/", **more}
+        wrap = more.pop("wrap", [])
+        environ = {"PATH": "/usr/bin:/bin", **more.pop("environ", {})}
+        with (
+            ours,
+            theirs,
+            _popen(
+                [*wrap, str(self.program), *argv],
+                stdout=theirs,
+                stderr=theirs,
+                env=environ,
+                **more,
+            ) as process,
+        ):
+            theirs.close()
+            try:
+                yield process, ours
+            finally:
+                process.kill()
+
+    def run(self, argv: Sequence[str], message: bytes = MESSAGE, **more: Any) -> Ended:
+        """Run it to its end."""
+        with self.started(argv, **more) as (process, answers):
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+                    stdin.write(message)
+            found = all_answers(answers)
+            return Ended(process.wait(TIMEOUT), found)
+
+
+def _popen(command: list[str], **more: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, **more)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+def child_of(pid: int) -> int:
+    """Return the process that *pid* waits for."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    while not (found := children.read_text().split()):
+        os.sched_yield()
+    return int(found[0])
