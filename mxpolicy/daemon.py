@@ -31,6 +31,7 @@ from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Notice, Trouble
 from mxpolicy.delivery.kick import Kick
+from mxpolicy.delivery.late_reply import LateReplies
 from mxpolicy.delivery.log import Log
 from mxpolicy.delivery.replay import prevails
 from mxpolicy.delivery.transaction import DOT_TIME
@@ -209,7 +210,10 @@ class Daemon:
         path = state_file(options.state, self._environ)
         store = open_store(path, self._tell, prevails)
         try:
-            self._engine = Engine(Context(options, store=store, keeps_sessions=True))
+            context = Context(
+                options, store=store, keeps_sessions=True, late_replies=LateReplies()
+            )
+            self._engine = Engine(context)
             self._kick = Kick(lambda: self._engine.context, self._observe)
             self._doors = Doors(
                 lambda: self._engine,

@@ -207,6 +207,8 @@ class TransactionOptions:
 
     silence: Timeout = 60 * SECONDS
     """How long a reply before the final dot is awaited before the next host is asked, if there is one. The silent one is asked again, with all its time, when the others have been."""
+    late_reply: Delay = 60 * MINUTES
+    """How long the daemon still listens for the reply to the final dot, once the mail server was told 4.4.2 for want of it. When it comes after all, the next attempt ends as delivered and makes no second copy (RFC 1047). ``0s``: not at all. A ``mxpolicy pipe`` that runs alone cannot wait."""
     body_progress: Timeout = 180 * SECONDS
     """How long the host may acknowledge no byte of the mail data (Postfix: smtp_data_xfer_timeout)."""
 

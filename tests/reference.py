@@ -81,6 +81,7 @@ EXAMPLE: dict[str, Any] = {
     "delays": events.Delays(),
     "egress": "",
     "tried": (),
+    "is_taken": True,
     "protocol_state": "",
     "client": "",
     "sender": "",

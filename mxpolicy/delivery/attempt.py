@@ -323,10 +323,18 @@ class Attempt:
             elif offered:
                 await offer.run()
         finally:
-            self._sessions.give_back(offer.session)
+            self._let_session_go(offer)
             self._tls_wanted[candidate] = offer.tls
             del self._tasks[candidate], self._offers[candidate]
         self._conclude(candidate, offered, offer)
+
+    def _let_session_go(self, offer: Offer) -> None:
+        """Give the session back, unless the reply to the dot may still come over it."""
+        if offer.is_unanswered:
+            if self._message.keep(offer.session, offer.in_doubt()):
+                return
+            offer.session.abort()
+        self._sessions.give_back(offer.session)
 
     def _conclude(self, candidate: Candidate, offered: list[int], offer: Offer) -> None:
         """Settle the recipients that can be; the race goes on for the others."""

@@ -14,8 +14,10 @@ after a final dot for longer than before it (`_Patience`). Then it counts as awa
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, TypeVar
 
+from mxpolicy.delivery import trouble
 from mxpolicy.delivery.journal import (
     NO_PAST,
     Entry,
@@ -24,11 +26,12 @@ from mxpolicy.delivery.journal import (
     deferred_entry,
     meaning,
     outcome_entry,
+    waiting_entry,
 )
 from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.errors import LocalTrouble
-from mxpolicy.outcome import Bounced, Delivered
+from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.state.store import HEAVY, JOURNAL, LIGHT
 
 if TYPE_CHECKING:
@@ -51,6 +54,9 @@ KEPT = 24 * 3600.0
 # it: five days by default (maximal_queue_lifetime; Exim's usual retry rule gives up after
 # four). The mail server may have made a deferral of the refusal.
 KEPT_IN_PART = 7 * 24 * 3600.0
+
+# Told to the mail server as a deferral.
+_PUT_OFF = frozenset({RecipientState.DEFERRED, RecipientState.WAITING})
 
 # Seconds that a claim holds past the deadline: to write what became of it.
 _SLACK = 60.0
@@ -80,7 +86,8 @@ class Claims:
         settlement: The message's recipients; told what the journal knows of them.
         keys: By a recipient's number, from `journal.entry_key`. A recipient that has
             none is delivered to without a journal.
-        owner: The delivery, under way until `finish` has returned.
+        owner: The delivery. It is under way until `finish` has returned, and `finish_late`
+            for all who wait.
         deadline: Seconds from now until we are done.
         tell: Given what goes wrong in the background: a bug of ours.
     """
@@ -104,6 +111,7 @@ class Claims:
         self._after_dot = _Patience(_ANSWER_AFTER_DOT, _ALL_AFTER_DOT)
         self._at_end = self._before_dot
         self._held: dict[int, bytes] = {}  # what we have read or written last
+        self._dots: dict[int, float] = {}  # when the last dot was noted, UTC
         self._earlier: set[int] = set()  # recipients with an outcome of before
         self._writer = Writer(tell)
 
@@ -159,7 +167,7 @@ class Claims:
         entry = Entry.decode(value) if value is not None else None
         alive = entry is not None and self._context.calls.lives(entry.owner)
         found = meaning(entry, self._me, self._context.utc(), alive=alive)
-        if value is not None and isinstance(found, Delivered | Bounced):
+        if value is not None and isinstance(found, Delivered | Bounced | Deferred):
             self._held[number] = value
             self._earlier.add(number)
         return found, value
@@ -183,6 +191,7 @@ class Claims:
     async def _write_dot(self, relay: str, number: int) -> None:
         past = self._settlement[number].past
         entry = self._entry(EntryState.DOT_SENT, past, relay).encode()
+        self._dots[number] = self._context.utc()
         there = self._held.get(number)
         while not await self._change(self._before_dot, number, there, entry):
             found, there = await self._look(number)
@@ -201,6 +210,8 @@ class Claims:
             self._writer.do_later(lambda: self._keep(recipient, KEPT))
         elif recipient.state is RecipientState.DEFERRED:
             self._writer.do_later(lambda: self._let_go(recipient))
+        elif recipient.state is RecipientState.WAITING:
+            self._writer.do_later(lambda: self._listen(recipient))
 
     async def _keep(
         self, recipient: Recipient, kept: float, *, durable: bool = False
@@ -221,8 +232,20 @@ class Claims:
         """Return what is kept of a recipient that has the message or was refused."""
         if recipient.number in self._earlier:
             return self._held[recipient.number]
+        if recipient.state is RecipientState.TAKEN_LATE:
+            outcome = self._settlement.delivered(recipient.number)
+            return outcome_entry(outcome).encode()
         assert isinstance(recipient.outcome, Delivered | Bounced)
         return outcome_entry(recipient.outcome).encode()
+
+    async def _listen(self, recipient: Recipient) -> None:
+        """Say that the reply to *recipient*'s dot is still listened to."""
+        number, late = recipient.number, self._context.options.transaction.late_reply
+        since = time.gmtime(self._dots[number])
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", since)
+        outcome = trouble.awaited(recipient.relay, when)
+        entry = waiting_entry(outcome, self._me, self._until + late, recipient.past)
+        await self._put_in_place(number, entry.encode())
 
     async def _let_go(self, recipient: Recipient) -> None:
         """Leave *recipient* to the next attempt, and keep its past."""
@@ -291,7 +314,7 @@ class Claims:
         known = [self._settlement[number] for number in self._keys]
         for recipient in known:
             if recipient.state is RecipientState.BOUNCED:
-                if RecipientState.DEFERRED in states:
+                if not _PUT_OFF.isdisjoint(states):
                     await self._put_in_place(recipient.number, self._value(recipient))
                 else:
                     await self._drop(recipient.number)
@@ -305,6 +328,19 @@ class Claims:
             # A durable write makes all earlier writes durable.
             durable = recipient is delivered[-1]
             await self._keep(recipient, KEPT_IN_PART, durable=durable)
+
+    async def finish_late(self, numbers: Iterable[int]) -> None:
+        """Write what became of recipients that have waited; `finish` has returned.
+
+        The next attempt may come in days: a loss of power must not undo a late 250.
+        """
+        self._at_end = _Patience(_ANSWER_AFTER_DOT, _ALL_AFTER_DOT)
+        for number in numbers:
+            recipient = self._settlement[number]
+            if recipient.state is RecipientState.TAKEN_LATE:
+                await self._keep(recipient, KEPT_IN_PART, durable=True)
+            else:
+                await self._let_go(recipient)
 
 
 class _Patience:

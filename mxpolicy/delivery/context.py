@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mxpolicy.delivery.connect import Dial
     from mxpolicy.delivery.idle_sessions import IdleSessions
+    from mxpolicy.delivery.late_reply import LateReplies
     from mxpolicy.delivery.plan import Lookups
     from mxpolicy.options import Options
     from mxpolicy.state.store import Store
@@ -53,6 +54,8 @@ class Context:
             share a store must share it.
         keeps_sessions: Whether sessions wait for another message, so that
             `mxpolicy.delivery.engine.Engine.stop` must be called in the end.
+        late_replies: Of a process that lives on. By default a reply that comes too late
+            is not listened to.
 
     Attributes:
         helo: Our name in EHLO.
@@ -80,21 +83,22 @@ class Context:
         is_own_address: Callable[[str], bool] = is_local_address,
         calls: Calls | None = None,
         keeps_sessions: bool = False,
+        late_replies: LateReplies | None = None,
     ) -> None:
         self.clock = clock
         self.utc = utc
         self.chance = chance
         self.calls = calls or Calls()
         self.spool_memory = SpoolMemory(options.limits.spool_memory)
+        self.late_replies = late_replies
         self.store = store or MemoryStore()
         self._resolver = resolver
         self._lookups = resolver or Resolver(options.resolver)
         self._dial = dial
         self._is_own_address = is_own_address
         self._apply(options)
-        self.sessions = Sessions(
-            {DIRECT: self._direct()}, _idle_sessions(clock) if keeps_sessions else None
-        )
+        idle = _idle_sessions(clock) if keeps_sessions else None
+        self.sessions = Sessions({DIRECT: self._direct()}, idle, late_replies)
         self.admission = Admission(
             self.store, options.limits.processes, utc=utc, lives=self.calls.lives
         )

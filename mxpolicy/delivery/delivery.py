@@ -15,6 +15,8 @@ go the same way are a group. For each group:
    hosts. `Probes` dial, beside it, hosts whose pause is over.
 7. `Settlement`: each outcome, as soon as it exists, is told to the door and the log
    (`Trace`), then to the journal.
+8. `LateReplies`, in a daemon: a final dot that was not answered in time may still be.
+   What comes is noted in the journal, for the next attempt.
 """
 
 from __future__ import annotations
@@ -48,8 +50,10 @@ from mxpolicy.outcome import Deferred, Outcome
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from mxpolicy.delivery.late_reply import LateReply
+    from mxpolicy.delivery.session import Session
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.known_hosts import KnownHosts
 
@@ -138,11 +142,12 @@ class Delivery:
         # By recipient, once its hosts are dialled: the learners are told, too.
         self._traces: dict[int, Trace] = {}
         self._groups: list[_Group] = []
+        self._late: list[LateReply] = []
         self._opening: asyncio.Task[None] | None = None
         self._cancelled: Deferred | None = None
         self.task = asyncio.create_task(self._run())
         # Also where it is cancelled before it has begun to run.
-        self.task.add_done_callback(lambda _: context.calls.end(self._owner))
+        self.task.add_done_callback(lambda _: self._end())
 
     async def outcomes(self) -> list[Outcome]:
         """Return the outcome of each recipient, in their order, when all are known.
@@ -204,6 +209,13 @@ class Delivery:
         outcomes = self._settlement.outcomes()
         assert outcomes is not None, "every recipient has been settled"
         return outcomes
+
+    def _end(self) -> None:
+        """The mail server has its answer; late replies may follow."""
+        for late in self._late:
+            late.report_by(self._hear_late(late))
+        if not self._late:
+            self._context.calls.end(self._owner)
 
     async def _finish_journal(self) -> None:
         try:
@@ -400,6 +412,7 @@ class Delivery:
             self._request.may_send_dot,
             self._request.deadline,
             self._request.ends,
+            self._keep,
         )
         group.attempt = Attempt(self._context, message, plan, group.numbers, known)
         try:
@@ -412,6 +425,44 @@ class Delivery:
             await learner.finish()
         states = [self._settlement[number].state for number in group.numbers]
         return RecipientState.DELIVERED in states
+
+    def _keep(self, session: Session, numbers: Sequence[int]) -> bool:
+        """See `Message.keep`. Without a journal there is nobody to tell of a late reply."""
+        late_replies = self._context.late_replies
+        known = [number for number in numbers if number in self._journal_keys]
+        if late_replies is None or not known:
+            return False
+        seconds = self._context.options.transaction.late_reply
+        give_back = self._context.sessions.give_back
+        late = late_replies.keep(session, seconds, give_back)
+        if late is None:
+            return False
+        self._late.append(late)
+        self._settlement.may_answer(known, str(session.candidate.key))
+        return True
+
+    async def _hear_late(self, late: LateReply) -> None:
+        """Note a late reply, or that none will come, for the next attempt."""
+        relay = str(late.candidate.key)
+        try:
+            heard = await late.heard()
+            ended = self._settlement.answered_late(relay, heard.reply)
+            for number in ended:
+                recipient = self._settlement[number]
+                self._trace.tell(
+                    events.LateReplyEnded,
+                    late.candidate,
+                    recipient.text,
+                    recipient.state is RecipientState.TAKEN_LATE,
+                    heard.text,
+                )
+            await self._claims.finish_late(ended)
+        except Exception as error:
+            self._trace.trouble(error)
+        finally:
+            self._late.remove(late)
+            if not self._late:
+                self._context.calls.end(self._owner)
 
     def _message_id(self) -> str:
         """Return a name for the message, the same when it is tried again."""

@@ -408,6 +408,24 @@ class Dialogue:
         )
         return event.reply
 
+    @property
+    def awaits_reply_to_dot(self) -> bool:
+        """Whether the dot is the last thing that was said."""
+        return self.smtp.state is State.DOT
+
+    async def late_reply(self, timeout: float | None = None) -> Reply:  # noqa: ASYNC109
+        """Return the reply to the dot, which `send_dot` has not got in its time.
+
+        Args:
+            timeout: Seconds; None is as long as it takes.
+
+        Raises:
+            SessionFailed: It will not come, or has not.
+        """
+        event: DotAnswered | BodyRefused | Closing
+        event = await self.next(DotAnswered, BodyRefused, Closing, timeout=timeout)
+        return event.reply
+
     def take_dot_back(self) -> bool:
         """Return whether the host cannot have the dot, after `send_dot` has failed.
 

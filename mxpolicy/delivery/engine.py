@@ -152,7 +152,8 @@ class Engine:
     async def stop(self, why: str) -> None:
         """Return when no delivery is under way; see `Delivery.cancel` for what they do.
 
-        One that begins all the same is cancelled, too. No session waits any more.
+        One that begins all the same is cancelled, too. No session waits any more, for
+        another message or for a late reply.
 
         Args:
             why: For the text of the deferrals.
@@ -163,6 +164,8 @@ class Engine:
             for delivery in self.under_way:
                 delivery.cancel(why)
             await asyncio.wait([one.task for one in self.under_way])
+        if self.context.late_replies is not None:
+            await self.context.late_replies.stop()
 
     async def abandon(self) -> None:
         """End all deliveries at once; a dot without an answer is noted as a doubt."""

@@ -30,6 +30,7 @@ __all__ = [
     "Delays",
     "Event",
     "HostRecovered",
+    "LateReplyEnded",
     "Notice",
     "Observe",
     "PhaseReached",
@@ -186,6 +187,25 @@ class RecipientSettled(NamedTuple):
     queue_id: str = ""
 
 
+class LateReplyEnded(NamedTuple):
+    """A final dot was not answered in time: the reply has come since, or none will.
+
+    The recipient was deferred then. This is what the mail server's next attempt goes by.
+
+    Attributes:
+        is_taken: The host has the message: the next attempt ends as delivered. Otherwise
+            it asks again.
+        text: What the host said, or why there is no reply.
+    """
+
+    at: float
+    candidate: Candidate
+    recipient: str
+    is_taken: bool
+    text: str
+    queue_id: str = ""
+
+
 DUNNO = "DUNNO"
 """The answer that decides nothing, to the mail server's question (access(5))."""
 
@@ -257,6 +277,7 @@ Event = (
     | CandidateDropped
     | CandidateTaken
     | RecipientSettled
+    | LateReplyEnded
     | AccessJudged
     | HostRecovered
     | Trouble

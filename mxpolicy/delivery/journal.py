@@ -7,10 +7,13 @@ message, which were refused, and which another process is delivering to.
 An entry stands for one delivery of a message to one recipient (`entry_key`). It is in
 one of the states of `EntryState`:
 
-    (none) -> CLAIMED -> DOT_SENT -> DELIVERED
-                 |           |
-                 |           +-----> REFUSED, or DEFERRED
-                 +-----------------> REFUSED, or DEFERRED
+    (none) -> CLAIMED -> DOT_SENT ------------> DELIVERED
+                 |           |                  ^
+                 |           +----> WAITING ----+
+                 |           |          |
+                 |           |          +-----> DEFERRED
+                 |           +----------------> REFUSED, or DEFERRED
+                 +----------------------------> REFUSED, or DEFERRED
 
 `meaning` says what an entry means to the delivery that comes next. A claim holds while
 its owner works (`mxpolicy.delivery.owner`), but no longer than the owner said it would
@@ -19,6 +22,10 @@ take.
 A deferred recipient has an entry only if it has a `Past`. That names hosts that may have
 the message, as they did not answer the final dot, and hosts that were waited for in vain.
 A dot that was sent by a process that is dead is such a doubt, too.
+
+WAITING: the mail server was told 4.4.2, and the host's reply to the final dot is still
+listened to (`mxpolicy.delivery.late_reply`). The doubt is noted already. It counts as
+soon as nothing listens any more.
 
 A refusal is kept only while other recipients of the call are deferred: the mail server
 asks for all of them again. Without others it asks again only when it has made a deferral
@@ -38,7 +45,7 @@ from typing import NamedTuple, TypeVar
 from mxpolicy.address import AddressError
 from mxpolicy.delivery.owner import NO_OWNER, Owner
 from mxpolicy.delivery.trouble import one_line
-from mxpolicy.outcome import Bounced, Delivered
+from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply, printable
 from mxpolicy.routing.candidate import Candidate, host_of
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
@@ -54,19 +61,25 @@ __all__ = [
     "entry_key",
     "meaning",
     "outcome_entry",
+    "waiting_entry",
 ]
 
 K = TypeVar("K")
 V = TypeVar("V", int, float)
 
-# Seconds: a deadline is at most a day.
-LONGEST_CLAIM = 25 * 3600.0
+# Seconds: a deadline is at most a day, and a late reply is awaited for an hour at most.
+LONGEST_CLAIM = 26 * 3600.0
 # Characters kept of a delivery's text. A refusal is kept whole, for the sender.
 MAX_TEXT = 400
 # Bytes of an entry. An attempt dials 32 hosts at most, and adds few to earlier ones.
 MAX_ENTRY = 4096
 # Doubts, or seconds; more makes no difference.
 MAX_AMOUNT = 10**6
+
+# What was awaited, where a final dot was refused too late to count; beside the words of
+# `Awaited`. And the seconds for it (RFC 5321 §4.5.3.2.6).
+_REPLY = "reply"
+_REPLY_TIME = 600.0
 
 _VERSION = "2"
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,3})?\Z")
@@ -79,6 +92,7 @@ class EntryState(Enum):
 
     CLAIMED = "claimed"
     DOT_SENT = "dot-sent"
+    WAITING = "waiting"
     DELIVERED = "delivered"
     REFUSED = "refused"
     DEFERRED = "deferred"
@@ -91,7 +105,7 @@ class Past(NamedTuple):
         doubts: {relay: how often it saw the final dot and did not answer it}.
         waits: {(relay, awaited): seconds for which it was waited for in vain}. A relay
             is a candidate's key as text. What was awaited is the word of a
-            `mxpolicy.routing.candidate.Awaited`.
+            `mxpolicy.routing.candidate.Awaited`, or ``reply`` (`refused_late`).
     """
 
     doubts: Mapping[str, int] = MappingProxyType({})
@@ -102,6 +116,25 @@ class Past(NamedTuple):
         doubts = {**self.doubts, relay: self.doubts.get(relay, 0) + 1}
         return self._replace(doubts=doubts)
 
+    def refused_late(self, relay: str) -> Past:
+        """Return it without one doubt at *relay*, which has refused the message late.
+
+        That host does not have the message. But its reply was waited for in vain, so it
+        still comes after hosts that answer in time (`unanswered`).
+        """
+        doubts = {**self.doubts, relay: self.doubts.get(relay, 0) - 1}
+        left = {one: times for one, times in doubts.items() if times > 0}
+        return self._replace(doubts=left).waited(relay, _REPLY, _REPLY_TIME)
+
+    @property
+    def unanswered(self) -> Mapping[str, int]:
+        """{relay: how many final dots it did not answer in time}, doubts included."""
+        times = dict(self.doubts)
+        for (relay, awaited), seconds in self.waits.items():
+            if awaited == _REPLY:
+                times[relay] = times.get(relay, 0) + round(seconds / _REPLY_TIME)
+        return times
+
     def waited(self, relay: str, awaited: str, seconds: float) -> Past:
         """Return it with *seconds* more for *relay* and *awaited*."""
         key = relay, awaited
@@ -109,13 +142,14 @@ class Past(NamedTuple):
         return self._replace(waits={**self.waits, key: waited})
 
     def doubts_at(self, candidate: Candidate) -> tuple[int, int]:
-        """Return the number of doubts at *candidate*'s host, and at *candidate*."""
+        """Return how often *candidate*'s host, and *candidate*, left a dot unanswered."""
+        unanswered = self.unanswered
         at_host = sum(
             times
-            for relay, times in self.doubts.items()
+            for relay, times in unanswered.items()
             if host_of(relay) == candidate.host
         )
-        return at_host, self.doubts.get(str(candidate.key), 0)
+        return at_host, unanswered.get(str(candidate.key), 0)
 
     def words(self, room: int) -> tuple[str, str]:
         """Return doubts and waits as an entry has them, in *room* characters.
@@ -173,7 +207,7 @@ class Entry(NamedTuple):
         owner: The process that made the entry; `NO_OWNER` once there is an outcome.
         until: When a claim ends at the latest; seconds since the epoch, UTC.
         relay: What the final dot was sent to, a candidate's key as text; else empty.
-        status: Of a recipient that has the message or was refused, else None.
+        status: Of a recipient that has the message, was refused or waits, else None.
         text: One printable line for it.
         past: Of any other recipient.
     """
@@ -220,7 +254,7 @@ class Entry(NamedTuple):
 
 def meaning(
     entry: Entry | None, me: Owner, now: float, *, alive: bool
-) -> Past | Delivered | Bounced | None:
+) -> Past | Outcome | None:
     """Return what an entry means to *me*, a process that wants to deliver.
 
     Args:
@@ -231,20 +265,26 @@ def meaning(
 
     Returns:
         What earlier attempts have left behind, where *me* may deliver. An outcome, where
-        nothing is left to do. None, where another process is delivering.
+        nothing is to be done; a deferral while the owner listens for a late reply. None,
+        where another process is delivering.
     """
     if entry is None:
         return NO_PAST
+    # No process claims for longer: else a clock was wrong, theirs or ours.
+    in_time = now < entry.until < now + LONGEST_CLAIM
+    is_at_work = entry.owner != me and alive and in_time
     match entry.state:
         case EntryState.DELIVERED | EntryState.REFUSED:
             return _kept_outcome(entry)
         case EntryState.CLAIMED | EntryState.DOT_SENT:
-            # No process claims for longer: else a clock was wrong, theirs or ours.
-            in_time = now < entry.until < now + LONGEST_CLAIM
-            if entry.owner != me and alive and in_time:
+            if is_at_work:
                 return None
             if entry.state is EntryState.DOT_SENT:
                 return entry.past.doubted(entry.relay)
+            return entry.past
+        case EntryState.WAITING:
+            if is_at_work and entry.status is not None and entry.status.class_ == 4:
+                return Deferred(entry.status, entry.text, None, entry.relay, True)
             return entry.past
         case EntryState.DEFERRED:
             return entry.past
@@ -271,6 +311,21 @@ def outcome_entry(outcome: Delivered | Bounced) -> Entry:
     else:
         state, text = EntryState.REFUSED, one_line(outcome.text)
     return Entry(state, NO_OWNER, 0.0, outcome.relay, outcome.status, text)
+
+
+def waiting_entry(outcome: Deferred, owner: Owner, until: float, past: Past) -> Entry:
+    """Return what is kept while *owner* listens for a late reply.
+
+    Args:
+        outcome: What the mail server is told when it asks again meanwhile.
+        owner: As in `Entry`.
+        until: As in `Entry`.
+        past: With the doubt, which counts afterwards.
+    """
+    text = printable(outcome.text, MAX_TEXT)
+    return Entry(
+        EntryState.WAITING, owner, until, outcome.relay, outcome.status, text, past
+    )
 
 
 def deferred_entry(past: Past) -> Entry | None:

@@ -20,6 +20,7 @@ from mxpolicy.delivery.events import (
     DUNNO,
     AccessJudged,
     HostRecovered,
+    LateReplyEnded,
     Notice,
     RecipientSettled,
     StrayReply,
@@ -134,7 +135,13 @@ def is_always_logged(event: Event) -> bool:
     if isinstance(event, AccessJudged):
         return event.action != DUNNO
     return isinstance(
-        event, RecipientSettled | StrayReply | HostRecovered | Trouble | Notice
+        event,
+        RecipientSettled
+        | LateReplyEnded
+        | StrayReply
+        | HostRecovered
+        | Trouble
+        | Notice,
     )
 
 

@@ -25,6 +25,7 @@ from mxpolicy.delivery.events import (
     CandidateStarted,
     CandidateTaken,
     HostRecovered,
+    LateReplyEnded,
     Notice,
     PhaseReached,
     Planned,
@@ -75,6 +76,7 @@ _WORDS = {
     CandidateDropped: "dropped",
     CandidateTaken: "taken",
     HostRecovered: "recovered",
+    LateReplyEnded: "late reply",
 }
 
 # Postfix's words.
@@ -165,6 +167,10 @@ def _facts(event: Event) -> Facts:
             )
         case CandidateDoubted(_, candidate, finding):
             return of(candidate, phase=finding.phase.word, waited=finding.waited)
+        case LateReplyEnded(_, candidate, recipient, is_taken, text):
+            has_it = "yes" if is_taken else "no"
+            text = printable(text, MAX_TEXT)
+            return of(candidate, to=recipient, taken=has_it, text=text)
         case WorkedAround(_, candidate, small_segments, in_clear):
             ways = ["small segments"] * small_segments + ["clear text"] * in_clear
             return of(candidate, by=" and ".join(ways))

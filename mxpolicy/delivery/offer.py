@@ -95,6 +95,8 @@ class Message(NamedTuple):
         deadline: Until then hosts are asked and mail data is sent.
         ends: When the mail server stops listening. A dot whose reply may come after it
             is not sent.
+        keep: Given a session whose final dot was not answered in time, and for which
+            recipients. Returns whether it listens on; the session is its own then.
     """
 
     trace: Trace
@@ -105,6 +107,7 @@ class Message(NamedTuple):
     may_send_dot: Callable[[], Awaitable[bool]]
     deadline: float
     ends: float
+    keep: Callable[[Session, Sequence[int]], bool] = lambda session, numbers: False
 
     def time_left(self) -> float:
         """Return the seconds in which the final dot may still be sent."""
@@ -155,6 +158,8 @@ class Offer:
         over: Why no other host is to be asked, None if others may be.
         void_because: Why the host is to be dialled anew: the session was one of an
             earlier message, and was over. None if it was not.
+        is_unanswered: The final dot was not answered in time, and the host may still do
+            so over *session*. The attempt keeps it, or ends it.
     """
 
     def __init__(
@@ -178,6 +183,7 @@ class Offer:
         self.ending: Finding | None = None
         self.over: GiveUpReason | None = None
         self.void_because: str | None = None
+        self.is_unanswered = False
 
     async def run(self) -> None:
         """Offer the message until the host has taken or refused it, or has failed."""
@@ -189,6 +195,7 @@ class Offer:
             await self._go_on_under_tls()
         except BaseException:
             self.session.abort()
+            self.is_unanswered = False
             raise
 
     def misfit(self) -> trouble.Misfit | None:
@@ -220,7 +227,7 @@ class Offer:
             long_lines=self._options.long_lines,
             progress=self._options.transaction.body_progress,
         )
-        self.ending = None
+        self.ending, self.is_unanswered = None, False
         try:
             await transaction.run()
         except Exception as error:
@@ -228,7 +235,9 @@ class Offer:
                 is_late = isinstance(error, OutOfTime)
                 self.over = GiveUpReason.DEADLINE if is_late else GiveUpReason.CAPPED
             failed = failure(self._message.trace, Phase.TRANSACTION, error)
-            self.session.abort()
+            self.is_unanswered = self._may_still_answer(failed.finding)
+            if not self.is_unanswered:
+                self.session.abort()
             self.ending, self.answers.goodbye = failed.finding, failed.reply
             if self.session.course.is_in_step or self._judge() is Judgement.COUNTS:
                 self._attempt.record(self._candidate, failed.finding, failed.reply)
@@ -269,6 +278,19 @@ class Offer:
         replies = [reply.text for _, reply in self.answers.refused.values()]
         return f"refused: {replies[0]}" if replies else "closed"
 
+    def _may_still_answer(self, finding: Finding) -> bool:
+        """Return whether all that has ended is our time for the reply to the dot."""
+        return (
+            finding.scope is Scope.HOST
+            and finding.phase is Phase.DOT
+            and finding.verdict is Verdict.SILENT
+            and bool(self.in_doubt())
+        )
+
+    def in_doubt(self) -> list[int]:
+        """Return the recipients whose dot is out and was not answered."""
+        return self._message.settlement.those(RecipientState.DOT_SENT, self._numbers)
+
     async def _go_on_after_a_stall(self) -> None:
         """Offer it by other approaches, where our data did not arrive.
 
@@ -306,10 +328,7 @@ class Offer:
             return
         self.tls = wanted_by_host(said.text)
         self._message.trace.tell(events.TlsWanted, self._candidate, said.text)
-        settlement = self._message.settlement
-        if self.over is not None or settlement.those(
-            RecipientState.DOT_SENT, self._numbers
-        ):
+        if self.over is not None or self.in_doubt():
             # No other dot is sent now: the next attempt begins with TLS.
             finding = Finding(Verdict.TLS_FAILED, Phase.TLS, 0.0)
             self._attempt.record(self._candidate, self.tls.unmet(finding))

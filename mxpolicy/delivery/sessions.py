@@ -16,11 +16,12 @@ from mxpolicy.errors import LocalTrouble
 from mxpolicy.routing.candidate import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from mxpolicy.delivery.approach import Approach
     from mxpolicy.delivery.dialogue import Listener
     from mxpolicy.delivery.idle_sessions import IdleSessions
+    from mxpolicy.delivery.late_reply import LateReplies
     from mxpolicy.delivery.session import Session
     from mxpolicy.routing.candidate import Candidate
 
@@ -42,13 +43,18 @@ class Sessions:
     Args:
         egresses: By name, as in `Candidate.egress`.
         idle: Where sessions wait for another message; None where none does.
+        late: Where sessions wait for a late reply; None where none does.
     """
 
     def __init__(
-        self, egresses: Mapping[str, Egress], idle: IdleSessions | None = None
+        self,
+        egresses: Mapping[str, Egress],
+        idle: IdleSessions | None = None,
+        late: LateReplies | None = None,
     ) -> None:
         self._egresses = egresses
         self._idle = idle
+        self._late = late
         self._is_stopped = False
         # In use, and by which egress they were dialled.
         self._in_use: dict[Session, Egress] = {}
@@ -79,7 +85,8 @@ class Sessions:
     ) -> Session:
         """Return a new session with *candidate* that is ready for MAIL.
 
-        When there is no place for one, here or at the host, our idle sessions make room.
+        When there is no place for one, here or at the host, our idle sessions make room,
+        and then one that only waits for a late reply.
 
         Args:
             approach: How it is reached; see `mxpolicy.delivery.connect` for what is
@@ -102,18 +109,33 @@ class Sessions:
         approach: Approach,
         listener: Listener,
     ) -> Session:
-        try:
-            return await connect(egress, candidate, approach, listener)
-        except LocalTrouble:
-            if self._idle is None or not self._idle.close():
-                raise
-        except SessionFailed as failed:
-            is_turned_away = failed.finding.verdict in _TURNED_AWAY
-            if self._idle is None or not is_turned_away:
-                raise
-            if not self._idle.close_at(candidate):
-                raise
-        return await connect(egress, candidate, approach, listener)
+        ways = iter((self._end_idle, self._end_late))
+        while True:
+            try:
+                return await connect(egress, candidate, approach, listener)
+            except LocalTrouble:
+                if not await _one_works(ways, None):
+                    raise
+            except SessionFailed as failed:
+                is_turned_away = failed.finding.verdict in _TURNED_AWAY
+                if not is_turned_away or not await _one_works(ways, candidate):
+                    raise
+
+    async def _end_idle(self, candidate: Candidate | None) -> bool:
+        """End those that wait for another message; return False where there are none.
+
+        Args:
+            candidate: Where; None is everywhere.
+        """
+        if self._idle is None:
+            return False
+        if candidate is None:
+            return self._idle.close()
+        return self._idle.close_at(candidate)
+
+    async def _end_late(self, candidate: Candidate | None) -> bool:
+        """The same for one that waits for a late reply."""
+        return self._late is not None and await self._late.give_way(candidate)
 
     def give_back(self, session: Session, known_until: float = inf) -> None:
         """Take *session* back, also a broken one: its user has finished with it.
@@ -133,3 +155,14 @@ class Sessions:
         self._is_stopped = True
         if self._idle is not None:
             self._idle.close()
+
+
+async def _one_works(
+    ways: Iterator[Callable[[Candidate | None], Awaitable[bool]]],
+    candidate: Candidate | None,
+) -> bool:
+    """Make room in the first of *ways* that works; return False where none does."""
+    for make_room in ways:
+        if await make_room(candidate):
+            return True
+    return False

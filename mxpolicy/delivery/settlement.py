@@ -14,9 +14,12 @@ Theory of operation
     ACCEPTED    a host has said 2yz to its RCPT; no dot was sent
     DOT_SENT    the final dot is out, or may be; the host has not answered
     TAKEN       a host has said 2yz to the dot; the outcome is not told yet
+    WAITING     deferred, and a host may still answer the dot
+    TAKEN_LATE  deferred, and since then a host has said 2yz to the dot
 
-    DELIVERED, DEFERRED and BOUNCED are final: the recipient is *settled*. Nothing but
-    DELIVERED follows TAKEN, whatever goes wrong on our side, and DELIVERED follows only
+    DELIVERED, DEFERRED and BOUNCED are final: the recipient is *settled*. It is settled
+    in WAITING, too. Its outcome is told and stays a deferral. What a host says after that
+    is for the next attempt. Nothing but DELIVERED follows TAKEN, whatever goes wrong on our side, and DELIVERED follows only
     that. One exception: the journal knows of an earlier delivery (from UNCLAIMED or
     ELSEWHERE).
 
@@ -60,6 +63,8 @@ class RecipientState(Enum):
     ACCEPTED = "accepted"
     DOT_SENT = "dot-sent"
     TAKEN = "taken"
+    WAITING = "waiting"
+    TAKEN_LATE = "taken-late"
     DELIVERED = "delivered"
     DEFERRED = "deferred"
     BOUNCED = "bounced"
@@ -73,8 +78,9 @@ class Input(Enum):
     ACCEPTED = "accepted"  # 2yz to RCPT
     DOT = "dot"  # the dot leaves now
     RELEASED = "released"  # the host does not have the message for it
-    DOUBTED = "doubted"  # the host may have it, and others are asked all the same
+    DOUBTED = "doubted"  # the host may have it, and is not listened to any more
     TAKEN = "taken"  # 2yz to the dot
+    PUT_OFF = "put-off"  # deferred, and a host may still answer the dot
     DELIVERED = "delivered"
     DEFERRED = "deferred"
     BOUNCED = "bounced"
@@ -98,20 +104,29 @@ TRANSITIONS: Mapping[RecipientState, Mapping[Input, RecipientState]] = {
     RecipientState.OPEN: {
         Input.ACCEPTED: RecipientState.ACCEPTED,
         Input.RELEASED: RecipientState.OPEN,
+        Input.PUT_OFF: RecipientState.WAITING,
         **_UNSETTLED,
     },
     RecipientState.ACCEPTED: {
         Input.DOT: RecipientState.DOT_SENT,
         Input.RELEASED: RecipientState.OPEN,
+        Input.PUT_OFF: RecipientState.WAITING,
         **_UNSETTLED,
     },
     RecipientState.DOT_SENT: {
         Input.RELEASED: RecipientState.OPEN,
         Input.DOUBTED: RecipientState.OPEN,
         Input.TAKEN: RecipientState.TAKEN,
+        Input.PUT_OFF: RecipientState.WAITING,
         **_UNSETTLED,
     },
     RecipientState.TAKEN: {Input.DELIVERED: RecipientState.DELIVERED},
+    RecipientState.WAITING: {
+        Input.RELEASED: RecipientState.DEFERRED,
+        Input.DOUBTED: RecipientState.DEFERRED,
+        Input.TAKEN: RecipientState.TAKEN_LATE,
+    },
+    RecipientState.TAKEN_LATE: {},
     RecipientState.DELIVERED: {},
     RecipientState.DEFERRED: {},
     RecipientState.BOUNCED: {},
@@ -128,6 +143,7 @@ class Recipient:
         outcome: None until it is settled.
         past: What earlier attempts have left behind, and what this one adds.
         relay: The relay that the last dot was sent to.
+        awaited: The relays that may still answer a dot, though its time is over.
         refused_by: The rank of the best host whose refusal is not final.
         doubt: Its deferral, if no host does better.
         reply: The 2yz to the dot, once a host has said it.
@@ -136,6 +152,7 @@ class Recipient:
     """
 
     __slots__ = (
+        "awaited",
         "delays",
         "doubt",
         "number",
@@ -156,6 +173,7 @@ class Recipient:
         self.outcome: Outcome | None = None
         self.past: Past = NO_PAST
         self.relay = ""
+        self.awaited: set[str] = set()
         self.refused_by: Rank | None = None
         self.doubt: Deferred | None = None
         self.reply: Reply | None = None
@@ -276,7 +294,7 @@ class Settlement:
             self[number].reply = reply
 
     def delivered(self, number: int) -> Delivered:
-        """Return the outcome of a recipient in TAKEN."""
+        """Return the outcome of a recipient in TAKEN; for the next attempt, TAKEN_LATE."""
         recipient = self[number]
         assert recipient.reply is not None, "a host has taken it"
         return trouble.delivered(recipient.reply, recipient.relay)
@@ -306,13 +324,49 @@ class Settlement:
         others are asked at once, as smtp(8) does it.
         """
         recipient = self[number]
-        hosts = map(host_of, recipient.past.doubts)
+        hosts = map(host_of, recipient.past.unanswered)
         is_first = has_memory and host_of(recipient.relay) not in hosts
         recipient.past = recipient.past.doubted(recipient.relay)
         if not is_first:
             recipient.take(Input.DOUBTED)
             recipient.doubt = outcome
         return is_first
+
+    def may_answer(self, numbers: Iterable[int], relay: str) -> None:
+        """*relay* did not answer their dot in time, and is still listened to.
+
+        `answered_late` is due when that has ended.
+        """
+        for number in self.those(RecipientState.DOT_SENT, numbers):
+            self[number].awaited.add(relay)
+
+    def answered_late(self, relay: str, reply: Reply | None) -> list[int]:
+        """*relay* has answered the dot late; None: it is not listened to any more.
+
+        All are settled by then. Returns those that were WAITING and are so no longer. A
+        refusal takes the doubt back.
+        """
+        return [
+            recipient.number
+            for recipient in self._recipients
+            if relay in recipient.awaited and self._hear_late(recipient, relay, reply)
+        ]
+
+    def _hear_late(self, recipient: Recipient, relay: str, reply: Reply | None) -> bool:
+        """Return whether *recipient* has left the state WAITING."""
+        recipient.awaited.remove(relay)
+        if recipient.state is not RecipientState.WAITING:
+            return False  # another host has decided
+        if reply is not None and reply.is_positive:
+            recipient.take(Input.TAKEN)
+            recipient.relay, recipient.reply = relay, reply
+            return True
+        if reply is not None:
+            recipient.past = recipient.past.refused_late(relay)
+        if recipient.awaited:
+            return False
+        recipient.take(Input.DOUBTED if reply is None else Input.RELEASED)
+        return True
 
     def waited(
         self,
@@ -361,7 +415,8 @@ class Settlement:
             case Delivered():
                 what = Input.DELIVERED
             case Deferred():
-                what, doubt = Input.DEFERRED, recipient.doubt
+                what = Input.PUT_OFF if recipient.awaited else Input.DEFERRED
+                doubt = recipient.doubt
                 if doubt is not None and doubt != outcome:
                     text = trouble.one_line(f"{doubt.text}; {outcome.text}")
                     outcome = doubt._replace(text=text)

@@ -50,6 +50,7 @@ __all__ = [
     "Judgement",
     "Misfit",
     "NextStep",
+    "awaited",
     "bad_nexthop",
     "bad_recipient",
     "bad_sender",
@@ -362,6 +363,17 @@ def in_doubt(finding: Finding, relay: str) -> Deferred:
     )
     more = f": {finding.text}" if finding.text else ""
     return Deferred(_BAD_CONNECTION, one_line(text + more), None, relay, True)
+
+
+def awaited(relay: str, since: str) -> Deferred:
+    """Return the outcome while the reply to an earlier attempt's dot may still come.
+
+    Args:
+        relay: What the dot was sent to.
+        since: When it was sent, as RFC 3339 says.
+    """
+    text = f"waits for the reply of {shown_of(relay)} to the final dot since {since}"
+    return Deferred(_BAD_CONNECTION, one_line(text), None, relay, True)
 
 
 def with_doubts(refusal: Bounced, hosts: Iterable[str]) -> Bounced:

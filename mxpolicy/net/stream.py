@@ -420,6 +420,18 @@ class Stream:
             self._layer.say_goodbye()
         return self._layer.outgoing()
 
+    def keep_alive(self) -> None:
+        """Send something now and then, so that no firewall forgets the connection.
+
+        It also shows when the peer is not there any more (TCP keep-alive, RFC 9293
+        §3.8.4): after ten minutes without any answer the stream is closed.
+        """
+        with suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+                self._socket.setsockopt(socket.IPPROTO_TCP, option, 60)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 10)
+
     def abort(self) -> None:
         """Reset the connection: the peer receives no more of what we have sent.
 

@@ -13,9 +13,17 @@ import pytest
 
 from mxpolicy.delivery.claims import KEPT, KEPT_IN_PART, Claims, TakenOver
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.journal import NO_PAST, Entry, EntryState, outcome_entry
+from mxpolicy.delivery.journal import (
+    NO_PAST,
+    Entry,
+    EntryState,
+    Past,
+    outcome_entry,
+    waiting_entry,
+)
 from mxpolicy.delivery.owner import Calls, Owner, myself
 from mxpolicy.delivery.settlement import RecipientState, Settlement
+from mxpolicy.delivery.trouble import awaited
 from mxpolicy.errors import StoreError
 from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered
@@ -83,6 +91,11 @@ class Site:
         parent = myself()._replace(pid=os.getppid(), call="other")
         owner = parent._replace(started=started(parent.pid) + (not alive))
         entry = Entry(state, owner, self.now + 900, relay)
+        if state is EntryState.WAITING:
+            past = NO_PAST.doubted(HOST)
+            entry = waiting_entry(
+                awaited(HOST, "1970-01-12T13:46:40Z"), owner, entry.until, past
+            )
         await self.store.put(KEYS[0], entry.encode(), self.now + KEPT)
 
 
@@ -134,6 +147,9 @@ class Call:
             ],
         )
 
+    def past(self, number: int) -> Past:
+        return self._settlement[number].past
+
     def doubts(self, number: int) -> Mapping[str, int]:
         return self._settlement[number].past.doubts
 
@@ -163,6 +179,18 @@ class Call:
                 RecipientState.TAKEN if is_taken else RecipientState.DOT_SENT
             )
             self._settlement.settle(number, outcome)
+
+    def put_off(self, numbers: Iterable[int]) -> None:
+        """Their dot is out, and was not answered in time; the host is listened to."""
+        for number in numbers:
+            recipient = self._settlement[number]
+            recipient.state, recipient.relay = RecipientState.DOT_SENT, HOST
+            self._settlement.may_answer([number], HOST)
+            assert self._settlement.doubted(number, IN_DOUBT, True)
+            self._settlement.settle(number, IN_DOUBT)
+
+    async def hear_late(self, reply: Reply | None) -> None:
+        await self._claims.finish_late(self._settlement.answered_late(HOST, reply))
 
     async def finish(self, outcomes: Iterable[Outcome]) -> None:
         """*outcomes* are all that there are: of these, and of recipients without a key."""
@@ -210,6 +238,121 @@ def test_entry_goes_from_claim_over_the_dot_to_the_outcome(
         claims.settled(0, outcome)
         await claims.finish([outcome])
         assert await site.state(0) is state
+
+    play(work)
+
+
+@pytest.mark.parametrize(
+    ("reply", "state", "found"),
+    [
+        pytest.param(Reply(250, ("2.0.0 Ok",)), EntryState.DELIVERED, None, id="250"),
+        pytest.param(Reply(554, ("Spam",)), EntryState.DEFERRED, ({}, 1), id="554"),
+        pytest.param(Reply(451, ("No",)), EntryState.DEFERRED, ({}, 1), id="451"),
+        pytest.param(None, EntryState.DEFERRED, ({HOST: 1}, 1), id="silence"),
+    ],
+)
+def test_late_reply_decides_what_the_next_attempt_finds(
+    reply: Reply | None,
+    state: EntryState,
+    found: tuple[Mapping[str, int], int] | None,
+) -> None:
+    async def work(site: Site) -> None:
+        first = site.claims()
+        await first.claim([0, 1])
+        await first.dot_is_next(HOST, [0, 1])
+        site.now += 600
+        first.put_off([0, 1])
+        await first.finish([])
+        for again in (site.claims(), site.claims()):  # by whomever, at once
+            claim = await again.claim([0, 1])
+            assert claim.ours == []
+            assert claim.busy == []
+            assert claim.settled == dict.fromkeys(
+                (0, 1), awaited(HOST, "1970-01-12T13:46:40Z")
+            )
+            await again.finish(claim.settled.values())
+            assert await site.state(0) is EntryState.WAITING
+        site.now += 3600
+        await first.hear_late(reply)
+        assert [await site.state(one) for one in (0, 1)] == [state] * 2
+        site.now += KEPT_IN_PART - 1
+        last = site.claims()
+        claim = await last.claim([0, 1])
+        if found is None:
+            assert {type(one) for one in claim.settled.values()} == {Delivered}
+        else:
+            assert claim.ours == [0, 1]
+            past = last.past(0)
+            assert (past.doubts, past.unanswered[HOST]) == found
+
+    play(work)
+
+
+def test_recipients_who_have_it_are_kept_for_days_beside_one_who_waits() -> None:
+    async def work(site: Site) -> None:
+        first = site.claims()
+        await first.claim([0, 1, 2])
+        await first.dot_is_next(HOST, [0, 1])
+        first.settled(1, TAKEN)
+        first.settled(2, REFUSED)
+        first.put_off([0])
+        await first.finish([])
+        await first.hear_late(Reply(250, ("2.0.0 Ok",)))
+        site.now += KEPT_IN_PART - 1
+        claim = await site.claims().claim([0, 1, 2])
+        kinds = [type(claim.settled[one]) for one in (0, 1, 2)]
+        assert kinds == [Delivered, Delivered, Bounced]
+
+    play(work)
+
+
+def test_wait_ends_for_others_with_its_process_and_with_its_time() -> None:
+    async def work(site: Site) -> None:
+        await site.another(EntryState.WAITING, alive=False)
+        dead = site.claims()
+        assert (await dead.claim([0])).ours == [0]
+        assert dead.doubts(0) == {HOST: 1}
+        await site.another(EntryState.WAITING, alive=True)
+        assert (await site.claims().claim([0])).ours == []
+        site.now += 900
+        late = site.claims()
+        assert (await late.claim([0])).ours == [0]
+        assert late.doubts(0) == {HOST: 1}
+
+    play(work)
+
+
+def test_late_250_is_the_truth_though_another_process_has_claimed_it() -> None:
+    async def work(site: Site) -> None:
+        first = site.claims()
+        await first.claim([0])
+        await first.dot_is_next(HOST, [0])
+        first.put_off([0])
+        await first.finish([])
+        site.now += 30 * 3600  # a clock was wrong
+        other = site.claims()
+        assert (await other.claim([0])).ours == [0]
+        await first.hear_late(Reply(250, ("2.0.0 Ok",)))
+        assert await site.state(0) is EntryState.DELIVERED
+        with pytest.raises(TakenOver):
+            await other.dot_is_next(OTHER, [0])
+
+    play(work)
+
+
+def test_late_refusal_leaves_the_claim_of_another_process() -> None:
+    async def work(site: Site) -> None:
+        first = site.claims()
+        await first.claim([0])
+        await first.dot_is_next(HOST, [0])
+        first.put_off([0])
+        await first.finish([])
+        site.now += 30 * 3600
+        other = site.claims()
+        assert (await other.claim([0])).ours == [0]
+        await first.hear_late(Reply(554, ("Spam",)))
+        assert await site.state(0) is EntryState.CLAIMED
+        await other.dot_is_next(OTHER, [0])
 
     play(work)
 

@@ -18,15 +18,17 @@ from mxpolicy.delivery.journal import (
     entry_key,
     meaning,
     outcome_entry,
+    waiting_entry,
 )
 from mxpolicy.delivery.owner import Owner
-from mxpolicy.delivery.trouble import with_doubts
-from mxpolicy.outcome import Bounced, Delivered
+from mxpolicy.delivery.trouble import awaited, with_doubts
+from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import EnhancedStatus
 from mxpolicy.routing.candidate import host_of
 
 HOST = "mx.example[192.0.2.1]:25"
 DOUBTED = Past({HOST: 1})
+SINCE = "2027-01-15T08:00:00Z"
 ME = Owner("m", "b", "pid:[1]", 100, 5000, "aa")
 OTHER = ME._replace(call="bb")
 TAKEN = EnhancedStatus(2, 0, 0)
@@ -40,6 +42,8 @@ def entry(state: EntryState, owner: Owner = OTHER, until: float = 1000.0) -> Ent
             return Entry(state, owner, until)
         case EntryState.DOT_SENT:
             return Entry(state, owner, until, HOST)
+        case EntryState.WAITING:
+            return waiting_entry(awaited(HOST, SINCE), owner, until, DOUBTED)
         case EntryState.DELIVERED:
             return Entry(state, owner, until, HOST, TAKEN, "250 2.0.0 Ok")
         case EntryState.REFUSED:
@@ -56,13 +60,21 @@ TABLE = [
     (EntryState.DOT_SENT, OTHER, True, 1000.0, DOUBTED),
     (EntryState.DOT_SENT, OTHER, False, 999.0, DOUBTED),
     (EntryState.DOT_SENT, ME, True, 999.0, DOUBTED),
+    (EntryState.WAITING, OTHER, True, 999.0, awaited(HOST, SINCE)),
+    (EntryState.WAITING, OTHER, True, 1000.0, DOUBTED),
+    (EntryState.WAITING, OTHER, False, 999.0, DOUBTED),
+    (EntryState.WAITING, ME, True, 999.0, DOUBTED),
     (EntryState.DEFERRED, OTHER, True, 999.0, NO_PAST),
 ]
 
 
 @pytest.mark.parametrize(("state", "owner", "alive", "now", "expected"), TABLE)
 def test_unsettled_entry_is_busy_while_its_owner_is_at_it(
-    state: EntryState, owner: Owner, alive: bool, now: float, expected: Past | None
+    state: EntryState,
+    owner: Owner,
+    alive: bool,
+    now: float,
+    expected: Past | Deferred | None,
 ) -> None:
     assert meaning(entry(state, owner), ME, now, alive=alive) == expected
 
@@ -97,6 +109,8 @@ def test_settled_entry_stays_settled(owner: Owner, alive: bool, now: float) -> N
         entry(EntryState.DELIVERED)._replace(status=REFUSED),
         entry(EntryState.REFUSED)._replace(status=TAKEN),
         entry(EntryState.REFUSED)._replace(status=None),
+        entry(EntryState.WAITING)._replace(status=None, past=NO_PAST),
+        entry(EntryState.WAITING)._replace(status=TAKEN, past=NO_PAST),
     ],
 )
 def test_entry_that_contradicts_itself_is_not_there(made_wrong: Entry) -> None:
@@ -178,6 +192,31 @@ def test_doubts_and_waits_add_up() -> None:
         ("a", "mail"): 1.0,
     }
     assert Past({}, {}) == NO_PAST
+
+
+def test_late_refusal_is_no_doubt_and_is_remembered() -> None:
+    past = NO_PAST.doubted(HOST).doubted("b").refused_late(HOST)
+    assert past.doubts == {"b": 1}
+    assert past.unanswered == {HOST: 1, "b": 1}
+    past = past.doubted(HOST).refused_late(HOST).doubted(HOST)
+    assert past.doubts == {HOST: 1, "b": 1}
+    assert past.unanswered == {HOST: 3, "b": 1}
+    there = entry(EntryState.CLAIMED)._replace(past=past)
+    kept = Entry.decode(there.encode())
+    assert kept is not None
+    assert kept.past.unanswered == past.unanswered
+    # One that was not in doubt, which cannot be.
+    assert NO_PAST.refused_late(HOST).doubts == {}
+
+
+def test_deferral_says_for_whose_reply_it_waits_and_since_when() -> None:
+    outcome = awaited(HOST, SINCE)
+    assert outcome.status == EnhancedStatus(4, 4, 2)
+    assert outcome.text == (
+        "waits for the reply of mx.example[192.0.2.1]:25 to the final dot"
+        " since 2027-01-15T08:00:00Z"
+    )
+    assert outcome.may_have_arrived
 
 
 def test_deferral_leaves_an_entry_only_if_it_has_a_past() -> None:

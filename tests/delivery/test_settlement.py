@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mxpolicy.delivery.journal import Past
+from mxpolicy.delivery.journal import NO_PAST, Past
 from mxpolicy.delivery.settlement import (
     TRANSITIONS,
     Input,
@@ -31,19 +31,22 @@ CANDIDATE = Candidate("a", "192.0.2.1", 25, preference=10)
 OTHER = "b[192.0.2.3]:25"
 BEST, MIDDLE, WORST = (Rank(0, 10), Rank(0, 20), Rank(0, 30))
 FINAL = {RecipientState.DELIVERED, RecipientState.DEFERRED, RecipientState.BOUNCED}
+SETTLED = {*FINAL, RecipientState.WAITING, RecipientState.TAKEN_LATE}
 
 # The table once more, as a picture: rows are states, columns are inputs.
-#          claimed busy      accepted dot     released doubted taken delivered deferred bounced
+#          claimed busy     accepted dot      released doubted  taken    put-off delivered deferred bounced
 PICTURE = """
-unclaimed  open    elsewhere .        .        .       .       .     delivered deferred bounced
-elsewhere  open    elsewhere .        .        .       .       .     delivered deferred bounced
-open       .       .         accepted .        open    .       .     .         deferred bounced
-accepted   .       .         .        dot-sent open    .       .     .         deferred bounced
-dot-sent   .       .         .        .        open    open    taken .         deferred bounced
-taken      .       .         .        .        .       .       .     delivered .        .
-delivered  .       .         .        .        .       .       .     .         .        .
-deferred   .       .         .        .        .       .       .     .         .        .
-bounced    .       .         .        .        .       .       .     .         .        .
+unclaimed  open   elsewhere .        .        .        .        .          .       delivered deferred bounced
+elsewhere  open   elsewhere .        .        .        .        .          .       delivered deferred bounced
+open       .      .         accepted .        open     .        .          waiting .         deferred bounced
+accepted   .      .         .        dot-sent open     .        .          waiting .         deferred bounced
+dot-sent   .      .         .        .        open     open     taken      waiting .         deferred bounced
+taken      .      .         .        .        .        .        .          .       delivered .        .
+waiting    .      .         .        .        deferred deferred taken-late .       .         .        .
+taken-late .      .         .        .        .        .        .          .       .         .        .
+delivered  .      .         .        .        .        .        .          .       .         .        .
+deferred   .      .         .        .        .        .        .          .       .         .        .
+bounced    .      .         .        .        .        .        .          .       .         .        .
 """
 CELLS = [
     (RecipientState(row.split()[0]), what, after)
@@ -101,13 +104,15 @@ def test_a_host_delivers_only_what_it_has_seen_the_dot_of() -> None:
         RecipientState.TAKEN,
     }
     assert [state for state in RecipientState if Input.TAKEN in TRANSITIONS[state]] == [
-        RecipientState.DOT_SENT
+        RecipientState.DOT_SENT,
+        RecipientState.WAITING,  # for the next attempt
     ]
     assert set(TRANSITIONS[RecipientState.TAKEN]) == {Input.DELIVERED}
 
 
 def test_no_way_leads_out_of_an_outcome() -> None:
-    assert {state for state in RecipientState if not TRANSITIONS[state]} == FINAL
+    ends = {state for state in RecipientState if not TRANSITIONS[state]}
+    assert ends == {*FINAL, RecipientState.TAKEN_LATE}
 
 
 @pytest.mark.parametrize("outcome", [OK, LATER, NEVER], ids=["ok", "later", "never"])
@@ -230,6 +235,104 @@ def test_deferral_begins_with_the_host_that_may_have_the_message() -> None:
     assert made[0].outcome == UNANSWERED._replace(text="sent, not answered; not now")
 
 
+# --- a reply that comes late
+
+
+def put_off(past: Past = NO_PAST, *relays: str) -> tuple[Settlement, list[Recipient]]:
+    """Return one recipient that waits for the late reply of each of *relays*."""
+    made, reported = settlement(RecipientState.UNCLAIMED)
+    made.claimed(0, past)
+    for relay in relays or (RELAY,):
+        made.accepted([0])
+        made.dot_sent([0], relay)
+        made.may_answer([0], relay)
+        if made.doubted(0, UNANSWERED, True):
+            made.settle(0, UNANSWERED)
+    if not reported:
+        made.settle(0, LATER)
+    assert made[0].state is RecipientState.WAITING
+    return made, reported
+
+
+def test_late_250_leaves_the_outcome_and_is_for_the_next_attempt() -> None:
+    made, reported = put_off()
+    assert made.answered_late(RELAY, Reply(250, ("2.0.0 ok",))) == [0]
+    assert made[0].state is RecipientState.TAKEN_LATE
+    assert made.outcomes() == [UNANSWERED]
+    assert len(reported) == 1
+    assert made.delivered(0).relay == RELAY
+    assert made.answered_late(RELAY, Reply(250, ("2.0.0 ok",))) == []
+
+
+@pytest.mark.parametrize("code", [421, 451, 554])
+def test_late_refusal_takes_the_doubt_back_but_not_the_place_in_the_order(
+    code: int,
+) -> None:
+    made, _ = put_off(Past({SAME_HOST: 1}))
+    assert made[0].past.doubts == {SAME_HOST: 1, RELAY: 1}
+    assert made.answered_late(RELAY, Reply(code, ("no",))) == [0]
+    assert made[0].state is RecipientState.DEFERRED
+    assert made[0].past.doubts == {SAME_HOST: 1}
+    assert made[0].past.doubts_at(CANDIDATE) == (2, 1)
+
+
+def test_wait_in_vain_leaves_the_doubt() -> None:
+    made, _ = put_off()
+    assert made.answered_late(RELAY, None) == [0]
+    assert made[0].state is RecipientState.DEFERRED
+    assert made[0].past.doubts == {RELAY: 1}
+
+
+@pytest.mark.parametrize("last", [OTHER, RELAY])
+def test_of_two_hosts_that_may_still_answer_either_may_have_it(last: str) -> None:
+    first = RELAY if last == OTHER else OTHER
+    for reply in (None, Reply(554, ("spam",))):
+        made, _ = put_off(Past({RELAY: 1}), RELAY, OTHER)
+        assert made.answered_late(first, reply) == []
+        assert made.those(RecipientState.WAITING, [0]) == [0]
+        assert made.answered_late(last, Reply(250, ("ok",))) == [0]
+        assert made.those(RecipientState.TAKEN_LATE, [0]) == [0]
+        assert made.delivered(0).relay == last
+    made, _ = put_off(Past({RELAY: 1}), RELAY, OTHER)
+    assert made.answered_late(first, Reply(250, ("ok",))) == [0]
+    assert made.answered_late(last, Reply(554, ("spam",))) == []
+    assert made[0].state is RecipientState.TAKEN_LATE
+    made, _ = put_off(Past({RELAY: 1}), RELAY, OTHER)
+    assert made.answered_late(first, None) == []
+    assert made.answered_late(last, Reply(554, ("spam",))) == [0]
+    assert made[0].state is RecipientState.DEFERRED
+
+
+@pytest.mark.parametrize("outcome", [OK, NEVER], ids=["delivered", "bounced"])
+def test_late_reply_changes_nothing_where_another_host_has_decided(
+    outcome: Delivered | Bounced,
+) -> None:
+    made, _ = settlement(RecipientState.UNCLAIMED)
+    made.claimed(0, Past({RELAY: 1}))
+    made.accepted([0])
+    made.dot_sent([0], RELAY)
+    made.may_answer([0], RELAY)
+    assert not made.doubted(0, UNANSWERED, True)
+    if outcome is OK:
+        made.accepted([0])
+        made.dot_sent([0], OTHER)
+        made.taken([0], Reply(250, ("ok",)))
+    made.settle(0, outcome)
+    state, past = made[0].state, made[0].past
+    assert state in FINAL
+    assert made.answered_late(RELAY, Reply(451, ("no",))) == []
+    assert (made[0].state, made[0].past) == (state, past)
+
+
+def test_host_that_refused_late_is_not_named_as_one_that_may_have_it() -> None:
+    made, _ = settlement(RecipientState.UNCLAIMED)
+    made.claimed(0, Past({RELAY: 1, OTHER: 1}).refused_late(RELAY))
+    made.settle(0, NEVER)
+    outcome = made[0].outcome
+    assert outcome is not None
+    assert outcome.text == "unknown; but may have been delivered by b"
+
+
 def test_bounce_names_the_hosts_that_may_have_the_message() -> None:
     made, _ = settlement(RecipientState.UNCLAIMED)
     made.claimed(0, Past({RELAY: 1, SAME_HOST: 1}))
@@ -264,11 +367,11 @@ def test_stop_settles_each_by_what_a_host_may_have(state: RecipientState) -> Non
     made, reported = settlement(state)
     recipient = made[0]
     recipient.relay = RELAY
-    if state in FINAL:
+    if state in SETTLED:
         recipient.outcome = OK
     made.stop(LATER)
     outcome = recipient.outcome
-    if state in FINAL:
+    if state in SETTLED:
         assert outcome == OK
         assert not reported
     elif state is RecipientState.TAKEN:

@@ -528,6 +528,9 @@ class Stream:
             self._connection.feed(last_words)
         self.abort()
 
+    def keep_alive(self) -> None:
+        """Nothing forgets a connection here."""
+
     def abort(self) -> None:
         self._is_closed = True
         self._connection.close()

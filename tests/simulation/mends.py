@@ -242,7 +242,7 @@ MENDS = {
         (
             Edit(
                 "delivery/journal.py",
-                "if entry.owner != me and alive and in_time:",
+                "if is_at_work:",
                 "if False:",
             ),
         ),
