@@ -11,7 +11,10 @@ like any other, and comes as `Malformed` in its turn. So every request has its o
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "MAX_ATTRIBUTES",
@@ -90,16 +93,26 @@ class AttributeReader:
 
 def _parse(data: bytes) -> dict[str, str] | Malformed:
     lines = data.decode("utf-8", "surrogateescape").split("\n")
+    if b"\r" in data:
+        lines = [line.rstrip("\r") for line in lines]
     if len(lines) > MAX_ATTRIBUTES:
         return Malformed(f"over {MAX_ATTRIBUTES} attributes")
-    values: dict[str, str] = {}
+    try:
+        values = dict([line.split("=", 1) for line in lines])
+    except ValueError:
+        return _mistake(lines)
+    return values if len(values) == len(lines) and "" not in values else _mistake(lines)
+
+
+def _mistake(lines: Sequence[str]) -> Malformed:
+    """Return what is wrong with *lines*, the first of all."""
+    names = set()
     for line in lines:
-        text = line.rstrip("\r")
-        name, equals, value = text.partition("=")
+        name, equals, _ = line.partition("=")
         if not name or not equals:
-            return Malformed(f"expected name=value, not {text[:MAX_SHOWN]!a}")
-        if name in values:
+            return Malformed(f"expected name=value, not {line[:MAX_SHOWN]!a}")
+        if name in names:
             # Readers might disagree on which one counts. Postfix sends each once.
             return Malformed(f"attribute given twice: {name[:MAX_SHOWN]!a}")
-        values[name] = value
-    return values
+        names.add(name)
+    raise AssertionError("there is a mistake")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from mxpolicy.server.access_policy.conversation import Conversation
 from mxpolicy.server.access_policy.judge import Judge
@@ -175,8 +175,8 @@ class _Client(asyncio.BufferedProtocol):
         self._takes = True  # what is written to it
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's is no subclass of it.
+        self._transport = cast("asyncio.Transport", transport)
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self._buffer
@@ -233,7 +233,6 @@ class _Client(asyncio.BufferedProtocol):
         else:
             self._transport.pause_reading()
 
-    def _found_out(self, task: asyncio.Task[str]) -> None:
-        if not task.cancelled():
-            self._conversation.send_ready()
-            self._go_on()
+    def _found_out(self, _: asyncio.Task[str]) -> None:
+        self._conversation.send_ready()
+        self._go_on()

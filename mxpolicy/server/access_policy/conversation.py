@@ -95,7 +95,7 @@ class Conversation:
             if not isinstance(first, str):
                 if not first.done():
                     break
-                first = first.result()
+                first = DUNNO if first.cancelled() else first.result()
             ready.append(answer(first))
             self.owed.popleft()
         if ready:

@@ -127,7 +127,15 @@ class Judge:
     ) -> str:
         found: dict[AccessAbout, tuple[str, Found]] = {}
         try:
-            inquiries = {about: self._join(one, of) for about, one, of in named}
+            inquiries = {
+                about: inquiry
+                for about, one, domain in named
+                if (inquiry := self._join(one, domain))
+            }
+            if len(inquiries) < len(named):
+                self._trouble(f"over {MAX_INQUIRIES} domains asked about at once")
+            if not inquiries:
+                return self._judge(request, found, began)
             try:
                 tasks = {one.task for one in inquiries.values()}
                 left = began + self._timeout - self._clock()
@@ -145,10 +153,15 @@ class Judge:
             self._trouble(traceback.format_exc(), began)
             return DUNNO
 
-    def _join(self, address: str, domain: str) -> _Inquiry:
-        """Return the inquiry about *domain*, and count who waits for it."""
+    def _join(self, address: str, domain: str) -> _Inquiry | None:
+        """Return the inquiry about *domain*, and count who waits for it.
+
+        None when there are too many others.
+        """
         inquiry = self._inquiries.get(domain)
         if inquiry is None:
+            if len(self._inquiries) >= MAX_INQUIRIES:
+                return None
             task = asyncio.create_task(self._inquire(address, domain))
             inquiry = self._inquiries[domain] = _Inquiry(domain, task)
             task.add_done_callback(lambda _: self._end(inquiry))
@@ -169,9 +182,6 @@ class Judge:
         """Return what is found about *domain*, and keep it; never raise."""
         began = self._clock()
         try:
-            if len(self._inquiries) > MAX_INQUIRIES:
-                self._trouble(f"over {MAX_INQUIRIES} domains asked about at once")
-                return NOTHING_FOUND
             kept = self._kept.plan(domain, began)
             if kept is not None:
                 plan, plan_until = kept.plan, kept.plan_until
