@@ -44,12 +44,12 @@ from mxpolicy.state.store import JOURNAL
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import MutableMapping, Sequence
+    from collections.abc import Coroutine, MutableMapping, Sequence
     from typing import Any, NoReturn
 
     from mxpolicy.delivery.events import Event
     from mxpolicy.options import Options
-    from mxpolicy.state.store import Store
+    from mxpolicy.state.fallback import FallbackStore
 
 __all__ = ["main"]
 
@@ -130,7 +130,7 @@ def _new_event_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-async def _look_at(store: Store) -> None:
+async def _look_at(store: FallbackStore) -> None:
     """Use *store*, so that its trouble is told at the beginning.
 
     It takes a second at most (`mxpolicy.state.fallback`).
@@ -164,6 +164,7 @@ class Daemon:
         self._log = Log(options.log)
         self._is_ending = asyncio.Event()
         self._is_urged = asyncio.Event()
+        self._store: FallbackStore
         self._engine: Engine
         self._kick: Kick
         self._doors: Doors
@@ -208,7 +209,7 @@ class Daemon:
             loop.add_signal_handler(number, self._end)
         options = self._options
         path = state_file(options.state, self._environ)
-        store = open_store(path, self._tell, prevails)
+        self._store = store = open_store(path, self._tell, prevails)
         try:
             context = Context(
                 options, store=store, keeps_sessions=True, late_replies=LateReplies()
@@ -231,8 +232,8 @@ class Daemon:
         await _look_at(store)
         self._note(f"mxpolicy {__version__} serves {', '.join(self._doors.sockets)}")
         self._manager.ready(self._status())
-        alive = loop.create_task(self._stay_alive())
-        kicking = loop.create_task(self._kick.run())
+        alive = self._in_background(self._stay_alive())
+        kicking = self._in_background(self._kick.run())
         await self._is_ending.wait()
         kicking.cancel()
         await asyncio.wait([kicking])
@@ -242,6 +243,16 @@ class Daemon:
         await asyncio.wait([alive])
         self._log.close()
         return 0
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Let *work* run until it is cancelled, and log why it ends before."""
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._has_ended)
+        return task
+
+    def _has_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._tell("".join(traceback.format_exception(error)))
 
     def _end(self) -> None:
         if self._is_ending.is_set():
@@ -260,7 +271,8 @@ class Daemon:
     def _status(self) -> str:
         under_way = len(self._engine.under_way)
         what = "ending" if self._is_ending.is_set() else "serving"
-        return f"{what}; deliveries under way: {under_way}"
+        forgets = "; nothing outlives it" if self._store.is_memory_only else ""
+        return f"{what}; deliveries under way: {under_way}{forgets}"
 
     # -- reading the configuration again ----------------------------------------
 

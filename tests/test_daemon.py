@@ -284,6 +284,7 @@ def test_state_that_cannot_be_used_is_told_at_the_beginning(serving: Runner) -> 
     with serving.started() as daemon:
         assert "trouble, " in daemon.log()
         assert "(nothing outlives this process: " in daemon.log()
+        assert daemon.told[-1].endswith("; nothing outlives it")
         with daemon.connect("policy") as client:
             assert ask(client) == DUNNO
 
@@ -369,6 +370,31 @@ def test_message_is_delivered_by_lmtp(sends: Any, host: Make) -> None:
         assert client.reply().startswith("250 2.0.0 ")
         daemon.wait_for_log("status=sent")
     assert len(one.messages) == 1
+
+
+WITHOUT_UVLOOP = "import sys; sys.modules['uvloop'] = None"
+
+
+@pytest.mark.parametrize("has_uvloop", [True, False], ids=["uvloop", "asyncio"])
+def test_either_event_loop_serves_all_doors(
+    sends: Any, host: Make, has_uvloop: bool
+) -> None:
+    if has_uvloop:
+        pytest.importorskip("uvloop")
+    one = host()
+    before = "" if has_uvloop else WITHOUT_UVLOOP
+    with sends(one).started(before=before) as daemon:
+        maps = Path(f"/proc/{daemon.process.pid}/maps").read_text()
+        assert ("/uvloop/" in maps) == has_uvloop
+        with daemon.connect("lmtp") as connection, daemon.connect("policy") as asking:
+            client = Lmtp(connection)
+            client.send(to(one))
+            assert client.reply().startswith("250 2.0.0 ")
+            assert ask(asking) == DUNNO
+            daemon.reload()
+            assert ask(asking) == DUNNO
+            assert daemon.end() == 0
+        assert "trouble" not in daemon.log()
 
 
 def test_end_before_the_dot_defers_and_the_host_takes_nothing(

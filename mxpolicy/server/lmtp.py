@@ -28,7 +28,7 @@ import socket
 import traceback
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mxpolicy.address import AddressError, parse_mailbox
 from mxpolicy.delivery.delivery import Request
@@ -227,8 +227,8 @@ class _Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Greet the client."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's is no subclass of it.
+        self._transport = cast("asyncio.Transport", transport)
         self._act()
 
     def data_received(self, data: bytes) -> None:
