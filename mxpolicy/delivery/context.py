@@ -60,6 +60,7 @@ class Context:
     Attributes:
         helo: Our name in EHLO.
         identity: The names and addresses that mean this mail system.
+        resolver: Asks DNS.
         sessions: Supplies sessions with hosts.
         memory, domains, failed_lookups: What is remembered, over the store.
         admission: The places of this machine.
@@ -92,8 +93,8 @@ class Context:
         self.spool_memory = SpoolMemory(options.limits.spool_memory)
         self.late_replies = late_replies
         self.store = store or MemoryStore()
-        self._resolver = resolver
-        self._lookups = resolver or Resolver(options.resolver)
+        self._is_resolver_given = resolver is not None
+        self.resolver = resolver or Resolver(options.resolver)
         self._dial = dial
         self._is_own_address = is_own_address
         self._apply(options)
@@ -114,8 +115,9 @@ class Context:
             ConfigError: As at the beginning. Nothing has changed.
         """
         other = copy(self)
-        if self._resolver is None and options.resolver != self.options.resolver:
-            other._lookups = Resolver(options.resolver)
+        is_same = options.resolver == self.options.resolver
+        if not is_same and not self._is_resolver_given:
+            other.resolver = Resolver(options.resolver)
         other._apply(options)
         other.sessions.renew({DIRECT: other._direct()})
         other.admission.processes = options.limits.processes
@@ -133,7 +135,7 @@ class Context:
         self.memory = HostMemory(self.store, options.memory, self.utc)
         self.domains = DomainHistory(self.store, utc=self.utc)
         self.failed_lookups = FailedLookups(self.store, utc=self.utc)
-        lookups = StaleMx(self._lookups, self.domains)
+        lookups = StaleMx(self.resolver, self.domains)
         self.planner = Planner(lookups, options, self.identity)
 
     def _direct(self) -> Egress:

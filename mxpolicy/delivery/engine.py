@@ -27,6 +27,16 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 
+class _Deliveries(set[Delivery]):
+    """Those that have not ended.
+
+    Attributes:
+        stops: Why each one is cancelled, also as it begins; None while none is.
+    """
+
+    stops: str | None = None
+
+
 class Engine:
     """Delivers messages, also many at a time, and says what would happen to one.
 
@@ -39,8 +49,7 @@ class Engine:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.under_way: set[Delivery] = set()
-        self._stops: str | None = None
+        self.under_way = _Deliveries()
 
     def renewed(self, options: Options) -> Engine:
         """Return an engine by *options* that shares all else; see `Context.renewed`."""
@@ -141,8 +150,8 @@ class Engine:
         delivery = Delivery(self.context, request, mail_data)
         self.under_way.add(delivery)
         delivery.task.add_done_callback(lambda _: self.under_way.discard(delivery))
-        if self._stops is not None:
-            delivery.cancel(self._stops)
+        if self.under_way.stops is not None:
+            delivery.cancel(self.under_way.stops)
         return delivery
 
     async def deliver(self, request: Request, mail_data: MailData) -> list[Outcome]:
@@ -158,7 +167,7 @@ class Engine:
         Args:
             why: For the text of the deferrals.
         """
-        self._stops = why
+        self.under_way.stops = why
         self.context.sessions.stop()
         while self.under_way:
             for delivery in self.under_way:
