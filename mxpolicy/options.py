@@ -249,6 +249,8 @@ class LmtpSockets:
     """Group of the unix sockets among them (mode 0660): the mail server's, ``postfix`` or ``Debian-exim``. Default: that of ``mxpolicy serve``."""
     allow: Networks = LOOPBACK
     """Addresses or networks that may connect by TCP."""
+    users: Texts = ("postfix", "Debian-exim", "exim")
+    """Users of this machine that may send by TCP, by name or number, beside root and the user of ``mxpolicy serve``. A name that does not exist is no mistake."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,16 +154,21 @@ class MailData:
         self._take(data)
         self._news.set()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `drain` would wait."""
+        if self._writing is None or self._writing.done():
+            return False
+        kept = self._kept()
+        return len(self._memory) > kept + min(kept, _TAIL)
+
     async def drain(self) -> None:
         """Wait until the disk has taken so much that more may come.
 
         Raises:
             LocalTrouble: The disk is full, or the writer has given up.
         """
-        while self._writing is not None and not self._writing.done():
-            kept = self._kept()
-            if len(self._memory) <= kept + min(kept, _TAIL):
-                break
+        while self.is_full:
             self._written.clear()
             await self._written.wait()
         if self._trouble is not None:

@@ -129,12 +129,12 @@ class RecipientNamed(NamedTuple):
     Attributes:
         number: Its place among the RCPT commands of the transaction, from 0.
         recipient: What the command says.
-        sender: What MAIL said.
+        queue_id: The mail server's name for the message; empty when it has not said it.
     """
 
     number: int
     recipient: RcptCommand
-    sender: MailCommand
+    queue_id: str
 
 
 class DataBegun(NamedTuple):
@@ -143,7 +143,7 @@ class DataBegun(NamedTuple):
     Attributes:
         sender: What MAIL said.
         recipients: Those that were accepted, in their order.
-        queue_id: The mail server's name for the message; empty when it has not said it.
+        queue_id: See `RecipientNamed`.
     """
 
     sender: MailCommand
@@ -400,7 +400,7 @@ class LmtpServer:
         self._enter(Input.RCPT)
         number, self._named = self._named, self._named + 1
         self._unanswered.append(_Slot(command))
-        return RecipientNamed(number, command, self._sender)
+        return RecipientNamed(number, command, self._queue_id)
 
     def _begin_data(self, arguments: str) -> Event:
         if arguments:

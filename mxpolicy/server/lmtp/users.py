@@ -1,0 +1,76 @@
+"""Which local users may send mail through a TCP port.
+
+A port has no mode and no group: whoever is logged in to this machine may connect to it,
+and it is a relay. So the kernel is asked who did (`mxpolicy.net.peer_user`). For clients
+from other machines the option ``listen.lmtp.allow`` decides, and for unix sockets their
+mode and group.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+from typing import TYPE_CHECKING
+
+from mxpolicy.net.own_address import is_local_address
+from mxpolicy.net.peer_user import NOT_HERE, peer_user
+from mxpolicy.outcome import Deferred
+from mxpolicy.reply import EnhancedStatus, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["stranger"]
+
+_NOT_ALLOWED = EnhancedStatus(4, 7, 1)  # RFC 3463 §3.8: delivery not authorized
+
+
+def stranger(connection: socket.socket, users: Iterable[str]) -> Deferred | None:
+    """Return the outcome of all recipients where the client is not one of *users*.
+
+    It is for now: where the option is wrong, the mail must not bounce. Root and our own
+    user are always among *users*.
+
+    Args:
+        connection: The client's.
+        users: Names, or numbers. A name that nobody has here is skipped.
+    """
+    if connection.family == socket.AF_UNIX:
+        return None
+    try:
+        user = peer_user(connection)
+        if user == NOT_HERE and not is_local_address(connection.getpeername()[0]):
+            return None
+    except OSError as error:
+        return _refused(f"a client whose user cannot be found out ({error})")
+    if user == NOT_HERE:
+        return _refused("a client whose user cannot be found out")
+    if user in {0, os.geteuid(), *_numbers(users)}:
+        return None
+    return _refused(f"user {_name(user)}")
+
+
+def _refused(who: str) -> Deferred:
+    text = f"{who} may not send mail by this port (listen: lmtp: users)"
+    return Deferred(_NOT_ALLOWED, printable(text))
+
+
+def _numbers(users: Iterable[str]) -> set[int]:
+    found = set()
+    for user in users:
+        if user.isdecimal():
+            found.add(int(user))
+            continue
+        try:
+            found.add(pwd.getpwnam(user).pw_uid)
+        except KeyError:
+            continue
+    return found
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)
