@@ -13,6 +13,7 @@ from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.late_reply import LateReplies
 from mxpolicy.delivery.owner import Calls, Owner
+from mxpolicy.errors import LocalTrouble
 from mxpolicy.net.dial import dial
 from mxpolicy.options import Options, TransactionOptions
 from mxpolicy.outcome import Bounced, Deferred, Delivered
@@ -44,6 +45,8 @@ class Site:
         self.store = MemoryStore(self.utc)
         self.happened: list[Event] = []
         self.late = LateReplies()
+        self.refusals = 0  # of our own kernel, from now on
+        self._calls = 0
         self._dead: set[int] = set()
         self._pids = 0
         self._resolver = FakeResolver()
@@ -93,10 +96,13 @@ class Site:
         self._dead |= set(range(1, self._pids + 1))
 
     def _new_call(self) -> int:
-        self._calls = getattr(self, "_calls", 0) + 1
+        self._calls += 1
         return self._calls
 
     async def _dial(self, candidate: Candidate, /, *, mss: int | None = None) -> Stream:
+        if self.refusals:
+            self.refusals -= 1
+            raise LocalTrouble("Too many open files")
         there = candidate._replace(port=self._ports[candidate.address])
         return await dial(there, mss=mss)
 
@@ -573,6 +579,22 @@ def test_wait_gives_way_to_a_message_that_the_host_has_no_room_for(
         assert len(host.visits) == 3
 
     play(host, story=story)
+
+
+def test_wait_gives_way_where_we_have_no_descriptor_left() -> None:
+    late_one = ScriptedHost({".": [(3000.0, "250 2.0.0 Ok"), "250 2.0.0 Ok"]})
+
+    async def story(site: Site) -> None:
+        daemon = site.daemon()
+        await site.send(daemon, queue_id="SLOW")
+        site.refusals = 1
+        (outcome,) = await site.send(daemon, queue_id="NEXT")
+        assert isinstance(outcome, Delivered)
+        ((_, is_taken, why),) = site.ended()
+        assert not is_taken
+        assert why == "ended to make room for another session"
+
+    play(late_one, story=story)
 
 
 def test_host_that_turns_all_away_is_asked_once_where_no_wait_can_give_way() -> None:

@@ -18,6 +18,7 @@ from mxpolicy.delivery.events import (
     CandidateStarted,
     Delays,
     Event,
+    LateReplyEnded,
     RecipientSettled,
     StrayReply,
     Trouble,
@@ -71,10 +72,13 @@ def test_syslog_gets_one_datagram_for_each_line(tmp_path: Path) -> None:
         assert syslogd.recv(5000).decode() == trouble
 
 
-def test_stray_reply_is_logged_unasked(tmp_path: Path) -> None:
+def test_stray_and_late_replies_are_logged_unasked(tmp_path: Path) -> None:
+    candidate = STARTED.candidate
     with listener(tmp_path / "log") as syslogd, to_syslog(tmp_path / "log") as log:
-        log.observe(StrayReply(0.1, STARTED.candidate, "250 ok", "4bXyz1"))
+        log.observe(StrayReply(0.1, candidate, "250 ok", "4bXyz1"))
         assert b": stray reply, at=0.1" in syslogd.recv(5000)
+        log.observe(LateReplyEnded(601.0, candidate, "kim@x", True, "250 ok", "4bXyz1"))
+        assert b": late reply, at=601" in syslogd.recv(5000)
 
 
 def test_steps_are_logged_only_where_asked(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from mxpolicy.delivery.events import (
     CandidateTaken,
     Delays,
     Event,
+    LateReplyEnded,
     Notice,
     PhaseReached,
     Planned,
@@ -181,6 +182,12 @@ NOT_SMTP = Finding(Verdict.NOT_SMTP, Phase.GREETING, 0.01, text="HTTP/1.1 400")
             id="stray reply",
         ),
         pytest.param(
+            LateReplyEnded(1200.4, FIRST, "kim@example.com", True, "250 2.0.0 Ok"),
+            "4bXyz1: late reply, at=1200.4, candidate=mx1.example.com[192.0.2.1]:25,"
+            " egress=direct, to=<kim@example.com>, taken=yes (250 2.0.0 Ok)",
+            id="late reply",
+        ),
+        pytest.param(
             CandidateDropped(1.6, FIRST, Phase.CONNECT),
             "4bXyz1: dropped, at=1.6, candidate=mx1.example.com[192.0.2.1]:25,"
             " egress=direct, phase=connect",
@@ -308,6 +315,18 @@ MX2 = {
             StrayReply(1.6, FIRST, "250 ok"),
             {"event": "stray reply", "at": 1.6, **MX1, "text": "250 ok"},
             id="stray reply",
+        ),
+        pytest.param(
+            LateReplyEnded(1200.4, FIRST, "kim@example.com", False, "554 no"),
+            {
+                "event": "late reply",
+                "at": 1200.4,
+                **MX1,
+                "to": "kim@example.com",
+                "taken": "no",
+                "text": "554 no",
+            },
+            id="late reply",
         ),
         pytest.param(
             CandidateDropped(1.6, FIRST, Phase.CONNECT),

@@ -3,11 +3,13 @@
 Each is a change of the product's text that brings an old fault back, by the title of the
 commit that had mended it. `proof` applies them, to a copy.
 
-Two mends are not among them, because no world shows them yet:
+Three mends are not among them, because no world shows them yet:
 
 - "race: A host in doubt twice is not asked again only to overrule a refusal". The patient
   sender here does not heed a refusal while a better host cannot be looked up, and so makes
   as many copies.
+- "late_reply: A session that only listens makes room for another one". Deferrals are not
+  counted where a host leaves a dot unanswered, as a first doubt ends the try.
 - "recall: Who has waited for another's probe dials". It shows only while a process that
   is dead, or slow, has the lease of hosts that are in doubt and well all the same.
 """
@@ -234,6 +236,46 @@ MENDS = {
                 "delivery/journal.py",
                 "entry.past.doubted(entry.relay)",
                 "entry.past",
+            ),
+        ),
+    ),
+    "late-250": Mend(
+        "late_reply: The daemon listens on where a final dot was not answered in time",
+        (
+            Edit(
+                "delivery/settlement.py",
+                "if reply is not None and reply.is_positive:",
+                "if False:",
+            ),
+        ),
+    ),
+    "late-retry": Mend(
+        "late_reply: A retry that comes while it listens is answered without dialling",
+        (
+            Edit(
+                "delivery/journal.py",
+                "if is_at_work and entry.status is not None and",
+                "if False and",
+            ),
+        ),
+    ),
+    "late-refusal": Mend(
+        "late_reply: A host that refuses late keeps its place in the order",
+        (
+            Edit(
+                "delivery/journal.py",
+                "if awaited == _REPLY:",
+                "if False:",
+            ),
+        ),
+    ),
+    "late-killed": Mend(
+        "late_reply: What was listened to by a process that is dead is a doubt",
+        (
+            Edit(
+                "delivery/journal.py",
+                "EntryState.WAITING, owner, until, outcome.relay, outcome.status, text, past",
+                "EntryState.WAITING, owner, until, outcome.relay, outcome.status, text, NO_PAST",
             ),
         ),
     ),

@@ -16,6 +16,7 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.late_reply import LateReplies
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.owner import Calls, Owner
 from mxpolicy.options import LimitOptions, Options
@@ -128,6 +129,7 @@ class Process:
             is_own_address=lambda address: address == OUR_ADDRESS,
             chance=file.rng.random,
             calls=Calls(self._owner, machine.lives),
+            late_replies=LateReplies() if machine.site.world.is_one_engine else None,
         )
         return Engine(context)
 
@@ -145,7 +147,7 @@ class Process:
     def operate(self) -> None:
         """Be about to do what can be seen from outside; raise `CancelledError` if dead."""
         if self._operations >= self._dies_at and not self.is_dead:
-            self._die()
+            self.die()
         self._operations += 1
         self.check()
 
@@ -159,7 +161,8 @@ class Process:
         if self._machine.clock() > self.cancelled_at:
             self.after_cancel = done
 
-    def _die(self) -> None:
+    def die(self) -> None:
+        """Be killed."""
         self.died_at = self._machine.clock()
         self.is_gone = True
         for connection in self.connections:

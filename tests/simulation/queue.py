@@ -67,7 +67,7 @@ async def play_ours(world: World) -> Played:
     site = Site(world)
     machine = Machine(site, File(world.storage, world.seed, utc), loop.time)
     queue = _Queue(world, site)
-    the_only = await machine.start() if world.is_one_engine else None
+    daemons = [await machine.start()] if world.is_one_engine else []
     kills = {(one.queue_id, one.attempt): one.operation for one in world.kills}
     cancels = {(one.queue_id, one.attempt): one.after for one in world.cancels}
     tries: Counter[str] = Counter()
@@ -76,19 +76,27 @@ async def play_ours(world: World) -> Played:
         number = tries[message.queue_id]
         tries[message.queue_id] += 1
         key = message.queue_id, number
-        process = the_only or await machine.start(kills.get(key, inf))
-        is_cut = message.is_cut and not number and the_only is None
+        process = daemons[-1] if daemons else await machine.start(kills.get(key, inf))
+        is_cut = message.is_cut and not number and not daemons
         try:
             answers = await process.deliver(
                 message, is_cut=is_cut, cancel_after=cancels.get(key, inf)
             )
         finally:
-            if process is not the_only:
+            if not daemons:
                 process.exit()
         queue.check(message, answers, process)
         return None if is_cut else answers
 
-    return await queue.run(attempt)
+    async def crash(at: float) -> None:
+        await asyncio.sleep(at)
+        daemons[-1].die()
+        daemons.append(await machine.start())
+
+    async with asyncio.TaskGroup() as crashes:
+        for at in world.crashes:
+            crashes.create_task(crash(at))
+        return await queue.run(attempt)
 
 
 async def play_patiently(
@@ -117,7 +125,7 @@ async def play_patiently(
             for one, end in ends.items()
         }
 
-    calm = world._replace(restarts=())
+    calm = world._replace(restarts=(), crashes=())
     return await _Queue(calm, site).run(attempt, by_recipient=True)
 
 
@@ -173,7 +181,8 @@ class _Queue:
         await asyncio.sleep(message.begins)
         # A try of which nothing was heard is none.
         world = self._world
-        lost = len((*world.kills, *world.restarts, *world.cancels)) + message.is_cut
+        ends = (*world.kills, *world.restarts, *world.cancels, *world.crashes)
+        lost = len(ends) + message.is_cut
         gaps = [*self._world.gaps, *[self._world.gaps[-1]] * lost]
         while True:
             async with self._places:

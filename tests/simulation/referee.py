@@ -44,6 +44,9 @@ LONGEST_WAIT = 20.0
 # Seconds from the reply to the final dot until a process must have kept it.
 KEPT_WITHIN, KEPT_WITHIN_SLOWLY = 0.5, 20.0
 
+# Seconds for which a daemon listens to a host that has not answered the dot in time.
+LISTENS = 3600.0
+
 # Seconds after which a host counts as down, as far as the product says.
 _DOWN = {Place.CONNECT: 5.0, Place.GREETING: 29.0, Place.EHLO: 29.0, Place.TLS: 29.0}
 
@@ -183,6 +186,8 @@ def _harm(world: World, ours: Played) -> list[Fault]:
         return []
     if world.storage is not Storage.WELL or world.kills or world.restarts:
         return []
+    if world.crashes:
+        return []
     # What others keep may be most places, but never the last quarter of them.
     alone = world._replace(processes=world.processes // 4)
     order = next(orders(domain))
@@ -224,6 +229,8 @@ def _kind(
     price = _price(world, ours, patients, one, is_fooling=is_fooling)
     if len(copies) > max(1, len(their_copies)) + price:
         return _COPY
+    if len(copies) > 1 and _is_always_heard(world):
+        return "a copy, though the 250 for the first one came"
     is_forgotten = world.storage in _FORGETFUL
     if end is End.BOUNCED and copies and not (is_forgotten or _is_named(ours, one)):
         return "bounced, and no word of the host that may have it"
@@ -282,7 +289,7 @@ def _is_steady(world: World, one: str) -> bool:
     message = next(each for each in world.messages if one in each.recipients)
     if message.queue_id in {kill.queue_id for kill in world.kills}:
         return False
-    if world.storage is not Storage.WELL or world.restarts:
+    if world.storage is not Storage.WELL or world.restarts or world.crashes:
         return False
     (domain,) = world.domains
     steps = [step for host in domain.hosts for step in host.steps]
@@ -295,8 +302,28 @@ def _is_steady(world: World, one: str) -> bool:
     )
 
 
+def _is_always_heard(world: World) -> bool:
+    """Return whether a daemon hears the 250 to each dot, in its time or after it.
+
+    A host that has one session at a time may turn another message away meanwhile. Then
+    that one comes first.
+    """
+    steps = [step for host in world.hosts for step in host.steps]
+    return (
+        world.is_one_engine
+        and world.storage is Storage.WELL
+        and not (world.restarts or world.crashes)
+        and not any(step.act is Act.BUSY for step in steps)
+        and all(
+            step.act is Act.REPLY and not step.reply and step.delay < DOT + LISTENS
+            for step in steps
+            if step.place in (Place.BODY, Place.DOT)
+        )
+    )
+
+
 def _leaves_doubt(step: Step) -> bool:
-    is_late = step.act is Act.REPLY and not step.reply and step.delay > DOT
+    is_late = step.act is Act.REPLY and step.delay > DOT
     is_unheard = step.act is not Act.REPLY
     return step.place is Place.DOT and (is_late or is_unheard)
 

@@ -229,6 +229,7 @@ class World(NamedTuple):
             their processes live on.
         gaps: Seconds from one try of the mail server to the next.
         cancels: At most one of a message, and only where each has a process.
+        crashes: When the one engine's process is killed; another one begins at once.
     """
 
     seed: int
@@ -241,6 +242,7 @@ class World(NamedTuple):
     restarts: tuple[float, ...] = ()
     gaps: tuple[float, ...] = GAPS
     cancels: tuple[Cancel, ...] = ()
+    crashes: tuple[float, ...] = ()
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -322,6 +324,8 @@ def make_world(rng: Random, seed: int) -> World:
         return _equals(rng, seed)
     if kind < 0.1:
         return _getting_worse(rng, seed)
+    if kind < 0.14:
+        return _late(rng, seed)
     count = rng.choice((1, 1, 1, 2, 2, 3))
     domains = tuple(_domain(rng, number, count) for number in range(count))
     messages = tuple(
@@ -465,6 +469,46 @@ def _getting_worse(rng: Random, seed: int) -> World:
     messages = (Message("Q0", (f"a0@{DOMAIN}",), 0.0),)
     kills = (Kill("Q0", 0, int(rng.triangular(15, 60, 32))),)
     return World(seed, (Domain(DOMAIN, hosts),), messages, kills=kills)
+
+
+def _late(rng: Random, seed: int) -> World:
+    """Make one with a daemon, and hosts that answer the dot when its time is over."""
+    count = rng.choice((1, 1, 1, 2, 2, 3))
+    hosts = tuple(_late_host(rng, number) for number in range(count))
+    who = rng.choice((("a",), ("a", "b")))
+    messages = tuple(
+        Message(
+            f"Q{number}",
+            tuple(f"{one}{number}@{DOMAIN}" for one in who),
+            rng.choice((0.0, 100.0, 1000.0)),
+        )
+        for number in range(rng.choice((1, 1, 2, 4)))
+    )
+    world = World(seed, (Domain(DOMAIN, hosts),), messages, is_one_engine=True)
+    if rng.random() < 0.35:
+        at = rng.choice((300.0, 700.0, 1000.0, 2000.0, 4000.0))
+        return world._replace(crashes=(round(at * rng.uniform(0.5, 1.5), 1),))
+    if rng.random() < 0.1:
+        return world._replace(restarts=(round(rng.uniform(1.0, 2000.0), 1),))
+    return world
+
+
+def _late_host(rng: Random, number: int) -> Host:
+    steps: list[Step] = []
+    if rng.random() < 0.15:
+        steps.append(Step(Place.GREETING, Act.BUSY, reply=rng.choice(TURNED_AWAY)))
+    if rng.random() < 0.2:
+        reply = rng.choice((*TRANSIENT[:3], REFUSALS[Place.RCPT][0]))
+        steps.append(Step(Place.RCPT, Act.REPLY, 0.0, reply, only="b"))
+    seconds = rng.choice((601.0, 650.0, 1200.0, 3000.0, 4100.0, 4400.0))
+    reply = rng.choice(("", "", "", *TRANSIENT[:4], REFUSALS[Place.DOT][0]))
+    until = FOREVER if reply.startswith("5") else rng.choice((FOREVER, 500.0, 5000.0))
+    if number == 0 or rng.random() < 0.5:
+        steps.append(Step(Place.DOT, Act.REPLY, seconds, reply, until))
+    elif rng.random() < 0.3:
+        steps.append(Step(Place.DOT, rng.choice((Act.TAKE_AND_CLOSE, Act.CLOSE))))
+    rank = 10 * number + 10
+    return Host(f"mx{number}.{DOMAIN}", rank, (f"192.0.2.{5 * number + 1}",), (*steps,))
 
 
 def _stuck_host(rng: Random) -> Host:
@@ -754,6 +798,7 @@ def story(world: World) -> str:
         for one in world.cancels
     ]
     lines += [f"  the mail server is restarted at {at:g}s" for at in world.restarts]
+    lines += [f"  the engine's process is killed at {at:g}s" for at in world.crashes]
     return "\n".join(lines)
 
 
