@@ -319,16 +319,22 @@ class Lmtp:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._lines = connection.makefile("rb")
+        self._unread = b""
         assert self.reply().startswith("220 ")
         self.say("LHLO client.example")
 
     def reply(self) -> str:
         """Return the last line of one reply."""
-        while line := self._lines.readline().decode():
-            if line[3:4] != "-":
-                return line
-        return ""
+        while True:
+            line, end, rest = self._unread.partition(b"\r\n")
+            if not end:
+                if not (data := self._connection.recv(4096)):
+                    return ""
+                self._unread += data
+                continue
+            self._unread = rest
+            if line[3:4] != b"-":
+                return line.decode()
 
     def say(self, line: str) -> str:
         """Send a command, and return its reply."""

@@ -80,6 +80,10 @@ class Serving:
         client.connect(str(self.run / name))
         return client
 
+    def proc(self, name: str) -> Path:
+        """Return a path of it in proc(5)."""
+        return Path(f"/proc/{self.process.pid}/{name}")
+
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send the signal, and return its exit status."""
         self.process.send_signal(number)
