@@ -31,6 +31,7 @@ COMMANDS = {
     "policy": "answer the mail server's questions; run by it (spawn(8))",
     "serve": "the daemon: deliveries and questions over sockets",
     "route": "show which hosts a message would be tried at, and why; dials nothing",
+    "ask": "show what the mail server's question is answered, and why",
     "hosts": "show what is remembered of hosts, or forget it (hosts clear)",
     "check": "show the configuration as understood, and whether all around it fits",
     "demo": "see it work on loopback: no root, no mail server",

@@ -8,7 +8,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import datetime
@@ -43,7 +42,11 @@ from mxpolicy.routing.nexthop import parse_nexthop
 from mxpolicy.routing.own import OwnIdentity
 from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.terminal import Terminal
-from tests.helpers.dns_server import DnsServer, dns_server
+from tests.helpers.dns_server import (
+    DnsServer,
+    dns_server,
+    name_server_in_a_thread,
+)
 from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.fast_loop import run_fast
 
@@ -63,38 +66,9 @@ RECORDS = (
 )
 
 
-class Name:
-    """A name server in a thread of its own, for commands in processes of their own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._ready = threading.Event()
-        self._end = asyncio.Event()
-        self.server: DnsServer
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._serve())
-        self._loop.close()
-
-    async def _serve(self) -> None:
-        async with dns_server(*RECORDS) as self.server:
-            self._ready.set()
-            await self._end.wait()
-
-    def __enter__(self) -> DnsServer:
-        self._thread.start()
-        self._ready.wait(10)
-        return self.server
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._loop.call_soon_threadsafe(self._end.set)
-        self._thread.join()
-
-
 @pytest.fixture
 def name_server() -> Iterator[DnsServer]:
-    with Name() as server:
+    with name_server_in_a_thread(*RECORDS) as server:
         yield server
 
 

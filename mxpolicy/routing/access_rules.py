@@ -130,9 +130,14 @@ class AccessRules:
 
     def action(self, situation: Situation) -> str | None:
         """Return the action of the first rule that matches; None when none does."""
+        rule = self.rule(situation)
+        return None if rule is None else rule.action
+
+    def rule(self, situation: Situation) -> AccessRule | None:
+        """Return the first rule that matches; None when none does."""
         for rule, clients in self._rules:
             if _matches(rule, clients, situation):
-                return rule.action
+                return rule
         return None
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
+import threading
 from typing import TYPE_CHECKING, cast
 
 import dns.exception
@@ -20,11 +22,11 @@ import dns.rdatatype
 import dns.rrset
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     Fault = Callable[["DnsServer", dns.message.Message], "bytes | None"]
 
-__all__ = ["DnsServer", "dns_server", "faults"]
+__all__ = ["DnsServer", "dns_server", "faults", "name_server_in_a_thread"]
 
 SOA = "ns.invalid. hostmaster.invalid. 1 3600 600 86400 60"
 
@@ -313,3 +315,25 @@ async def dns_server(
         await tcp.wait_closed()
         # A datagram transport closes its socket in the loop's next turn.
         await asyncio.sleep(0)
+
+
+@contextlib.contextmanager
+def name_server_in_a_thread(*records: str) -> Iterator[DnsServer]:
+    """Run a name server with these records for commands that block, or run elsewhere."""
+    loop = asyncio.new_event_loop()
+    ready: queue.Queue[DnsServer] = queue.Queue()
+    end = asyncio.Event()
+
+    async def serve() -> None:
+        async with dns_server(*records) as server:
+            ready.put(server)
+            await end.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        yield ready.get(timeout=10)
+    finally:
+        loop.call_soon_threadsafe(end.set)
+        thread.join()
+        loop.close()

@@ -48,8 +48,17 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.forecast import Forecast
     from mxpolicy.delivery.plan import Plan
     from mxpolicy.protocol.access_policy import AccessRequest
+    from mxpolicy.routing.own import OwnIdentity
 
-__all__ = ["MAX_AT_ONCE", "MAX_INQUIRIES", "Judge"]
+__all__ = [
+    "MAX_AT_ONCE",
+    "MAX_INQUIRIES",
+    "Judge",
+    "addresses_of",
+    "domain_to_judge",
+    "found_by",
+    "situation_of",
+]
 
 # Plans under way at once, for all clients: each may have some descriptors open for DNS,
 # and a process has 1024 by default. Time spent waiting for a place counts, too.
@@ -94,8 +103,8 @@ class Judge:
         began = self._clock()
         named = [
             (about, address, domain)
-            for about, address in _addresses(request)
-            if (domain := self._domain_to_judge(address))
+            for about, address in addresses_of(request)
+            if (domain := domain_to_judge(self.engine.context.identity, address))
         ]
         found: dict[AccessAbout, tuple[str, Found]] = {}
         for about, _, domain in named:
@@ -104,18 +113,6 @@ class Judge:
                 return asyncio.create_task(self._find_out(request, named, began))
             found[about] = domain, known
         return self._judge(request, found, began)
-
-    def _domain_to_judge(self, address: str) -> str:
-        """Return the domain of *address*; empty when it is not judged.
-
-        Postfix has its own checks for what is no address. Our own names are local,
-        whatever DNS says about them.
-        """
-        try:
-            domain = parse_mailbox(address).domain
-        except AddressError:
-            return ""
-        return "" if self.engine.context.identity.has_name(domain) else domain
 
     # -- finding out ------------------------------------------------------------------
 
@@ -192,7 +189,7 @@ class Judge:
                 plan_until = began + plan_holds(plan.lookups)
             now = self._clock()
             forecast = await self.engine.forecast_of(plan, address)
-            found = _found(forecast)
+            found = found_by(forecast)
             holds = memory_holds(
                 forecast.known.of_host.values(),
                 self.engine.context.utc(),
@@ -218,17 +215,9 @@ class Judge:
         began: float,
     ) -> str:
         situations = [
-            Situation(
-                one.finding,
-                about,
-                domain,
-                request.protocol_state,
-                request.client_address,
-                request.sasl_username,
-                one.detail,
-            )
+            situation
             for about, (domain, one) in found.items()
-            if one.finding is not None
+            if (situation := situation_of(request, about, domain, one))
         ]
         action = self._action(situations) if situations else DUNNO
         self._observe(_judged(self._clock() - began, request, situations, action))
@@ -267,7 +256,7 @@ class _Inquiry:
         self.waiting = 0
 
 
-def _addresses(request: AccessRequest) -> list[tuple[AccessAbout, str]]:
+def addresses_of(request: AccessRequest) -> list[tuple[AccessAbout, str]]:
     """Return the addresses to judge: both, or the one that policy_context names."""
     both = (
         (AccessAbout.RECIPIENT, request.recipient),
@@ -277,7 +266,21 @@ def _addresses(request: AccessRequest) -> list[tuple[AccessAbout, str]]:
     return [one for one in both if one[1] and only in {"", one[0].value}]
 
 
-def _found(forecast: Forecast) -> Found:
+def domain_to_judge(own: OwnIdentity, address: str) -> str:
+    """Return the domain of *address*; empty when it is not judged.
+
+    Postfix has its own checks for what is no address. Our *own* names are local,
+    whatever DNS says about them.
+    """
+    try:
+        domain = parse_mailbox(address).domain
+    except AddressError:
+        return ""
+    return "" if own.has_name(domain) else domain
+
+
+def found_by(forecast: Forecast) -> Found:
+    """Return what is certain about the domain of *forecast*, whose plan is of an address."""
     plan, known = forecast
     detail = ""
     if known.is_hopeless:
@@ -286,6 +289,23 @@ def _found(forecast: Forecast) -> Found:
             detail += f"; {plan.unresolved[0].name} cannot be looked up"
     found = finding(plan.refusal, plan.lookups, is_hopeless=known.is_hopeless)
     return Found(found, detail)
+
+
+def situation_of(
+    request: AccessRequest, about: AccessAbout, domain: str, found: Found
+) -> Situation | None:
+    """Return what the rules are asked about; None when nothing was found."""
+    if found.finding is None:
+        return None
+    return Situation(
+        found.finding,
+        about,
+        domain,
+        request.protocol_state,
+        request.client_address,
+        request.sasl_username,
+        found.detail,
+    )
 
 
 def _with_words(action: Action, situation: Situation) -> Action:
