@@ -85,7 +85,7 @@ Port = Annotated[int, "Port"]
 Places = Annotated[int, "Places"]
 """How many at once, 1 to 32: an attempt dials no more."""
 Processes = Annotated[int, "Processes"]
-"""How many processes at once, 0 to 10000."""
+"""How many processes or connections at once, 0 to 10000."""
 Clients = Annotated[int, "Clients"]
 """Connections at once, 1 to 100000."""
 Hops = Annotated[int, "Hops"]
@@ -225,6 +225,10 @@ class LimitOptions:
     """``Received:`` fields that make a message a loop; it bounces with 5.4.6 (RFC 5321 §6.3, Postfix: hopcount_limit)."""
     processes: Processes = 60
     """How many deliveries the mail server runs at once (Postfix: maxproc in master.cf, added up where several transports run mxpolicy). A destination that does not answer gets no more than its share, and other mail goes on. 0: no destination is ever limited."""
+    connections_per_host: Processes = 20
+    """How many connections ``mxpolicy serve`` has with one host, by name or by address, where more messages wait (Postfix: default_destination_concurrency_limit). The others wait for their turn, in fair order. 0: no limit."""
+    connections: Processes = 1000
+    """The same for all hosts together. 0: no limit."""
     clients: Clients = 4000
     """How many clients one socket of ``mxpolicy serve`` has at once; the next ones wait. All of them together use half of its descriptors at most."""
 

@@ -158,6 +158,7 @@ class Stay:
         clock: Seconds, as events have them.
         until: When the delivery is over at the latest, on *clock*.
         tell: Given what goes wrong in the background: a bug of ours.
+        needs_place: Whether a process of the mail server waits for the delivery.
     """
 
     def __init__(
@@ -168,7 +169,10 @@ class Stay:
         clock: Callable[[], float],
         until: float,
         tell: Callable[[Exception], None],
+        *,
+        needs_place: bool = True,
     ) -> None:
+        self._needs_place = needs_place
         self._admission = admission
         self._aim = aim
         self._hosts: list[str] = []
@@ -192,8 +196,8 @@ class Stay:
     # -- before the delivery --------------------------------------------------
 
     async def enter(self) -> Deferred | None:
-        """Take a place; return why there is none."""
-        if not self._admission.processes:
+        """Take a place, where one is needed; return why there is none."""
+        if not self._admission.processes or not self._needs_place:
             return None
         refusal = await self._refusal([self._aim])
         if refusal is not None:

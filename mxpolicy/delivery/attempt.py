@@ -324,6 +324,7 @@ class Attempt:
                 await offer.run()
         finally:
             self._let_session_go(offer)
+            self._tell(events.CandidateLeft, candidate)
             self._tls_wanted[candidate] = offer.tls
             del self._tasks[candidate], self._offers[candidate]
         self._conclude(candidate, offered, offer)

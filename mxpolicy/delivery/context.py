@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mxpolicy.delivery.connect import Dial
+    from mxpolicy.delivery.connections import Connections
     from mxpolicy.delivery.idle_sessions import IdleSessions
     from mxpolicy.delivery.late_reply import LateReplies
     from mxpolicy.delivery.plan import Lookups
@@ -52,7 +53,8 @@ class Context:
         is_own_address: Whether an address is one of this machine's.
         calls: The deliveries under way in this process. Contexts of one process that
             share a store must share it.
-        keeps_sessions: Whether sessions wait for another message, so that
+        keeps_sessions: Whether the process delivers many messages. Then connections are
+            limited, and sessions wait for another message, so that
             `mxpolicy.delivery.engine.Engine.stop` must be called in the end.
         late_replies: Of a process that lives on. By default a reply that comes too late
             is not listened to.
@@ -64,6 +66,7 @@ class Context:
         sessions: Supplies sessions with hosts.
         memory, domains, failed_lookups: What is remembered, over the store.
         admission: The places of this machine.
+        connections: Those of a process that keeps sessions, and whose turn is next.
         planner: Makes the plans, by the resolver.
         spool_memory: What mail data may take of it.
 
@@ -97,8 +100,9 @@ class Context:
         self.resolver = resolver or Resolver(options.resolver)
         self._dial = dial
         self._is_own_address = is_own_address
-        self._apply(options)
         idle = _idle_sessions(clock) if keeps_sessions else None
+        self.connections = _connections(options, idle) if idle is not None else None
+        self._apply(options)
         self.sessions = Sessions({DIRECT: self._direct()}, idle, late_replies)
         self.admission = Admission(
             self.store, options.limits.processes, utc=utc, lives=self.calls.lives
@@ -121,6 +125,9 @@ class Context:
         other._apply(options)
         other.sessions.renew({DIRECT: other._direct()})
         other.admission.processes = options.limits.processes
+        if other.connections is not None:
+            limits = options.limits
+            other.connections.renew(limits.connections_per_host, limits.connections)
         return other
 
     def _apply(self, options: Options) -> None:
@@ -133,6 +140,8 @@ class Context:
             self._is_own_address,
         )
         self.memory = HostMemory(self.store, options.memory, self.utc)
+        if self.connections is not None:
+            self.memory.failed = self.connections.learned
         self.domains = DomainHistory(self.store, utc=self.utc)
         self.failed_lookups = FailedLookups(self.store, utc=self.utc)
         lookups = StaleMx(self.resolver, self.domains)
@@ -140,6 +149,13 @@ class Context:
 
     def _direct(self) -> Egress:
         return Egress(self._dial, self.helo, self.identity.has_name, self.clock)
+
+
+def _connections(options: Options, idle: IdleSessions) -> Connections:
+    from mxpolicy.delivery.connections import Connections
+
+    limits = options.limits
+    return Connections(limits.connections_per_host, limits.connections, idle)
 
 
 def _idle_sessions(clock: Callable[[], float]) -> IdleSessions:

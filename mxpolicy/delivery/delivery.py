@@ -10,7 +10,8 @@ go the same way are a group. For each group:
    `FailedLookups` says which better hosts could not be looked up. `DomainHistory` says
    whether a domain that DNS does not know took mail lately.
 4. `consult`: the order by what is remembered, or that all failed a moment ago.
-5. `Stay.dial`: whether those hosts may be dialled now.
+5. `Stay.dial`: whether those hosts may be dialled now. In a daemon, `Turn`: wait until
+   they have a connection free, and look at what is remembered again.
 6. `Attempt`: the race and the transactions. A `Learner` remembers what its events say of
    hosts. `Probes` dial, beside it, hosts whose pause is over.
 7. `Settlement`: each outcome, as soon as it exists, is told to the door and the log
@@ -32,7 +33,7 @@ from mxpolicy.delivery import events, journal, trouble
 from mxpolicy.delivery.admission import Stay
 from mxpolicy.delivery.attempt import Attempt
 from mxpolicy.delivery.claims import Claims
-from mxpolicy.delivery.consult import consult
+from mxpolicy.delivery.consult import Consulted, consult
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
@@ -52,6 +53,7 @@ from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from mxpolicy.delivery.connections import Turn
     from mxpolicy.delivery.late_reply import LateReply
     from mxpolicy.delivery.session import Session
     from mxpolicy.routing.candidate import Candidate
@@ -76,6 +78,9 @@ class Request(NamedTuple):
         ends: Seconds from now after which the mail server no longer listens.
         observe: Told everything that happens to the message; see
             `mxpolicy.delivery.events`.
+        has_process: Whether a process of the mail server waits for the outcome, as with
+            pipe(8). There are few of those (`mxpolicy.routing.places`). So the message
+            needs a place for it, and does not wait for its turn at a host.
         may_send_dot: Asked before the mail data is sent, and again just before the final
             dot, which makes the message the host's (RFC 5321 §4.1.1.4). The message is
             deferred where it returns False.
@@ -89,6 +94,7 @@ class Request(NamedTuple):
     ends: float = inf
     observe: events.Observe = lambda event: None
     may_send_dot: Callable[[], Awaitable[bool]] = _always
+    has_process: bool = True
 
 
 class _Group:
@@ -321,6 +327,7 @@ class Delivery:
                 self._trace.now,
                 deadline,
                 self._trace.trouble,
+                needs_place=self._request.has_process,
             )
             try:
                 await self._send_from(stay, group)
@@ -354,15 +361,9 @@ class Delivery:
         Returns whether any host took the message.
         """
         leases = Leases(self._context.store, self._context.utc)
+        turn = self._turn(plan)
         try:
-            consulted = await consult(
-                self._context.memory,
-                leases,
-                plan,
-                now=self._trace.now,
-                chance=self._context.chance(),
-                deadline=self._request.deadline,
-            )
+            consulted = await self._consult(turn, leases, plan)
             if consulted.refusal is not None:
                 for number in group.numbers:
                     self._settlement.settle(
@@ -375,13 +376,51 @@ class Delivery:
                 self._settlement.settle_all(refusal, group.numbers)
                 return False
             plan = plan._replace(candidates=known.order)
-            return await self._dial(stay, group, plan, known, consulted.due)
+            return await self._dial(stay, turn, group, plan, known, consulted.due)
         finally:
+            if turn is not None:
+                turn.leave()
             await leases.release()
+
+    async def _consult(
+        self, turn: Turn | None, leases: Leases, plan: Plan
+    ) -> Consulted:
+        """Return how *plan* is carried out, when it is the message's turn."""
+        while True:
+            consulted = await consult(
+                self._context.memory,
+                leases,
+                plan,
+                now=self._trace.now,
+                chance=self._context.chance(),
+                deadline=self._request.deadline,
+            )
+            if turn is None or consulted.refusal is not None:
+                return consulted
+            order = turn.ask(consulted.known.order)
+            if order is not None:
+                known = consulted.known._replace(order=order)
+                return consulted._replace(known=known)
+            await leases.release()  # another message may probe meanwhile
+            refusal = await turn.wait()
+            if refusal is not None:
+                return consulted._replace(refusal=refusal, due=())
+
+    def _turn(self, plan: Plan) -> Turn | None:
+        """Return the turn of a message by *plan*; None where nothing is limited."""
+        if self._context.connections is None:
+            return None
+        return self._context.connections.turn(
+            plan.aim,
+            self._trace.now,
+            self._request.deadline,
+            may_wait=not self._request.has_process,
+        )
 
     async def _dial(
         self,
         stay: Stay,
+        turn: Turn | None,
         group: _Group,
         plan: Plan,
         known: KnownHosts,
@@ -400,7 +439,10 @@ class Delivery:
             known.of_tls,
         )
         probes = Probes(self._context, self._trace, learner)
-        trace = self._trace.with_learners(learner.learn, stay.learn)
+        learners = [learner.learn, stay.learn]
+        if turn is not None:
+            learners.append(turn.learn)
+        trace = self._trace.with_learners(*learners)
         self._traces.update(dict.fromkeys(group.numbers, trace))
 
         message = Message(

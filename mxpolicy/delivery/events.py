@@ -25,6 +25,7 @@ __all__ = [
     "CandidateDoubted",
     "CandidateDropped",
     "CandidateFailed",
+    "CandidateLeft",
     "CandidateStarted",
     "CandidateTaken",
     "Delays",
@@ -163,6 +164,10 @@ class CandidateTaken(_Candidate):
     """A candidate has won the race: its transaction begins."""
 
 
+class CandidateLeft(_Candidate):
+    """The transaction with a candidate is over; the session with it ends, or is kept."""
+
+
 class Delays(NamedTuple):
     """Where the time went, in seconds: ``dns``, ``reach``, ``tls``, ``transfer``."""
 
@@ -276,6 +281,7 @@ Event = (
     | StrayReply
     | CandidateDropped
     | CandidateTaken
+    | CandidateLeft
     | RecipientSettled
     | LateReplyEnded
     | AccessJudged

@@ -74,12 +74,19 @@ class HostMemory:
         store: Where it is kept; no method of it may raise (`FallbackStore`).
         options: The pauses.
         utc: Seconds, as `time.time`.
+
+    Attributes:
+        failed: Told when a failure is remembered, and of which `Key.socket`.
     """
 
     def __init__(
-        self, store: Store, options: MemoryOptions, utc: Callable[[], float]
+        self,
+        store: Store,
+        options: MemoryOptions,
+        utc: Callable[[], float],
     ) -> None:
         self._store = store
+        self.failed: Callable[[str], None] = lambda socket: None
         self.options = options
         self.utc = utc
 
@@ -106,14 +113,20 @@ class HostMemory:
     async def change(self, key: str, after: Callable[[HostRecord], HostRecord]) -> None:
         """Replace the record by what *after* makes of it."""
 
+        is_failure = False
+
         def step(value: bytes | None) -> New | None:
+            nonlocal is_failure
             before = decode(value)
             record = after(before)
             if not is_news(before, record):
                 return None
+            is_failure = record.verdict is not None
             return New(encode(record), self.utc() + KEPT)
 
         await change(self._store, key, step)
+        if is_failure:
+            self.failed(key.rpartition(HOST)[2])
 
     async def note_broken_tls(self, candidate: Candidate, message_id: str) -> None:
         """Remember that a message was taken in clear after TLS had failed."""

@@ -105,6 +105,26 @@ class IdleSessions:
         """Return how many sessions with the address of *candidate* wait."""
         return self._at[candidate.key.socket]
 
+    def count_at_host(self, candidate: Candidate) -> int:
+        """Return how many sessions with its host wait, by name or by address."""
+        return sum(_is_at_host(one, candidate) for one in self._until)
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return len(self._until)
+
+    def close_one(self, candidate: Candidate | None = None) -> bool:
+        """End the one that has waited longest; return whether there was any.
+
+        Args:
+            candidate: Of those with its host only.
+        """
+        for session in self._until:
+            if candidate is None or _is_at_host(session, candidate):
+                self._end(session)
+                return True
+        return False
+
     def close_at(self, candidate: Candidate) -> bool:
         """End all sessions with the address of *candidate*; return whether there were any."""
         socket = candidate.key.socket
@@ -173,6 +193,11 @@ class IdleSessions:
                 self._end(session)
         if self._until:
             self._ring_at(min(self._until.values()))
+
+
+def _is_at_host(session: Session, candidate: Candidate) -> bool:
+    own = session.candidate
+    return own.host == candidate.host or own.key.socket == candidate.key.socket
 
 
 def _fit(session: Session) -> _Fit:

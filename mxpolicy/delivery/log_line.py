@@ -22,6 +22,7 @@ from mxpolicy.delivery.events import (
     CandidateDoubted,
     CandidateDropped,
     CandidateFailed,
+    CandidateLeft,
     CandidateStarted,
     CandidateTaken,
     HostRecovered,
@@ -75,6 +76,7 @@ _WORDS = {
     StrayReply: "stray reply",
     CandidateDropped: "dropped",
     CandidateTaken: "taken",
+    CandidateLeft: "left",
     HostRecovered: "recovered",
     LateReplyEnded: "late reply",
 }
@@ -146,6 +148,7 @@ def _facts(event: Event) -> Facts:
             | Secured(_, candidate)
             | SessionReused(_, candidate)
             | CandidateTaken(_, candidate)
+            | CandidateLeft(_, candidate)
         ):
             return of(candidate)
         case PhaseReached(_, candidate, phase) | CandidateDropped(_, candidate, phase):

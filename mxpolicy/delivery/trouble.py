@@ -35,6 +35,7 @@ from mxpolicy.protocol.extensions import Extensions
 from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.reply import EnhancedStatus, Reply, printable
 from mxpolicy.routing.candidate import (
+    Candidate,
     Finding,
     Phase,
     Scope,
@@ -82,6 +83,7 @@ UNREACHABLE = EnhancedStatus(4, 4, 1)  # RFC 3463 §3.5: no answer from host
 _BAD_CONNECTION = EnhancedStatus(4, 4, 2)  # §3.5: bad connection
 _OWN_TROUBLE = EnhancedStatus(4, 3, 0)  # §3.4: other or undefined mail system status
 _SYSTEM_BUSY = EnhancedStatus(4, 3, 2)  # §3.4: system not accepting messages
+_CONGESTED = EnhancedStatus(4, 4, 5)  # §3.5: mail system congestion
 _OWN_MISTAKE = EnhancedStatus(4, 3, 5)  # §3.4: system incorrectly configured
 
 # RFC 3207 §4: 530, STARTTLS first; RFC 4954 §6: 538, encryption required.
@@ -520,6 +522,18 @@ def no_place(over: OverLimit, now: float) -> Deferred:
         waited = max(0.0, now - over.longest.since)
         text += f"waits, {waited:.0f}s for {over.longest.waits_for}"
     return Deferred(_SYSTEM_BUSY, one_line(f"{text}; others come first"))
+
+
+def no_connection(limit: int, waited: float) -> Deferred:
+    """Return the outcome where all *limit* connections of this machine stay in use."""
+    text = f"all {limit} connections are in use, waited {waited:.0f}s"
+    return Deferred(_SYSTEM_BUSY, text)
+
+
+def no_turn(candidate: Candidate, limit: int, waited: float) -> Deferred:
+    """Return the outcome where all *limit* connections with a host stay in use."""
+    text = f"all {limit} connections with {candidate} are in use, waited {waited:.0f}s"
+    return Deferred(_CONGESTED, one_line(text), relay=str(candidate.key))
 
 
 def one_line(text: str) -> str:

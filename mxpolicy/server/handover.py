@@ -304,8 +304,7 @@ class _Message:
         Raises:
             LocalTrouble: There is no message.
         """
-        memory = self._engine.context.options.limits.message_memory
-        mail_data = MailData(memory_limit=memory)
+        mail_data = self._engine.new_mail_data()
         reading = asyncio.create_task(self._read(chunks, mail_data))
         watching = asyncio.create_task(self._watch(reading))
         try:
@@ -327,6 +326,7 @@ class _Message:
             async for data in chunks:
                 mail_data.append(data)
                 self._has_begun.set()
+                await mail_data.drain()
             if self._has_begun.is_set():
                 mail_data.finish()
                 return

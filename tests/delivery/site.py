@@ -12,7 +12,7 @@ from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.host_memory import HostMemory, host_key
 from mxpolicy.delivery.learner import Learner
 from mxpolicy.delivery.trace import Trace
-from mxpolicy.options import MemoryOptions, Options
+from mxpolicy.options import LimitOptions, MemoryOptions, Options
 from mxpolicy.outcome import Outcome
 from mxpolicy.routing.host_record import HostRecord, decode
 from mxpolicy.routing.nexthop import nexthop_aim, parse_nexthop
@@ -71,6 +71,7 @@ class Site:
         store: type[MemoryStore] = MemoryStore,
         chance: Callable[[], float] = lambda: 0.0,
         keeps_sessions: bool = False,
+        limits: LimitOptions | None = None,
     ) -> None:
         self.hosts = hosts
         self.utc = Utc()
@@ -79,6 +80,7 @@ class Site:
             helo="mail.example.com",
             allow_dial=("127.0.0.0/8",),
             memory=options or MemoryOptions(),
+            limits=limits or LimitOptions(),
         )
         self.happened: list[Event] = []
         self.context = Context(

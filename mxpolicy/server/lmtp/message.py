@@ -82,6 +82,7 @@ class Message:
             ends=ends,
             observe=self._on_event,
             may_send_dot=is_wanted,
+            has_process=False,
         )
         self._delivery = engine.begin(request, self._mail_data)
         self._delivery.task.add_done_callback(self._end)

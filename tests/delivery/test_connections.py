@@ -1,0 +1,277 @@
+"""Many messages of one process, and hosts that take few at once: on a clock that jumps."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import closing
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from mxpolicy.delivery import events
+from mxpolicy.delivery.delivery import Request
+from mxpolicy.options import LimitOptions
+from mxpolicy.outcome import Deferred, Delivered, Outcome
+from tests.delivery.attempts import mail_data, run
+from tests.delivery.site import Site
+from tests.helpers.scripted_smtp import End, ScriptedHost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+LIMITS = LimitOptions(connections_per_host=2, connections=5)
+
+
+class Sent(NamedTuple):
+    """What became of a message, and after how many seconds."""
+
+    outcome: Outcome
+    seconds: float
+    events: list[events.Event]
+
+    @property
+    def has_dialled(self) -> bool:
+        return any(isinstance(one, events.CandidateStarted) for one in self.events)
+
+
+class Sender:
+    """Sends messages to hosts, each to be named by its nexthop."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.number = 0
+        self.tasks: list[asyncio.Task[Sent]] = []
+
+    async def _send(self, host: ScriptedHost | str, **more: Any) -> Sent:
+        self.number += 1
+        happened: list[events.Event] = []
+        if isinstance(host, ScriptedHost):
+            one = host.candidate()
+            host = f"[{one.address}]:{one.port}"
+        request = Request(
+            "alice@example.net",
+            ("bob@example.com",),
+            host,
+            f"Q{self.number}",
+            900.0,
+            observe=happened.append,
+            has_process=False,
+        )._replace(**more)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        with closing(mail_data()) as message:
+            (outcome,) = await self.site.engine.deliver(request, message)
+        return Sent(outcome, clock() - began, happened)
+
+    def send(
+        self, host: ScriptedHost | str, count: int = 1, **more: Any
+    ) -> list[asyncio.Task[Sent]]:
+        tasks = [asyncio.create_task(self._send(host, **more)) for _ in range(count)]
+        self.tasks += tasks
+        return tasks
+
+    async def one(self, host: ScriptedHost | str, **more: Any) -> Sent:
+        return await self._send(host, **more)
+
+
+def play(
+    *hosts: ScriptedHost,
+    work: Callable[[Sender], Coroutine[Any, Any, None]],
+    limits: LimitOptions = LIMITS,
+) -> None:
+    async def main() -> None:
+        site = Site(*hosts, keeps_sessions=True, limits=limits)
+        sender = Sender(site)
+        try:
+            await work(sender)
+        finally:
+            for task in sender.tasks:
+                task.cancel()
+            await asyncio.gather(*sender.tasks, return_exceptions=True)
+            await site.engine.stop("the test is over")
+        connections = site.context.connections
+        assert connections is not None
+        assert connections.open == 0, "all are given back"
+        assert not site.troubles()
+
+    run(*hosts, work=main)
+
+
+def slow(seconds: float) -> ScriptedHost:
+    return ScriptedHost({".": [(seconds, "250 ok")]})
+
+
+def most_at_once(sent: list[Sent], began: list[float]) -> int:
+    spans = []
+    for one, start in zip(sent, began, strict=True):
+        at = next(
+            event.at
+            for event in one.events
+            if isinstance(event, events.CandidateStarted)
+        )
+        spans.append((start + at, start + one.seconds))
+    return max(sum(a <= at < b for a, b in spans) for at, _ in spans)
+
+
+def test_slow_host_has_few_connections_and_all_its_messages() -> None:
+    host = slow(10.0)
+
+    async def work(sender: Sender) -> None:
+        sent = await asyncio.gather(*sender.send(host, 9))
+        assert all(isinstance(one.outcome, Delivered) for one in sent)
+        assert most_at_once(sent, [0.0] * 9) == 2
+        assert max(one.seconds for one in sent) == pytest.approx(50, abs=5)
+
+    play(host, work=work)
+    assert len(host.taken) == 9
+
+
+def test_many_for_a_slow_host_delay_nobody_else() -> None:
+    host, good = slow(10.0), ScriptedHost()
+
+    async def work(sender: Sender) -> None:
+        waiting = sender.send(host, 30)
+        await asyncio.sleep(1)
+        sent = await sender.one(good)
+        assert isinstance(sent.outcome, Delivered)
+        assert sent.seconds < 0.5
+        sent_slowly = await asyncio.gather(*waiting)
+        assert all(isinstance(one.outcome, Delivered) for one in sent_slowly)
+
+    play(host, good, work=work)
+
+
+def test_waiting_is_no_slowness_of_a_host() -> None:
+    host = slow(20.0)
+
+    async def work(sender: Sender) -> None:
+        *_, last = await asyncio.gather(*sender.send(host, 5))
+        assert last.seconds > 40
+        assert not any(isinstance(one, events.CandidateDoubted) for one in last.events)
+
+    play(host, work=work)
+
+
+def test_dead_host_is_waited_for_by_few_and_not_longer_than_they_need() -> None:
+    dead = ScriptedHost({"CONNECT": End.SILENT})
+
+    async def work(sender: Sender) -> None:
+        sent = await asyncio.gather(*sender.send(dead, 50))
+        dialled = [one for one in sent if one.has_dialled]
+        assert len(dialled) == LIMITS.connections_per_host
+        for one in sent:
+            assert isinstance(one.outcome, Deferred)
+            assert "(4.4." in f"({one.outcome.status}"
+        # As soon as it is remembered, they are deferred from the memory.
+        longest = max(one.seconds for one in sent if not one.has_dialled)
+        assert longest <= min(one.seconds for one in dialled) + 1
+
+    play(dead, work=work)
+
+
+def test_message_that_waits_too_long_for_a_host_is_deferred() -> None:
+    host = slow(500.0)
+
+    async def work(sender: Sender) -> None:
+        sender.send(host, 2)
+        await asyncio.sleep(1)
+        sent = await sender.one(host, deadline=300.0)
+        assert sent.seconds == pytest.approx(200, abs=1)
+        assert isinstance(sent.outcome, Deferred)
+        assert str(sent.outcome.status) == "4.4.5", "the host takes mail"
+        assert "all 2 connections with" in sent.outcome.text
+        assert not sent.has_dialled
+
+    play(host, work=work)
+
+
+def test_full_machine_is_told_as_such() -> None:
+    hosts = [slow(500.0) for _ in range(5)]
+    good = ScriptedHost()
+
+    async def work(sender: Sender) -> None:
+        for host in hosts:
+            sender.send(host)
+        await asyncio.sleep(1)
+        sent = await sender.one(good, deadline=300.0)
+        assert isinstance(sent.outcome, Deferred)
+        assert str(sent.outcome.status) == "4.3.2"
+        assert sent.outcome.text == "all 5 connections are in use, waited 200s"
+
+    play(*hosts, good, work=work)
+
+
+def test_message_with_a_process_waits_for_no_turn() -> None:
+    host = slow(100.0)
+
+    async def work(sender: Sender) -> None:
+        sender.send(host, 3)
+        await asyncio.sleep(1)
+        sent = await sender.one(host, has_process=True)
+        assert sent.seconds == pytest.approx(100, abs=1)
+
+    play(host, work=work)
+
+
+def test_cancelled_message_waits_no_more() -> None:
+    host = slow(50.0)
+
+    async def work(sender: Sender) -> None:
+        first = sender.send(host, 2)
+        await asyncio.sleep(1)
+        (waiting,) = sender.send(host)
+        (last,) = sender.send(host)
+        await asyncio.sleep(1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await asyncio.gather(*first)
+        assert (await last).seconds == pytest.approx(99, abs=1)
+
+    play(host, work=work)
+
+
+def test_session_that_waits_is_for_the_message_that_waits() -> None:
+    host = ScriptedHost({".": [(5.0, "250 ok")]})
+
+    async def work(sender: Sender) -> None:
+        sent = await asyncio.gather(*sender.send(host, 8))
+        reused = [
+            one
+            for one in sent
+            if any(isinstance(event, events.SessionReused) for event in one.events)
+        ]
+        assert len(reused) == 6
+
+    play(host, work=work)
+    assert len(host.visits) == 2
+
+
+def test_sessions_that_wait_elsewhere_make_room() -> None:
+    hosts = [ScriptedHost() for _ in range(5)]
+    new = ScriptedHost()
+
+    async def work(sender: Sender) -> None:
+        for host in hosts:
+            await sender.one(host)
+        sent = await sender.one(new)
+        assert isinstance(sent.outcome, Delivered)
+        await asyncio.sleep(0.1)
+        idle = sender.site.context.sessions._idle
+        assert idle is not None
+        assert len(idle) == 5
+
+    play(*hosts, new, work=work)
+
+
+def test_second_host_of_a_race_counts() -> None:
+    silent, good = ScriptedHost({"CONNECT": End.SILENT}), slow(100.0)
+
+    async def work(sender: Sender) -> None:
+        both = sender.send(sender.site.nexthop, 2)
+        await asyncio.sleep(50)
+        (sent,) = sender.send(good)
+        await asyncio.gather(*both)
+        assert (await sent).seconds == pytest.approx(158, abs=5)
+
+    play(silent, good, work=work)
