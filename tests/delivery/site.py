@@ -17,7 +17,7 @@ from mxpolicy.outcome import Outcome
 from mxpolicy.routing.host_record import HostRecord, decode
 from mxpolicy.routing.nexthop import nexthop_aim, parse_nexthop
 from mxpolicy.state.memory import MemoryStore
-from tests.delivery.attempts import mail_data
+from tests.delivery.attempts import MESSAGE, mail_data
 from tests.helpers.scripted_smtp import ScriptedHost
 
 if TYPE_CHECKING:
@@ -105,7 +105,10 @@ class Site:
         return nexthop_aim(parse_nexthop(self.nexthop, self.options.port))
 
     async def send(
-        self, nexthop: str = "", recipients: Sequence[str] = ("bob@example.com",)
+        self,
+        nexthop: str = "",
+        recipients: Sequence[str] = ("bob@example.com",),
+        data: bytes = MESSAGE,
     ) -> Sent:
         self.number += 1
         request = Request(
@@ -117,7 +120,7 @@ class Site:
             observe=self.happened.append,
         )
         began, seen = asyncio.get_running_loop().time(), len(self.happened)
-        message = mail_data()
+        message = mail_data(data)
         try:
             outcomes = await self.engine.deliver(request, message)
         finally:

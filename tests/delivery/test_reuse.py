@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 
 from mxpolicy.delivery import events
-from mxpolicy.outcome import Delivered
+from mxpolicy.delivery.approach import Approach
+from mxpolicy.delivery.dialogue import Listener
+from mxpolicy.options import TlsLevel
+from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.routing.candidate import Phase
-from tests.delivery.attempts import run
+from mxpolicy.routing.tls_requirement import tls_requirement
+from tests.delivery.attempts import MESSAGE, run
 from tests.delivery.site import Sent, Site
 from tests.helpers.scripted_smtp import End, ScriptedHost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
     from mxpolicy.delivery.events import Event
@@ -209,3 +213,228 @@ def test_end_of_an_old_session_before_354_is_replaced_and_is_no_finding(
     play(host, work=work)
     assert len(host.visits) == 2
     assert len(host.taken) == 2
+
+
+# Replies out of step. The host says one reply too many, and says it late.
+
+EXTRA: Script = {"RSET": ("250 2.0.0 Ok", 0.5, "250 2.0.0 Ok")}
+REFUSED = "550 5.1.1 no such user"
+
+
+@pytest.mark.parametrize("extensions", [["PIPELINING"], []], ids=["pipelined", ""])
+@pytest.mark.parametrize(
+    ("script", "recipients", "delivered"),
+    [
+        pytest.param({}, TWO, [True, True], id="both are taken"),
+        pytest.param(
+            {"RCPT eve@example.com": REFUSED}, TWO, [True, False], id="last is refused"
+        ),
+        pytest.param(
+            {"RCPT bob@example.com": REFUSED}, TWO, [False, True], id="first is refused"
+        ),
+        pytest.param(
+            {"RCPT eve@example.com": REFUSED}, TWO[1:], [False], id="only one, refused"
+        ),
+        pytest.param(
+            {"RCPT bob@example.com": REFUSED, "RCPT eve@example.com": REFUSED},
+            TWO,
+            [False, False],
+            id="both are refused",
+        ),
+        pytest.param(
+            {"RCPT bob@example.com": REFUSED},
+            [*TWO, "kim@example.com"],
+            [False, True, True],
+            id="first of three",
+        ),
+    ],
+)
+def test_reply_too_many_refuses_no_other_recipient(
+    script: Script,
+    recipients: Sequence[str],
+    delivered: list[bool],
+    extensions: list[str],
+) -> None:
+    host = ScriptedHost(EXTRA, extensions=extensions)
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will(script)
+        second = await site.send(recipients=recipients)
+        assert was_reused(second)
+        assert was_replaced(second)
+        kinds = [Delivered if one else Bounced for one in delivered]
+        assert [type(one) for one in second.outcomes] == kinds
+
+    play(host, work=work)
+    taken = [one for message in host.taken[1:] for one in message.forward_paths]
+    expected = zip(recipients, delivered, strict=True)
+    assert taken == [one for one, is_taken in expected if is_taken]
+
+
+@pytest.mark.parametrize(
+    ("script", "is_bounced"),
+    [
+        ({"RCPT": REFUSED}, True),
+        ({"RCPT": "450 4.7.1 greylisted"}, False),
+        ({"DATA": "554 5.5.0 no"}, True),
+        ({"DATA": "451 4.3.0 later"}, False),
+    ],
+)
+def test_refusal_in_step_counts_and_costs_no_second_connection(
+    script: Script, is_bounced: bool
+) -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will(script)
+        second = await site.send()
+        assert isinstance(second.outcome, Bounced if is_bounced else Deferred)
+        assert was_reused(second)
+        assert not was_replaced(second)
+
+    play(host, work=work)
+    assert len(host.visits) == 1
+    assert host.commands[-1] == "QUIT"
+
+
+@pytest.mark.parametrize("goodbye", ["250 2.0.0 Bye", "421 4.0.0 Bye", End.CLOSE])
+def test_refusal_is_asked_for_again_where_quit_shows_no_step(
+    goodbye: str | End,
+) -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will({"RCPT": [REFUSED, "250 ok"], "QUIT": [goodbye, "221 bye"]})
+        second = await site.send()
+        assert isinstance(second.outcome, Delivered)
+        assert was_replaced(second).startswith("refused: 550")
+
+    play(host, work=work)
+    assert len(host.visits) == 2
+
+
+def test_one_recipient_of_two_is_refused_in_step() -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will({"RCPT eve@example.com": REFUSED})
+        second = await site.send(recipients=TWO)
+        assert [type(one) for one in second.outcomes] == [Delivered, Bounced]
+        assert not was_replaced(second)
+        assert not was_reused(await site.send())
+
+    play(host, work=work)
+    assert len(host.visits) == 2
+
+
+# After 354.
+
+
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET, "421 4.4.2 too long a session"])
+def test_session_closed_in_the_mail_data_is_told_and_the_host_dialled_anew(
+    end: str | End,
+) -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will({"BODY": [end, 0.0]})
+        second = await site.send(data=MESSAGE + b"long\r\n" * 1_000_000)
+        assert isinstance(second.outcome, Delivered)
+        assert was_replaced(second)
+        (failed,) = told(second, events.CandidateFailed)
+        assert failed.finding.phase is Phase.TRANSACTION
+
+    play(host, work=work)
+    assert len(host.visits) == 2
+
+
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET, "421 4.4.2 too long a session"])
+def test_dot_over_an_old_session_is_in_doubt_as_any_other(end: str | End) -> None:
+    host = ScriptedHost({".": ["250 ok", end]})
+
+    async def work(site: Site) -> None:
+        await site.send()
+        second = await site.send()
+        assert isinstance(second.outcome, Deferred)
+        assert not was_replaced(second)
+
+    play(host, work=work)
+    assert len(host.visits) == 1
+
+
+def test_time_that_is_over_makes_no_refusal_of_an_old_session_final() -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will({"RCPT bob@example.com": REFUSED, "DATA": End.SILENT})
+        second = await site.send(recipients=TWO)
+        assert [type(one) for one in second.outcomes] == [Bounced, Deferred]
+        assert was_replaced(second)
+
+    play(host, work=work)
+    assert len(host.visits) == 2
+
+
+# What fits, and what is kept.
+
+
+def test_two_messages_at_once_have_two_sessions_and_then_both_are_used() -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        sent = await asyncio.gather(site.send(), site.send())
+        assert len(host.visits) == 2
+        assert all(isinstance(one.outcome, Delivered) for one in sent)
+        await asyncio.gather(site.send(), site.send())
+
+    play(host, work=work)
+    assert len(host.visits) == 2
+    assert len(host.taken) == 5
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        {"DATA": "355 go ahead"},
+        {".": "251 2.0.0 will do"},
+        {"MAIL": (3.0, "250 ok"), "RCPT": (3.0, "250 ok")},
+        {"DATA": "354 go ahead\n250 hm"},
+    ],
+    ids=["355", "251", "slow", "stray"],
+)
+def test_session_that_was_out_of_the_ordinary_is_not_kept(script: Script) -> None:
+    host = ScriptedHost(script)
+
+    async def work(site: Site) -> None:
+        assert isinstance((await site.send()).outcome, Delivered)
+        assert not was_reused(await site.send())
+
+    play(host, work=work)
+
+
+def test_sessions_of_another_name_or_egress_do_not_fit() -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        sessions = site.context.sessions
+        candidate = host.candidate()
+        # In the nexthop the host is named by its address.
+        named = candidate._replace(host=candidate.address)
+        approach = Approach(tls_requirement(TlsLevel.MAY))
+        for other in (candidate, named._replace(egress="socks")):
+            assert sessions.take_idle(other, approach, Listener()) is None
+        for unlike in (approach.in_clear(), approach.with_small_segments()):
+            assert sessions.take_idle(named, unlike, Listener()) is None
+        session = sessions.take_idle(named, approach, Listener())
+        assert session is not None
+        sessions.give_back(session)
+
+    play(host, work=work)

@@ -19,6 +19,8 @@ from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
 from tests.simulation.world import GOOD, Act, Place
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.evidence import SendState
     from tests.simulation.process import Process
@@ -193,6 +195,8 @@ class Connection:
         self._recipients: list[str] = []
         self._on_the_way: deque[bytes] = deque()
         self._has_sender = False
+        self._transactions = 0
+        self._fed = 0  # how often the client has said something
         self._is_deaf = False
         self.is_secure = False
         self.inbox = b""
@@ -200,6 +204,7 @@ class Connection:
         self.is_closed_by_us = False
         self._is_over = False
         self._woken: asyncio.Event = asyncio.Event()
+        self.watcher: Callable[[], None] | None = None
         site.sessions[address] += 1
         if process is not None:
             process.connections.append(self)
@@ -215,6 +220,7 @@ class Connection:
     def feed(self, data: bytes) -> None:
         """Take *data*, which has left the client."""
         self._buffer += data
+        self._fed += 1
         while not self._is_deaf:
             if self._body is not None:
                 if not self._read_body():
@@ -286,7 +292,7 @@ class Connection:
             case "QUIT":
                 self._end(0.0, "221 2.0.0 bye")
             case "RSET":
-                self._say(0.0, "250 2.0.0 Ok")
+                self._act(Place.RSET)
             case _:
                 self._say(0.0, "500 5.5.1 what?")
 
@@ -333,6 +339,11 @@ class Connection:
             self._say(0.0, "220 2.0.0 go ahead")
 
     def _mail(self) -> None:
+        again = self._step(Place.AGAIN)
+        if again is not None and self._transactions:
+            self._has_sender = self._act(Place.AGAIN)
+            return
+        self._transactions += 1
         step = self._step(Place.MAIL)
         if step is not None and step.act is Act.TLS_ONLY and self._host.offers_tls:
             self._has_sender = self.is_secure
@@ -389,11 +400,28 @@ class Connection:
             self._is_deaf = True
         else:
             self._act(Place.DOT)
+            self._rest()
         if is_well:
             self._take(body, self._free_at + self._host.round_trip)
         elif act in (Act.TAKE_AND_CLOSE, Act.TAKE_IN_SILENCE):
             self._take(body, inf)
         return True
+
+    def _rest(self) -> None:
+        """Do what a host does with a session that waits for the next message."""
+        step, fed = self._step(Place.IDLE), self._fed
+        if step is None:
+            return
+
+        def act() -> None:
+            if self._is_over:
+                return
+            if step.act is Act.STRAY:  # whatever else is said meanwhile
+                self._say(0.0, "250 2.0.0 taken")
+            elif self._fed == fed:
+                self._end(0.0, step.reply)
+
+        self._loop.call_at(self._free_at + step.delay, act)
 
     def _take(self, body: bytes, heard_at: float) -> None:
         queue_id = body.partition(b"X-Message: ")[2].partition(b"\r\n")[0].decode()
@@ -439,6 +467,8 @@ class Connection:
         self.inbox += data
         self.at_eof = not data
         self._woken.set()
+        if self.watcher is not None:
+            self.watcher()
 
 
 class Stream:
@@ -523,7 +553,14 @@ class Stream:
             raise TLSError(str(error)) from error
         self.tls = True
 
+    def watch(self, tell: Callable[[], None]) -> None:
+        self._connection.watcher = tell
+
+    def unwatch(self) -> None:
+        self._connection.watcher = None
+
     def close(self, last_words: bytes = b"") -> None:
+        self.unwatch()
         if not self._is_closed and last_words and not self._process.is_dead:
             self._connection.feed(last_words)
         self.abort()

@@ -128,6 +128,7 @@ class Process:
             dial=line.dial,  # type: ignore[arg-type]
             is_own_address=lambda address: address == OUR_ADDRESS,
             chance=file.rng.random,
+            keeps_sessions=machine.site.world.is_one_engine,
             calls=Calls(self._owner, machine.lives),
             late_replies=LateReplies() if machine.site.world.is_one_engine else None,
         )

@@ -24,6 +24,7 @@ from tests.simulation.world import (
     Place,
     Storage,
     make_world,
+    make_world_of_sessions,
     own_preference,
     slice_of,
     story,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from tests.simulation.queue import Played
     from tests.simulation.world import Step, World
 
-__all__ = ["Fault", "judge", "tell", "world_of"]
+__all__ = ["Fault", "judge", "tell", "world_of", "world_of_sessions"]
 
 # Seconds that mail of a domain that is well waits for what is not.
 LONGEST_WAIT = 20.0
@@ -74,6 +75,11 @@ class Fault(NamedTuple):
 def world_of(seed: int) -> World:
     """Return the world with this number."""
     return make_world(Random(seed), seed)
+
+
+def world_of_sessions(seed: int) -> World:
+    """Return the world with this number in which sessions are used again."""
+    return make_world_of_sessions(Random(seed), seed)
 
 
 def judge(world: World) -> list[Fault]:

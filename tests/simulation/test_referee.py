@@ -10,7 +10,7 @@ import pytest
 from tests.simulation.kept import KEPT
 from tests.simulation.mends import MENDS
 from tests.simulation.proof import HOUSE, faulty_without, take_back
-from tests.simulation.referee import judge, tell, world_of
+from tests.simulation.referee import judge, tell, world_of, world_of_sessions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +24,14 @@ SEEN = [("visits", 1, 1), ("loop", 20, 20)]
 def test_only_what_a_patient_sender_would_have_caused_happens(first: int) -> None:
     for seed in range(first, first + AT_ONCE):
         world = world_of(seed)
+        faults = judge(world)
+        assert not faults, tell(world, faults)
+
+
+@pytest.mark.parametrize("first", range(1, 101, AT_ONCE))
+def test_session_that_is_used_again_causes_nothing_either(first: int) -> None:
+    for seed in range(first, first + AT_ONCE):
+        world = world_of_sessions(seed)
         faults = judge(world)
         assert not faults, tell(world, faults)
 

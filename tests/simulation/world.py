@@ -30,6 +30,7 @@ __all__ = [
     "Storage",
     "World",
     "make_world",
+    "make_world_of_sessions",
     "own_preference",
     "slice_of",
     "story",
@@ -58,6 +59,10 @@ class Place(Enum):
     DATA = "data"
     BODY = "body"
     DOT = "dot"
+    # A patient sender never comes to these: it has a session for each message.
+    IDLE = "idle"  # after a dot that was answered
+    RSET = "rset"
+    AGAIN = "again"  # MAIL, in a session that has had a transaction
 
 
 class Act(Enum):
@@ -73,7 +78,7 @@ class Act(Enum):
     MISSING = "does not exist"  # LOOKUP
     GREYLIST = "greylists"  # RCPT
     TLS_ONLY = "refuses clear text"  # MAIL
-    STRAY = "says 250 once more"  # DATA: behind its 354
+    STRAY = "says 250 once more"  # DATA: behind its 354; IDLE: for the same dot
     EARLY = "says 250 when it has the body"  # BODY: and DOT's answer after it
     TAKE_AND_CLOSE = "takes it and closes"  # DOT
     TAKE_IN_SILENCE = "takes it and is silent"  # DOT
@@ -288,6 +293,8 @@ GOOD = {
     Place.RCPT: "250 2.1.5 Ok",
     Place.DATA: "354 go ahead",
     Place.DOT: "250 2.0.0 taken",
+    Place.RSET: "250 2.0.0 Ok",
+    Place.AGAIN: "250 2.1.0 Ok",
 }
 
 TRANSIENT = (
@@ -511,6 +518,92 @@ def _late_host(rng: Random, number: int) -> Host:
     return Host(f"mx{number}.{DOMAIN}", rank, (f"192.0.2.{5 * number + 1}",), (*steps,))
 
 
+AGAIN = (
+    "421 4.7.0 one message a session",
+    "450 4.7.1 one message a session",
+    "503 5.5.1 sender already given",
+    "550 5.7.1 come again",
+)
+
+
+def make_world_of_sessions(rng: Random, seed: int) -> World:
+    """Make one in which sessions are used for several messages, as far as hosts let us.
+
+    One engine delivers all of them, soon one after the other.
+    """
+    count = rng.choice((1, 1, 2, 2, 3))
+    preferences = sorted(rng.choice((10, 20, 20)) for _ in range(count))
+    hosts = tuple(
+        _host_for_sessions(rng, number, pref) for number, pref in enumerate(preferences)
+    )
+    if count == 1 and rng.random() < 0.2:
+        (only,) = hosts
+        reply = rng.choice(TURNED_AWAY)
+        busy = Step(Place.GREETING, Act.BUSY, reply=reply)
+        # Else it is luck who gets the only place: a slow session keeps it from others.
+        steps = [
+            step
+            for step in only.steps
+            if step.act is not Act.SILENT
+            and (step.place is Place.IDLE or not step.delay)
+        ]
+        hosts = (only._replace(steps=(*steps, busy), round_trip=0.001),)
+    messages, begins = [], 0.0
+    for number in range(rng.choice((2, 3, 4, 6, 8))):
+        who = rng.choice((("a",), ("b",), ("a", "b"), ("b", "a"), ("a", "b", "c")))
+        recipients = tuple(f"{one}{number}@{DOMAIN}" for one in who)
+        messages.append(Message(f"Q{number}", recipients, round(begins, 2)))
+        begins += rng.choice((0.0, 0.05, 0.3, 0.5, 1.0, 2.0, 3.0, 4.9, 6.0))
+        begins += rng.choice((0.0, round(rng.uniform(0, 1.5), 2)))
+    return World(seed, (Domain(DOMAIN, hosts),), tuple(messages), is_one_engine=True)
+
+
+def _host_for_sessions(rng: Random, number: int, preference: int) -> Host:
+    steps = []
+    if rng.random() < 0.5:
+        steps.append(rng.choice(_at_rest(rng)))
+    if rng.random() < 0.4:
+        reply = rng.choice(AGAIN)
+        act = rng.choice((Act.REPLY, Act.REPLY, Act.CLOSE, Act.SILENT))
+        steps.append(Step(Place.AGAIN, act, 0.0, reply if act is Act.REPLY else ""))
+    if rng.random() < 0.15:
+        reply = rng.choice(("421 4.4.2 idle", "502 5.5.1 no such command", "250 1"))
+        act = rng.choice((Act.REPLY, Act.REPLY, Act.CLOSE, Act.SILENT))
+        steps.append(Step(Place.RSET, act, 0.0, reply if act is Act.REPLY else ""))
+    if rng.random() < 0.6:
+        place = rng.choice((Place.MAIL, Place.RCPT, Place.RCPT, Place.RCPT, Place.DATA))
+        reply = rng.choice((*REFUSALS[place], rng.choice(TRANSIENT)))
+        only = rng.choice(("a", "b", "c")) if place is Place.RCPT else ""
+        steps.append(Step(place, Act.REPLY, 0.0, reply, only=only))
+    if rng.random() < 0.15:
+        steps.append(Step(Place.RCPT, Act.GREYLIST))
+    if rng.random() < 0.2:
+        place = rng.choice((Place.CONNECT, Place.GREETING, Place.MAIL, Place.DOT))
+        steps.append(Step(place, Act.REPLY, rng.choice((0.3, 1.0, 8.0))))
+    if any(step.reply.startswith("5") for step in steps):
+        steps = [step for step in steps if step.act is not Act.GREYLIST]
+    return Host(
+        f"mx{number}.{DOMAIN}",
+        preference,
+        (f"192.0.2.{5 * number + 1}",),
+        tuple(steps),
+        rng.random() < 0.3,
+        rng.random() < 0.7,
+        rng.choice((0.02, 0.02, 0.001, 0.3, 0.3)),
+    )
+
+
+def _at_rest(rng: Random) -> list[Step]:
+    """Return what a host may do in a session that waits, or seems to."""
+    soon = rng.choice((0.0, 0.01, 0.04, 0.05, 0.3, 0.5, 1.0, 2.0, 3.0))
+    return [
+        Step(Place.IDLE, Act.CLOSE, soon),
+        Step(Place.IDLE, Act.REPLY, soon, "421 4.4.2 idle for too long"),
+        Step(Place.IDLE, Act.STRAY, soon),
+        Step(Place.IDLE, Act.STRAY, round(rng.uniform(0.1, 2.0), 2)),
+    ]
+
+
 def _stuck_host(rng: Random) -> Host:
     steps = rng.choice(
         (
@@ -684,7 +777,7 @@ def _step(rng: Random) -> Step:
 
 # What comes late in a session is harder to judge, and more of it is tried.
 _PLACES = (
-    *Place,
+    *(one for one in Place if one not in (Place.IDLE, Place.RSET, Place.AGAIN)),
     Place.CONNECT,
     Place.TLS,
     *(Place.MAIL, Place.RCPT, Place.DATA, Place.DOT),
