@@ -126,6 +126,8 @@ class MailData:
         # The message is what the file has, and then what is in memory.
         self._file = file or SpoolFile()
         self._memory = bytearray()
+        self._has_file = False
+        # Until `_wrote` has dropped from memory what is in the file now.
         self._writing: asyncio.Future[int] | None = None
         self._is_closed = False
         self._stored = 0  # bytes kept, in memory or in the file
@@ -157,7 +159,7 @@ class MailData:
     @property
     def is_full(self) -> bool:
         """Whether `drain` would wait."""
-        if self._writing is None or self._writing.done():
+        if self._writing is None:
             return False
         kept = self._kept()
         return len(self._memory) > kept + min(kept, _TAIL)
@@ -278,18 +280,19 @@ class MailData:
         self._memory += data
         self._shared.used += len(data)
         self._stored += len(data)
-        if self._writing is None or self._writing.done():
+        if self._writing is None:
             self._write_out()
 
     def _kept(self) -> int:
         """Return how many bytes may stay in memory."""
         kept = min(self._memory_limit, self._shared.share())
-        return min(kept, _TAIL) if self._writing is not None else kept
+        return min(kept, _TAIL) if self._has_file else kept
 
     def _write_out(self) -> None:
         """Begin to write to the file what is too much for memory."""
         if not self._is_closed and len(self._memory) > self._kept():
             self._writing = self._file.write(bytes(self._memory))
+            self._has_file = True
             self._writing.add_done_callback(self._wrote)
 
     def _wrote(self, writing: asyncio.Future[int]) -> None:
@@ -298,15 +301,15 @@ class MailData:
         What could not be written stays in memory, and no more may come. A message that
         was complete by then is delivered.
         """
+        self._writing = None
         try:
             count = writing.result()
-        except LocalTrouble as error:
-            if self.size is None:
-                self.give_up(error)
-        else:
             if not self._is_closed:
                 self._forget(count)
                 self._write_out()
+        except LocalTrouble as error:
+            if self.size is None:
+                self.give_up(error)
         self._written.set()
 
     def _forget(self, count: int) -> None:

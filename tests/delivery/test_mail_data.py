@@ -51,7 +51,7 @@ async def spooled(*pieces: bytes, memory_limit: int, **more: Any) -> MailData:
 
 async def written(message: MailData) -> SpoolFile:
     """Return the file of *message*, once all that goes there is there."""
-    if message._writing is not None:
+    while message._writing is not None:
         await asyncio.wait([message._writing])
     return message._file
 
@@ -294,6 +294,19 @@ class TestSlowDisk:
         await written(message)
         assert disk.file._descriptor < 0
         assert set(os.listdir("/proc/self/fd")) == before
+
+    async def test_what_comes_right_after_a_write_is_there_once(self) -> None:
+        message = MailData(memory_limit=10)
+        pieces = [b"%6d\n" % number for number in range(3000)]
+        for piece in pieces:
+            message.append(piece)
+            # In some turn a write has ended, and what waits for it has not run.
+            await asyncio.sleep(0)
+        message.finish()
+        assert await collected(message) == b"".join(pieces)
+        await written(message)
+        assert await collected(message) == b"".join(pieces)
+        message.close()
 
 
 class TestManyMessages:
