@@ -157,7 +157,8 @@ class Offer:
         ending: How the last session broke, None if it did not.
         over: Why no other host is to be asked, None if others may be.
         void_because: Why the host is to be dialled anew: the session was one of an
-            earlier message, and was over. None if it was not.
+            earlier message, and was over; or it takes no more of so many recipients.
+            None if neither is so.
         is_unanswered: The final dot was not answered in time, and the host may still do
             so over *session*. The attempt keeps it, or ends it.
     """
@@ -189,7 +190,7 @@ class Offer:
         """Offer the message until the host has taken or refused it, or has failed."""
         try:
             await self._transact()
-            if self.session.is_reused and await self._is_void():
+            if await self._is_void():
                 return
             await self._go_on_after_a_stall()
             await self._go_on_under_tls()
@@ -244,8 +245,11 @@ class Offer:
 
     def _judge(self) -> Judgement:
         """Return what counts of the last transaction."""
-        if not self.session.is_reused or self.over is not None:
+        if self.over is not None:
             return Judgement.COUNTS
+        if not self.session.is_reused:
+            is_spent = self.ending is not None and self.ending.verdict is Verdict.UNFIT
+            return Judgement.DIAL_ANEW if is_spent else Judgement.COUNTS
         settlement = self._message.settlement
         return judge(
             self.session.course,
@@ -254,11 +258,16 @@ class Offer:
         )
 
     async def _is_void(self) -> bool:
-        """Return whether the session of an earlier message was over; forget what it said.
+        """Return whether the host is to be dialled anew; see `void_because`.
 
-        Where our own time is up, a refusal that is not known to be one is forgotten, too.
+        What an earlier message's session has said is forgotten then, and also where our
+        own time is up.
         """
         judgement = self._judge()
+        if not self.session.is_reused:
+            if judgement is Judgement.DIAL_ANEW:
+                self.void_because = self._words_of_the_end()
+            return judgement is Judgement.DIAL_ANEW
         if judgement is Judgement.IF_IN_STEP:
             left = self._message.time_left()
             if await self.session.is_in_step(min(PATIENCE, left / 4)):

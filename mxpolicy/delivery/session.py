@@ -63,6 +63,7 @@ class Session:
         began: When it was connected, on the clock.
         last_used: When its last transaction began, on the clock.
         transactions: How many transactions have begun on it.
+        domains: Those of all recipients that were named in it.
         is_reused: Whether an earlier message was sent over it.
         course: How its last transaction goes, or went.
     """
@@ -88,6 +89,7 @@ class Session:
         self.tls_seconds = 0.0
         self.began = self.last_used = clock()
         self.transactions = 0
+        self.domains: set[str] = set()
         self.is_reused = False
         self.course = Course()
         self._owes_rset = False

@@ -199,14 +199,25 @@ class Transaction:
         pending = self._recipients
         while pending:
             await self._session.make_ready(self._patience(State.RSET))
-            size = self._session.extensions.limits.rcptmax or len(pending)
-            batch, later = pending[:size], pending[size:]
+            batch = self._next_batch(pending)
+            later = [number for number in pending if number not in batch]
             some_taken = await self._one_transaction(batch, later)
             over_limit = self._answers.take_back_over_limit(batch) if some_taken else []
             refused = self._answers.refused
             later = [number for number in later if number not in refused]
             # All others may have been settled while we waited for the dot's reply.
             pending = self._settlement.those(RecipientState.OPEN, [*over_limit, *later])
+
+    def _next_batch(self, pending: Sequence[int]) -> list[int]:
+        """Return the recipients of the next transaction (RFC 9422)."""
+        session, recipients = self._session, self._envelope.recipients
+        domains = [recipients[number].domain for number in pending]
+        batch = session.extensions.limits.next_batch(domains, session.domains)
+        if not batch:
+            text = f"takes recipients of {len(session.domains)} domains a session"
+            raise self._dialogue.failed(Verdict.UNFIT, text)
+        session.domains.update(domains[index] for index in batch)
+        return [pending[index] for index in batch]
 
     async def _one_transaction(
         self, batch: Sequence[int], later: Sequence[int]

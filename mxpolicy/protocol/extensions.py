@@ -7,9 +7,12 @@ unknown keyword is kept and does no harm.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.reply import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
 
 __all__ = [
     "Extensions",
@@ -44,10 +47,29 @@ class Limits(NamedTuple):
     Attributes:
         mailmax: Mail transactions in a session.
         rcptmax: Recipients in a transaction.
+        rcptdomainmax: Different domains of recipients in a session.
     """
 
     mailmax: int | None = None
     rcptmax: int | None = None
+    rcptdomainmax: int | None = None
+
+    def next_batch(self, domains: Sequence[str], met: Collection[str]) -> list[int]:
+        """Return which recipients the next transaction may have; empty for none.
+
+        Args:
+            domains: Of all that are left; the result has indices of it.
+            met: The domains that the session has had.
+        """
+        batch: list[int] = []
+        those = set(met)
+        for index, domain in enumerate(domains):
+            if len(batch) == self.rcptmax:
+                break
+            if domain in those or len(those) != self.rcptdomainmax:
+                those.add(domain)
+                batch.append(index)
+        return batch
 
 
 class Extensions(dict[str, tuple[str, ...]]):

@@ -438,3 +438,81 @@ def test_sessions_of_another_name_or_egress_do_not_fit() -> None:
         sessions.give_back(session)
 
     play(host, work=work)
+
+
+# Limits of a session (RFC 9422).
+
+SEVERAL = ("a@one.example", "b@two.example", "c@one.example", "d@three.example")
+
+
+def limited(*limits: str, script: Script | None = None) -> ScriptedHost:
+    return ScriptedHost(script, extensions=["PIPELINING", f"LIMITS {' '.join(limits)}"])
+
+
+def test_mailmax_is_counted_over_all_messages_of_a_session() -> None:
+    host = limited("MAILMAX=3")
+
+    async def work(site: Site) -> None:
+        sent = [await site.send() for _ in range(7)]
+        reused = [was_reused(one) for one in sent]
+        assert reused == [False, True, True, False, True, True, False]
+        assert not any(map(was_replaced, sent))
+
+    play(host, work=work)
+    assert [visit.count("DATA") for visit in verbs(host)] == [3, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("limits", "messages"),
+    [
+        (["RCPTMAX=1", "MAILMAX=2"], [[1, 1], [1, 1], [1]]),
+        (["RCPTMAX=2", "MAILMAX=1"], [[1], [2], [2]]),
+        (["RCPTDOMAINMAX=1"], [[1], [2], [1], [1]]),
+        (["RCPTDOMAINMAX=2"], [[1, 2], [2]]),
+        (["RCPTDOMAINMAX=2", "RCPTMAX=1"], [[1, 1, 1], [1, 1]]),
+    ],
+)
+def test_message_that_is_too_much_for_one_session_has_another(
+    limits: list[str], messages: list[list[int]]
+) -> None:
+    host = limited(*limits)
+
+    async def work(site: Site) -> None:
+        await site.send()
+        second = await site.send(recipients=SEVERAL)
+        assert all(isinstance(one, Delivered) for one in second.outcomes)
+        assert not told(second, events.CandidateFailed)
+
+    play(host, work=work)
+    sizes = [len(one.forward_paths) for one in host.taken]
+    assert sizes == [size for visit in messages for size in visit]
+    assert [visit.count("DATA") for visit in verbs(host)] == [*map(len, messages)]
+
+
+def test_session_that_is_full_in_the_middle_of_a_message_keeps_its_refusals() -> None:
+    host = limited("MAILMAX=1", "RCPTMAX=1", script={"RCPT b@two.example": REFUSED})
+
+    async def work(site: Site) -> None:
+        sent = await site.send(recipients=SEVERAL)
+        kinds = [Delivered, Bounced, Delivered, Delivered]
+        assert [type(one) for one in sent.outcomes] == kinds
+
+    play(host, work=work)
+    assert len(host.visits) == 4
+
+
+def test_what_was_taken_before_an_old_session_broke_stays_taken() -> None:
+    host = limited("RCPTMAX=1")
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will({"MAIL": ["250 ok", "250 ok", End.CLOSE, "250 ok"]})
+        host.will({"RCPT c@one.example": REFUSED})
+        second = await site.send(recipients=SEVERAL)
+        kinds = [Delivered, Delivered, Bounced, Delivered]
+        assert [type(one) for one in second.outcomes] == kinds
+        assert was_replaced(second)
+
+    play(host, work=work)
+    paths = [one.forward_paths[0] for one in host.taken[1:]]
+    assert sorted(paths) == [SEVERAL[0], SEVERAL[1], SEVERAL[3]]

@@ -64,10 +64,30 @@ def test_size_is_a_number_or_no_limit(line: str, size: int | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("limits", "met", "batch"),
+    [
+        pytest.param(Limits(), "", [0, 1, 2, 3, 4], id="no limit"),
+        pytest.param(Limits(rcptmax=2), "", [0, 1], id="two recipients"),
+        pytest.param(Limits(rcptmax=9), "", [0, 1, 2, 3, 4], id="more than there are"),
+        pytest.param(Limits(rcptdomainmax=1), "", [0, 2], id="one domain"),
+        pytest.param(Limits(rcptdomainmax=2), "", [0, 1, 2, 4], id="two domains"),
+        pytest.param(Limits(rcptdomainmax=2), "b", [0, 1, 2, 4], id="one was there"),
+        pytest.param(Limits(rcptdomainmax=2), "cx", [3], id="another was there"),
+        pytest.param(Limits(rcptdomainmax=1), "x", [], id="no other"),
+        pytest.param(Limits(rcptmax=1, rcptdomainmax=2), "b", [0], id="both limits"),
+    ],
+)
+def test_batch_of_recipients_keeps_the_limits(
+    limits: Limits, met: str, batch: list[int]
+) -> None:
+    assert limits.next_batch("abacb", set(met)) == batch
+
+
+@pytest.mark.parametrize(
     ("line", "limits"),
     [
         ("LIMITS RCPTMAX=20 MAILMAX=5", Limits(5, 20)),
-        ("limits rcptmax=1 RcptDomainMax=999999", Limits(None, 1)),
+        ("limits rcptmax=1 RcptDomainMax=999999", Limits(None, 1, 999999)),
         ("LIMITS", Limits()),
         ("LIMITS RCPTMAX RCPTMAX= MAILMAX=0 X=1", Limits()),
         ("LIMITS RCPTMAX=1000000 MAILMAX=-1 RCPTDOMAINMAX=01", Limits()),
