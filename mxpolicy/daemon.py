@@ -55,9 +55,12 @@ __all__ = ["main"]
 
 USAGE = "usage: mxpolicy serve [--config FILE]"
 
-# Seconds after a first signal in which all dots that are out have their answer, or never
-# get one. The unit's TimeoutStopSec= is longer.
-STOPS_WITHIN = DOT_TIME + 20.0
+# Seconds after a first signal in which the dots that are out have their answer, or never
+# get one, and the journal has it on a disk that is slow. TimeoutStopSec= in the unit is
+# longer.
+STOPS_WITHIN = DOT_TIME + 70.0
+# Seconds more to note the doubts, where that, or a second signal, has ended the wait.
+RECORDED_WITHIN = 30.0
 # Seconds for clients to read their last answers.
 LAST_ANSWERS = 1.0
 # Seconds between two looks at what the service manager is told.
@@ -329,7 +332,7 @@ class Daemon:
             self._tell(
                 f"ends without an answer to {len(self._engine.under_way)} final dots"
             )
-            await self._engine.abandon()
-        await stopping
+            abandoning = asyncio.create_task(self._engine.abandon())
+            await asyncio.wait([stopping, abandoning], timeout=RECORDED_WITHIN)
         await self._doors.close(LAST_ANSWERS)
         self._note("has ended")

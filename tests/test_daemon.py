@@ -460,6 +460,46 @@ def test_second_signal_ends_the_wait_and_the_doubt_is_noted(
         assert "message may be sent more than once" in daemon.log()
 
 
+def test_its_own_bound_ends_the_wait_too(sends: Any, host: Make) -> None:
+    one = host(holds="DOT")
+    before = "import mxpolicy.daemon; mxpolicy.daemon.STOPS_WITHIN = 0.1"
+    with sends(one).started(before=before) as daemon:
+        with daemon.connect("lmtp") as connection:
+            client = Lmtp(connection)
+            client.send(to(one))
+            assert one.reached.wait(TIMEOUT)
+            assert daemon.end() == 0
+            assert "4.4.2" in client.reply()
+        assert "ends without an answer to 1 final dots" in daemon.log()
+
+
+def test_service_manager_hears_that_it_lives_and_what_it_does(
+    sends: Any, host: Make
+) -> None:
+    one = host(holds="DATA")
+    environ = {"WATCHDOG_USEC": "100000"}
+    with sends(one).started(environ=environ) as daemon:
+        with daemon.connect("lmtp") as connection:
+            Lmtp(connection).send(to(one))
+            assert one.reached.wait(TIMEOUT)
+            daemon.wait_for("STATUS=serving; deliveries under way: 1")
+            daemon.wait_for("WATCHDOG=1", times=3)
+        daemon.wait_for("STATUS=serving; deliveries under way: 0", times=2)
+
+
+def test_loop_that_hangs_gives_no_sign_of_life(serving: Runner) -> None:
+    before = """
+import mxpolicy.daemon, time
+def hang(*arguments):
+    time.sleep(3600)
+mxpolicy.daemon.Daemon._reload = hang
+"""
+    with serving.started(before=before, environ={"WATCHDOG_USEC": "100000"}) as daemon:
+        daemon.wait_for("WATCHDOG=1")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.wait_for_silence(seconds=0.5)
+
+
 def test_reload_leaves_a_delivery_as_it_began(sends: Any, host: Make) -> None:
     one = host(holds="DATA")
     runner = sends(one)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mxpolicy.daemon import STOPS_WITHIN
+from mxpolicy.daemon import RECORDED_WITHIN, STOPS_WITHIN
 from mxpolicy.doors import DEFAULT_DIRECTORY, DOORS
 from mxpolicy.option_values import parse_duration
 from mxpolicy.state.opening import DEFAULT_DIRECTORY as STATE_DIRECTORY
@@ -88,7 +88,7 @@ def test_each_door_has_a_socket_of_its_name() -> None:
 def test_service_leaves_time_for_a_dot_that_is_out() -> None:
     unit = settings(SERVICE)
     [stops] = unit["TimeoutStopSec"]
-    assert parse_duration(stops) > STOPS_WITHIN + 20
+    assert parse_duration(stops) > STOPS_WITHIN + RECORDED_WITHIN + 10
     assert unit["RuntimeDirectoryPreserve"] == ["yes"]
     assert f"/run/{unit['RuntimeDirectory'][0]}" == DEFAULT_DIRECTORY
     assert f"/var/lib/{unit['StateDirectory'][0]}" == STATE_DIRECTORY

@@ -125,6 +125,7 @@ class Context:
         other._apply(options)
         other.sessions.renew({DIRECT: other._direct()})
         other.admission.processes = options.limits.processes
+        other.spool_memory.total = options.limits.spool_memory
         if other.connections is not None:
             limits = options.limits
             other.connections.renew(limits.connections_per_host, limits.connections)

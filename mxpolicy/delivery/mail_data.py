@@ -67,10 +67,8 @@ class SpoolMemory:
     small ones find some as long as there is any (dynamic thresholds, Choudhury and Hahne
     1998).
 
-    Args:
-        total: Bytes.
-
     Attributes:
+        total: Bytes that there are.
         used: Bytes.
     """
 
@@ -78,12 +76,12 @@ class SpoolMemory:
     _PART = 8
 
     def __init__(self, total: int = 1 << 62) -> None:
-        self._total = total
+        self.total = total
         self.used = 0
 
     def share(self) -> int:
         """Return how many bytes one message may have, now."""
-        return max(0, self._total - self.used) // self._PART
+        return max(0, self.total - self.used) // self._PART
 
 
 class MailData:

@@ -45,13 +45,14 @@ def test_renewed_context_shares_what_outlives_a_configuration() -> None:
         Options(
             helo="new.example.net",
             own_addresses=("192.0.2.1",),
-            limits=LimitOptions(processes=7),
+            limits=LimitOptions(processes=7, spool_memory=1024),
             memory=MemoryOptions(pause=5.0),
         )
     )
-    for name in ("store", "sessions", "admission", "calls", "clock", "utc"):
+    for name in ("store", "sessions", "admission", "calls", "spool_memory", "utc"):
         assert getattr(after, name) is getattr(before, name)
     assert after.admission.processes == 7
+    assert after.spool_memory.total == 1024
     assert after.memory.options.pause == 5.0
     assert after.identity.has_name("new.example.net")
     assert after.identity.has_address("192.0.2.1")

@@ -55,6 +55,15 @@ class Serving:
             except TimeoutError:
                 raise AssertionError((line, self.told, self.log())) from None
 
+    def wait_for_silence(self, seconds: float) -> None:
+        """Return when it has told nothing to its service manager for so long."""
+        self._notify.settimeout(seconds)
+        with contextlib.suppress(TimeoutError):
+            for _ in range(1000):
+                self.told.append(self._notify.recv(65536).decode())
+            raise AssertionError(self.told)
+        self._notify.settimeout(TIMEOUT)
+
     def log(self) -> str:
         """Return what it has logged so far."""
         return self._log.read_text() if self._log.exists() else ""
