@@ -14,13 +14,13 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.host_memory import host_key, nexthop_key
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.outcome import Delivered
-from mxpolicy.routing.candidate import Phase
 from mxpolicy.routing.dialling import Dialling, Ready
 from mxpolicy.routing.host_record import HostRecord
 from mxpolicy.routing.reachability import (
     after_doubtful_probe,
     after_failure,
     after_ready,
+    after_reuse,
     is_about_host,
     is_about_nexthop,
 )
@@ -203,11 +203,15 @@ class Learner:
         for candidate in self._taken:
             if str(candidate.key) != relay:
                 continue
-            clear: Change = _cleared_of_transactions
-            if candidate not in self._reused:
-                clear = HostRecord.cleared
+            key = nexthop_key(self._aim, candidate)
+            if candidate in self._reused:
+                now = self._memory.utc()
+                change = partial(_after_reuse, now=now)
+                self._change(host_key(candidate), change)
+                self._change(key, after_reuse)
+            else:
                 self._ready(candidate, Ready())
-            self._change(nexthop_key(self._aim, candidate), clear)
+                self._change(key, HostRecord.cleared)
             if candidate in self._in_clear:
                 note, message_id = self._memory.note_broken_tls, self._message_id
                 self._writer.do_later(partial(note, candidate, message_id))
@@ -227,9 +231,5 @@ class Learner:
         await self._writer.wait()
 
 
-def _cleared_of_transactions(record: HostRecord) -> HostRecord:
-    """Return what is left of *record* when a transaction over an old session went well.
-
-    It does not show that the host can be connected to.
-    """
-    return record.cleared() if record.phase > Phase.READY else record
+def _after_reuse(record: HostRecord, now: float) -> HostRecord:
+    return after_reuse(record)._replace(last_ready=now)

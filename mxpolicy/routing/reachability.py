@@ -58,6 +58,7 @@ __all__ = [
     "after_doubtful_probe",
     "after_failure",
     "after_ready",
+    "after_reuse",
     "is_about_host",
     "is_about_nexthop",
     "standing",
@@ -225,6 +226,21 @@ def _next_pause(
             pause = 2 * record.pause
     shortened = min(pause, options.longest_pause) * (1 - chance / 5)
     return min(max(shortened, finding.waited), options.longest_pause)
+
+
+def after_reuse(record: HostRecord) -> HostRecord:
+    """Return *record* when a message was taken over an earlier message's session.
+
+    Transactions go well. It does not show that the host can be connected to, so an
+    earlier verdict goes on to reorder. But it is no longer a full one: mail must not be
+    deferred for a host that takes mail. What is kept for all mail is given `last_ready`
+    beside this: such a host may be too busy for another connection, and is not down.
+    """
+    if record.verdict is None:
+        return record
+    if record.phase > Phase.READY:
+        return record.cleared()
+    return record._replace(full=False)
 
 
 def after_ready(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -10,9 +11,14 @@ import pytest
 from mxpolicy.delivery import events
 from mxpolicy.delivery.approach import Approach
 from mxpolicy.delivery.dialogue import Listener
-from mxpolicy.options import TlsLevel
+from mxpolicy.delivery.host_memory import nexthop_key
+from mxpolicy.delivery.idle_sessions import MOST_AT_ADDRESS
+from mxpolicy.delivery.probe import Probes
+from mxpolicy.delivery.trace import Trace
+from mxpolicy.options import LimitOptions, TlsLevel
 from mxpolicy.outcome import Bounced, Deferred, Delivered
-from mxpolicy.routing.candidate import Phase
+from mxpolicy.routing.candidate import Finding, Phase, Verdict
+from mxpolicy.routing.host_record import decode
 from mxpolicy.routing.tls_requirement import tls_requirement
 from tests.delivery.attempts import MESSAGE, run
 from tests.delivery.site import Sent, Site
@@ -31,13 +37,14 @@ TWO = ("bob@example.com", "eve@example.com")
 
 
 def play(
-    *hosts: ScriptedHost, work: Callable[[Site], Coroutine[Any, Any, None]]
-) -> Site:
+    *hosts: ScriptedHost,
+    work: Callable[[Site], Coroutine[Any, Any, None]],
+    limits: LimitOptions | None = None,
+) -> None:
     """Run *work* with a site that keeps sessions; no message meets trouble of ours."""
-    sites = []
 
     async def main() -> None:
-        sites.append(site := Site(*hosts, keeps_sessions=True))
+        site = Site(*hosts, keeps_sessions=True, limits=limits)
         try:
             await work(site)
         finally:
@@ -45,7 +52,6 @@ def play(
         assert not site.troubles()
 
     run(*hosts, work=main)
-    return sites[0]
 
 
 def told(sent: Sent, kind: type[E]) -> list[E]:
@@ -516,3 +522,191 @@ def test_what_was_taken_before_an_old_session_broke_stays_taken() -> None:
     play(host, work=work)
     paths = [one.forward_paths[0] for one in host.taken[1:]]
     assert sorted(paths) == [SEVERAL[0], SEVERAL[1], SEVERAL[3]]
+
+
+# What is remembered of the host.
+
+
+def test_reused_session_teaches_no_latencies_but_that_the_host_is_there() -> None:
+    host = ScriptedHost({"CONNECT": (2.0, "220 hi")})
+
+    async def work(site: Site) -> None:
+        await site.send()
+        before = await site.record(host)
+        assert before.greeting_latency == pytest.approx(2.0, abs=0.1)
+        for _ in range(20):
+            await asyncio.sleep(3)
+            await site.send()
+        after = await site.record(host)
+        assert after.greeting_latency == before.greeting_latency
+        assert after.connect_time == before.connect_time
+        assert after.last_ready is not None
+        assert after.last_ready > site.utc() - 40
+
+    play(host, work=work)
+    assert len(host.visits) == 1
+
+
+def test_busy_host_that_takes_mail_over_an_old_session_defers_no_other() -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        # One that does not fit ends no session that is in use.
+        host.will({"CONNECT": "421 4.7.0 too many", "RCPT": (3.0, "250 ok")})
+        first = asyncio.create_task(site.send())
+        await asyncio.sleep(0.1)
+        assert isinstance((await site.send()).outcome, Deferred)
+        assert (await site.record(host)).verdict is Verdict.GREETING_4XX
+        assert was_reused(await first)
+        record = await site.record(host)
+        assert record.verdict is Verdict.GREETING_4XX
+        assert not record.full
+        host.will({"CONNECT": "220 hi", "RCPT": "250 ok"})
+        third = await site.send()
+        assert isinstance(third.outcome, Delivered)
+
+    play(host, work=work)
+
+
+def test_stall_is_forgotten_when_an_old_session_takes_mail() -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        learner = site.learner(site.aim, "another")
+        candidate = host.candidate()._replace(host=host.candidate().address)
+        stalled = Finding(Verdict.STALLED, Phase.TRANSACTION, 20.0)
+        learner.learn(events.CandidateFailed(20.0, candidate, stalled))
+        await learner.finish()
+        key = nexthop_key(site.aim, candidate)
+        assert decode(await site.store.get(key)).verdict is Verdict.STALLED
+        assert was_reused(await site.send())
+        assert decode(await site.store.get(key)).verdict is None
+
+    play(host, work=work)
+
+
+def test_replaced_session_teaches_what_the_new_one_is_like() -> None:
+    host = ScriptedHost({"CONNECT": ["220 hi", (3.0, "220 hi")], "RSET": End.CLOSE})
+
+    async def work(site: Site) -> None:
+        await site.send()
+        second = await site.send()
+        phases = [one.phase for one in told(second, events.PhaseReached)]
+        assert phases == [Phase.READY, Phase.GREETING, Phase.EHLO, Phase.READY]
+        record = await site.record(host)
+        assert record.greeting_latency == pytest.approx(3.0, abs=0.1)
+
+    play(host, work=work)
+
+
+def test_better_host_is_asked_first_though_an_idle_session_with_another_waits() -> None:
+    best, other = ScriptedHost({"CONNECT": ["421 no", "220 hi"]}), ScriptedHost()
+
+    async def work(site: Site) -> None:
+        first = await site.send()
+        assert first.outcome.relay.startswith(f"{other.candidate().address}[")
+        # The pause of the better one is over: it is probed, and then used.
+        await asyncio.sleep(1)
+        site.utc.offset += 61
+        await site.send()
+        third = await site.send()
+        assert third.outcome.relay.startswith(f"{best.candidate().address}[")
+
+    play(best, other, work=work)
+
+
+def test_probe_takes_no_idle_session() -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        trace = Trace("", site.context.clock, site.happened.append)
+        probes = Probes(site.context, trace, site.learner(site.aim, "another"))
+        probes.begin(host.candidate()._replace(host=host.candidate().address))
+        await probes.finish(3.0)
+        assert len(host.visits) == 2
+        assert was_reused(await site.send())
+
+    play(host, work=work)
+    assert verbs(host)[1] == ["EHLO", "QUIT"]
+
+
+# How many wait, and until when.
+
+
+def test_so_many_wait_at_one_address_and_the_oldest_goes_first() -> None:
+    host = ScriptedHost({"RCPT": (1.0, "250 ok")})
+    count = MOST_AT_ADDRESS + 3
+
+    async def work(site: Site) -> None:
+        await send_at_once(site)
+        assert len(host.visits) == count
+        await asyncio.sleep(0.1)
+        assert host.commands.count("QUIT") == 3
+        await send_at_once(site)
+
+    async def send_at_once(site: Site) -> None:
+        sending = []
+        for number in range(count):
+            sending.append(asyncio.create_task(site.send()))
+            await asyncio.sleep(0.1 if number % 10 == 9 else 0)
+        await asyncio.gather(*sending)
+
+    play(host, work=work, limits=LimitOptions(connections_per_host=0))
+    assert len(host.visits) == count + 3
+
+
+def test_new_configuration_ends_sessions_that_wait_and_those_in_use_are_not_kept() -> (
+    None
+):
+    host = ScriptedHost({"RCPT": ["250 ok", (2.0, "250 ok"), "250 ok"]})
+
+    async def work(site: Site) -> None:
+        await site.send()
+        under_way = asyncio.create_task(site.send())
+        await asyncio.sleep(1)
+        site.engine = site.engine.renewed(replace(site.options, helo="new.example.com"))
+        await under_way
+        assert not was_reused(await site.send())
+
+    play(host, work=work)
+    assert [visit[0] for visit in host.visits] == [
+        "EHLO mail.example.com",
+        "EHLO new.example.com",
+    ]
+
+
+def test_stop_ends_sessions_that_wait_and_one_given_back_after_it() -> None:
+    host = ScriptedHost(
+        {"RCPT": ["250 ok", "250 ok"], ".": ["250 ok", (9.0, "250 ok")]}
+    )
+
+    async def work(site: Site) -> None:
+        sent = await asyncio.gather(site.send(), site.send())
+        assert all(isinstance(one.outcome, Delivered) for one in sent)
+
+    async def main(site: Site) -> None:
+        under_way = asyncio.create_task(work(site))
+        await asyncio.sleep(1)
+        assert "QUIT" not in host.commands
+        await site.engine.stop("enough")
+        await under_way
+
+    play(host, work=main)
+    assert host.commands.count("QUIT") == 2
+
+
+def test_nothing_waits_where_the_process_has_one_message() -> None:
+    host = ScriptedHost()
+
+    async def main() -> None:
+        site = Site(host)
+        await site.send()
+        await asyncio.sleep(0.01)
+        assert host.commands[-1] == "QUIT"
+        await site.send()
+
+    run(host, work=main)
+    assert len(host.visits) == 2

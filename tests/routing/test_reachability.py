@@ -16,6 +16,7 @@ from mxpolicy.routing.reachability import (
     after_doubtful_probe,
     after_failure,
     after_ready,
+    after_reuse,
     is_about_host,
     is_about_nexthop,
     standing,
@@ -58,6 +59,36 @@ def at(record: HostRecord, now: float) -> Standing:
 
 
 # --- one record
+
+
+@pytest.mark.parametrize(
+    ("finding", "left"),
+    [
+        pytest.param(FILTERED, Verdict.FILTERED, id="filtered"),
+        pytest.param(DOUBT, Verdict.FILTERED, id="in doubt"),
+        pytest.param(BUSY, Verdict.GREETING_4XX, id="busy"),
+        pytest.param(STALLED, None, id="stalled"),
+        pytest.param(IN_DOUBT, None, id="in doubt at the dot"),
+    ],
+)
+def test_old_session_that_takes_mail_leaves_what_it_does_not_disprove(
+    finding: Finding, left: Verdict | None
+) -> None:
+    record = fail(NOTHING, finding, START)
+    after = after_reuse(record)
+    assert after.verdict is left
+    assert not after.full
+    known = advise([PRIMARY], {PRIMARY: after}, {}, START + 1, DEFAULTS)
+    assert not known.is_hopeless
+    if left is None:
+        assert after == record.cleared()
+    else:
+        assert after == record._replace(full=False)
+
+
+def test_old_session_that_takes_mail_changes_nothing_without_a_verdict() -> None:
+    ready = after_ready(NOTHING, START, 0.1, 6.0)
+    assert after_reuse(ready) == ready
 
 
 def test_failed_candidate_is_paused_then_due_then_unknown() -> None:
