@@ -12,7 +12,7 @@
 # its usual place, is started in the usual way.
 
 case ${1-} in pipe)
-    exim=
+    exim=0
     for word; do
         case $word in --) break ;; --exim) exim=1 ;; esac
     done
@@ -20,10 +20,14 @@ case ${1-} in pipe)
         status=$?
         case $status in 0 | 69 | 75) return ;; esac
         trap - EXIT
+        signal=$((status > 128))
         # To Postfix a signal is "try later", and what was printed counts for nothing: it
         # may have been the answer 2.0.0, which bounces with any status but 0.
-        [ "$exim" ] || [ "$status" -le 128 ] || kill -KILL $$
-        echo "4.3.0 mxpolicy: the delivery ended with status $status"
+        dies=$((signal && ! exim))
+        [ $dies = 1 ] || echo "4.3.0 mxpolicy: the delivery ended with status $status"
+        # A daemon that was stopped keeps the pipe open, and the mail server would wait.
+        [ $signal = 0 ] || [ ! -p /dev/stdin ] || cat >/dev/null
+        [ $dies = 0 ] || kill -KILL $$
         exit 75
     }
     trap ended EXIT

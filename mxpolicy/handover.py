@@ -47,10 +47,8 @@ CLASSES = {b"0": b"2.", b"69": b"5.", b"75": b"4."}
 MAX_ANSWER = 4096
 
 # As in mxpolicy.supervisor.
-ENDING = tuple(
-    getattr(_signal, f"SIG{name}")
-    for name in ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "XCPU", "ALRM")
-)
+NAMES = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "XCPU", "ALRM")
+ENDING = [getattr(_signal, f"SIG{name}") for name in NAMES]
 _EXITING = 0x4
 
 # Where the client is. What the daemon says is told by its first byte; b"" is that it has
@@ -239,8 +237,7 @@ class Client:
             posix._exit(self._leaving)
         if number == _signal.SIGALRM and self._has_committed:
             self.give_up("no answer from the daemon in its time")
-        names = [name for name, value in vars(_signal).items() if value == number]
-        self.give_up(f"ended by {min(names)}")
+        self.give_up(f"ended by SIG{NAMES[ENDING.index(number)]}")
 
     def give_up(self, why: str) -> "NoReturn":
         """Leave with "try later". It never raises."""
