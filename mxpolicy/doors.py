@@ -128,7 +128,7 @@ class Doors:
         try:
             for key, one in wanted.items():
                 made = self._made.get(key)
-                if made is None:
+                if made is None or not made.listener.listening.is_reachable:
                     opened[key] = listen_at(key[1], one.group)
                 elif made.wanted.group != one.group:
                     made.listener.listening.give(one.group)
@@ -139,14 +139,13 @@ class Doors:
             for each, group in regrouped:
                 each.give(group)
             raise
-        self._close_all_but(wanted.keys())
+        self._close_all_but(wanted.keys() - opened.keys())
         most = _most_clients(options, len(wanted) + len(self._given))
         for key, one in wanted.items():
-            made = self._made.get(key)
-            if made is None:
+            if key in opened:
                 listener = self._listener(key[0], opened[key], most, one.allow)
             else:
-                listener = made.listener
+                listener = self._made[key].listener
                 listener.most = most
                 listener.allow(one.allow)
             self._made[key] = _Made(one, listener)

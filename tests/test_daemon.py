@@ -209,6 +209,17 @@ def test_reload_opens_and_closes_sockets_and_keeps_the_others(serving: Runner) -
         assert not more.exists()
 
 
+def test_reload_brings_back_a_socket_file_that_was_removed(serving: Runner) -> None:
+    with serving.started() as daemon, daemon.connect("policy") as client:
+        (daemon.run / "policy").unlink()
+        daemon.reload()
+        with daemon.connect("policy") as another:
+            assert ask(another) == DUNNO
+        assert ask(client) == DUNNO
+        assert daemon.end() == 0
+        assert list(daemon.run.iterdir()) == []
+
+
 def free_port() -> int:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as one:
         return int(one.getsockname()[1])
@@ -287,6 +298,24 @@ def test_state_that_cannot_be_used_is_told_at_the_beginning(serving: Runner) -> 
         assert daemon.told[-1].endswith("; nothing outlives it")
         with daemon.connect("policy") as client:
             assert ask(client) == DUNNO
+
+
+def test_fault_in_the_background_reaches_the_log(serving: Runner) -> None:
+    before = """
+import asyncio, mxpolicy.daemon
+async def fail(self):
+    asyncio.create_task(fail_alone())
+    await asyncio.sleep(0)
+    raise LookupError("a bug in the kick")
+async def fail_alone():
+    raise LookupError("a bug in a task")
+mxpolicy.daemon.Kick.run = fail
+"""
+    with serving.started(before=before) as daemon, daemon.connect("policy") as client:
+        daemon.wait_for_log("LookupError: a bug in the kick")
+        daemon.wait_for_log("LookupError: a bug in a task")
+        assert ask(client) == DUNNO
+        assert daemon.end() == 0
 
 
 def test_it_works_as_process_1(serving: Runner) -> None:

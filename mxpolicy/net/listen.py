@@ -85,6 +85,11 @@ class Socket:
         """Whether clients come through a file, whose mode and group keep others away."""
         return self.socket.family == socket.AF_UNIX
 
+    @property
+    def is_reachable(self) -> bool:
+        """Whether clients find it: a file that we have made may have been removed."""
+        return self._file is None or _file_at(self.at) == self._file
+
     def give(self, group: str) -> None:
         """Give the file, if there is one that we have made, to *group*.
 
@@ -103,8 +108,7 @@ class Socket:
         if self._file is None:
             return
         with suppress(OSError), _alone(os.path.dirname(self.at)):
-            found = os.lstat(self.at)
-            if (found.st_dev, found.st_ino) == self._file:
+            if _file_at(self.at) == self._file:
                 os.unlink(self.at)
 
 
@@ -139,6 +143,15 @@ def listen_at_given(listening: socket.socket) -> Socket:
         raise ListenError(at, "it does not listen (Accept=no)")
     listening.setblocking(False)
     return Socket(at, listening)
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Return device and inode, None where there is nothing."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _address_of(listening: socket.socket) -> str:
@@ -186,8 +199,7 @@ def _at_path(path: str, group: str) -> Socket:
         with _alone(os.path.dirname(path)):
             _clear(path)
             listening.bind(path)
-            made = os.lstat(path)
-            file = made.st_dev, made.st_ino
+            file = _file_at(path)
             try:
                 if group:
                     _give(path, group)

@@ -64,6 +64,10 @@ READING_BOUND = 0.5
 # Seconds until the first look for a store that was left. Each next one is twice as many.
 FIRST_LOOK, LAST_LOOK = 1.0, 60.0
 
+# Seconds without the same trouble after which it is told again: a process may live for
+# months.
+QUIET = 3600.0
+
 # Seconds between two tries of a patient operation, while the store is busy.
 _RETRY = 0.1
 
@@ -137,7 +141,8 @@ class FallbackStore(Store):
     Args:
         store: The real one; None when there is none from the start.
         tell: Takes one line when the store is left, when it is back, and when it is
-            late; each line once until it is back.
+            late. A line is not told again until it is back, or it was not due for
+            `QUIET` seconds.
         memory: What takes over.
         prevails: Given a row of the memory, and the row in the store that is back, says
             whether the first replaces the second. By default none does.
@@ -155,7 +160,7 @@ class FallbackStore(Store):
     ) -> None:
         self._store = store
         self._tell_all = tell
-        self._told: set[str] = set()
+        self._last_due: dict[str, float] = {}  # each line, on the loop's clock
         self._memory = memory or MemoryStore()
         self._prevails = prevails
         self._call_later = call_later
@@ -222,8 +227,10 @@ class FallbackStore(Store):
             self._allowance.end(clock())
 
     def _tell(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+        now = asyncio.get_running_loop().time()
+        last = self._last_due.get(text, -inf)
+        self._last_due[text] = now
+        if now - last > QUIET:
             self._tell_all(text)
 
     # -- leaving, and coming back ---------------------------------------------------
@@ -259,7 +266,7 @@ class FallbackStore(Store):
             self._memory.rows.delete(key, None)
         room.is_left = False
         room.back_at = asyncio.get_running_loop().time()
-        self._told.clear()
+        self._last_due.clear()
         what = "the journal" if room.name else "what is remembered"
         self._tell(f"{what} outlives this process again")
 

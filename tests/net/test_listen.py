@@ -131,10 +131,13 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path, kind: str) -> None:
 
 def test_file_that_is_another_ones_by_now_stays(tmp_path: Path) -> None:
     path = tmp_path / "one"
-    with listening_at(path):
+    with listening_at(path) as one:
+        assert one.is_reachable
         path.unlink()
+        assert not one.is_reachable
         theirs = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         theirs.bind(str(path))
+        assert not one.is_reachable
     with theirs:
         assert path.is_socket()
 

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from mxpolicy.errors import StoreError
-from mxpolicy.state.fallback import BOUND, FREE, RENEWED, Allowance, FallbackStore
+from mxpolicy.state.fallback import (
+    BOUND,
+    FREE,
+    QUIET,
+    RENEWED,
+    Allowance,
+    FallbackStore,
+)
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import StoreBusy
 from tests.helpers.fast_loop import run_fast
@@ -76,6 +83,25 @@ def test_store_that_does_not_answer_costs_all_questions_a_second(
     assert took < 1.3 * BOUND
     assert len(told) == 1
     assert told[0].startswith("no answer from the store in time: ")
+
+
+def test_trouble_that_comes_back_after_a_quiet_hour_is_told_again() -> None:
+    told: list[str] = []
+
+    async def work() -> None:
+        disk = Disk()
+        store = FallbackStore(disk, told.append)
+        for pause in (60.0, QUIET - 60, QUIET + 60):
+            disk.seconds = 2.0
+            await store.get("a")
+            disk.seconds = 0.0
+            await asyncio.sleep(pause)
+        assert len(told) == 1
+        disk.seconds = 2.0
+        await store.get("a")
+        assert len(told) == 2
+
+    run_fast(work())
 
 
 def test_one_write_of_more_than_a_second_does_not_make_the_store_go_away() -> None:
