@@ -111,11 +111,6 @@ class Doors:
         given = [f"{name} at {one.listening.at}" for name, one in self._of_given]
         return given + [f"{name} at {at}" for name, at in self._made]
 
-    @property
-    def clients(self) -> int:
-        """How many are connected now."""
-        return sum(one.clients for one in self._listeners())
-
     def apply(self, options: Options) -> None:
         """Listen at what *options* want, and at nothing else that was wanted before.
 
@@ -220,6 +215,8 @@ def _named(name: str, listening: socket.socket) -> tuple[str, Socket]:
     """Return the door's name and the socket, by the name that systemd gives it."""
     given = listen_at_given(listening)
     for one in (name, os.path.basename(given.at)):
+        if one == "pipe" and not given.is_local:
+            raise ListenError(given.at, "no message can be handed over by TCP")
         if one in DOORS:
             return one, given
     known = ", ".join(DOORS)

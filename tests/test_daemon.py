@@ -144,6 +144,16 @@ def test_name_that_systemd_gives_is_that_of_a_door(
     )
 
 
+def test_socket_for_pipe_that_is_no_unix_socket_is_refused(serving: Runner) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as given,
+        serving.started(given=[("pipe", given)], wait=False, stderr=-1) as daemon,
+    ):
+        _, said = daemon.process.communicate(timeout=TIMEOUT)
+        assert daemon.process.returncode == 1
+    assert said.endswith(b": no message can be handed over by TCP\n")
+
+
 def test_socket_unit_without_a_name_is_known_by_its_path(serving: Runner) -> None:
     path = serving.run / "policy"
     with (
