@@ -4,9 +4,9 @@
 
 Needs root and the lab (`tests.lab`). Half of the deliveries (1000, if not said otherwise;
 each tried again after each kill) go through Postfix's pipe(8), half through Exim's pipe
-transport, with contrib as it is. Every process that delivers is killed, four of
-five, at a moment drawn uniformly from the half second that it may live; under Exim it is the one that
-delivers, whose supervisor then answers for it. The queues are run until they are empty.
+transport, with contrib as it is. Of the processes that deliver, four of five are killed,
+at a moment drawn uniformly from the half second that each may live. The script that
+waits for it then answers. The queues are run until they are empty.
 
 A copy is a message that a host took twice for one recipient. It is accounted for when a
 kill fell between the host's reply to the final dot and the entry in the journal, which
@@ -118,8 +118,8 @@ class Killer:
         return [
             (pid, words[-1].decode())
             for pid, (parent, words) in found.items()
-            # With --exim the first is the supervisor, and the second delivers.
-            if pid not in self._seen and (b"--exim" not in words or parent in found)
+            # The first is the script, and the second delivers.
+            if pid not in self._seen and parent in found
         ]
 
     def _is_ours(self, path: str) -> bool:

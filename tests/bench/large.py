@@ -24,7 +24,7 @@ from .servers import CLIENTS, EXIM, MXPOLICY, SMTP, Servers
 RUNS = 3
 
 # The command line of the process that speaks SMTP.
-COMMANDS = {MXPOLICY: r"\S+ \S+/mxpolicy pipe ", SMTP: "smtp ", EXIM: r"\S*exim4 -Mc "}
+COMMANDS = {MXPOLICY: r"\S+/python3 -I", SMTP: "smtp ", EXIM: r"\S*exim4 -Mc "}
 
 # As in an attachment: base64, 76 characters.
 _LINE = (

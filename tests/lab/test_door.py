@@ -59,7 +59,7 @@ LARGE = b"Subject: door\n\n" + (b"0123456789" * 7 + b"\n") * 45_000  # three MiB
 class Trouble:
     """A service of Postfix's that runs mxpolicy in trouble, and what is to be logged.
 
-    `around` is what runs the command, `arguments` what follows it, `options` are more
+    `around` is what runs the `command`, `arguments` what follows it, `options` are more
     of those; `dsn` and `text` (a regular expression) are of the log: Postfix's where
     the delivery is deferred, mxpolicy's own where it is not.
     """
@@ -68,6 +68,7 @@ class Trouble:
     dsn: str
     text: str
     around: str = ""
+    command: str = "/opt/mxpolicy/bin/mxpolicy"
     arguments: str = f"pipe {ORDINARY} {TO}"
     options: str = ""
     case: Case = GOOD
@@ -77,7 +78,7 @@ class Trouble:
     def entry(self) -> str:
         """What follows the service's name in master.cf."""
         arguments = self.arguments.replace(TO, f"{self.options} {TO}")
-        command = f"{self.around} /opt/mxpolicy/bin/mxpolicy {arguments}"
+        command = f"{self.around} {self.command} {arguments}"
         return entry(" ".join(command.split()))
 
     @property
@@ -95,8 +96,12 @@ def shell(script: str) -> str:
 
 
 def python_with(name: str) -> str:
-    """Return what makes Python find the modules in `FOREIGN` of that name first."""
-    return f"/usr/bin/env PYTHONPATH=/etc/door/{name}"
+    """Return the command, where Python finds the modules in `FOREIGN` of that name first.
+
+    The script that is installed has Python read no such variable.
+    """
+    python = "/opt/mxpolicy/bin/python3 -m mxpolicy"
+    return f"/usr/bin/env PYTHONPATH=/etc/door/{name} {python}"
 
 
 FOREIGN = {
@@ -150,23 +155,23 @@ def configured(name: str) -> str:
 DEFERRED = [
     Trouble(
         *("exception", "4.3.0", r"RuntimeError: nobody thought of this \(site"),
-        around=python_with("exception"),
+        command=python_with("exception"),
     ),
     Trouble(
         *("broken-library", "4.3.0", "ImportError: broken by an upgrade"),
-        around=python_with("broken-library"),
+        command=python_with("broken-library"),
     ),
     Trouble(
         *("no-library", "4.3.0", "ModuleNotFoundError: .*asyncio"),
-        around=python_with("no-library"),
+        command=python_with("no-library"),
     ),
     Trouble(
         *("no-mxpolicy", "4.3.0", "Command died with status 1: .*ModuleNotFoundErr"),
-        around=python_with("no-mxpolicy"),
+        command=python_with("no-mxpolicy"),
     ),
     Trouble(
         *("early-signal", "4.3.0", "Command died with signal 15"),
-        around=python_with("early-signal"),
+        command=python_with("early-signal"),
     ),
     Trouble(
         *("invalid", "4.3.5", r"invalid\.yaml:2:1: hello: "),
@@ -292,9 +297,7 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGKILL", "SIGSEGV")
 SERVICES = {
     **{trouble.name: trouble.entry for trouble in (*DEFERRED, *DELIVERED)},
     "held": entry(f"/opt/mxpolicy/bin/mxpolicy pipe {ORDINARY} {TO}"),
-    "slow-reader": entry(
-        f"{python_with('slow-reader')} /opt/mxpolicy/bin/mxpolicy pipe {ORDINARY} {TO}"
-    ),
+    "slow-reader": entry(f"{python_with('slow-reader')} pipe {ORDINARY} {TO}"),
     "slow-start": entry(
         shell('while test -e /run/door/hold; do sleep 0.05; done; exec "$@"')
         + f" /opt/mxpolicy/bin/mxpolicy pipe {ORDINARY} {TO}"
