@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from mxpolicy.address import is_utf8
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.protocol.extensions import MailDsn, RcptDsn, from_xtext
 from mxpolicy.reply import EnhancedStatus
@@ -37,6 +38,9 @@ _SIZE = re.compile(r"[0-9]{1,20}\Z")
 # RFC 3461 §4.1, §4.3.
 _NOTIFY = frozenset({"SUCCESS", "FAILURE", "DELAY"})
 _RET = frozenset({"FULL", "HDRS"})
+# RFC 3461 §4.2: addr-type ";" xtext.
+_ORCPT = re.compile(r"[A-Za-z0-9-]+;(?:[!-*,-<>-~]|\+[0-9A-F]{2})+\Z")
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 # RFC 3461 §4.4: 100 characters before xtext. ORCPT has 500 (§4.2).
 _MAX_ENVID = 100
 _MAX_ORCPT = 500
@@ -140,10 +144,9 @@ def parse_rcpt(arguments: str, *, dsn: bool) -> RcptCommand:
     for name, value in parameters.items():
         if dsn and name == "NOTIFY" and (notify := _notify(value)):
             continue
-        if dsn and name == "ORCPT" and ";" in value and len(value) <= _MAX_ORCPT:
-            original = value
-        else:
-            raise _unknown_parameter(name, value)
+        if dsn and name == "ORCPT" and (original := _orcpt(value)):
+            continue
+        raise _unknown_parameter(name, value)
     asked = RcptDsn(notify, original) if notify or original else None
     return RcptCommand(path, asked)
 
@@ -185,6 +188,14 @@ def _notify(value: str) -> tuple[str, ...]:
     """Return the words of NOTIFY; none where they are wrong."""
     words = tuple(value.upper().split(","))
     return words if words == ("NEVER",) or set(words) <= _NOTIFY else ()
+
+
+def _orcpt(value: str) -> str:
+    """Return the value of ORCPT as all hosts take it; empty where it is wrong."""
+    if value[:6].lower() == "utf-8;" and is_utf8(value):
+        # RFC 6533 §3, utf-8-addr-unitext: only for SMTPUTF8. The other form is for all.
+        value = _BEYOND_ASCII.sub(lambda found: f"\\x{{{ord(found[0]):02X}}}", value)
+    return value if len(value) <= _MAX_ORCPT and _ORCPT.match(value) else ""
 
 
 def _unxtext(name: str, value: str) -> str:

@@ -72,3 +72,23 @@ def test_no_byte_is_searched_twice_when_they_come_one_by_one() -> None:
         buffer.append(b"x")
         assert buffer.next_line() is None
     assert watched.looked_at == 1000
+
+
+def test_take_gives_all_as_it_came() -> None:
+    buffer = ReceiveBuffer(10)
+    buffer.append(b"DATA\r\nno line\n" + b"x" * 100)
+    assert buffer.next_line() == b"DATA"
+    assert buffer.peek(2) == b"no"
+    assert buffer.take() == b"no line\n" + b"x" * 100
+    assert (len(buffer), buffer.peek(1), buffer.take()) == (0, b"", b"")
+    buffer.append(b"RSET\r\n")
+    assert buffer.next_line() == b"RSET"
+
+
+def test_take_forgets_what_was_searched() -> None:
+    buffer = ReceiveBuffer(10)
+    buffer.append(b"12345")
+    assert buffer.next_line() is None
+    assert buffer.take() == b"12345"
+    buffer.append(b"\nx")
+    assert buffer.next_line() == b""
