@@ -29,7 +29,7 @@ __all__ = ["Heard", "LateReplies", "LateReply"]
 
 # Sessions that are kept, each a descriptor and some 50 KiB. A host that answers late may
 # do so for all its mail. It has limits of its own, and new mail for it comes first.
-MOST, MOST_PER_HOST = 200, 20
+MOST, MOST_PER_HOST = 500, 50
 
 
 class Heard(NamedTuple):
