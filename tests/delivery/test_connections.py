@@ -12,7 +12,7 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.options import LimitOptions
 from mxpolicy.outcome import Deferred, Delivered, Outcome
-from tests.delivery.attempts import mail_data, run
+from tests.delivery.attempts import MESSAGE, run
 from tests.delivery.site import Site
 from tests.helpers.scripted_smtp import End, ScriptedHost
 
@@ -43,7 +43,9 @@ class Sender:
         self.number = 0
         self.tasks: list[asyncio.Task[Sent]] = []
 
-    async def _send(self, host: ScriptedHost | str, **more: Any) -> Sent:
+    async def _send(
+        self, host: ScriptedHost | str, data: bytes = MESSAGE, **more: Any
+    ) -> Sent:
         self.number += 1
         happened: list[events.Event] = []
         if isinstance(host, ScriptedHost):
@@ -60,7 +62,10 @@ class Sender:
         )._replace(**more)
         clock = asyncio.get_running_loop().time
         began = clock()
-        with closing(mail_data()) as message:
+        with closing(self.site.engine.new_mail_data()) as message:
+            message.append(data)
+            await message.drain()
+            message.finish()
             (outcome,) = await self.site.engine.deliver(request, message)
         return Sent(outcome, clock() - began, happened)
 
@@ -275,3 +280,38 @@ def test_second_host_of_a_race_counts() -> None:
         assert (await sent).seconds == pytest.approx(158, abs=5)
 
     play(silent, good, work=work)
+
+
+# -- a host that hardly reads -------------------------------------------------------------
+
+
+async def _read_a_byte_a_second(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    while await reader.read(1):  # noqa: ASYNC110 - no condition is waited for
+        await asyncio.sleep(1)
+
+
+def test_host_that_reads_a_byte_a_second_holds_its_own_places_only() -> None:
+    host, good = ScriptedHost({"BODY": _read_a_byte_a_second}), ScriptedHost()
+    size = 8 << 20  # more than the kernels on the way take
+    data = b"Subject: large\r\n\r\n" + (b"x" * 70 + b"\r\n") * (size // 72)
+
+    async def work(sender: Sender) -> None:
+        site = sender.site
+        large = sender.send(host, 6, data=data)
+        await asyncio.sleep(20)
+        streams = [one.dialogue.stream for one in site.context.sessions._in_use]
+        assert len(streams) == LIMITS.connections_per_host
+        assert all(len(one._outgoing) <= 128 * 1024 for one in streams)
+        assert site.context.spool_memory.used < 6 << 20, "of six times as much"
+        for _ in range(20):
+            sent = await sender.one(good)
+            assert isinstance(sent.outcome, Delivered)
+            assert sent.seconds < 0.5
+        ended = await asyncio.gather(*large)
+        assert all(isinstance(one.outcome, Deferred) for one in ended)
+        assert max(one.seconds for one in ended) <= 900
+
+    play(host, good, work=work, limits=LIMITS)
+    assert not host.taken
