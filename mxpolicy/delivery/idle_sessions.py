@@ -1,14 +1,14 @@
 """The sessions that wait for another message, each for some seconds.
 
-`mxpolicy.routing.reuse` says which ones may wait, and until when. A session is looked at
-while it waits: it ends when its host says anything, or hangs up. No task waits for it.
+`mxpolicy.routing.reuse` says which ones may wait, and until when. No task waits for it,
+and none for its host: a session whose host has said anything meanwhile, or hung up, is
+found when it is to be used, or when its few seconds are over.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,6 @@ class IdleSessions:
         self._until[session] = until
         self._fitting.setdefault(_fit(session), []).append(session)
         self._at[session.candidate.key.socket] += 1
-        session.dialogue.stream.watch(partial(self._look, session))
         self._ring_at(until)
         return True
 
@@ -151,17 +150,11 @@ class IdleSessions:
         if len(self._until) >= MOST:
             self._end(next(iter(self._until)))
 
-    def _look(self, session: Session) -> None:
-        """The host may have said something: then the session ends."""
-        if not session.dialogue.is_quiet():
-            self._end(session)
-
     def _end(self, session: Session) -> None:
         self._let_go(session)
         session.quit()
 
     def _let_go(self, session: Session) -> None:
-        session.dialogue.stream.unwatch()
         del self._until[session]
         fit = _fit(session)
         self._fitting[fit].remove(session)

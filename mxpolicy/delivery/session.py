@@ -240,6 +240,8 @@ class Session:
     async def make_ready(self, timeout: float) -> None:  # noqa: ASYNC109
         """Make it ready for the next MAIL, by RSET where a transaction is still open.
 
+        In an earlier message's session RSET leaves with MAIL; then call `hear_reset`.
+
         Args:
             timeout: Seconds for the reply to RSET.
 
@@ -262,14 +264,27 @@ class Session:
         dialogue.heed_the_end()
         if dialogue.smtp.state is State.CLOSED:
             raise dialogue.failed(Verdict.CLOSED, "nothing more after its refusal")
-        if dialogue.smtp.state is State.READY and not self._owes_rset:
-            return
-        self._owes_rset = False
-        dialogue.smtp.rset()
-        reply = (await dialogue.next(RsetAnswered, timeout=timeout)).reply
+        if self._owes_rset:
+            dialogue.smtp.rset()
+        elif dialogue.smtp.state is not State.READY:
+            dialogue.smtp.rset()
+            await self._hear_reset(timeout)
+
+    async def hear_reset(self, timeout: float) -> None:  # noqa: ASYNC109
+        """Hear the answer to the RSET that has left with MAIL, if one has.
+
+        Raises:
+            SessionFailed: The host takes no more mail over it.
+        """
+        if self._owes_rset:
+            self._owes_rset = False
+            await self._hear_reset(timeout)
+
+    async def _hear_reset(self, timeout: float) -> None:  # noqa: ASYNC109
+        reply = (await self.dialogue.next(RsetAnswered, timeout=timeout)).reply
         self.listener.progressed()
         if not reply.is_positive:
-            raise dialogue.failed(Verdict.CLOSED, reply=reply)
+            raise self.dialogue.failed(Verdict.CLOSED, reply=reply)
 
     # -- from one message to the next -------------------------------------
 

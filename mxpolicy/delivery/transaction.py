@@ -256,6 +256,7 @@ class Transaction:
         )
         for number in batch:
             self._smtp.rcpt(envelope.recipients[number].wire)
+        await self._session.hear_reset(self._patience(State.RSET))
         return (await self._answer(MailAnswered)).reply
 
     async def _hear_recipients(self, batch: Sequence[int]) -> list[int]:

@@ -22,7 +22,6 @@ import socket
 import ssl
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from mxpolicy.errors import (
     LocalTrouble,
@@ -34,9 +33,6 @@ from mxpolicy.net.ack_watch import AckWatch
 from mxpolicy.net.tcp_info import send_state, unacknowledged
 from mxpolicy.net.tls import TlsLayer, words_of
 from mxpolicy.routing.evidence import SendState
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["OWN_TROUBLE", "Stream", "StreamClosed"]
 
@@ -88,7 +84,6 @@ class Stream:
         # Kept while *heed_input* stops a write: a reply is no progress.
         self._watch: AckWatch | None = None
         self._woken: asyncio.Future[None] | None = None
-        self._watching: asyncio.AbstractEventLoop | None = None
 
     # --- reading
 
@@ -375,22 +370,6 @@ class Stream:
                 loop.remove_reader(descriptor)
                 loop.remove_writer(descriptor)
 
-    def watch(self, tell: Callable[[], None]) -> None:
-        """Call *tell* whenever `has_input` may have become True, without a task.
-
-        It goes on until `unwatch`, or until the stream is closed. Nothing may wait for
-        the stream meanwhile.
-        """
-        assert self._woken is None, "a stream belongs to one task at a time"
-        self._watching = asyncio.get_running_loop()
-        self._watching.add_reader(self._socket.fileno(), tell)
-
-    def unwatch(self) -> None:
-        """End `watch`. May be called twice."""
-        if self._watching is not None:
-            self._watching.remove_reader(self._socket.fileno())
-            self._watching = None
-
     async def _pause(
         self, seconds: float, *, reading: bool = False, writing: bool = False
     ) -> None:
@@ -445,7 +424,6 @@ class Stream:
         self._release()
 
     def _release(self) -> None:
-        self.unwatch()
         woken = self._woken
         if woken is not None:
             loop = woken.get_loop()

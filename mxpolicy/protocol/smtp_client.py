@@ -433,7 +433,7 @@ class SmtpClient:
                 return RcptAnswered(command.position, reply)
             case Verb.HELO:
                 self.ehlo_name = _first_word(reply)
-            case Verb.MAIL if not reply.is_positive:
+            case Verb.MAIL | Verb.RSET if not reply.is_positive:
                 while len(self._commands) > self._in_flight:
                     self._commands.pop()
         return _EVENTS[command.verb](reply)

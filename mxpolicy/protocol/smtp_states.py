@@ -40,8 +40,8 @@ on them.
 #    it ends the session too, for any earlier reply may have been the superfluous one.
 #    So do bytes that wait behind the 220 to STARTTLS: they would count as protected
 #    by TLS (CVE-2011-0411).
-# 3. RCPT, and QUIT without a transaction, may be given while replies are still due.
-#    They queue. With PIPELINING they leave at once, else one by one as replies come.
+# 3. RCPT, MAIL behind RSET, and QUIT without a transaction, may be given while replies
+#    are still due. They queue. With PIPELINING they leave at once, else one by one as replies come.
 #    Every other command closes a group (RFC 2920 §3.1): the caller waits until all
 #    commands before it were answered.
 #
@@ -109,6 +109,7 @@ COMMANDS: dict[tuple[State, Verb], State] = {
     (State.BODY, Verb.DOT): State.DOT,
     (State.READY, Verb.RSET): State.RSET,
     (State.RCPT, Verb.RSET): State.RSET,
+    (State.RSET, Verb.MAIL): State.MAIL,  # pipelined, or queued
     # Not in BODY, where it would be mail data, and not before the greeting.
     (State.EHLO, Verb.QUIT): State.QUIT,
     (State.HELO, Verb.QUIT): State.QUIT,
@@ -121,6 +122,7 @@ COMMANDS: dict[tuple[State, Verb], State] = {
 MAY_QUEUE = {
     (State.MAIL, Verb.RCPT),
     (State.RCPT, Verb.RCPT),
+    (State.RSET, Verb.MAIL),
     (State.READY, Verb.QUIT),
 }
 
@@ -159,6 +161,12 @@ TRANSITIONS: dict[tuple[State, Verb, int], State] = {
     (State.RSET, Verb.RSET, 2): State.READY,
     (State.RSET, Verb.RSET, 4): State.QUIT,
     (State.RSET, Verb.RSET, 5): State.QUIT,
+    (State.MAIL, Verb.RSET, 2): State.MAIL,  # and MAIL behind it
+    (State.MAIL, Verb.RSET, 4): State.QUIT,
+    (State.MAIL, Verb.RSET, 5): State.QUIT,
+    (State.QUIT, Verb.MAIL, 2): State.QUIT,
+    (State.QUIT, Verb.MAIL, 4): State.QUIT,
+    (State.QUIT, Verb.MAIL, 5): State.QUIT,
     (State.QUIT, Verb.QUIT, 2): State.CLOSED,
     (State.QUIT, Verb.QUIT, 4): State.CLOSED,
     (State.QUIT, Verb.QUIT, 5): State.CLOSED,

@@ -131,11 +131,21 @@ SITUATIONS: dict[tuple[State, Verb | None], Callable[[], SmtpClient]] = {
     (State.BODY, None): body,
     (State.DOT, Verb.DOT): after(body, "."),
     (State.RSET, Verb.RSET): after(rcpt, "RSET"),
+    (State.MAIL, Verb.RSET): after(
+        after(ready, "RSET"), "MAIL FROM:<a@client.example>"
+    ),
     (State.QUIT, None): lambda: refused_at_the_door(),
     (State.QUIT, Verb.QUIT): after(ready, "QUIT"),
     (State.QUIT, Verb.RCPT): after(behind_a_refused_mail, "QUIT"),
+    (State.QUIT, Verb.MAIL): lambda: behind_a_refused_rset(),
     (State.CLOSED, None): closed,
 }
+
+
+def behind_a_refused_rset() -> SmtpClient:
+    client = SITUATIONS[State.MAIL, Verb.RSET]()
+    client.receive_data(b"500 no\r\n")
+    return client
 
 
 def refused_at_the_door() -> SmtpClient:
@@ -256,6 +266,8 @@ LINES = {
 QUEUED = {
     (State.MAIL, Verb.MAIL, Verb.RCPT),
     (State.RCPT, Verb.RCPT, Verb.RCPT),
+    (State.RSET, Verb.RSET, Verb.MAIL),
+    (State.MAIL, Verb.RSET, Verb.RCPT),
     (State.READY, Verb.RCPT, Verb.QUIT),
 }
 

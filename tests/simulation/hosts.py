@@ -19,8 +19,6 @@ from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
 from tests.simulation.world import GOOD, Act, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.evidence import SendState
     from tests.simulation.process import Process
@@ -204,7 +202,6 @@ class Connection:
         self.is_closed_by_us = False
         self._is_over = False
         self._woken: asyncio.Event = asyncio.Event()
-        self.watcher: Callable[[], None] | None = None
         site.sessions[address] += 1
         if process is not None:
             process.connections.append(self)
@@ -467,8 +464,6 @@ class Connection:
         self.inbox += data
         self.at_eof = not data
         self._woken.set()
-        if self.watcher is not None:
-            self.watcher()
 
 
 class Stream:
@@ -553,14 +548,7 @@ class Stream:
             raise TLSError(str(error)) from error
         self.tls = True
 
-    def watch(self, tell: Callable[[], None]) -> None:
-        self._connection.watcher = tell
-
-    def unwatch(self) -> None:
-        self._connection.watcher = None
-
     def close(self, last_words: bytes = b"") -> None:
-        self.unwatch()
         if not self._is_closed and last_words and not self._process.is_dead:
             self._connection.feed(last_words)
         self.abort()

@@ -1,0 +1,187 @@
+"""What a session used again saves: processor time for a message, the engine alone.
+
+    python -m tests.bench sessions [MESSAGES]
+
+Small messages, 20 at once, to one quick host on loopback, in a process of its own. Runs
+in turns: each message with a session of its own or not, with the state in a file or in
+memory. Processor time is that of the engine's process, with its threads. The rate
+measures the host's delayed acknowledgements as much as us, so it stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import multiprocessing
+import tempfile
+import time
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.delivery import Request
+from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.replay import prevails
+from mxpolicy.options import Options
+from mxpolicy.outcome import Delivered
+from mxpolicy.state.memory import MemoryStore
+from mxpolicy.state.opening import open_store
+
+from . import report
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from multiprocessing.connection import Connection
+
+    from mxpolicy.state.store import Store
+
+AT_ONCE = 20
+ROUNDS = 3
+TEXT = b"Subject: small\r\n\r\n" + b"A line of text, and not the only one.\r\n" * 40
+
+
+class Used(NamedTuple):
+    """What a message took, in seconds; and in connections."""
+
+    processor: float
+    wall: float
+    connections: float
+
+
+class _Host(asyncio.Protocol):
+    """Takes everything."""
+
+    connections = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._buffer = b""
+        self._is_body = False
+        _Host.connections += 1
+        transport.write(b"220 mx.example.com ESMTP\r\n")
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while True:
+            end = b"\r\n.\r\n" if self._is_body else b"\r\n"
+            line, found, rest = self._buffer.partition(end)
+            if not found:
+                return
+            self._buffer = rest
+            self._answer(line)
+
+    def _answer(self, line: bytes) -> None:
+        verb = b"" if self._is_body else line[:4].upper()
+        self._is_body = verb == b"DATA"
+        said = {
+            b"EHLO": b"250-mx.example.com\r\n250-PIPELINING\r\n250 SIZE 10000000\r\n",
+            b"DATA": b"354 go ahead\r\n",
+            b"QUIT": b"221 2.0.0 Bye\r\n",
+        }
+        self._transport.write(said.get(verb, b"250 2.0.0 Ok\r\n"))
+        if verb == b"QUIT":
+            self._transport.close()
+
+
+def _serve(pipe: Connection) -> None:
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(_Host, "127.0.0.1", 0)
+        pipe.send(server.sockets[0].getsockname()[1])
+        while await loop.run_in_executor(None, pipe.recv):
+            pipe.send(_Host.connections)
+
+    asyncio.run(work())
+
+
+async def _deliver(engine: Engine, port: int, numbers: Sequence[str]) -> None:
+    left = list(numbers)
+
+    async def work() -> None:
+        while left:
+            number = left.pop()
+            data = MailData()
+            data.append(b"Received: by x; id " + number.encode() + b"\r\n" + TEXT)
+            data.finish()
+            request = Request(
+                "alice@example.net",
+                (f"bob{number}@example.com",),
+                f"[127.0.0.1]:{port}",
+                number,
+                900.0,
+            )
+            (outcome,) = await engine.deliver(request, data)
+            data.close()
+            assert isinstance(outcome, Delivered), outcome
+
+    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+
+
+def _measure(port: int, name: str, count: int, *, reuse: bool, in_file: bool) -> float:
+    async def work() -> float:
+        with tempfile.TemporaryDirectory() as directory:
+            store: Store = MemoryStore()
+            if in_file:
+                store = open_store(f"{directory}/state", print, prevails)
+            options = Options(helo="mail.example.com", allow_dial=("127.0.0.0/8",))
+            engine = Engine(Context(options, store=store, keeps_sessions=reuse))
+            await _deliver(engine, port, [f"{name}w{one}" for one in range(AT_ONCE)])
+            began = time.process_time()
+            await _deliver(engine, port, [f"{name}{one}" for one in range(count)])
+            used = time.process_time() - began
+            await engine.stop("the measurement is over")
+            await store.close()
+            return used / count
+
+    return asyncio.run(work())
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return 0 when there is a table."""
+    parser = argparse.ArgumentParser("python -m tests.bench sessions")
+    parser.add_argument("messages", nargs="?", type=int, default=1000)
+    count = parser.parse_args(arguments).messages
+    begun = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    host = context.Process(target=_serve, args=(theirs,), daemon=True)
+    host.start()
+    port = ours.recv()
+    used: dict[tuple[bool, bool], list[Used]] = {}
+    for number in range(ROUNDS):
+        for in_file, reuse in product((False, True), (False, True)):
+            before, at = _connections(ours), time.monotonic()
+            name = f"{number}{'file' if in_file else ''}{'reuse' if reuse else ''}x"
+            processor = _measure(port, name, count, reuse=reuse, in_file=in_file)
+            all_of_them = count + AT_ONCE
+            wall = (time.monotonic() - at) / all_of_them
+            connections = (_connections(ours) - before) / all_of_them
+            one = Used(processor, wall, connections)
+            used.setdefault((in_file, reuse), []).append(one)
+    least = {one: min(found) for one, found in used.items()}
+    rows = [
+        [
+            f"state in {'a file' if in_file else 'memory'}, "
+            f"{'sessions used again' if reuse else 'a session each'}",
+            f"{one.processor * 1000:.2f} ms",
+            report.ratio(one.processor, least[in_file, False].processor),
+            f"{1 / one.wall:.0f}/s",
+            f"{one.connections:.3f}",
+        ]
+        for (in_file, reuse), one in least.items()
+    ]
+    ours.send(False)
+    host.join()
+    head = ["", "processor time", "of a session each", "rate", "connections"]
+    print(f"{count} messages, {AT_ONCE} at once, the best of {ROUNDS} runs:\n")
+    print(report.table(head, rows))
+    print(f"\n{report.circumstances(begun)}")
+    return 0
+
+
+def _connections(pipe: Connection) -> int:
+    pipe.send(True)
+    found: int = pipe.recv()
+    return found
