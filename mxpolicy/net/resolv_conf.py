@@ -6,11 +6,12 @@ it would send mail to another domain.
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from mxpolicy.address import canonical_address
 
-__all__ = ["ResolvConf", "parse_resolv_conf", "read_resolv_conf"]
+__all__ = ["ResolvConf", "ResolvConfFile", "parse_resolv_conf", "read_resolv_conf"]
 
 PATH = "/etc/resolv.conf"
 
@@ -19,6 +20,9 @@ MAX_SERVERS = 3
 DEFAULT_SERVER = "127.0.0.1"
 MAX_TIMEOUT = 30
 MAX_ATTEMPTS = 5
+
+# Seconds between two looks whether the file is another one.
+LOOK_AGAIN = 5.0
 
 # Far above any real file; /dev/zero in its place must not take all memory.
 MAX_SIZE = 65536
@@ -52,6 +56,48 @@ def read_resolv_conf(path: str = PATH) -> ResolvConf:
             return parse_resolv_conf(file.read(MAX_SIZE).decode("latin-1"))
     except OSError:
         return ResolvConf()
+
+
+class ResolvConfFile:
+    """The file, for a process that lives longer than what it says.
+
+    Args:
+        path: Where it is.
+    """
+
+    def __init__(self, path: str = PATH) -> None:
+        self._path = path
+        self._seen = self._mark()
+        self._looked: float | None = None
+
+    def read(self) -> ResolvConf:
+        """Return what it says; see `read_resolv_conf`."""
+        return read_resolv_conf(self._path)
+
+    def news(self, now: float) -> ResolvConf | None:
+        """Return what it says where it is another one than before, else None.
+
+        While it is missing, what it said last holds: it may just be replaced.
+
+        Args:
+            now: Seconds, monotonic.
+        """
+        if self._looked is not None and now < self._looked + LOOK_AGAIN:
+            return None
+        self._looked = now
+        mark = self._mark()
+        if mark is None or mark == self._seen:
+            return None
+        self._seen = mark
+        return self.read()
+
+    def _mark(self) -> tuple[int, ...] | None:
+        """Return what differs when the file does."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def parse_resolv_conf(text: str) -> ResolvConf:

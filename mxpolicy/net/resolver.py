@@ -42,7 +42,7 @@ from mxpolicy.net.dns_query import (
     parse_server,
 )
 from mxpolicy.net.dns_wire import WireError
-from mxpolicy.net.resolv_conf import read_resolv_conf
+from mxpolicy.net.resolv_conf import ResolvConfFile
 from mxpolicy.reply import printable
 from mxpolicy.routing.mx import Lookup, LookupStatus
 
@@ -69,19 +69,36 @@ class Resolver:
     """Looks names up, and remembers the answers while their TTL lasts."""
 
     def __init__(
-        self, options: ResolverOptions, conf: ResolvConf | None = None
+        self,
+        options: ResolverOptions,
+        conf: ResolvConf | None = None,
+        file: ResolvConfFile | None = None,
     ) -> None:
         """Prepare; nothing is asked yet.
 
         Args:
             options: Servers named here replace those of resolv.conf, and then
                 its ``trust-ad``, which is about its own servers, does not count.
-            conf: What resolv.conf says; read from /etc when None.
+            conf: What resolv.conf says, for good. When None, the file says it, now and
+                whenever it has changed.
+            file: That file; by default the one in /etc.
 
         Raises:
             ConfigError: A server is not written as an address.
         """
-        conf = conf or read_resolv_conf()
+        self._options = options
+        self._timeout = options.timeout
+        self._file: ResolvConfFile | None = None
+        if conf is None:
+            self._file = file or ResolvConfFile()
+            conf = self._file.read()
+        self._use(conf)
+        self._cache = Cache()
+        self._asking: dict[_Question, asyncio.Future[Lookup | None]] = {}
+
+    def _use(self, conf: ResolvConf) -> None:
+        """Go on by what resolv.conf says."""
+        options = self._options
         named = options.servers
         self._servers = [parse_server(text) for text in named or conf.servers]
         if options.trust_ad is not None:
@@ -91,11 +108,8 @@ class Resolver:
         if conf.rotate:
             _begin_anywhere(self._servers)
         self._use_vc = conf.use_vc
-        self._timeout = options.timeout
         self._first_timeout = conf.timeout or FIRST_TIMEOUT
         self._rounds = conf.attempts or ROUNDS
-        self._cache = Cache()
-        self._asking: dict[_Question, asyncio.Future[Lookup | None]] = {}
 
     async def lookup(
         self, name: str, rdtype: str, within: float | None = None
@@ -137,6 +151,8 @@ class Resolver:
         return lookup
 
     async def _ask(self, name: str, rdtype: str, patience: float) -> Lookup:
+        if self._file is not None and (conf := self._file.news(_now())):
+            self._use(conf)
         reasons: list[str] = []
         # Short enough that dead servers leave some time for the last one.
         first = min(self._first_timeout, patience / (len(self._servers) + 1))
@@ -181,8 +197,9 @@ class Resolver:
             reasons: Why servers failed; added to.
         """
         hopeless: set[Server] = set()
+        servers = self._servers  # another list, once resolv.conf has changed
         for turn in range(self._rounds):
-            for server in tuple(self._servers):
+            for server in tuple(servers):
                 if server in hopeless:
                     continue
                 answer = await ask_server(
@@ -194,8 +211,8 @@ class Resolver:
                 if not answer.ask_again:
                     # It has answered, and would answer the same again.
                     hopeless.add(server)
-                self._servers.remove(server)
-                self._servers.append(server)
+                servers.remove(server)
+                servers.append(server)
         return Answer(LookupStatus.FAILED)
 
     def _steps(self, turn: int) -> tuple[Step, ...]:

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mxpolicy.net.resolv_conf import ResolvConf, parse_resolv_conf, read_resolv_conf
+from mxpolicy.net.resolv_conf import (
+    LOOK_AGAIN,
+    ResolvConf,
+    ResolvConfFile,
+    parse_resolv_conf,
+    read_resolv_conf,
+)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +91,36 @@ def test_endless_file_is_not_read_to_its_end() -> None:
 @settings(max_examples=100)
 def test_any_text_gives_at_least_one_server(text: str) -> None:
     assert 1 <= len(parse_resolv_conf(text).servers) <= 3
+
+
+def test_file_that_has_changed_is_read_again_and_not_at_every_question(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "resolv.conf"
+    path.write_text("nameserver 192.0.2.1\n")
+    file = ResolvConfFile(str(path))
+    assert file.read().servers == ("192.0.2.1",)
+    assert file.news(0.0) is None
+    path.write_text("nameserver 192.0.2.22\n")
+    assert file.news(LOOK_AGAIN - 1) is None
+    assert file.news(LOOK_AGAIN) == ResolvConf(("192.0.2.22",))
+    assert file.news(2 * LOOK_AGAIN) is None
+
+
+def test_file_that_is_replaced_counts_once_it_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    path.symlink_to(tmp_path / "one")
+    (tmp_path / "one").write_text("nameserver 192.0.2.1\n")
+    (tmp_path / "two").write_text("nameserver 192.0.2.2\n")
+    file = ResolvConfFile(str(path))
+    path.unlink()
+    assert file.news(LOOK_AGAIN) is None
+    path.symlink_to(tmp_path / "two")
+    assert file.news(2 * LOOK_AGAIN) == ResolvConf(("192.0.2.2",))
+
+
+def test_file_that_comes_late_counts(tmp_path: Path) -> None:
+    file = ResolvConfFile(str(tmp_path / "resolv.conf"))
+    assert file.read() == ResolvConf()
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.1\n")
+    assert file.news(LOOK_AGAIN) == ResolvConf(("192.0.2.1",))

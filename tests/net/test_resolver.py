@@ -18,7 +18,7 @@ import pytest
 from mxpolicy.delivery.plan import STAGE
 from mxpolicy.errors import ConfigError
 from mxpolicy.net.dns_query import Server, parse_server
-from mxpolicy.net.resolv_conf import ResolvConf
+from mxpolicy.net.resolv_conf import ResolvConf, ResolvConfFile
 from mxpolicy.net.resolver import Resolver
 from mxpolicy.options import Options, ResolverOptions
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
@@ -470,6 +470,51 @@ async def test_use_vc_asks_over_tcp_only() -> None:
     assert lookup.addresses == ("192.0.2.1",)
     assert other.status is FAILED
     assert set(server.asked) == {"tcp A a.example.com."}
+
+
+class Changing(ResolvConfFile):
+    """A resolv.conf that names one server, and then another one."""
+
+    def __init__(self, before: DnsServer, after: DnsServer) -> None:
+        super().__init__("/no/such/file")
+        self._before = before
+        self._after = after
+        self.has_changed = False
+
+    def read(self) -> ResolvConf:
+        return ResolvConf(servers=(self._before.text,), timeout=AMPLE)
+
+    def news(self, now: float) -> ResolvConf | None:
+        if not self.has_changed:
+            return None
+        return ResolvConf(servers=(self._after.text,), timeout=AMPLE)
+
+
+async def test_servers_of_a_changed_resolv_conf_are_asked() -> None:
+    async with dns_server(*ZONE) as before, dns_server(*ZONE) as after:
+        file = Changing(before, after)
+        asking = Resolver(ResolverOptions(), file=file)
+        assert (await asking.lookup("a.example.com", "A")).addresses
+        file.has_changed = True
+        # What is known is known.
+        assert (await asking.lookup("a.example.com", "A")).addresses
+        assert not after.asked
+        assert (await asking.lookup("example.com", "MX")).status is FOUND
+    assert after.asked == ["udp MX example.com."]
+
+
+async def test_question_that_is_open_ends_with_the_servers_it_began_with() -> None:
+    async with dns_server(*ZONE) as before, dns_server(*ZONE) as after:
+        before.fault = before.tcp_fault = faults.silent
+        file = Changing(before, after)
+        asking = Resolver(ResolverOptions(timeout=5 * PATIENCE), file=file)
+        first = asyncio.create_task(asking.lookup("a.example.com", "A"))
+        await asyncio.sleep(0)
+        file.has_changed = True
+        assert (await asking.lookup("example.com", "MX")).status is FOUND
+        lookup = await first
+    assert lookup.status is FAILED
+    assert f"port {before.text.rpartition(':')[2]}" in lookup.reason
 
 
 @pytest.mark.parametrize("rotate", [True, False])
