@@ -754,6 +754,32 @@ def test_package_that_is_missing_is_named(command: Command, speaking: Speaking) 
     assert_answer(command.run(argv), 75, r"4\.3\.0 mxpolicy: the delivery ended with")
 
 
+@pytest.mark.parametrize("options", [[], ["--exim"]], ids=["postfix", "exim"])
+def test_without_proc_nothing_is_between_the_mail_server_and_who_delivers(
+    options: list[str], command: Command, speaking: Speaking, host: Callable[..., Host]
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    there = host(holds="DATA")
+    argv = command.argv(speaking.path, there.nexthop)
+    if options:
+        argv = ["pipe", "--exim", *argv[3:]]
+    hide = 'mount -t tmpfs none /proc; exec "$0" "$@"'
+    wrap = ["unshare", "--mount", "/bin/sh", "-c", hide]
+    with command.started(argv, wrap=wrap, environ={"RETURN_PATH": ""}) as started:
+        process, answers = started
+        assert process.stdin is not None
+        with process.stdin as stdin:
+            stdin.write(MESSAGE)
+        assert there.reached.wait(TIMEOUT)
+        assert Path(f"/proc/{process.pid}/comm").read_text() == "python3\n"
+        assert not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        there.release.set()
+        ended = Ended(process.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 0, TAKEN)
+    assert there.commands[0] == BY_ITSELF
+
+
 def test_script_is_found_through_a_link(
     command: Command, host: Callable[..., Host], tmp_path: Path
 ) -> None:

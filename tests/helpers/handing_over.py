@@ -27,12 +27,16 @@ __all__ = ["Command", "command"]
 class Command:
     """Runs ``mxpolicy pipe``.
 
+    Args:
+        directory: Where its tree is made.
+        python: The interpreter; by default that of the tests.
+
     Attributes:
         program: The script.
         config: For the run without a daemon.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, python: Path | None = None) -> None:
         self.root = directory / "venv"
         self.program = self.root / "bin" / "mxpolicy"
         self.config = directory / "alone.yaml"
@@ -42,7 +46,7 @@ class Command:
         packages.mkdir(parents=True)
         self.program.parent.mkdir()
         shutil.copy(CHECKOUT / "mxpolicy" / "command.sh", self.program)
-        base = Path(sys.base_prefix) / "bin" / "python3"
+        base = python or Path(sys.base_prefix) / "bin" / "python3"
         (self.root / "bin" / "python3").symlink_to(base)
         (self.root / "pyvenv.cfg").write_text(f"home = {base.parent}\n")
         (packages / "mxpolicy").symlink_to(CHECKOUT / "mxpolicy")

@@ -1,0 +1,116 @@
+"""What ``mxpolicy pipe`` costs where a daemon takes the message, beside a delivery alone.
+
+    python -m tests.bench handover [RUNS] [--python PROGRAM]
+
+Needs no root and no lab; callgrind (Debian's valgrind) on the PATH. The script and the
+client run with PROGRAM, by default Debian's python3, which has to be of the same minor
+version as that of the tests. The daemon is not counted: see `python -m tests.bench
+processor`. In one run, for a small message to a host in good health:
+
+- instructions as callgrind(1) counts them, of the script and of Python
+- user and system time of both (median of RUNS, getrusage(2))
+"""
+
+import argparse
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
+
+from tests.helpers.handing_over import Command
+from tests.helpers.piping import MESSAGE, Host
+from tests.helpers.serving import Runner
+
+from . import report
+
+_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Return 0 when there is a table."""
+    parser = argparse.ArgumentParser("python -m tests.bench handover")
+    parser.add_argument("runs", nargs="?", type=int, default=25)
+    parser.add_argument("--python", type=Path, default=Path("/usr/bin/python3"))
+    given = parser.parse_args(arguments)
+    if not shutil.which("valgrind"):
+        print("needs valgrind", file=sys.stderr)
+        return 1
+    begun = time.monotonic()
+    there = Host()
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        command = Command(directory, given.python)
+        numbers = count()
+        bare = [str(given.python), "-IS", "-c", "pass"]
+
+        def argv(path: Path) -> list[str]:
+            words = command.argv(path, there.nexthop)
+            # A queue id that was used before means "delivered earlier".
+            words[words.index("QID")] = f"4Zb{next(numbers)}"
+            return [str(command.program), *words]
+
+        try:
+            with Runner(directory).started() as daemon:
+                handed = daemon.run / "pipe"
+                rows = [
+                    _row(f"`{bare[0]} -IS -c pass`", lambda: bare, given.runs),
+                    _row("handed over", lambda: argv(handed), given.runs),
+                    _row("alone", lambda: argv(Path("/nowhere")), given.runs),
+                ]
+        finally:
+            there.close()
+    head = ["`mxpolicy pipe`", "script", "Python", "processor time"]
+    print(report.table(head, rows))
+    print(f"\n{report.circumstances(begun)}")
+    return 0
+
+
+def _row(name: str, argv: Callable[[], list[str]], runs: int) -> list[str]:
+    _spent(argv())  # the byte code, and what is remembered of the host
+    script, python = _instructions(argv())
+    seconds = statistics.median(_spent(argv()) for _ in range(runs))
+    return [name, _millions(script), _millions(python), report.seconds(seconds)]
+
+
+def _millions(instructions: int) -> str:
+    return f"{instructions / 1e6:.1f} M" if instructions else ""
+
+
+def _instructions(argv: Sequence[str]) -> tuple[int, int]:
+    """Return the instructions of the shell, and of Python."""
+    with tempfile.TemporaryDirectory() as directory:
+        counting = ["--tool=callgrind", "--trace-children=yes"]
+        counting.append(f"--callgrind-out-file={directory}/%p")
+        subprocess.run(
+            ["valgrind", *counting, *argv],
+            input=MESSAGE,
+            capture_output=True,
+            env=_ENVIRONMENT,
+            check=True,
+        )
+        found = {"python": 0, "script": 0}
+        for file in Path(directory).iterdir():
+            text = file.read_text(errors="replace")
+            command = re.search(r"^cmd: +(\S+)", text, re.M)
+            total = re.search(r"^totals: (\d+)", text, re.M)
+            assert command is not None
+            assert total is not None, text[-200:]
+            kind = "python" if "python" in command[1] else "script"
+            found[kind] += int(total[1])
+    return found["script"], found["python"]
+
+
+def _spent(argv: Sequence[str]) -> float:
+    before = getrusage(RUSAGE_CHILDREN)
+    subprocess.run(
+        argv, input=MESSAGE, stdout=subprocess.DEVNULL, env=_ENVIRONMENT, check=True
+    )
+    after = getrusage(RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
