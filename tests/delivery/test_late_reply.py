@@ -11,6 +11,7 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.journal import Entry, EntryState
 from mxpolicy.delivery.late_reply import LateReplies
 from mxpolicy.delivery.owner import Calls, Owner
 from mxpolicy.errors import LocalTrouble
@@ -18,6 +19,7 @@ from mxpolicy.net.dial import dial
 from mxpolicy.options import Options, TransactionOptions
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.state.memory import MemoryStore
+from mxpolicy.state.store import JOURNAL
 from tests.delivery.attempts import mail_data, run
 from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.scripted_smtp import End, Script, ScriptedHost
@@ -495,6 +497,34 @@ def test_stop_notes_the_doubt_and_resets_the_connection() -> None:
 
     play(host, other, story=story)
     assert host.was_reset[0]
+
+
+def test_stop_of_the_engine_waits_for_its_deliveries_and_then_for_no_reply() -> None:
+    host = ScriptedHost({".": End.SILENT})
+
+    async def story(site: Site) -> None:
+        loop, daemon = asyncio.get_running_loop(), site.daemon()
+        await site.send(daemon)
+        began = loop.time()
+        second = asyncio.create_task(site.send(daemon, queue_id="NEXT"))
+        await asyncio.sleep(300)
+        await daemon.stop("for the test")
+        assert 600 <= loop.time() - began < 601
+        assert is_unanswered((await second)[0])
+        assert not len(site.late)
+        assert site.ended() == [("bob", False, "stopped by ourselves")] * 2
+        entries = [journal_entry(one.value) for one in await site.store.scan(JOURNAL)]
+        assert [one.state for one in entries] == [EntryState.DEFERRED] * 2
+        assert all(sum(one.past.doubts.values()) == 1 for one in entries)
+
+    play(host, story=story)
+
+
+def journal_entry(value: bytes) -> Entry:
+    """Decode what must be an entry of the journal."""
+    entry = Entry.decode(value)
+    assert entry is not None
+    return entry
 
 
 def test_stop_hears_what_has_come_by_then() -> None:
