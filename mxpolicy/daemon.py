@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+ENDING = (signal.SIGTERM, signal.SIGINT)
+
 USAGE = "usage: mxpolicy serve [--config FILE]"
 
 # Seconds after a first signal in which the dots that are out have their answer, or never
@@ -77,8 +79,10 @@ def main(argv: Sequence[str]) -> int:
     command line is wrong.
     """
     # Process 1 has no default action for a signal (kill(2)).
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, _end_before_the_beginning)
+    # The configuration may be read already: it is read again, once all is there.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         config = _config(argv)
     except UsageError as error:
@@ -208,8 +212,9 @@ class Daemon:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._tell_of_loop)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING:
             loop.add_signal_handler(number, self._end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, *ENDING})
         options = self._options
         path = state_file(options.state, self._environ)
         self._store = store = open_store(path, self._tell, prevails)

@@ -300,6 +300,21 @@ mxpolicy.daemon.load = load_late
     assert list(serving.run.iterdir()) == []
 
 
+def test_reload_before_it_serves_is_done_when_it_does(serving: Runner) -> None:
+    before = """
+import mxpolicy.daemon, os, signal
+load = mxpolicy.daemon.load
+def load_early(*arguments):
+    os.kill(os.getpid(), signal.SIGHUP)
+    mxpolicy.daemon.load = load
+    return load(*arguments)
+mxpolicy.daemon.load = load_early
+"""
+    with serving.started(before=before) as daemon:
+        daemon.wait_for_log("(configuration read again; ")
+        assert daemon.end() == 0
+
+
 def test_state_that_cannot_be_used_is_told_at_the_beginning(serving: Runner) -> None:
     serving.state.chmod(0o777)
     with serving.started() as daemon:
