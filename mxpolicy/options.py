@@ -209,6 +209,10 @@ class TransactionOptions:
     """How long a reply before the final dot is awaited before the next host is asked, if there is one. The silent one is asked again, with all its time, when the others have been."""
     late_reply: Delay = 60 * MINUTES
     """How long the daemon still listens for the reply to the final dot, once the mail server was told 4.4.2 for want of it. When it comes after all, the next attempt ends as delivered and makes no second copy (RFC 1047). ``0s``: not at all. A ``mxpolicy pipe`` that runs alone cannot wait."""
+    session_idle: Delay = 5 * SECONDS
+    """How long ``mxpolicy serve`` keeps a session with a host that has taken a message, for the next message to that host (Postfix: smtp_connection_cache_time_limit). ``0s``: each message has a session of its own."""
+    session_messages: Processes = 100
+    """How many messages are sent over one session (Postfix: smtp_connection_reuse_count_limit). What the host says of its limits counts, too (RFC 9422). 0: no limit."""
     body_progress: Timeout = 180 * SECONDS
     """How long the host may acknowledge no byte of the mail data (Postfix: smtp_data_xfer_timeout)."""
 

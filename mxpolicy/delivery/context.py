@@ -100,7 +100,8 @@ class Context:
         self.resolver = resolver or Resolver(options.resolver)
         self._dial = dial
         self._is_own_address = is_own_address
-        idle = _idle_sessions(clock) if keeps_sessions else None
+        idle = _idle_sessions(options, clock) if keeps_sessions else None
+        self._idle = idle
         self.connections = _connections(options, idle) if idle is not None else None
         self._apply(options)
         self.sessions = Sessions({DIRECT: self._direct()}, idle, late_replies)
@@ -124,6 +125,8 @@ class Context:
             other.resolver = Resolver(options.resolver)
         other._apply(options)
         other.sessions.renew({DIRECT: other._direct()})
+        if other._idle is not None:
+            other._idle.renew(options.transaction)
         other.admission.processes = options.limits.processes
         other.spool_memory.total = options.limits.spool_memory
         if other.connections is not None:
@@ -159,8 +162,8 @@ def _connections(options: Options, idle: IdleSessions) -> Connections:
     return Connections(limits.connections_per_host, limits.connections, idle)
 
 
-def _idle_sessions(clock: Callable[[], float]) -> IdleSessions:
+def _idle_sessions(options: Options, clock: Callable[[], float]) -> IdleSessions:
     # A process for one message does not need it.
     from mxpolicy.delivery.idle_sessions import IdleSessions
 
-    return IdleSessions(clock, idle=5.0, messages=100)
+    return IdleSessions(options.transaction, clock)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mxpolicy.delivery.approach import Approach
     from mxpolicy.delivery.session import Session
+    from mxpolicy.options import TransactionOptions
     from mxpolicy.routing.candidate import Candidate, Key
 
     _Fit = tuple[Key, Approach]
@@ -36,23 +37,23 @@ class IdleSessions:
     """Sessions by what they fit: the candidate's key, and the approach to it.
 
     Args:
+        options: How long one waits, and for how many messages.
         clock: Seconds, monotonic.
-        idle: Seconds for which one waits; 0 is not at all.
-        messages: How many messages are sent over one.
     """
 
-    def __init__(
-        self, clock: Callable[[], float], *, idle: float, messages: int
-    ) -> None:
+    def __init__(self, options: TransactionOptions, clock: Callable[[], float]) -> None:
+        self._options = options
         self._clock = clock
-        self._idle = idle
-        self._messages = messages
         # Those that have waited longest come first; until when.
         self._until: dict[Session, float] = {}
         self._fitting: dict[_Fit, list[Session]] = {}
         self._at: Counter[str] = Counter()
         self._alarm: asyncio.TimerHandle | None = None
         self._rings_at = inf
+
+    def renew(self, options: TransactionOptions) -> None:
+        """Go on by other *options*, from the next session on."""
+        self._options = options
 
     def keep(self, session: Session, known_until: float = inf) -> bool:
         """Let *session* wait for another message, if it may; return whether it does.
@@ -61,7 +62,8 @@ class IdleSessions:
             known_until: See `mxpolicy.routing.reuse.kept_until`.
         """
         now = self._clock()
-        until = kept_until(now, session.began, idle=self._idle, known_until=known_until)
+        idle = self._options.session_idle
+        until = kept_until(now, session.began, idle=idle, known_until=known_until)
         if until <= now or not self._may_be_kept(session):
             return False
         self._make_room(session.candidate)
@@ -81,8 +83,8 @@ class IdleSessions:
         )
         if is_put_off or approach.had_to_be_in_clear or not approach.waits_for_body:
             return False
-        mailmax = extensions.limits.mailmax
-        most = self._messages if mailmax is None else min(mailmax, self._messages)
+        limits = (self._options.session_messages or None, extensions.limits.mailmax)
+        most = min((one for one in limits if one is not None), default=None)
         return session.dialogue.is_quiet() and may_be_kept(
             session.course,
             transactions=session.transactions,

@@ -268,18 +268,23 @@ class Offer:
             if judgement is Judgement.DIAL_ANEW:
                 self.void_because = self._words_of_the_end()
             return judgement is Judgement.DIAL_ANEW
-        if judgement is Judgement.IF_IN_STEP:
-            left = self._message.time_left()
-            if await self.session.is_in_step(min(PATIENCE, left / 4)):
-                self.answers.are_in_step()
-                return False
-        if judgement is Judgement.COUNTS:
-            if self.over is not None:
-                self.answers.take_back_unproven()
-            return False
-        self.void_because = self._words_of_the_end()
-        self.answers.take_back_unproven()
-        return True
+        if judgement is Judgement.IF_IN_STEP and await self._is_in_step():
+            self.answers.are_in_step()
+            judgement = Judgement.COUNTS
+        if judgement is Judgement.COUNTS and self.over is None:
+            # Of a new session the host may have another opinion.
+            said = self.answers.take_back_about_session()
+            if said is not None and not self.in_doubt():
+                self.void_because = f"refused: {said.text}"
+        elif judgement is not Judgement.COUNTS:
+            self.void_because = self._words_of_the_end()
+        if judgement is not Judgement.COUNTS or self.over is not None:
+            self.answers.take_back_unproven()
+        return self.void_because is not None
+
+    async def _is_in_step(self) -> bool:
+        left = self._message.time_left()
+        return await self.session.is_in_step(min(PATIENCE, left / 4))
 
     def _words_of_the_end(self) -> str:
         if self.ending is not None:

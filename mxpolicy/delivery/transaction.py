@@ -106,6 +106,18 @@ class Answers:
         self._unproven.clear()
         self.goodbye = None
 
+    def take_back_about_session(self) -> Reply | None:
+        """Forget the refusals that are about the session; return one of them, or None."""
+        about = {
+            number: reply
+            for number, (verb, reply) in self.refused.items()
+            if trouble.is_about_the_session(verb, reply)
+            or (verb is not Verb.DOT and trouble.wants_tls(reply))
+        }
+        for number in about:
+            del self.refused[number]
+        return next(iter(about.values()), None)
+
     def take_back_for_want_of_tls(self) -> Reply | None:
         """Forget the refusals in clear that ask for TLS; return one of them, or None."""
         asked = {

@@ -23,7 +23,6 @@ from mxpolicy.routing.candidate import Verdict
 
 __all__ = [
     "LONGEST_AGE",
-    "LONGEST_IDLE",
     "PATIENCE",
     "QUICK",
     "Course",
@@ -32,10 +31,6 @@ __all__ = [
     "kept_until",
     "may_be_kept",
 ]
-
-# Seconds for which a session waits for a message. Busy hosts hang up after some 10 s, and
-# each idle session keeps a place there from others.
-LONGEST_IDLE = 5.0
 
 # Seconds from connecting after which a session is used no more. It lets us find a better
 # address, and keeps below every host's limit (Postfix: smtp_connection_reuse_time_limit).
@@ -103,10 +98,10 @@ def kept_until(now: float, began: float, *, idle: float, known_until: float) -> 
     Args:
         now: Seconds, as all times here.
         began: When it was connected.
-        idle: How long a session may wait, at most `LONGEST_IDLE`.
+        idle: How long a session may wait.
         known_until: When what has led to it may change: DNS, or a better host's pause.
     """
-    return min(now + min(idle, LONGEST_IDLE), began + LONGEST_AGE, known_until)
+    return min(now + idle, began + LONGEST_AGE, known_until)
 
 
 class Judgement(Enum):

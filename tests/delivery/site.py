@@ -12,7 +12,12 @@ from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.host_memory import HostMemory, host_key
 from mxpolicy.delivery.learner import Learner
 from mxpolicy.delivery.trace import Trace
-from mxpolicy.options import LimitOptions, MemoryOptions, Options
+from mxpolicy.options import (
+    LimitOptions,
+    MemoryOptions,
+    Options,
+    TransactionOptions,
+)
 from mxpolicy.outcome import Outcome
 from mxpolicy.routing.host_record import HostRecord, decode
 from mxpolicy.routing.nexthop import nexthop_aim, parse_nexthop
@@ -72,6 +77,7 @@ class Site:
         chance: Callable[[], float] = lambda: 0.0,
         keeps_sessions: bool = False,
         limits: LimitOptions | None = None,
+        transaction: TransactionOptions | None = None,
     ) -> None:
         self.hosts = hosts
         self.utc = Utc()
@@ -81,6 +87,7 @@ class Site:
             allow_dial=("127.0.0.0/8",),
             memory=options or MemoryOptions(),
             limits=limits or LimitOptions(),
+            transaction=transaction or TransactionOptions(),
         )
         self.happened: list[Event] = []
         self.context = Context(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+import trustme
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.approach import Approach
@@ -15,7 +17,7 @@ from mxpolicy.delivery.host_memory import nexthop_key
 from mxpolicy.delivery.idle_sessions import MOST_AT_ADDRESS
 from mxpolicy.delivery.probe import Probes
 from mxpolicy.delivery.trace import Trace
-from mxpolicy.options import LimitOptions, TlsLevel
+from mxpolicy.options import LimitOptions, TlsLevel, TransactionOptions
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.routing.candidate import Finding, Phase, Verdict
 from mxpolicy.routing.host_record import decode
@@ -40,11 +42,12 @@ def play(
     *hosts: ScriptedHost,
     work: Callable[[Site], Coroutine[Any, Any, None]],
     limits: LimitOptions | None = None,
+    transaction: TransactionOptions | None = None,
 ) -> None:
     """Run *work* with a site that keeps sessions; no message meets trouble of ours."""
 
     async def main() -> None:
-        site = Site(*hosts, keeps_sessions=True, limits=limits)
+        site = Site(*hosts, keeps_sessions=True, limits=limits, transaction=transaction)
         try:
             await work(site)
         finally:
@@ -710,3 +713,201 @@ def test_nothing_waits_where_the_process_has_one_message() -> None:
 
     run(host, work=main)
     assert len(host.visits) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "visits"),
+    [
+        (TransactionOptions(session_idle=0.0), 4),
+        (TransactionOptions(session_idle=1.0), 2),
+        (TransactionOptions(session_messages=1), 4),
+        (TransactionOptions(session_messages=2), 2),
+        (TransactionOptions(session_messages=3), 2),
+        (TransactionOptions(session_messages=0), 1),
+    ],
+    ids=str,
+)
+def test_options_say_how_long_and_for_how_many_messages(
+    option: TransactionOptions, visits: int
+) -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        for gap in (0.5, 2.0, 0.5, 0.0):
+            assert isinstance((await site.send()).outcome, Delivered)
+            await asyncio.sleep(gap)
+
+    play(host, work=work, transaction=option)
+    assert len(host.visits) == visits
+
+
+def test_other_options_count_from_the_next_session_on() -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        once = TransactionOptions(session_messages=1)
+        site.engine = site.engine.renewed(replace(site.options, transaction=once))
+        await site.send()
+        await site.send()
+
+    play(host, work=work)
+    assert len(host.visits) == 3
+
+
+# Other hosts in the race.
+
+
+def test_stale_session_costs_a_better_host_nothing() -> None:
+    """The first host is slow to connect, and ready while the old session is tried."""
+    best, other = ScriptedHost({"CONNECT": [End.CLOSE, "220 hi"]}), ScriptedHost()
+
+    async def work(site: Site) -> None:
+        first = await site.send()
+        assert first.outcome.relay.startswith(other.candidate().address)
+        other.will({"RSET": End.CLOSE})
+        second = await site.send()
+        assert isinstance(second.outcome, Delivered)
+        assert was_replaced(second)
+        # As with a fresh session: the paused one is asked last, the stale one first.
+        assert second.outcome.relay.startswith(other.candidate().address)
+
+    play(best, other, work=work)
+    assert len(other.visits) == 2
+
+
+@pytest.mark.parametrize(
+    ("connect", "seconds"),
+    [(End.CLOSE, 0.1), (End.SILENT, 9.0), ("421 busy", 0.1), (20.0, 9.0)],
+)
+def test_next_host_is_asked_when_a_stale_session_has_no_successor(
+    connect: str | float | End, seconds: float
+) -> None:
+    host, backup = ScriptedHost(), ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will({"RSET": End.CLOSE, "CONNECT": connect})
+        second = await site.send()
+        assert isinstance(second.outcome, Delivered)
+        assert second.outcome.relay.startswith(backup.candidate().address)
+        assert second.seconds < seconds
+
+    play(host, backup, work=work)
+
+
+def test_sole_host_that_is_gone_after_a_stale_session_defers() -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will({"RSET": End.CLOSE, "CONNECT": "421 4.3.2 closed"})
+        second = await site.send()
+        assert isinstance(second.outcome, Deferred)
+        assert "421 4.3.2 closed" in second.outcome.text
+
+    play(host, work=work)
+    assert len(host.visits) == 2
+
+
+def test_delivery_is_cancelled_while_an_old_session_is_tried() -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will({"RSET": End.SILENT})
+        second = asyncio.create_task(site.send())
+        await asyncio.sleep(1)
+        await site.engine.stop("enough")
+        assert isinstance((await second).outcome, Deferred)
+
+    play(host, work=work)
+    assert len(host.visits) == 1
+
+
+# Under TLS.
+
+
+@pytest.fixture(scope="module")
+def context() -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("mx.example.com").configure_cert(made)
+    return made
+
+
+def test_session_under_tls_is_used_again_under_tls(context: ssl.SSLContext) -> None:
+    host = ScriptedHost(context=context)
+
+    async def work(site: Site) -> None:
+        first = await site.send()
+        (settled,) = told(first, events.RecipientSettled)
+        second = await site.send()
+        assert was_reused(second)
+        assert told(second, events.Secured)
+        (settled,) = told(second, events.RecipientSettled)
+        assert settled.delays.tls == 0
+
+    play(host, work=work)
+    hello = ["EHLO", "STARTTLS"]
+    assert verbs(host) == [[*hello, *FIRST, *LATER, "QUIT"]]
+
+
+def test_host_that_closes_tls_while_the_session_waits(context: ssl.SSLContext) -> None:
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(1)
+        writer.close()
+
+    host = ScriptedHost({".": [("250 ok", close), "250 ok"]}, context=context)
+
+    async def work(site: Site) -> None:
+        await site.send()
+        await asyncio.sleep(1.1)
+        second = await site.send()
+        assert isinstance(second.outcome, Delivered)
+        assert not was_reused(second)
+
+    play(host, work=work)
+
+
+@pytest.mark.parametrize(
+    "starttls", ["454 4.7.0 not now", End.CLOSE], ids=["put off", "broken"]
+)
+def test_session_in_clear_that_might_have_tls_is_not_kept(
+    context: ssl.SSLContext, starttls: str | End
+) -> None:
+    host = ScriptedHost({"STARTTLS": [starttls, "220 go ahead"]}, context=context)
+
+    async def work(site: Site) -> None:
+        first = await site.send()
+        assert not told(first, events.Secured)
+        second = await site.send()
+        assert not was_reused(second)
+        assert told(second, events.Secured)
+
+    play(host, work=work)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "530 5.7.0 Must issue a STARTTLS command first",
+        "550 5.7.10 encryption needed",
+        "503 5.5.1 bad sequence of commands",
+    ],
+)
+@pytest.mark.parametrize("path", ["bob@example.com", "eve@example.com"])
+def test_refusal_about_an_old_session_is_asked_for_again_in_a_new_one(
+    reply: str, path: str
+) -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will({f"RCPT {path}": [reply, "250 ok"]})
+        second = await site.send(recipients=TWO)
+        assert all(isinstance(one, Delivered) for one in second.outcomes)
+        assert was_replaced(second) == f"refused: {reply}"
+
+    play(host, work=work)
+    assert len(host.visits) == 2
+    assert len(host.taken) == 3

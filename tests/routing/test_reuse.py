@@ -9,7 +9,6 @@ import pytest
 from mxpolicy.routing.candidate import Verdict
 from mxpolicy.routing.reuse import (
     LONGEST_AGE,
-    LONGEST_IDLE,
     QUICK,
     Course,
     Judgement,
@@ -54,7 +53,6 @@ def test_session_is_kept_after_plain_success_only(
     [
         pytest.param(1000, 990, 5, inf, 1005, id="idle time"),
         pytest.param(1000, 990, 2, inf, 1002, id="a shorter idle time"),
-        pytest.param(1000, 990, 60, inf, 1000 + LONGEST_IDLE, id="never longer"),
         pytest.param(1000, 1002 - LONGEST_AGE, 5, inf, 1002, id="age"),
         pytest.param(1000, 990, 5, 1001, 1001, id="what has led to it may change"),
         pytest.param(1000, 990, 0, inf, 1000, id="not at all"),
