@@ -184,7 +184,7 @@ class Client(asyncio.Protocol):
                     self._recipients.look_at(event.recipient.forward_path, told)
             case DataBegun():
                 self._message = Message(
-                    self._engine(), event, self._observe, self._is_there, self._settle
+                    self._engine(), event, self._observe, self.is_there, self._settle
                 )
             case DataCame(data):
                 assert self._message is not None, "the machine has told of its begin"
@@ -229,7 +229,7 @@ class Client(asyncio.Protocol):
         self._conversation.answer(named.number, reply)
         self._act_soon()
 
-    async def _is_there(self) -> bool:
+    async def is_there(self) -> bool:
         """Return whether the client is still connected, by the kernel's word."""
         if self.has_ended.done():
             return False

@@ -1,0 +1,72 @@
+"""`mxpolicy.server.lmtp.users`: who may send by a TCP port."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mxpolicy.server.lmtp.users import stranger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOBODY = 65534
+
+
+@contextmanager
+def connected(user: int) -> Iterator[socket.socket]:
+    """Yield our end of a connection that a process of *user* has made."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        host, port = listener.getsockname()
+        words = f"import socket; socket.create_connection(('{host}', {port})).recv(1)"
+        other = subprocess.Popen(["/usr/bin/python3", "-Sc", words], user=user)
+        try:
+            server, _ = listener.accept()
+            with server:
+                yield server
+        finally:
+            other.kill()
+            other.wait()
+
+
+def test_our_own_user_may() -> None:
+    with connected(os.geteuid()) as server:
+        assert stranger(server, ()) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_another_user_must_be_named() -> None:
+    name = pwd.getpwuid(NOBODY).pw_name
+    with connected(NOBODY) as server:
+        assert stranger(server, ("no-such-user", name)) is None
+        assert stranger(server, (str(NOBODY),)) is None
+        refusal = stranger(server, ("no-such-user", "daemon"))
+    assert refusal is not None
+    assert str(refusal.status) == "4.7.1"  # for now: the option may be wrong
+    assert refusal.text == (
+        f"user {name} may not send mail by this port (listen: lmtp: users)"
+    )
+
+
+def test_a_client_that_cannot_be_known_may_not() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server, _ = listener.accept()
+        client.close()
+        with server:
+            refusal = stranger(server, ())
+    assert refusal is not None
+    assert refusal.text.startswith("a client whose user cannot be found out")
+
+
+def test_mode_and_group_decide_for_a_unix_socket() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert stranger(ours, ()) is None
