@@ -99,6 +99,7 @@ class MailData:
         size: Bytes on the wire with CRLF line ends, without doubled dots and the
             final dot, which is what SIZE= declares (RFC 1870 §5). Folding of
             overlong lines may add a few. None while the message grows.
+        declared_size: What the client has said that `size` will be; None when it has not.
         has_8bit: A byte above 127 has come (RFC 6152).
         has_received_on_top: The first field, after the fields of final delivery, is
             Received:. Each mail server adds one (RFC 5321 §4.4). So two messages with
@@ -115,6 +116,7 @@ class MailData:
         file: SpoolFile | None = None,
     ) -> None:
         self.size: int | None = None
+        self.declared_size: int | None = None
         self.has_8bit = False
         self.has_received_on_top = False
         self.received_count = 0
@@ -136,6 +138,16 @@ class MailData:
         self._trouble: LocalTrouble | None = None
         self._news = asyncio.Event()
         self._written = asyncio.Event()
+
+    @property
+    def likely_size(self) -> int | None:
+        """What SIZE= says to a host now (RFC 1870 §6.3): an estimate while it grows."""
+        return self.declared_size if self.size is None else self.size
+
+    @property
+    def may_have_8bit(self) -> bool:
+        """Whether a host must expect bytes above 127: of what is still to come, too."""
+        return self.has_8bit or self.size is None
 
     def append(self, data: bytes) -> None:
         """Take the next bytes, of any number.

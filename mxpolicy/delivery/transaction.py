@@ -262,8 +262,8 @@ class Transaction:
         envelope = self._envelope
         self._smtp.mail(
             envelope.sender,
-            size=self._mail_data.size,
-            body8bit=self._mail_data.has_8bit,
+            size=self._mail_data.likely_size,
+            body8bit=self._mail_data.may_have_8bit,
             smtputf8=envelope.needs_smtputf8(batch),
         )
         for number in batch:

@@ -382,6 +382,24 @@ async def test_the_host_is_sent_what_still_comes() -> None:
     assert message.mail_data == MESSAGE + 2000 * line + b"..last\r\n"
 
 
+async def test_a_host_is_told_size_and_body_though_they_are_not_known_yet() -> None:
+    host = ScriptedHost()
+    async with serving(one=host) as site:
+        client = await begin(site, "c@one.example")
+        await client.say(MESSAGE + 2000 * (b"x" * 76 + b"\r\n"))
+        await until(lambda: host.raw and b"DATA" in host.raw[0])
+        await client.say("\u00e9\r\n".encode() + DOT)
+        assert (await client.reply()).startswith("250 ")
+        small = await begin(site, "c@one.example")
+        await small.say(MESSAGE + b"Another.\r\n" + DOT)
+        assert (await small.reply()).startswith("250 ")
+    mail = [one for one in host.commands if one.startswith("MAIL")]
+    assert mail == [
+        "MAIL FROM:<a@b.example> SIZE=60 BODY=8BITMIME",
+        "MAIL FROM:<a@b.example> SIZE=60",
+    ]
+
+
 # -- clients that go away ------------------------------------------------------
 
 

@@ -72,6 +72,7 @@ class Message:
         self._told = 0  # recipients whose outcome `settle` has been given
         self._count = len(begun.recipients)
         self._mail_data = engine.new_mail_data()
+        self._mail_data.declared_size = begun.sender.size
         ends = options.lmtp.timeout
         request = Request(
             begun.sender.reverse_path,
