@@ -193,7 +193,8 @@ class Turn:
         hosts = best_hosts(order)
         if self._at is not None and self._at not in hosts:
             self._give_turn_back(self._at)
-        if self._at is None and (not self._is_asking or hosts != self._hosts):
+        is_asking = self._is_asking and set(hosts) == set(self._hosts)
+        if self._at is None and not is_asking:
             self._connections.withdraw(self)
             self._hosts, self._is_asking = hosts, True
             self._connections.ask(self, self._destination, hosts)

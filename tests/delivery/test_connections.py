@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.connections import Connections
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.options import LimitOptions
 from mxpolicy.outcome import Deferred, Delivered, Outcome
+from mxpolicy.routing.candidate import Candidate
 from tests.delivery.attempts import MESSAGE, run
 from tests.delivery.site import Site
 from tests.helpers.scripted_smtp import End, ScriptedHost
@@ -280,6 +282,25 @@ def test_second_host_of_a_race_counts() -> None:
         assert (await sent).seconds == pytest.approx(158, abs=5)
 
     play(silent, good, work=work)
+
+
+def test_looking_again_is_not_lining_up_again() -> None:
+    one, other = (
+        Candidate(f"mx{place}.example", f"192.0.2.{place}", 25, 10) for place in (1, 2)
+    )
+    connections = Connections(1, 0, None)
+    first, second, third, fourth = (
+        connections.turn("example:25", lambda: 0.0, 900.0, may_wait=True)
+        for _ in range(4)
+    )
+    assert first.ask((one, other)) == (one, other)
+    assert second.ask((one, other)) == (other, one)
+    assert third.ask((one, other)) is None
+    assert fourth.ask((one, other)) is None
+    assert third.ask((other, one)) is None, "another order, the same hosts"
+    first.leave()
+    assert fourth.ask((one, other)) is None
+    assert third.ask((other, one)) == (one, other)
 
 
 # -- a host that hardly reads -------------------------------------------------------------
