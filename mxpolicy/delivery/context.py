@@ -12,10 +12,10 @@ from mxpolicy.delivery.connect import Egress
 from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
 from mxpolicy.delivery.failed_lookups import FailedLookups
 from mxpolicy.delivery.host_memory import HostMemory
-from mxpolicy.delivery.mail_data import SpoolMemory
 from mxpolicy.delivery.owner import Calls
 from mxpolicy.delivery.plan import Planner
 from mxpolicy.delivery.sessions import Sessions
+from mxpolicy.delivery.spool_memory import SpoolMemory
 from mxpolicy.net.dial import dial as dial_directly
 from mxpolicy.net.own_address import is_local_address
 from mxpolicy.net.own_name import own_name

@@ -24,9 +24,10 @@ from contextlib import suppress
 from hashlib import sha256
 
 from mxpolicy.delivery.spool_file import SpoolFile
+from mxpolicy.delivery.spool_memory import Blocks, SpoolMemory
 from mxpolicy.errors import LocalTrouble
 
-__all__ = ["DIGESTED", "MailData", "SpoolMemory", "spool"]
+__all__ = ["DIGESTED", "MailData", "spool"]
 
 MEMORY_LIMIT = 1 << 20
 
@@ -41,6 +42,8 @@ DIGESTED = 64 * 1024
 # Bytes in which Received: fields are counted: those of a loop are on top. Postfix's
 # header_size_limit is 102,400 for one field.
 _HEADER_LIMIT = 256 * 1024
+# Bytes of the header that are kept to be looked at together, at its beginning.
+_TOP_LIMIT = 16 * 1024
 
 # A From_ line holds an address and a date; RFC 5322 §2.1.1 ends any line at 998.
 _LINE_LIMIT = 1000
@@ -58,30 +61,6 @@ _ABOVE_RECEIVED = re.compile(
     rb"[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*)*received[ \t]*:",
     re.IGNORECASE,
 )
-
-
-class SpoolMemory:
-    """The memory that the mail data of several messages share.
-
-    Each message may have a part of what is free. So the large ones give way first, and
-    small ones find some as long as there is any (dynamic thresholds, Choudhury and Hahne
-    1998).
-
-    Attributes:
-        total: Bytes that there are.
-        used: Bytes.
-    """
-
-    # The messages of a thousand clients at once have 64 KiB each of 64 MiB.
-    _PART = 8
-
-    def __init__(self, total: int = 1 << 62) -> None:
-        self.total = total
-        self.used = 0
-
-    def share(self) -> int:
-        """Return how many bytes one message may have, now."""
-        return max(0, self.total - self.used) // self._PART
 
 
 class MailData:
@@ -123,9 +102,10 @@ class MailData:
         self._on_the_wire = 0
         self._memory_limit = memory_limit
         self._shared = memory or SpoolMemory()
-        # The message is what the file has, and then what is in memory.
+        # The message is what the file has, what is on its way there, and then the rest.
         self._file = file or SpoolFile()
-        self._memory = bytearray()
+        self._leaving = Blocks()
+        self._memory = Blocks()
         self._has_file = False
         # Until `_wrote` has dropped from memory what is in the file now.
         self._writing: asyncio.Future[int] | None = None
@@ -134,6 +114,8 @@ class MailData:
         self._top: bytes | None = b""  # the first line, until it is complete
         self._last = 0x0A  # the byte before the next one
         self._header: bytearray | None = bytearray()  # until it is complete
+        self._examined = 0  # bytes that it has had
+        self._has_seen_top = False
         self._hash = sha256()
         self._trouble: LocalTrouble | None = None
         self._news = asyncio.Event()
@@ -172,7 +154,7 @@ class MailData:
         if self._writing is None:
             return False
         kept = self._kept()
-        return len(self._memory) > kept + min(kept, _TAIL)
+        return self._in_memory > kept + min(kept, _TAIL)
 
     async def drain(self) -> None:
         """Wait until the disk has taken so much that more may come.
@@ -203,7 +185,7 @@ class MailData:
         self._news.set()
 
     async def chunks(self, size: int = _CHUNK) -> AsyncIterator[bytes]:
-        """Yield the message from its beginning, *size* bytes at a time, to its end.
+        """Yield the message from its beginning, up to *size* bytes at a time, to its end.
 
         It waits for bytes that are still to come.
 
@@ -249,7 +231,8 @@ class MailData:
             self.give_up(LocalTrouble("the message was never complete"))
         if not self._is_closed:
             self._is_closed = True  # `chunks` now fails; it never yields less than all
-            self._forget(len(self._memory))
+            self._shared.used -= self._in_memory
+            self._leaving, self._memory = Blocks(), Blocks()
             self._file.close()
 
     def _without_mbox_line(self, data: bytes) -> bytes:
@@ -274,24 +257,45 @@ class MailData:
 
     def _look_for_end(self, header: bytearray, data: bytes) -> None:
         before = len(header)
-        header += data[: _HEADER_LIMIT - before]
+        data = data[: _HEADER_LIMIT - self._examined]
+        self._examined += len(data)
+        header += data
         end = _BLANK_LINE.search(header, max(0, before - 1))
-        if end or len(header) == _HEADER_LIMIT:
+        if end or self._examined == _HEADER_LIMIT:
             self._understand_header(header[: end.start()] if end else header)
+        elif len(header) > _TOP_LIMIT:
+            self._understand_part(header)
+
+    def _understand_part(self, header: bytearray) -> None:
+        """Count in the lines that are complete, and forget them."""
+        self._look_at_top(header)
+        complete = header.rfind(b"\n") + 1
+        self.received_count += len(_RECEIVED.findall(header[:complete]))
+        del header[:complete]
+        del header[_LINE_LIMIT:]  # of a line, only the beginning is looked at
 
     def _understand_header(self, header: bytearray) -> None:
-        self.has_received_on_top = _ABOVE_RECEIVED.match(header) is not None
-        self.received_count = len(_RECEIVED.findall(header))
+        self._look_at_top(header)
+        self.received_count += len(_RECEIVED.findall(header))
         self._header = None
+
+    def _look_at_top(self, header: bytearray) -> None:
+        if not self._has_seen_top:
+            self._has_seen_top = True
+            self.has_received_on_top = _ABOVE_RECEIVED.match(header) is not None
 
     # -- memory and file ----------------------------------------------------
 
     def _store(self, data: bytes) -> None:
-        self._memory += data
+        self._memory.append(data)
         self._shared.used += len(data)
         self._stored += len(data)
         if self._writing is None:
             self._write_out()
+
+    @property
+    def _in_memory(self) -> int:
+        return self._leaving.size + self._memory.size
 
     def _kept(self) -> int:
         """Return how many bytes may stay in memory."""
@@ -300,8 +304,9 @@ class MailData:
 
     def _write_out(self) -> None:
         """Begin to write to the file what is too much for memory."""
-        if not self._is_closed and len(self._memory) > self._kept():
-            self._writing = self._file.write(bytes(self._memory))
+        if not self._is_closed and self._in_memory > self._kept():
+            self._leaving, self._memory = self._memory, Blocks()
+            self._writing = self._file.write(self._leaving.pieces)
             self._has_file = True
             self._writing.add_done_callback(self._wrote)
 
@@ -315,25 +320,23 @@ class MailData:
         try:
             count = writing.result()
             if not self._is_closed:
-                self._forget(count)
+                self._shared.used -= count
+                self._leaving = Blocks()
                 self._write_out()
         except LocalTrouble as error:
             if self.size is None:
                 self.give_up(error)
         self._written.set()
 
-    def _forget(self, count: int) -> None:
-        """Drop the first *count* bytes of what is in memory."""
-        del self._memory[:count]
-        self._shared.used -= count
-
     async def _read(self, position: int, size: int) -> bytes:
         if self._is_closed:
             raise LocalTrouble("the message was closed")
-        begin = position - (self._stored - len(self._memory))
+        begin = position - (self._stored - self._in_memory)
         if begin < 0:
-            return await self._file.read(position, size)
-        return bytes(memoryview(self._memory)[begin : begin + size])
+            return await self._file.read(position, min(size, -begin))
+        if begin < self._leaving.size:
+            return self._leaving.read(begin, size)
+        return self._memory.read(begin - self._leaving.size, size)
 
 
 async def spool(descriptor: int, *, memory_limit: int = MEMORY_LIMIT) -> MailData:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mxpolicy.errors import LocalTrouble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["SpoolFile", "open_unnamed"]
 
@@ -49,27 +49,29 @@ class SpoolFile:
         self._jobs = 0  # of threads that may use the descriptor
         self._is_closed = False
 
-    def write(self, data: bytes) -> asyncio.Future[int]:
-        """Begin to append *data*, and return the future of its length.
+    def write(self, pieces: Sequence[bytearray]) -> asyncio.Future[int]:
+        """Begin to append *pieces*, and return the future of their length.
 
         Wait for one before the next. The future raises LocalTrouble where the disk is
-        full, or there is no directory for the file. Then *data* does not count.
+        full, or there is no directory for the file. Then *pieces* do not count.
 
         Raises:
             LocalTrouble: The file is closed, or the machine has no thread left.
         """
-        return self._in_thread(partial(self._append, data))
+        return self._in_thread(partial(self._append, pieces))
 
-    def _append(self, data: bytes) -> int:
+    def _append(self, pieces: Sequence[bytearray]) -> int:
         if self._descriptor < 0:
             self._descriptor = self._opens()
         if os.lseek(self._descriptor, 0, os.SEEK_CUR) != self.size:
             os.lseek(self._descriptor, self.size, os.SEEK_SET)  # a write has failed
-        view = memoryview(data)
-        while view:
-            view = view[self._writes(self._descriptor, view) :]
-        self.size += len(data)
-        return len(data)
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                view = view[self._writes(self._descriptor, view) :]
+        count = sum(map(len, pieces))
+        self.size += count
+        return count
 
     async def read(self, position: int, size: int) -> bytes:
         """Return 1 to *size* of the bytes from *position*.

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mxpolicy.delivery import mail_data
-from mxpolicy.delivery.mail_data import DIGESTED, MailData, SpoolMemory, spool
+from mxpolicy.delivery.mail_data import DIGESTED, MailData, spool
 from mxpolicy.delivery.spool_file import SpoolFile
+from mxpolicy.delivery.spool_memory import SpoolMemory
 from mxpolicy.errors import LocalTrouble
 
 RECEIVED = b"Received: from a by b; Mon, 1 Jan 2024 00:00:00 +0000\n"
@@ -186,6 +187,30 @@ class TestReceived:
         message = await spooled(data, memory_limit=16)
         assert message.has_received_on_top is on_top
         assert message.received_count == count
+        message.close()
+
+    @pytest.mark.parametrize("step", [1000, 65536, 1 << 20])
+    async def test_fields_of_a_large_header_are_counted_in_pieces(
+        self, step: int
+    ) -> None:
+        long = b"X: " + b"x" * 5000 + b"\n"
+        data = b"Delivered-To: c\n" + (RECEIVED + long) * 30 + b"\n" + RECEIVED
+        message = await spooled(
+            *(data[at : at + step] for at in range(0, len(data), step)), memory_limit=0
+        )
+        assert message.received_count == 30
+        assert message.has_received_on_top
+        message.close()
+
+    async def test_a_header_without_end_takes_no_memory(self) -> None:
+        message = MailData()
+        for _ in range(100):
+            message.append(b"x" * 2000)
+            assert message._header is not None
+            assert len(message._header) <= 20_000
+        message.append(b"\n" + RECEIVED + b"\n")
+        message.finish()
+        assert message.received_count == 1
         message.close()
 
     async def test_a_huge_header_is_looked_at_in_part(self) -> None:

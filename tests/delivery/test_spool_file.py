@@ -66,14 +66,14 @@ def test_state_directory_is_one_of_them(
 
 async def test_what_was_written_is_read_in_pieces() -> None:
     file = SpoolFile()
-    await file.write(b"one ")
-    await file.write(b"two")
+    await file.write([bytearray(b"one ")])
+    await file.write([bytearray(b"two")])
     assert await file.read(0, 100) == b"one two"
     assert await file.read(4, 2) == b"tw"
     file.close()
     file.close()
     with pytest.raises(LocalTrouble, match="closed"):
-        file.write(b"x")
+        file.write([bytearray(b"x")])
     with pytest.raises(LocalTrouble, match="closed"):
         await file.read(0, 1)
 
@@ -83,7 +83,7 @@ async def test_thread_reads_where_the_file_system_cannot_tell(
 ) -> None:
     monkeypatch.delattr(os, "RWF_NOWAIT")
     file = SpoolFile()
-    await file.write(b"one two")
+    await file.write([bytearray(b"one two")])
     assert await file.read(4, 100) == b"two"
     os.ftruncate(file._descriptor, 3)
     with pytest.raises(LocalTrouble, match="shorter"):
@@ -104,11 +104,11 @@ def file_size_limit(limit: int) -> Iterator[None]:
 
 async def test_write_that_failed_leaves_no_part_behind() -> None:
     file = SpoolFile()
-    await file.write(b"a" * 1000)
+    await file.write([bytearray(b"a" * 1000)])
     too_large = os.strerror(errno.EFBIG)
     with file_size_limit(4096), pytest.raises(LocalTrouble, match=too_large):
-        await file.write(b"b" * 10_000)
-    await file.write(b"c" * 1000)
+        await file.write([bytearray(b"b" * 10_000)])
+    await file.write([bytearray(b"c" * 1000)])
     assert await file.read(0, 10_000) == b"a" * 1000 + b"c" * 1000
     file.close()
 
@@ -118,4 +118,4 @@ async def test_without_any_directory_it_is_our_trouble() -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     with pytest.raises(LocalTrouble, match=os.strerror(errno.EROFS)):
-        await SpoolFile(nowhere).write(b"x")
+        await SpoolFile(nowhere).write([bytearray(b"x")])
