@@ -335,7 +335,13 @@ class Attempt:
             if self._message.keep(offer.session, offer.in_doubt()):
                 return
             offer.session.abort()
-        self._sessions.give_back(offer.session)
+        self._sessions.give_back(offer.session, self._known_until(offer.candidate))
+
+    def _known_until(self, candidate: Candidate) -> float:
+        """Return until when such mail goes to *candidate*, on the clock."""
+        context, left = self._context, self._planned + self._plan.ttl - self._now()
+        due = self._known.better_is_due(candidate) - context.utc()
+        return context.clock() + min(left, due)
 
     def _conclude(self, candidate: Candidate, offered: list[int], offer: Offer) -> None:
         """Settle the recipients that can be; the race goes on for the others."""

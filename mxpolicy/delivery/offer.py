@@ -151,6 +151,7 @@ class Offer:
         numbers: The recipients that it is offered for.
 
     Attributes:
+        candidate: The host.
         session: The one that is used now, or was used last; the attempt gives it back.
         tls: What is asked of the next session.
         answers: How the host refused it.
@@ -176,7 +177,7 @@ class Offer:
         self._sessions = context.sessions
         self._message = message
         self._attempt = attempt
-        self._candidate = session.candidate
+        self.candidate = session.candidate
         self._numbers = numbers
         self.session = session
         self.tls = tls
@@ -241,7 +242,7 @@ class Offer:
                 self.session.abort()
             self.ending, self.answers.goodbye = failed.finding, failed.reply
             if self.session.course.is_in_step or self._judge() is Judgement.COUNTS:
-                self._attempt.record(self._candidate, failed.finding, failed.reply)
+                self._attempt.record(self.candidate, failed.finding, failed.reply)
 
     def _judge(self) -> Judgement:
         """Return what counts of the last transaction."""
@@ -322,7 +323,7 @@ class Offer:
                 await self._reopen(approach._replace(tls=self.tls))
             except SessionFailed as failed:
                 if failed.finding.full:  # else the stall has been recorded
-                    self._attempt.record(self._candidate, failed.finding, failed.reply)
+                    self._attempt.record(self.candidate, failed.finding, failed.reply)
                 return
             await self._transact()
             if self.ending is None:
@@ -341,18 +342,18 @@ class Offer:
         if said is None or not self._left():
             return
         self.tls = wanted_by_host(said.text)
-        self._message.trace.tell(events.TlsWanted, self._candidate, said.text)
+        self._message.trace.tell(events.TlsWanted, self.candidate, said.text)
         if self.over is not None or self.in_doubt():
             # No other dot is sent now: the next attempt begins with TLS.
             finding = Finding(Verdict.TLS_FAILED, Phase.TLS, 0.0)
-            self._attempt.record(self._candidate, self.tls.unmet(finding))
+            self._attempt.record(self.candidate, self.tls.unmet(finding))
             return
         try:
             await self._reopen(Approach(self.tls, self.session.approach.segment_size))
         except SessionFailed as failed:
             reply = failed.reply if failed.finding.phase is Phase.TLS else None
             self.ending = self.tls.unmet(failed.finding)
-            self._attempt.record(self._candidate, self.ending, reply)
+            self._attempt.record(self.candidate, self.ending, reply)
             return
         await self._transact()
         await self._go_on_after_a_stall()
@@ -367,7 +368,7 @@ class Offer:
         old.quit()
         try:
             async with asyncio.timeout(min(RETRY_TIME, self._message.time_left())):
-                self.session = await self._attempt.open(self._candidate, approach)
+                self.session = await self._attempt.open(self.candidate, approach)
         except LocalTrouble as error:
             raise failure(self._message.trace, Phase.CONNECT, error) from error
         except TimeoutError:
@@ -410,7 +411,7 @@ class Offer:
 
     async def dot_is_next(self, recipients: Sequence[int]) -> None:
         """Note the dot in the journal, and ask for it (see `Control`)."""
-        await self._message.journal.dot_is_next(str(self._candidate.key), recipients)
+        await self._message.journal.dot_is_next(str(self.candidate.key), recipients)
         await self._permit_dot()
 
     async def _permit_dot(self) -> None:

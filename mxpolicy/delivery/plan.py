@@ -12,6 +12,7 @@ late may be the only one that can be reached.
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mxpolicy.address import AddressError, parse_mailbox
@@ -104,6 +105,14 @@ class Plan(NamedTuple):
     lookups: tuple[Lookup, ...] = ()
     unresolved: tuple[Unresolved, ...] = ()
     aim: str = ""
+
+    @property
+    def ttl(self) -> float:
+        """For how many seconds the hosts will be the same; infinite without lookups."""
+        found = (
+            lookup.ttl for lookup in self.lookups if lookup.status is LookupStatus.FOUND
+        )
+        return min(found, default=inf)
 
     def as_far_as_known(self, outcome: Outcome) -> Outcome:
         """Return *outcome*; as a deferral where it bounces by old MX records."""

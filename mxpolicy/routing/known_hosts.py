@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.routing.host_record import NOTHING, HostRecord
@@ -62,6 +63,18 @@ class KnownHosts(NamedTuple):
             record.greeting_latency,
             remembered=record.wait(self.at),
         )
+
+    def better_is_due(self, candidate: Candidate) -> float:
+        """Return when the pause of a host of better rank ends; infinite without one.
+
+        Until then mail goes to *candidate* for good reason. UTC seconds.
+        """
+        ends = (
+            record.since + record.pause
+            for one, record in self.of_host.items()
+            if one.rank < candidate.rank and record.verdict is not None
+        )
+        return min((end for end in ends if end > self.at), default=inf)
 
     def needs_small_segments(self, candidate: Candidate) -> bool:
         """Return whether *candidate* is dialled with small segments from the first."""

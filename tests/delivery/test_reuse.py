@@ -15,12 +15,14 @@ from mxpolicy.delivery.approach import Approach
 from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.delivery.host_memory import nexthop_key
 from mxpolicy.delivery.idle_sessions import MOST_AT_ADDRESS
+from mxpolicy.delivery.plan import Planner
 from mxpolicy.delivery.probe import Probes
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.options import LimitOptions, TlsLevel, TransactionOptions
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.routing.candidate import Finding, Phase, Verdict
 from mxpolicy.routing.host_record import decode
+from mxpolicy.routing.mx import Lookup, LookupStatus
 from mxpolicy.routing.tls_requirement import tls_requirement
 from tests.delivery.attempts import MESSAGE, run
 from tests.delivery.site import Sent, Site
@@ -911,3 +913,51 @@ def test_refusal_about_an_old_session_is_asked_for_again_in_a_new_one(
     play(host, work=work)
     assert len(host.visits) == 2
     assert len(host.taken) == 3
+
+
+# What has led to the host.
+
+
+def test_session_ends_when_the_pause_of_a_better_host_does() -> None:
+    best, other = ScriptedHost({"CONNECT": "421 no"}), ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        assert (await site.record(best)).pause == 60
+        site.utc.offset += 57
+        assert was_reused(await site.send())
+        await asyncio.sleep(2)
+        assert "QUIT" not in other.commands
+        await asyncio.sleep(1.1)
+        assert other.commands[-1] == "QUIT"
+
+    play(best, other, work=work)
+
+
+@pytest.mark.parametrize(
+    ("ttl", "seconds"), [(3600.0, 5.0), (3.0, 3.0), (0.0, 0.0)], ids=str
+)
+def test_session_ends_when_dns_may_say_otherwise(ttl: float, seconds: float) -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        found = Lookup("mx", "A", LookupStatus.FOUND, ("127.0.0.11",), ttl=ttl)
+        name, port = "mx.example.com", host.candidate().port
+
+        class Resolver:
+            async def lookup(
+                self, name: str, rdtype: str, within: float | None = None
+            ) -> Lookup:
+                if rdtype == "A":
+                    return found
+                return Lookup(name, rdtype, LookupStatus.NODATA)
+
+        planner = Planner(Resolver(), site.options, site.context.identity)
+        site.context.planner = planner
+        await site.send(f"[{name}]:{port}")
+        await asyncio.sleep(seconds - 0.1 if seconds else 0)
+        assert ("QUIT" in host.commands) is (not seconds)
+        await asyncio.sleep(0.2)
+        assert "QUIT" in host.commands
+
+    play(host, work=work)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from mxpolicy.routing.candidate import Finding, Phase, Verdict
 from mxpolicy.routing.host_record import NOTHING, HostRecord
 from mxpolicy.routing.known_hosts import advise
@@ -66,3 +68,20 @@ def test_failure_of_a_host_counts_before_that_of_its_nexthop() -> None:
     assert [known.is_limited(one) for one in (PRIMARY, BACKUP)] == [False, True]
     assert known.entrant(PRIMARY).remembered is not None
     assert known.entrant(BACKUP).remembered is None
+
+
+def test_mail_goes_to_a_worse_host_until_the_pause_of_a_better_one_ends() -> None:
+    best, middle, worst = ranked_hosts(3)
+    records = {
+        best: fail(NOTHING, FILTERED, START),
+        middle: fail(NOTHING, DOUBT, START - 30),
+        worst: fail(NOTHING, DOUBT, START - 50),
+    }
+    known = advise([best, middle, worst], records, {}, START + 1, DEFAULTS)
+    assert known.better_is_due(best) == inf
+    assert known.better_is_due(middle) == START + 60
+    assert known.better_is_due(worst) == START + 30
+    known = advise([best, middle, worst], records, {}, START + 40, DEFAULTS)
+    assert known.better_is_due(worst) == START + 60
+    known = advise([best, middle, worst], records, {}, START + 70, DEFAULTS)
+    assert known.better_is_due(worst) == inf

@@ -37,6 +37,7 @@ __all__ = [
 # Seconds there and back, to a name server.
 ROUND_TRIP = 0.02
 GREYLISTED_FOR = 250.0
+TTL = 300.0
 
 
 def text_of(queue_id: str) -> bytes:
@@ -116,7 +117,7 @@ class Site:
         found = [MxRecord(one.preference, one.name) for one in domain.hosts]
         if domain.is_null:
             found.append(MxRecord(0, "."))
-        return Lookup(name, "MX", LookupStatus.FOUND, tuple(found))
+        return Lookup(name, "MX", LookupStatus.FOUND, tuple(found), ttl=TTL)
 
     def _address(self, host: Host, rdtype: str) -> Lookup:
         step = host.at(Place.LOOKUP, self.now())
@@ -129,7 +130,7 @@ class Site:
             one for one in host.addresses if (":" in one) == (rdtype == "AAAA")
         )
         if found:
-            return Lookup(host.name, rdtype, LookupStatus.FOUND, found)
+            return Lookup(host.name, rdtype, LookupStatus.FOUND, found, ttl=TTL)
         return Lookup(host.name, rdtype, LookupStatus.NODATA)
 
 
