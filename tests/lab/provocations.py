@@ -17,6 +17,11 @@ SENT, DEFERRED, BOUNCED = "sent", "deferred", "bounced"
 COMMAND = "/opt/mxpolicy/bin/mxpolicy"
 PYTHON = "/opt/mxpolicy/bin/python"
 
+SOCKETS = "/lab/sockets"
+"""Where `false_daemons` listen."""
+STRANGERS = "/lab/strangers"
+"""The same, of another user."""
+
 FULL_DISK = "/mnt/full"
 """A file system of 64 KiB."""
 
@@ -93,6 +98,11 @@ def killed(where: str, when: str = "True") -> str:
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         f"{thing}.{method} = kill\n"
     )
+
+
+def handed_to(daemon: str, directory: str = SOCKETS) -> str:
+    """Return a script that hands the message over to one of `false_daemons`."""
+    return run(options=f"--socket {directory}/{daemon}")
 
 
 def _with(options: str) -> str:
@@ -308,6 +318,30 @@ KINDS: dict[str, tuple[Provocation, ...]] = {
         ),
     ),
     **{kind: tuple(_killed(*row) for row in rows) for kind, rows in KILLED.items()},
+    "a daemon that does not take the message": (
+        P("no-daemon", handed_to("none"), SENT, "2.0.0", copies=1),
+        P("daemon-silent", handed_to("silent"), SENT, "2.0.0", copies=1),
+        P("daemon-closes", handed_to("closes"), SENT, "2.0.0", copies=1),
+        P("daemon-refuses", handed_to("refuses"), SENT, "2.0.0", copies=1),
+        P("daemon-of-another-kind", handed_to("other"), SENT, "2.0.0", copies=1),
+        P(
+            "daemon-of-a-stranger",
+            handed_to("lies", STRANGERS),
+            SENT,
+            "2.0.0",
+            copies=1,
+        ),
+    ),
+    "a daemon that takes it and gives no answer": (
+        P("daemon-dies", handed_to("dies"), text="gone without an answer"),
+        P("daemon-wrong", handed_to("wrong"), text="cannot be understood"),
+        P(
+            "daemon-keeps-it",
+            handed_to("keeps"),
+            text="no answer from the daemon in its time",
+            mail_data=LARGE,
+        ),
+    ),
     "output that another process holds open or floods": (
         P("child-holds-stdout", run(before="sleep 3 &"), SENT, "2.0.0", copies=1),
         P(

@@ -1,11 +1,14 @@
 """What happened to us, times what each mail server made of it: deferred, never bounced."""
 
 import re
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
+from . import false_daemons
 from .case import Case, Host, Placed
 from .exim import Exim
 from .lab import Lab
@@ -20,6 +23,8 @@ from .provocations import (
     LATER,
     PROVOCATIONS,
     REFUSES,
+    SOCKETS,
+    STRANGERS,
     Provocation,
 )
 from .smtp_host import Behaviour, Step
@@ -108,6 +113,7 @@ def sent() -> Iterator[Sent]:
     except LabUnavailable as why:
         pytest.skip(str(why))
     with lab:
+        _start_false_daemons(lab)
         commands = {
             transport(row, EXIM): COMMAND.format(name=row.name) for row in PROVOCATIONS
         }
@@ -119,6 +125,19 @@ def sent() -> Iterator[Sent]:
             send = by_exim.send if server == EXIM else lab.send
             ids[row.name, server] = send([one.recipient], one.sender, row.mail_data)
         yield Sent(lab, by_exim, placed, ids)
+
+
+def _start_false_daemons(lab: Lab) -> None:
+    for user, directory in (("mxpolicy", SOCKETS), ("nsd", STRANGERS)):
+        lab.world.run("mta", ["install", "-d", "-o", user, directory])
+        python = [sys.executable, "-I", false_daemons.__file__]
+        argv = [*python, directory, *false_daemons.DAEMONS]
+        lab.world.start("mta", argv, user=user)
+        last = lab.world.path(f"{directory}/{list(false_daemons.DAEMONS)[-1]}")
+        until = time.monotonic() + 15
+        while not last.exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
 
 
 def _make_small_disk(lab: Lab, daemon: str) -> None:
