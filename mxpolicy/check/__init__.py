@@ -1,10 +1,11 @@
 """``mxpolicy check``: the configuration as understood, and whether its surroundings fit.
 
 It looks at the configuration, the name servers, our name in DNS, what a delivery needs
-of this machine, and its Postfix. For each fault it says what would happen, and the line
-that mends it. It changes nothing, sends no mail, and dials only the name servers.
+of this machine, its Postfix, and the daemon. For each fault it says what would happen,
+and the line that mends it. It changes nothing, sends no mail, and dials only the name
+servers.
 
-Each theme has a module: `configuration`, `names`, `surroundings` and
+Each theme has a module: `configuration`, `names`, `surroundings`, `daemon` and
 `postfix` (`postconf` asks, `master_cf` reads, `postfix_rows` judges).
 """
 
@@ -16,7 +17,7 @@ import threading
 import traceback
 from typing import TYPE_CHECKING
 
-from mxpolicy.check import configuration, names, postfix, surroundings
+from mxpolicy.check import configuration, daemon, names, postfix, surroundings
 from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Item, Level, tell
 from mxpolicy.config import load
@@ -81,6 +82,7 @@ class _Looking:
             ("our name", lambda: asyncio.run(names.look_at_our_name(options))),
             ("Postfix", lambda: self._postfix(options)),
             ("this machine", lambda: self._machine(options)),
+            ("the daemon", lambda: daemon.look(options, os.environ, self._user())),
         )
         for self.title, look in themes:
             self.sections.append((self.title, _looked(look)))
@@ -94,10 +96,13 @@ class _Looking:
         return postfix.look(self._seen, options, self._config)
 
     def _machine(self, options: Options) -> list[Item]:
+        return surroundings.look(options, os.environ, self._user())
+
+    def _user(self) -> surroundings.Account:
+        """Return the account of deliveries."""
         user = postfix.user_of(self._seen) if self._seen else None
         # Where Postfix names no account: the one of contrib's samples.
-        user = user or surroundings.account("mxpolicy") or surroundings.current()
-        return surroundings.look(options, os.environ, user)
+        return user or surroundings.account("mxpolicy") or surroundings.current()
 
 
 def _looked(look: Callable[[], list[Item]]) -> list[Item]:

@@ -80,7 +80,11 @@ def run(tmp_path: Path, name_server: str) -> Run:
             capture_output=True,
             text=True,
             cwd=CHECKOUT,
-            env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            env={
+                **os.environ,
+                "PATH": f"{tmp_path}:{os.environ['PATH']}",
+                "RUNTIME_DIRECTORY": str(tmp_path),
+            },
             timeout=60,
             check=False,
         )

@@ -1,0 +1,119 @@
+"""What ``mxpolicy check`` says of the daemon's sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mxpolicy.check import daemon
+from mxpolicy.check.report import Level
+from mxpolicy.check.surroundings import Account
+from mxpolicy.net.listen import listen_at
+from mxpolicy.options import ListenOptions, LmtpSockets, Options, PipeSockets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ME = Account("me", os.geteuid(), frozenset((os.getegid(),)))
+OTHER = Account("other", 54321, frozenset((54321,)))
+
+
+@pytest.fixture
+def run() -> Iterator[Path]:
+    """A directory that every user may enter."""
+    with tempfile.TemporaryDirectory() as made:
+        directory = Path(made)
+        directory.chmod(0o755)
+        yield directory
+
+
+def said(run: Path, user: Account = ME, options: Options | None = None) -> list[str]:
+    """Return level and text of each row."""
+    environ = {"RUNTIME_DIRECTORY": str(run)}
+    items = daemon.look(options or Options(), environ, user)
+    return [f"{one.level.value}: {one.text}" for one in items]
+
+
+def test_without_a_daemon_each_message_is_a_process(run: Path) -> None:
+    alone = "mxpolicy pipe delivers each message by a process of its own"
+    none = "No such file or directory"
+    assert said(run) == [f"ok: no daemon at {run}/pipe ({none}): {alone}"]
+    listen_at(f"{run}/pipe").socket.close()
+    assert said(run) == [f"ok: no daemon at {run}/pipe (Connection refused): {alone}"]
+
+
+def test_daemon_that_takes_messages(run: Path) -> None:
+    with contextlib.closing(listen_at(f"{run}/pipe")):
+        expected = f"ok: a daemon answers at {run}/pipe: me hands its messages over"
+        assert said(run) == [expected]
+        options = Options(listen=ListenOptions(pipe=PipeSockets(at=())))
+        assert said(run, options=options) == []
+    path = f"{run}/elsewhere"
+    with contextlib.closing(listen_at(path)):
+        options = Options(listen=ListenOptions(pipe=PipeSockets(at=(path,))))
+        assert said(run, options=options)[0].startswith(
+            f"ok: a daemon answers at {path}"
+        )
+
+
+def test_daemon_that_may_not_be_used(run: Path) -> None:
+    with contextlib.closing(listen_at(f"{run}/pipe")):
+        [item] = daemon.look(Options(), {"RUNTIME_DIRECTORY": str(run)}, OTHER)
+    assert item.level is Level.WARN
+    assert "other has no permission for" in item.text
+    assert item.mend == "listen: {pipe: {group: other}}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_daemon_of_a_stranger_gets_no_messages(run: Path) -> None:
+    with contextlib.closing(listen_at(f"{run}/pipe")):
+        os.chown(run / "pipe", 54322, -1)
+        (run / "pipe").chmod(0o666)
+        [item] = daemon.look(Options(), {"RUNTIME_DIRECTORY": str(run)}, OTHER)
+    assert item.level is Level.WARN
+    assert "runs as user 54322" in item.text
+
+
+def test_socket_that_accepts_nobody_is_no_daemon(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "_PATIENCE", 0.01)
+    with (
+        contextlib.ExitStack() as waiting,
+        socket.socket(socket.AF_UNIX) as busy,
+    ):
+        busy.bind(f"{run}/pipe")
+        busy.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(f"{run}/pipe")
+        [text] = said(run)
+    assert "(it does not accept)" in text or "temporarily unavailable" in text
+
+
+def test_mail_server_that_may_not_connect_is_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accounts = {"postfix": OTHER._replace(name="postfix")}
+    monkeypatch.setattr(daemon, "account", accounts.get)
+    options = Options(
+        listen=ListenOptions(lmtp=LmtpSockets(at=("127.0.0.1:24", "unix")))
+    )
+    with contextlib.closing(listen_at(f"{run}/lmtp")):
+        _, text = said(run, options=options)
+        assert text == (
+            f"ok: {run}/lmtp is closed to postfix; listen: {{lmtp: {{group: GROUP}}}}"
+            " opens it"
+        )
+        (run / "lmtp").chmod(stat.S_IMODE(0o666))
+        _, text = said(run, options=options)
+        assert text == f"ok: {run}/lmtp is open to postfix"
