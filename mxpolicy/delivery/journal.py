@@ -47,7 +47,7 @@ from mxpolicy.delivery.owner import NO_OWNER, Owner
 from mxpolicy.delivery.trouble import one_line
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply, printable
-from mxpolicy.routing.candidate import Candidate, host_of
+from mxpolicy.routing.candidate import Candidate, host_of, shown_of
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 from mxpolicy.state.store import JOURNAL
 
@@ -98,6 +98,10 @@ class EntryState(Enum):
     DEFERRED = "deferred"
 
 
+# Of these the entry's text is that of its past.
+_WITHOUT_TEXT = {EntryState.CLAIMED, EntryState.DOT_SENT, EntryState.DEFERRED}
+
+
 class Past(NamedTuple):
     """What earlier attempts have left behind for one recipient.
 
@@ -106,25 +110,35 @@ class Past(NamedTuple):
         waits: {(relay, awaited): seconds for which it was waited for in vain}. A relay
             is a candidate's key as text. What was awaited is the word of a
             `mxpolicy.routing.candidate.Awaited`, or ``reply`` (`refused_late`).
+        said: The last refusal that came too late to count, and whose, in one printable
+            line: for people who wonder why the message is deferred.
     """
 
     doubts: Mapping[str, int] = MappingProxyType({})
     waits: Mapping[tuple[str, str], float] = MappingProxyType({})
+    said: str = ""
 
     def doubted(self, relay: str) -> Past:
         """Return it with one doubt more at *relay*."""
         doubts = {**self.doubts, relay: self.doubts.get(relay, 0) + 1}
         return self._replace(doubts=doubts)
 
-    def refused_late(self, relay: str) -> Past:
+    def refused_late(self, relay: str, text: str) -> Past:
         """Return it without one doubt at *relay*, which has refused the message late.
 
         That host does not have the message. But its reply was waited for in vain, so it
-        still comes after hosts that answer in time (`unanswered`).
+        still comes after hosts that answer in time (`unanswered`). The refusal itself
+        does not count: a patient sender would not have heard it.
+
+        Args:
+            relay: The host.
+            text: What it said.
         """
+        said = printable(f"{shown_of(relay)} said too late: {text}", MAX_TEXT)
         doubts = {**self.doubts, relay: self.doubts.get(relay, 0) - 1}
         left = {one: times for one, times in doubts.items() if times > 0}
-        return self._replace(doubts=left).waited(relay, _REPLY, _REPLY_TIME)
+        past = self._replace(doubts=left, said=said)
+        return past.waited(relay, _REPLY, _REPLY_TIME)
 
     @property
     def unanswered(self) -> Mapping[str, int]:
@@ -222,9 +236,10 @@ class Entry(NamedTuple):
 
     def encode(self) -> bytes:
         """Return the entry as the store keeps it, `MAX_ENTRY` bytes at most."""
+        text = self.past.said if self.state in _WITHOUT_TEXT else self.text
         fields = (
             *(_VERSION, self.state.value, *map(str, self.owner), f"{self.until:.0f}"),
-            *(self.relay, str(self.status or ""), self.text),
+            *(self.relay, str(self.status or ""), text),
         )
         line = "\t".join(fields)
         words = self.past.words(MAX_ENTRY - len(line) - 2)
@@ -239,6 +254,9 @@ class Entry(NamedTuple):
             )
             if version != _VERSION:
                 return None
+            past = Past.parse(doubts, waits)
+            if EntryState(state) in _WITHOUT_TEXT:
+                past, text = past._replace(said=text), ""
             return cls(
                 EntryState(state),
                 Owner.parse(owner),
@@ -246,7 +264,7 @@ class Entry(NamedTuple):
                 relay,
                 EnhancedStatus.parse(status),
                 text,
-                Past.parse(doubts, waits),
+                past,
             )
         except ValueError:
             return None

@@ -362,7 +362,7 @@ class Settlement:
             recipient.relay, recipient.reply = relay, reply
             return True
         if reply is not None:
-            recipient.past = recipient.past.refused_late(relay)
+            recipient.past = recipient.past.refused_late(relay, reply.text)
         if recipient.awaited:
             return False
         recipient.take(Input.DOUBTED if reply is None else Input.RELEASED)
@@ -404,8 +404,8 @@ class Settlement:
     ) -> None:
         """Give a recipient its outcome; *delays* and *tried* are for the log.
 
-        A deferral begins with the host that may have the message. A bounce names all
-        such hosts. What a host has taken is delivered, whatever *outcome* is.
+        A deferral begins with the host that may have the message, and ends with what a
+        host has said too late. A bounce names all hosts that may have it. What a host has taken is delivered, whatever *outcome* is.
         """
         recipient = self[number]
         is_taken = recipient.state is RecipientState.TAKEN
@@ -420,6 +420,9 @@ class Settlement:
                 if doubt is not None and doubt != outcome:
                     text = trouble.one_line(f"{doubt.text}; {outcome.text}")
                     outcome = doubt._replace(text=text)
+                if said := recipient.past.said:
+                    text = trouble.one_line(f"{outcome.text}; {said}")
+                    outcome = outcome._replace(text=text)
             case Bounced():
                 what = Input.BOUNCED
                 hosts = set(map(host_of, recipient.past.doubts))

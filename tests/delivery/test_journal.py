@@ -151,6 +151,7 @@ PASTS = st.builds(
         ),
         st.integers(0, 9000).map(lambda tenths: tenths / 10),
     ),
+    st.sampled_from(["", "mx1.example[192.0.2.1]:25 said too late: 451 4.3.0 No"]),
 )
 
 
@@ -195,18 +196,20 @@ def test_doubts_and_waits_add_up() -> None:
 
 
 def test_late_refusal_is_no_doubt_and_is_remembered() -> None:
-    past = NO_PAST.doubted(HOST).doubted("b").refused_late(HOST)
+    past = NO_PAST.doubted(HOST).doubted("b").refused_late(HOST, "554 Spam")
     assert past.doubts == {"b": 1}
     assert past.unanswered == {HOST: 1, "b": 1}
-    past = past.doubted(HOST).refused_late(HOST).doubted(HOST)
+    past = past.doubted(HOST).refused_late(HOST, "554 Spam").doubted(HOST)
     assert past.doubts == {HOST: 1, "b": 1}
     assert past.unanswered == {HOST: 3, "b": 1}
     there = entry(EntryState.CLAIMED)._replace(past=past)
     kept = Entry.decode(there.encode())
     assert kept is not None
-    assert kept.past.unanswered == past.unanswered
+    assert kept.past == past
+    assert kept.past.said == "mx.example[192.0.2.1]:25 said too late: 554 Spam"
+    assert kept.text == ""
     # One that was not in doubt, which cannot be.
-    assert NO_PAST.refused_late(HOST).doubts == {}
+    assert NO_PAST.refused_late(HOST, "554 Spam").doubts == {}
 
 
 def test_deferral_says_for_whose_reply_it_waits_and_since_when() -> None:

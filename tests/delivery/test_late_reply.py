@@ -371,6 +371,21 @@ def test_host_that_refuses_late_each_time_does_not_keep_it_from_the_next() -> No
     play(host, other, story=story)
 
 
+def test_deferrals_after_a_late_refusal_tell_what_the_host_said() -> None:
+    host = ScriptedHost({".": [(1200.0, "554 5.7.1 Spam"), End.CLOSE]})
+
+    async def story(site: Site) -> None:
+        daemon = site.daemon()
+        await site.send(daemon)
+        said = "; mx1.example.com[127.0.0.11]:25 said too late: 554 5.7.1 Spam"
+        for engine in (daemon, site.engine(), daemon):
+            (outcome,) = await site.send(engine, after=1000)
+            assert is_unanswered(outcome)
+            assert outcome.text.endswith(said), outcome.text
+
+    play(host, story=story)
+
+
 def test_bounce_does_not_name_a_host_that_has_refused_it_late() -> None:
     host = ScriptedHost(late(900.0, "451 4.3.0 Later"))
     host.will({"RCPT": ["250 2.1.5 Ok", "550 5.1.1 Who?"]})

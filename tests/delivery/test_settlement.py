@@ -326,7 +326,7 @@ def test_late_reply_changes_nothing_where_another_host_has_decided(
 
 def test_host_that_refused_late_is_not_named_as_one_that_may_have_it() -> None:
     made, _ = settlement(RecipientState.UNCLAIMED)
-    made.claimed(0, Past({RELAY: 1, OTHER: 1}).refused_late(RELAY))
+    made.claimed(0, Past({RELAY: 1, OTHER: 1}).refused_late(RELAY, "554 Spam"))
     made.settle(0, NEVER)
     outcome = made[0].outcome
     assert outcome is not None
