@@ -100,8 +100,9 @@ def socket_path(argv: list[str]) -> str:
     rest = iter(argv)
     for word in rest:
         if word == "--":
-            path = "" if "--config" in given else DEFAULT_SOCKET
-            return given.get("--socket", path)
+            # A configuration of its own is another than the daemon's.
+            has_own = "--config" in given or b"MXPOLICY_CONFIG" in posix.environ
+            return given.get("--socket", "" if has_own else DEFAULT_SOCKET)
         name, inline, value = word.partition("=")
         if name in OPTIONS:
             given[name] = value if inline else next(rest, "")

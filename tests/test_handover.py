@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import posix
 import pty
 import signal
 import socket
@@ -22,8 +23,10 @@ from typing import Any
 
 import pytest
 
+from mxpolicy import handover as client
 from tests.helpers.handing_over import Command, child_of, command
 from tests.helpers.piping import (
+    CHECKOUT,
     MESSAGE,
     TIMEOUT,
     Ended,
@@ -181,14 +184,29 @@ def test_wrong_command_line_is_named(command: Command, serving: Runner) -> None:
         assert_answer(command.run(argv), 75, r"4\.3\.5 mxpolicy: no sender: give -f ")
 
 
+@pytest.mark.parametrize(
+    ("argv", "environ", "path"),
+    [
+        ("-f a@b -- b@b", {}, client.DEFAULT_SOCKET),
+        ("--exim --deadline 5s -- b@b", {}, client.DEFAULT_SOCKET),
+        ("-f a@b --socket /s -- b@b", {}, "/s"),
+        ("-f a@b --socket=/s -- b@b", {}, "/s"),
+        ("-f a@b --config /c -- b@b", {}, ""),
+        ("-f a@b -- b@b", {b"MXPOLICY_CONFIG": b"/c"}, ""),
+        ("-f a@b --config=/c --socket /s -- b@b", {b"MXPOLICY_CONFIG": b"/c"}, "/s"),
+        ("-f --config --nexthop --socket -- b@b", {}, client.DEFAULT_SOCKET),
+        ("-f a@b -- --socket /s", {}, client.DEFAULT_SOCKET),
+        ("-f a@b --socket /s", {}, ""),  # it will be told what is wrong
+    ],
+)
 def test_configuration_without_a_socket_means_alone(
-    command: Command, host: Callable[..., Host]
+    argv: str,
+    environ: dict[bytes, bytes],
+    path: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    there = host()
-    argv = command.argv("", there.nexthop)
-    at = argv.index("--socket")
-    assert_answer(command.run(argv[:at] + argv[at + 2 :]), 0, TAKEN)
-    assert there.commands[0] == BY_ITSELF
+    monkeypatch.setattr(posix, "environ", environ)
+    assert client.socket_path(argv.split()) == path
 
 
 # -- what is handed over ------------------------------------------------------------
@@ -727,6 +745,15 @@ def test_signal_does_not_end_the_script(
     assert_answer(ended, 0, r"2\.0\.0 delivered\n")
 
 
+def test_status_is_known_where_that_of_children_is_ignored(
+    command: Command, host: Callable[..., Host]
+) -> None:
+    there = host(RCPT="550 5.1.1 No such user")
+    wrap = ["/bin/sh", "-c", 'trap \'\' CHLD; exec "$0" "$@"']
+    ended = command.run(command.argv("/nowhere", there.nexthop), wrap=wrap)
+    assert_answer(ended, 69, r"5\.1\.1 .*No such")
+
+
 @pytest.mark.parametrize("python", ["missing", "fails", "no_program"])
 def test_python_that_does_not_run_is_try_later(
     python: str, command: Command, speaking: Speaking
@@ -778,6 +805,20 @@ def test_without_proc_nothing_is_between_the_mail_server_and_who_delivers(
         ended = Ended(process.wait(TIMEOUT), all_answers(answers))
     assert_answer(ended, 0, TAKEN)
     assert there.commands[0] == BY_ITSELF
+
+
+@pytest.mark.parametrize("path", ["daemon", "alone"])
+def test_checkout_may_be_used_from_where_it_is(
+    path: str, command: Command, serving: Runner, host: Callable[..., Host]
+) -> None:
+    [packages] = command.root.glob("lib/*/site-packages")
+    (packages / "mxpolicy").unlink()  # as pip install -e leaves it
+    (packages / "checkout.pth").write_text(f"{CHECKOUT}\n")
+    there = host()
+    with serving.started() as daemon:
+        at = daemon.run / "pipe" if path == "daemon" else Path("/nowhere")
+        assert_answer(command.run(command.argv(at, there.nexthop)), 0, TAKEN)
+    assert there.commands[0] == (BY_THE_DAEMON if path == "daemon" else BY_ITSELF)
 
 
 def test_script_is_found_through_a_link(

@@ -253,7 +253,11 @@ KINDS: dict[str, tuple[Provocation, ...]] = {
             text="asyncio",
         ),
         P("package-missing", f"exec {PYTHON} -c 'import mxpolicyy'\n"),
-        P("no-standard-library", run(before="export PYTHONHOME=/none")),
+        # The script that is installed has Python read no such variable.
+        P(
+            "no-standard-library",
+            f'export PYTHONHOME=/none; exec {PYTHON} -m mxpolicy "$@"\n',
+        ),
         P("other-status", engine("os._exit(3)")),
     ),
     "faults inside mxpolicy": (

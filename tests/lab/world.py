@@ -45,6 +45,7 @@ class World:
     def __init__(self) -> None:
         if os.geteuid() != 0:
             raise LabUnavailable("the lab needs root, for namespaces and a firewall")
+        _check_script()
         self._holder = _start_holder(root_tree())
         self._started: list[subprocess.Popen[bytes]] = []
         self.pid = self._read_pid()
@@ -175,6 +176,14 @@ def _connect_in(
     if ctypes.CDLL(None, use_errno=True).setns(network.fileno(), 0x40000000) != 0:
         raise OSError(ctypes.get_errno(), "setns")
     return socket.create_connection(address, timeout)
+
+
+def _check_script() -> None:
+    """Raise RuntimeError when the command that is installed is not that of the checkout."""
+    installed = Path(sys.prefix) / "bin" / "mxpolicy"
+    script = CHECKOUT / "mxpolicy" / "command.sh"
+    if installed.exists() and installed.read_bytes() != script.read_bytes():
+        raise RuntimeError(f"{installed} is not {script}: run contrib/venv dev")
 
 
 def _start_holder(tree: Path) -> subprocess.Popen[str]:
