@@ -149,7 +149,8 @@ class Exim:
     the place of its own, and mail for `DOMAIN.NAME.lab.test` goes by transport NAME;
     *batch_max* is of theirs: how many recipients one run may have. *copies* are commands
     by name, too: those get a copy of the same mail, by an unseen router before it.
-    *soft* are names whose transport makes a deferral of a bounce.
+    *soft* are names whose transport makes a deferral of a bounce. *rcpt* is the ACL for
+    RCPT, and *settings* are options of the main section in place of those above.
     """
 
     def __init__(
@@ -159,9 +160,18 @@ class Exim:
         batch_max: int = 1,
         copies: Mapping[str, str] | None = None,
         soft: Collection[str] = (),
+        rcpt: str = "",
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         self._world = world
         text = _configuration(commands or {}, copies or {}, batch_max, soft)
+        for option, value in (settings or {}).items():
+            text = re.sub(rf"(?m)^{option} = .*", f"{option} = {value}", text)
+        if rcpt:
+            text = text.replace("acl_smtp_rcpt = accept", "acl_smtp_rcpt = rcpt")
+            text = text.replace(
+                "begin routers", f"begin acl\n\nrcpt:\n{rcpt}\nbegin routers", 1
+            )
         world.path("/etc/exim4/exim4.conf").write_text(text)
         # What the package's script does.
         for directory in (_SPOOL, _LOG_DIRECTORY):
