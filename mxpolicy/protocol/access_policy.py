@@ -13,6 +13,7 @@ hang up on the other recipients.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.address import canonical_address
@@ -45,6 +46,9 @@ MAX_ACTION = 400
 
 VERBS = ("DUNNO", "REJECT", "DEFER", "DEFER_IF_PERMIT", "WARN", "PREPEND", "FILTER")
 """Beside them, ``4NN`` and ``5NN``."""
+
+# Characters; more are no address (INET6_ADDRSTRLEN, and a zone).
+_MAX_ADDRESS = 100
 
 _WORDS = re.compile(r"(\S+)(?:\s+(.*))?", re.DOTALL)
 _CODE = re.compile(r"[45][0-9][0-9]")
@@ -127,8 +131,13 @@ def parse_request(attributes: Mapping[str, str]) -> AccessRequest:
     request = AccessRequest(**known)
     return request._replace(
         protocol_state=request.protocol_state.upper(),
-        client_address=canonical_address(request.client_address) or "",
+        client_address=_address(request.client_address[:_MAX_ADDRESS]),
     )
+
+
+@lru_cache(256)
+def _address(text: str) -> str:
+    return canonical_address(text) or ""
 
 
 def parse_action(text: str) -> Action:

@@ -69,6 +69,8 @@ class AttributeReader:
         Each is ``{name: value}``, as sent. Bytes that are no UTF-8 become lone
         surrogates (``surrogateescape``), which no address and no domain has.
         """
+        if not self._data and _is_one_request(data):
+            return [_parse(data[:-2])]
         self._data += data
         requests = []
         while end := _END.search(self._data, self._searched):
@@ -89,6 +91,16 @@ class AttributeReader:
         # At the start of a request one LF alone would be its end, so a byte stays in front.
         self._data[:-_END_LENGTH] = b"?"
         self._is_cut = True
+
+
+def _is_one_request(data: bytes) -> bool:
+    """Return whether *data* is a request and nothing else, as Postfix sends it."""
+    return (
+        0 < data.find(b"\n\n") == len(data) - 2
+        and b"\r" not in data
+        and not data.startswith(b"\n")
+        and len(data) <= MAX_REQUEST
+    )
 
 
 def _parse(data: bytes) -> dict[str, str] | Malformed:
