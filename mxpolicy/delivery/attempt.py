@@ -324,7 +324,8 @@ class Attempt:
                 await offer.run()
         finally:
             self._let_session_go(offer)
-            self._tell(events.CandidateLeft, candidate)
+            if offer.void_because is None:  # else it may keep its place
+                self._tell(events.CandidateLeft, candidate)
             self._tls_wanted[candidate] = offer.tls
             del self._tasks[candidate], self._offers[candidate]
         self._conclude(candidate, offered, offer)
@@ -351,15 +352,17 @@ class Attempt:
         self._delays = self._delays._replace(transfer=waited)
         self._transfer_began = None
         over = offer.over if self._unsettled() else _Reason.EXHAUSTED
+        if offer.void_because is not None:
+            left = self._settlement.open_to(candidate.rank, self._numbers)
+            if over is None and left:
+                self._dialled_anew.add(candidate)
+                self._tell(events.SessionReplaced, candidate, offer.void_because)
+                self._perform(self._race.restart(now))
+                return
+            self._tell(events.CandidateLeft, candidate)
         if over is not None:
             self._perform(self._race.drop_others(now))
             self._end(over)
-            return
-        left = self._settlement.open_to(candidate.rank, self._numbers)
-        if offer.void_because is not None and left:
-            self._dialled_anew.add(candidate)
-            self._tell(events.SessionReplaced, candidate, offer.void_because)
-            self._perform(self._race.restart(now))
             return
         ending = offer.ending
         if ending is None and undecided:

@@ -915,6 +915,36 @@ def test_refusal_about_an_old_session_is_asked_for_again_in_a_new_one(
     assert len(host.taken) == 3
 
 
+@pytest.mark.parametrize(
+    ("script", "steps"),
+    [
+        ({"RSET": End.CLOSE}, ["Started", "Taken", "Started", "Taken", "Left"]),
+        (
+            {"RSET": End.CLOSE, "CONNECT": End.CLOSE},
+            ["Started", "Taken", "Started", "Failed"],
+        ),
+        ({}, ["Started", "Taken", "Left"]),
+    ],
+    ids=["replaced", "gone", "used"],
+)
+def test_place_at_the_host_is_kept_for_the_new_session(
+    script: Script, steps: list[str]
+) -> None:
+    """The place of a message at a host is free for others when it has left it."""
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will(script)
+        second = await site.send()
+        names = [type(one).__name__ for one in second.events]
+        prefix = "Candidate"
+        found = [one[len(prefix) :] for one in names if one.startswith(prefix)]
+        assert found == steps
+
+    play(host, work=work)
+
+
 # What has led to the host.
 
 
