@@ -263,7 +263,7 @@ def test_networks_that_may_connect_are_read_again(serving: Runner) -> None:
     with serving.started() as daemon:
         with socket.create_connection(("::1", port), TIMEOUT) as client:
             assert client.recv(1) == b""
-        assert "::1 may not connect (listen: allow)" in daemon.log()
+        daemon.wait_for_log("::1 may not connect (listen: allow)")
         serving.configure(f"listen: {{policy: {{{at}}}}}")
         daemon.reload()
         with socket.create_connection(("::1", port), TIMEOUT) as client:

@@ -352,8 +352,8 @@ class Listener:
         client.setblocking(False)
         if isinstance(address, tuple):
             if not self._is_allowed(address[0]):
-                client.close()
                 self._tell_forbidden(address[0])
+                client.close()
                 return
             # One that has vanished would be served for ever. And answers are small.
             with suppress(OSError):
