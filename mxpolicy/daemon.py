@@ -280,7 +280,9 @@ class Daemon:
         under_way = len(self._engine.under_way)
         what = "ending" if self._is_ending.is_set() else "serving"
         forgets = "; nothing outlives it" if self._store.is_memory_only else ""
-        return f"{what}; deliveries under way: {under_way}{forgets}"
+        late = self._engine.context.late_replies
+        listens = f"; late replies awaited: {len(late)}" if late else ""
+        return f"{what}; deliveries under way: {under_way}{listens}{forgets}"
 
     # -- reading the configuration again ----------------------------------------
 

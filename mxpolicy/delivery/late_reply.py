@@ -84,7 +84,7 @@ class LateReply:
         if self.is_over:
             return
         self._why, self._ends = why, self._loop.time()
-        if self._timer is not None:
+        if self._timer is not None and not self._timer.expired():
             self._timer.reschedule(self._ends)
 
     async def closed(self) -> None:

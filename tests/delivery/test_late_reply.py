@@ -565,6 +565,22 @@ def test_stop_hears_what_has_come_by_then() -> None:
     play(host, story=story)
 
 
+@pytest.mark.parametrize("steps", range(5))
+def test_wait_may_be_ended_twice_at_any_time(steps: int) -> None:
+    host = ScriptedHost({".": End.SILENT})
+
+    async def story(site: Site) -> None:
+        await site.send(site.daemon())
+        first = asyncio.create_task(site.late.stop())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await site.late.stop()
+        await first
+        assert site.ended() == [("bob", False, "stopped by ourselves")]
+
+    play(host, story=story)
+
+
 def test_stopped_daemon_begins_no_wait() -> None:
     host = ScriptedHost({".": End.SILENT})
 
