@@ -7,14 +7,24 @@ and `cases_names`; `cases` joins them, `judge` says whether one came out as expe
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 
 from .firewall import Treatment
 from .smtp_host import Behaviour
 
 GOOD = Behaviour()
 
-ALIKE = {"mxpolicy-exim": "mxpolicy"}
-"""Of these transports the same is expected as of others, if nothing else is said."""
+ALIKE = {
+    "mxpolicy-exim": ("mxpolicy",),
+    "handed": ("mxpolicy", "hasty"),
+    "handed-exim": ("mxpolicy", "hasty"),
+    "handed-many": ("many",),
+    "postfix-lmtp": ("many", "mxpolicy", "hasty"),
+    "mxlmtp": ("many", "mxpolicy", "hasty"),
+    "exim-lmtp": ("many", "mxpolicy", "hasty"),
+}
+"""Of these transports the same is expected as of others, the first that there is, if
+nothing else is said."""
 
 # Classes of time, in seconds. Where many start at once on a machine that has other work,
 # a Python may need two to come up; what is told apart here is several times as long.
@@ -110,8 +120,9 @@ class Case:
 
     def expected_with(self, transport: str) -> Expected | None:
         """Return what must be seen with a transport, None where it is not known."""
-        alike = self.expected.get(ALIKE.get(transport, transport))
-        return self.expected.get(transport, alike)
+        names = (transport, *ALIKE.get(transport, ()))
+        known = (self.expected[name] for name in names if name in self.expected)
+        return next(known, None)
 
 
 @dataclass(frozen=True)
@@ -173,10 +184,9 @@ class Placed:
     def addresses(self, host: Host) -> list[str]:
         """Return the host's addresses, IPv4 first."""
         place = self.case.hosts.index(host) + 1
-        block, subnet = divmod(self.number, 256)
         found = []
         if "4" in host.families:
-            found.append(f"198.{18 + block}.{subnet}.{place}")
+            found.append(str(_FIRST + self.number * _PLACE + place))
         if "6" in host.families:
             found.append(f"2001:db8:18:{self.number:x}::{place:x}")
         return found
@@ -214,8 +224,10 @@ class Placed:
         return f"{self.domain}." if name == "@" else f"{name}.{self.domain}."
 
 
-# 198.18.0.0/15 in /24; the last is not for cases (see `names`).
-_PLACES = 510
+# 198.18.0.0/15 in /26; those of the last /24 are not for cases (see `names`).
+_FIRST = IPv4Address("198.18.0.0")
+_PLACE = 64
+_PLACES = 2043
 
 
 def place(cases: Sequence[Case], transports: Sequence[str]) -> tuple[Placed, ...]:

@@ -24,12 +24,20 @@ _LOG = f"{_LOG_DIRECTORY}/mainlog"
 
 CONTRIB = CHECKOUT / "contrib" / "exim"
 
-DOMAINS = "*.mxpolicy-exim.lab.test"
+DOMAINS = "*.mxpolicy-exim.lab.test : *.handed-exim.lab.test"
 """Whose mail goes by the router and transport of contrib/exim."""
+
+_LMTP_ROUTER = """
+by_lmtp:
+  driver = accept
+  domains = *.exim-lmtp.lab.test
+  transport = mxpolicy_lmtp
+"""
 
 _CONFIGURATION = f"""
 primary_hostname = mail.lab.test
 domainlist local_domains = mail.lab.test
+domainlist by_mxpolicy = {DOMAINS}
 daemon_smtp_ports = {PORT}
 local_interfaces = 127.0.0.1
 extra_local_interfaces = <; 192.0.2.25 ; 2001:db8:2::25
@@ -44,10 +52,10 @@ log_timezone = true
 keep_environment =
 
 begin routers
-
+{_LMTP_ROUTER}
 dnslookup:
   driver = dnslookup
-  domains = ! +local_domains : ! {DOMAINS}
+  domains = ! +local_domains : ! +by_mxpolicy
   transport = remote_smtp
   same_domain_copy_routing = yes
   ignore_target_hosts = <; 0.0.0.0 ; 127.0.0.0/8 ; 192.168.0.0/16 ; 172.16.0.0/12 ; \\
@@ -60,6 +68,7 @@ dnslookup:
 begin transports
 
 {(CONTRIB / "transport").read_text()}
+{(CONTRIB / "transport-lmtp").read_text()}
 
 remote_smtp:
   driver = smtp
@@ -83,6 +92,9 @@ _OUTPUT = re.compile(
     r"\S+ \S+ \S+ (?P<message_id>\S+) <(?P<recipient>.*)>: "
     r"mxpolicy transport output: (?P<text>(?P<dsn>\d\.\d+\.\d+)? ?.*)"
 )
+
+# What an LMTP server said, at the end of a line of the transport that asked it.
+_LMTP_REPLY = re.compile(r' T=mxpolicy_lmtp\b.*?[ "][245]\d\d (?P<dsn>\d\.\d+\.\d+) ')
 
 # "  T:user@domain ERRNO MORE-ERRNO TEXT", and on the next line when it was tried.
 _RETRY = re.compile(r" *(?P<key>[RTF]:\S+) +(?P<text>-?\d+ -?\d+ .*)")
@@ -346,6 +358,8 @@ def _deliveries(lines: Iterable[str]) -> Iterator[Delivery]:
         recipient = match["recipient"] or match["local"]
         status, text = _STATUSES[match["mark"]], match["text"]
         dsn = "2.0.0" if status == "sent" and "T=mxpolicy" in text else ""
+        if reply := _LMTP_REPLY.search(line):
+            dsn = reply["dsn"]
         if output := outputs.pop((message_id, recipient), None):
             dsn, text = output["dsn"] or "", f"{text}: {output['text']}"
         delay = at - arrived.get(message_id, at)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .case import AT_ONCE, GOOD, Case, Host, Mail, Placed
+from .daemon import Daemon
 from .exim import Exim
 from .firewall import Firewall
 from .hosts import Hosts
@@ -40,7 +41,13 @@ EXIM_SMTP = "exim-smtp"
 MXPOLICY_EXIM = "mxpolicy-exim"
 """The router and transport of contrib/exim."""
 
-EXIM_TRANSPORTS = (EXIM_SMTP, MXPOLICY_EXIM)
+HANDED_EXIM = "handed-exim"
+"""The same where a daemon takes the messages."""
+
+EXIM_LMTP = "exim-lmtp"
+"""The LMTP transport of contrib/exim."""
+
+EXIM_TRANSPORTS = (EXIM_SMTP, MXPOLICY_EXIM, HANDED_EXIM, EXIM_LMTP)
 """Cases with these go through `Lab.exim`, not Postfix."""
 
 EXIM_TAKES_AT_MOST = 900.0
@@ -67,7 +74,7 @@ class Ended:
 
 def patience(placed: Placed) -> float:
     """Return the seconds that a case's first attempt may take."""
-    expected = placed.case.expected.get(placed.transport)
+    expected = placed.case.expected_with(placed.transport)
     return expected.within if expected else EXIM_TAKES_AT_MOST
 
 
@@ -77,7 +84,8 @@ class Lab:
     *transports* are more services for Postfix's master.cf, *settings* more lines for
     its main.cf, *fragments* more of contrib (see `Postfix`), *files* what to write
     where in the lab before anything starts; mail for `DOMAIN.NAME.lab.test` goes by
-    transport NAME. Exim is there once it is asked for.
+    transport NAME, or as *routes* says for NAME ("transport:nexthop"). Exim is there
+    once it is asked for.
     Raises LabUnavailable where this machine cannot have one.
     """
 
@@ -88,8 +96,10 @@ class Lab:
         settings: Mapping[str, str] | None = None,
         fragments: Sequence[str] = (),
         files: Mapping[str, str] | None = None,
+        routes: Mapping[str, str] | None = None,
     ) -> None:
         self.placed = tuple(placed)
+        self.daemon: Daemon
         self.world = World()
         try:
             self._write_files(files or {})
@@ -98,10 +108,11 @@ class Lab:
             self._place_hosts()
             forged = [name for placed in self.placed for name in placed.forged()]
             self.names = NameService(self.world, self._records(), forged)
-            names = (*TRANSPORTS, *(transports or {}))
-            routes = [(HOME_DOMAIN, "smtp:")]
-            routes += [(f".{name}.lab.test", f"{name}:") for name in names]
-            self.postfix = Postfix(self.world, routes, transports, settings, fragments)
+            ways = {name: f"{name}:" for name in (*TRANSPORTS, *(transports or {}))}
+            ways |= routes or {}
+            domains = [(HOME_DOMAIN, "smtp:")]
+            domains += [(f".{name}.lab.test", way) for name, way in ways.items()]
+            self.postfix = Postfix(self.world, domains, transports, settings, fragments)
         except BaseException:
             self.world.close()
             raise
@@ -162,6 +173,11 @@ class Lab:
         """Send a domain's mail by "transport:nexthop" from now on."""
         self.postfix.route(domain, transport)
 
+    def start_daemon(self, settings: str = "") -> Daemon:
+        """Start ``mxpolicy serve`` with these lines in its configuration, too."""
+        self.daemon = Daemon(self.world, settings)
+        return self.daemon
+
     @cached_property
     def exim(self) -> Exim:
         """Exim, started when it is first asked for."""
@@ -180,12 +196,13 @@ class Lab:
         queue_id = self.server(placed).send(whom, placed.sender, data, options)
         return Sent(placed, queue_id, at)
 
-    def send_cases(self) -> dict[str, Sent]:
+    def send_cases(self, pace: float = PACE) -> dict[str, Sent]:
         """Send every case's message, the slowest first; return them by case name.
 
         All are under way at once, but do not start at once: starting a Python for each
         is work, and times are judged. So those that wait for nothing come last, and
-        where this machine is busy, each after most before it have ended.
+        where this machine is busy, each after most before it have ended. *pace* is the
+        seconds between two.
         """
         slowest_first = sorted(self.placed, key=patience, reverse=True)
         sent: dict[str, Sent] = {}
@@ -195,7 +212,7 @@ class Lab:
             sent[placed.name] = one = self.send_case(placed)
             if patience(placed) <= AT_ONCE:
                 quick.append(one)
-            time.sleep(PACE)
+            time.sleep(pace)
         return sent
 
     def _await_room(self, quick: list[Sent]) -> list[Sent]:
