@@ -96,6 +96,14 @@ class Hosts:
         """Drop what was recorded, but for sessions that go on."""
         self._ask("forget")
 
+    def hold(self) -> None:
+        """From now on, steps that are `held` wait for `release`."""
+        self._ask("hold")
+
+    def release(self) -> None:
+        """Let all go on that are held, and hold none any more."""
+        self._ask("release")
+
     def _ask(self, question: str, **more: object) -> Any:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(str(self._control))

@@ -42,7 +42,7 @@ LARGEST_MESSAGE = 256 * 1024 * 1024
 class Step:
     """What happens at one step instead of the ordinary answer.
 
-    First `delay` seconds pass. Then `reply` is sent, one or more lines without the final
+    First `delay` seconds pass; with `held`, also the time until hosts are released. Then `reply` is sent, one or more lines without the final
     CRLF, "{name}" standing for the host's; with `pace`, a byte every so many seconds;
     with `endless`, as it is, again and again. Then the connection is ended if `end` says
     so, by FIN ("close") or RST ("reset"); or nothing is said any more ("hush": read on;
@@ -54,6 +54,7 @@ class Step:
     end: Literal["", "close", "reset", "hush", "stall"] = ""
     pace: float = 0.0
     endless: bool = False
+    held: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ class Records:
         self.sessions: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = []
         self.asked: dict[str, int] = {}  # RCPT commands, by the path of a mailbox
+        self.released = asyncio.Event()  # for steps that are held
+        self.released.set()
 
     def of_recipient(self, forward_path: str) -> list[dict[str, Any]]:
         """Return the messages for one recipient, or all where that is empty."""
@@ -424,6 +427,8 @@ class Session:
     async def _do(self, fault: Step) -> None:
         """Wait, say what is to be said, end the session if that is to be."""
         await asyncio.sleep(fault.delay)
+        if fault.held:
+            await self._records.released.wait()
         if fault.reply:
             await self._say(fault)
         match fault.end:
@@ -540,6 +545,10 @@ class Internet:
                 return self._records.of_host(request["host"])
             case "forget":
                 return self._records.forget()
+            case "hold":
+                return self._records.released.clear()
+            case "release":
+                return self._records.released.set()
             case other:
                 raise ValueError(f"asked for {other}")
 
