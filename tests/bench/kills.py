@@ -142,7 +142,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     head = ("", "Postfix", "Exim")
     with lab:
-        windows = [_window(lab, one, QUIET) for one in lab.placed]
+        windows = [window(lab, one, QUIET) for one in lab.placed]
         each = max(1, options.deliveries // len(TRANSPORTS))
         columns = [_campaign(lab, one, each, options.seed) for one in lab.placed]
     rows = [
@@ -162,9 +162,9 @@ def main(arguments: Sequence[str]) -> int:
 # -- the window -----------------------------------------------------------------------
 
 
-def _window(lab: Lab, placed: Placed, count: int) -> list[float]:
+def window(lab: Lab, placed: Placed, count: int) -> list[float]:
     """Return the seconds from the dot to the entry, for *count* deliveries in turn."""
-    _send(lab, placed, _named(placed, "warm"))
+    send(lab, placed, named(placed, "warm"))
     _await_messages(lab, 1)
     watch = lab.world.start("mta", [PYTHON, "-c", WATCH, JOURNAL], log=WATCHED)
     time.sleep(1)
@@ -172,7 +172,7 @@ def _window(lab: Lab, placed: Placed, count: int) -> list[float]:
     for number in range(count):
         lab.hosts.forget()
         entries = len(_entries(lab))
-        _send(lab, placed, _named(placed, f"quiet{number}"))
+        send(lab, placed, named(placed, f"quiet{number}"))
         (message,) = _await_messages(lab, 1)
         until = time.monotonic() + 20
         while len(_entries(lab)) == entries:
@@ -212,7 +212,7 @@ def _entries(lab: Lab) -> list[float]:
 def _campaign(lab: Lab, placed: Placed, count: int, seed: int) -> dict[str, int]:
     """Deliver *count* messages among kills; return what came of them."""
     lab.hosts.forget()
-    recipients = [_named(placed, f"user{number}") for number in range(count)]
+    recipients = [named(placed, f"user{number}") for number in range(count)]
     server = lab.server(placed)
     sender = f"killed.{placed.transport}@home.lab.test"
     with Killer(lab, seed) as killer:
@@ -221,15 +221,15 @@ def _campaign(lab: Lab, placed: Placed, count: int, seed: int) -> dict[str, int]
         waiting = list(recipients)
         arrived: set[str] = set()
         while len(arrived) < count and time.monotonic() < until:
-            arrived = set(_times(lab))
+            arrived = set(times_taken(lab))
             under_way = count - len(waiting) - len(arrived & set(recipients))
             for _ in range(min(len(waiting), max(0, AT_ONCE - under_way))):
-                _send(lab, placed, waiting.pop(0), sender)
+                send(lab, placed, waiting.pop(0), sender)
             if time.monotonic() - run_queue > RUN_QUEUE:
                 run_queue = time.monotonic()
                 server.flush()
             time.sleep(0.2)
-        while not _is_empty(lab, placed) and time.monotonic() < until:
+        while not is_empty(lab, placed) and time.monotonic() < until:
             server.flush()
             time.sleep(RUN_QUEUE)
     return _account(lab, recipients, sender, killer.kills)
@@ -238,7 +238,7 @@ def _campaign(lab: Lab, placed: Placed, count: int, seed: int) -> dict[str, int]
 def _account(
     lab: Lab, recipients: Sequence[str], sender: str, kills: Sequence[Kill]
 ) -> dict[str, int]:
-    times, sessions = _times(lab), lab.hosts.sessions()
+    times, sessions = times_taken(lab), lab.hosts.sessions()
     phases = Counter(_phase(one, sessions, times) for one in kills)
     copies = {to: sorted(times[to]) for to in recipients if len(times.get(to, ())) > 1}
     # Seconds from the first copy's dot to the kill that led to the second.
@@ -287,7 +287,7 @@ def _phase(
     return PHASES[0]
 
 
-def _times(lab: Lab) -> dict[str, list[float]]:
+def times_taken(lab: Lab) -> dict[str, list[float]]:
     """Return when hosts took a message for whom, by recipient."""
     times: dict[str, list[float]] = {}
     for one in lab.hosts.received():
@@ -297,11 +297,11 @@ def _times(lab: Lab) -> dict[str, list[float]]:
     return times
 
 
-def _named(placed: Placed, local_part: str) -> str:
+def named(placed: Placed, local_part: str) -> str:
     return f"{local_part}@{placed.recipient.partition('@')[2]}"
 
 
-def _send(lab: Lab, placed: Placed, to: str, sender: str = "me@home.lab.test") -> None:
+def send(lab: Lab, placed: Placed, to: str, sender: str = "me@home.lab.test") -> None:
     lab.server(placed).send([to], sender, b"Subject: kills\n\nOne line.\n")
 
 
@@ -314,6 +314,6 @@ def _await_messages(lab: Lab, count: int) -> list[Message]:
     return found
 
 
-def _is_empty(lab: Lab, placed: Placed) -> bool:
+def is_empty(lab: Lab, placed: Placed) -> bool:
     said = lab.server(placed).queue().strip()
     return not said or "is empty" in said
