@@ -398,6 +398,8 @@ class LmtpOptions:
     """How long the mail server waits for the reply to the end of a message (Postfix: lmtp_data_done_timeout; Exim: timeout of the lmtp transport). The end is sent to a host up to 10 minutes before that."""
     message_size: Size = 1024 * MIB
     """The largest message that is taken. Keep it above the mail server's own limit (Postfix: message_size_limit)."""
+    dsn: bool = False
+    """``yes``: announce DSN (RFC 3461), and pass NOTIFY, RET, ENVID and ORCPT to hosts that offer it. The mail server then leaves reports of success to them; a host that does not offer DSN sends none, and neither does mxpolicy. ``no``: the mail server reports "relayed" to senders who asked for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from hashlib import blake2b
 from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.address import AddressError, Mailbox, parse_mailbox, parse_reverse_path
@@ -51,11 +52,12 @@ from mxpolicy.outcome import Deferred, Outcome
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mxpolicy.delivery.connections import Turn
     from mxpolicy.delivery.late_reply import LateReply
     from mxpolicy.delivery.session import Session
+    from mxpolicy.protocol.extensions import MailDsn, RcptDsn
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.known_hosts import KnownHosts
 
@@ -81,6 +83,9 @@ class Request(NamedTuple):
         has_process: Whether a process of the mail server waits for the outcome, as with
             pipe(8). There are few of those (`mxpolicy.routing.places`). So the message
             needs a place for it, and does not wait for its turn at a host.
+        dsn: What the sender wants to be told (RFC 3461); None where nothing was said.
+        recipients_dsn: The same of recipients, by their number. A host that does not
+            offer DSN hears of neither.
         may_send_dot: Asked before the mail data is sent, and again just before the final
             dot, which makes the message the host's (RFC 5321 §4.1.1.4). The message is
             deferred where it returns False.
@@ -93,6 +98,8 @@ class Request(NamedTuple):
     deadline: float
     ends: float = inf
     observe: events.Observe = lambda event: None
+    dsn: MailDsn | None = None
+    recipients_dsn: Mapping[int, RcptDsn] = MappingProxyType({})
     may_send_dot: Callable[[], Awaitable[bool]] = _always
     has_process: bool = True
 
@@ -241,7 +248,10 @@ class Delivery:
         if hops >= self._context.options.limits.hops:
             self._settlement.settle_all(trouble.too_many_hops(hops))
             return
-        self._envelope = Envelope(reverse_path, self._mailboxes())
+        request = self._request
+        self._envelope = Envelope(
+            reverse_path, self._mailboxes(), request.dsn, request.recipients_dsn
+        )
         self._note_journal_keys(digest)
         for (nexthop, domain, _), numbers in self._grouped().items():
             group = _Group(nexthop, domain, numbers)

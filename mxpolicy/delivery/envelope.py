@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.address import Mailbox, ReversePath
+
+if TYPE_CHECKING:
+    from mxpolicy.protocol.extensions import MailDsn, RcptDsn
 
 __all__ = ["Envelope"]
 
@@ -17,10 +21,14 @@ class Envelope(NamedTuple):
         reverse_path: None is the null reverse-path ``<>``.
         recipients: Forward-paths by their number on the mail server's own list, from 0.
             The same address may be there twice. One that is no address is left out.
+        dsn: What the sender wants to be told (RFC 3461); None where nothing was said.
+        recipients_dsn: The same of recipients, by their number.
     """
 
     reverse_path: ReversePath | None
     recipients: Mapping[int, Mailbox]
+    dsn: MailDsn | None = None
+    recipients_dsn: Mapping[int, RcptDsn] = MappingProxyType({})
 
     @property
     def sender(self) -> str:

@@ -265,9 +265,13 @@ class Transaction:
             size=self._mail_data.likely_size,
             body8bit=self._mail_data.may_have_8bit,
             smtputf8=envelope.needs_smtputf8(batch),
+            dsn=envelope.dsn,
         )
         for number in batch:
-            self._smtp.rcpt(envelope.recipients[number].wire)
+            self._smtp.rcpt(
+                envelope.recipients[number].wire,
+                dsn=envelope.recipients_dsn.get(number),
+            )
         await self._session.hear_reset(self._patience(State.RSET))
         return (await self._answer(MailAnswered)).reply
 

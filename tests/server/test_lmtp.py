@@ -186,17 +186,20 @@ async def serving(
             await site.close()
 
 
-def envelope(*recipients: str, mail: str = "MAIL FROM:<a@b.example> SIZE=60") -> bytes:
-    """Return the commands from MAIL to DATA."""
-    rcpt = [f"RCPT TO:<{one}>" for one in recipients]
+USUAL_MAIL = "MAIL FROM:<a@b.example> SIZE=60"
+
+
+def envelope(*recipients: str, mail: str = USUAL_MAIL) -> bytes:
+    """Return the commands from MAIL to DATA; parameters follow a recipient's ``>``."""
+    rcpt = [f"RCPT TO:<{one}{'' if '>' in one else '>'}" for one in recipients]
     return "".join(f"{line}\r\n" for line in [mail, *rcpt, "DATA"]).encode()
 
 
-async def begin(site: Site, *recipients: str) -> MailServer:
+async def begin(site: Site, *recipients: str, mail: str = USUAL_MAIL) -> MailServer:
     """Return a client that may send mail data now."""
     client = site.client()
     await client.greet()
-    await client.say(envelope(*recipients))
+    await client.say(envelope(*recipients, mail=mail))
     replies = await client.replies(2 + len(recipients))
     assert [one[:3] for one in replies] == ["250"] * (1 + len(recipients)) + ["354"]
     return client
@@ -398,6 +401,37 @@ async def test_a_host_is_told_size_and_body_though_they_are_not_known_yet() -> N
         "MAIL FROM:<a@b.example> SIZE=60 BODY=8BITMIME",
         "MAIL FROM:<a@b.example> SIZE=60",
     ]
+
+
+async def test_what_the_sender_wants_to_be_told_is_passed_on() -> None:
+    knows = ScriptedHost(extensions=("PIPELINING", "DSN"))
+    plain = ScriptedHost()
+    async with serving(LmtpOptions(dsn=True), knows=knows, plain=plain) as site:
+        client = await begin(
+            site,
+            "a@knows.example> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;x+2By@z.example",
+            "b@plain.example> NOTIFY=NEVER",
+            "c@knows.example",
+            mail="MAIL FROM:<a@b.example> RET=HDRS ENVID=QQ+2B1",
+        )
+        await client.say(MESSAGE + DOT)
+        replies = await client.replies(3)
+        assert [one[:3] for one in replies] == ["250"] * 3
+    assert knows.commands[1:4] == [
+        "MAIL FROM:<a@b.example> RET=HDRS ENVID=QQ+2B1",
+        "RCPT TO:<a@knows.example> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;x+2By@z.example",
+        "RCPT TO:<c@knows.example>",
+    ]
+    assert plain.commands[1].startswith("MAIL FROM:<a@b.example> SIZE=")
+    assert plain.commands[2] == "RCPT TO:<b@plain.example>"
+
+
+async def test_dsn_is_not_announced_unless_it_is_wanted() -> None:
+    async with serving() as site:
+        client = site.client()
+        await client.reply()
+        await client.say(b"LHLO x\r\n")
+        assert await client.reply() == "250 XFORWARD IDENT"
 
 
 # -- clients that go away ------------------------------------------------------

@@ -85,8 +85,9 @@ class Client(asyncio.Protocol):
         self._poll = select.poll()
         self._poll.register(connection.fileno(), select.POLLRDHUP)
         context = engine().context
-        size = context.options.lmtp.message_size
-        self._conversation = LmtpServer(Offers(context.helo, size))
+        options = context.options.lmtp
+        offers = Offers(context.helo, options.message_size, options.dsn)
+        self._conversation = LmtpServer(offers)
         self._transport: asyncio.Transport | None = None
         self._message: Message | None = None
         self._draining: asyncio.Task[None] | None = None

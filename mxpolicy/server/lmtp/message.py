@@ -82,6 +82,12 @@ class Message:
             deadline=min(options.deadline, max(0.0, ends - DOT_TIME)),
             ends=ends,
             observe=self._on_event,
+            dsn=begun.sender.dsn,
+            recipients_dsn={
+                number: one.dsn
+                for number, one in enumerate(begun.recipients)
+                if one.dsn is not None
+            },
             may_send_dot=is_wanted,
             has_process=False,
         )
