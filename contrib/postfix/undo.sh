@@ -25,11 +25,16 @@ postconf -MX mxpolicy-policy/unix
 postconf -X mxpolicy_destination_recipient_limit mxpolicy_time_limit
 
 drop default_transport mxpolicy:
+drop default_transport mxlmtp:
+drop default_transport mxlmtp:unix:/run/mxpolicy/lmtp
+postconf -X mxlmtp_destination_concurrency_failed_cohort_limit \
+    mxlmtp_destination_concurrency_negative_feedback \
+    mxlmtp_destination_concurrency_limit mxlmtp_initial_destination_concurrency
 drop smtp_fallback_relay '[127.0.0.1]:10026'
 drop pipe_delivery_status_filter \
     'regexp:{ {/^5(\.3\.[0-5] (Command (died|time limit exceeded).*))/ 4$$1} }'
 
-postconf -MX mxpolicy/unix
+postconf -MX mxpolicy/unix mxlmtp/unix
 if postconf -M 127.0.0.1:10026/inet | grep -q content_filter=mxpolicy:; then
     postconf -MX 127.0.0.1:10026/inet
 fi

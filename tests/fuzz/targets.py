@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 
 import dns.flags
@@ -39,6 +40,21 @@ from mxpolicy.protocol.access_policy import RequestError, parse_request
 from mxpolicy.protocol.access_policy import answer as access_answer
 from mxpolicy.protocol.attributes import AttributeReader, Malformed
 from mxpolicy.protocol.dot_stuffing import FINAL_DOT, MAX_TEXT_LINE, DotStuffer
+from mxpolicy.protocol.lmtp_server import (
+    MAX_LINE as MAX_LMTP_LINE,
+)
+from mxpolicy.protocol.lmtp_server import (
+    MAX_REPLY as MAX_LMTP_REPLY,
+)
+from mxpolicy.protocol.lmtp_server import (
+    DataBegun,
+    DataCame,
+    LmtpReply,
+    LmtpServer,
+    Offers,
+    RecipientNamed,
+)
+from mxpolicy.protocol.lmtp_server import Event as LmtpEvent
 from mxpolicy.protocol.pipe_answer import MAX_ANSWER, answer, answer_line
 from mxpolicy.protocol.reply_reader import KEPT, MAX_REPLY, ReplyReader
 from mxpolicy.protocol.smtp_client import SmtpClient
@@ -51,7 +67,7 @@ from mxpolicy.protocol.smtp_events import (
     StrayReply,
 )
 from mxpolicy.protocol.smtp_states import State, Verb
-from mxpolicy.reply import MAX_TEXT, Reply
+from mxpolicy.reply import MAX_TEXT, EnhancedStatus, Reply
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord, mail_exchangers
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
@@ -66,6 +82,8 @@ Target = Callable[[bytes], None]
 CANDIDATE = Candidate("mx.example.com", "192.0.2.1", 25, 10)
 VERBS = (Verb.MAIL, Verb.RCPT, Verb.DATA, Verb.DOT)
 REPLY_TEXTS = (b"", b"ok", b"5.1.1 no", b"\xff\x00", b"x" * 700, b"y" * 3000)
+LMTP_OK = LmtpReply(250, EnhancedStatus(2, 1, 5), "Ok")
+LMTP_NO = LmtpReply(550, EnhancedStatus(5, 1, 1), "no " * 500)
 NO_REPLY_LINES = (b"", b"no reply", b"25", b"250_ok", b"\x00", b"z" * 3000)
 
 
@@ -503,6 +521,67 @@ def mail_data(data: bytes) -> None:
     assert read == text
 
 
+# -- LMTP clients ----------------------------------------------------------------
+
+
+def lmtp(data: bytes) -> None:
+    """A client is told and understood the same however its bytes arrive.
+
+    Each reply fits into what Exim reads, or Postfix, and none ends a session. What is
+    passed on to a host fits into its commands.
+    """
+    choices = Choices(data)
+    dsn = choices.number(2) == 1
+    pieces = choices.pieces() or [b""]
+    said, told = _lmtp_session(pieces, dsn=dsn)
+    assert (said, told) == _lmtp_session([b"".join(pieces)], dsn=dsn)
+    assert said.isascii()
+    for line in said.splitlines():
+        assert len(line) <= MAX_LMTP_REPLY
+        assert not line.startswith(b"421")
+    for one in told:
+        if isinstance(one, DataBegun):
+            client = SmtpClient("us.example.net")
+            client.receive_data(b"220 ok\r\n")
+            client.ehlo()
+            client.data_to_send()
+            client.receive_data(b"250-mx.example.com\r\n250 DSN\r\n")
+            client.mail("", dsn=one.sender.dsn)
+            for recipient in one.recipients:
+                client.rcpt("a@b.example", dsn=recipient.dsn)
+
+
+def _lmtp_session(
+    pieces: Iterable[bytes], *, dsn: bool
+) -> tuple[bytes, list[LmtpEvent]]:
+    """Return what a client is told, and what it wants; data in one piece each time."""
+    server = LmtpServer(Offers("us.example.net", 1000, dsn=dsn))
+    said, told = b"", list[LmtpEvent]()
+    for piece in pieces:
+        server.receive_data(piece)
+        while (event := server.next_event()) is not None:
+            last = told[-1] if told else None
+            if isinstance(event, DataCame) and isinstance(last, DataCame):
+                told[-1] = DataCame(last.data + event.data)
+            else:
+                told.append(event)
+            match event:
+                case RecipientNamed(number, recipient):
+                    is_refused = "no" in recipient.forward_path
+                    server.answer(number, LMTP_NO if is_refused else LMTP_OK)
+                case DataBegun():
+                    for place in range(len(event.recipients)):
+                        server.settle(place, LMTP_NO)
+                    with suppress(LocalProtocolError):
+                        server.settle(len(event.recipients), LMTP_NO)
+                        raise AssertionError("a verdict for nobody")
+                case _:
+                    pass
+        said += server.data_to_send()
+        assert server.buffered <= MAX_LMTP_LINE + 1 or not server.owes
+    return said, told
+
+
 TARGETS: dict[str, Target] = {
     one.__name__: one
     for one in (
@@ -516,5 +595,6 @@ TARGETS: dict[str, Target] = {
         requests,
         configurations,
         mail_data,
+        lmtp,
     )
 }
