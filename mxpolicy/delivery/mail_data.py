@@ -169,7 +169,9 @@ class MailData:
             raise self._trouble
 
     def finish(self) -> None:
-        """The message is complete."""
+        """The message is complete, unless the writer has given up: then it never is."""
+        if self._trouble is not None:
+            return
         if self._top is not None:
             self._take(self._without_mbox_line(self._top))
         if self._last != 0x0A:

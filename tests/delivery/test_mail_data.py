@@ -433,6 +433,17 @@ class TestGrowing:
 
         asyncio.run(play())
 
+    async def test_what_was_given_up_is_never_complete(self) -> None:
+        message = MailData()
+        message.append(b"Subject: x\n\n")
+        message.give_up(LocalTrouble("the disk is full"))
+        message.finish()
+        assert message.size is None
+        with pytest.raises(LocalTrouble, match="the disk is full"):
+            await message.digest()
+        with pytest.raises(LocalTrouble, match="the disk is full"):
+            await collected(message)
+
     async def test_writer_that_gives_up_ends_every_reader(self) -> None:
         message = MailData()
         message.append(b"Subject: x\n\n")

@@ -584,12 +584,18 @@ async def test_a_client_that_does_not_read_is_not_read_from() -> None:
         assert (await client.replies(sent // len("NOOP\r\n")))[-1] == "250 2.0.0 Ok"
 
 
-async def test_a_message_that_is_too_large_is_not_delivered() -> None:
+@pytest.mark.parametrize("at_once", [False, True], ids=["piecewise", "at-once"])
+async def test_a_message_that_is_too_large_is_not_delivered(at_once: bool) -> None:
     host = ScriptedHost()
+    line = b"x" * 70 + b"\r\n"
     async with serving(LmtpOptions(message_size=1000), one=host) as site:
-        client = await begin(site, "c@one.example")
-        await client.say(MESSAGE + b"x" * 1000 + b"\r\n" + DOT)
-        reply = await client.reply()
+        client = site.client()
+        await client.greet()
+        pieces = [envelope("c@one.example"), MESSAGE, *(20 * [line]), DOT]
+        for piece in [b"".join(pieces)] if at_once else pieces:
+            await client.say(piece)
+            await asyncio.sleep(0)
+        *_, reply = await client.replies(4)
     assert reply.startswith("451 4.3.0 ")
     assert "larger than 1000 bytes" in reply
     assert host.messages == []

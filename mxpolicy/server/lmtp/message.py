@@ -117,7 +117,8 @@ class Message:
     def complete(self) -> None:
         """All mail data has come."""
         self.is_complete = True
-        self._mail_data.finish()
+        if not self._delivery.task.done():
+            self._mail_data.finish()
 
     def give_up(self, why: str) -> None:
         """The mail data will never be complete: no host gets the message."""
@@ -125,6 +126,8 @@ class Message:
 
     def abandon(self, why: str) -> None:
         """Nobody waits for the message any more: send it nowhere, if that can be."""
+        if self._delivery.task.done():
+            return
         if not self.is_complete:
             self.give_up(why)
         self._delivery.cancel(why)
