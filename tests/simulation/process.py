@@ -119,7 +119,10 @@ class Process:
         context = Context(
             Options(
                 helo=OUR_NAME,
-                limits=LimitOptions(processes=machine.site.world.processes),
+                limits=LimitOptions(
+                    processes=machine.site.world.processes,
+                    connections_per_host=2,
+                ),
             ),
             store=FallbackStore(view, lambda trouble: None, memory),
             clock=machine.clock,
@@ -198,6 +201,7 @@ class Process:
             message.queue_id,
             DEADLINE,
             observe=observe,
+            has_process=not self._machine.site.world.is_one_engine,
             may_send_dot=may_send_dot,
         )
         loop = asyncio.get_running_loop()
