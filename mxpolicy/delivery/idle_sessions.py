@@ -96,8 +96,9 @@ class IdleSessions:
         """Return a session that fits, the last one used; it waits no more."""
         while waiting := self._fitting.get((candidate.key, approach)):
             session = waiting[-1]
+            is_in_time = self._clock() < self._until[session]
             self._let_go(session)
-            if session.dialogue.is_quiet():
+            if is_in_time and session.dialogue.is_quiet():
                 return session
             session.quit()
         return None

@@ -27,6 +27,7 @@ from mxpolicy.routing.tls_requirement import tls_requirement
 from tests.delivery.attempts import MESSAGE, run
 from tests.delivery.site import Sent, Site
 from tests.helpers.scripted_smtp import End, ScriptedHost
+from tests.helpers.socket_loop import let_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -428,6 +429,22 @@ def test_session_that_was_out_of_the_ordinary_is_not_kept(script: Script) -> Non
         assert not was_reused(await site.send())
 
     play(host, work=work)
+
+
+def test_session_is_too_old_after_the_process_was_stopped_for_long() -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        await site.send()
+        candidate = host.candidate()
+        approach = Approach(tls_requirement(TlsLevel.MAY))
+        let_pass(60)  # and no timer has rung
+        sessions = site.context.sessions
+        named = candidate._replace(host=candidate.address)
+        assert sessions.take_idle(named, approach, Listener()) is None
+
+    play(host, work=work)
+    assert host.commands[-1] == "QUIT"
 
 
 def test_sessions_of_another_name_or_egress_do_not_fit() -> None:
