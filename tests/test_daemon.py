@@ -16,10 +16,11 @@ import pytest
 
 from mxpolicy import __version__
 from mxpolicy.doors import DOORS
-from tests.helpers.piping import Host, host
+from tests.helpers.handing_over import Command, command
+from tests.helpers.piping import MESSAGE, Host, all_answers, host
 from tests.helpers.serving import TIMEOUT, Runner, serving
 
-__all__ = ["host", "serving"]
+__all__ = ["command", "host", "serving"]
 
 QUESTION = (
     b"request=smtpd_access_policy\nprotocol_state=RCPT\nrecipient=a@[192.0.2.1]\n\n"
@@ -512,6 +513,46 @@ def test_second_signal_ends_the_wait_and_the_doubt_is_noted(
         assert "4.4.2" in client.reply()
         assert "ends without an answer to 1 final dots" in daemon.log()
         assert "message may be sent more than once" in daemon.log()
+
+
+def test_end_defers_what_was_handed_over(
+    sends: Any, host: Make, command: Command
+) -> None:
+    one = host(holds="DATA")
+    with sends(one).started() as daemon:
+        argv = command.argv(daemon.run / "pipe", one.nexthop)
+        with command.started(argv) as (process, answers):
+            assert process.stdin is not None
+            with process.stdin as stdin:
+                stdin.write(MESSAGE)
+            assert one.reached.wait(TIMEOUT)
+            assert daemon.end() == 0
+            [answer] = all_answers(answers)
+            assert answer.startswith(b"4.3.2 ")
+            assert process.wait(TIMEOUT) == 75
+    assert one.messages == []
+
+
+def test_message_that_comes_while_it_ends_is_delivered_by_its_own_process(
+    sends: Any, host: Make, command: Command
+) -> None:
+    slow, quick = host(holds="DOT"), host()
+    with sends(slow).started() as daemon:
+        path = daemon.run / "pipe"
+        with command.started(command.argv(path, slow.nexthop)) as (process, answers):
+            assert process.stdin is not None
+            with process.stdin as stdin:
+                stdin.write(MESSAGE)
+            assert slow.reached.wait(TIMEOUT)
+            daemon.process.send_signal(signal.SIGTERM)
+            daemon.wait_for("STOPPING=1")
+            assert command.run(command.argv(path, quick.nexthop)).status == 0
+            assert "status=sent" in command.log.read_text()
+            slow.release.set()
+            assert all_answers(answers)
+            assert process.wait(TIMEOUT) == 0
+            assert daemon.process.wait(TIMEOUT) == 0
+    assert (len(slow.messages), len(quick.messages)) == (1, 1)
 
 
 def test_its_own_bound_ends_the_wait_too(sends: Any, host: Make) -> None:
