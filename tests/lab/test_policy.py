@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from mxpolicy.routing.kept_findings import MEMORY_HOLDS
+
 from .case import Mail
 from .cases import CASES, Case, place
 from .conftest import transports_here
@@ -249,6 +251,7 @@ def remember(lab: Lab, domain: str, *, failed: bool) -> None:
             ],
             user="mxpolicy",
         )
+    time.sleep(MEMORY_HOLDS)  # for so long the last look at memory counts
 
 
 def test_hosts_in_their_pause_defer_where_a_rule_says_so(lab: Lab) -> None:
