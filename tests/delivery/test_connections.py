@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -301,6 +303,40 @@ def test_looking_again_is_not_lining_up_again() -> None:
     first.leave()
     assert fourth.ask((one, other)) is None
     assert third.ask((other, one)) == (one, other)
+
+
+def test_limits_that_are_raised_let_more_go_on_at_once() -> None:
+    host = slow(50.0)
+
+    async def work(sender: Sender) -> None:
+        site = sender.site
+        tasks = sender.send(host, 6)
+        await asyncio.sleep(1)
+        more = replace(LIMITS, connections_per_host=4)
+        site.engine = site.engine.renewed(replace(site.options, limits=more))
+        sent = await asyncio.gather(*tasks)
+        assert sorted(round(one.seconds) for one in sent) == [50, 50, 51, 51, 100, 100]
+
+    play(host, work=work)
+
+
+def test_descriptors_limit_the_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    places = [
+        Candidate(f"mx{place}.example", f"192.0.2.{place}", 25, 10)
+        for place in range(200)
+    ]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, hard))
+    try:
+        connections = Connections(20, 1000, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    turns = [
+        connections.turn("example:25", lambda: 0.0, 900.0, may_wait=True)
+        for _ in places
+    ]
+    asked = [turn.ask((one,)) for turn, one in zip(turns, places, strict=True)]
+    assert sum(one is not None for one in asked) == 100
 
 
 # -- a host that hardly reads -------------------------------------------------------------
