@@ -244,8 +244,9 @@ class _Client:
             except BlockingIOError:
                 return None
             descriptors = _received(ancillary)
-            # Those that there was no room for have been closed by the kernel.
-            count = len(descriptors) + bool(cut & socket.MSG_CTRUNC)
+            # The kernel has closed those that we have no room for, or no more descriptors.
+            # Then it was never one: whatever is missing may have been the message.
+            count = len(descriptors) + (2 if cut & socket.MSG_CTRUNC else 0)
             try:
                 if not data:
                     self.handover.receive_eof()
