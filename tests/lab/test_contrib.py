@@ -136,12 +136,18 @@ def test_fallback_gets_what_smtp_could_not_deliver() -> None:
         assert message.host == f"mx6.{placed.domain}"
 
 
-def test_undo_leaves_postfix_as_it_was() -> None:
-    with start("all-mail", "fallback") as lab:
+@pytest.mark.parametrize(
+    "fragments",
+    [("all-mail", "fallback"), ("lmtp-per-domain",), ("lmtp-socket",)],
+    ids=lambda fragments: "-and-".join(fragments),
+)
+def test_undo_leaves_postfix_as_it_was(fragments: tuple[str, ...]) -> None:
+    with start(*fragments) as lab:
         lab.mta_exec(["sh", "-s"], stdin=(CONTRIB / "undo.sh").read_bytes())
         settings = run(lab, "postconf", "-n")
         services = run(lab, "postconf", "-M")
     assert "mxpolicy" not in settings + services
+    assert "mxlmtp" not in settings + services
     assert "10026" not in settings + services
     assert "pipe_delivery_status_filter" not in settings
 
