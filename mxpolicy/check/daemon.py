@@ -98,6 +98,7 @@ def _look_at(name: str, path: str, servers: list[Account]) -> Item | None:
         ok(
             servers,
             f"{path} is closed to {' and '.join(one.name for one in servers)};"
-            f" listen: {{{name}: {{group: GROUP}}}} opens it",
+            f" listen: {{{name}: {{group: GROUP}}}} opens it, or SocketGroup= where"
+            " systemd has made it",
         ),
     )
