@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from mxpolicy import doors, outcome, pipe, pipe_command, supervisor
 from mxpolicy import handover as client
 from tests.helpers.handing_over import Command, child_of, command
 from tests.helpers.piping import (
@@ -60,6 +61,22 @@ def as_user(number: int) -> list[str]:
     """Return what runs a program as another user, who may read our files."""
     capabilities = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
     return ["setpriv", f"--reuid={number}", "--clear-groups", *capabilities]
+
+
+def test_what_the_client_has_copied_is_as_in_the_modules_that_it_does_not_import() -> (
+    None
+):
+    assert client.OPTIONS == pipe_command._OPTIONS
+    assert client.UNSEEN_DEATH == pipe.UNSEEN_DEATH
+    assert list(supervisor.ENDING) == client.ENDING
+    assert client._EXITING == supervisor._EXITING
+    assert f"{doors.DEFAULT_DIRECTORY}/pipe" == client.DEFAULT_SOCKET
+    assert client.EXIT_DEFER == outcome.EXIT_DEFER
+    assert {int(status): number for status, number in client.CLASSES.items()} == {
+        outcome.EXIT_DELIVERED: b"2.",
+        outcome.EXIT_BOUNCE: b"5.",
+        outcome.EXIT_DEFER: b"4.",
+    }
 
 
 class Speaking:

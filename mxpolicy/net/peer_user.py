@@ -7,6 +7,7 @@ socket here.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 
@@ -34,9 +35,8 @@ def peer_user(connection: socket.socket) -> int:
         OSError: The kernel cannot be asked (no permission for netlink, no descriptors),
             or the connection has ended.
     """
-    family, ours, theirs = connection.family, connection.getsockname(), None
-    theirs = connection.getpeername()
-    request = _request(family, theirs[:2], ours[:2])
+    ours, theirs = connection.getsockname(), connection.getpeername()
+    request = _request(connection.family, theirs[:2], ours[:2])
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _SOCK_DIAG) as netlink:
         netlink.settimeout(1.0)  # it answers before send returns
         netlink.sendto(request, (0, 0))
@@ -44,7 +44,7 @@ def peer_user(connection: socket.socket) -> int:
     _, kind, *_ = _HEADER.unpack_from(answer)
     if kind == _ERROR:
         (code,) = struct.unpack_from("=i", answer, _HEADER.size)
-        if -code == 2:  # ENOENT
+        if -code == errno.ENOENT:
             return NOT_HERE
         raise OSError(-code, "sock_diag")
     if kind != _BY_FAMILY:
