@@ -316,7 +316,7 @@ class Attempt:
         )
         self._offers[candidate] = offer
         try:
-            unfit = offer.misfit()
+            unfit = await offer.misfit()
             if unfit is not None:
                 offer.ending = self._failures.unfit(candidate, unfit)
                 self._tell(events.CandidateFailed, candidate, offer.ending)

@@ -216,6 +216,15 @@ class MailData:
                 break
         return self._hash.digest()
 
+    async def whole(self) -> None:
+        """Wait until the message is complete.
+
+        Raises:
+            LocalTrouble: The writer has given up.
+        """
+        while await self._has_news():
+            pass
+
     async def _has_news(self) -> bool:
         """Wait for the writer's next step; return False if the message is complete."""
         if self.size is not None:

@@ -59,6 +59,9 @@ __all__ = [
 # many others wait: the reply to RCPT may depend on a call-out to a third host.
 SHORTEST_PATIENCE = 10.0
 
+# Seconds for a message that still comes from the mail server, which writes it at once.
+SIZE_TIME = 5.0
+
 # Seconds for a second connection to the same host, from connect to ready, TLS included.
 RETRY_TIME = 60.0
 
@@ -200,11 +203,20 @@ class Offer:
             self.is_unanswered = False
             raise
 
-    def misfit(self) -> trouble.Misfit | None:
-        """Return why the host's EHLO reply rules the message out, if it does."""
+    async def misfit(self) -> trouble.Misfit | None:
+        """Return why the host's EHLO reply rules the message out, if it does.
+
+        A message that still comes, of unknown size, is waited for where the host has a
+        limit: too large for this host, it may be right for the next one.
+        """
+        mail_data = self._message.mail_data
+        if self.session.extensions.size and mail_data.likely_size is None:
+            with suppress(TimeoutError, LocalTrouble):  # `run` meets the latter again
+                async with asyncio.timeout(SIZE_TIME):
+                    await mail_data.whole()
         return trouble.misfit(
             self.session.extensions,
-            size=self._message.mail_data.size,
+            size=mail_data.likely_size,
             needs_smtputf8=self._message.envelope.needs_smtputf8(self._numbers),
             masked=self.session.is_masked,
         )

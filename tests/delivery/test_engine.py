@@ -575,6 +575,24 @@ def test_cancelled_while_the_mail_data_still_comes_in() -> None:
     play(work)
 
 
+def test_host_with_a_limit_hears_of_no_message_that_turns_out_too_large() -> None:
+    first, second = ScriptedHost(extensions=["SIZE 70000"]), ScriptedHost()
+
+    async def work(site: Site) -> None:
+        with closing(MailData()) as message:
+            message.append(b"Subject: large\n\n" + b"0123456\n" * 8192)
+            delivery = site.engine.begin(site.request(), message)
+            await asyncio.sleep(1)
+            message.append(b"0123456\n" * 8192)
+            message.finish()
+            (outcome,) = await delivery.outcomes()
+        assert status(outcome) == "Delivered 2.0.0"
+
+    play(work, {"one.example": [first, second]})
+    assert not first.messages
+    assert len(second.messages) == 1
+
+
 def test_cancelled_while_names_are_looked_up() -> None:
     async def work(site: Site) -> None:
         site.resolver.slow["MX one.example"] = 20.0
