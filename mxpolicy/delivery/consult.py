@@ -80,10 +80,10 @@ async def consult(
     while True:
         known = await memory.advise(plan.aim, plan.candidates)
         if known.has_other:
+            # The attempt begins with the first: it may have no place for a probe, too.
+            others = [one for one in known.due if one != known.order[0]]
             due = [
-                one
-                for one in known.due[:MAX_PROBES]
-                if await leases.take(host_key(one))
+                one for one in others[:MAX_PROBES] if await leases.take(host_key(one))
             ]
             return Consulted(known, tuple(due))
         if not memory.options.fast_deferral:

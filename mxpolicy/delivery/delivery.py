@@ -410,7 +410,8 @@ class Delivery:
             order = turn.ask(consulted.known.order)
             if order is not None:
                 known = consulted.known._replace(order=order)
-                return consulted._replace(known=known)
+                due = tuple(one for one in consulted.due if one != order[0])
+                return consulted._replace(known=known, due=due)
             await leases.release()  # another message may probe meanwhile
             refusal = await turn.wait()
             if refusal is not None:

@@ -100,6 +100,22 @@ def test_one_of_many_probes_and_one_of_many_goes_ahead() -> None:
     run(back, work=work)
 
 
+def test_host_that_the_message_asks_first_is_not_probed_beside_it() -> None:
+    """It may have one place only, which the probe would take."""
+    busy = ScriptedHost({"CONNECT": ["421 4.7.0 too many", "220 hello", "421 again"]})
+
+    async def work() -> None:
+        site = Site(busy)
+        await site.send()
+        assert not (await site.record(busy)).full
+        site.utc.offset += 61
+        assert isinstance((await site.send()).outcome, Delivered)
+        assert len(busy.visits) == 2
+        assert (await site.record(busy)).verdict is None
+
+    run(busy, work=work)
+
+
 def test_lease_of_a_dead_process_is_waited_for_and_then_the_host_is_dialled() -> None:
     back = ScriptedHost({"CONNECT": [End.CLOSE, "220 hello"]})
 
