@@ -130,6 +130,7 @@ class Dialogue:
         strays: How many replies answered no command.
         bears_strays: Whether such a reply is dropped. Else it ends the session: the
             next ones might be taken for answers that they are not.
+        is_cut_short: The host has refused the message before it had the final dot.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Dialogue:
         self._events: deque[Event] = deque()
         self._phase = Phase.GREETING
         self._entered = clock()
-        self._is_cut_short = False  # in the middle of the mail data
+        self.is_cut_short = False  # in the middle of the mail data
         self._is_sent = True  # the kernel has taken all that we had to send
         self._sent_until = 0  # `Stream.acknowledged` once it has arrived
         self._dot_progress = 0.0  # seconds in which the dot must leave
@@ -165,7 +166,7 @@ class Dialogue:
         A host that has refused the message in the middle gets no more of it. Nor does it
         get an orderly end, which it might take for the end of the mail data.
         """
-        if self._is_cut_short:
+        if self.is_cut_short:
             self.abort()
             return
         last_words = b""
@@ -381,7 +382,7 @@ class Dialogue:
         if not self._events:
             return None
         event: BodyRefused | Closing = await self.next(BodyRefused, Closing)
-        self._is_cut_short = True
+        self.is_cut_short = True
         return event.reply
 
     async def send_dot(self, progress: float, timeout: float) -> Reply:  # noqa: ASYNC109
@@ -403,7 +404,7 @@ class Dialogue:
         event: DotAnswered | BodyRefused | Closing
         event = await self.next(DotAnswered, BodyRefused, Closing, timeout=timeout)
         # A host that has refused must not get the dot after that.
-        self._is_cut_short = not isinstance(event, DotAnswered) and (
+        self.is_cut_short = not isinstance(event, DotAnswered) and (
             not self._has_arrived() or isinstance(event, BodyRefused)
         )
         return event.reply

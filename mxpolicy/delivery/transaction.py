@@ -309,9 +309,15 @@ class Transaction:
             self._control.time_before_dot()
             text = self._dialogue.doing()
             raise self._dialogue.failed(Verdict.SILENT, text) from None
-        if early is not None and early.code == 421 and self._session.is_reused:
+        if early is None:
+            return None
+        if self._is_goodbye(early):
             raise self._dialogue.failed(Verdict.CLOSED, reply=early)
-        return None if early is None else (Verb.DOT, early)
+        return Verb.DOT, early
+
+    def _is_goodbye(self, reply: Reply) -> bool:
+        """Return whether *reply*, before the dot, is about an old session, not the mail."""
+        return reply.code == 421 and self._session.is_reused
 
     async def _body(self) -> Reply | None:
         """Send the mail data; return the refusal that came before the dot, if any."""
@@ -340,6 +346,9 @@ class Transaction:
             if self._dialogue.take_dot_back():
                 self._settlement.released(accepted)
             raise
+        if self._is_goodbye(reply) and self._dialogue.is_cut_short:
+            self._settlement.released(accepted)
+            raise self._dialogue.failed(Verdict.CLOSED, reply=reply)
         self._note(dot=reply.code)
         if not reply.is_positive:
             return Verb.DOT, reply

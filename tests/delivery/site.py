@@ -26,7 +26,7 @@ from tests.delivery.attempts import MESSAGE, mail_data
 from tests.helpers.scripted_smtp import ScriptedHost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from mxpolicy.delivery.events import Event
 
@@ -116,6 +116,7 @@ class Site:
         nexthop: str = "",
         recipients: Sequence[str] = ("bob@example.com",),
         data: bytes = MESSAGE,
+        may_send_dot: Callable[[], Awaitable[bool]] | None = None,
     ) -> Sent:
         self.number += 1
         request = Request(
@@ -126,6 +127,8 @@ class Site:
             900.0,
             observe=self.happened.append,
         )
+        if may_send_dot is not None:
+            request = request._replace(may_send_dot=may_send_dot)
         began, seen = asyncio.get_running_loop().time(), len(self.happened)
         message = mail_data(data)
         try:

@@ -366,6 +366,28 @@ def test_session_closed_in_the_mail_data_is_told_and_the_host_dialled_anew(
 
 
 @pytest.mark.parametrize("end", [End.CLOSE, End.RESET, "421 4.4.2 too long a session"])
+def test_session_closed_right_before_the_dot_leaves_is_replaced(
+    end: str | End,
+) -> None:
+    host = ScriptedHost()
+
+    async def slowly() -> bool:
+        await asyncio.sleep(1)
+        return True
+
+    async def work(site: Site) -> None:
+        await site.send()
+        host.will({"BODY": [(0.5, end), 0.0]})
+        second = await site.send(may_send_dot=slowly)
+        assert isinstance(second.outcome, Delivered)
+        assert was_replaced(second)
+
+    play(host, work=work)
+    assert len(host.visits) == 2
+    assert len(host.messages) == 2
+
+
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET, "421 4.4.2 too long a session"])
 def test_dot_over_an_old_session_is_in_doubt_as_any_other(end: str | End) -> None:
     host = ScriptedHost({".": ["250 ok", end]})
 
