@@ -248,6 +248,7 @@ class Turn:
         elif candidate not in self._open:
             self._connections.take(candidate)
         self._open.add(candidate)
+        self._offered.discard(candidate)  # perhaps dialled anew
 
     def _closed(self, candidate: Candidate) -> None:
         if candidate in self._open:

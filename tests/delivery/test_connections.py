@@ -15,7 +15,7 @@ from mxpolicy.delivery.connections import Connections
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.options import LimitOptions
 from mxpolicy.outcome import Deferred, Delivered, Outcome
-from mxpolicy.routing.candidate import Candidate
+from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
 from tests.delivery.attempts import MESSAGE, run
 from tests.delivery.site import Site
 from tests.helpers.scripted_smtp import End, ScriptedHost
@@ -337,6 +337,24 @@ def test_descriptors_limit_the_connections() -> None:
     ]
     asked = [turn.ask((one,)) for turn, one in zip(turns, places, strict=True)]
     assert sum(one is not None for one in asked) == 100
+
+
+def test_host_that_fails_when_it_is_dialled_anew_has_its_place_back() -> None:
+    host = Candidate("mx.example", "192.0.2.1", 25, 10)
+    connections = Connections(1, 0, None)
+    turn = connections.turn("example:25", lambda: 0.0, 900.0, may_wait=True)
+    assert turn.ask((host,)) == (host,)
+    turn.learn(events.CandidateStarted(0.0, host))
+    turn.learn(events.CandidateTaken(0.0, host))
+    turn.learn(events.SessionReplaced(0.0, host, "closed"))
+    turn.learn(events.CandidateStarted(0.0, host))
+    assert connections.open == 1
+    turn.learn(
+        events.CandidateFailed(0.0, host, Finding(Verdict.REFUSED, Phase.CONNECT, 0.0))
+    )
+    assert connections.open == 0, "though the message goes on elsewhere"
+    turn.leave()
+    assert connections.open == 0
 
 
 # -- a host that hardly reads -------------------------------------------------------------
