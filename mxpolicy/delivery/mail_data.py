@@ -146,6 +146,8 @@ class MailData:
                 return
             data = self._without_mbox_line(data)
         self._take(data)
+        if self._trouble is not None:
+            raise self._trouble
         self._news.set()
 
     @property
@@ -174,6 +176,8 @@ class MailData:
             return
         if self._top is not None:
             self._take(self._without_mbox_line(self._top))
+            if self._trouble is not None:
+                return
         if self._last != 0x0A:
             self._on_the_wire += 2  # the line end that the last line lacks
         if self._header is not None:
@@ -315,18 +319,19 @@ class MailData:
 
     def _write_out(self) -> None:
         """Begin to write to the file what is too much for memory."""
-        if not self._is_closed and self._in_memory > self._kept():
-            self._leaving, self._memory = self._memory, Blocks()
-            self._writing = self._file.write(self._leaving.pieces)
-            self._has_file = True
-            self._writing.add_done_callback(self._wrote)
+        if self._is_closed or self._in_memory <= self._kept():
+            return
+        try:
+            self._writing = self._file.write(self._memory.pieces)
+        except LocalTrouble as error:
+            self._could_not_write(error)
+            return
+        self._leaving, self._memory = self._memory, Blocks()
+        self._has_file = True
+        self._writing.add_done_callback(self._wrote)
 
     def _wrote(self, writing: asyncio.Future[int]) -> None:
-        """Drop what is in the file now, and go on.
-
-        What could not be written stays in memory, and no more may come. A message that
-        was complete by then is delivered.
-        """
+        """Drop what is in the file now, and go on."""
         self._writing = None
         try:
             count = writing.result()
@@ -335,9 +340,16 @@ class MailData:
                 self._leaving = Blocks()
                 self._write_out()
         except LocalTrouble as error:
-            if self.size is None:
-                self.give_up(error)
+            self._could_not_write(error)
         self._written.set()
+
+    def _could_not_write(self, error: LocalTrouble) -> None:
+        """Keep it in memory, where no more may come.
+
+        A message that was complete by then is delivered.
+        """
+        if self.size is None:
+            self.give_up(error)
 
     async def _read(self, position: int, size: int) -> bytes:
         if self._is_closed:

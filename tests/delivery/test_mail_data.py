@@ -8,7 +8,7 @@ import sys
 import threading
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -19,6 +19,9 @@ from mxpolicy.delivery.mail_data import DIGESTED, MailData, spool
 from mxpolicy.delivery.spool_file import SpoolFile
 from mxpolicy.delivery.spool_memory import SpoolMemory
 from mxpolicy.errors import LocalTrouble
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RECEIVED = b"Received: from a by b; Mon, 1 Jan 2024 00:00:00 +0000\n"
 FROM_LINE = b"From alice@example.com Mon Jan  1 00:00:00 2024\n"
@@ -259,6 +262,38 @@ class TestKeeping:
         with pytest.raises(LocalTrouble, match=full):
             await reader
         message.close()
+
+    @pytest.mark.parametrize("has_line", [True, False])
+    async def test_nothing_more_is_taken_when_there_is_no_thread_to_write(
+        self, has_line: bool
+    ) -> None:
+        class File(SpoolFile):
+            tries = 0
+
+            def write(self, pieces: Sequence[bytearray]) -> asyncio.Future[int]:
+                self.tries += 1
+                if self.tries == 1:
+                    raise LocalTrouble("no thread left")
+                return super().write(pieces)
+
+        memory, data = SpoolMemory(), b"x" * 900 + b"\n" * has_line
+        message = MailData(memory_limit=10, memory=memory, file=File())
+        reader = asyncio.create_task(collected(message))
+        await asyncio.sleep(0)
+        if has_line:
+            with pytest.raises(LocalTrouble, match="no thread"):
+                message.append(data)
+        else:
+            message.append(data)
+            message.finish()
+        with pytest.raises(LocalTrouble, match="no thread"):
+            message.append(data)
+        message.finish()
+        assert message.size is None
+        with pytest.raises(LocalTrouble, match="no thread"):
+            await reader
+        message.close()
+        assert memory.used == 0
 
     async def test_a_message_that_is_complete_needs_no_disk(self) -> None:
         file = SpoolFile(lambda: os.open("/dev/full", os.O_RDWR))
