@@ -336,6 +336,8 @@ class Attempt:
             if self._message.keep(offer.session, offer.in_doubt()):
                 return
             offer.session.abort()
+        if offer.void_because is not None and offer.session.is_reused:
+            self._sessions.was_over(offer.session)
         self._sessions.give_back(offer.session, self._known_until(offer.candidate))
 
     def _known_until(self, candidate: Candidate) -> float:

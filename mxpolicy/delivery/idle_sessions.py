@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 
     _Fit = tuple[Key, Approach]
 
-__all__ = ["MOST", "MOST_AT_ADDRESS", "IdleSessions"]
+__all__ = ["MOST", "MOST_AT_ADDRESS", "UNUSED_FOR", "IdleSessions"]
 
 # Sessions that wait, in all and with one address. Each takes a descriptor here, and a
 # place at the host. Of too many the one ends that has waited longest.
 MOST = 200
 MOST_AT_ADDRESS = 20
+
+# A host may never take a second message over a session, and to find that out costs up to
+# `mxpolicy.routing.reuse.PATIENCE` each time. After so many times in a row no session
+# with it waits for so many seconds. And of how many hosts that is known.
+TIMES_ENOUGH, UNUSED_FOR, MOST_KNOWN = 2, 600.0, 1000
 
 
 class IdleSessions:
@@ -48,6 +53,8 @@ class IdleSessions:
         self._until: dict[Session, float] = {}
         self._fitting: dict[_Fit, list[Session]] = {}
         self._at: Counter[str] = Counter()
+        # By address: how often in a row a session was over, and when it was last.
+        self._over: dict[str, tuple[int, float]] = {}
         self._alarm: asyncio.TimerHandle | None = None
         self._rings_at = inf
 
@@ -66,12 +73,28 @@ class IdleSessions:
         until = kept_until(now, session.began, idle=idle, known_until=known_until)
         if until <= now or not self._may_be_kept(session):
             return False
+        socket = session.candidate.key.socket
+        if session.is_reused:
+            self._over.pop(socket, None)
+        times, at = self._over.get(socket, (0, 0.0))
+        if times >= TIMES_ENOUGH and now < at + UNUSED_FOR:
+            return False
         self._make_room(session.candidate)
         self._until[session] = until
         self._fitting.setdefault(_fit(session), []).append(session)
-        self._at[session.candidate.key.socket] += 1
+        self._at[socket] += 1
         self._ring_at(until)
         return True
+
+    def was_over(self, candidate: Candidate) -> None:
+        """A session with *candidate* that had waited took no other message."""
+        socket = candidate.key.socket
+        times, _ = self._over.pop(socket, (0, 0.0))
+        self._over[socket] = times + 1, self._clock()
+        if len(self._over) > MOST_KNOWN:
+            del self._over[next(iter(self._over))]
+        if times + 1 >= TIMES_ENOUGH:
+            self.close_at(candidate)
 
     def _may_be_kept(self, session: Session) -> bool:
         approach, extensions = session.approach, session.extensions

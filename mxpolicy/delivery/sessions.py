@@ -150,6 +150,11 @@ class Sessions:
         if idle is None or not idle.keep(session, known_until):
             session.quit()
 
+    def was_over(self, session: Session) -> None:
+        """*session* had waited for another message, and took none; not given back yet."""
+        if self._idle is not None:
+            self._idle.was_over(session.candidate)
+
     def stop(self) -> None:
         """Let no session wait any more. Those in use go on."""
         self._is_stopped = True

@@ -14,7 +14,7 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.approach import Approach
 from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.delivery.host_memory import nexthop_key
-from mxpolicy.delivery.idle_sessions import MOST_AT_ADDRESS
+from mxpolicy.delivery.idle_sessions import MOST_AT_ADDRESS, UNUSED_FOR
 from mxpolicy.delivery.plan import Planner
 from mxpolicy.delivery.probe import Probes
 from mxpolicy.delivery.trace import Trace
@@ -225,6 +225,39 @@ def test_end_of_an_old_session_before_354_is_replaced_and_is_no_finding(
     play(host, work=work)
     assert len(host.visits) == 2
     assert len(host.taken) == 2
+
+
+@pytest.mark.parametrize("how", [End.SILENT, End.CLOSE, "421 4.7.0 one message"])
+def test_host_that_never_takes_a_second_message_is_soon_left_alone(
+    how: str | End,
+) -> None:
+    host = ScriptedHost({"RSET": how})
+
+    async def work(site: Site) -> None:
+        sent = [await site.send() for _ in range(8)]
+        assert all(isinstance(one.outcome, Delivered) for one in sent)
+        assert [bool(was_replaced(one)) for one in sent].count(True) == 2
+        assert [was_reused(one) for one in sent[4:]] == [False] * 4
+        await asyncio.sleep(UNUSED_FOR)
+        sent = [await site.send() for _ in range(4)]
+        assert [was_reused(one) for one in sent] == [False, True, False, False]
+        host.will({"RSET": "250 ok"})
+        await asyncio.sleep(UNUSED_FOR)
+        sent = [await site.send() for _ in range(4)]
+        assert [was_reused(one) for one in sent] == [False, True, True, True]
+
+    play(host, work=work)
+
+
+def test_host_that_ends_each_session_after_some_messages_goes_on_to_have_them() -> None:
+    host = ScriptedHost({"RSET": ["250 ok", "421 4.7.0 enough"] * 20})
+
+    async def work(site: Site) -> None:
+        sent = [await site.send() for _ in range(20)]
+        assert all(isinstance(one.outcome, Delivered) for one in sent)
+        assert sum(map(was_reused, sent)) == 19
+
+    play(host, work=work)
 
 
 # Replies out of step. The host says one reply too many, and says it late.
