@@ -84,7 +84,7 @@ class Probes:
         sessions = self._context.sessions
         approach = Approach(tls_requirement(self._context.options.tls.default))
         async with asyncio.timeout_at(self._limit(dialling)) as limit:
-            session = await sessions.open(candidate, approach, Listener(entered))
+            session = await sessions.probe(candidate, approach, Listener(entered))
         if session.is_secured:
             self._learner.secured(candidate)
         sessions.give_back(session)

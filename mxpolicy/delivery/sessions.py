@@ -7,6 +7,7 @@ lives long enough for that. All others quit.
 
 from __future__ import annotations
 
+import asyncio
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from mxpolicy.errors import LocalTrouble
 from mxpolicy.routing.candidate import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
     from mxpolicy.delivery.approach import Approach
     from mxpolicy.delivery.dialogue import Listener
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.late_reply import LateReplies
     from mxpolicy.delivery.session import Session
     from mxpolicy.routing.candidate import Candidate
+
+    _Way = Callable[[Candidate | None], Awaitable[bool]]
 
 __all__ = ["Sessions"]
 
@@ -58,6 +61,8 @@ class Sessions:
         self._is_stopped = False
         # In use, and by which egress they were dialled.
         self._in_use: dict[Session, Egress] = {}
+        # Probes that have not ended, by address.
+        self._probes: dict[str, list[asyncio.Event]] = {}
 
     def renew(self, egresses: Mapping[str, Egress]) -> None:
         """Go on with other *egresses*; what was dialled by the old ones is not kept."""
@@ -80,13 +85,33 @@ class Sessions:
             self._in_use[session] = self._egresses[candidate.egress]
         return session
 
-    async def open(
+    async def probe(
         self, candidate: Candidate, approach: Approach, listener: Listener
+    ) -> Session:
+        """Return what `open` does, to be given back at once: no mail goes over it."""
+        socket, ended = candidate.key.socket, asyncio.Event()
+        self._probes.setdefault(socket, []).append(ended)
+        try:
+            return await self.open(candidate, approach, listener, is_probe=True)
+        finally:
+            ended.set()
+            self._probes[socket].remove(ended)
+            if not self._probes[socket]:
+                del self._probes[socket]
+
+    async def open(
+        self,
+        candidate: Candidate,
+        approach: Approach,
+        listener: Listener,
+        *,
+        is_probe: bool = False,
     ) -> Session:
         """Return a new session with *candidate* that is ready for MAIL.
 
         When there is no place for one, here or at the host, our idle sessions make room,
-        and then one that only waits for a late reply.
+        and then one that only waits for a late reply. A probe that has the host's place
+        is waited for, unless it is itself.
 
         Args:
             approach: How it is reached; see `mxpolicy.delivery.connect` for what is
@@ -98,7 +123,10 @@ class Sessions:
             LocalTrouble: We do not get there.
         """
         egress = self._egresses[candidate.egress]
-        session = await self._connect(egress, candidate, approach, listener)
+        ways = [self._end_idle, self._end_late]
+        if not is_probe:
+            ways.append(self._await_probes)
+        session = await self._connect(egress, candidate, approach, listener, ways)
         self._in_use[session] = egress
         return session
 
@@ -108,8 +136,9 @@ class Sessions:
         candidate: Candidate,
         approach: Approach,
         listener: Listener,
+        ways_to_room: Iterable[_Way],
     ) -> Session:
-        ways = iter((self._end_idle, self._end_late))
+        ways = iter(ways_to_room)
         while True:
             try:
                 return await connect(egress, candidate, approach, listener)
@@ -137,6 +166,14 @@ class Sessions:
         """The same for one that waits for a late reply."""
         return self._late is not None and await self._late.give_way(candidate)
 
+    async def _await_probes(self, candidate: Candidate | None) -> bool:
+        """Wait for the probes there are; return False where there are none."""
+        if candidate is None or candidate.key.socket not in self._probes:
+            return False
+        for ended in [*self._probes[candidate.key.socket]]:
+            await ended.wait()
+        return True
+
     def give_back(self, session: Session, known_until: float = inf) -> None:
         """Take *session* back, also a broken one: its user has finished with it.
 
@@ -163,7 +200,7 @@ class Sessions:
 
 
 async def _one_works(
-    ways: Iterator[Callable[[Candidate | None], Awaitable[bool]]],
+    ways: Iterator[_Way],
     candidate: Candidate | None,
 ) -> bool:
     """Make room in the first of *ways* that works; return False where none does."""

@@ -70,6 +70,35 @@ def test_probe_has_the_full_time_of_each_phase_while_its_message_lasts() -> None
     run(slow, good, work=work)
 
 
+def test_message_that_a_probe_has_no_room_for_waits_for_its_end() -> None:
+    busy = ScriptedHost({"CONNECT": [(2.0, "220 hello"), "421 too many", "220 hello"]})
+    refused = ScriptedHost(is_refused=True)
+
+    async def work() -> None:
+        site = Site(refused, busy)
+        value = encode(HostRecord(Verdict.REFUSED, since=site.utc() - 61, pause=60))
+        await site.store.put(host_key(busy.candidate()), value, START * 2)
+        sent = await site.send()
+        assert isinstance(sent.outcome, Delivered)
+        assert 2.0 < sent.seconds < 2.5
+        assert len(busy.visits) == 3
+
+    run(refused, busy, work=work)
+
+
+def test_host_that_turns_a_probe_away_is_asked_once_by_it() -> None:
+    busy, good = ScriptedHost({"CONNECT": "421 too many"}), ScriptedHost()
+
+    async def work() -> None:
+        site = Site(busy, good)
+        value = encode(HostRecord(Verdict.REFUSED, since=site.utc() - 61, pause=60))
+        await site.store.put(host_key(busy.candidate()), value, START * 2)
+        assert isinstance((await site.send()).outcome, Delivered)
+        assert len(busy.visits) == 1
+
+    run(busy, good, work=work)
+
+
 def test_cancelled_delivery_leaves_no_probe_behind() -> None:
     dead, hangs = ScriptedHost(is_filtered=True), ScriptedHost({"MAIL": End.SILENT})
 
