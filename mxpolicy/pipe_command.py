@@ -14,7 +14,7 @@ from typing import NamedTuple
 from mxpolicy.errors import UsageError
 from mxpolicy.option_values import ITEMS
 from mxpolicy.options import Options, Timeout
-from mxpolicy.protocol.smtp_states import State, facts
+from mxpolicy.protocol.smtp_states import DOT_TIME
 from mxpolicy.reply import printable
 
 __all__ = [
@@ -26,8 +26,6 @@ __all__ = [
     "time_needed",
 ]
 
-# RFC 5321 §4.5.3.2.6: the reply to a final dot that leaves at the deadline.
-DOT_TIME = facts(State.DOT).timeout
 # The kernel's alarm ends a loop that hangs in a system call. It rings so long after the
 # last reply, and still in the time that contrib gives us: 2900 + 600 + 15 of 3600 s.
 ALARM_SLACK = 15.0

@@ -25,16 +25,12 @@ from mxpolicy.protocol.smtp_events import (
     MailAnswered,
     RcptAnswered,
 )
-from mxpolicy.protocol.smtp_states import State, Verb, facts
+from mxpolicy.protocol.smtp_states import DOT_TIME, State, Verb, facts
 from mxpolicy.reply import Reply
 from mxpolicy.routing.candidate import Phase, Verdict
 from mxpolicy.routing.reuse import Course
 
 __all__ = ["DOT_TIME", "Answers", "Control", "Transaction"]
-
-# Seconds for the reply to the final dot. A sender that gives up sooner makes duplicates
-# (RFC 5321 §4.5.3.2.6).
-DOT_TIME = facts(State.DOT).timeout
 
 _CHUNK = 64 * 1024
 

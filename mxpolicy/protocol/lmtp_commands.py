@@ -78,16 +78,12 @@ class MailCommand(NamedTuple):
     Attributes:
         reverse_path: Without its brackets; empty for the null one.
         size: Bytes of the message, as declared; None when not.
-        body: ``7BIT``, ``8BITMIME``, or empty for "not said".
-        smtputf8: The client asks for RFC 6531.
         dsn: What the sender wants to be told; None when nothing was said.
         has_parameters: Whether the client has used what the LHLO reply offers.
     """
 
     reverse_path: str
     size: int | None = None
-    body: str = ""
-    smtputf8: bool = False
     dsn: MailDsn | None = None
     has_parameters: bool = False
 
@@ -111,14 +107,14 @@ def parse_mail(arguments: str, *, dsn: bool) -> MailCommand:
         CommandError: It cannot be taken.
     """
     path, parameters = _path(_MAIL, arguments, "MAIL FROM:<address>")
-    size, body, smtputf8, ret, envid = None, "", False, "", ""
+    size, ret, envid = None, "", ""
     for name, value in parameters.items():
         if name == "SIZE" and _SIZE.match(value):
             size = int(value)
-        elif name == "BODY" and value.upper() in {"7BIT", "8BITMIME"}:
-            body = value.upper()
-        elif name == "SMTPUTF8" and not value:
-            smtputf8 = True
+        elif (name == "BODY" and value.upper() in {"7BIT", "8BITMIME"}) or (
+            name == "SMTPUTF8" and not value
+        ):
+            pass  # the mail data and the addresses themselves say it
         elif dsn and name == "RET" and value.upper() in _RET:
             ret = value.upper()
         elif dsn and name == "ENVID" and 0 < len(value) <= 3 * _MAX_ENVID:
@@ -126,7 +122,7 @@ def parse_mail(arguments: str, *, dsn: bool) -> MailCommand:
         else:
             raise _unknown_parameter(name, value)
     asked = MailDsn(ret, envid) if ret or envid else None
-    return MailCommand(path, size, body, smtputf8, asked, bool(parameters))
+    return MailCommand(path, size, asked, bool(parameters))
 
 
 def parse_rcpt(arguments: str, *, dsn: bool) -> RcptCommand:

@@ -127,7 +127,7 @@ class RecipientNamed(NamedTuple):
     """RCPT: call `LmtpServer.answer` with *number*, now or later.
 
     Attributes:
-        number: Its place among the RCPT commands of the transaction, from 0.
+        number: That of the RCPT command in the transaction, from 0.
         recipient: What the command says.
         queue_id: The mail server's name for the message; empty when it has not said it.
     """
@@ -205,11 +205,11 @@ class LmtpServer:
         self._sender = MailCommand("")
         self._named = 0  # RCPT commands of the transaction
         self._accepted: list[RcptCommand] = []
-        # Replies to RCPT that have not left, by number; then those of the recipients.
+        # Replies to RCPT that have not left, by number; then those behind the mail data.
         self._unanswered: deque[_Slot] = deque()
         self._first_unanswered = 0
-        self._verdicts: list[LmtpReply | None] = []
-        self._said = 0  # of the verdicts
+        self._final_replies: list[LmtpReply | None] = []
+        self._said = 0  # of the final replies
 
     # -- bytes in and out ---------------------------------------------------
 
@@ -270,8 +270,12 @@ class LmtpServer:
                 self._enter(Input.ACCEPTED)
                 self._accepted.append(slot.recipient)
 
-    def settle(self, place: int, reply: LmtpReply) -> None:
-        """Say what became of the message for the accepted recipient at *place*, from 0.
+    def settle(self, recipient: int, reply: LmtpReply) -> None:
+        """Say what became of the message for a recipient.
+
+        Args:
+            recipient: Its number in `DataBegun.recipients`, from 0.
+            reply: What its client is told.
 
         It may be known before all mail data has come. The client is told after it.
 
@@ -279,10 +283,14 @@ class LmtpServer:
             LocalProtocolError: It is settled, or there is none.
         """
         is_due = self.state in (LmtpState.DATA, LmtpState.ANSWERS)
-        if not is_due or not 0 <= place < len(self._verdicts) or self._verdicts[place]:
-            raise LocalProtocolError(f"no verdict for recipient {place} is due")
-        self._verdicts[place] = reply
-        self._tell_verdicts()
+        if (
+            not is_due
+            or not 0 <= recipient < len(self._final_replies)
+            or self._final_replies[recipient]
+        ):
+            raise LocalProtocolError(f"no final reply for recipient {recipient} is due")
+        self._final_replies[recipient] = reply
+        self._say_final_replies()
 
     # -- inside -----------------------------------------------------------------
 
@@ -298,7 +306,7 @@ class LmtpServer:
         if self._data.is_over:
             self._data = None
             self._enter(Input.END)
-            self._tell_verdicts()
+            self._say_final_replies()
             return DataEnded()
         data, rest = self._data.decode(self._buffer.take())
         self._buffer.append(rest)
@@ -345,12 +353,12 @@ class LmtpServer:
         limit = MAX_SHORT_REPLY if self._is_plain else MAX_REPLY
         self._out.append(reply.line(limit))
 
-    def _tell_verdicts(self) -> None:
-        """Say what is known of the recipients, in their order, once the data has ended."""
+    def _say_final_replies(self) -> None:
+        """Say the final replies that are known, in their order, once the data has ended."""
         if self.state is not LmtpState.ANSWERS:
             return
-        while self._said < len(self._verdicts):
-            reply = self._verdicts[self._said]
+        while self._said < len(self._final_replies):
+            reply = self._final_replies[self._said]
             if reply is None:
                 return
             self._say(reply)
@@ -363,7 +371,7 @@ class LmtpServer:
         self._queue_id = ""
         self._sender = MailCommand("")
         self._named = self._first_unanswered = self._said = 0
-        self._accepted, self._verdicts = [], []
+        self._accepted, self._final_replies = [], []
 
     def _drop(self, what: Input) -> TransactionDropped | None:
         is_open = self.state in (LmtpState.MAIL, LmtpState.RCPT)
@@ -407,7 +415,7 @@ class LmtpServer:
             raise CommandError(501, EnhancedStatus(5, 5, 4), "DATA takes no argument")
         self._enter(Input.DATA)
         self._data = DotUnstuffer()
-        self._verdicts = [None] * len(self._accepted)
+        self._final_replies = [None] * len(self._accepted)
         self._out.append(b"354 End data with <CR><LF>.<CR><LF>\r\n")
         return DataBegun(self._sender, tuple(self._accepted), self._queue_id)
 

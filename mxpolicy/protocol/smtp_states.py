@@ -59,7 +59,16 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-__all__ = ["COMMANDS", "MAY_QUEUE", "TRANSITIONS", "Facts", "State", "Verb", "facts"]
+__all__ = [
+    "COMMANDS",
+    "DOT_TIME",
+    "MAY_QUEUE",
+    "TRANSITIONS",
+    "Facts",
+    "State",
+    "Verb",
+    "facts",
+]
 
 
 class State(Enum):
@@ -211,3 +220,8 @@ _FACTS: dict[State, Facts] = {
 def facts(state: State) -> Facts:
     """Return the timeout and the words for the log that belong to *state*."""
     return _FACTS[state]
+
+
+DOT_TIME = _FACTS[State.DOT].timeout
+"""Seconds for the reply to the final dot. A sender that gives up sooner makes duplicates
+(RFC 5321 §4.5.3.2.6)."""

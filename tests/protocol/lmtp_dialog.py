@@ -55,9 +55,9 @@ class Player:
         self.server.answer(number, reply)
         self.look()
 
-    def settle(self, place: int, reply: LmtpReply) -> None:
+    def settle(self, recipient: int, reply: LmtpReply) -> None:
         """Say what became of the message for a recipient."""
-        self.server.settle(place, reply)
+        self.server.settle(recipient, reply)
         self.look()
 
     def said(self) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mxpolicy.server.lmtp.users import stranger
+from mxpolicy.server.lmtp.users import check_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,16 +38,16 @@ def connected(user: int) -> Iterator[socket.socket]:
 
 def test_our_own_user_may() -> None:
     with connected(os.geteuid()) as server:
-        assert stranger(server, ()) is None
+        assert check_user(server, ()) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
 def test_another_user_must_be_named() -> None:
     name = pwd.getpwuid(NOBODY).pw_name
     with connected(NOBODY) as server:
-        assert stranger(server, ("no-such-user", name)) is None
-        assert stranger(server, (str(NOBODY),)) is None
-        refusal = stranger(server, ("no-such-user", "daemon"))
+        assert check_user(server, ("no-such-user", name)) is None
+        assert check_user(server, (str(NOBODY),)) is None
+        refusal = check_user(server, ("no-such-user", "daemon"))
     assert refusal is not None
     assert str(refusal.status) == "4.7.1"  # for now: the option may be wrong
     assert refusal.text == (
@@ -61,7 +61,7 @@ def test_a_client_that_cannot_be_known_may_not() -> None:
         server, _ = listener.accept()
         client.close()
         with server:
-            refusal = stranger(server, ())
+            refusal = check_user(server, ())
     assert refusal is not None
     assert refusal.text.startswith("a client whose user cannot be found out")
 
@@ -69,4 +69,4 @@ def test_a_client_that_cannot_be_known_may_not() -> None:
 def test_mode_and_group_decide_for_a_unix_socket() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert stranger(ours, ()) is None
+        assert check_user(ours, ()) is None

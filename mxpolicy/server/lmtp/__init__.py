@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 from mxpolicy.delivery.events import Trouble
 from mxpolicy.server.lmtp.client import Client
 from mxpolicy.server.lmtp.recipients import Recipients
-from mxpolicy.server.lmtp.users import stranger
+from mxpolicy.server.lmtp.users import check_user
 
 if TYPE_CHECKING:
     import socket
@@ -64,7 +64,7 @@ class LmtpServer:
             connection: Accepted, and not blocking.
         """
         users = self._engine().context.options.listen.lmtp.users
-        refusal = stranger(connection, users)
+        refusal = check_user(connection, users)
         if refusal is not None:
             self._trouble(refusal.text)
         client = Client(

@@ -236,9 +236,9 @@ class Client(asyncio.Protocol):
             return False
         return not any(seen & _HAS_GONE for _, seen in self._poll.poll(0))
 
-    def _settle(self, place: int, outcome: Outcome) -> None:
+    def _settle(self, recipient: int, outcome: Outcome) -> None:
         if not self.has_ended.done():
-            self._conversation.settle(place, reply_of(outcome))
+            self._conversation.settle(recipient, reply_of(outcome))
             self._act_soon()
 
     def _look_at_clock(self) -> None:

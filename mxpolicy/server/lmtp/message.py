@@ -48,7 +48,7 @@ class Message:
         begun: The envelope.
         observe: Told everything that happens.
         is_wanted: Whether the client is still there; asked before each final dot.
-        settle: Called once for each recipient, in their order, with its place and its
+        settle: Called once for each recipient, in their order, with its number and its
             outcome.
 
     Attributes:

@@ -21,12 +21,12 @@ from mxpolicy.reply import EnhancedStatus, printable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["stranger"]
+__all__ = ["check_user"]
 
 _NOT_ALLOWED = EnhancedStatus(4, 7, 1)  # RFC 3463 §3.8: delivery not authorized
 
 
-def stranger(connection: socket.socket, users: Iterable[str]) -> Deferred | None:
+def check_user(connection: socket.socket, users: Iterable[str]) -> Deferred | None:
     """Return the outcome of all recipients where the client is not one of *users*.
 
     It is for now: where the option is wrong, the mail must not bounce. Root and our own
