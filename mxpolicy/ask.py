@@ -22,9 +22,8 @@ from mxpolicy.config import load
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Trouble
-from mxpolicy.doors import runtime_directory
+from mxpolicy.doors import runtime_directory, socket_address
 from mxpolicy.errors import ConfigError, UsageError
-from mxpolicy.options import UNIX
 from mxpolicy.protocol.access_policy import (
     DUNNO,
     REQUEST,
@@ -220,8 +219,7 @@ def _ask_daemon(
         return None, []
     remarks = []
     for word in options.listen.policy.at:
-        at = os.path.join(runtime_directory(os.environ), "policy")
-        at = at if word == UNIX else word
+        at = socket_address("policy", word, runtime_directory(os.environ))
         try:
             return _ask_at(at, attributes, timeout), []
         except (FileNotFoundError, ConnectionRefusedError):

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.events import Observe
     from mxpolicy.options import ListenOptions, Options
 
-__all__ = ["DEFAULT_DIRECTORY", "DOORS", "Door", "Doors", "runtime_directory"]
+__all__ = [
+    "DEFAULT_DIRECTORY",
+    "DOORS",
+    "Door",
+    "Doors",
+    "runtime_directory",
+    "socket_address",
+]
 
 DEFAULT_DIRECTORY = "/run/mxpolicy"
 
@@ -59,6 +66,17 @@ DOORS: Mapping[str, Make] = {
 def runtime_directory(environ: Mapping[str, str]) -> str:
     """Return where sockets are; systemd makes it, the first of several (systemd.exec(5))."""
     return environ.get("RUNTIME_DIRECTORY", "").split(":")[0] or DEFAULT_DIRECTORY
+
+
+def socket_address(door: str, word: str, directory: str) -> str:
+    """Return the path, or ``ADDRESS:PORT``, that a *word* of ``listen.DOOR.at`` means.
+
+    Args:
+        door: Its name.
+        word: One of the option's.
+        directory: See `runtime_directory`.
+    """
+    return os.path.join(directory, door) if word == UNIX else word
 
 
 class _Wanted(NamedTuple):
@@ -156,7 +174,7 @@ class Doors:
             for word in section.at:
                 if word == UNIX and name in has_given:
                     continue
-                at = os.path.join(self._directory, name) if word == UNIX else word
+                at = socket_address(name, word, self._directory)
                 if (name, at) not in given:
                     found[name, at] = _Wanted(section.group, _allowed(section))
         return found

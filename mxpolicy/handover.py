@@ -209,7 +209,7 @@ class Client:
         self._leave(int(status), line + b"\n")
 
     def _lives(self) -> bool:
-        """Return whether the mail server lives; as `mxpolicy.pipe.Door.is_watched`.
+        """Return whether the mail server lives; as `mxpolicy.pipe.WayOut.is_watched`.
 
         Its death is seen by three things: it ends, as the kernel says; the script has
         another parent, or we have; nothing reads our stdout any more.

@@ -17,7 +17,7 @@ signal arrives while it is being written. Nothing can happen after the answer.
 
 Theory of operation
     Trouble is answered where it is noticed: a signal's handler, the loop's handler
-    of exceptions and `main` call `Door.defer`, which never returns. So nothing has
+    of exceptions and `main` call `WayOut.defer`, which never returns. So nothing has
     to be unwound, and nothing that hangs can prevent the answer. The kernel closes
     the connections; a host that has not seen the final dot drops what it has
     (RFC 5321 §4.1.1.10).
@@ -66,7 +66,7 @@ ALARM_INTERVAL = 5.0
 UNSEEN_DEATH = 0.1
 
 
-class Door:
+class WayOut:
     """The way out, held open from the first moment: the answer goes through here once.
 
     Descriptors 0, 1 and 2 are made to exist: a warning would be written into a socket
@@ -233,26 +233,26 @@ def main(argv: Sequence[str], mail_server: int | None = None) -> NoReturn:
         mail_server: Its process id where the script or a supervisor is our parent.
 
     Raises:
-        OSError: There is not even a `Door`; the caller says "try later" on stdout.
+        OSError: There is not even a `WayOut`; the caller says "try later" on stdout.
     """
     began = time.monotonic()
-    door = Door(mail_server)
+    way_out = WayOut(mail_server)
     try:
         for number in ENDING:
-            signal.signal(number, door.on_signal)
+            signal.signal(number, way_out.on_signal)
         # Exim's children inherit some of them ignored, others may be blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-        _work(door, _in_utf8(parse_arguments(argv, os.environ)), began)
+        _work(way_out, _in_utf8(parse_arguments(argv, os.environ)), began)
     except BaseException as trouble:  # of any kind: the mail server tries again
-        door.defer(trouble)
+        way_out.defer(trouble)
 
 
-def _work(door: Door, arguments: Arguments, began: float) -> NoReturn:
+def _work(way_out: WayOut, arguments: Arguments, began: float) -> NoReturn:
     options = load(arguments.config, os.environ)
     deadline = arguments.deadline or options.deadline
     ends = time_needed(arguments.deadline, options)
     signal.setitimer(signal.ITIMER_REAL, ends + ALARM_SLACK, ALARM_INTERVAL)
-    if door.stdin_was_closed:
+    if way_out.stdin_was_closed:
         raise LocalTrouble("no message: standard input is closed")
 
     # Late, so that a wrong command line costs nothing, and inside main's `try`.
@@ -260,13 +260,13 @@ def _work(door: Door, arguments: Arguments, began: float) -> NoReturn:
 
     # Not asyncio.run: its way out waits for tasks, and an exception has told us all.
     asyncio.new_event_loop().run_until_complete(
-        _deliver(door, arguments, options, began + deadline, began + ends)
+        _deliver(way_out, arguments, options, began + deadline, began + ends)
     )
     raise AssertionError("_deliver never returns")
 
 
 async def _deliver(
-    door: Door,
+    way_out: WayOut,
     arguments: Arguments,
     options: Options,
     deadline: float,
@@ -284,23 +284,23 @@ async def _deliver(
     from mxpolicy.delivery.replay import prevails
     from mxpolicy.state.opening import open_store, state_file
 
-    asyncio.get_running_loop().set_exception_handler(door.on_loop_trouble)
+    asyncio.get_running_loop().set_exception_handler(way_out.on_loop_trouble)
     log = Log(options.log)
 
     def tell(trouble: str) -> None:
         log.observe(Trouble(0.0, trouble, arguments.queue_id))
 
     async def is_watched() -> bool:
-        return door.is_watched()
+        return way_out.is_watched()
 
     store = open_store(state_file(options.state, os.environ), tell, prevails)
     engine = Engine(Context(options, store=store))
     mail_data = await spool(0, memory_limit=options.limits.message_memory)
     if not mail_data.size:
         raise LocalTrouble("no message: standard input is empty")
-    if not door.sees_the_mail_server():
+    if not way_out.sees_the_mail_server():
         await asyncio.sleep(UNSEEN_DEATH)
-    if not door.is_watched():
+    if not way_out.is_watched():
         raise LocalTrouble("the mail server that started us has gone away")
     request = Request(
         sender=arguments.sender,
@@ -313,6 +313,6 @@ async def _deliver(
         may_send_dot=is_watched,
     )
     delivery = engine.begin(request, mail_data)
-    door.outcomes = delivery.settled
+    way_out.outcomes = delivery.settled
     await delivery.outcomes()
-    door.defer("4.3.0 mxpolicy: a recipient was left without an outcome")
+    way_out.defer("4.3.0 mxpolicy: a recipient was left without an outcome")

@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).parents[1]
 # Prints a letter for each round: was the input "c"omplete or "i"ncomplete?
 ROUNDS = """
 import ctypes, os, signal, sys, time
-from mxpolicy.pipe import UNSEEN_DEATH, Door
+from mxpolicy.pipe import UNSEEN_DEATH, WayOut
 from mxpolicy.supervisor import supervise
 
 rounds, end, who, sight = sys.argv[1:]
@@ -32,7 +32,7 @@ def read():
         os.setuid(65534)
         # As after exec: else it could not see its own supervisor (prctl(2)).
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1)
-    door = Door(supervise() if who == "supervised" else None)
+    door = WayOut(supervise() if who == "supervised" else None)
     os.write(told, b"r")
     while os.read(0, 65536):
         pass

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from mxpolicy.check.report import first, ok, said, warn
 from mxpolicy.check.surroundings import WRITE, account, objection
-from mxpolicy.doors import DOORS, runtime_directory
-from mxpolicy.options import UNIX
+from mxpolicy.doors import DOORS, runtime_directory, socket_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,10 +44,9 @@ def look(options: Options, environ: Mapping[str, str], user: Account) -> list[It
 def _path(options: Options, environ: Mapping[str, str], name: str) -> str:
     """Return the first unix socket of a door; empty where it has none."""
     for word in getattr(options.listen, name).at:
-        if word == UNIX:
-            return os.path.join(runtime_directory(environ), name)
-        if word.startswith("/"):
-            return str(word)
+        at = socket_address(name, word, runtime_directory(environ))
+        if at.startswith("/"):
+            return at
     return ""
 
 

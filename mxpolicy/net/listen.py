@@ -107,7 +107,7 @@ class Socket:
         self.socket.close()
         if self._file is None:
             return
-        with suppress(OSError), _alone(os.path.dirname(self.at)):
+        with suppress(OSError), _locked(os.path.dirname(self.at)):
             if _file_at(self.at) == self._file:
                 os.unlink(self.at)
 
@@ -196,7 +196,7 @@ def _at_path(path: str, group: str) -> Socket:
     try:
         # Linux takes over the mode: nobody can connect before the group is right.
         os.fchmod(listening.fileno(), 0o600)
-        with _alone(os.path.dirname(path)):
+        with _locked(os.path.dirname(path)):
             _clear(path)
             listening.bind(path)
             file = _file_at(path)
@@ -239,8 +239,8 @@ def _give(path: str, group: str) -> None:
 
 
 @contextmanager
-def _alone(directory: str) -> Iterator[None]:
-    """Keep other processes of ours from the socket files in *directory* meanwhile."""
+def _locked(directory: str) -> Iterator[None]:
+    """Keep other processes of ours from the socket files in *directory*."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

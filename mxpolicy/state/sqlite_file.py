@@ -253,7 +253,7 @@ class File:
             _make_private(temporary)
             with closing(_connect(temporary, "mode=rw")) as db:
                 schema.create(db)
-            with _alone(os.path.dirname(self._path) or "."):
+            with _locked(os.path.dirname(self._path) or "."):
                 if not os.path.lexists(self._path):
                     # The log of a file that was deleted would be read as ours.
                     _remove(files(self._path)[1:])
@@ -340,7 +340,7 @@ def _make_private(path: str) -> None:
 
 
 @contextmanager
-def _alone(directory: str) -> Iterator[None]:
+def _locked(directory: str) -> Iterator[None]:
     """Wait until no other process of ours makes a file in *directory*."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

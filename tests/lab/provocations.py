@@ -155,7 +155,7 @@ KILLED = {
         ("killed-before-the-record", (f"{CLAIMS}.note_outcome",), 1, 2),
     ),
     "killed after the record, or after the answer": (
-        ("killed-after-the-record", ("mxpolicy.pipe:Door.defer",), 1, 1),
+        ("killed-after-the-record", ("mxpolicy.pipe:WayOut.defer",), 1, 1),
         ("killed-after-the-answer", ("os:_exit",), 1, 1),
     ),
 }
