@@ -20,7 +20,12 @@ from mxpolicy.reply import EnhancedStatus, Reply
 from mxpolicy.server.lmtp import LmtpServer
 from mxpolicy.server.lmtp.client import CLIENT_SILENCE, DATA_SILENCE, Client
 from mxpolicy.server.lmtp.message import reply_of
-from mxpolicy.server.lmtp.recipients import FORECAST_KEPT, Recipients
+from mxpolicy.server.lmtp.recipients import (
+    FORECAST_KEPT,
+    FORECAST_TIME,
+    MAX_FORECASTS,
+    Recipients,
+)
 from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.scripted_smtp import End, ScriptedHost, serve
 from tests.helpers.socket_loop import run_with_sockets
@@ -350,6 +355,25 @@ async def test_dns_that_does_not_answer_is_left_to_the_delivery() -> None:
         client = await begin(site, "c@dead.example")
         await client.say(MESSAGE + DOT)
         assert (await client.reply()).startswith("451 4.4.3 ")
+
+
+def test_no_recipient_waits_for_the_forecasts_of_others() -> None:
+    async def main() -> None:
+        count = 8 * MAX_FORECASTS
+        domains = [f"d{number}.example" for number in range(count)]
+        async with serving(one=ScriptedHost()) as site:
+            questions = [f"MX {domain}" for domain in domains]
+            site.resolver.fail = frozenset(questions)
+            site.resolver.slow = dict.fromkeys(questions, FORECAST_TIME)
+            client = site.client()
+            await client.greet()
+            began = asyncio.get_running_loop().time()
+            await client.say(envelope(*[f"a@{domain}" for domain in domains]))
+            replies = await client.replies(2 + count)
+            assert {one[:3] for one in replies[:-1]} == {"250"}
+            assert asyncio.get_running_loop().time() - began < 3 * FORECAST_TIME
+
+    run_with_sockets(main())
 
 
 async def test_stopping_is_said_at_rcpt_and_nothing_else_changes() -> None:

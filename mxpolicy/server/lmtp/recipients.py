@@ -29,6 +29,7 @@ __all__ = ["Recipients"]
 # accepted, and the delivery finds out.
 FORECAST_TIME = 5.0
 # Forecasts under way at once, as in the access policy: each may have descriptors open.
+# The next one waits for a place for `FORECAST_TIME`, since lmtp(8) waits for 300 s only.
 MAX_FORECASTS = 100
 # Seconds for which a domain that nothing was against is not looked at again. A refusal is
 # never kept: a host may have come back.
@@ -82,13 +83,18 @@ class Recipients:
 
     async def _refusal(self, key: str, recipient: str) -> Outcome | None:
         try:
-            async with self._places:
-                forecast = await self._engine().forecast(
-                    "", "", recipient, FORECAST_TIME
-                )
+            # Where all places are taken, there is no time for more than this.
+            async with asyncio.timeout(FORECAST_TIME):
+                await self._places.acquire()
+        except TimeoutError:
+            return None
+        try:
+            forecast = await self._engine().forecast("", "", recipient, FORECAST_TIME)
         except Exception:
             self._trouble(traceback.format_exc())
             return None
+        finally:
+            self._places.release()
         plan = forecast.plan
         if plan.refusal is None:
             self._keep(key)
