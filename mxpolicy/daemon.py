@@ -16,6 +16,7 @@ SIGTERM, SIGINT
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -67,6 +68,10 @@ RECORDED_WITHIN = 30.0
 LAST_ANSWERS = 1.0
 # Seconds between two looks at what the service manager is told.
 STATUS_INTERVAL = 5.0
+# Objects that are made and not freed between two searches for cycles (`gc`). A message has
+# a thousand while it is under way, and leaves few cycles. With Python's own 700, a twelfth
+# of the processor time goes into searching.
+NEW_OBJECTS = 20_000
 # Descriptors that are asked for, where the system allows so many. A client takes one, and
 # a delivery some.
 DESCRIPTORS = 65536
@@ -96,6 +101,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     _raise_descriptor_limit()
+    gc.set_threshold(NEW_OBJECTS)
     loop = _new_event_loop()
     daemon = Daemon(config, options, os.environ, manager)
     try:
