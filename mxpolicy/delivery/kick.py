@@ -120,7 +120,7 @@ class Kick:
 
     @property
     def _options(self) -> KickOptions:
-        return self._context.options.kick
+        return self._get_context().options.kick
 
     # -- what happens ---------------------------------------------------------
 

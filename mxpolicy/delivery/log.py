@@ -48,6 +48,16 @@ SEVERITY_INFO = 6
 
 STDERR = 2
 
+# Events that are logged even where the single steps are not.
+_ALWAYS = (
+    RecipientSettled,
+    LateReplyEnded,
+    StrayReply,
+    HostRecovered,
+    Trouble,
+    Notice,
+)
+
 
 class Log:
     """The log of all messages and all questions: observes the events.
@@ -134,15 +144,7 @@ def is_always_logged(event: Event) -> bool:
     """Return whether *event* is logged even where the single steps are not."""
     if isinstance(event, AccessJudged):
         return event.action != DUNNO
-    return isinstance(
-        event,
-        RecipientSettled
-        | LateReplyEnded
-        | StrayReply
-        | HostRecovered
-        | Trouble
-        | Notice,
-    )
+    return isinstance(event, _ALWAYS)
 
 
 def _now() -> str:

@@ -58,8 +58,8 @@ class Trace:
         **named_facts: P.kwargs,
     ) -> None:
         """Tell that something happened now; its *facts* come after ``at``."""
+        named_facts["queue_id"] = self.queue_id
         event = kind(self.now(), *facts, **named_facts)
-        event = event._replace(queue_id=self.queue_id)
         for learn in self._learners:
             try:
                 learn(event)
