@@ -16,7 +16,6 @@ what was learned meanwhile is written there, and then it is read again.
 from __future__ import annotations
 
 import asyncio
-import copy
 import time
 from contextlib import suppress
 from math import inf
@@ -34,7 +33,6 @@ from mxpolicy.state.store import (
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from typing import Self
 
     from mxpolicy.state.store import Operation, Stored
 
@@ -165,35 +163,37 @@ class FallbackStore(Store):
         self._prevails = prevails
         self._call_later = call_later
         self._allowance = Allowance()
-        self._patience: float | None = None
-        self._rooms = (
-            _Room(JOURNAL, is_of_journal, is_left=store is None),
-            _Room("", lambda key: not is_of_journal(key), is_left=store is None),
+        self._journal = _Room(JOURNAL, is_of_journal, is_left=store is None)
+        self._rest = _Room(
+            "", lambda key: not is_of_journal(key), is_left=store is None
         )
 
     @property
     def is_memory_only(self) -> bool:
         """Whether anything that should outlive this process does not now."""
-        return any(room.is_left for room in self._rooms)
+        return self._journal.is_left or self._rest.is_left
 
     def is_kept(self, key: str) -> bool:
         """See `Store.is_kept`."""
         return not self._room_of(key).is_left
 
-    def patient(self, seconds: float) -> Self:
+    def patient(self, seconds: float) -> Store:
         """See `Store.patient`."""
-        other = copy.copy(self)
-        other._patience = max(0.0, seconds)
-        return other
+        return _PatientStore(self, max(0.0, seconds))
 
-    async def do(self, operation: Operation[T]) -> T:
-        """See `Store.do`; `Operation.undone` when there is no answer."""
+    async def do(self, operation: Operation[T], patience: float | None = None) -> T:
+        """See `Store.do`; `Operation.undone` when there is no answer.
+
+        Args:
+            operation: What is to be done.
+            patience: Seconds of its own; see `patient`.
+        """
         room = self._room_of(operation.key)
         if room.is_left or self._store is None:
             return await self._memory.do(operation)
         try:
-            if self._patience is not None:
-                async with asyncio.timeout(self._patience):
+            if patience is not None:
+                async with asyncio.timeout(patience):
                     return await _until_done(self._store, operation)
             return await self._do_within_allowance(self._store, operation)
         except StoreBusy:
@@ -206,11 +206,11 @@ class FallbackStore(Store):
         return await self._memory.do(operation)
 
     def _room_of(self, key: str) -> _Room:
-        return next(room for room in self._rooms if room.has(key))
+        return self._journal if is_of_journal(key) else self._rest
 
     async def close(self) -> None:
         """See `Store.close`."""
-        for room in self._rooms:
+        for room in (self._journal, self._rest):
             if room.search is not None:
                 room.search.cancel()
         if self._store is not None:
@@ -291,6 +291,26 @@ class FallbackStore(Store):
                 ):
                     seen[row.key] = row.value
         return set(seen)
+
+
+class _PatientStore(Store):
+    """A fallback store that takes its time; see `Store.patient`."""
+
+    def __init__(self, store: FallbackStore, seconds: float) -> None:
+        self._store = store
+        self._seconds = seconds
+
+    def is_kept(self, key: str) -> bool:
+        return self._store.is_kept(key)
+
+    def patient(self, seconds: float) -> Store:
+        return self._store.patient(seconds)
+
+    async def do(self, operation: Operation[T]) -> T:
+        return await self._store.do(operation, self._seconds)
+
+    async def close(self) -> None:
+        await self._store.close()
 
 
 async def _do_soon(work: Awaitable[T]) -> T:

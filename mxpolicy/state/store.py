@@ -15,8 +15,6 @@ from mxpolicy.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from typing import Self
-
 __all__ = [
     "HEAVY",
     "JOURNAL",
@@ -136,7 +134,7 @@ class Store:
         """Return what *operation* does."""
         raise NotImplementedError
 
-    def patient(self, seconds: float) -> Self:
+    def patient(self, seconds: float) -> Store:
         """Return the same store, for one question that is worth *seconds* of waiting.
 
         It makes a difference to a store that never raises (`mxpolicy.state.fallback`).

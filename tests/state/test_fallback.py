@@ -159,7 +159,6 @@ def test_broken_store_is_left_at_once_also_by_who_is_patient() -> None:
         patient = store.patient(10)
         assert await patient.get("a") is None
         assert store.is_memory_only
-        assert patient.is_memory_only
         assert not patient.is_kept("a")
         assert patient.is_kept("journal/a")
         await patient.put("a", b"1", FAR)

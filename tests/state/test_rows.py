@@ -19,7 +19,7 @@ from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.opening import open_to_read
 from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.state.sqlite_file import STEP
-from mxpolicy.state.store import HEAVY, LIGHT, MEDIUM
+from mxpolicy.state.store import HEAVY, LIGHT, MEDIUM, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -72,11 +72,11 @@ DAMAGE = {
 }
 
 
-async def overwrite_by_put(store: FallbackStore, key: str) -> None:
+async def overwrite_by_put(store: Store, key: str) -> None:
     await store.put(key, b"2", FAR)
 
 
-async def overwrite_by_add(store: FallbackStore, key: str) -> None:
+async def overwrite_by_add(store: Store, key: str) -> None:
     assert await store.add(key, b"2", FAR)
 
 
@@ -87,7 +87,7 @@ async def test_row_of_the_wrong_type_is_none_and_is_overwritten(
     tmp_path: Path,
     key: str,
     change: str,
-    overwrite: Callable[[FallbackStore, str], object],
+    overwrite: Callable[[Store, str], object],
 ) -> None:
     await made(tmp_path)
     sql(tmp_path / FILES[key], f"UPDATE rows SET {change}")
