@@ -217,6 +217,8 @@ class Dialogue:
         frozen machine) while the reply came in time. A reply to the final dot that we
         leave unread makes a second copy.
         """
+        if self._events:
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while not self._events:
@@ -248,6 +250,8 @@ class Dialogue:
 
         Nothing is watched before *ready*: a slow host is overtaken there.
         """
+        if not self.stream.unacknowledged():
+            return
         watch = AckWatch(self.stream)
         while self.stream.unacknowledged():
             if await self.stream.wait_for_input(_LOOK):
@@ -277,9 +281,11 @@ class Dialogue:
         Called right before a command leaves. A reply that is there now is no answer to
         the command. Later it could not be told from one.
         """
+        await self._listen()
+        if not self.smtp.is_in_mid_reply:
+            return
         try:
             async with asyncio.timeout(_REST_OF_A_REPLY):
-                await self._listen()
                 while self.smtp.is_in_mid_reply and not self._events:
                     await self._take_in()
                     await self._listen()

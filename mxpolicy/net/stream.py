@@ -232,9 +232,9 @@ class Stream:
         True at once where the system cannot tell. *progress_timeout*,
         *heed_input*, the result False and the errors are those of `write`.
         """
-        self._begin_watch(progress_timeout)
         look = _FIRST_LOOK
         while self.unacknowledged():
+            self._begin_watch(progress_timeout)
             # Looked at in any case: after a reset the count stays as it was.
             if self.has_input() and heed_input:
                 return False
