@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import NamedTuple, NewType
 
 from mxpolicy.errors import MxPolicyError
@@ -48,6 +49,9 @@ MAX_PATH = 998
 # Characters before it is a domain: a U-label is a little shorter than its A-label, and
 # Punycode over a megabyte would take far too long.
 _MAX_DOMAIN_TEXT = 1024
+
+# Texts whose meaning is remembered: one message asks for the same ones again and again.
+REMEMBERED = 1024
 
 # No character class has ranges beyond Latin-1: compiling them costs ten times as much as
 # the rest of this module.
@@ -259,6 +263,7 @@ def parse_address_literal(text: str) -> str:
     raise AddressError(text, "not an address literal")
 
 
+@lru_cache(maxsize=REMEMBERED)
 def canonical_address(text: str) -> str | None:
     """Return the IPv4 or IPv6 address in its canonical form, None for any other text.
 

@@ -12,10 +12,11 @@ late may be the only one that can be reached.
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from mxpolicy.address import AddressError, parse_mailbox
+from mxpolicy.address import REMEMBERED, AddressError, parse_mailbox
 from mxpolicy.delivery import trouble
 from mxpolicy.options import NxdomainPolicy
 from mxpolicy.outcome import Bounced, Deferred
@@ -130,6 +131,7 @@ class Plan(NamedTuple):
         return outcome._replace(text=trouble.one_line(text))
 
 
+@lru_cache(maxsize=REMEMBERED)
 def destination(nexthop: str, domain: str) -> tuple[str, str]:
     """Return the nexthop, and the destination domain of a recipient of *domain*.
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.address import (
+    REMEMBERED,
     AddressError,
     canonical_address,
     is_address_literal,
@@ -100,6 +102,7 @@ class Nexthop(NamedTuple):
         )
 
 
+@lru_cache(maxsize=REMEMBERED)
 def parse_nexthop(text: str, default_port: int) -> tuple[Nexthop, ...]:
     """Return the elements of *text* in their order, each once; at least one.
 
