@@ -386,11 +386,15 @@ class Settlement:
         """Return what *candidate* has left behind with *numbers*."""
         pasts = [self[number].past for number in numbers]
         doubts = [past.doubts_at(candidate) for past in pasts]
-        relay = str(candidate.key)
-        waits = {
-            awaited: min(past.waits.get((relay, awaited.value), 0.0) for past in pasts)
-            for awaited in Awaited
-        }
+        waits = {}
+        if all(past.waits for past in pasts):  # else the least of each is none
+            relay = str(candidate.key)
+            waits = {
+                awaited: min(
+                    past.waits.get((relay, awaited.value), 0.0) for past in pasts
+                )
+                for awaited in Awaited
+            }
         return MetBefore(*max(doubts), min(doubts)[0], waits)
 
     # -- the end ----------------------------------------------------------------

@@ -120,13 +120,18 @@ def is_news(before: HostRecord, after: HostRecord) -> bool:
 
     Every message to a healthy host finds it healthy, which need not cost a write each.
     """
-    return not (
-        before._replace(last_ready=None, connect_time=None, greeting_latency=None)
-        == after._replace(last_ready=None, connect_time=None, greeting_latency=None)
-        and abs((after.last_ready or 0) - (before.last_ready or 0)) < NEWS_EVERY
+    is_as_before = (
+        abs((after.last_ready or 0) - (before.last_ready or 0)) < NEWS_EVERY
         and _is_near(before.connect_time, after.connect_time)
         and _is_near(before.greeting_latency, after.greeting_latency)
+        and before
+        == after._replace(
+            last_ready=before.last_ready,
+            connect_time=before.connect_time,
+            greeting_latency=before.greeting_latency,
+        )
     )
+    return not is_as_before
 
 
 def _is_near(before: float | None, after: float | None) -> bool:
