@@ -52,7 +52,7 @@ __all__ = [
 BOUND = 1.0
 # Seconds after which as much may be waited for again: a process may live long.
 RENEWED = 60.0
-# Seconds of each wait that do not count: a busy processor takes them, not the disk.
+# Seconds without an answer that do not count: a busy processor takes them, not the disk.
 FREE = 0.05
 
 # Seconds that a process which only reads waits for one answer. Short, since it waits for
@@ -75,33 +75,38 @@ T = TypeVar("T")
 class Allowance:
     """The time to spend on waiting: `BOUND` in all, renewed within `RENEWED`.
 
-    Waits at the same time count as one. Times are seconds, monotonic.
+    Waits at the same time count as one. While many wait, each answer shows that the disk
+    works, and only the time since the last one counts. Times are seconds, monotonic.
     """
 
     def __init__(self) -> None:
         self._left = BOUND
         self._waiting = 0
-        self._since = 0.0  # when the first of these waits began, or the last one ended
+        self._since = (
+            0.0  # when a wait ended last, or the first of the present ones began
+        )
 
     def begin(self, now: float) -> float:
         """Return how long a wait that begins now may last."""
         if not self._waiting:
-            renewed = (now - self._since) * BOUND / RENEWED if self._since else 0.0
-            self._left = min(BOUND, self._left + renewed)
-            self._since = now
+            self._count(now)
         self._waiting += 1
-        left = self._left - self._counted(now)
+        left = self._left - self._slow(now)
         return left + FREE if left > 0 else 0.0
 
     def end(self, now: float) -> None:
         """Count a wait that ends now."""
+        self._count(now)
         self._waiting -= 1
-        if not self._waiting:
-            self._left = max(0.0, self._left - self._counted(now))
-            self._since = now
 
-    def _counted(self, now: float) -> float:
-        return max(0.0, now - self._since - FREE)
+    def _count(self, now: float) -> None:
+        slow = self._slow(now)
+        renewed = 0.0 if slow else (now - self._since) * BOUND / RENEWED
+        self._left = min(BOUND, max(0.0, self._left - slow) + renewed)
+        self._since = now
+
+    def _slow(self, now: float) -> float:
+        return max(0.0, now - self._since - FREE) if self._waiting else 0.0
 
 
 class _Room:

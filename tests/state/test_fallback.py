@@ -187,6 +187,18 @@ def test_allowance_is_spent_together_and_renewed() -> None:
     assert allowance.begin(102.0 + 5 * RENEWED) == BOUND + FREE
 
 
+def test_disk_that_answers_many_who_wait_all_the_time_is_not_slow() -> None:
+    """A busy process: each waits for 19 others, and there is always one that waits."""
+    allowance = Allowance()
+    for number in range(10_000):
+        now = 100.0 + number / 600
+        assert allowance.begin(now) == BOUND + FREE
+        if number >= 20:
+            allowance.end(now)
+    now += 0.5  # no answer in all that time
+    assert allowance.begin(now) == pytest.approx(BOUND - 0.5 + 2 * FREE)
+
+
 def test_what_a_healthy_disk_takes_is_not_counted() -> None:
     allowance = Allowance()
     for number in range(1000):
