@@ -238,6 +238,10 @@ class Simulation:
     def _happens(self, candidate: Candidate, dialling: int, step: int) -> None:
         what = self.world[candidate].steps[step][1]
         if isinstance(what, Phase):
+            awaited = awaited_in(self._phase[candidate])
+            waited = self.now - self._since[candidate]
+            if is_patient(awaited, waited):  # a patient sender has left it by now
+                self._note(candidate, awaited, waited)
             self._phase[candidate] = what
             self._since[candidate] = self.now
             if what is Phase.READY:

@@ -1539,3 +1539,18 @@ def test_one_that_connects_later_than_a_patient_sender_waits_has_failed() -> Non
     assert Drop(BEST) in actions
     assert Start(WORST) in actions
     assert not race.has_better_pending(WORST)
+
+
+def test_one_that_connects_too_late_while_another_is_taken_counts_as_waited_for() -> (
+    None
+):
+    hosts = ranked_hosts(5)
+    slow = Host(((0.0, Phase.READY),), Answer(Verdict.TRANSIENT, 90.1))
+    refuses = Host(((0.0, Phase.READY),), Answer(Verdict.PERMANENT, 0.1))
+    late = Host(((70.7, Phase.GREETING),))
+    world = dict(zip(hosts, [DROPPED, late, slow, DROPPED, refuses], strict=True))
+    order = [hosts[number] for number in (0, 1, 3, 2, 4)]
+    timing = RaceOptions(open=2, open_per_rank=1)
+    entrants = [Entrant(one) for one in order]
+    played = Simulation(world, entrants=entrants, timing=timing, deadline=1e6).run()
+    assert played.outcome in {"delivered", ask_patiently(world).outcome}
