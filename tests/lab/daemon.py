@@ -4,11 +4,12 @@ It runs as the account that contrib names, with the groups that contrib/systemd 
 and its log goes to a file, so that each message can be seen to have come through it.
 """
 
+import os
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,7 +38,8 @@ _READY = re.compile(r"mxpolicy \S+ serves ")
 class Daemon:
     """The daemon, started and ready; it ends with the lab, or by `stop` or `kill`.
 
-    *settings* are more lines for its configuration, *environment* more variables.
+    *settings* are more lines for its configuration, *environment* more variables,
+    *privileges* are setpriv(1)'s options for its groups and what it may do.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class Daemon:
         world: World,
         settings: str = "",
         environment: Mapping[str, str] | None = None,
+        privileges: Sequence[str] = ("--groups", GROUPS),
     ) -> None:
         self._world = world
         self._environment = dict(environment or {})
+        self._privileges = tuple(privileges)
         self._process: subprocess.Popen[bytes]
         path = world.path(CONFIGURATION)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,11 +65,13 @@ class Daemon:
     def start(self, within: float = 30.0) -> None:
         """Start it, and wait until its sockets are open."""
         seen = len(self.log())
-        become = ["setpriv", "--reuid", ACCOUNT, "--regid", ACCOUNT, "--groups", GROUPS]
+        become = ["setpriv", "--reuid", ACCOUNT, "--regid", ACCOUNT]
         variables = [f"{name}={value}" for name, value in self._environment.items()]
         serve = [f"{INSTALLED}/bin/mxpolicy", "serve", "--config", CONFIGURATION]
         self._process = self._world.start(
-            "mta", [*become, "--", "env", *variables, *serve], log=LOG
+            "mta",
+            [*become, *self._privileges, "--", "env", *variables, *serve],
+            log=LOG,
         )
         until = time.monotonic() + within
         while not any(map(_READY.search, self.log()[seen:])):
@@ -133,6 +139,13 @@ class Daemon:
     def descriptors(self) -> int:
         """Return how many it has open."""
         return len(list(self._process_file("fd").iterdir()))
+
+    def processor_time(self) -> float:
+        """Return the seconds of processor time that it has taken."""
+        stat = self._process_file("stat").read_text()
+        # utime and stime are fields 14 and 15, the name is 2.
+        ticks = sum(map(int, stat.rpartition(")")[2].split()[11:13]))
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def _process_file(self, name: str) -> Path:
         return self._world.path(f"/proc/{self.pid}/{name}")
