@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mxpolicy.errors import ListenError
-from mxpolicy.net.listen import Listener, Socket, listen_at, listen_at_given
+from mxpolicy.net.listen import Acceptor, Socket, listen_at, listen_at_given
 from mxpolicy.options import LOOPBACK, UNIX
 from mxpolicy.server.access_policy import AccessPolicyServer
 from mxpolicy.server.handover import HandoverServer
@@ -90,7 +90,7 @@ class _Made(NamedTuple):
     """A socket that was wanted, and is there."""
 
     wanted: _Wanted
-    listener: Listener
+    acceptor: Acceptor
 
 
 class Doors:
@@ -119,9 +119,9 @@ class Doors:
         self._directory = directory
         self._doors = {name: make(engine, observe) for name, make in DOORS.items()}
         self._given = [_named(name, listening) for name, listening in given]
-        self._of_given: list[tuple[str, Listener]] = []
+        self._of_given: list[tuple[str, Acceptor]] = []
         self._made: dict[tuple[str, str], _Made] = {}
-        self._closed: list[Listener] = []  # with clients that are still served
+        self._closed: list[Acceptor] = []  # with clients that are still served
 
     @property
     def sockets(self) -> list[str]:
@@ -141,11 +141,11 @@ class Doors:
         try:
             for key, one in wanted.items():
                 made = self._made.get(key)
-                if made is None or not made.listener.listening.is_reachable:
+                if made is None or not made.acceptor.listening.is_reachable:
                     opened[key] = listen_at(key[1], one.group)
                 elif made.wanted.group != one.group:
-                    made.listener.listening.give(one.group)
-                    regrouped.append((made.listener.listening, made.wanted.group))
+                    made.acceptor.listening.give(one.group)
+                    regrouped.append((made.acceptor.listening, made.wanted.group))
         except ListenError:
             for each in opened.values():
                 each.close()
@@ -156,12 +156,12 @@ class Doors:
         most = _most_clients(options, len(wanted) + len(self._given))
         for key, one in wanted.items():
             if key in opened:
-                listener = self._listener(key[0], opened[key], most, one.allow)
+                acceptor = self._acceptor(key[0], opened[key], most, one.allow)
             else:
-                listener = self._made[key].listener
-                listener.most = most
-                listener.allow(one.allow)
-            self._made[key] = _Made(one, listener)
+                acceptor = self._made[key].acceptor
+                acceptor.most = most
+                acceptor.allow(one.allow)
+            self._made[key] = _Made(one, acceptor)
         self._apply_to_given(options.listen, most)
 
     def _wanted(self, options: ListenOptions) -> dict[tuple[str, str], _Wanted]:
@@ -181,30 +181,30 @@ class Doors:
 
     def _close_all_but(self, wanted: Collection[tuple[str, str]]) -> None:
         for key in self._made.keys() - wanted:
-            listener = self._made.pop(key).listener
-            listener.close()
-            self._closed.append(listener)
+            acceptor = self._made.pop(key).acceptor
+            acceptor.close()
+            self._closed.append(acceptor)
         self._closed = [one for one in self._closed if one.clients]
 
     def _apply_to_given(self, options: ListenOptions, most: int) -> None:
         if not self._of_given:
             self._of_given = [
-                (name, self._listener(name, one, most)) for name, one in self._given
+                (name, self._acceptor(name, one, most)) for name, one in self._given
             ]
-        for name, listener in self._of_given:
-            listener.most = most
-            listener.allow(_allowed(getattr(options, name)))
+        for name, acceptor in self._of_given:
+            acceptor.most = most
+            acceptor.allow(_allowed(getattr(options, name)))
 
-    def _listener(
+    def _acceptor(
         self, name: str, socket_: Socket, most: int, allow: tuple[str, ...] = ()
-    ) -> Listener:
+    ) -> Acceptor:
         serve = self._doors[name].serve
-        return Listener(socket_, serve, self._tell, most=most, allow=allow)
+        return Acceptor(socket_, serve, self._tell, most=most, allow=allow)
 
-    def _listeners(self) -> Iterator[Listener]:
+    def _acceptors(self) -> Iterator[Acceptor]:
         yield from self._closed
-        yield from (listener for _, listener in self._of_given)
-        yield from (one.listener for one in self._made.values())
+        yield from (acceptor for _, acceptor in self._of_given)
+        yield from (one.acceptor for one in self._made.values())
 
     def stop(self) -> None:
         """Take no further message; clients are accepted and answered as before.
@@ -217,10 +217,10 @@ class Doors:
 
     async def close(self, within: float) -> None:
         """Give the clients so many seconds to read their answers, then close all."""
-        listeners = list(self._listeners())
-        for one in listeners:
+        acceptors = list(self._acceptors())
+        for one in acceptors:
             one.close()
-        await asyncio.gather(*(one.finish(within) for one in listeners))
+        await asyncio.gather(*(one.finish(within) for one in acceptors))
 
 
 def _allowed(section: object) -> tuple[str, ...]:
@@ -243,6 +243,6 @@ def _named(name: str, listening: socket.socket) -> tuple[str, Socket]:
     )
 
 
-def _most_clients(options: Options, listeners: int) -> int:
+def _most_clients(options: Options, acceptors: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(options.limits.clients, max(1, soft // 2 // max(1, listeners)))
+    return min(options.limits.clients, max(1, soft // 2 // max(1, acceptors)))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     Serve = Callable[[socket.socket], Awaitable[None]]
 
-__all__ = ["Listener", "Socket", "listen_at", "listen_at_given"]
+__all__ = ["Acceptor", "Socket", "listen_at", "listen_at_given"]
 
 # Clients that wait to be accepted; the kernel has a bound of its own (listen(2)).
 BACKLOG = 1024
@@ -269,7 +269,7 @@ def _clear(path: str) -> None:
     raise ListenError(path, "another process listens there")
 
 
-class Listener:
+class Acceptor:
     """Accepts the clients of one socket, each served in a task of its own.
 
     Args:

@@ -2,8 +2,9 @@
 
 A pipe transport runs a process for each message, up to the mail server's limit
 (``limits.processes``; Postfix: maxproc in master.cf). Each delivery for such a process
-holds a *place*, also where the process has handed it over to a daemon. Without a rule, one destination that does not answer would take all places, and
-all other mail would wait for it.
+holds a *place*, also where the process has handed it over to a daemon. Without a rule,
+one destination that does not answer would take all places, and all other mail would wait
+for it.
 
 The rule
     While less than three quarters of the places are taken, nothing is limited, whatever

@@ -15,7 +15,7 @@ import pytest
 
 from mxpolicy.errors import ListenError
 from mxpolicy.net import listen
-from mxpolicy.net.listen import Listener, Socket, listen_at, listen_at_given
+from mxpolicy.net.listen import Acceptor, Socket, listen_at, listen_at_given
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -209,28 +209,28 @@ def test_given_socket_that_cannot_serve_is_refused(
 
 
 class Site:
-    """A listener, and what it told."""
+    """A acceptor, and what it told."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.told: list[str] = []
         self.serve: Callable[[socket.socket], Awaitable[None]] = echo
-        self._listeners: list[Listener] = []
+        self._acceptors: list[Acceptor] = []
 
-    def begin(self, at: str = "", most: int = 10_000, allow: str = "") -> Listener:
+    def begin(self, at: str = "", most: int = 10_000, allow: str = "") -> Acceptor:
         networks = [allow] if allow else []
-        one = Listener(
+        one = Acceptor(
             listen_at(at or str(self.path)),
             lambda connection: self.serve(connection),
             self.told.append,
             most=most,
             allow=networks,
         )
-        self._listeners.append(one)
+        self._acceptors.append(one)
         return one
 
     async def close(self) -> None:
-        for one in self._listeners:
+        for one in self._acceptors:
             one.close()
             await one.finish(0.0)
 
@@ -268,12 +268,12 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_clients_are_served_at_the_same_time(site: Site) -> None:
-    listener = site.begin()
+    acceptor = site.begin()
     with client_of(site.path) as first, client_of(site.path) as second:
         assert await answer(second) == b"x"
         assert await answer(first) == b"x"
-        assert listener.clients == 2
-    await until(lambda: not listener.clients)
+        assert acceptor.clients == 2
+    await until(lambda: not acceptor.clients)
     assert site.told == []
 
 
@@ -298,21 +298,21 @@ async def test_client_that_vanishes_is_no_news(site: Site) -> None:
     async def fail(connection: socket.socket) -> None:
         raise BrokenPipeError
 
-    listener = site.begin()
+    acceptor = site.begin()
     site.serve = fail
     client_of(site.path).close()
     await turns()
-    assert (listener.clients, site.told) == (0, [])
+    assert (acceptor.clients, site.told) == (0, [])
 
 
 async def test_client_beyond_the_bound_waits_until_another_goes(site: Site) -> None:
-    listener = site.begin(most=2)
+    acceptor = site.begin(most=2)
     with client_of(site.path) as first, client_of(site.path) as second:
         assert [await answer(first), await answer(second)] == [b"x", b"x"]
         with client_of(site.path) as third:
             third.send(b"late")
             await turns()
-            assert listener.clients == 2
+            assert acceptor.clients == 2
             assert await answer(first) == b"x"
             second.close()
             loop = asyncio.get_running_loop()
@@ -342,7 +342,7 @@ async def test_without_descriptors_clients_wait_and_others_are_served(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listen, "PAUSE", 0.01)
-    listener = site.begin()
+    acceptor = site.begin()
     with client_of(site.path) as first, client_of(site.path) as second:
         assert await answer(first) == b"x"
         with client_of(site.path) as third, descriptors(free=0):
@@ -350,7 +350,7 @@ async def test_without_descriptors_clients_wait_and_others_are_served(
             for _ in range(10):
                 await asyncio.sleep(0.01)
                 assert await answer(first) == b"x"
-            assert listener.clients == 2
+            assert acceptor.clients == 2
             assert site.told == [f"{site.path}: clients must wait: Too many open files"]
             second.close()
             loop = asyncio.get_running_loop()
@@ -372,8 +372,8 @@ async def test_without_descriptors_clients_wait_and_others_are_served(
 async def test_who_may_connect_by_tcp_is_on_the_list(
     site: Site, allow: str, is_served: bool
 ) -> None:
-    listener = site.begin("127.0.0.1:0", allow=allow)
-    address = listener.listening.socket.getsockname()
+    acceptor = site.begin("127.0.0.1:0", allow=allow)
+    address = acceptor.listening.socket.getsockname()
     with socket.create_connection(address) as client:
         client.setblocking(False)
         if is_served:
@@ -384,7 +384,7 @@ async def test_who_may_connect_by_tcp_is_on_the_list(
         await turns()
     forbidden = ["127.0.0.1:0: 127.0.0.1 may not connect (listen: allow)"]
     assert site.told == ([] if is_served else forbidden)
-    listener.allow(["127.0.0.1"])
+    acceptor.allow(["127.0.0.1"])
     with socket.create_connection(address) as client:
         client.setblocking(False)
         assert await answer(client) == b"x"
@@ -395,25 +395,25 @@ async def test_ipv4_client_of_an_ipv6_socket_counts_as_ipv4(site: Site) -> None:
     given.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     given.bind(("::", 0))
     given.listen()
-    listener = Listener(
+    acceptor = Acceptor(
         listen_at_given(given), echo, site.told.append, most=9, allow=["127.0.0.1"]
     )
     with socket.create_connection(("127.0.0.1", given.getsockname()[1])) as client:
         client.setblocking(False)
         assert await answer(client) == b"x"
-    listener.close()
-    await listener.finish(0.0)
+    acceptor.close()
+    await acceptor.finish(0.0)
 
 
 async def test_closed_listener_serves_its_clients_to_their_end(site: Site) -> None:
-    listener = site.begin()
+    acceptor = site.begin()
     with client_of(site.path) as client:
         assert await answer(client) == b"x"
-        listener.close()
+        acceptor.close()
         with pytest.raises(FileNotFoundError):
             client_of(site.path)
         assert await answer(client) == b"x"
-        ending = asyncio.create_task(listener.finish(TIMEOUT))
+        ending = asyncio.create_task(acceptor.finish(TIMEOUT))
         await turns()
         assert not ending.done()
     async with asyncio.timeout(TIMEOUT):
@@ -421,10 +421,10 @@ async def test_closed_listener_serves_its_clients_to_their_end(site: Site) -> No
 
 
 async def test_client_that_stays_is_cancelled_in_the_end(site: Site) -> None:
-    listener = site.begin()
+    acceptor = site.begin()
     with client_of(site.path) as client:
         assert await answer(client) == b"x"
-        listener.close()
-        await listener.finish(0.001)
-        assert listener.clients == 0
+        acceptor.close()
+        await acceptor.finish(0.001)
+        assert acceptor.clients == 0
         assert await asyncio.get_running_loop().sock_recv(client, 1) == b""
