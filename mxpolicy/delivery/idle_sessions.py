@@ -132,7 +132,7 @@ class IdleSessions:
 
     def count_at_host(self, candidate: Candidate) -> int:
         """Return how many sessions with its host wait, by name or by address."""
-        return sum(_is_at_host(one, candidate) for one in self._until)
+        return sum(one.candidate.shares_host(candidate) for one in self._until)
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -145,7 +145,7 @@ class IdleSessions:
             candidate: Of those with its host only.
         """
         for session in self._until:
-            if candidate is None or _is_at_host(session, candidate):
+            if candidate is None or session.candidate.shares_host(candidate):
                 self._end(session)
                 return True
         return False
@@ -212,11 +212,6 @@ class IdleSessions:
                 self._end(session)
         if self._until:
             self._ring_at(min(self._until.values()))
-
-
-def _is_at_host(session: Session, candidate: Candidate) -> bool:
-    own = session.candidate
-    return own.host == candidate.host or own.key.socket == candidate.key.socket
 
 
 def _fit(session: Session) -> _Fit:

@@ -130,7 +130,7 @@ class LateReplies:
 
     Args:
         most: How many at once.
-        most_per_host: The same, of one host.
+        most_per_host: The same, of one host; see `Candidate.shares_host`.
     """
 
     def __init__(self, most: int = MOST, most_per_host: int = MOST_PER_HOST) -> None:
@@ -156,9 +156,9 @@ class LateReplies:
             seconds: 0 is not at all.
             release: Given the session when it has ended.
         """
-        hosts = [late.candidate.host for late in self._open()]
-        of_host = hosts.count(session.candidate.host)
-        is_full = len(hosts) >= self._most or of_host >= self._most_per_host
+        there = [late.candidate for late in self._open()]
+        of_host = sum(one.shares_host(session.candidate) for one in there)
+        is_full = len(there) >= self._most or of_host >= self._most_per_host
         if self._is_stopped or is_full or not seconds:
             return None
         late = LateReply(session, seconds, release, self._kept.remove)

@@ -126,6 +126,13 @@ class Candidate(NamedTuple):
         """What decides the order."""
         return rank_of(self.preference, self.nexthop_position, self.egress_position)
 
+    def shares_host(self, other: Candidate) -> bool:
+        """Return whether both are at one host, by its name or by its address.
+
+        Many domains at one provider have hosts with names of their own.
+        """
+        return self.host == other.host or self.key.socket == other.key.socket
+
     @property
     def is_ipv6(self) -> bool:
         """True for an IPv6 address."""

@@ -62,6 +62,11 @@ class Site:
             for name, one in zip(NAMES, hosts, strict=False)
         }
 
+    def name_host(self, name: str, host: ScriptedHost) -> None:
+        """Let *host* be the domain's only one, by that name."""
+        self._resolver.mx["example.com"] = [(10, name)]
+        self._resolver.addresses["A"][name] = [host.candidate().address]
+
     def engine(
         self, late: LateReplies | None = None, seconds: float = 3600.0
     ) -> Engine:
@@ -478,6 +483,26 @@ def test_as_many_wait_as_there_is_room_for() -> None:
         assert not len(site.late)
 
     play(*hosts, story=story)
+
+
+def test_one_address_is_one_host_by_whatever_name() -> None:
+    host = ScriptedHost(late(1200.0))
+
+    async def story(site: Site) -> None:
+        site.late = LateReplies(most_per_host=2)
+        daemon = site.daemon()
+
+        async def send_to(number: int) -> None:
+            await asyncio.sleep(number)
+            site.name_host(f"mx.customer{number}.example", host)
+            await site.send(daemon, queue_id=f"Q{number}")
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(4):
+                group.create_task(send_to(number))
+        assert len(site.late) == 2
+
+    play(host, story=story)
 
 
 # --- the end of the process

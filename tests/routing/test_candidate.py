@@ -55,3 +55,20 @@ def test_key_does_not_know_where_a_candidate_stands_in_a_plan() -> None:
     again = DIRECT._replace(preference=20, nexthop_position=1)
     assert again.key == DIRECT.key
     assert len({DIRECT.key, again.key, TUNNEL.key}) == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "shares"),
+    [
+        pytest.param(Candidate("mx.example", "192.0.2.2", 25), True, id="name"),
+        pytest.param(Candidate("other.example", "192.0.2.1", 25), True, id="address"),
+        pytest.param(Candidate("other.example", "192.0.2.1", 26), False, id="port"),
+        pytest.param(Candidate("other.example", "192.0.2.2", 25), False, id="neither"),
+    ],
+)
+def test_host_is_known_by_its_name_and_by_its_address(
+    other: Candidate, shares: bool
+) -> None:
+    one = Candidate("mx.example", "192.0.2.1", 25)
+    assert one.shares_host(other) is shares
+    assert other.shares_host(one) is shares
