@@ -55,6 +55,25 @@ def test_another_user_must_be_named() -> None:
     )
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_other_names_are_not_looked_up_for_a_user_that_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def hangs(name: str) -> pwd.struct_passwd:
+        asked.append(name)
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwnam", hangs)
+    users = ("no-such-user", pwd.getpwuid(NOBODY).pw_name)
+    with connected(NOBODY) as server:
+        assert check_user(server, users) is None
+    with connected(os.geteuid()) as server:
+        assert check_user(server, users) is None
+    assert asked == []
+
+
 def test_a_client_that_cannot_be_known_may_not() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())

@@ -19,14 +19,14 @@ from mxpolicy.outcome import Deferred
 from mxpolicy.reply import EnhancedStatus, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
 __all__ = ["check_user"]
 
 _NOT_ALLOWED = EnhancedStatus(4, 7, 1)  # RFC 3463 §3.8: delivery not authorized
 
 
-def check_user(connection: socket.socket, users: Iterable[str]) -> Deferred | None:
+def check_user(connection: socket.socket, users: Collection[str]) -> Deferred | None:
     """Return the outcome of all recipients where the client is not one of *users*.
 
     It is for now: where the option is wrong, the mail must not bounce. Root and our own
@@ -46,9 +46,14 @@ def check_user(connection: socket.socket, users: Iterable[str]) -> Deferred | No
         return _refused(f"a client whose user cannot be found out ({error})")
     if user == NOT_HERE:
         return _refused("a client whose user cannot be found out")
-    if user in {0, os.geteuid(), *_numbers(users)}:
+    if user in {0, os.geteuid()}:
         return None
-    return _refused(f"user {_name(user)}")
+    # A name that nobody has here is asked of every name service (nsswitch.conf(5)), and
+    # all clients wait meanwhile. The mail server's own name is found in the first one.
+    name = _name(user)
+    if name in users or user in _numbers(users):
+        return None
+    return _refused(f"user {name}")
 
 
 def _refused(who: str) -> Deferred:
@@ -56,7 +61,7 @@ def _refused(who: str) -> Deferred:
     return Deferred(_NOT_ALLOWED, printable(text))
 
 
-def _numbers(users: Iterable[str]) -> set[int]:
+def _numbers(users: Collection[str]) -> set[int]:
     found = set()
     for user in users:
         if user.isdecimal():
