@@ -62,6 +62,21 @@ def test_signal_ends_it_and_removes_what_it_made(
         assert list(daemon.run.iterdir()) == []
 
 
+def test_it_may_be_started_without_standard_descriptors(serving: Runner) -> None:
+    def close() -> None:
+        for descriptor in range(3):
+            os.close(descriptor)
+
+    serving.configure("log: {to: stderr}")
+    with serving.started(preexec_fn=close) as daemon:
+        for descriptor in range(3):
+            there = daemon.proc(f"fd/{descriptor}").readlink()
+            assert str(there) == os.devnull
+        with daemon.connect("policy") as client:
+            assert ask(client) == DUNNO
+        assert daemon.end() == 0
+
+
 def test_second_daemon_leaves_the_first_alone(serving: Runner) -> None:
     with serving.started() as daemon:
         with serving.started(wait=False, stderr=-1) as second:
