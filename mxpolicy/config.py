@@ -20,12 +20,13 @@ from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, get_args
 
-from mxpolicy.errors import ConfigError
+from mxpolicy.errors import ConfigError, UsageError
 from mxpolicy.option_values import ITEMS, LISTS, choice, near_miss, shown
 from mxpolicy.options import Options
+from mxpolicy.reply import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any, NoReturn
 
     import yaml
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     # the stubs do not have.
     Node = Any
 
-__all__ = ["DEFAULT_PATH", "load", "parse"]
+__all__ = ["DEFAULT_PATH", "config_option", "load", "parse"]
 
 DEFAULT_PATH = "/etc/mxpolicy/mxpolicy.yaml"
 
@@ -50,6 +51,24 @@ MAX_PATH = 240  # of a path, shown
 
 # What YAML itself does not allow (1.1 §5.1), and what a terminal would obey.
 _CONTROLS = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ufffe\uffff]"
+
+
+def config_option(argv: Sequence[str], usage: str) -> str | None:
+    """Return what ``--config`` says on a command line that has no other option.
+
+    Args:
+        argv: What follows the command.
+        usage: For the mistake.
+
+    Raises:
+        UsageError: There is anything else.
+    """
+    if not argv:
+        return None
+    name, equals, value = argv[0].partition("=")
+    if name == "--config" and len(argv) == (1 if equals else 2):
+        return value if equals else argv[1]
+    raise UsageError(f"cannot be run with {printable(' '.join(argv), 60)!r}; {usage}")
 
 
 def load(path: str | None, environ: Mapping[str, str]) -> Options:

@@ -27,7 +27,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mxpolicy import __version__
-from mxpolicy.config import load
+from mxpolicy.config import config_option, load
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Notice, Trouble
@@ -39,7 +39,6 @@ from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.doors import Doors, runtime_directory
 from mxpolicy.errors import ConfigError, ListenError, UsageError
 from mxpolicy.net.service_manager import ServiceManager, given_sockets
-from mxpolicy.reply import printable
 from mxpolicy.state.opening import open_store, state_file
 from mxpolicy.state.store import JOURNAL
 
@@ -90,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
     # The configuration may be read already: it is read again, once all is there.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        config = _config(argv)
+        config = config_option(argv, USAGE)
     except UsageError as error:
         sys.stderr.write(f"mxpolicy: {error}\n")
         return 2
@@ -124,15 +123,6 @@ def _have_standard_descriptors() -> None:
 
 def _end_before_the_beginning(number: int, frame: object) -> NoReturn:
     raise SystemExit(0)
-
-
-def _config(argv: Sequence[str]) -> str | None:
-    if not argv:
-        return None
-    name, equals, value = argv[0].partition("=")
-    if name == "--config" and len(argv) == (1 if equals else 2):
-        return value if equals else argv[1]
-    raise UsageError(f"cannot be run with {printable(' '.join(argv), 60)!r}; {USAGE}")
 
 
 def _raise_descriptor_limit() -> None:

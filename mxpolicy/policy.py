@@ -21,13 +21,11 @@ import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mxpolicy.config import load
+from mxpolicy.config import config_option, load
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Trouble
 from mxpolicy.delivery.log import Log
-from mxpolicy.errors import UsageError
-from mxpolicy.reply import printable
 from mxpolicy.server.access_policy import AccessPolicyServer
 from mxpolicy.state.opening import open_to_read, state_file
 
@@ -55,7 +53,7 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
     Raises:
         MxPolicyError, OSError, MemoryError: Nothing has been read yet.
     """
-    options = load(_config(argv), os.environ)
+    options = load(config_option(argv, USAGE), os.environ)
     log = Log(options.log)
 
     def tell(text: str) -> None:
@@ -90,15 +88,6 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
         return 0
 
     return serve
-
-
-def _config(argv: Sequence[str]) -> str | None:
-    if not argv:
-        return None
-    name, equals, value = argv[0].partition("=")
-    if name == "--config" and len(argv) == (1 if equals else 2):
-        return value if equals else argv[1]
-    raise UsageError(f"cannot be run with {printable(' '.join(argv), 60)!r}; {USAGE}")
 
 
 class Descriptors:

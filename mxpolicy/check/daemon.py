@@ -51,7 +51,7 @@ def _path(options: Options, environ: Mapping[str, str], name: str) -> str:
 
 
 def _trouble(path: str) -> str:
-    """Return why nobody answers at *path*, in the system's words; empty if one does."""
+    """Return why no daemon answers at *path*, as the system says; empty if one does."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(_PATIENCE)

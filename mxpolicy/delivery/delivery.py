@@ -480,7 +480,7 @@ class Delivery:
         return RecipientState.DELIVERED in states
 
     def _keep(self, session: Session, numbers: Sequence[int]) -> bool:
-        """See `Message.keep`. Without a journal there is nobody to tell of a late reply."""
+        """See `Message.keep`. Without a journal no retry would know of a late reply."""
         late_replies = self._context.late_replies
         known = [number for number in numbers if number in self._journal_keys]
         if late_replies is None or not known:

@@ -1,6 +1,6 @@
 """Reads a message from a descriptor that another process gave us, and still shares.
 
-It may be a pipe or a regular file. Whoever shares it sees every flag and offset that we
+It may be a pipe or a regular file. The other process sees every flag and offset that we
 change. So O_NONBLOCK is never set (the event loop's own readers may do so), and a file is
 read without moving its offset. What we read from a pipe is gone for all: the other side
 must have promised to read nothing.

@@ -10,7 +10,7 @@ delivery (C: the client, D: the daemon):
     C: !                            it does
     D: =STATUS TEXT LF              exit status, and the line for the mail server
 
-The commit divides the two who could read the message. Until then the daemon has no
+The commit decides which side reads the message. Until then the daemon has no
 descriptor, so after any trouble the client delivers by itself. From then on the client
 never delivers: without an answer it says "try later". `mxpolicy.handover` is the client.
 
@@ -72,7 +72,7 @@ class Input(Enum):
     ANSWER = "answer"
 
 
-# What is not here is an error of whoever did it, and ends the hand-over.
+# What is not here is an error of the side that did it, and ends the hand-over.
 TRANSITIONS: dict[tuple[State, Input], State] = {
     (State.REQUEST, Input.REQUEST): State.JUDGE,
     (State.REQUEST, Input.REFUSE): State.ENDED,  # it could not be understood

@@ -21,7 +21,7 @@ it.
 # commands are read, so that recipients named in one go are looked at together. DATA is
 # then judged by all of their answers.
 #
-# HELO and EHLO have no row (§4.1), and a command that nobody knows has none either. They
+# HELO and EHLO have no row (§4.1), and an unknown command has none either. They
 # have replies of their own.
 
 from __future__ import annotations

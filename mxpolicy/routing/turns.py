@@ -40,12 +40,12 @@ _Hosts = frozenset[str]
 
 
 class _Waiting(NamedTuple, Generic[W]):
-    who: W
+    waiter: W
     hosts: tuple[Candidate, ...]
 
 
 class Turns(Generic[W]):
-    """The connections that are open, and who waits for one.
+    """The connections that are open, and the turns that are waited for.
 
     Args:
         per_host: How many with one host; 0 is no limit.
@@ -63,7 +63,7 @@ class Turns(Generic[W]):
         self._addresses: Counter[str] = Counter()
         # By the hosts that they may have, then by destination. The first is next.
         self._queues: dict[_Hosts, dict[str, deque[_Waiting[W]]]] = {}
-        self._place: dict[W, tuple[_Hosts, str]] = {}
+        self._queue_of: dict[W, tuple[_Hosts, str]] = {}
 
     # -- connections --------------------------------------------------------
 
@@ -98,31 +98,31 @@ class Turns(Generic[W]):
 
     # -- waiting --------------------------------------------------------------
 
-    def ask(self, who: W, destination: str, hosts: Sequence[Candidate]) -> None:
-        """Let *who* wait for a turn, behind those that wait already; see `grant`.
+    def ask(self, waiter: W, destination: str, hosts: Sequence[Candidate]) -> None:
+        """Let *waiter* wait for a turn, behind those that wait already; see `grant`.
 
         Args:
-            who: It waits for nothing yet.
+            waiter: It waits for nothing yet.
             destination: What it is for.
             hosts: At which its turn may be, at least one; see `best_hosts`.
         """
         key = frozenset(one.key.socket for one in hosts)
         queue = self._queues.setdefault(key, {}).setdefault(destination, deque())
-        queue.append(_Waiting(who, tuple(hosts)))
-        self._place[who] = key, destination
+        queue.append(_Waiting(waiter, tuple(hosts)))
+        self._queue_of[waiter] = key, destination
 
-    def withdraw(self, who: W) -> None:
-        """Let *who* wait no more; it need not wait."""
-        if who in self._place:
-            key, destination = self._place.pop(who)
+    def withdraw(self, waiter: W) -> None:
+        """Let *waiter* wait no more; it need not wait."""
+        if waiter in self._queue_of:
+            key, destination = self._queue_of.pop(waiter)
             queue = self._queues[key][destination]
-            queue.remove(next(one for one in queue if one.who == who))
+            queue.remove(next(one for one in queue if one.waiter == waiter))
             self._clean(key, destination)
 
     def waiting_for(self, socket: str) -> list[W]:
-        """Return who waits for a turn at the candidate of that `Key.socket`."""
+        """Return what waits for a turn at the candidate of that `Key.socket`."""
         return [
-            one.who
+            one.waiter
             for key, queues in self._queues.items()
             if socket in key
             for queue in queues.values()
@@ -159,14 +159,14 @@ class Turns(Generic[W]):
         if not free:
             return None
         candidate = next((one for one in free if has_idle(one)), free[0])
-        who = queue.popleft().who
-        del self._place[who]
+        waiter = queue.popleft().waiter
+        del self._queue_of[waiter]
         self.take(candidate)
         # The next turn is another destination's, and another host's.
         queues[destination] = queues.pop(destination)
         self._queues[key] = self._queues.pop(key)
         self._clean(key, destination)
-        return who, candidate
+        return waiter, candidate
 
     def _clean(self, key: _Hosts, destination: str) -> None:
         if not self._queues[key][destination]:

@@ -43,7 +43,7 @@ __all__ = ["CLIENT_SILENCE", "DATA_SILENCE", "Client"]
 # Seconds without a byte of the mail data after which it is given up (RFC 5321
 # §4.5.3.2.7). lmtp(8) gives up a write after 180 s (lmtp_data_xfer_timeout).
 DATA_SILENCE = 300.0
-# Seconds of silence after which a client is none any more. lmtp(8) keeps an idle
+# Seconds of silence after which a client counts as gone. lmtp(8) keeps an idle
 # connection for seconds, and no mail server waits so long without a word.
 CLIENT_SILENCE = 3600.0
 

@@ -125,7 +125,7 @@ class Message:
         self._mail_data.give_up(LocalTrouble(f"the message was not taken: {why}"))
 
     def abandon(self, why: str) -> None:
-        """Nobody waits for the message any more: send it nowhere, if that can be."""
+        """The client has gone: send the message to no host, as far as that is possible."""
         if self._delivery.task.done():
             return
         if not self.is_complete:
