@@ -29,6 +29,8 @@ def printable(text: str | bytes, limit: int = MAX_TEXT) -> str:
         text = text[: limit + 1].decode("latin-1")
     if len(text) > limit:
         text = text[: limit - 3] + "..."
+    if text.isascii() and text.isprintable():
+        return text
     return _UNPRINTABLE.sub("?", text)
 
 
