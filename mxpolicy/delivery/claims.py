@@ -124,13 +124,10 @@ class Claims:
     async def claim(self, numbers: Iterable[int]) -> None:
         """Claim what no process has, and tell the settlement the state of each."""
         for number in numbers:
-            match await self._claim_one(number):
-                case Past() as past:
-                    self._settlement.claimed(number, past)
-                case None:
-                    self._settlement.busy(number)
-                case outcome:
-                    self._settlement.settle(number, outcome)
+            if await self._claim_new(number):
+                self._settlement.claimed(number, NO_PAST)
+            else:
+                await self._claim_known(number)
 
     async def claim_later(self, numbers: Iterable[int], seconds: float) -> None:
         """Claim what others are busy with, waiting *seconds* for them at most.
@@ -142,10 +139,30 @@ class Claims:
         busy = list(numbers)
         while busy and loop.time() < end:
             await asyncio.sleep(min(_LOOK_AGAIN, max(0.0, end - loop.time())))
-            await self.claim(busy)
+            for number in busy:
+                await self._claim_known(number)
             if self._settlement.those(RecipientState.OPEN, busy):
                 break
             busy = self._settlement.those(RecipientState.ELSEWHERE, busy)
+
+    async def _claim_new(self, number: int) -> bool:
+        """Claim a recipient that has no entry, as nearly all; return whether it is done.
+
+        This needs no look before it. The store writes only where there is no entry.
+        """
+        if number not in self._keys:
+            return False
+        mine = self._entry(EntryState.CLAIMED, NO_PAST).encode()
+        return await self._change(self._before_dot, number, None, mine)
+
+    async def _claim_known(self, number: int) -> None:
+        match await self._claim_one(number):
+            case Past() as past:
+                self._settlement.claimed(number, past)
+            case None:
+                self._settlement.busy(number)
+            case outcome:
+                self._settlement.settle(number, outcome)
 
     async def _claim_one(self, number: int) -> Past | Outcome | None:
         """Return what `journal.meaning` does."""
