@@ -250,10 +250,9 @@ class Dialogue:
 
         Nothing is watched before *ready*: a slow host is overtaken there.
         """
-        if not self.stream.unacknowledged():
-            return
-        watch = AckWatch(self.stream)
+        watch = None
         while self.stream.unacknowledged():
+            watch = watch or AckWatch(self.stream)
             if await self.stream.wait_for_input(_LOOK):
                 return
             self._look(watch)

@@ -367,8 +367,10 @@ class Stream:
             # Not in a callback of the future, as in sock_recv: by then the number may
             # belong to another socket.
             if self._socket.fileno() == descriptor:
-                loop.remove_reader(descriptor)
-                loop.remove_writer(descriptor)
+                if reading:
+                    loop.remove_reader(descriptor)
+                if writing:
+                    loop.remove_writer(descriptor)
 
     async def _pause(
         self, seconds: float, *, reading: bool = False, writing: bool = False
