@@ -18,6 +18,7 @@ import grp
 import os
 import socket
 import stat
+import time
 import traceback
 from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -36,6 +37,10 @@ __all__ = ["Acceptor", "Socket", "listen_at", "listen_at_given"]
 # Clients that wait to be accepted; the kernel has a bound of its own (listen(2)).
 BACKLOG = 1024
 MODE = 0o660
+
+# Seconds for which the lock of a directory is waited for. Ours hold it for milliseconds.
+# But who may read the directory may lock it, too, and all clients would wait for that.
+LOCKED_WITHIN = 1.0
 
 # Clients accepted in one turn of the event loop: clients that are served wait meanwhile.
 _AT_ONCE = 32
@@ -240,13 +245,26 @@ def _give(path: str, group: str) -> None:
 
 @contextmanager
 def _locked(directory: str) -> Iterator[None]:
-    """Keep other processes of ours from the socket files in *directory*."""
+    """Keep other processes of ours from the socket files in *directory*.
+
+    When the lock cannot be had, it goes on without.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        until = time.monotonic() + LOCKED_WITHIN
+        while not _lock(descriptor) and time.monotonic() < until:
+            time.sleep(0.01)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _clear(path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import grp
 import os
 import resource
@@ -113,6 +114,21 @@ def test_socket_whose_process_does_not_accept_is_alive(tmp_path: Path) -> None:
                 waiting.enter_context(client_of(path))
         with pytest.raises(ListenError, match="another process listens there"):
             listen_at(str(path))
+
+
+def test_who_locks_the_directory_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen, "LOCKED_WITHIN", 0.02)
+    path = tmp_path / "one"
+    stranger = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(stranger, fcntl.LOCK_EX)
+        with listening_at(path):
+            client_of(path).close()
+        assert not path.exists()
+    finally:
+        os.close(stranger)
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "directory"])
