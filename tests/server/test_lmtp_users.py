@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pwd
 import socket
 import subprocess
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
+from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.engine import Engine
+from mxpolicy.options import Options
+from mxpolicy.server.lmtp import LmtpServer
 from mxpolicy.server.lmtp.users import check_user
+from tests.helpers.fake_resolver import FakeResolver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +31,8 @@ def connected(user: int) -> Iterator[socket.socket]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
         host, port = listener.getsockname()
-        words = f"import socket; socket.create_connection(('{host}', {port})).recv(1)"
+        address = f"('{host}', {port})"
+        words = f"import socket; socket.create_connection({address}).makefile().read()"
         other = subprocess.Popen(["/usr/bin/python3", "-Sc", words], user=user)
         try:
             server, _ = listener.accept()
@@ -89,3 +96,30 @@ def test_mode_and_group_decide_for_a_unix_socket() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         assert check_user(ours, ()) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+async def test_strangers_do_not_take_all_places() -> None:
+    def greeted(user: int) -> asyncio.Task[None]:
+        server = places.enter_context(connected(user))
+        server.setblocking(False)
+        return asyncio.create_task(lmtp.serve(server))
+
+    engine = Engine(Context(Options(helo="us.example.net"), resolver=FakeResolver()))
+    lmtp = LmtpServer(lambda: engine, lambda event: None, strangers=1)
+    with ExitStack() as places:
+        first = greeted(NOBODY)
+        await asyncio.sleep(0)  # it has its place
+        async with asyncio.timeout(20):
+            await greeted(NOBODY)
+        tasks = [first, greeted(os.geteuid())]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
+        first.cancel()
+        await asyncio.wait([first])
+        tasks.append(greeted(NOBODY))
+        await asyncio.sleep(0)
+        assert not tasks[-1].done()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

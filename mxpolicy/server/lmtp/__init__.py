@@ -11,6 +11,7 @@ RFC 2033, for Postfix's lmtp(8) and Exim's lmtp transport. What is said when:
 
 A client is never told 421, and its connection is never closed while it may still use it.
 qmgr(8) takes both for a dead destination, and stops all mail that goes by this service.
+Only clients that may not send are hung up on, when there are many of them.
 
 What becomes of mail when its client goes away:
 
@@ -37,8 +38,13 @@ if TYPE_CHECKING:
 
     from mxpolicy.delivery.engine import Engine
     from mxpolicy.delivery.events import Observe
+    from mxpolicy.outcome import Outcome
 
 __all__ = ["LmtpServer"]
+
+# Clients at once that may not send: as many as a mail server has (maxproc in contrib).
+# They are told so, because the option may be wrong. But they take the places of others.
+MAX_STRANGERS = 200
 
 
 class LmtpServer:
@@ -47,9 +53,17 @@ class LmtpServer:
     Args:
         engine: Returns the engine that delivers from now on.
         observe: Told everything that happens.
+        strangers: Clients at once that may not send; beyond, they are hung up on.
     """
 
-    def __init__(self, engine: Callable[[], Engine], observe: Observe) -> None:
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        observe: Observe,
+        strangers: int = MAX_STRANGERS,
+    ) -> None:
+        self._most_strangers = strangers
+        self._strangers = 0
         self._engine = engine
         self._observe = observe
         self._recipients = Recipients(engine, self._trouble)
@@ -65,8 +79,19 @@ class LmtpServer:
         """
         users = self._engine().context.options.listen.lmtp.users
         refusal = check_user(connection, users)
-        if refusal is not None:
+        if refusal is None:
+            await self._serve(connection)
+        elif self._strangers < self._most_strangers:
             self._trouble(refusal.text)
+            self._strangers += 1
+            try:
+                await self._serve(connection, refusal)
+            finally:
+                self._strangers -= 1
+
+    async def _serve(
+        self, connection: socket.socket, refusal: Outcome | None = None
+    ) -> None:
         client = Client(
             self._engine, self._recipients, self._observe, connection, refusal
         )
