@@ -8,7 +8,7 @@ again over the same connection for as long as it lives:
 - A question is answered within ``policy.timeout`` seconds. Postfix waits for 100 s by
   default (``smtpd_policy_service_timeout``), and then refuses mail for now.
 - A client is never disconnected before it has hung up. An idle one costs a descriptor
-  and some 2 KiB, and what one client sends takes bounded memory.
+  and some 3 KiB, and what one client sends takes bounded memory.
 
 `judge` has the answers, and `conversation` keeps them in order.
 """
