@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from functools import lru_cache
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from mxpolicy.address import REMEMBERED, AddressError, parse_mailbox
 from mxpolicy.delivery import trouble
@@ -44,7 +44,7 @@ from mxpolicy.routing.selection import (
 from mxpolicy.routing.unresolved import Unresolved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Coroutine, Iterable, Iterator, Sequence
 
     from mxpolicy.options import Options
     from mxpolicy.outcome import Outcome
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from mxpolicy.routing.own import OwnIdentity
 
 __all__ = ["Lookups", "Plan", "Planner", "destination"]
+
+T = TypeVar("T")
 
 # Seconds more for the lookup of one address family when the other one has an address:
 # some name servers drop AAAA queries, and the host can be reached without.
@@ -216,12 +218,9 @@ class Planner:
         if within is not None:
             stage = min(stage, STAGE * within)
         questions = _Questions(self._resolver, stage)
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._select(nexthop, questions))
-                for nexthop in nexthops
-            ]
-        selected = [task.result() for task in tasks]
+        selected = await _at_once(
+            [self._select(nexthop, questions) for nexthop in nexthops]
+        )
         selections = [one.selection for one in selected]
         seed = shuffle_seed(reverse_path, forward_path, destination_domain)
         candidates = arrange(_located(nexthops, selections), seed)
@@ -299,10 +298,15 @@ async def _exchangers(
 async def _resolve(hosts: Sequence[Host], questions: _Questions) -> list[Resolved]:
     """Look up all *hosts* at once, the best ones first where there are too many."""
     end = asyncio.get_running_loop().time() + questions.timeout
+    return await _at_once([_resolve_host(host, end, questions) for host in hosts])
+
+
+async def _at_once(work: Sequence[Coroutine[None, None, T]]) -> list[T]:
+    """Return what all of *work* return; a single one needs no task of its own."""
+    if len(work) == 1:
+        return [await work[0]]
     async with asyncio.TaskGroup() as group:
-        tasks = [
-            group.create_task(_resolve_host(host, end, questions)) for host in hosts
-        ]
+        tasks = [group.create_task(one) for one in work]
     return [task.result() for task in tasks]
 
 
