@@ -42,6 +42,9 @@ class LmtpState(Enum):
     ANSWERS = "answers"  # it has come: recipients are being answered
     CLOSED = "closed"  # QUIT
 
+    # By identity: `Enum` computes it from the name, at each look into a table.
+    __hash__ = object.__hash__
+
 
 class Input(Enum):
     """What may happen: the client's commands, and three more."""
@@ -58,6 +61,8 @@ class Input(Enum):
     ACCEPTED = "accepted"  # 2yz to an RCPT
     END = "end"  # CRLF.CRLF
     ANSWERED = "answered"  # the last reply behind the mail data
+
+    __hash__ = object.__hash__  # see `LmtpState`
 
 
 READS_COMMANDS = frozenset(

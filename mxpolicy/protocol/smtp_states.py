@@ -89,6 +89,9 @@ class State(Enum):
     QUIT = "quit"  # only QUIT is left, or its reply
     CLOSED = "closed"
 
+    # By identity: `Enum` computes it from the name, at each look into a table.
+    __hash__ = object.__hash__
+
 
 class Verb(Enum):
     """What the server was asked; connecting asks for the greeting."""
@@ -103,6 +106,8 @@ class Verb(Enum):
     DOT = "."
     RSET = "RSET"
     QUIT = "QUIT"
+
+    __hash__ = object.__hash__  # see `State`
 
 
 # (state, command) -> state while its reply is awaited.
