@@ -174,15 +174,21 @@ class LateReplies:
         Args:
             candidate: Those with its address only; None is all.
         """
+        ended = self.end_oldest(candidate)
+        if ended is not None:
+            await ended.closed()
+        return ended is not None
+
+    def end_oldest(self, candidate: Candidate | None) -> LateReply | None:
+        """Begin to end the oldest session, and return it; see `give_way`."""
         those = self._open()
         if candidate is not None:
             socket = candidate.key.socket
             those = [late for late in those if late.candidate.key.socket == socket]
         if not those:
-            return False
+            return None
         those[0].end("ended to make room for another session")
-        await those[0].closed()
-        return True
+        return those[0]
 
     async def stop(self) -> None:
         """Keep no more; end all, and return when that is noted."""

@@ -8,13 +8,14 @@ lives long enough for that. All others quit.
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery.connect import Egress, connect
 from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.errors import LocalTrouble
-from mxpolicy.routing.candidate import Verdict
+from mxpolicy.routing.candidate import Phase, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -38,6 +39,12 @@ _TURNED_AWAY = {
     Verdict.GREETING_5XX,
     Verdict.EHLO_REFUSED,
 }
+
+
+# Seconds without a greeting after which one that waits for a late reply makes room. The
+# host may have no process for another session, and no way to say so: its kernel accepts
+# the connection, or drops the SYN. It is longer than most hosts wait on purpose.
+SILENT_FOR = 20.0
 
 
 class Sessions:
@@ -141,7 +148,8 @@ class Sessions:
         ways = iter(ways_to_room)
         while True:
             try:
-                return await connect(egress, candidate, approach, listener)
+                with self._hurrying(candidate, listener) as told:
+                    return await connect(egress, candidate, approach, told)
             except LocalTrouble:
                 if not await _one_works(ways, None):
                     raise
@@ -149,6 +157,34 @@ class Sessions:
                 is_turned_away = failed.finding.verdict in _TURNED_AWAY
                 if not is_turned_away or not await _one_works(ways, candidate):
                     raise
+
+    @contextmanager
+    def _hurrying(self, candidate: Candidate, listener: Listener) -> Iterator[Listener]:
+        """Let those that wait for a late reply make room while no greeting comes.
+
+        Yields the listener that is to be told of the phases.
+        """
+        late = self._late
+        if late is None:
+            yield listener
+            return
+        loop = asyncio.get_running_loop()
+
+        def ring() -> None:
+            nonlocal alarm
+            late.end_oldest(candidate)
+            alarm = loop.call_later(SILENT_FOR, ring)
+
+        def entered(phase: Phase) -> None:
+            if phase > Phase.GREETING:
+                alarm.cancel()
+            listener.entered(phase)
+
+        alarm = loop.call_later(SILENT_FOR, ring)
+        try:
+            yield listener._replace(entered=entered)
+        finally:
+            alarm.cancel()
 
     async def _end_idle(self, candidate: Candidate | None) -> bool:
         """End those that wait for another message; return False where there are none.

@@ -667,6 +667,50 @@ def test_wait_gives_way_to_a_message_that_the_host_has_no_room_for(
     play(host, story=story)
 
 
+def test_wait_gives_way_where_a_host_without_a_place_says_nothing() -> None:
+    """Its kernel accepts what nobody serves (tcpserver -c, a limit of master.cf)."""
+    places = asyncio.Semaphore(1)
+
+    async def takes_a_place(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await places.acquire()
+        writer.write(b"220 at last\r\n")
+
+    async def waits(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.read(1)  # to the end of the connection
+        finally:
+            places.release()
+
+    host = ScriptedHost({"CONNECT": takes_a_place, ".": [waits, "250 2.0.0 Ok"]})
+
+    async def story(site: Site) -> None:
+        daemon = site.daemon()
+        assert is_unanswered((await site.send(daemon, queue_id="SLOW"))[0])
+        began = asyncio.get_running_loop().time()
+        (outcome,) = await site.send(daemon, queue_id="NEXT")
+        assert isinstance(outcome, Delivered)
+        assert 19 < asyncio.get_running_loop().time() - began < 22
+        assert [is_taken for _, is_taken, _ in site.ended()] == [False]
+
+    play(host, story=story)
+
+
+def test_wait_does_not_give_way_to_a_host_that_has_greeted() -> None:
+    host = ScriptedHost({".": [(3000.0, "250 2.0.0 Ok"), "250 2.0.0 Ok"]})
+
+    async def story(site: Site) -> None:
+        daemon = site.daemon()
+        await site.send(daemon, queue_id="SLOW")
+        host.will({"EHLO": (60.0, "250 mx.example.com")})
+        (outcome,) = await site.send(daemon, queue_id="NEXT")
+        assert isinstance(outcome, Delivered)
+        assert not site.ended()
+
+    play(host, story=story)
+
+
 def test_wait_gives_way_where_we_have_no_descriptor_left() -> None:
     late_one = ScriptedHost({".": [(3000.0, "250 2.0.0 Ok"), "250 2.0.0 Ok"]})
 
