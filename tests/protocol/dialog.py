@@ -80,6 +80,8 @@ class Player:
         heard: list[str] = []
         try:
             for piece in self._cut(text.encode()):
+                if not piece and self.client.state is State.TLS_HANDSHAKE:
+                    continue  # what comes now is the handshake's
                 heard += map(describe, self.client.receive_data(piece))
             self.client.data_to_send()  # an error behind good replies
         except RemoteProtocolError as error:

@@ -820,7 +820,13 @@ def with_bare_lf(data: bytes) -> list[bytes]:
     return [data.replace(b"\r\n", b"\n")]
 
 
-@pytest.mark.parametrize("cut", [whole, byte_by_byte, with_bare_lf])
+def with_nothing_between(data: bytes) -> list[bytes]:
+    return [b"", data, b""]
+
+
+@pytest.mark.parametrize(
+    "cut", [whole, byte_by_byte, with_bare_lf, with_nothing_between]
+)
 @pytest.mark.parametrize("path", dialog.DIALOGS, ids=lambda path: path.stem)
 def test_dialog(path: Path, cut: Callable[[bytes], list[bytes]]) -> None:
     client = dialog.play(path.read_text("utf-8"), cut)
