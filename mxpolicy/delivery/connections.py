@@ -13,6 +13,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery import events, trouble
+from mxpolicy.routing.candidate import Phase
+from mxpolicy.routing.reachability import TURNED_AWAY
 from mxpolicy.routing.turns import Turns, best_hosts
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ __all__ = ["Connections", "Turn"]
 
 # The part of its time that a message waits for its turn. The rest is for the delivery.
 LONGEST_WAIT = 2 / 3
+
+# Seconds until a host that has turned us away gets one connection more.
+WIDEN_AFTER = 30.0
 
 
 class Connections:
@@ -43,6 +48,9 @@ class Connections:
         self._idle = idle
         # Turns that have come, and have not dialled yet.
         self._coming: Counter[Candidate] = Counter()
+        # Connections that their host has accepted, by address.
+        self._accepted: Counter[str] = Counter()
+        self._alarms: dict[str, asyncio.TimerHandle] = {}
 
     @property
     def open(self) -> int:
@@ -96,6 +104,36 @@ class Connections:
         if not self._coming[candidate]:
             del self._coming[candidate]
 
+    def accepted(self, candidate: Candidate, change: int) -> None:
+        """Its host has accepted one connection more (1), or one less (-1)."""
+        socket = candidate.key.socket
+        self._accepted[socket] += change
+        if not self._accepted[socket]:
+            del self._accepted[socket]
+
+    def is_reached(self, candidate: Candidate) -> bool:
+        """Return whether there is a connection that its host has accepted."""
+        return self._accepted[candidate.key.socket] > 0
+
+    def turned_away(self, candidate: Candidate) -> None:
+        """Its host has turned one away: it may take no more than it has accepted."""
+        if self.is_reached(candidate):
+            self._turns.narrow(candidate, self._accepted[candidate.key.socket])
+            self._widen_later(candidate)
+
+    def _widen_later(self, candidate: Candidate) -> None:
+        socket = candidate.key.socket
+        if alarm := self._alarms.pop(socket, None):
+            alarm.cancel()
+        loop = asyncio.get_running_loop()
+        self._alarms[socket] = loop.call_later(WIDEN_AFTER, self._widen, candidate)
+
+    def _widen(self, candidate: Candidate) -> None:
+        del self._alarms[candidate.key.socket]
+        if self._turns.widen(candidate):
+            self._widen_later(candidate)
+        self.grant()
+
     def _has_idle(self, candidate: Candidate) -> bool:
         return self._idle is not None and self._idle.count(candidate) > 0
 
@@ -112,7 +150,8 @@ class Connections:
             return min(self._coming[one], idle.count(one))
 
         here = turns.used(candidate) - is_for(candidate)
-        while 0 < turns.per_host < here + idle.count_at_host(candidate):
+        limit = turns.limit(candidate)
+        while 0 < limit < here + idle.count_at_host(candidate):
             if not idle.close_one(candidate):
                 break
         in_all = turns.total - sum(map(is_for, self._coming))
@@ -134,7 +173,7 @@ class Connections:
         turns = self._turns
         if turns.is_full:
             return trouble.no_connection(turns.in_all, seconds)
-        return trouble.no_turn(hosts[0], turns.per_host, seconds)
+        return trouble.no_turn(hosts[0], turns.limit(hosts[0]), seconds)
 
 
 def _affordable(in_all: int) -> int:
@@ -178,8 +217,9 @@ class Turn:
         self._is_asking = False
         self._at: Candidate | None = None
         self._news = asyncio.Event()
-        # Connections that are open, and those with a transaction.
+        # Connections that are open, that their host has accepted, with a transaction.
         self._open: set[Candidate] = set()
+        self._accepted: set[Candidate] = set()
         self._offered: set[Candidate] = set()
 
     def ask(self, order: Sequence[Candidate]) -> tuple[Candidate, ...] | None:
@@ -228,6 +268,8 @@ class Turn:
         match event:
             case events.CandidateStarted(_, candidate):
                 self._opened(candidate)
+            case events.PhaseReached(_, candidate, phase) if phase > Phase.CONNECT:
+                self._was_accepted(candidate)
             case events.CandidateTaken(_, candidate):
                 self._offered.add(candidate)
             case events.CandidateDropped(_, candidate):
@@ -235,13 +277,17 @@ class Turn:
             case events.CandidateLeft(_, candidate):
                 self._offered.discard(candidate)
                 self._closed(candidate)
-            case events.CandidateFailed(_, candidate):
+            case events.CandidateFailed(_, candidate, finding):
                 if candidate not in self._offered:
+                    self._is_accepted_no_more(candidate)
+                    if finding.verdict in TURNED_AWAY:
+                        self._connections.turned_away(candidate)
                     self._closed(candidate)
             case _:
                 pass
 
     def _opened(self, candidate: Candidate) -> None:
+        self._is_accepted_no_more(candidate)
         if candidate == self._at:
             self._at = None  # counted since it has come
             self._connections.dials(candidate)
@@ -250,7 +296,18 @@ class Turn:
         self._open.add(candidate)
         self._offered.discard(candidate)  # perhaps dialled anew
 
+    def _was_accepted(self, candidate: Candidate) -> None:
+        if candidate in self._open and candidate not in self._accepted:
+            self._accepted.add(candidate)
+            self._connections.accepted(candidate, 1)
+
+    def _is_accepted_no_more(self, candidate: Candidate) -> None:
+        if candidate in self._accepted:
+            self._accepted.remove(candidate)
+            self._connections.accepted(candidate, -1)
+
     def _closed(self, candidate: Candidate) -> None:
+        self._is_accepted_no_more(candidate)
         if candidate in self._open:
             self._open.discard(candidate)
             self._connections.give(candidate)

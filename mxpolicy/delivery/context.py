@@ -146,6 +146,7 @@ class Context:
         self.memory = HostMemory(self.store, options.memory, self.utc)
         if self.connections is not None:
             self.memory.failed = self.connections.learned
+            self.memory.is_reached = self.connections.is_reached
         self.domains = DomainHistory(self.store, utc=self.utc)
         self.failed_lookups = FailedLookups(self.store, utc=self.utc)
         lookups = StaleMx(self.resolver, self.domains)

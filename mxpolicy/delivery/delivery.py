@@ -452,7 +452,7 @@ class Delivery:
         probes = Probes(self._context, self._trace, learner)
         learners = [learner.learn, stay.learn]
         if turn is not None:
-            learners.append(turn.learn)
+            learners.insert(0, turn.learn)  # the learner asks what it knows
         trace = self._trace.with_learners(*learners)
         self._traces.update(dict.fromkeys(group.numbers, trace))
 

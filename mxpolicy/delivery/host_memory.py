@@ -77,6 +77,8 @@ class HostMemory:
 
     Attributes:
         failed: Told when a failure is remembered, and of which `Key.socket`.
+        is_reached: Whether the host of a candidate has accepted a connection of ours
+            that is open now. Then it is not down, though it turns another one away.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class HostMemory:
     ) -> None:
         self._store = store
         self.failed: Callable[[str], None] = lambda socket: None
+        self.is_reached: Callable[[Candidate], bool] = lambda candidate: False
         self.options = options
         self.utc = utc
 

@@ -17,6 +17,7 @@ from mxpolicy.outcome import Delivered
 from mxpolicy.routing.dialling import Dialling, Ready
 from mxpolicy.routing.host_record import HostRecord
 from mxpolicy.routing.reachability import (
+    TURNED_AWAY,
     after_doubtful_probe,
     after_failure,
     after_ready,
@@ -154,6 +155,8 @@ class Learner:
     def _failure(self, candidate: Candidate, finding: Finding) -> Change:
         now, options = self._memory.utc(), self._memory.options
         chance, message_id = self._chance(), self._message_id
+        if finding.verdict in TURNED_AWAY and self._memory.is_reached(candidate):
+            finding = finding._replace(full=False)
 
         def fail(record: HostRecord) -> HostRecord:
             named = record._replace(name=candidate.host)

@@ -169,6 +169,7 @@ class Sessions:
             yield listener
             return
         loop = asyncio.get_running_loop()
+        alarm: asyncio.TimerHandle
 
         def ring() -> None:
             nonlocal alarm

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from mxpolicy.routing.candidate import Finding
 
 __all__ = [
+    "TURNED_AWAY",
     "Standing",
     "after_doubtful_probe",
     "after_failure",
@@ -85,7 +86,7 @@ _NEVER_DOUBLED = frozenset({Verdict.NO_ROUTE})
 
 # How a host turns away one connection too many: by 421 (RFC 5321 §3.8), by 554, by words
 # that are not SMTP, or by closing or refusing it.
-_TURNED_AWAY = frozenset(
+TURNED_AWAY = frozenset(
     {
         Verdict.REFUSED,
         Verdict.CLOSED,
@@ -177,7 +178,7 @@ def _is_full(
         return False
     ready = record.last_ready
     was_ready_lately = ready is not None and -SKEW <= now - ready < READY_LATELY
-    if was_ready_lately and finding.verdict in _TURNED_AWAY:
+    if was_ready_lately and finding.verdict in TURNED_AWAY:
         return False
     if not finding.is_transient:
         return True

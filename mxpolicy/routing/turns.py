@@ -13,6 +13,11 @@ Whose turn is next
     Those with the same hosts share the turns of one. So a thousand messages for a slow
     destination do not delay the one message for another.
 
+What a host allows
+    A host may take fewer connections than we do. When it turns one away while it serves
+    others, the limit is as many as it serves, and rises again step by step. So the rest
+    of a burst waits for its turn, and is not deferred.
+
 What does not wait
     The limits begin turns. A race that has begun dials as many hosts as it needs, and so
     does a message for which a process of the mail server waits. Their connections count.
@@ -33,6 +38,9 @@ if TYPE_CHECKING:
     from mxpolicy.routing.candidate import Candidate
 
 __all__ = ["Turns", "best_hosts"]
+
+# Where there is no limit, one that a host has shown ends with so many.
+MOST_NARROW = 100
 
 W = TypeVar("W")
 
@@ -64,6 +72,8 @@ class Turns(Generic[W]):
         # By the hosts that they may have, then by destination. The first is next.
         self._queues: dict[_Hosts, dict[str, deque[_Waiting[W]]]] = {}
         self._queue_of: dict[W, tuple[_Hosts, str]] = {}
+        # By address: how many a host has been found to take.
+        self._narrow: dict[str, int] = {}
 
     # -- connections --------------------------------------------------------
 
@@ -93,8 +103,29 @@ class Turns(Generic[W]):
         """Whether all connections are open, whatever the host."""
         return 0 < self.in_all <= self.total
 
+    def limit(self, candidate: Candidate) -> int:
+        """Return how many connections its host may have; 0 is no limit."""
+        narrow = self._narrow.get(candidate.key.socket, self.per_host)
+        return min(narrow, self.per_host) if self.per_host else narrow
+
+    def narrow(self, candidate: Candidate, taken: int) -> None:
+        """Its host turns away what is more than *taken*, which is 1 at least."""
+        self._narrow[candidate.key.socket] = taken
+
+    def widen(self, candidate: Candidate) -> bool:
+        """Allow one more; return whether the limit is still narrower than usual."""
+        socket = candidate.key.socket
+        most = self._narrow.get(socket, self.per_host) + 1
+        is_narrow = most < (self.per_host or MOST_NARROW)
+        if is_narrow:
+            self._narrow[socket] = most
+        else:
+            self._narrow.pop(socket, None)
+        return is_narrow
+
     def _has_room(self, candidate: Candidate) -> bool:
-        return not self.per_host or self.used(candidate) < self.per_host
+        limit = self.limit(candidate)
+        return not limit or self.used(candidate) < limit
 
     # -- waiting --------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,9 +17,10 @@ from mxpolicy.delivery.delivery import Request
 from mxpolicy.options import LimitOptions
 from mxpolicy.outcome import Deferred, Delivered, Outcome
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
+from mxpolicy.routing.turns import Turns
 from tests.delivery.attempts import MESSAGE, run
 from tests.delivery.site import Site
-from tests.helpers.scripted_smtp import End, ScriptedHost
+from tests.helpers.scripted_smtp import LINGER, End, ScriptedHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -271,6 +273,77 @@ def test_sessions_that_wait_elsewhere_make_room() -> None:
         assert len(idle) == 5
 
     play(*hosts, new, work=work)
+
+
+class BusyHost(ScriptedHost):
+    """Serves three connections, each message for a second, and turns others away."""
+
+    def __init__(self, how: bytes) -> None:
+        super().__init__({".": (1.0, "250 ok")})
+        self._how = how
+        self._served = 0
+
+    async def _serve(self, client: socket.socket) -> None:
+        if self._served == 3:
+            client.send(self._how)
+            if not self._how:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER)
+            client.close()
+            return
+        self._served += 1
+        try:
+            await super()._serve(client)
+        finally:
+            self._served -= 1
+
+
+@pytest.mark.parametrize(
+    "how", [b"421 4.7.0 too many\r\n", b"554 5.7.0 too many\r\n", b""]
+)
+def test_burst_waits_for_a_host_that_takes_fewer_connections_than_we_do(
+    how: bytes,
+) -> None:
+    host = BusyHost(how)
+    limits = LimitOptions(connections_per_host=6, connections=100)
+
+    async def work(sender: Sender) -> None:
+        sent = await asyncio.gather(*sender.send(host, 60))
+        deferred = [one for one in sent if isinstance(one.outcome, Deferred)]
+        # Three at once; and each time that one more is tried.
+        assert len(deferred) <= 4
+        assert not any("as was found before" in one.outcome.text for one in deferred)
+
+    play(host, work=work, limits=limits)
+    assert len(host.taken) >= 56
+
+
+def test_host_that_turns_all_away_is_found_to_be_down() -> None:
+    host = ScriptedHost({"CONNECT": End.CLOSE})
+
+    async def work(sender: Sender) -> None:
+        sent = await asyncio.gather(*sender.send(host, 20))
+        assert all(isinstance(one.outcome, Deferred) for one in sent)
+        assert sum(one.has_dialled for one in sent) <= 4
+        assert (await sender.site.record(host)).full
+
+    play(host, work=work)
+
+
+def test_limit_that_a_host_has_shown_rises_again() -> None:
+    candidate = Candidate("mx.example", "192.0.2.1", 25, 10)
+    turns: Turns[str] = Turns(5, 0)
+    turns.narrow(candidate, 2)
+    assert turns.limit(candidate) == 2
+    assert turns.limit(candidate._replace(address="192.0.2.2")) == 5
+    assert [turns.widen(candidate) for _ in range(3)] == [True, True, False]
+    assert turns.limit(candidate) == 5
+    turns.narrow(candidate, 9)
+    assert turns.limit(candidate) == 5
+    turns.per_host = 0
+    assert turns.limit(candidate) == 9
+    while turns.widen(candidate):
+        pass
+    assert turns.limit(candidate) == 0
 
 
 def test_second_host_of_a_race_counts() -> None:

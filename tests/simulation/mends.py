@@ -184,7 +184,7 @@ MENDS = {
         (
             Edit(
                 "routing/reachability.py",
-                "was_ready_lately and finding.verdict in _TURNED_AWAY:",
+                "was_ready_lately and finding.verdict in TURNED_AWAY:",
                 "False:",
             ),
         ),
