@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterable
 from functools import partial
+from math import inf
 from typing import assert_never
 
 from mxpolicy.delivery import events, trouble
@@ -336,9 +337,13 @@ class Attempt:
             if self._message.keep(offer.session, offer.in_doubt()):
                 return
             offer.session.abort()
-        if offer.void_because is not None and offer.session.is_reused:
-            self._sessions.was_over(offer.session)
-        self._sessions.give_back(offer.session, self._known_until(offer.candidate))
+        known_until = -inf
+        try:
+            if offer.void_because is not None and offer.session.is_reused:
+                self._sessions.was_over(offer.session)
+            known_until = self._known_until(offer.candidate)
+        finally:
+            self._sessions.give_back(offer.session, known_until)
 
     def _known_until(self, candidate: Candidate) -> float:
         """Return until when such mail goes to *candidate*, on the clock."""
