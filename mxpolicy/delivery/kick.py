@@ -28,7 +28,7 @@ from mxpolicy.delivery.trace import Trace
 from mxpolicy.outcome import Deferred
 from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import Phase
-from mxpolicy.routing.deferred_mail import DeferredMail, Next
+from mxpolicy.routing.deferred_mail import MESSAGES, DeferredMail, Next
 from mxpolicy.routing.host_record import NOTHING
 
 if TYPE_CHECKING:
@@ -109,6 +109,8 @@ class Kick:
         self._command = command or run_command
         self._mail = DeferredMail()
         self._under_way: OrderedDict[str, list[_Group]] = OrderedDict()
+        # By queue id: the recipients that wait.
+        self._waiting: dict[str, set[str]] = {}
         self._released: deque[_Released] = deque()
         self._news = asyncio.Event()
         self._has_released = asyncio.Event()
@@ -166,8 +168,16 @@ class Kick:
         # trouble and a full machine have others, and no host's recovery changes them.
         is_network = outcome.status[1:] in {(4, 1), (4, 2)}
         if isinstance(outcome, Deferred) and is_network and hosts:
+            self._waiting.setdefault(event.queue_id, set()).add(event.recipient)
             self._mail.deferred(event.queue_id, hosts, self._context.utc())
+            while len(self._waiting) > MESSAGES:
+                del self._waiting[next(iter(self._waiting))]
             self._news.set()
+        elif waiting := self._waiting.get(event.queue_id):
+            waiting.discard(event.recipient)
+            if not waiting:
+                del self._waiting[event.queue_id]
+                self._mail.settled(event.queue_id)
 
     # -- what follows -----------------------------------------------------------
 
@@ -213,6 +223,8 @@ class Kick:
 
     def _release(self, candidate: Candidate) -> None:
         queue_ids = self._mail.release(candidate)
+        for queue_id in queue_ids:
+            self._waiting.pop(queue_id, None)
         self._trace.tell(events.HostRecovered, candidate, len(queue_ids))
         self._released.extend(_Released(one, candidate) for one in queue_ids)
         self._has_released.set()

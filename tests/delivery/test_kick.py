@@ -47,12 +47,17 @@ class Kicked:
             self.fails -= 1
             raise CommandFailed("status 1: postqueue: fatal: no such queue")
 
-    async def send(self) -> object:
+    async def send(self, nexthop: str = "", *recipients: str) -> object:
         """Send a message; the kick sees what the log sees."""
-        sent = await self.site.send()
+        sent = await self.site.send(nexthop, recipients or ("bob@example.com",))
         for event in sent.events:
             self.kick.observe(event)
-        return sent.outcome
+        return sent.outcomes[0]
+
+    async def send_again(self, nexthop: str, *recipients: str) -> object:
+        """Send the same message again, perhaps elsewhere."""
+        self.site.number -= 1
+        return await self.send(nexthop, *recipients)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -90,6 +95,29 @@ def test_mail_server_is_told_when_the_host_is_back() -> None:
         assert isinstance(await kicked.send(), Delivered)
 
     run(host, work=work)
+
+
+def test_mail_server_is_not_told_of_mail_that_has_gone_meanwhile() -> None:
+    host, other = ScriptedHost({"CONNECT": [End.CLOSE, "220 hello"]}), ScriptedHost()
+
+    async def work() -> None:
+        kicked = Kicked(host, other)
+        there, elsewhere = (
+            f"[{one.candidate().address}]:{one.candidate().port}"
+            for one in (host, other)
+        )
+        both = "bob@example.com", "eve@example.com"
+        async with kicked.running():
+            assert isinstance(await kicked.send(there), Deferred)
+            assert isinstance(await kicked.send_again(elsewhere), Delivered)
+            assert isinstance(await kicked.send(there, *both), Deferred)
+            assert isinstance(
+                await kicked.send_again(elsewhere, "bob@example.com"), Delivered
+            )
+            await asyncio.sleep(120)
+        assert kicked.queue_ids() == ["Q2"], "it is still waiting for eve"
+
+    run(host, other, work=work)
 
 
 def test_dead_host_is_dialled_once_in_each_pause() -> None:
