@@ -44,6 +44,7 @@ from mxpolicy.routing.candidate import (
     Verdict,
 )
 from mxpolicy.routing.known_hosts import NOTHING_KNOWN, KnownHosts
+from mxpolicy.routing.reachability import TURNED_AWAY
 from mxpolicy.routing.tls_requirement import TlsRequirement, tls_requirement
 from mxpolicy.routing.unresolved import has_better
 
@@ -241,7 +242,15 @@ class Attempt:
             self.record(candidate, failed.finding, failed.reply)
             is_ours = failed.finding.scope is Scope.SITE  # it says nothing of the host
             finding = None if is_ours else failed.finding
-            self._perform(self._race.failed(candidate, finding, self._now()))
+            is_crowded = (
+                failed.finding.verdict in TURNED_AWAY
+                and self._context.memory.is_reached(candidate)
+            )
+            self._perform(
+                self._race.failed(
+                    candidate, finding, self._now(), is_crowded=is_crowded
+                )
+            )
         else:
             del self._tasks[candidate]
             self._ready[candidate] = session

@@ -437,7 +437,12 @@ class Race:
         return self.wake(now)
 
     def failed(
-        self, candidate: Candidate, finding: Finding | None, now: float
+        self,
+        candidate: Candidate,
+        finding: Finding | None,
+        now: float,
+        *,
+        is_crowded: bool = False,
     ) -> list[Action]:
         """Take note that *candidate* failed before it was taken.
 
@@ -450,6 +455,10 @@ class Race:
         up while we kept it waiting, and when we ended its session (``finding.wait``). It
         is still only turned away when it then gets less far than before: it may have too
         many connections, among them the one that we gave up.
+
+        The same holds where it turned us away while it has other connections of ours
+        (*is_crowded*): a worse one's refusal must not be final for that. Then it is asked
+        once more after the others, when it may have a place again.
         """
         runner = self._runners[candidate]
         if runner.standing is _Standing.OPEN:
@@ -459,6 +468,11 @@ class Race:
                 runner.turn_away(finding.wait)
             elif runner.was_further_than(finding.phase):
                 runner.standing = _Standing.TURNED_AWAY
+            elif is_crowded and self._has_worse(runner):
+                if runner.is_second_run:
+                    runner.standing = _Standing.LOCAL_FAILURE
+                else:
+                    runner.turn_away(None)
             else:
                 runner.fail()
         return self.wake(now)
@@ -785,6 +799,9 @@ class Race:
     def _taken(self) -> _Runner:
         (taken,) = self._all(_Standing.TAKEN)
         return taken
+
+    def _has_worse(self, runner: _Runner) -> bool:
+        return any(runner.rank < other.rank for other in self._runners.values())
 
     def _all(self, standing: _Standing) -> list[_Runner]:
         return [r for r in self._runners.values() if r.standing is standing]

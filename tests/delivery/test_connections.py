@@ -15,7 +15,7 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.connections import Connections
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.options import LimitOptions
-from mxpolicy.outcome import Deferred, Delivered, Outcome
+from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
 from mxpolicy.routing.turns import Turns
 from tests.delivery.attempts import MESSAGE, run
@@ -315,6 +315,21 @@ def test_burst_waits_for_a_host_that_takes_fewer_connections_than_we_do(
 
     play(host, work=work, limits=limits)
     assert len(host.taken) >= 56
+
+
+def test_refusal_by_a_worse_host_is_not_final_where_we_fill_the_better_one() -> None:
+    host = BusyHost(b"421 4.7.0 too many\r\n")
+    worse = ScriptedHost({"RCPT": "550 5.7.1 unknown here"})
+
+    async def work(sender: Sender) -> None:
+        nexthop = sender.site.nexthop
+        sent = await asyncio.gather(*sender.send(nexthop, 6))
+        assert [type(one.outcome) for one in sent].count(Delivered) == 3
+        assert not any(isinstance(one.outcome, Bounced) for one in sent)
+
+    limits = LimitOptions(connections_per_host=6, connections=100)
+    play(host, worse, work=work, limits=limits)
+    assert "RCPT TO:<bob@example.com>" in worse.commands
 
 
 def test_host_that_turns_all_away_is_found_to_be_down() -> None:

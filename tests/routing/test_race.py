@@ -661,6 +661,26 @@ def test_after_a_5yz_only_better_ones_are_asked() -> None:
     assert not race.has_better_pending(MIDDLE)
 
 
+def test_a_better_one_that_has_others_of_ours_is_asked_again_and_5yz_is_not_final() -> (
+    None
+):
+    race = begun()
+    assert Start(MIDDLE) in race.failed(BEST, REFUSAL, 0.1, is_crowded=True)
+    assert Take(MIDDLE) in race.reached(MIDDLE, Phase.READY, 0.2)
+    assert race.has_better_pending(MIDDLE)
+    assert Start(BEST) in race.resume(SAYS_5YZ, 1.0)
+    over = race.failed(BEST, REFUSAL, 1.1, is_crowded=True)
+    assert over == [GiveUp(GiveUpReason.CAPPED)]
+    assert race.has_better_pending(MIDDLE)
+
+
+def test_a_sole_one_that_has_others_of_ours_is_asked_once() -> None:
+    race = new_race(BEST)
+    race.begin(0.0)
+    over = race.failed(BEST, REFUSAL, 0.1, is_crowded=True)
+    assert over == [GiveUp(GiveUpReason.EXHAUSTED)]
+
+
 def test_a_better_one_that_was_never_asked_is_asked_after_a_5yz() -> None:
     """Memory may put the best one last."""
     race = new_race(MIDDLE, WORST, BEST)
