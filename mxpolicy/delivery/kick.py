@@ -48,7 +48,7 @@ JITTER = 2.0
 PROBE_TIME = 45.0
 PROBES = 4
 
-# Messages under way whose hosts are remembered until they are settled.
+# Messages whose hosts are remembered, for when they are deferred: the last ones planned.
 UNDER_WAY = 10_000
 
 # Seconds that one command may take, and those without any after one that failed.
@@ -144,6 +144,7 @@ class Kick:
     def _planned(self, queue_id: str, candidates: Sequence[Candidate]) -> None:
         if not _QUEUE_ID.fullmatch(queue_id) or not candidates:
             return
+        self._mail.settled(queue_id)  # it is tried now; deferred again, it waits again
         groups = self._under_way.setdefault(queue_id, [])
         # The same hosts again are another attempt.
         groups[:] = [one for one in groups if one.candidates != candidates]

@@ -117,7 +117,7 @@ class DeferredMail:
             self.settled(next(iter(self._messages)))
 
     def settled(self, queue_id: str) -> None:
-        """A message waits no more: it has another outcome, or is released."""
+        """A message waits no more: it is tried, or released."""
         for socket in self._messages.pop(queue_id, ()):
             host = self._hosts[socket]
             del host.queue_ids[queue_id]

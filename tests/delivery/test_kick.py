@@ -173,6 +173,23 @@ def test_other_mail_that_finds_the_host_ready_is_enough() -> None:
     run(host, work=work)
 
 
+def test_message_that_the_mail_server_has_tried_itself_waits_no_more() -> None:
+    host = ScriptedHost({"CONNECT": [End.CLOSE, "220 hello"]})
+
+    async def work() -> None:
+        kicked = Kicked(host)
+        async with kicked.running():
+            await kicked.send()
+            await asyncio.sleep(5)
+            kicked.site.utc.offset += 120  # its verdict is too old to count
+            kicked.site.number -= 1  # the same message again
+            assert isinstance(await kicked.send(), Delivered)
+            await asyncio.sleep(10)
+        assert kicked.queue_ids() == []
+
+    run(host, work=work)
+
+
 @pytest.mark.parametrize("reply", ["451 greylisted", "250 ok"])
 def test_answered_mail_is_left_to_the_mail_server(reply: str) -> None:
     host = ScriptedHost({"RCPT": reply})
