@@ -113,6 +113,14 @@ class _SocketLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(self._job_is_done)
         return future
 
+    async def shutdown_default_executor(self, *args: Any) -> None:
+        # It waits for the threads in another thread, without a timer.
+        self._jumping.jobs += 1
+        try:
+            await super().shutdown_default_executor(*args)
+        finally:
+            self._jumping.jobs -= 1
+
     def _job_is_done(self, future: asyncio.Future[Any]) -> None:
         self._jumping.jobs -= 1
 
