@@ -134,7 +134,7 @@ def _raise_descriptor_limit() -> None:
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return uvloop's where it is installed: it needs half of the processor time."""
+    """Return uvloop's where it is installed: it needs less processor time."""
     import importlib
 
     try:
