@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from mxpolicy.reply import printable
+
 from .cases import CASES, Placed, place_judged
 from .judge import Sent
 from .lab import HANDED_EXIM, Lab
@@ -50,7 +52,7 @@ def test_every_message_was_handed_over(lab: Lab, sent: dict[str, Sent]) -> None:
     for one in handed:
         lab.judge(one)
     log = "\n".join(lab.daemon.log())
-    recipients = [to for one in handed for to in one.placed.recipients]
+    recipients = [printable(to) for one in handed for to in one.placed.recipients]
     assert len(recipients) > 300
     assert [to for to in recipients if f"to=<{to}>" not in log] == []
 
