@@ -17,12 +17,12 @@ SENT, DEFERRED, BOUNCED = "sent", "deferred", "bounced"
 COMMAND = "/opt/mxpolicy/bin/mxpolicy"
 PYTHON = "/opt/mxpolicy/bin/python"
 
-SOCKETS = "/lab/sockets"
+SOCKETS = "/opt/lab/sockets"
 """Where `false_daemons` listen."""
-STRANGERS = "/lab/strangers"
+STRANGERS = "/opt/lab/strangers"
 """The same, of another user."""
 
-FULL_DISK = "/mnt/full"
+FULL_DISK = "/opt/full"
 """A file system of 64 KiB."""
 
 
@@ -166,11 +166,11 @@ KILLED_TEXT = "signal 9|returned 75"
 FLOOD = "yes | head -c 15000"
 
 FILES = {
-    "/lab/bad.yaml": "helo: [\nrace: {opened: 3}\n",
-    "/lab/wrong.yaml": "race: {opened: 3}\nport: smtp\n",
-    "/lab/state.yaml": "state: /proc/1\n",
-    "/lab/dns.yaml": "resolver: {servers: ['127.0.0.1:1'], timeout: 3s}\n",
-    "/lab/silent.yaml": "resolver: {servers: [198.19.255.254], timeout: 2s}\n",
+    "/opt/lab/bad.yaml": "helo: [\nrace: {opened: 3}\n",
+    "/opt/lab/wrong.yaml": "race: {opened: 3}\nport: smtp\n",
+    "/opt/lab/state.yaml": "state: /proc/1\n",
+    "/opt/lab/dns.yaml": "resolver: {servers: ['127.0.0.1:1'], timeout: 3s}\n",
+    "/opt/lab/silent.yaml": "resolver: {servers: [198.19.255.254], timeout: 2s}\n",
 }
 
 P = Provocation
@@ -233,13 +233,13 @@ KINDS: dict[str, tuple[Provocation, ...]] = {
         ),
         P(
             "no-yaml",
-            run(options="--config /lab/bad.yaml"),
+            run(options="--config /opt/lab/bad.yaml"),
             dsn="4.3.5",
             text="bad.yaml:",
         ),
         P(
             "invalid",
-            run(options="--config /lab/wrong.yaml"),
+            run(options="--config /opt/lab/wrong.yaml"),
             dsn="4.3.5",
             text="yaml:1:8",
         ),
@@ -292,15 +292,15 @@ KINDS: dict[str, tuple[Provocation, ...]] = {
         P("output-to-a-full-device", run(after=">/dev/full 2>&1"), to=LATER),
         P(
             "state-unwritable",
-            run(options="--config /lab/state.yaml"),
+            run(options="--config /opt/lab/state.yaml"),
             SENT,
             "2.0.0",
             copies=1,
         ),
     ),
     "name servers that refuse or are silent": (
-        P("dns-refuses", run(options="--config /lab/dns.yaml"), dsn="4.4.3"),
-        P("dns-silent", run(options="--config /lab/silent.yaml"), dsn="4.4.3"),
+        P("dns-refuses", run(options="--config /opt/lab/dns.yaml"), dsn="4.4.3"),
+        P("dns-silent", run(options="--config /opt/lab/silent.yaml"), dsn="4.4.3"),
     ),
     "its own deadline": (
         P("own-deadline", run(options="--deadline 2s"), dsn="4.4.2", to=HELD),

@@ -46,10 +46,10 @@ CASES = {
 
 ENTRY = (
     "unix - n n - 100 pipe flags=q user=mxpolicy null_sender= argv=/bin/sh "
-    "/lab/{name}.sh pipe -f ${{sender}} --nexthop ${{nexthop}} --queue-id ${{queue_id}} "
+    "/opt/lab/{name}.sh pipe -f ${{sender}} --nexthop ${{nexthop}} --queue-id ${{queue_id}} "
     "-- ${{recipient}}"
 )
-COMMAND = "/bin/sh /lab/{name}.sh pipe --exim -- $pipe_addresses"
+COMMAND = "/bin/sh /opt/lab/{name}.sh pipe --exim -- $pipe_addresses"
 
 ROWS = [(row, server) for row in PROVOCATIONS for server in (POSTFIX, EXIM)]
 
@@ -101,7 +101,7 @@ def sent() -> Iterator[Sent]:
     entries = {
         transport(row, POSTFIX): ENTRY.format(name=row.name) for row in PROVOCATIONS
     }
-    scripts = {f"/lab/{row.name}.sh": row.script for row in PROVOCATIONS}
+    scripts = {f"/opt/lab/{row.name}.sh": row.script for row in PROVOCATIONS}
     try:
         # As high as Exim's in the lab: else they would see a loop before we do.
         lab = Lab(
