@@ -144,7 +144,6 @@ class Kick:
     def _planned(self, queue_id: str, candidates: Sequence[Candidate]) -> None:
         if not _QUEUE_ID.fullmatch(queue_id) or not candidates:
             return
-        self._mail.settled(queue_id)  # it is tried now; deferred again, it waits again
         groups = self._under_way.setdefault(queue_id, [])
         # The same hosts again are another attempt.
         groups[:] = [one for one in groups if one.candidates != candidates]
