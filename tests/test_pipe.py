@@ -647,7 +647,7 @@ def test_own_deadline_is_deferred(pipe: Runner, host: Callable[..., Host]) -> No
     began = time.monotonic()
     argv = ["--deadline", "1s", *pipe.argv(there.nexthop, "b@b.example")]
     assert_answer(pipe.run(argv), 75, r"4\.4\.\d ")
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_mail_server_that_writes_slowly_uses_up_the_deadline(

