@@ -249,7 +249,7 @@ class PipeSockets:
 
 @dataclass(frozen=True, slots=True)
 class LmtpSockets:
-    """Where the mail server delivers by LMTP (RFC 2033). Whoever may connect may send mail to all the world."""
+    """Where the mail server delivers by LMTP (RFC 2033). A client that may connect may send mail to all the world."""
 
     at: Sockets = (UNIX,)
     """``unix``, which is ``lmtp`` in that directory; absolute paths; ``ADDRESS:PORT`` or ``[V6]:PORT`` for TCP. ``[]``: none."""

@@ -26,7 +26,7 @@ __all__ = ["look"]
 # The users of the mail servers, as Debian and others have them.
 MAIL_SERVERS = ("postfix", "Debian-exim", "exim")
 
-# Seconds until a socket that accepts nobody counts as dead.
+# Seconds until a socket that accepts no client counts as dead.
 _PATIENCE = 2.0
 
 

@@ -1,7 +1,7 @@
 """Listening sockets, and the loop that accepts their clients.
 
-A unix socket is made with mode 0660 and the group that is asked for; before that nobody
-can connect. The socket file of a process that has died is replaced. One that is listened
+A unix socket is made with mode 0660 and the group that is asked for. Before that no
+client can connect. The socket file of a process that has died is replaced. One that is listened
 at is left alone, and so is any other file. What systemd opened keeps its path, and is
 never unlinked (`mxpolicy.net.service_manager`).
 
@@ -199,7 +199,7 @@ def _at_port(at: str) -> Socket:
 def _at_path(path: str, group: str) -> Socket:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # Linux takes over the mode: nobody can connect before the group is right.
+        # Linux takes over the mode: no client can connect before the group is right.
         os.fchmod(listening.fileno(), 0o600)
         with _locked(os.path.dirname(path)):
             _clear(path)

@@ -50,7 +50,7 @@ def peer_user(connection: socket.socket) -> int:
     if kind != _BY_FAMILY:
         raise OSError(f"sock_diag answers with a message of type {kind}")
     *_, user, inode = _ANSWER.unpack_from(answer, _HEADER.size)
-    # One that its process has closed belongs to nobody, and says 0, which is root.
+    # One that its process has closed belongs to no user, and says 0, which is root.
     return user if inode else NOT_HERE
 
 

@@ -50,7 +50,7 @@ _MAX_HEAD = 64
 
 
 class State(Enum):
-    """What is awaited, and of whom."""
+    """What is awaited, and from which side."""
 
     REQUEST = "request"  # of the client
     JUDGE = "judge"  # the request is here: of the caller, to accept or to refuse it

@@ -9,9 +9,9 @@ What is answered is what a process that works alone would have answered:
 - Just before each final dot the client is asked whether its mail server lives. No final
   dot leaves without its word (`ASK_TIME`).
 
-The engine is at work while the message still comes. When the client goes away, what is
-not at a host yet is left to the mail server, which has sent the message to nobody. Where
-the final dot is out, the delivery goes on to its outcome, and the journal keeps it.
+The engine is at work while the message still comes. When the client goes away before the
+final dot, no host has the message, and the mail server tries again. After the dot the
+delivery goes on to its outcome, and the journal keeps it.
 """
 
 from __future__ import annotations

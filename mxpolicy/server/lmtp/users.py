@@ -1,7 +1,7 @@
 """Which local users may send mail through a TCP port.
 
-A port has no mode and no group: whoever is logged in to this machine may connect to it,
-and it is a relay. So the kernel is asked who did (`mxpolicy.net.peer_user`). For clients
+A port has no mode and no group: each user of this machine may connect to it, and it is a
+relay. So the kernel is asked which user did (`mxpolicy.net.peer_user`). For clients
 from other machines the option ``listen.lmtp.allow`` decides, and for unix sockets their
 mode and group.
 """
@@ -34,7 +34,7 @@ def check_user(connection: socket.socket, users: Collection[str]) -> Deferred | 
 
     Args:
         connection: The client's.
-        users: Names, or numbers. A name that nobody has here is skipped.
+        users: Names, or numbers. A name that no user has here is skipped.
     """
     if connection.family == socket.AF_UNIX:
         return None
@@ -48,7 +48,7 @@ def check_user(connection: socket.socket, users: Collection[str]) -> Deferred | 
         return _refused("a client whose user cannot be found out")
     if user in {0, os.geteuid()}:
         return None
-    # A name that nobody has here is asked of every name service (nsswitch.conf(5)), and
+    # A name that no user has is asked of every name service (nsswitch.conf(5)), and
     # all clients wait meanwhile. The mail server's own name is found in the first one.
     name = _name(user)
     if name in users or user in _numbers(users):
