@@ -28,7 +28,7 @@ from mxpolicy.delivery.trace import Trace
 from mxpolicy.outcome import Deferred
 from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import Phase
-from mxpolicy.routing.deferred_mail import MESSAGES, DeferredMail, Next
+from mxpolicy.routing.deferred_mail import DeferredMail, Next, Waiting
 from mxpolicy.routing.host_record import NOTHING
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ class _Released(NamedTuple):
     """A message that the mail server is to be told of, and its host that is back."""
 
     queue_id: str
+    recipients: Sequence[Waiting]
     candidate: Candidate
 
 
@@ -109,8 +110,6 @@ class Kick:
         self._command = command or run_command
         self._mail = DeferredMail()
         self._under_way: OrderedDict[str, list[_Group]] = OrderedDict()
-        # By queue id: the recipients that wait.
-        self._waiting: dict[str, set[str]] = {}
         self._released: deque[_Released] = deque()
         self._news = asyncio.Event()
         self._has_released = asyncio.Event()
@@ -163,21 +162,15 @@ class Kick:
         hosts = [
             one for group in groups if not group.was_ready for one in group.candidates
         ]
-        outcome = event.outcome
+        outcome, waiting = event.outcome, Waiting(event.queue_id, event.recipient)
         # RFC 3463 §3.5: X.4.1, no answer from host; X.4.2, bad connection. A reply, DNS
         # trouble and a full machine have others, and no host's recovery changes them.
         is_network = outcome.status[1:] in {(4, 1), (4, 2)}
         if isinstance(outcome, Deferred) and is_network and hosts:
-            self._waiting.setdefault(event.queue_id, set()).add(event.recipient)
-            self._mail.deferred(event.queue_id, hosts, self._context.utc())
-            while len(self._waiting) > MESSAGES:
-                del self._waiting[next(iter(self._waiting))]
+            self._mail.deferred(waiting, hosts, self._context.utc())
             self._news.set()
-        elif waiting := self._waiting.get(event.queue_id):
-            waiting.discard(event.recipient)
-            if not waiting:
-                del self._waiting[event.queue_id]
-                self._mail.settled(event.queue_id)
+        else:
+            self._mail.settled(waiting)
 
     # -- what follows -----------------------------------------------------------
 
@@ -222,11 +215,9 @@ class Kick:
                     await self._news.wait()
 
     def _release(self, candidate: Candidate) -> None:
-        queue_ids = self._mail.release(candidate)
-        for queue_id in queue_ids:
-            self._waiting.pop(queue_id, None)
-        self._trace.tell(events.HostRecovered, candidate, len(queue_ids))
-        self._released.extend(_Released(one, candidate) for one in queue_ids)
+        mail = self._mail.release(candidate)
+        self._trace.tell(events.HostRecovered, candidate, len(mail))
+        self._released.extend(_Released(*one, candidate) for one in mail.items())
         self._has_released.set()
 
     async def _probe(self, candidate: Candidate) -> None:
@@ -257,9 +248,10 @@ class Kick:
                 self._has_released.clear()
                 await self._has_released.wait()
                 await asyncio.sleep(JITTER * self._context.chance())
-            queue_id, candidate = self._released.popleft()
+            queue_id, recipients, candidate = self._released.popleft()
             if await self._has_failed_again(candidate):
-                self._mail.deferred(queue_id, [candidate], self._context.utc())
+                for one in recipients:
+                    self._mail.deferred(one, [candidate], self._context.utc())
                 self._news.set()
                 continue
             try:

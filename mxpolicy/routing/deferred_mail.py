@@ -1,6 +1,6 @@
 """Which messages wait for which hosts, and when each host is looked at again. Pure.
 
-A message waits here when it was deferred because none of its hosts was ready. The mail
+A recipient waits here when it was deferred because none of its hosts was ready. The mail
 server would try it again after minutes or hours (Postfix: up to `maximal_backoff_time`).
 When one of the hosts can be reached again, the mail server is told at once
 (`mxpolicy.delivery.kick`).
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from enum import Enum
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.routing.reachability import Standing, standing
 
@@ -36,12 +36,20 @@ if TYPE_CHECKING:
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.host_record import HostRecord
 
-__all__ = ["FIRST_LOOK", "HOSTS_EACH", "LOOK_AGAIN", "MESSAGES", "DeferredMail", "Next"]
+__all__ = [
+    "FIRST_LOOK",
+    "HOSTS_EACH",
+    "LOOK_AGAIN",
+    "RECIPIENTS",
+    "DeferredMail",
+    "Next",
+    "Waiting",
+]
 
-# Messages kept. Of more, the ones that were deferred first are forgotten.
-MESSAGES = 20_000
+# Recipients kept. Of more, the ones that were deferred first are forgotten.
+RECIPIENTS = 20_000
 
-# Hosts that one message waits for: the first in its order.
+# Hosts that one recipient waits for: the first in its order.
 HOSTS_EACH = 8
 
 # Seconds from the deferral to the first look: by then the verdict is written.
@@ -60,48 +68,55 @@ class Next(Enum):
     FORGET = "nothing remembered keeps mail from it"
 
 
+class Waiting(NamedTuple):
+    """A recipient that waits. The mail server is told of its message."""
+
+    queue_id: str
+    recipient: str
+
+
 class _Host:
     """A host that mail waits for.
 
     Attributes:
         candidate: It, under one of its names.
-        queue_ids: Of the messages, in the order of their deferral.
+        waiting: The recipients, in the order of their deferral.
         look_at: When it is looked at next, UTC seconds.
         has_failed: A verdict was seen at one of the looks.
     """
 
-    __slots__ = ("candidate", "has_failed", "look_at", "queue_ids")
+    __slots__ = ("candidate", "has_failed", "look_at", "waiting")
 
     def __init__(self, candidate: Candidate, look_at: float) -> None:
         self.candidate = candidate
-        self.queue_ids: dict[str, None] = {}
+        self.waiting: dict[Waiting, None] = {}
         self.look_at = look_at
         self.has_failed = False
 
 
 class DeferredMail:
-    """The messages that wait for hosts; all times are UTC seconds.
+    """The recipients that wait for hosts; all times are UTC seconds.
 
     Args:
-        messages: How many are kept.
+        recipients: How many are kept.
     """
 
-    def __init__(self, messages: int = MESSAGES) -> None:
-        self._most = messages
+    def __init__(self, recipients: int = RECIPIENTS) -> None:
+        self._most = recipients
         self._hosts: dict[str, _Host] = {}  # by `Key.socket`
-        self._messages: dict[str, list[str]] = {}  # the hosts of each
+        self._waiting: dict[Waiting, list[str]] = {}  # the hosts of each
         # No host is due sooner. It may be too soon: mail that is settled takes its hosts
         # away, and to look for the next one each time would cost too much.
         self._soonest = inf
 
     def __len__(self) -> int:
-        return len(self._messages)
+        return len(self._waiting)
 
     def deferred(
-        self, queue_id: str, candidates: Sequence[Candidate], now: float
+        self, one: Waiting, candidates: Sequence[Candidate], now: float
     ) -> None:
-        """A message was deferred, because none of *candidates* was ready."""
-        self.settled(queue_id)
+        """A recipient was deferred, because none of *candidates* was ready."""
+        self.settled(one)
         sockets = []
         for candidate in candidates[:HOSTS_EACH]:
             socket = candidate.key.socket
@@ -109,19 +124,19 @@ class DeferredMail:
             if host is None:
                 host = self._hosts[socket] = _Host(candidate, now + FIRST_LOOK)
                 self._soonest = min(self._soonest, host.look_at)
-            host.queue_ids[queue_id] = None
+            host.waiting[one] = None
             sockets.append(socket)
         if sockets:
-            self._messages[queue_id] = sockets
-        while len(self._messages) > self._most:
-            self.settled(next(iter(self._messages)))
+            self._waiting[one] = sockets
+        while len(self._waiting) > self._most:
+            self.settled(next(iter(self._waiting)))
 
-    def settled(self, queue_id: str) -> None:
-        """A message waits no more: it is tried, or released."""
-        for socket in self._messages.pop(queue_id, ()):
+    def settled(self, one: Waiting) -> None:
+        """A recipient waits no more: it has another outcome, or is released."""
+        for socket in self._waiting.pop(one, ()):
             host = self._hosts[socket]
-            del host.queue_ids[queue_id]
-            if not host.queue_ids:
+            del host.waiting[one]
+            if not host.waiting:
                 del self._hosts[socket]
 
     def ready(self, candidate: Candidate, now: float) -> None:
@@ -172,19 +187,20 @@ class DeferredMail:
             return Next.WAIT
         return Next.PROBE
 
-    def release(self, candidate: Candidate) -> list[str]:
-        """Return the queue ids of the mail for *candidate*, which waits no more."""
+    def release(self, candidate: Candidate) -> dict[str, list[Waiting]]:
+        """Return the mail for *candidate* by queue id; its recipients wait no more."""
         host = self._hosts.get(candidate.key.socket)
-        released = list(host.queue_ids) if host else []
-        for queue_id in released:
-            self.settled(queue_id)
+        released: dict[str, list[Waiting]] = {}
+        for one in list(host.waiting) if host else ():
+            released.setdefault(one.queue_id, []).append(one)
+            self.settled(one)
         return released
 
     def _forget(self, host: _Host) -> None:
-        """Let no message wait for *host*; other hosts of theirs stay."""
+        """Let no recipient wait for *host*; other hosts of theirs stay."""
         socket = host.candidate.key.socket
-        for queue_id in list(host.queue_ids):
-            others: Iterable[str] = self._messages.pop(queue_id)
-            if left := [one for one in others if one != socket]:
-                self._messages[queue_id] = left
+        for one in host.waiting:
+            others: Iterable[str] = self._waiting.pop(one)
+            if left := [other for other in others if other != socket]:
+                self._waiting[one] = left
         del self._hosts[socket]

@@ -14,6 +14,7 @@ from mxpolicy.routing.deferred_mail import (
     LOOK_AGAIN,
     DeferredMail,
     Next,
+    Waiting,
 )
 from mxpolicy.routing.host_record import NOTHING, HostRecord
 
@@ -26,11 +27,15 @@ def failed(since: float = NOW, pause: float = 60.0) -> HostRecord:
     return HostRecord(Verdict.FILTERED, Phase.CONNECT, True, since, pause)
 
 
+def to(queue_id: str, recipient: str = "bob@example.com") -> Waiting:
+    return Waiting(queue_id, recipient)
+
+
 def waiting(*queue_ids: str) -> DeferredMail:
     """Return mail that waits for ONE, whose failure has been seen."""
     mail = DeferredMail()
     for queue_id in queue_ids:
-        mail.deferred(queue_id, [ONE], NOW)
+        mail.deferred(to(queue_id), [ONE], NOW)
     assert mail.look(ONE, failed(), NOW, OPTIONS) is Next.WAIT
     return mail
 
@@ -56,19 +61,19 @@ def test_what_follows_from_a_look(
 def test_host_whose_failure_is_not_remembered_keeps_no_mail() -> None:
     # Else its mail would be released again as soon as it is deferred again, for ever.
     mail = DeferredMail()
-    mail.deferred("A", [ONE], NOW)
-    mail.deferred("B", [ONE, OTHER], NOW)
+    mail.deferred(to("A"), [ONE], NOW)
+    mail.deferred(to("B"), [ONE, OTHER], NOW)
     assert mail.look(ONE, NOTHING, NOW + FIRST_LOOK, OPTIONS) is Next.FORGET
-    assert mail.release(ONE) == []
+    assert list(mail.release(ONE)) == []
     assert len(mail) == 1
     assert mail.look(OTHER, failed(), NOW, OPTIONS) is Next.WAIT
-    assert mail.release(OTHER) == ["B"]
+    assert list(mail.release(OTHER)) == ["B"]
 
 
 def test_verdict_is_looked_for_when_it_has_been_written() -> None:
     mail = DeferredMail()
     assert mail.next_look() is None
-    mail.deferred("A", [ONE], NOW)
+    mail.deferred(to("A"), [ONE], NOW)
     assert mail.next_look() == NOW + FIRST_LOOK
     assert mail.due(NOW) == []
     assert mail.due(NOW + FIRST_LOOK) == [ONE]
@@ -99,39 +104,49 @@ def test_ready_host_is_looked_at_soon() -> None:
 
 def test_mail_is_released_once_in_the_order_of_its_deferral() -> None:
     mail = waiting("B", "A", "C")
-    mail.settled("A")
-    mail.settled("never seen")
-    assert mail.release(ONE) == ["B", "C"]
-    assert mail.release(ONE) == []
+    mail.settled(to("A"))
+    mail.settled(to("never seen"))
+    assert list(mail.release(ONE)) == ["B", "C"]
+    assert list(mail.release(ONE)) == []
     assert mail.next_look() is None
 
 
 def test_message_of_several_hosts_is_released_by_the_first_that_is_back() -> None:
     mail = DeferredMail()
-    mail.deferred("A", [ONE, OTHER], NOW)
-    assert mail.release(OTHER) == ["A"]
+    mail.deferred(to("A"), [ONE, OTHER], NOW)
+    assert list(mail.release(OTHER)) == ["A"]
     assert len(mail) == 0
     assert mail.look(ONE, failed(), NOW, OPTIONS) is Next.FORGET
 
 
 def test_two_names_of_one_address_are_one_host() -> None:
     mail = waiting("A")
-    mail.deferred("B", [ONE._replace(host="alias.example.net")], NOW)
-    assert mail.release(ONE) == ["A", "B"]
+    mail.deferred(to("B"), [ONE._replace(host="alias.example.net")], NOW)
+    assert list(mail.release(ONE)) == ["A", "B"]
 
 
 def test_deferred_again_it_waits_for_its_new_hosts_only() -> None:
     mail = waiting("A")
-    mail.deferred("A", [OTHER], NOW)
-    assert mail.release(ONE) == []
-    assert mail.release(OTHER) == ["A"]
+    mail.deferred(to("A"), [OTHER], NOW)
+    assert list(mail.release(ONE)) == []
+    assert list(mail.release(OTHER)) == ["A"]
 
 
 def test_what_is_kept_is_bounded() -> None:
-    mail = DeferredMail(messages=3)
+    mail = DeferredMail(recipients=3)
     many = [ONE._replace(address=f"198.51.100.{n}") for n in range(100)]
     for number in range(10):
-        mail.deferred(str(number), many, NOW)
+        mail.deferred(to(str(number)), many, NOW)
     assert len(mail) == 3
     assert len(mail.due(NOW + FIRST_LOOK)) == HOSTS_EACH
-    assert mail.release(many[0]) == ["7", "8", "9"]
+    assert list(mail.release(many[0])) == ["7", "8", "9"]
+
+
+def test_recipient_that_has_it_takes_nothing_from_the_others_of_its_message() -> None:
+    mail = DeferredMail()
+    for recipient in ("bob@example.com", "eve@example.com", "kim@example.com"):
+        mail.deferred(to("A", recipient), [ONE], NOW)
+    mail.settled(to("A"))
+    eve, kim = to("A", "eve@example.com"), to("A", "kim@example.com")
+    assert mail.release(ONE) == {"A": [eve, kim]}, "one message, told of once"
+    assert len(mail) == 0
