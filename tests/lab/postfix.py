@@ -241,7 +241,8 @@ class Client(smtplib.SMTP):
 
     def __init__(self, world: World, port: int = 25) -> None:
         self._world = world
-        super().__init__("127.0.0.1", port, local_hostname="localhost", timeout=60)
+        # master(8) may let a service rest for a minute after a reload (throttle_time).
+        super().__init__("127.0.0.1", port, local_hostname="localhost", timeout=150)
         # Without SMTPUTF8 among the options, it is the mail server that will object.
         self.command_encoding = "utf-8"
         self.ehlo()

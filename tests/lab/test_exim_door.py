@@ -94,10 +94,11 @@ def test_message_arrives_once_and_as_it_was(lab: Lab) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("case", "seconds"), [("dropped", 2.5), ("reset", 1.0)])
+@pytest.mark.parametrize(("case", "seconds"), [("dropped", 6.0), ("reset", 4.0)])
 def test_first_mx_out_of_reach_costs_little(
     lab: Lab, case: str, seconds: float
 ) -> None:
+    # 1.7 s and none, and what a busy machine takes; Exim's own client waits for 133 s.
     delivery = first(lab, send(lab, address(case)))
     assert delivery.status == "sent"
     assert delivery.delay < seconds
