@@ -16,13 +16,12 @@ import errno
 import os
 import re
 import stat
-from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, get_args
 
 from mxpolicy.errors import ConfigError, UsageError
 from mxpolicy.option_values import ITEMS, LISTS, choice, near_miss, shown
-from mxpolicy.options import Options
+from mxpolicy.options import Options, is_record
 from mxpolicy.reply import printable
 
 if TYPE_CHECKING:
@@ -256,11 +255,11 @@ def _section(node: Node | None, record: Any, path: str, mistakes: _Mistakes) -> 
     if node is None or (_is_null(node) and not _required(record)):
         return record()
     if node.id != "mapping":
-        keys = ", ".join(one.name for one in fields(record))
+        keys = ", ".join(record._fields)
         what = f"expected a section with the keys {keys}"
         mistakes.at(node, path.rstrip("."), what)
         return None if _required(record) else record()
-    known = {one.name: one.type for one in fields(record)}
+    known = record.__annotations__
     values: dict[str, object] = {}
     lines: dict[str, int] = {}
     for key_node, value_node in node.value:
@@ -288,11 +287,7 @@ def _section(node: Node | None, record: Any, path: str, mistakes: _Mistakes) -> 
 
 def _required(record: Any) -> list[str]:
     """Return the keys of a section that have no default."""
-    return [
-        one.name
-        for one in fields(record)
-        if one.default is MISSING and one.default_factory is MISSING
-    ]
+    return [name for name in record._fields if name not in record._field_defaults]
 
 
 def _key(
@@ -319,12 +314,12 @@ def _nearest_key(key: str, known: tuple[str, ...]) -> str:
 
 
 def _all_paths(record: Any, path: str) -> Iterator[str]:
-    for one in fields(record):
-        yield path + one.name
-        if record := _record_of_list(one.type):
-            yield from _all_paths(record, f"{path}{one.name}[].")
-        elif is_dataclass(one.type):
-            yield from _all_paths(one.type, f"{path}{one.name}.")
+    for name, kind in record.__annotations__.items():
+        yield path + name
+        if of_list := _record_of_list(kind):
+            yield from _all_paths(of_list, f"{path}{name}[].")
+        elif is_record(kind):
+            yield from _all_paths(kind, f"{path}{name}.")
 
 
 def _value(node: Node, kind: Any, path: str, mistakes: _Mistakes) -> object:
@@ -377,7 +372,7 @@ def _list(
 def _record_of_list(kind: Any) -> Any:
     """Return the record that *kind* is a list of (``tuple[Record, ...]``), else None."""
     first, *_ = get_args(kind) or (None,)
-    return first if is_dataclass(first) else None
+    return first if is_record(first) else None
 
 
 def _sections(

@@ -8,11 +8,13 @@ Field names are the YAML keys. The type of a field is its kind, and
 `mxpolicy.option_values` has one reader for each kind: a `Timeout` is a number
 of seconds here and ``30s`` or ``5m`` in YAML, a `Size` is a number of bytes
 here and ``10MiB`` there. Kinds are kept apart at run time by `Annotated`.
+
+They are no dataclasses: each of those takes three million instructions to make, for
+every message that `mxpolicy pipe` delivers by itself.
 """
 
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 __all__ = [
     "MIB",
@@ -67,6 +69,7 @@ __all__ = [
     "TlsOptions",
     "TransactionOptions",
     "YesNoAuto",
+    "is_record",
 ]
 
 MS = 0.001
@@ -169,8 +172,7 @@ class LogDetail(Enum):
     EVENTS = "events"
 
 
-@dataclass(frozen=True, slots=True)
-class ResolverOptions:
+class ResolverOptions(NamedTuple):
     """How DNS is asked."""
 
     servers: NameServers = ()
@@ -181,8 +183,7 @@ class ResolverOptions:
     """Believe the AD bit of these servers: ``yes``, ``no``, or ``auto``, which is yes with ``options trust-ad`` in resolv.conf."""
 
 
-@dataclass(frozen=True, slots=True)
-class RaceOptions:
+class RaceOptions(NamedTuple):
     """How soon the next candidate is started beside one that is slow."""
 
     address_delay: Delay = 250 * MS
@@ -201,8 +202,7 @@ class RaceOptions:
     """How long a better host that is connected is awaited when a worse one is ready first."""
 
 
-@dataclass(frozen=True, slots=True)
-class TransactionOptions:
+class TransactionOptions(NamedTuple):
     """How long a mail transaction waits."""
 
     silence: Timeout = 60 * SECONDS
@@ -217,8 +217,7 @@ class TransactionOptions:
     """How long the host may acknowledge no byte of the mail data (Postfix: smtp_data_xfer_timeout)."""
 
 
-@dataclass(frozen=True, slots=True)
-class LimitOptions:
+class LimitOptions(NamedTuple):
     """What messages may take of this machine."""
 
     message_memory: Size = 1 * MIB
@@ -237,8 +236,7 @@ class LimitOptions:
     """How many clients one socket of ``mxpolicy serve`` has at once; the next ones wait. All of them together use half of its descriptors at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class PipeSockets:
+class PipeSockets(NamedTuple):
     """Where ``mxpolicy pipe`` hands messages over."""
 
     at: Paths = (UNIX,)
@@ -247,8 +245,7 @@ class PipeSockets:
     """Group of these sockets; their mode is 0660. Default: that of ``mxpolicy serve``, which is also the mail server's for ``mxpolicy pipe``."""
 
 
-@dataclass(frozen=True, slots=True)
-class LmtpSockets:
+class LmtpSockets(NamedTuple):
     """Where the mail server delivers by LMTP (RFC 2033). A client that may connect may send mail to all the world."""
 
     at: Sockets = (UNIX,)
@@ -261,8 +258,7 @@ class LmtpSockets:
     """Users of this machine that may send by TCP, by name or number, beside root and the user of ``mxpolicy serve``. A name that does not exist is no mistake."""
 
 
-@dataclass(frozen=True, slots=True)
-class PolicySockets:
+class PolicySockets(NamedTuple):
     """Where the mail server asks for access policy (``check_policy_service``)."""
 
     at: Sockets = (UNIX,)
@@ -273,17 +269,15 @@ class PolicySockets:
     """As for ``lmtp``."""
 
 
-@dataclass(frozen=True, slots=True)
-class ListenOptions:
+class ListenOptions(NamedTuple):
     """Where ``mxpolicy serve`` is reached, beside the sockets that systemd gives it. A door with a socket from systemd makes none for ``unix``."""
 
-    pipe: PipeSockets = field(default_factory=PipeSockets)
-    lmtp: LmtpSockets = field(default_factory=LmtpSockets)
-    policy: PolicySockets = field(default_factory=PolicySockets)
+    pipe: PipeSockets = PipeSockets()
+    lmtp: LmtpSockets = LmtpSockets()
+    policy: PolicySockets = PolicySockets()
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryOptions:
+class MemoryOptions(NamedTuple):
     """How long a host that failed is asked last."""
 
     pause: Timeout = 60 * SECONDS
@@ -294,8 +288,7 @@ class MemoryOptions:
     """When every host has failed and is in its pause: ``yes`` defers the message at once, ``no`` asks them all again."""
 
 
-@dataclass(frozen=True, slots=True)
-class JournalOptions:
+class JournalOptions(NamedTuple):
     """Which recipient has which message, so that none gets it twice."""
 
     keep: bool = True
@@ -304,8 +297,7 @@ class JournalOptions:
     """How long a delivery waits for another one of the same message to the same recipient; then it is deferred."""
 
 
-@dataclass(frozen=True, slots=True)
-class KickOptions:
+class KickOptions(NamedTuple):
     """Telling the mail server, from ``mxpolicy serve``, that hosts can be reached again."""
 
     command: Texts = ()
@@ -314,16 +306,14 @@ class KickOptions:
     """How many messages a second the mail server is told of at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class TlsOptions:
+class TlsOptions(NamedTuple):
     """TLS towards the hosts."""
 
     default: TlsLevel = TlsLevel.MAY
     """Level for every destination, one of Postfix's names: ``none`` or ``may``."""
 
 
-@dataclass(frozen=True, slots=True)
-class LogOptions:
+class LogOptions(NamedTuple):
     """Where a delivery is logged, and how."""
 
     to: LogTarget = "syslog"
@@ -356,8 +346,7 @@ AccessFindings = Annotated[tuple[AccessFinding, ...], "AccessFindings"]
 """Findings, at least one."""
 
 
-@dataclass(frozen=True, slots=True)
-class AccessRule:
+class AccessRule(NamedTuple):
     """What is answered to the mail server about one finding, and when."""
 
     finding: AccessFindings
@@ -380,8 +369,7 @@ AccessRules = tuple[AccessRule, ...]
 """In the order of trying; the first one that matches decides."""
 
 
-@dataclass(frozen=True, slots=True)
-class AccessPolicyOptions:
+class AccessPolicyOptions(NamedTuple):
     """What ``mxpolicy policy`` answers to the mail server (SMTPD_POLICY_README)."""
 
     timeout: Timeout = 8 * SECONDS
@@ -390,8 +378,7 @@ class AccessPolicyOptions:
     """What is answered about which finding; the first rule that matches decides. Two more follow: ``{finding: [null_mx], action: 550}`` about recipients and the same about senders (RFC 7505). Then DUNNO."""
 
 
-@dataclass(frozen=True, slots=True)
-class LmtpOptions:
+class LmtpOptions(NamedTuple):
     """What the daemon's LMTP server takes (RFC 2033)."""
 
     timeout: Timeout = 30 * MINUTES
@@ -402,8 +389,7 @@ class LmtpOptions:
     """``yes``: announce DSN (RFC 3461), and pass NOTIFY, RET, ENVID and ORCPT to hosts that offer it. The mail server then leaves reports of success to them; a host that does not offer DSN sends none, and neither does mxpolicy. ``no``: the mail server reports "relayed" to senders who asked for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """The whole configuration; ``Options()`` works as it is."""
 
     helo: HostName = ""
@@ -418,25 +404,30 @@ class Options:
     """Exceptions to all of that, for a test bed or a mail system on loopback."""
     port: Port = 25
     """TCP port of the hosts, unless the nexthop says another."""
-    resolver: ResolverOptions = field(default_factory=ResolverOptions)
-    race: RaceOptions = field(default_factory=RaceOptions)
+    resolver: ResolverOptions = ResolverOptions()
+    race: RaceOptions = RaceOptions()
     deadline: Timeout = 15 * MINUTES
     """How long one message may take; then it is deferred. ``--deadline`` says otherwise for a call. The answer to its end may take 10 minutes more."""
-    transaction: TransactionOptions = field(default_factory=TransactionOptions)
+    transaction: TransactionOptions = TransactionOptions()
     greeting_5xx: GreetingPolicy = GreetingPolicy.NEXT
     """A 5yz greeting: ``next`` host (it may be the firewall that speaks) or ``bounce``."""
     nxdomain: NxdomainPolicy = NxdomainPolicy.BOUNCE
     """A domain that does not exist: ``bounce`` or ``defer``."""
     long_lines: LongLines = LongLines.FOLD
     """Lines over 998 bytes: ``fold`` as Postfix does, or ``pass``."""
-    limits: LimitOptions = field(default_factory=LimitOptions)
-    memory: MemoryOptions = field(default_factory=MemoryOptions)
-    journal: JournalOptions = field(default_factory=JournalOptions)
-    kick: KickOptions = field(default_factory=KickOptions)
-    tls: TlsOptions = field(default_factory=TlsOptions)
-    lmtp: LmtpOptions = field(default_factory=LmtpOptions)
-    policy: AccessPolicyOptions = field(default_factory=AccessPolicyOptions)
-    listen: ListenOptions = field(default_factory=ListenOptions)
-    log: LogOptions = field(default_factory=LogOptions)
+    limits: LimitOptions = LimitOptions()
+    memory: MemoryOptions = MemoryOptions()
+    journal: JournalOptions = JournalOptions()
+    kick: KickOptions = KickOptions()
+    tls: TlsOptions = TlsOptions()
+    lmtp: LmtpOptions = LmtpOptions()
+    policy: AccessPolicyOptions = AccessPolicyOptions()
+    listen: ListenOptions = ListenOptions()
+    log: LogOptions = LogOptions()
     state: Directory = ""
     """Directory for what is remembered, and for the journal. Default: ``$STATE_DIRECTORY``, else ``/var/lib/mxpolicy``."""
+
+
+def is_record(kind: object) -> bool:
+    """Return whether *kind*, a field's type or a value, is a record of options."""
+    return hasattr(kind, "_field_defaults")

@@ -12,7 +12,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -35,6 +34,8 @@ README = CHECKOUT / "README.md"
 CONTRACT = CHECKOUT / "tests" / "lab" / "CONTRACT.md"
 
 WIDTH = 80
+
+_MISSING = object()
 
 HEAD = """\
 # /etc/mxpolicy/mxpolicy.yaml: every option of mxpolicy with its default.
@@ -116,38 +117,30 @@ class Option(NamedTuple):
 def all_options(record: Any = Options, path: str = "") -> Iterator[Option]:
     """Yield every option and section in the order of `options.py`."""
     texts = _docstrings(record.__name__)
-    for one in fields(record):
-        default = _default(one)
-        if is_dataclass(default):
-            kind = type(default)
-            text = _one_line(kind.__doc__ or "")
-            yield Option(path + one.name, None, text)
-            yield from all_options(kind, f"{path}{one.name}.")
+    for name, kind in record.__annotations__.items():
+        if options.is_record(kind):
+            yield Option(path + name, None, _one_line(kind.__doc__ or ""))
+            yield from all_options(kind, f"{path}{name}.")
         else:
+            default = record._field_defaults.get(name, _MISSING)
             yield Option(
-                path + one.name,
-                as_yaml(default, one.type),
-                texts[one.name],
-                _keys(one.type, f"{path}{one.name}[]."),
+                path + name,
+                as_yaml(default, kind),
+                texts[name],
+                _keys(kind, f"{path}{name}[]."),
             )
-
-
-def _default(option: Field[Any]) -> object:
-    if option.default_factory is not MISSING:
-        return option.default_factory()
-    return option.default
 
 
 def _keys(kind: object, path: str) -> tuple[Option, ...]:
     first, *_ = get_args(kind) or (None,)
-    return tuple(all_options(first, path)) if is_dataclass(first) else ()
+    return tuple(all_options(first, path)) if options.is_record(first) else ()
 
 
 def as_yaml(value: object, kind: object) -> str:
     """Return the default *value* of an option of *kind* as one would write it."""
     if isinstance(value, Enum):
         return str(value.value)
-    if value is MISSING:
+    if value is _MISSING:
         return ""
     if value is None or isinstance(value, bool):
         return {True: "yes", False: "no", None: "auto"}[value]

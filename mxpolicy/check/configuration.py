@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +12,7 @@ from mxpolicy.config import DEFAULT_PATH
 from mxpolicy.net.own_name import own_name
 from mxpolicy.net.resolv_conf import read_resolv_conf
 from mxpolicy.option_values import duration_text, size_text
-from mxpolicy.options import Delay, Options, Size, Timeout, YesNoAuto
+from mxpolicy.options import Delay, Options, Size, Timeout, YesNoAuto, is_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -62,14 +61,14 @@ def settings(options: Options, environ: Mapping[str, str]) -> list[Setting]:
 def _settings(
     record: Any, default: Any, path: str, meanings: Mapping[str, str]
 ) -> Iterator[Setting]:
-    for one in fields(record):
-        value, usual = getattr(record, one.name), getattr(default, one.name)
-        name = path + one.name
-        if is_dataclass(value):
+    for key, kind in type(record).__annotations__.items():
+        value, usual = getattr(record, key), getattr(default, key)
+        name = path + key
+        if is_record(value):
             yield from _settings(value, usual, f"{name}.", meanings)
         else:
             meaning = "" if value not in ("", (), None) else meanings.get(name, "")
-            yield Setting(name, as_written(value, one.type), value == usual, meaning)
+            yield Setting(name, as_written(value, kind), value == usual, meaning)
 
 
 def _meanings(options: Options, environ: Mapping[str, str]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 from math import inf
 from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -202,7 +201,7 @@ async def play(
     async def may_send_dot() -> bool:
         return is_complete()
 
-    options = dataclasses.replace(options or Options(), helo=helo)
+    options = (options or Options())._replace(helo=helo)
     settlement = Settlement(recipients, report)
     journal.claim(settlement)
     attempt = Attempt(

@@ -6,7 +6,6 @@ import asyncio
 import resource
 import socket
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -400,8 +399,8 @@ def test_limits_that_are_raised_let_more_go_on_at_once() -> None:
         site = sender.site
         tasks = sender.send(host, 6)
         await asyncio.sleep(1)
-        more = replace(LIMITS, connections_per_host=4)
-        site.engine = site.engine.renewed(replace(site.options, limits=more))
+        more = LIMITS._replace(connections_per_host=4)
+        site.engine = site.engine.renewed(site.options._replace(limits=more))
         sent = await asyncio.gather(*tasks)
         assert sorted(round(one.seconds) for one in sent) == [50, 50, 51, 51, 100, 100]
 

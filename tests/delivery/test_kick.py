@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ class Kicked:
 
     def __init__(self, *hosts: ScriptedHost, rate: int = 10) -> None:
         self.site = Site(*hosts)
-        options = replace(self.site.options, kick=KickOptions(COMMAND, rate))
+        options = self.site.options._replace(kick=KickOptions(COMMAND, rate))
         self.site.context.options = options
         self.commands: list[tuple[float, list[str]]] = []
         self.fails = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -744,7 +743,7 @@ def test_new_configuration_ends_sessions_that_wait_and_those_in_use_are_not_kept
         await site.send()
         under_way = asyncio.create_task(site.send())
         await asyncio.sleep(1)
-        site.engine = site.engine.renewed(replace(site.options, helo="new.example.com"))
+        site.engine = site.engine.renewed(site.options._replace(helo="new.example.com"))
         await under_way
         assert not was_reused(await site.send())
 
@@ -821,7 +820,7 @@ def test_other_options_count_from_the_next_session_on() -> None:
     async def work(site: Site) -> None:
         await site.send()
         once = TransactionOptions(session_messages=1)
-        site.engine = site.engine.renewed(replace(site.options, transaction=once))
+        site.engine = site.engine.renewed(site.options._replace(transaction=once))
         await site.send()
         await site.send()
 

@@ -7,7 +7,6 @@ import contextlib
 import os
 import resource
 import socket
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import dns.flags
@@ -414,7 +413,7 @@ def test_longest_wait_is_the_one_that_is_written_down(
             for server, kind in zip(servers, kinds.split(), strict=True):
                 _make(server, kind)
             names = tuple(server.text for server in servers)
-            asking = Resolver(replace(options.resolver, servers=names), ResolvConf())
+            asking = Resolver(options.resolver._replace(servers=names), ResolvConf())
             loop = asyncio.get_running_loop()
             began = loop.time()
             lookup = await asking.lookup("many.example.com", "A", within)

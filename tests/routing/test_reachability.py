@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -320,7 +318,7 @@ def test_clock_step_never_pauses_longer_than_the_longest(step: float) -> None:
 def test_no_candidate_is_paused_longer_than_the_longest(
     since: float, pause: float, now: float, longest: float
 ) -> None:
-    options = replace(DEFAULTS, longest_pause=longest)
+    options = DEFAULTS._replace(longest_pause=longest)
     record = HostRecord(Verdict.FILTERED, full=True, since=since, pause=pause)
     if standing(record, now, options) is Standing.PAUSED:
         later = standing(record, now + longest + 0.001 + now * 1e-9, options)
