@@ -103,8 +103,12 @@ def pipe(argv: list[str], mail_server: int | None = None) -> NoReturn:
             supervisor that it needs.
     """
     try:
+        import gc
         import signal
 
+        # What is imported stays: until all of it is there (mxpolicy.pipe), a search for
+        # garbage finds none.
+        gc.disable()
         # Exim bounces the message when a signal kills its command. `pipe` has handlers
         # of its own, once it is imported.
         ending = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

@@ -30,6 +30,7 @@ process; without it (``python3 -m mxpolicy``), `mxpolicy.supervisor` does so for
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -284,6 +285,9 @@ async def _deliver(
     from mxpolicy.delivery.replay import prevails
     from mxpolicy.state.opening import open_store, state_file
 
+    # What there is by now is never searched: the message and its delivery are.
+    gc.freeze()
+    gc.enable()
     asyncio.get_running_loop().set_exception_handler(way_out.on_loop_trouble)
     log = Log(options.log)
 

@@ -798,6 +798,7 @@ def test_socket_of_a_daemon_is_accepted_and_nobody_is_asked(
 DEAR = {
     *("argparse", "difflib", "tempfile", "subprocess", "email", "urllib.request"),
     *("json", "sqlite3", "idna", "yaml", "http", "secrets", "ctypes"),
+    *("dataclasses", "shlex"),
     *("dns", "mxpolicy.check"),
     *("mxpolicy.demo", "mxpolicy.route", "importlib.metadata", "multiprocessing"),
 }

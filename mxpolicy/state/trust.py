@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shlex
 import stat
 from enum import Enum
 
@@ -53,13 +52,13 @@ def examine(path: str, trust: Trust, uid: int) -> None:
     for found in (os.lstat(directory), os.stat(directory)):
         objection = _owner_objection(found, trust, uid)
         if objection:
-            mend = shlex.join(["chown", "-h", _name(uid), directory])
+            mend = _command("chown", "-h", _name(uid), directory)
             raise StoreDistrusted(f"{directory} {objection}", mend)
     if not stat.S_ISDIR(found.st_mode):
         raise StoreDistrusted(f"{directory} is no directory")
     objection, how = _mode_objection(directory, found, trust, uid)
     if objection:
-        raise StoreDistrusted(f"{directory} {objection}", shlex.join([*how, directory]))
+        raise StoreDistrusted(f"{directory} {objection}", _command(*how, directory))
     for name in files(path):
         try:
             found = os.lstat(name)
@@ -81,7 +80,13 @@ def files(path: str) -> list[str]:
 
 def removal(path: str) -> str:
     """Return the command that removes a file that cannot be believed."""
-    return shlex.join(["rm", "-f", *files(path)])
+    return _command("rm", "-f", *files(path))
+
+
+def _command(*words: str) -> str:
+    import shlex  # only where something is wrong
+
+    return shlex.join(words)
 
 
 def _owner_objection(found: os.stat_result, trust: Trust, uid: int) -> str:
