@@ -141,7 +141,7 @@ def _lab(transport: str, processes: int, limit: int) -> Iterator[Lab]:
     with Lab(place(cases, (transport,)), files=files) as lab:
         column = f"mxpolicy/unix/process_limit={processes}"
         lab.mta_exec(["postconf", "-F", column])
-        lab.mta_exec(["postfix", "reload"])
+        lab.postfix.reload()
         yield lab
 
 

@@ -158,12 +158,31 @@ class Postfix:
     def add_transport(self, name: str, entry: str) -> None:
         """Add or change a service in master.cf, and reload."""
         self._add_service(name, entry)
-        self._run("postfix", "reload")
+        self.reload()
 
     def set(self, **settings: str) -> None:
         """Change main.cf, and reload."""
         self._edit_main(settings)
+        self.reload()
+
+    def reload(self) -> None:
+        """Have it read its configuration again; return when it serves by the new one.
+
+        A smtpd(8) of before that takes a client while it is about to end misleads
+        master(8): it counts one that is idle, and starts no other for the next client,
+        who then waits for its greeting. So those of before have to be gone; one that
+        has a client is waited for in vain.
+        """
+        before = self._smtpd()
         self._run("postfix", "reload")
+        until = time.monotonic() + 5
+        while before & self._smtpd() and time.monotonic() < until:
+            time.sleep(0.02)
+
+    def _smtpd(self) -> frozenset[int]:
+        processes = self._world.processes()
+        found = (one.pid for one in processes if one.command.startswith("smtpd "))
+        return frozenset(found)
 
     def _run(self, *argv: str) -> str:
         return self._world.run("mta", argv).stdout.decode()
@@ -241,8 +260,7 @@ class Client(smtplib.SMTP):
 
     def __init__(self, world: World, port: int = 25) -> None:
         self._world = world
-        # master(8) may let a service rest for a minute after a reload (throttle_time).
-        super().__init__("127.0.0.1", port, local_hostname="localhost", timeout=150)
+        super().__init__("127.0.0.1", port, local_hostname="localhost", timeout=60)
         # Without SMTPUTF8 among the options, it is the mail server that will object.
         self.command_encoding = "utf-8"
         self.ehlo()

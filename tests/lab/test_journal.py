@@ -190,7 +190,7 @@ def test_after_a_change_of_nexthop_the_message_goes_there_for_all(lab: Lab) -> N
     assert [line.status for line in lines] == ["deferred", "deferred"]
     assert hosts_of(lab, recipients[0]) == ["mixed"]
     lab.postfix.route(domain, f"{MANY}:archive.{MANY}.lab.test")
-    lab.mta_exec(["postfix", "reload"])  # its daemons have the old map open
+    lab.postfix.reload()  # its daemons have the old map open
     try:
         lab.postfix.flush()
         lines = lab.postfix.await_deliveries(queue_id, 60, 4)[2:]

@@ -49,7 +49,7 @@ def start() -> Lab:
     files = {"/etc/mxpolicy/mxpolicy.yaml": limit}
     lab = Lab(place(CASES, TRANSPORTS), files=files)
     lab.mta_exec(["postconf", "-F", f"mxpolicy/unix/process_limit={PROCESSES}"])
-    lab.mta_exec(["postfix", "reload"])
+    lab.postfix.reload()
     return lab
 
 

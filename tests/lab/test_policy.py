@@ -312,7 +312,7 @@ def test_one_process_serves_a_connection_and_ends_with_it(lab: Lab) -> None:
             assert rcpt(client, [NULL_MX, GOOD])[0] == NO_RECIPIENT
         assert len(policies(lab)) == 1
         assert {one.user for one in policies(lab)} == {"mxpolicy"}
-    lab.mta_exec(["postfix", "reload"])  # which smtpd(8) does not survive
+    lab.postfix.reload()  # which smtpd(8) does not survive
     await_end(lab)
 
 
@@ -411,7 +411,7 @@ def test_broken_command_does_nobody_harm(lab: Lab, command: str, within: float) 
 
 def test_service_that_is_not_there_does_nobody_harm(lab: Lab) -> None:
     lab.mta_exec(["postconf", "-MX", f"{SERVICE}/unix"])
-    lab.mta_exec(["postfix", "reload"])
+    lab.postfix.reload()
     answer, seconds = timed(lab, NULL_MX)
     assert answer == TAKEN
     assert seconds < HANGING
