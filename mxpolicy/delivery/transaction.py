@@ -317,17 +317,20 @@ class Transaction:
 
     async def _body(self) -> Reply | None:
         """Send the mail data; return the refusal that came before the dot, if any."""
+        dialogue = self._dialogue
         stuffer = DotStuffer(self._long_lines)
+        dialogue.begin_body()
+        piece = b""  # kept until it is known whether it is the last one
         async for chunk in self._mail_data.chunks(_CHUNK):
-            early = await self._dialogue.send_body(
-                stuffer.encode(chunk), self._progress
-            )
-            if early is not None:
-                return early
-        early = await self._dialogue.send_body(stuffer.finish(), self._progress)
+            if piece:
+                early = await dialogue.send_body(piece, self._progress)
+                if early is not None:
+                    return early
+            piece = stuffer.encode(chunk)
+        early = await dialogue.send_end(piece + stuffer.finish(), self._progress)
         if early is not None or not self._session.approach.waits_for_body:
             return early
-        return await self._dialogue.drain(self._progress)
+        return await dialogue.drain(self._progress)
 
     async def _dot(self, accepted: Sequence[int]) -> tuple[Verb, Reply] | None:
         """Send the final dot; return the refusal, if any.

@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import operator
 import os
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 
 from mxpolicy.errors import (
@@ -226,14 +228,19 @@ class Stream:
         *,
         progress_timeout: float | None = None,
         heed_input: bool = False,
+        suffices: Callable[[int], bool] = operator.not_,
     ) -> bool:
-        """Wait until all that was written is acknowledged; then return True.
+        """Wait until what was written is acknowledged; then return True.
 
         True at once where the system cannot tell. *progress_timeout*,
         *heed_input*, the result False and the errors are those of `write`.
+
+        Args:
+            suffices: Whether the wait may end with so many bytes not acknowledged. By
+                default with none.
         """
         look = _FIRST_LOOK
-        while self.unacknowledged():
+        while not suffices(self.unacknowledged()):
             self._begin_watch(progress_timeout)
             # Looked at in any case: after a reset the count stays as it was.
             if self.has_input() and heed_input:

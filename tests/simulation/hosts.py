@@ -8,6 +8,7 @@ sender; time is the running loop's. A `Line` is how one process reaches it.
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections import Counter, deque
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +20,8 @@ from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
 from tests.simulation.world import GOOD, Act, Place
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.evidence import SendState
     from tests.simulation.process import Process
@@ -522,7 +525,11 @@ class Stream:
         return True
 
     async def drain(
-        self, *, progress_timeout: float | None = None, heed_input: bool = False
+        self,
+        *,
+        progress_timeout: float | None = None,
+        heed_input: bool = False,
+        suffices: Callable[[int], bool] = operator.not_,
     ) -> bool:
         self._check()
         far = self._connection.round_trip
