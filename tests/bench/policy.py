@@ -1,17 +1,22 @@
 """Questions for a second that mxpolicy answers about known domains, and their price.
 
-    python -m tests.bench policy [QUESTIONS]
+    python -m tests.bench policy [QUESTIONS] [--checkout]
 
 Needs neither root nor the lab: a name server on loopback answers once, and the rest
 comes from what is kept. Each question is asked when the last one has its answer, as
 smtpd(8) does, about a recipient and a sender of two domains.
 
-daemon    `mxpolicy serve`, at its unix socket; by uvloop where that is installed
-policy    `mxpolicy policy`, as spawn(8) runs it
-nothing   the same with a wrong configuration, which answers DUNNO to everything: what a
-          Python, a socket and whoever asks take by themselves
+serve      `mxpolicy serve`, at its unix socket; by uvloop, and by asyncio
+policy     `mxpolicy policy`, as spawn(8) runs it
+nothing    the same with a wrong configuration, which answers DUNNO to everything: what a
+           Python, a socket and whoever asks take by themselves
+resolver   postfix-mta-sts-resolver, which answers another question (socketmap: the TLS
+           policy of a domain) out of its own cache in memory, where that of the domain
+           was put before; by uvloop, and by asyncio. pip fetches it
 
-Processor time is that of the process that answers: user and system, /proc/PID/stat.
+mxpolicy is installed as a user has it, and all run by the same Python (`installation`).
+With --checkout it is the checkout that runs, by the Python of this program, and nothing
+beside it; so nothing is fetched. Processor time is that of the process that answers: user and system, /proc/PID/stat.
 """
 
 import argparse
@@ -23,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -31,12 +36,12 @@ from typing import NamedTuple
 from tests.helpers.dns_server import dns_server
 
 from . import report
+from .installation import installation, peer
 
 # At the same time, each with a connection of its own: Postfix's default_process_limit.
 CLIENTS = 100
 
 _ZONE = (
-    "null.example. 3600 MX 0 .",
     "good.example. 3600 MX 10 mx.good.example.",
     "mx.good.example. 3600 A 192.0.2.10",
     "mx.good.example. 3600 AAAA 2001:db8::10",
@@ -46,107 +51,168 @@ _QUESTION = (
     b"sender=kim@good.example\nrecipient=%b\n\n"
 )
 _GOOD = _QUESTION % b"pat@good.example"
-_NULL = _QUESTION % b"pat@null.example"
 
 
-class _Figures(NamedTuple):
+class Figures(NamedTuple):
     """What one process that answers was measured to take.
 
     Attributes:
         first: Seconds from the start to the first answer.
-        good, null: Questions a second, about such a recipient.
+        good: Questions a second, about a known recipient.
         many: The same of `CLIENTS` that ask at the same time; 0 where each has a process.
-        processor: Seconds for a question about a good recipient.
+        processor: Seconds for a question of one client.
         memory: KiB of its own.
     """
 
     first: float
     good: float
-    null: float
     many: float
     processor: float
     memory: int
+
+
+class _Server(NamedTuple):
+    """One that answers at a socket: its command line, what is asked, how an answer ends."""
+
+    name: str
+    command: Sequence[str]
+    question: bytes = _GOOD
+    end: bytes = b"\n\n"
+
+
+# In place of uvloop's, asyncio's own loop.
+_WITHOUT_UVLOOP = "import sys; sys.modules['uvloop'] = None\n"
+_SERVE = "from mxpolicy.cli import main\nraise SystemExit(main())"
+
+_RESOLVER = """
+import asyncio, sys, time
+from postfix_mta_sts_resolver import utils
+from postfix_mta_sts_resolver.base_cache import CacheEntry
+from postfix_mta_sts_resolver.responder import STSSocketmapResponder
+
+async def main(path):
+    config = utils.populate_cfg_defaults({"path": path, "cache_grace": 86400})
+    cache = utils.create_cache("internal", {"cache_size": 10000})
+    await cache.setup()
+    policy = {"version": "STSv1", "mode": "enforce", "mx": ["mx.good.example"]}
+    entry = CacheEntry(time.time(), "1", {**policy, "max_age": 86400})
+    await cache.set("good.example", entry)
+    responder = STSSocketmapResponder(config, asyncio.get_running_loop(), cache)
+    await responder.start()
+    await asyncio.Event().wait()
+
+if sys.argv[2] == "uvloop":
+    assert utils.enable_uvloop()
+asyncio.run(main(sys.argv[1]))
+"""
+_MAP_QUESTION = b"postfix good.example"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Return 0 when there is a table."""
     parser = argparse.ArgumentParser("python -m tests.bench policy")
     parser.add_argument("questions", nargs="?", type=int, default=5000)
-    count = parser.parse_args(arguments).questions
+    parser.add_argument("--checkout", action="store_true")
+    options = parser.parse_args(arguments)
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as directory:
-        figures = asyncio.run(_measure_all(Path(directory), count))
-    head = ("", "daemon", "policy", "", "nothing", "")
-    print(report.table(head, list(_rows(*figures))))
-    print()
-    print(report.circumstances(begun))
+    print(table(options.questions, is_checkout=options.checkout))
+    print(f"\n{report.circumstances(begun)}")
     return 0
 
 
-def _rows(
-    daemon: _Figures, policy: _Figures, nothing: _Figures
-) -> Iterator[tuple[str, ...]]:
-    def row(
-        what: str, show: Callable[[float], str], of: Callable[[_Figures], float]
-    ) -> tuple[str, ...]:
-        first, *others = (of(one) for one in (daemon, policy, nothing))
-        cells = [show(first)]
-        for other in others:
-            cells += [show(other), report.ratio(first, other)] if other else ["", ""]
-        return (what, *cells)
-
-    def rate(value: float) -> str:
-        return f"{value:.0f}/s"
-
-    def microseconds(value: float) -> str:
-        return f"{value * 1e6:.0f} us"
-
-    yield row("first answer after", report.seconds, lambda one: one.first)
-    yield row("about a good domain", rate, lambda one: one.good)
-    yield row("about a null MX", rate, lambda one: one.null)
-    yield row(f"{CLIENTS} clients, good", rate, lambda one: one.many)
-    yield row("processor time, good", microseconds, lambda one: one.processor)
-    yield row("memory of its own", report.mebibytes, lambda one: float(one.memory))
+def table(count: int, *, is_checkout: bool = False) -> str:
+    """Return the table for *count* questions of each kind."""
+    with tempfile.TemporaryDirectory() as directory:
+        found = asyncio.run(_measure_all(Path(directory), count, is_checkout))
+    name, reference = list(found.items())[-1]
+    head = (
+        *("access policy", "one client", f"of {name}'s", f"{CLIENTS} clients"),
+        *("processor time", "first answer after", "memory of its own"),
+    )
+    rows = [
+        (
+            name,
+            f"{one.good:.0f}/s",
+            report.ratio(one.good, reference.good),
+            f"{one.many:.0f}/s" if one.many else "",
+            f"{one.processor * 1e6:.0f} us",
+            report.seconds(one.first),
+            report.mebibytes(one.memory),
+        )
+        for name, one in found.items()
+    ]
+    return report.table(head, rows)
 
 
-async def _measure_all(directory: Path, count: int) -> list[_Figures]:
+async def _measure_all(
+    directory: Path, count: int, is_checkout: bool
+) -> dict[str, Figures]:
+    python = sys.executable
+    if not is_checkout:
+        python = str(installation() / "bin" / "python3")
     right, wrong = directory / "right.yaml", directory / "wrong.yaml"
     wrong.write_text("policy: {rulez: []}\n")
-    (directory / "run").mkdir()
+    run = directory / "run"
+    run.mkdir()
+    serve = ("serve", "--config", str(right))
+    servers = [
+        _Server("serve, uvloop", (python, "-c", _SERVE, *serve)),
+        _Server("serve, asyncio", (python, "-c", _WITHOUT_UVLOOP + _SERVE, *serve)),
+    ]
+    found = {}
     async with dns_server(*_ZONE) as server:
         right.write_text(
             f"resolver: {{servers: ['{server.text}']}}\nlog: {{to: /dev/null}}\n"
             f"state: {directory}\n"
         )
-        return [
-            await asyncio.to_thread(_measure_daemon, right, count),
-            await asyncio.to_thread(_measure_policy, right, count),
-            await asyncio.to_thread(_measure_policy, wrong, count),
-        ]
+        for one in servers:
+            found[one.name] = await asyncio.to_thread(_measure_server, one, run, count)
+        for name, config in (("policy", right), ("nothing", wrong)):
+            command = (python, "-m", "mxpolicy", "policy", "--config", str(config))
+            found[name] = await asyncio.to_thread(_measure_policy, command, count)
+        for one in () if is_checkout else _resolvers(run):
+            found[one.name] = await asyncio.to_thread(_measure_server, one, run, count)
+    return found
 
 
-def _measure_daemon(config: Path, count: int) -> _Figures:
-    path = config.parent / "run" / "policy"
-    command = (sys.executable, "-m", "mxpolicy", "serve", "--config", str(config))
+def _resolvers(run: Path) -> list[_Server]:
+    python = str(peer("postfix-mta-sts-resolver", "uvloop") / "bin" / "python3")
+    asked = b"%d:%b," % (len(_MAP_QUESTION), _MAP_QUESTION)
+    return [
+        _Server(
+            f"resolver, {loop}",
+            (python, "-c", _RESOLVER, str(run / "policy"), loop),
+            *(asked, b","),
+        )
+        for loop in ("uvloop", "asyncio")
+    ]
+
+
+def _measure_server(server: _Server, run: Path, count: int) -> Figures:
+    path = run / "policy"
+    path.unlink(missing_ok=True)
     began = time.monotonic()
-    environ = {**os.environ, "RUNTIME_DIRECTORY": str(path.parent)}
-    with subprocess.Popen(command, env=environ) as process, ExitStack() as clients:
+    environ = {**os.environ, "RUNTIME_DIRECTORY": str(run)}
+    with (
+        subprocess.Popen(server.command, env=environ, cwd="/") as process,
+        ExitStack() as clients,
+    ):
         try:
-            connection = clients.enter_context(_connected(path))
-            first, good, null, processor = _figures(
-                connection, process.pid, began, count
-            )
-            memory = _own_memory(process.pid)
-            many = [clients.enter_context(_connected(path)) for _ in range(CLIENTS)]
-            at_once = _rate_of_many(many, _GOOD, count)
+            connection = clients.enter_context(_connected(path, process))
+            figures = _figures(connection, server, process.pid, began, count)
+            many = [
+                clients.enter_context(_connected(path, process)) for _ in range(CLIENTS)
+            ]
+            return figures._replace(many=_rate_of_many(many, server, count))
         finally:
             process.terminate()
-    return _Figures(first, good, null, at_once, processor, memory)
 
 
-def _connected(path: Path) -> socket.socket:
-    """Return a connection to *path*, as soon as there is a process that listens."""
+def _connected(path: Path, process: subprocess.Popen[bytes]) -> socket.socket:
+    """Return a connection to *path*, as soon as *process* listens there."""
     while True:
+        if process.poll() is not None:
+            raise RuntimeError(f"it has ended: {process.args!r}")
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(str(path))
@@ -157,34 +223,30 @@ def _connected(path: Path) -> socket.socket:
             return connection
 
 
-def _measure_policy(config: Path, count: int) -> _Figures:
+def _measure_policy(command: Sequence[str], count: int) -> Figures:
     ours, theirs = socket.socketpair()
-    command = (sys.executable, "-m", "mxpolicy", "policy", "--config", str(config))
     began = time.monotonic()
     with (
         ours,
         subprocess.Popen(
-            command, stdin=theirs.fileno(), stdout=theirs.fileno()
+            command, stdin=theirs.fileno(), stdout=theirs.fileno(), cwd="/"
         ) as process,
     ):
         theirs.close()
-        first, good, null, processor = _figures(ours, process.pid, began, count)
-        memory = _own_memory(process.pid)
+        figures = _figures(ours, _Server("", command), process.pid, began, count)
         ours.shutdown(socket.SHUT_WR)
-    return _Figures(first, good, null, 0.0, processor, memory)
+    return figures
 
 
 def _figures(
-    connection: socket.socket, pid: int, began: float, count: int
-) -> tuple[float, float, float, float]:
-    """Return the first answer's time, both rates, and the processor time for one."""
-    _ask(connection, _GOOD, 1)
+    connection: socket.socket, server: _Server, pid: int, began: float, count: int
+) -> Figures:
+    _ask(connection, server, 1)
     first = time.monotonic() - began
-    _ask(connection, _NULL, 1)
     before = _processor_time(pid)
-    good = _rate(connection, _GOOD, count)
+    good = _rate(connection, server, count)
     used = (_processor_time(pid) - before) / count
-    return first, good, _rate(connection, _NULL, count), used
+    return Figures(first, good, 0.0, used, _own_memory(pid))
 
 
 def _processor_time(pid: int) -> float:
@@ -193,37 +255,42 @@ def _processor_time(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _rate(connection: socket.socket, question: bytes, count: int) -> float:
+def _rate(connection: socket.socket, server: _Server, count: int) -> float:
     began = time.monotonic()
-    _ask(connection, question, count)
+    _ask(connection, server, count)
     return count / (time.monotonic() - began)
 
 
-def _ask(connection: socket.socket, question: bytes, count: int) -> None:
+def _ask(connection: socket.socket, server: _Server, count: int) -> None:
     for _ in range(count):
-        connection.sendall(question)
-        answer = b""
-        while not answer.endswith(b"\n\n"):
-            answer += connection.recv(4096)
+        connection.sendall(server.question)
+        _answer(connection, server)
+
+
+def _answer(connection: socket.socket, server: _Server) -> None:
+    answer = b""
+    while not answer.endswith(server.end):
+        more = connection.recv(4096)
+        if not more:
+            raise RuntimeError(f"{server.name} has hung up")
+        answer += more
 
 
 def _rate_of_many(
-    connections: Sequence[socket.socket], question: bytes, count: int
+    connections: Sequence[socket.socket], server: _Server, count: int
 ) -> float:
     """Return the rate when each asks again as soon as it has its answer."""
     began = time.monotonic()
     with selectors.DefaultSelector() as selector:
         for one in connections:
             selector.register(one, selectors.EVENT_READ, one)
-            one.sendall(question)
+            one.sendall(server.question)
         answered = 0
         while answered < count:
             for key, _ in selector.select():
-                answer = b""
-                while not answer.endswith(b"\n\n"):
-                    answer += key.data.recv(4096)
+                _answer(key.data, server)
                 answered += 1
-                key.data.sendall(question)
+                key.data.sendall(server.question)
     return answered / (time.monotonic() - began)
 
 

@@ -5,31 +5,32 @@
 Needs root and the lab. Small messages, one after the other, to a host in good health.
 User and system time, of what a delivery costs beyond queueing:
 
-mxpolicy   pipe(8) and the command that it runs: /proc/PID/stat of pipe(8), its own time
-           and that of the children it has waited for
-smtp(8)    /proc/PID/schedstat of smtp(8), a process that stays
+mxpolicy   pipe(8) and the command that it runs, and that delivers alone
+smtp(8)    a process that stays
 Exim       a delivery process, `exim -Mc ID`, run as Exim's daemon runs it: wait4(2).
            It reads and tidies the queue as well, which Postfix has qmgr(8) for
 python3    `python3 -I -c pass`, a yard-stick: wait4(2)
 
-Postfix's processes were warm, and delivered the same messages before.
+Postfix's processes were warm, and delivered the same messages before. How their time is
+read, says `servers.Servers.processor_time`.
 """
 
 import argparse
 import json
-import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tests.lab.packages import LabUnavailable
 from tests.lab.world import INSTALLED
 
 from . import report
-from .servers import CLIENTS, EXIM, MXPOLICY, SMTP, Servers
+from .servers import ALONE, EXIM, SMTP, Servers
 
 PYTHON = "python3 -I -c pass"
+
+CLIENTS = {ALONE: "mxpolicy", SMTP: "Postfix smtp(8)", EXIM: "Exim smtp"}
 
 SMALL = b"Subject: small\n\n" + b"A line of text, and it is not the only one.\n" * 40
 
@@ -55,8 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with Servers() as servers:
             used = {
-                MXPOLICY: _by_pipe(servers, count),
-                SMTP: _by_smtp(servers, count),
+                ALONE: _each(servers, ALONE, "pipe ", count),
+                SMTP: _each(servers, SMTP, "smtp ", count),
                 EXIM: _by_exim(servers, count),
                 PYTHON: _python(servers, count),
             }
@@ -67,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         [
             {**CLIENTS, PYTHON: f"`{PYTHON}`"}[name],
             report.seconds(seconds),
-            report.ratio(used[MXPOLICY], seconds),
+            report.ratio(used[ALONE], seconds),
         ]
         for name, seconds in used.items()
     ]
@@ -76,39 +77,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _by_pipe(servers: Servers, count: int) -> float:
-    def used() -> float:
-        ticks = 0
-        for pid in servers.processes("pipe "):
-            stat = servers.world.path(f"/proc/{pid}/stat").read_text()
-            # After the name: utime, stime, cutime and cstime are fields 14 to 17.
-            ticks += sum(map(int, stat.rpartition(")")[2].split()[11:15]))
-        return ticks / os.sysconf("SC_CLK_TCK")
-
-    return _each(servers, MXPOLICY, count, used)
-
-
-def _by_smtp(servers: Servers, count: int) -> float:
-    def used() -> float:
-        nanoseconds = 0
-        for pid in servers.processes("smtp "):
-            text = servers.world.path(f"/proc/{pid}/schedstat").read_text()
-            nanoseconds += int(text.split()[0])
-        return nanoseconds / 1e9
-
-    return _each(servers, SMTP, count, used)
-
-
-def _each(
-    servers: Servers, client: str, count: int, used: Callable[[], float]
-) -> float:
+def _each(servers: Servers, way: str, command: str, count: int) -> float:
     for _ in range(3):
-        servers.deliver(client, SMALL)
-    before = used()
+        servers.deliver(way, SMALL)
+    before = servers.processor_time(command)
     for _ in range(count):
-        servers.deliver(client, SMALL)
+        servers.deliver(way, SMALL)
     time.sleep(0.5)  # the mail server waits for the command after it has its answer
-    return (used() - before) / count
+    return (servers.processor_time(command) - before) / count
 
 
 def _by_exim(servers: Servers, count: int) -> float:
@@ -124,7 +100,7 @@ def _by_exim(servers: Servers, count: int) -> float:
 
 
 def _python(servers: Servers, count: int) -> float:
-    python = f"{INSTALLED}/bin/python"
+    python = f"{INSTALLED}/bin/python3"
     return _run(servers, [[python, "-I", "-c", "pass"]] * count) / count
 
 

@@ -42,6 +42,13 @@ def mebibytes(kibibytes: float) -> str:
     return f"{size:.{0 if size >= 10 else 1}f} MiB"
 
 
+def millions(count: float) -> str:
+    """Return a number of instructions in millions: "682 M", "1.3 M"; "" for none."""
+    value = count / 1e6
+    digits = 0 if value >= 20 else 1 if value >= 2 else 2
+    return f"{value:.{digits}f} M" if count else ""
+
+
 def circumstances(begun: float) -> str:
     """Return the line under a table; *begun* is of `time.monotonic`."""
     took = time.monotonic() - begun

@@ -1,6 +1,6 @@
 """What a session used again saves: processor time for a message, the engine alone.
 
-    python -m tests.bench sessions [MESSAGES]
+    python -m tests.bench sessions [MESSAGES] [--rounds N]
 
 Small messages, 20 at once, to one quick host on loopback, in a process of its own. Runs
 in turns: each message with a session of its own or not, with the state in a file or in
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import multiprocessing
+import sys
 import tempfile
 import time
 from itertools import product
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from mxpolicy.state.store import Store
+
+# As the daemon has it (`mxpolicy.daemon`).
+HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 
 AT_ONCE = 20
 ROUNDS = 3
@@ -135,22 +140,31 @@ def _measure(port: int, name: str, count: int, *, reuse: bool, in_file: bool) ->
             await store.close()
             return used / count
 
-    return asyncio.run(work())
+    new = importlib.import_module("uvloop").new_event_loop if HAS_UVLOOP else None
+    with asyncio.Runner(loop_factory=new) as runner:
+        return runner.run(work())
 
 
 def main(arguments: Sequence[str]) -> int:
     """Return 0 when there is a table."""
     parser = argparse.ArgumentParser("python -m tests.bench sessions")
     parser.add_argument("messages", nargs="?", type=int, default=1000)
-    count = parser.parse_args(arguments).messages
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    options = parser.parse_args(arguments)
     begun = time.monotonic()
+    print(f"{table(options.messages, options.rounds)}\n\n{report.circumstances(begun)}")
+    return 0
+
+
+def table(count: int, rounds: int) -> str:
+    """Return the table for *count* messages, the best of so many rounds."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     host = context.Process(target=_serve, args=(theirs,), daemon=True)
     host.start()
     port = ours.recv()
     used: dict[tuple[bool, bool], list[Used]] = {}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for in_file, reuse in product((False, True), (False, True)):
             before, at = _connections(ours), time.monotonic()
             name = f"{number}{'file' if in_file else ''}{'reuse' if reuse else ''}x"
@@ -160,28 +174,31 @@ def main(arguments: Sequence[str]) -> int:
             connections = (_connections(ours) - before) / all_of_them
             one = Used(processor, wall, connections)
             used.setdefault((in_file, reuse), []).append(one)
+    ours.send(False)
+    host.join()
     least = {one: min(found) for one, found in used.items()}
     rows = [
         [
             f"state in {'a file' if in_file else 'memory'}, "
             f"{'sessions used again' if reuse else 'a session each'}",
+            f"{1 / one.wall:.0f}/s",
             f"{one.processor * 1000:.2f} ms",
             report.ratio(one.processor, least[in_file, False].processor),
-            f"{1 / one.wall:.0f}/s",
             f"{one.connections:.3f}",
         ]
         for (in_file, reuse), one in least.items()
     ]
-    ours.send(False)
-    host.join()
-    head = ["", "processor time", "of a session each", "rate", "connections"]
-    print(f"{count} messages, {AT_ONCE} at once, the best of {ROUNDS} runs:\n")
-    print(report.table(head, rows))
-    print(f"\n{report.circumstances(begun)}")
-    return 0
+    loop = "uvloop" if HAS_UVLOOP else "asyncio"
+    head = [f"the engine alone, {count:,} messages, {AT_ONCE} at once, {loop}"]
+    head += ["a second", "processor time", "of a session each", "connections"]
+    return report.table(head, rows)
 
 
 def _connections(pipe: Connection) -> int:
     pipe.send(True)
     found: int = pipe.recv()
     return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

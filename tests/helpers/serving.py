@@ -100,10 +100,14 @@ class Serving:
 
 
 class Runner:
-    """Starts daemons, with a configuration that allows loopback."""
+    """Starts daemons, with a configuration that allows loopback.
 
-    def __init__(self, directory: Path) -> None:
+    *python* is the interpreter; by default that of the tests.
+    """
+
+    def __init__(self, directory: Path, python: str = sys.executable) -> None:
         self.directory = directory
+        self._python = python
         self.log = directory / "serve.log"
         self.config = directory / "serve.yaml"
         self.run = directory / "run"
@@ -157,7 +161,7 @@ class Runner:
                 **(environ or {}),
             }
             program = f"{_activation(given)}{before}\nfrom mxpolicy.cli import main\nraise SystemExit(main())"
-            command = [sys.executable, "-c", program, "serve", "--config"]
+            command = [self._python, "-c", program, "serve", "--config"]
             process = subprocess.Popen(
                 [*wrap, *command, str(self.config)],
                 cwd=CHECKOUT,

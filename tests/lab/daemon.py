@@ -39,7 +39,8 @@ class Daemon:
     """The daemon, started and ready; it ends with the lab, or by `stop` or `kill`.
 
     *settings* are more lines for its configuration, *environment* more variables,
-    *privileges* are setpriv(1)'s options for its groups and what it may do.
+    *privileges* are setpriv(1)'s options for its groups and what it may do, *wrap* is a
+    command that runs it.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class Daemon:
         settings: str = "",
         environment: Mapping[str, str] | None = None,
         privileges: Sequence[str] = ("--groups", GROUPS),
+        wrap: Sequence[str] = (),
     ) -> None:
         self._world = world
         self._environment = dict(environment or {})
         self._privileges = tuple(privileges)
+        self._wrap = tuple(wrap)
         self._process: subprocess.Popen[bytes]
         path = world.path(CONFIGURATION)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +63,8 @@ class Daemon:
         world.run("mta", ["install", "-d", *owned, DIRECTORY])
         owned = ("-o", ACCOUNT, "-g", ACCOUNT, "-m", "750")
         world.run("mta", ["install", "-d", *owned, "/var/lib/mxpolicy"])
-        self.start()
+        # What wraps it may make it many times slower.
+        self.start(within=300.0 if wrap else 30.0)
 
     def start(self, within: float = 30.0) -> None:
         """Start it, and wait until its sockets are open."""
@@ -70,7 +74,7 @@ class Daemon:
         serve = [f"{INSTALLED}/bin/mxpolicy", "serve", "--config", CONFIGURATION]
         self._process = self._world.start(
             "mta",
-            [*become, *self._privileges, "--", "env", *variables, *serve],
+            [*become, *self._privileges, "--", "env", *variables, *self._wrap, *serve],
             log=LOG,
         )
         until = time.monotonic() + within

@@ -1,6 +1,7 @@
 """A mail server that is killed while it writes a message: what has the host of it then?
 
-The test does it a dozen times, and `tests.bench.half` five hundred times.
+The test does it a dozen times. `tests.bench.half` does it five hundred times, several at
+once.
 """
 
 import time

@@ -42,6 +42,19 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """A message that a host received whole, in short.
+
+    `accepted` is whether the dot got a 2yz answer, `body` the SHA-256 of what is behind
+    the header, in hexadecimal.
+    """
+
+    forward_paths: list[str]
+    accepted: bool
+    body: str
+
+
+@dataclass(frozen=True)
 class Session:
     """A connection that a host accepted.
 
@@ -87,6 +100,13 @@ class Hosts:
         """Return the messages that came whole, for one recipient or for all."""
         records = self._ask("messages", forward_path=forward_path)
         return [Message(**record) for record in records]
+
+    def take(self) -> list[Taken]:
+        """Return the messages that came whole since the last time, and forget them.
+
+        For many large ones: they stay where they are, and none falls between.
+        """
+        return [Taken(**record) for record in self._ask("take")]
 
     def sessions(self, host: str = "") -> list[Session]:
         """Return the sessions with one host, or with all."""

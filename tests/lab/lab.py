@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from .case import AT_ONCE, GOOD, Case, Host, Mail, Placed
 from .daemon import Daemon
@@ -84,8 +85,8 @@ class Lab:
     *transports* are more services for Postfix's master.cf, *settings* more lines for
     its main.cf, *fragments* more of contrib (see `Postfix`), *files* what to write
     where in the lab before anything starts; mail for `DOMAIN.NAME.lab.test` goes by
-    transport NAME, or as *routes* says for NAME ("transport:nexthop"). Exim is there
-    once it is asked for.
+    transport NAME, or as *routes* says for NAME ("transport:nexthop"). *installed* is
+    `World`'s. Exim is there once it is asked for.
     Raises LabUnavailable where this machine cannot have one.
     """
 
@@ -97,10 +98,11 @@ class Lab:
         fragments: Sequence[str] = (),
         files: Mapping[str, str] | None = None,
         routes: Mapping[str, str] | None = None,
+        installed: Path | None = None,
     ) -> None:
         self.placed = tuple(placed)
         self.daemon: Daemon
-        self.world = World()
+        self.world = World(installed)
         try:
             self._write_files(files or {})
             self.firewall = Firewall(self.world)

@@ -47,7 +47,7 @@ def root_tree(packages: tuple[tuple[str, ...], ...] = PACKAGES) -> Path:
     digest = hashlib.sha256(wanted.encode()).hexdigest()[:8]
     home = LAB_DIRECTORY / "roots" / f"{_key()}-{digest}"
     tree, stamp = home / "root", home / "packages"
-    with _alone():
+    with alone():
         if stamp.exists():
             return tree
         shutil.rmtree(tree, ignore_errors=True)
@@ -62,7 +62,7 @@ def root_tree(packages: tuple[tuple[str, ...], ...] = PACKAGES) -> Path:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def alone() -> Iterator[None]:
     """Keep a second run on this machine waiting while this one unpacks."""
     LAB_DIRECTORY.mkdir(exist_ok=True)
     with (LAB_DIRECTORY / "lock").open("w") as lock:

@@ -15,6 +15,7 @@ Standard library only; one file, started by its path.
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import socket
@@ -162,10 +163,29 @@ class Records:
         """Return the sessions with one host, or all where that is empty."""
         return [one for one in self.sessions if host in ("", one["host"])]
 
+    def take(self) -> list[dict[str, Any]]:
+        """Return the digests of all messages, and forget them."""
+        found = [
+            {
+                "forward_paths": one["forward_paths"],
+                "accepted": one["accepted"],
+                "body": _digest(one["data"]),
+            }
+            for one in self.messages
+        ]
+        self.forget()
+        return found
+
     def forget(self) -> None:
         """Forget what has ended."""
         self.sessions = [one for one in self.sessions if not one["ended"]]
         self.messages = []
+
+
+def _digest(data: str) -> str:
+    """Return the SHA-256 of a message's body, in hexadecimal."""
+    body = data.partition("\r\n\r\n")[2].encode("latin-1")
+    return hashlib.sha256(body).hexdigest()
 
 
 class Wire:
@@ -541,6 +561,8 @@ class Internet:
                 return len(request["hosts"])
             case "messages":
                 return self._records.of_recipient(request["forward_path"])
+            case "take":
+                return self._records.take()
             case "sessions":
                 return self._records.of_host(request["host"])
             case "forget":

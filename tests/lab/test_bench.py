@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.bench import faults, imports, large, memory, processor
+from tests.bench import doors, faults, imports, large, memory, mixed, processor
 from tests.bench.__main__ import main
 
 from .packages import LabUnavailable
@@ -52,15 +52,41 @@ def test_processor_has_a_row_for_each_client_and_a_yard_stick(
     assert rows[0][2] == "1.0x"
 
 
-def test_large_has_time_and_memory_of_each_client(
+def test_large_has_time_and_memory_by_each_way(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert large.main(["2"]) == 0
+    assert large.main(["2", "--runs", "1"]) == 0
     head, _, *rows = cells(capsys.readouterr().out)
     assert head[0] == "2 MiB"
+    assert len(rows) == 5
     for row in rows:
-        assert re.fullmatch(r"[\d.]+ MiB", row[3])
-        assert row[3] != "0.0 MiB", "its process was never seen"
+        assert re.fullmatch(r"[\d.]+ MiB", row[4])
+        assert row[4] != "0.0 MiB", "its process was never seen"
+
+
+def test_doors_has_a_rate_and_its_price_for_each_way(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert doors.main(["10", "--rounds", "1"]) == 0
+    fed, waiting, more = capsys.readouterr().out.split("\n\n")[:3]
+    for table in (fed, waiting):
+        _, _, first, *rows = cells(table)
+        assert first[2] == "1.00x"
+        assert len(rows) == 4
+        for row in rows:
+            assert re.fullmatch(r"[\d.]+/s", row[1])
+            assert re.fullmatch(r"[\d.]+ ms", row[3])
+    assert len(cells(more)) >= 2 + 5
+
+
+def test_mixed_ends_as_the_host_has_said_by_both_ways(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert mixed.main(["100"]) == 0
+    head, _, *rows = cells(capsys.readouterr().out)
+    assert head[-3:] == ["83 sent", "10 deferred", "5 bounced"]
+    for row in rows:
+        assert row[-3:] == ["83", "10", "5"]
 
 
 def test_memory_has_rates_and_their_ratio_for_both_clients(

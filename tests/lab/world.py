@@ -39,14 +39,15 @@ class World:
     """One set of namespaces; a context manager that leaves nothing behind.
 
     Any number of worlds can exist at once: they share nothing, not even names.
-    Raises LabUnavailable where this machine does not let us make one.
+    *installed* is the virtual environment that is seen at `INSTALLED`; that of the tests,
+    if not said otherwise. Raises LabUnavailable where this machine does not let us make one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, installed: Path | None = None) -> None:
         if os.geteuid() != 0:
             raise LabUnavailable("the lab needs root, for namespaces and a firewall")
         _check_script()
-        self._holder = _start_holder(root_tree())
+        self._holder = _start_holder(root_tree(), installed or Path(sys.prefix))
         self._started: list[subprocess.Popen[bytes]] = []
         self.pid = self._read_pid()
         """Process 1 of the lab, as the outside numbers it."""
@@ -186,9 +187,11 @@ def _check_script() -> None:
         raise RuntimeError(f"{installed} is not {script}: run contrib/venv dev")
 
 
-def _start_holder(tree: Path) -> subprocess.Popen[str]:
+def _start_holder(tree: Path, installed: Path) -> subprocess.Popen[str]:
     plan = inside.Plan(
-        tree=str(tree), needed=_needed_directories(), mounts={sys.prefix: INSTALLED}
+        tree=str(tree),
+        needed=_needed_directories(),
+        mounts={str(installed): INSTALLED},
     )
     own = ["--mount", "--propagation", "private", "--pid", "--ipc", "--uts", "--fork"]
     python = [sys.executable, "-I", inside.__file__, json.dumps(vars(plan))]
