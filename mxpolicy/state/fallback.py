@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,8 +29,10 @@ from mxpolicy.state.store import (
     Store,
     StoreAbsent,
     StoreBusy,
+    Submitted,
     is_of_journal,
 )
+from mxpolicy.state.submitted import Awaited, ToldSoon, set_answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -150,6 +153,9 @@ class FallbackStore(Store):
         prevails: Given a row of the memory, and the row in the store that is back, says
             whether the first replaces the second. By default none does.
         call_later: As the event loop's; by default that.
+
+    Attributes:
+        allowance: The time for operations without patience.
     """
 
     def __init__(
@@ -167,7 +173,7 @@ class FallbackStore(Store):
         self._memory = memory or MemoryStore()
         self._prevails = prevails
         self._call_later = call_later
-        self._allowance = Allowance()
+        self.allowance = Allowance()
         self._journal = _Room(JOURNAL, is_of_journal, is_left=store is None)
         self._rest = _Room(
             "", lambda key: not is_of_journal(key), is_left=store is None
@@ -193,22 +199,36 @@ class FallbackStore(Store):
             operation: What is to be done.
             patience: Seconds of its own; see `patient`.
         """
+        if self._room_of(operation.key).is_left:
+            return self.by_memory(operation)
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        waiting = self.submit(operation, partial(set_answer, answer), patience)
+        try:
+            return await answer
+        finally:
+            waiting.give_up()
+
+    def submit(
+        self,
+        operation: Operation[T],
+        told: Callable[[T | BaseException], None],
+        patience: float | None = None,
+    ) -> Submitted:
+        """See `Store.submit`; `Operation.undone` is told when there is no answer.
+
+        Args:
+            operation: What is to be done.
+            told: Never takes a `StoreError`.
+            patience: Seconds of its own; see `patient`.
+        """
         room = self._room_of(operation.key)
         if room.is_left or self._store is None:
-            return await self._memory.do(operation)
-        try:
-            if patience is not None:
-                async with asyncio.timeout(patience):
-                    return await _until_done(self._store, operation)
-            return await self._do_within_allowance(self._store, operation)
-        except StoreBusy:
-            return operation.undone
-        except TimeoutError:
-            self._tell("no answer from the store in time: it is asked again later")
-            return operation.undone
-        except StoreError as error:
-            self._leave(room, self._store, str(error))
-        return await self._memory.do(operation)
+            return ToldSoon(self.by_memory(operation), told)
+        return _Submitted(self, self._store, room, operation, told, patience)
+
+    def by_memory(self, operation: Operation[T]) -> T:
+        """Do *operation* in the memory that serves in the store's place."""
+        return operation.on(self._memory.rows)
 
     def _room_of(self, key: str) -> _Room:
         return self._journal if is_of_journal(key) else self._rest
@@ -222,16 +242,8 @@ class FallbackStore(Store):
             with suppress(StoreError, TimeoutError):
                 await _do_soon(self._store.close())
 
-    async def _do_within_allowance(self, store: Store, operation: Operation[T]) -> T:
-        clock = asyncio.get_running_loop().time
-        seconds = self._allowance.begin(clock())
-        try:
-            async with asyncio.timeout(seconds):
-                return await store.do(operation)
-        finally:
-            self._allowance.end(clock())
-
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
+        """Tell *text*, unless it was told not long ago."""
         now = asyncio.get_running_loop().time()
         last = self._last_due.get(text, -inf)
         self._last_due[text] = now
@@ -240,11 +252,12 @@ class FallbackStore(Store):
 
     # -- leaving, and coming back ---------------------------------------------------
 
-    def _leave(self, room: _Room, store: Store, why: str) -> None:
+    def leave(self, room: _Room, store: Store, why: str) -> None:
+        """Let memory serve in place of *room*, and look for *store*."""
         if room.is_left:
             return  # another operation was faster to notice
         room.is_left = True
-        self._tell(f"nothing outlives this process: {why}")
+        self.tell(f"nothing outlives this process: {why}")
         # After a short return, the pauses go on growing.
         if asyncio.get_running_loop().time() - room.back_at > LAST_LOOK:
             room.pause = FIRST_LOOK
@@ -273,7 +286,7 @@ class FallbackStore(Store):
         room.back_at = asyncio.get_running_loop().time()
         self._last_due.clear()
         what = "the journal" if room.name else "what is remembered"
-        self._tell(f"{what} outlives this process again")
+        self.tell(f"{what} outlives this process again")
 
     async def _replay(self, room: _Room, store: Store) -> set[str]:
         """Write what was learned meanwhile; return the keys of all rows in memory.
@@ -298,6 +311,84 @@ class FallbackStore(Store):
         return set(seen)
 
 
+class _Submitted(Submitted):
+    """An operation of a fallback store that the real one has been given.
+
+    Args:
+        fallback: The store that never fails.
+        store: The real one.
+        room: The part of it that has the row.
+        operation: What is to be done.
+        told: Takes the result.
+        patience: Seconds of its own, None for the allowance of all.
+    """
+
+    __slots__ = (
+        *("_at_store", "_fallback", "_loop", "_operation", "_patience"),
+        *("_room", "_store", "_timer", "_told"),
+    )
+
+    def __init__(
+        self,
+        fallback: FallbackStore,
+        store: Store,
+        room: _Room,
+        operation: Operation[T],
+        told: Callable[[T | BaseException], None],
+        patience: float | None,
+    ) -> None:
+        self._fallback = fallback
+        self._store = store
+        self._room = room
+        self._operation: Operation[Any] = operation
+        self._told: Callable[[Any], None] | None = told
+        self._patience = patience
+        self._loop = asyncio.get_running_loop()
+        seconds = patience
+        if seconds is None:
+            seconds = fallback.allowance.begin(self._loop.time())
+        self._timer = self._loop.call_later(seconds, self._be_late)
+        self._at_store: Submitted | asyncio.Handle
+        self._ask()
+
+    def give_up(self) -> None:
+        if self._told is not None:
+            self._end()
+
+    def _ask(self) -> None:
+        self._at_store = self._store.submit(self._operation, self._hear)
+
+    def _hear(self, result: Any) -> None:
+        if isinstance(result, StoreBusy) and self._patience is not None:
+            self._at_store = self._loop.call_later(_RETRY, self._ask)
+        elif isinstance(result, StoreBusy):
+            self._end()(self._operation.undone)
+        elif isinstance(result, StoreError):
+            told = self._end()
+            self._fallback.leave(self._room, self._store, str(result))
+            told(self._fallback.by_memory(self._operation))
+        else:
+            self._end()(result)
+
+    def _be_late(self) -> None:
+        told = self._end()
+        self._fallback.tell("no answer from the store in time: it is asked again later")
+        told(self._operation.undone)
+
+    def _end(self) -> Callable[[Any], None]:
+        """Stop waiting, and return who is to be told."""
+        told, self._told = self._told, None
+        assert told is not None, "it is told once"
+        if self._patience is None:
+            self._fallback.allowance.end(self._loop.time())
+        self._timer.cancel()
+        if isinstance(self._at_store, Submitted):
+            self._at_store.give_up()
+        else:
+            self._at_store.cancel()
+        return told
+
+
 class _PatientStore(Store):
     """A fallback store that takes its time; see `Store.patient`."""
 
@@ -314,6 +405,11 @@ class _PatientStore(Store):
     async def do(self, operation: Operation[T]) -> T:
         return await self._store.do(operation, self._seconds)
 
+    def submit(
+        self, operation: Operation[T], told: Callable[[T | BaseException], None]
+    ) -> Submitted:
+        return self._store.submit(operation, told, self._seconds)
+
     async def close(self) -> None:
         await self._store.close()
 
@@ -321,14 +417,6 @@ class _PatientStore(Store):
 async def _do_soon(work: Awaitable[T]) -> T:
     async with asyncio.timeout(BOUND):
         return await work
-
-
-async def _until_done(store: Store, operation: Operation[T]) -> T:
-    while True:
-        try:
-            return await store.do(operation)
-        except StoreBusy:
-            await asyncio.sleep(_RETRY)
 
 
 class ReadingStore(Store):
@@ -363,6 +451,12 @@ class ReadingStore(Store):
         else:
             question.cancel()
         return operation.undone
+
+    def submit(
+        self, operation: Operation[T], told: Callable[[T | BaseException], None]
+    ) -> Submitted:
+        """See `Store.submit`."""
+        return Awaited(self.do(operation), told)
 
     async def _answer(self, operation: Operation[T]) -> T:
         try:

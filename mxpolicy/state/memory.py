@@ -6,11 +6,12 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.state.store import LIGHT, MEDIUM, Store, Stored
+from mxpolicy.state.submitted import Awaited
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from mxpolicy.state.store import Operation
+    from mxpolicy.state.store import Operation, Replacement, Submitted
 
 __all__ = ["MemoryStore"]
 
@@ -37,6 +38,12 @@ class MemoryStore(Store):
     async def do(self, operation: Operation[T]) -> T:
         """See `Store.do`."""
         return operation.on(self.rows)
+
+    def submit(
+        self, operation: Operation[T], told: Callable[[T | BaseException], None]
+    ) -> Submitted:
+        """See `Store.submit`."""
+        return Awaited(self.do(operation), told)
 
 
 class MemoryRows:
@@ -71,6 +78,17 @@ class MemoryRows:
             return False
         self.put(key, new, expires, weight, False)
         return True
+
+    def replace_all(self, rows: Sequence[Replacement], durable: bool) -> list[bool]:
+        found = [
+            (row and row.value) == new.old
+            for new in rows
+            for row in (self._live(new.key),)
+        ]
+        if all(found):
+            for new in rows:
+                self.put(new.key, new.new, new.expires, new.weight, False)
+        return found
 
     def delete(self, key: str, old: bytes | None) -> bool:
         row = self._live(key)

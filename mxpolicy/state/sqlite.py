@@ -1,7 +1,8 @@
 """The store in two SQLite files: for all processes of a machine, without a server.
 
 Write-ahead logging lets readers go on while another process writes. Only a commit that
-must be durable costs an fsync. Among several hundred processes, one waits some
+must be durable costs an fsync. Operations that wait at the same time share a
+transaction, one in each file. Among several hundred processes, one waits some
 milliseconds for the others. One thread makes all calls of the library
 (`mxpolicy.state.worker`). So a disk that hangs holds up this thread only, and
 `mxpolicy.state.fallback` limits the wait for an answer.
@@ -15,18 +16,19 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mxpolicy.errors import StoreError
 from mxpolicy.state.sqlite_file import File, Terms
-from mxpolicy.state.store import Store, is_of_journal
+from mxpolicy.state.store import Operation, Store, is_of_journal
+from mxpolicy.state.submitted import ToldSoon
 from mxpolicy.state.trust import Trust
-from mxpolicy.state.worker import Worker, WorkerError
+from mxpolicy.state.worker import Worker, WorkerError, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mxpolicy.state.store import Operation
+    from mxpolicy.state.store import Submitted
 
 __all__ = ["MAX_BYTES", "MAX_JOURNAL_BYTES", "SqliteStore", "journal_file"]
 
@@ -34,6 +36,9 @@ __all__ = ["MAX_BYTES", "MAX_JOURNAL_BYTES", "SqliteStore", "journal_file"]
 MAX_BYTES = 32 * 1024 * 1024
 # 300,000 recipients: three a second for a day, for which each is kept.
 MAX_JOURNAL_BYTES = 128 * 1024 * 1024
+
+# The name of what closes both files.
+_CLOSE = "close"
 
 T = TypeVar("T")
 
@@ -73,22 +78,56 @@ class SqliteStore(Store):
             terms._replace(path=journal_file(path), max_bytes=max_journal_bytes)
         )
         self._path = path
-        self._worker = Worker()
+        self._worker = Worker(self._do_all)
 
     async def do(self, operation: Operation[T]) -> T:
         """See `Store.do`."""
-        file = self._journal if is_of_journal(operation.key) else self._file
-        return await self._call(lambda: operation.on(file))
+        try:
+            return cast("T", await self._worker.do(operation))
+        except WorkerError as error:
+            raise self._without_thread(error) from error
+
+    def submit(
+        self, operation: Operation[T], told: Callable[[T | BaseException], None]
+    ) -> Submitted:
+        """See `Store.submit`."""
+
+        def tell(result: T | BaseException) -> None:
+            if isinstance(result, WorkerError):
+                result = self._without_thread(result)
+            told(result)
+
+        try:
+            return self._worker.submit(operation, tell)
+        except WorkerError as error:
+            return ToldSoon(self._without_thread(error), told)
 
     async def close(self) -> None:
         """See `Store.close`. A process that ends need not call it."""
         if self._worker.has_thread:
-            await self._call(self._file.close)
-            await self._call(self._journal.close)
+            await self.do(Operation(_CLOSE, "", (), None))
             self._worker.end()
 
-    async def _call(self, operation: Callable[[], T]) -> T:
-        try:
-            return await self._worker.do(operation)
-        except WorkerError as error:  # no memory, or the user's limit of threads
-            raise StoreError(f"{self._path}: {error}") from error
+    def _do_all(self, operations: list[Operation[Any]]) -> list[Any]:
+        """Do *operations*, those of each file together; called in the thread."""
+        results: list[Any] = [None] * len(operations)
+        files: dict[File, list[int]] = {}
+        for number, one in enumerate(operations):
+            if one.name == _CLOSE:
+                results[number] = result_of(self._close_files)
+            else:
+                file = self._journal if is_of_journal(one.key) else self._file
+                files.setdefault(file, []).append(number)
+        for file, numbers in files.items():
+            done = file.do_all([operations[number] for number in numbers])
+            for number, result in zip(numbers, done, strict=True):
+                results[number] = result
+        return results
+
+    def _close_files(self) -> None:
+        self._file.close()
+        self._journal.close()
+
+    def _without_thread(self, error: Exception) -> StoreError:
+        # No memory, or the user's limit of threads.
+        return StoreError(f"{self._path}: {error}")

@@ -1,7 +1,7 @@
 """One SQLite file with its rows, as the one thread that uses it sees it.
 
 It is made whole under another name and then linked to its own: no process ever opens
-half a file. It is bounded: once in so many writes a few expired rows go, and rows of the
+half a file. Operations that wait together share a transaction. It is bounded: once in so many writes a few expired rows go, and rows of the
 least weight when the file is too large. Each such step finds its rows by the index, so
 that it costs the same in a file of a million rows.
 """
@@ -12,16 +12,26 @@ import fcntl
 import os
 from contextlib import closing, contextmanager, suppress
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mxpolicy.errors import StoreError
 from mxpolicy.state import schema
-from mxpolicy.state.store import WEIGHTS, StoreAbsent, StoreBusy, Stored
+from mxpolicy.state.store import (
+    WEIGHTS,
+    Replacement,
+    StoreAbsent,
+    StoreBusy,
+    Stored,
+)
 from mxpolicy.state.trust import Trust, examine, files, may_group_write
+from mxpolicy.state.worker import result_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from mxpolicy.state.store import Operation
 
 __all__ = ["File", "Terms"]
 
@@ -74,15 +84,67 @@ class File:
         self._path = terms.path
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[object, ...] | None = None
+        # Within the transaction of several operations, its connection.
+        self._shared: sqlite3.Connection | None = None
         self._writes = 0
+        self._care_at = 1
 
-    def get_many(self, keys: Iterable[str]) -> dict[str, bytes]:
+    def do_all(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+        """Do *operations* in their order, and commit them together.
+
+        Returns what comes of each: a result, or the exception that it raised. Where one
+        fails, the transaction is rolled back and each is done by itself. So none harms
+        the others. When this returns, all that was done is committed.
+        """
+        results = self._results(operations)
+        if self._writes >= self._care_at:
+            try:
+                self._do(self._take_care)
+            except StoreBusy:
+                pass  # the rows are written: a busy file now is no failure
+            except StoreError as error:
+                results[-1] = error
+            self._care_at = self._writes + WRITES_BETWEEN_CARE
+        return results
+
+    def _results(self, operations: Sequence[Operation[Any]]) -> list[Any]:
+        if len(operations) > 1:
+            try:
+                return self._do(partial(self._do_together, operations))
+            except StoreBusy as busy:
+                return [StoreBusy(str(busy)) for _ in operations]
+            except Exception:  # noqa: S110 - the one that fails says so below
+                pass
+        return [result_of(partial(one.on, self)) for one in operations]
+
+    def _do_together(
+        self, operations: Sequence[Operation[Any]], db: sqlite3.Connection
+    ) -> list[Any]:
+        is_durable = any(one.is_durable for one in operations)
+        writes = not all(one.is_read for one in operations)
+        with _durable(db, is_durable), _transaction(db, writes=writes):
+            self._shared = db
+            try:
+                return [one.on(self) for one in operations]
+            finally:
+                self._shared = None
+
+    def get_many(self, keys: Collection[str]) -> dict[str, bytes]:
+        now = self._terms.clock()
+
         def get(db: sqlite3.Connection) -> dict[str, bytes]:
-            rows = [{"key": key, "now": self._terms.clock()} for key in keys]
+            rows = [{"key": key, "now": now} for key in keys]
             found = [db.execute(schema.GET, row).fetchone() for row in rows]
             return dict(row for row in found if row is not None)
 
-        return self._do(get)
+        def get_together(db: sqlite3.Connection) -> dict[str, bytes]:
+            if self._shared is not None or len(keys) == 1:
+                return get(db)
+            # Without it, each statement would take the file's lock and give it back.
+            with _transaction(db, writes=False):
+                return get(db)
+
+        return self._do(get_together)
 
     def scan(self, prefix: str) -> list[Stored]:
         last = prefix + "\U0010ffff"
@@ -95,7 +157,7 @@ class File:
         self, key: str, value: bytes, expires: float, weight: int | None, durable: bool
     ) -> None:
         row = {"key": key, "value": value, "expires": expires, "weight": weight}
-        self._write(schema.PUT, row, durable)
+        self._write(lambda db: db.execute(schema.PUT, row), durable)
 
     def replace(
         self,
@@ -105,13 +167,27 @@ class File:
         expires: float,
         weight: int | None,
     ) -> bool:
-        row: dict[str, Any] = {"key": key, "old": old, "value": new}
-        row |= {"expires": expires, "weight": weight, "now": self._terms.clock()}
-        return self._write(schema.ADD if old is None else schema.REPLACE, row) == 1
+        rows = (Replacement(key, old, new, expires, weight),)
+        return self.replace_all(rows, durable=False)[0]
+
+    def replace_all(self, rows: Sequence[Replacement], durable: bool) -> list[bool]:
+        now = self._terms.clock()
+
+        def replace(db: sqlite3.Connection) -> list[bool]:
+            return [_replace(db, row, now) for row in rows]
+
+        def replace_all(db: sqlite3.Connection) -> list[bool]:
+            if len(rows) == 1:
+                return replace(db)
+            with _undone_unless_all(db) as done:
+                done += replace(db)
+            return done
+
+        return self._write(replace_all, durable)
 
     def delete(self, key: str, old: bytes | None) -> bool:
         row = {"key": key, "old": old, "now": self._terms.clock()}
-        return self._write(schema.DELETE, row) == 1
+        return self._write(lambda db: db.execute(schema.DELETE, row).rowcount) == 1
 
     def close(self) -> None:
         """Let go of the file; the next call opens it again."""
@@ -121,28 +197,21 @@ class File:
 
     # -- writing ------------------------------------------------------------------
 
-    def _write(self, sql: str, row: dict[str, Any], durable: bool = False) -> int:
-        def write(db: sqlite3.Connection) -> int:
-            if durable:
-                db.execute("PRAGMA synchronous = FULL")
-            try:
-                return db.execute(sql, row).rowcount
-            finally:
-                if durable:
-                    db.execute("PRAGMA synchronous = NORMAL")
+    def _write(
+        self, write: Callable[[sqlite3.Connection], T], durable: bool = False
+    ) -> T:
+        def durably(db: sqlite3.Connection) -> T:
+            with _durable(db, durable and self._shared is None):
+                return write(db)
 
-        changed = self._do(write)
-        if self._writes % WRITES_BETWEEN_CARE == 0:
-            # The row is written: a busy file now must not count as a failure.
-            with suppress(StoreBusy):
-                self._do(self._take_care)
+        done = self._do(durably)
         self._writes += 1
-        return changed
+        return done
 
     def _take_care(self, db: sqlite3.Connection) -> None:
         """Remove some expired rows and, from a file too large, some light ones."""
         now = self._terms.clock()
-        with _transaction(db):
+        with _transaction(db, writes=True):
             for weight in WEIGHTS:
                 row = {"weight": weight, "now": now, "step": STEP}
                 db.execute(schema.PURGE, row)
@@ -160,6 +229,8 @@ class File:
 
     def _do(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Do *operation* with the open file; turn the library's errors into ours."""
+        if self._shared is not None:
+            return operation(self._shared)
         try:
             import sqlite3  # only when there is a file to open
         except ImportError as error:  # some systems leave this part of Python out
@@ -286,15 +357,50 @@ def _escaped(path: str) -> str:
 
 
 @contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+def _transaction(db: sqlite3.Connection, *, writes: bool) -> Iterator[None]:
     """Commit what is done within, or nothing of it."""
-    db.execute("BEGIN IMMEDIATE")
+    db.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
     try:
         yield
         db.execute("COMMIT")
     finally:
         if db.in_transaction:
             db.execute("ROLLBACK")
+
+
+def _replace(db: sqlite3.Connection, row: Replacement, now: float) -> bool:
+    values = {"key": row.key, "old": row.old, "value": row.new}
+    times = {"expires": row.expires, "weight": row.weight, "now": now}
+    sql = schema.ADD if row.old is None else schema.REPLACE
+    return db.execute(sql, values | times).rowcount == 1
+
+
+@contextmanager
+def _undone_unless_all(db: sqlite3.Connection) -> Iterator[list[bool]]:
+    """Undo what is done within unless the list is filled with True.
+
+    It may be a part of a transaction (https://sqlite.org/lang_savepoint.html).
+    """
+    done: list[bool] = []
+    db.execute("SAVEPOINT rows")
+    try:
+        yield done
+    finally:
+        if not (done and all(done)):
+            db.execute("ROLLBACK TO rows")
+        db.execute("RELEASE rows")
+
+
+@contextmanager
+def _durable(db: sqlite3.Connection, is_durable: bool) -> Iterator[None]:
+    """Let the commit within survive a loss of power, where *is_durable*."""
+    if is_durable:
+        db.execute("PRAGMA synchronous = FULL")
+    try:
+        yield
+    finally:
+        if is_durable:
+            db.execute("PRAGMA synchronous = NORMAL")
 
 
 class _Log(Enum):

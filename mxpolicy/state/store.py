@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 from mxpolicy.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection, Sequence
 __all__ = [
     "HEAVY",
     "JOURNAL",
@@ -22,11 +22,13 @@ __all__ = [
     "MEDIUM",
     "WEIGHTS",
     "Operation",
+    "Replacement",
     "Store",
     "StoreAbsent",
     "StoreBusy",
     "StoreDistrusted",
     "Stored",
+    "Submitted",
     "is_of_journal",
 ]
 
@@ -81,6 +83,24 @@ class Stored(NamedTuple):
     weight: int | None = None
 
 
+class Replacement(NamedTuple):
+    """One row to be replaced; see `Store.replace_all`.
+
+    Attributes:
+        key: As of `Stored`.
+        old: The value that must be there, None for no row.
+        new: The value to write.
+        expires: As of `Stored`.
+        weight: See `Store`.
+    """
+
+    key: str
+    old: bytes | None
+    new: bytes
+    expires: float
+    weight: int | None = None
+
+
 def is_of_journal(key: str) -> bool:
     """Return whether the row of *key* belongs to the journal."""
     return key.startswith(JOURNAL)
@@ -107,13 +127,26 @@ class Operation(NamedTuple, Generic[T]):
         """Whether it changes nothing."""
         return self.name in {"get_many", "scan"}
 
+    @property
+    def is_durable(self) -> bool:
+        """Whether it is to survive a loss of power."""
+        return self.name in {"put", "replace_all"} and bool(self.arguments[-1])
+
     def on(self, rows: object) -> T:
         """Do it, and return what it returns."""
         return cast("T", getattr(rows, self.name)(*self.arguments))
 
 
+class Submitted:
+    """An operation that was given to a store, as long as its answer is waited for."""
+
+    def give_up(self) -> None:
+        """Stop waiting: nothing is told any more. The operation is perhaps done."""
+        raise NotImplementedError
+
+
 class Store:
-    """What every implementation does. It has one method, `do`; the others call that.
+    """What every implementation does. It has `do` and `submit`; all else calls those.
 
     Times are UTC seconds, as `time.time` gives them. Several machines have no other
     clock in common, nor has one before and after a restart. At *expires* a row is gone.
@@ -132,6 +165,22 @@ class Store:
 
     async def do(self, operation: Operation[T]) -> T:
         """Return what *operation* does."""
+        raise NotImplementedError
+
+    def submit(
+        self, operation: Operation[T], told: Callable[[T | BaseException], None]
+    ) -> Submitted:
+        """Have *operation* done; no coroutine waits for it.
+
+        Operations that are submitted in one turn of the event loop, or while the store
+        is at work, share a transaction.
+
+        Args:
+            operation: What is to be done.
+            told: Called in the event loop, once and never before this returns. Takes
+                what `do` returns, or the exception that it raises: a `StoreError`, or a
+                bug. It is not called when the answer was given up.
+        """
         raise NotImplementedError
 
     def patient(self, seconds: float) -> Store:
@@ -203,6 +252,36 @@ class Store:
         row = key, old, new, expires, weight
         return await self.do(Operation("replace", key, row, False))
 
+    async def replace_all(
+        self, rows: Sequence[Replacement], *, durable: bool = False
+    ) -> list[bool]:
+        """Replace all *rows*, or none; return whether each could have been.
+
+        Only where all are True the rows were written, and then in one transaction. A
+        `mxpolicy.state.fallback.FallbackStore` returns False of each also when they
+        were perhaps written. Either all keys are the journal's, or none is.
+
+        Args:
+            rows: At least one.
+            durable: See `put`.
+        """
+        return await self.do(_replacing(rows, durable))
+
+    def submit_replace(
+        self,
+        rows: Sequence[Replacement],
+        told: Callable[[list[bool] | BaseException], None],
+        *,
+        durable: bool = False,
+    ) -> Submitted:
+        """Replace all *rows*, or none, as `replace_all` does; see `submit`.
+
+        Example:
+            ``store.patient(10.0).submit_replace(rows, told)`` waits ten seconds at most.
+            ``told([True])`` says that the one row is written and committed.
+        """
+        return self.submit(_replacing(rows, durable), told)
+
     async def delete(self, key: str, old: bytes | None = None) -> bool:
         """Delete the row, with *old* only if that is there; return whether it was."""
         return await self.do(Operation("delete", key, (key, old), False))
@@ -213,3 +292,8 @@ class Store:
         Only a prefix that begins with `JOURNAL` finds rows of the journal.
         """
         return await self.do(Operation("scan", prefix, (prefix,), []))
+
+
+def _replacing(rows: Sequence[Replacement], durable: bool) -> Operation[list[bool]]:
+    undone = [False] * len(rows)
+    return Operation("replace_all", rows[0].key, (rows, durable), undone)

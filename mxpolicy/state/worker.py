@@ -1,13 +1,16 @@
 """A thread that does one job after the other, for an event loop that never waits for it.
 
+Jobs that wait at the same time are done together. A store makes one transaction of them,
+and the event loop is woken once for all their answers.
+
 `threading.Thread.start` waits until the new thread says that it runs. A thread that dies
 before, for lack of memory, never says so: the event loop would wait for ever. So the
 thread is started by the function below it, which does not wait. Whether it runs is
 checked only when an answer is late.
 
 Jobs are done once, in the order in which they were given. A job that has begun is
-finished. One that has not begun is not done any more when its task stops waiting (a
-timeout, a cancellation).
+finished. One that has not begun is not done any more when it is given up (a timeout, a
+cancellation).
 """
 
 from __future__ import annotations
@@ -16,16 +19,24 @@ import _thread
 import asyncio
 import time
 from contextlib import suppress
-from queue import SimpleQueue
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from mxpolicy.state.store import Submitted
+from mxpolicy.state.submitted import set_answer
 
-__all__ = ["STARTS_WITHIN", "Worker", "WorkerError"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["STARTS_WITHIN", "TOGETHER", "Job", "Worker", "WorkerError", "result_of"]
 
 # Seconds. A machine with two hundred busy processes needs less.
 STARTS_WITHIN = 5.0
+
+# Jobs that are done together at most: some milliseconds of work. The first of them waits
+# for the last.
+TOGETHER = 256
 
 # Bytes. SQLite needs a tenth of it. The usual eight MiB may be more than the process
 # may have (RLIMIT_AS).
@@ -37,16 +48,19 @@ _TELLS = 100
 _TELL_AGAIN = 0.05
 
 T = TypeVar("T")
+W = TypeVar("W")
 
 
 class WorkerError(Exception):
     """The thread cannot be started; nothing was done."""
 
 
-class Worker:
+class Worker(Generic[W]):
     """One thread, started with its first job.
 
     Args:
+        do_all: Does jobs that wait at the same time, in the thread. Returns what comes
+            of each, in their order: a result, or the exception that it raised.
         start: Starts a thread without waiting for it, as `_thread.start_new_thread`;
             may raise RuntimeError or MemoryError.
         starts_within: Seconds after which a thread that does not run is given up.
@@ -57,33 +71,48 @@ class Worker:
 
     def __init__(
         self,
+        do_all: Callable[[list[W]], list[Any]],
         start: Callable[[Callable[[], None], tuple[()]], object] | None = None,
         starts_within: float = STARTS_WITHIN,
     ) -> None:
+        self._do_all = do_all
         self._start_thread = start or _start_with_small_stack
         self._starts_within = starts_within
-        self._jobs: SimpleQueue[_Job[Any] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Job[W] | None] = SimpleQueue()
         self.has_thread = False
         self._runs = False
         self._runs_until = 0.0  # or has died; on the loop's clock
 
-    async def do(self, operation: Callable[[], T]) -> T:
-        """Return what *operation* does, or raise what it does, in the thread.
+    def submit(self, work: W, told: Callable[[Any], None]) -> Job[W]:
+        """Have *work* done, and return its job.
+
+        Args:
+            work: What `do_all` takes.
+            told: Called in the event loop, once, unless the job is given up. Takes what
+                `do_all` returned for it: a result or an exception. That is a
+                `WorkerError` when the thread does not run.
 
         Raises:
             WorkerError: The thread cannot be started.
         """
         loop = asyncio.get_running_loop()
         self._start(loop.time())
-        job = _Job(operation, loop)
+        job = Job(work, told, loop)
         self._jobs.put(job)
+        if not self._runs:
+            loop.call_at(self._runs_until, self._check, job)
+        return job
+
+    async def do(self, work: W) -> Any:
+        """Return what comes of *work*, or raise the exception that it raised.
+
+        Raises:
+            WorkerError: The thread cannot be started.
+        """
+        answer = asyncio.get_running_loop().create_future()
+        job = self.submit(work, partial(set_answer, answer))
         try:
-            if not self._runs:
-                left = self._runs_until - loop.time()
-                await asyncio.wait([job.answer], timeout=max(0.0, left))
-                if not self._runs:
-                    raise WorkerError("its thread does not start")
-            return await job.answer
+            return await answer
         finally:
             job.give_up()
 
@@ -104,15 +133,114 @@ class Worker:
             raise WorkerError(str(error) or "no memory for a thread") from error
         self.has_thread = True
 
+    def _check(self, job: Job[W]) -> None:
+        if not self._runs and job.take():
+            job.tell(WorkerError("its thread does not start"))
+
+    # -- in the thread --------------------------------------------------------------
+
     def _run(self) -> None:
         self._runs = True
-        while True:
+        ends = False
+        while not ends:
             with suppress(MemoryError):
-                job = self._jobs.get()
+                ends = self._run_once()
+
+    def _run_once(self) -> bool:
+        """Do what waits; return whether that was all for this thread."""
+        jobs, ends = self._waiting()
+        jobs = [job for job in jobs if job.take()]
+        if jobs:
+            try:
+                results = self._do_all([job.work for job in jobs])
+            except BaseException as error:
+                results = [error] * len(jobs)
+            _tell_all(jobs, results)
+        return ends
+
+    def _waiting(self) -> tuple[list[Job[W]], bool]:
+        """Wait for a job. Return all that wait, and whether the end comes after them."""
+        jobs: list[Job[W]] = []
+        with suppress(Empty):
+            while len(jobs) < TOGETHER:
+                job = self._jobs.get(block=not jobs)
                 if job is None:
-                    return
-                if job.take():
-                    job.run()
+                    return jobs, True
+                jobs.append(job)
+        return jobs, False
+
+
+class Job(Submitted, Generic[W]):
+    """One job; the thread begins it, or it is given up, whichever is first.
+
+    Attributes:
+        work: What is to be done.
+        loop: Where its answer is told.
+    """
+
+    __slots__ = ("_taken", "_told", "loop", "work")
+
+    def __init__(
+        self, work: W, told: Callable[[Any], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.work = work
+        self.loop = loop
+        self._told: Callable[[Any], None] | None = told
+        self._taken = _thread.allocate_lock()
+
+    def take(self) -> bool:
+        """Return True to the first caller: the thread, or what gives the job up."""
+        return self._taken.acquire(blocking=False)
+
+    def give_up(self) -> None:
+        """Stop waiting: nothing is told. It is not done, unless it has begun."""
+        self._told = None
+        self.take()
+
+    def tell(self, result: Any) -> None:
+        """Tell *result*, once, unless the job was given up; call it in the event loop."""
+        if self._told is not None:
+            told, self._told = self._told, None
+            told(result)
+
+
+def result_of(work: Callable[[], T]) -> T | BaseException:
+    """Return what *work* returns, or the exception that it raises."""
+    try:
+        return work()
+    except BaseException as error:
+        return error
+
+
+def _tell_all(jobs: list[Job[W]], results: list[Any]) -> None:
+    """Wake each event loop once, for all answers to its jobs."""
+    for loop in {job.loop for job in jobs}:
+        answers = [
+            (job, result)
+            for job, result in zip(jobs, results, strict=True)
+            if job.loop is loop
+        ]
+        for _ in range(_TELLS):
+            try:
+                loop.call_soon_threadsafe(_tell_each, loop, answers)
+            except RuntimeError:
+                break  # the loop is closed: nothing waits
+            except MemoryError:
+                time.sleep(_TELL_AGAIN)
+            else:
+                break
+
+
+def _tell_each(
+    loop: asyncio.AbstractEventLoop, answers: Iterable[tuple[Job[W], Any]]
+) -> None:
+    for job, result in answers:
+        try:
+            job.tell(result)
+        except Exception as error:  # of one: the others wait for their answers, too
+            loop.call_exception_handler(
+                {"message": "an answer of the store was not taken", "exception": error}
+            )
 
 
 def _start_with_small_stack(run: Callable[[], None], arguments: tuple[()]) -> object:
@@ -121,48 +249,3 @@ def _start_with_small_stack(run: Callable[[], None], arguments: tuple[()]) -> ob
         return _thread.start_new_thread(run, arguments)
     finally:
         _thread.stack_size(before)
-
-
-class _Job(Generic[T]):
-    """One job; the thread begins it, or the task gives it up, whichever is first."""
-
-    def __init__(
-        self, operation: Callable[[], T], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self.answer: asyncio.Future[T] = loop.create_future()
-        self._operation = operation
-        self._loop = loop
-        self._taken = _thread.allocate_lock()
-
-    def take(self) -> bool:
-        """Return True to the first caller: the thread, or the task that stops waiting."""
-        return self._taken.acquire(blocking=False)
-
-    def give_up(self) -> None:
-        """Stop waiting. The job is not done, unless it has begun."""
-        self.take()
-        self.answer.cancel()
-
-    def run(self) -> None:
-        """Do it, and give its answer to the event loop; called in the thread."""
-        try:
-            result = self._operation()
-        except BaseException as error:
-            self._tell(self.answer.set_exception, error)
-        else:
-            self._tell(self.answer.set_result, result)
-
-    def _tell(self, answer: Callable[[Any], None], what: object) -> None:
-        for _ in range(_TELLS):
-            try:
-                self._loop.call_soon_threadsafe(self._answer, answer, what)
-            except RuntimeError:
-                return  # the loop is closed: nothing waits
-            except MemoryError:
-                time.sleep(_TELL_AGAIN)
-            else:
-                return
-
-    def _answer(self, answer: Callable[[Any], None], what: object) -> None:
-        if not self.answer.done():
-            answer(what)

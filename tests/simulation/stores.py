@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 from mxpolicy.errors import StoreError
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import Store, StoreBusy
+from mxpolicy.state.submitted import Awaited
 from tests.simulation.world import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from mxpolicy.state.store import Operation
+    from mxpolicy.state.store import Operation, Submitted
     from tests.simulation.process import Process
 
 __all__ = ["File", "View"]
@@ -101,6 +102,11 @@ class View(Store):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
+
+    def submit(
+        self, operation: Operation[T], told: Callable[[T | BaseException], None]
+    ) -> Submitted:
+        return Awaited(self.do(operation), told)
 
     async def _do_at(self, at: float, operation: Operation[T]) -> T:
         await asyncio.sleep(max(0.0, at - asyncio.get_running_loop().time()))

@@ -17,7 +17,7 @@ from mxpolicy.state.fallback import (
     FallbackStore,
 )
 from mxpolicy.state.memory import MemoryStore
-from mxpolicy.state.store import StoreBusy
+from mxpolicy.state.store import Replacement, StoreBusy
 from tests.helpers.fast_loop import run_fast
 
 if TYPE_CHECKING:
@@ -204,3 +204,97 @@ def test_what_a_healthy_disk_takes_is_not_counted() -> None:
     for number in range(1000):
         assert allowance.begin(100.0 + number) == BOUND + FREE
         allowance.end(100.0 + number + FREE)
+
+
+ROW = Replacement("journal/a", None, b"1", FAR)
+
+
+@pytest.mark.parametrize(("patience", "answer"), [(4.0, [False]), (6.0, [True])])
+def test_submitted_operation_has_its_patience(
+    patience: float, answer: list[bool]
+) -> None:
+    lines: list[str] = []
+
+    async def work() -> None:
+        told = asyncio.get_running_loop().create_future()
+        store = FallbackStore(Disk(5.0), lines.append)
+        store.patient(patience).submit_replace([ROW], told.set_result)
+        assert await told == answer
+        # Perhaps done, and a later look shows it.
+        assert await store.patient(10).get(ROW.key) == ROW.new
+
+    run_fast(work())
+    assert len(lines) == (answer == [False])
+
+
+def test_submitted_operation_without_patience_has_what_all_have() -> None:
+    async def work() -> None:
+        store = FallbackStore(Disk(3600.0), lambda line: None)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        for _ in range(3):
+            told = loop.create_future()
+            store.submit_replace([ROW], told.set_result)
+            assert await told == [False]
+        assert loop.time() - began == pytest.approx(1, abs=0.1)
+
+    run_fast(work())
+
+
+class Unwilling(Failing):
+    """Raises for what writes, too."""
+
+    async def do(self, operation: Operation[T]) -> T:
+        if self.times > 0:
+            self.times -= 1
+            raise self._error("no")
+        return await super().do(operation)
+
+
+def test_submitted_operation_is_given_again_to_a_busy_store() -> None:
+    async def work() -> None:
+        busy = Unwilling(StoreBusy, 20)
+        store = FallbackStore(busy, print)
+        hurried = asyncio.get_running_loop().create_future()
+        store.submit_replace([ROW], hurried.set_result)
+        assert await hurried == [False]
+        told = asyncio.get_running_loop().create_future()
+        store.patient(10).submit_replace([ROW], told.set_result)
+        assert await told == [True]
+        assert not store.is_memory_only
+
+    _, took = run_fast(work())
+    assert 1 < took < 3
+
+
+def test_submitted_operation_is_done_in_memory_when_the_store_is_broken() -> None:
+    async def work() -> None:
+        broken = Unwilling(StoreError, 1)
+        store = FallbackStore(broken, print)
+        for answer in ([True], [False]):
+            told = asyncio.get_running_loop().create_future()
+            store.patient(10).submit_replace([ROW], told.set_result)
+            assert await told == answer
+        assert not store.is_kept(ROW.key)
+        assert broken.rows.get_many([ROW.key]) == {}
+        await store.close()
+
+    _, took = run_fast(work())
+    assert took < 0.1
+
+
+def test_submitted_operation_that_is_given_up_takes_nothing_of_the_allowance() -> None:
+    async def work() -> None:
+        store = FallbackStore(Disk(3600.0), print)
+        told: list[object] = []
+        waiting = store.submit_replace([ROW], told.append)
+        waiting.give_up()
+        waiting.give_up()
+        await asyncio.sleep(30)
+        assert told == []
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert await store.get("a") is None
+        assert loop.time() - began == pytest.approx(1, abs=0.1)
+
+    run_fast(work())

@@ -19,7 +19,7 @@ from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.opening import open_store, state_file
 from mxpolicy.state.sqlite import SqliteStore
-from mxpolicy.state.store import StoreBusy
+from mxpolicy.state.store import JOURNAL, StoreBusy
 from mxpolicy.state.trust import Trust
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ PROCESSES = 100
 WORK = """
 import asyncio, os, sys
 from mxpolicy.state.sqlite import SqliteStore
-from mxpolicy.state.store import StoreBusy
+from mxpolicy.state.store import JOURNAL, StoreBusy
 
 async def insist(question):
     while True:
@@ -372,3 +372,17 @@ asyncio.run(use())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("\n") == 1
     assert "nothing outlives this process: " in done.stdout
+
+
+async def test_what_is_asked_of_both_files_together(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "state"))
+    keys = [f"{room}{n}" for n in range(20) for room in ("", JOURNAL)]
+    added = await asyncio.gather(*(store.add(key, key.encode(), FAR) for key in keys))
+    assert all(added)
+    found = await asyncio.gather(*(store.get(key) for key in keys))
+    assert found == [key.encode() for key in keys]
+    for name, own in ("state", ""), ("journal.sqlite3", JOURNAL):
+        with closing(sqlite3.connect(tmp_path / name)) as db:
+            rows = db.execute("SELECT key FROM rows").fetchall()
+        assert sorted(key for (key,) in rows) == sorted(f"{own}{n}" for n in range(20))
+    await store.close()

@@ -10,6 +10,7 @@ import pytest
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.sqlite import SqliteStore
+from mxpolicy.state.store import HEAVY, Replacement
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -148,3 +149,62 @@ async def test_scan_gives_the_rows_of_a_prefix_by_key(store: Store) -> None:
     assert rows[0].value == b"h a"
     assert rows[0].expires == NOW + 60
     assert len(await store.scan("")) == 6
+
+
+async def submitted(store: Store, *rows: Replacement) -> list[bool] | BaseException:
+    """Replace *rows* without a coroutine, and return what is told of it."""
+    told = asyncio.get_running_loop().create_future()
+    store.submit_replace(rows, told.set_result)
+    assert not told.done()
+    return await told  # type: ignore[no-any-return]
+
+
+async def test_all_rows_are_replaced_or_none(store: Store) -> None:
+    new = Replacement("a", None, b"one", NOW + 60, HEAVY)
+    assert await store.replace_all([new]) == [True]
+    other = Replacement("b", None, b"two", NOW + 60)
+    assert await store.replace_all([other, new], durable=True) == [True, False]
+    assert await store.get_many(["a", "b"]) == {"a": b"one"}
+    both = [other, new._replace(old=b"one", new=b"three")]
+    assert await store.replace_all(both, durable=True) == [True, True]
+    assert await store.get_many(["a", "b"]) == {"a": b"three", "b": b"two"}
+
+
+async def test_rows_are_replaced_without_a_coroutine(store: Store) -> None:
+    new = Replacement("journal/a", None, b"one", NOW + 60, HEAVY)
+    other = Replacement("journal/b", None, b"two", NOW + 60)
+    assert await submitted(store, new) == [True]
+    assert await submitted(store, new, other) == [False, True]
+    assert await store.get("journal/b") is None
+    assert await submitted(store, new._replace(old=b"one"), other) == [True, True]
+    assert await store.get("journal/b") == b"two"
+
+
+async def test_nothing_is_told_of_what_was_given_up(store: Store) -> None:
+    told: list[object] = []
+    row = Replacement("a", None, b"one", NOW + 60)
+    store.submit_replace([row], told.append).give_up()
+    for _ in range(3):  # operations are done in turn
+        await store.get("a")
+    assert told == []
+
+
+async def test_of_many_submitted_at_once_one_wins(store: Store) -> None:
+    rows = [Replacement("a", None, b"%d" % n, NOW + 60) for n in range(50)]
+    told = await asyncio.gather(*(submitted(store, row) for row in rows))
+    assert sum(one == [True] for one in told) == 1
+    assert await store.get("a") == b"%d" % told.index([True])
+
+
+async def test_what_is_asked_together_is_answered_in_order(store: Store) -> None:
+    asked = [
+        store.get("a"),
+        store.put("a", b"1", NOW + 60),
+        store.get("a"),
+        store.delete("a"),
+        store.put("b", b"2", NOW + 60, durable=True),
+        store.scan("b"),
+    ]
+    done = await asyncio.gather(*(asyncio.ensure_future(one) for one in asked))
+    assert done[:5] == [None, None, b"1", True, None]
+    assert [row.key for row in done[5]] == ["b"]  # type: ignore[union-attr]

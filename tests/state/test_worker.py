@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mxpolicy.state.worker import Worker, WorkerError
+from mxpolicy.state.worker import TOGETHER, Worker, WorkerError, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 WITHIN = 0.2
+
+
+def one_by_one(works: list[Callable[[], object]]) -> list[object]:
+    return [result_of(work) for work in works]
 
 
 def stillborn(run: Callable[[], None], arguments: tuple[()]) -> None:
@@ -33,7 +37,7 @@ def no_memory(run: Callable[[], None], arguments: tuple[()]) -> None:
 async def test_thread_that_does_not_start_is_an_error_and_not_waited_for(
     start: Callable[[Callable[[], None], tuple[()]], None],
 ) -> None:
-    worker = Worker(start, starts_within=WITHIN)
+    worker = Worker(one_by_one, start, starts_within=WITHIN)
     for _ in range(2):
         async with asyncio.timeout(20 * WITHIN):
             with pytest.raises(WorkerError):
@@ -50,7 +54,7 @@ async def test_thread_that_starts_late_is_waited_for() -> None:
 
         _thread.start_new_thread(wait_and_run, ())
 
-    worker = Worker(late)
+    worker = Worker(one_by_one, late)
     answer = asyncio.create_task(worker.do(lambda: 1))
     await asyncio.sleep(0)
     begin.set()
@@ -59,7 +63,7 @@ async def test_thread_that_starts_late_is_waited_for() -> None:
 
 
 async def test_answers_and_errors_come_back() -> None:
-    worker = Worker()
+    worker = Worker(one_by_one)
     assert await worker.do(lambda: threading.get_ident()) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         await worker.do(lambda: 1 // 0)
@@ -74,7 +78,7 @@ def _raise_memory_error() -> None:
 
 
 async def test_what_is_slow_is_done_once_and_before_what_was_given_later() -> None:
-    worker = Worker()
+    worker = Worker(one_by_one)
     done: list[str] = []
     begun, goes_on = threading.Event(), threading.Event()
 
@@ -113,7 +117,94 @@ async def test_answer_for_which_there_is_no_memory_is_given_later() -> None:
         return real(*arguments)  # type: ignore[arg-type]
 
     loop.call_soon_threadsafe = call  # type: ignore[assignment, method-assign]
-    worker = Worker()
+    worker = Worker(one_by_one)
     assert await worker.do(lambda: 1) == 1
     assert not refusals
     worker.end()
+
+
+class Gate(list[list[object]]):
+    """Does what waits together, as it is let; notes each time what that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.goes_on = threading.Event(), threading.Event()
+
+    def do_all(self, works: list[int]) -> list[object]:
+        self.begun.set()
+        self.goes_on.wait()
+        self.append(list(works))
+        return [ValueError(work) if work < 0 else -work for work in works]
+
+
+async def test_jobs_that_wait_are_done_together_and_told_at_once() -> None:
+    loop = asyncio.get_running_loop()
+    gate, told, wakes = Gate(), list[object](), list[object]()
+    real = loop.call_soon_threadsafe
+
+    def call(*arguments: object) -> object:
+        wakes.append(arguments)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    loop.call_soon_threadsafe = call  # type: ignore[assignment, method-assign]
+    worker = Worker(gate.do_all)
+    first = asyncio.create_task(worker.do(1))
+    await asyncio.sleep(0)
+    gate.begun.wait()
+    given_up = worker.submit(2, told.append)
+    worker.submit(3, told.append)
+    worker.submit(-4, told.append)
+    last = asyncio.create_task(worker.do(-5))
+    await asyncio.sleep(0)
+    given_up.give_up()
+    gate.goes_on.set()
+    assert await first == -1
+    with pytest.raises(ValueError, match="-5"):
+        await last
+    assert gate == [[1], [3, -4, -5]]
+    assert told[0] == -3
+    assert isinstance(told[1], ValueError)
+    assert len(told) == len(wakes) == 2
+    worker.end()
+
+
+async def test_one_that_cannot_be_told_does_not_keep_the_answers_of_others() -> None:
+    loop = asyncio.get_running_loop()
+    gate, trouble = Gate(), list[dict[str, object]]()
+    loop.set_exception_handler(lambda _, what: trouble.append(what))
+    worker = Worker(gate.do_all)
+    worker.submit(1, lambda _: None)
+    gate.begun.wait()
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    worker.submit(2, fail)
+    last = asyncio.create_task(worker.do(3))
+    await asyncio.sleep(0)
+    gate.goes_on.set()
+    assert await last == -3
+    assert [type(one["exception"]) for one in trouble] == [ZeroDivisionError]
+    worker.end()
+
+
+async def test_a_long_queue_is_done_in_parts() -> None:
+    gate = Gate()
+    worker = Worker(gate.do_all)
+    first = asyncio.create_task(worker.do(0))
+    await asyncio.sleep(0)
+    gate.begun.wait()
+    others = [asyncio.create_task(worker.do(one)) for one in range(2 * TOGETHER)]
+    await asyncio.sleep(0)
+    gate.goes_on.set()
+    await asyncio.gather(first, *others)
+    assert [len(works) for works in gate] == [1, TOGETHER, TOGETHER]
+    worker.end()
+
+
+async def test_submitted_job_is_told_that_its_thread_does_not_start() -> None:
+    worker = Worker(one_by_one, stillborn, starts_within=WITHIN)
+    told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    worker.submit(lambda: 1, told.set_result)
+    async with asyncio.timeout(20 * WITHIN):
+        assert isinstance(await told, WorkerError)

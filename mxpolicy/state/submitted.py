@@ -1,0 +1,56 @@
+"""Answers that a store tells in the event loop: soon, or when a task has them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mxpolicy.state.store import Submitted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+__all__ = ["Awaited", "ToldSoon", "set_answer"]
+
+T = TypeVar("T")
+
+
+class ToldSoon(Submitted):
+    """An operation that is over, and is told in the next turn of the event loop."""
+
+    def __init__(self, result: T, told: Callable[[T], None]) -> None:
+        self._handle = asyncio.get_running_loop().call_soon(told, result)
+
+    def give_up(self) -> None:
+        self._handle.cancel()
+
+
+class Awaited(Submitted):
+    """An operation that a task waits for, in a store that has only coroutines."""
+
+    def __init__(
+        self,
+        answer: Coroutine[Any, Any, T],
+        told: Callable[[T | BaseException], None],
+    ) -> None:
+        self._told: Callable[[T | BaseException], None] | None = told
+        self._task = asyncio.get_running_loop().create_task(answer)
+        self._task.add_done_callback(self._tell)
+
+    def give_up(self) -> None:
+        self._told = None
+        self._task.cancel()
+
+    def _tell(self, task: asyncio.Task[Any]) -> None:
+        if self._told is not None and not task.cancelled():
+            self._told(task.exception() or task.result())
+
+
+def set_answer(answer: asyncio.Future[T], result: T | BaseException) -> None:
+    """Give *answer* what a store tells, unless nothing waits for it any more."""
+    if answer.done():
+        return
+    if isinstance(result, BaseException):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
