@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from mxpolicy.routing.access_rules import Situation
     from mxpolicy.terminal import Terminal
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 # Attributes that the answer depends on.
 NAMES = AccessRequest._fields
@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
         0: there is an answer. 1: the configuration cannot be used, or nothing answers at
         ``--socket``. 2: the command line is wrong; by `SystemExit`, too.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         attributes = _attributes(arguments.attribute)
     except UsageError as error:
@@ -150,7 +150,8 @@ def main(argv: Sequence[str]) -> int:
     return 1 if mistakes else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = shown_by(
         "ask",
         "Ask what the mail server asks (check_policy_service), and show the answer with"

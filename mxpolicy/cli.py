@@ -37,16 +37,17 @@ COMMANDS = {
     "demo": "see it work on loopback: no root, no mail server",
 }
 
-HELP = """\
-usage: mxpolicy COMMAND [ARGUMENT...]
+USAGE = "usage: mxpolicy [-h] [-V] COMMAND [ARGUMENT...]\n"
 
+HELP = """\
+{usage}
 Hand each message to the first MX host that can be reached.
 
 commands:
 {commands}
 
-  --help      this text
-  --version   the version
+  -h, --help     this text; COMMAND --help: that of a command
+  -V, --version  the version
 
 Exit status: pipe: 0 delivered, 75 try later, 69 bounce, never another one;
 route: the same when there is no host to dial, else 0;
@@ -62,6 +63,11 @@ def main() -> int:
     """
     _hear_of_children()
     command, *rest = sys.argv[1:] or [""]
+    if rest[:1] in (["-h"], ["--help"]) and _is_asked_for_help(command):
+        from mxpolicy.command_help import parser
+
+        parser(command).print_help()
+        return 0
     if command == "pipe":
         pipe(rest)
     if command == "policy":
@@ -74,10 +80,19 @@ def main() -> int:
     if command in {"-h", "--help", "help"}:
         sys.stdout.write(_help())
         return 0
-    if command == "--version":
+    if command in {"-V", "--version"}:
         sys.stdout.write(f"mxpolicy {__version__}\n")
         return 0
     return _misused(command, rest)
+
+
+def _is_asked_for_help(command: str) -> bool:
+    """Return whether somebody at a terminal wants to know how *command* is used.
+
+    What a mail server has as ``--help`` in its configuration is a mistake, to be answered
+    as such.
+    """
+    return command == "serve" or (command in {"pipe", "policy"} and os.isatty(0))
 
 
 def _hear_of_children() -> None:
@@ -184,8 +199,10 @@ def _misused(command: str, rest: list[str]) -> int:
     import difflib
 
     close = difflib.get_close_matches(command, COMMANDS, n=1)
-    near = f" (did you mean '{close[0]}'?)" if close else ""
-    text = f"unknown command '{command[:60]}'{near}"
+    near = (
+        f"did you mean '{close[0]}'?" if close else f"choose from {', '.join(COMMANDS)}"
+    )
+    text = f"argument COMMAND: invalid choice: '{command[:60]}' ({near})"
     # In master.cf it may be `pipex`, `ppie`, `--config FILE pipe`, or no word before
     # `-f`. Status 2 would bounce the message.
     if command.startswith("pipe") or close == ["pipe"]:
@@ -197,10 +214,10 @@ def _misused(command: str, rest: list[str]) -> int:
         from mxpolicy import policy_fallback
 
         return policy_fallback.serve(policy_fallback.take_stdout(), text)
-    sys.stderr.write(f"mxpolicy: {text}; try mxpolicy --help\n")
+    sys.stderr.write(f"{USAGE}mxpolicy: error: {text}\n")
     return EXIT_USAGE
 
 
 def _help() -> str:
     rows = (f"  {name:<11} {text}" for name, text in COMMANDS.items())
-    return HELP.format(commands="\n".join(rows))
+    return HELP.format(usage=USAGE, commands="\n".join(rows))

@@ -11,7 +11,10 @@
 # the quickest way. Every other command, and an installation where handover.py is not at
 # its usual place, is started in the usual way.
 
-case ${1-} in pipe)
+asks=0
+case ${1-}${2-} in pipe-h | pipe--help) [ ! -t 0 ] || asks=1 ;; esac
+
+case ${1-}$asks in pipe0)
     exim=0
     for word; do
         case $word in --) break ;; --exim) exim=1 ;; esac
@@ -46,7 +49,7 @@ isolated=-I
 [ -x "$python" ] || { python=python3 isolated=-P; }
 
 # Without proc(5) a shell in between would hide whether the mail server lives.
-[ "${1-}" = pipe ] && [ -e /proc/$$/stat ] || exec "$python" "$isolated" -m mxpolicy "$@"
+[ "${1-}$asks" = pipe0 ] && [ -e /proc/$$/stat ] || exec "$python" "$isolated" -m mxpolicy "$@"
 
 for client in "$here"/../lib/python3*/*-packages/mxpolicy/handover.py; do break; done
 if [ -f "$client" ]; then

@@ -27,7 +27,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mxpolicy import __version__
-from mxpolicy.config import config_option, load
+from mxpolicy.command_help import parser
+from mxpolicy.config import load
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Notice, Trouble
@@ -37,7 +38,7 @@ from mxpolicy.delivery.log import Log
 from mxpolicy.delivery.replay import prevails
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.doors import Doors, runtime_directory
-from mxpolicy.errors import ConfigError, ListenError, UsageError
+from mxpolicy.errors import ConfigError, ListenError
 from mxpolicy.net.service_manager import ServiceManager, given_sockets
 from mxpolicy.state.opening import open_store, state_file
 from mxpolicy.state.store import JOURNAL
@@ -54,8 +55,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
-
-USAGE = "usage: mxpolicy serve [--config FILE]"
 
 # Seconds after a first signal in which the dots that are out have their answer, or never
 # get one, and the journal has it on a disk that is slow. TimeoutStopSec= in the unit is
@@ -79,8 +78,8 @@ DESCRIPTORS = 65536
 def main(argv: Sequence[str]) -> int:
     """Serve as *argv* says, until a signal ends it; return the exit status.
 
-    0: ended by a signal. 1: it could not begin; standard error and the log say why. 2: the
-    command line is wrong.
+    0: ended by a signal. 1: it could not begin; standard error and the log say why. 2, by
+    `SystemExit`: the command line is wrong.
     """
     _have_standard_descriptors()
     # Process 1 has no default action for a signal (kill(2)).
@@ -88,11 +87,7 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, _end_before_the_beginning)
     # The configuration may be read already: it is read again, once all is there.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
-    try:
-        config = config_option(argv, USAGE)
-    except UsageError as error:
-        sys.stderr.write(f"mxpolicy: {error}\n")
-        return 2
+    config = parser("serve").parse_args(argv).config
     manager = ServiceManager(os.environ)
     given = given_sockets(os.environ)
     try:

@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         0; 1 when the file cannot be used, or nothing is known of what was named. Leaves
         by `SystemExit` with 2 on a wrong command line.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     clears, key = arguments.action == "clear", arguments.key
     found: dict[str, Remembered] = {}
     try:
@@ -98,7 +98,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = shown_by(
         "hosts",
         "Show what is remembered of hosts, or forget it.",

@@ -1,32 +1,29 @@
-"""The sample configuration, README's tables and CONTRACT.md, made from the sources.
+"""What is made from the sources: README's tables, the sample configuration and more.
 
-``python -m tests.reference`` writes them; `test_reference` compares. The text of an
-option is the docstring under its field, found in the source because Python itself does
-not keep it. When an event is told, is the first sentence of its class's docstring.
+``python -m tests.reference`` writes all of it; `test_reference` compares. When an event
+is told, is the first sentence of its class's docstring. `tests.options_table` has the
+options, `tests.man_pages` the manual pages, and `tests.completion` what a shell completes.
 """
 
-import ast
-import itertools
 import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
-from enum import Enum
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
-from mxpolicy import options
 from mxpolicy.delivery import events
 from mxpolicy.delivery.log import is_always_logged
 from mxpolicy.delivery.log_line import json_line
 from mxpolicy.delivery.trouble import VERDICTS
-from mxpolicy.option_values import parse_duration
-from mxpolicy.options import Options
 from mxpolicy.outcome import Delivered
 from mxpolicy.reply import EnhancedStatus, Reply
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
+from tests import completion, man_pages
 from tests.lab.provocations import KINDS
+from tests.options_table import Option, all_options, one_line
 
 CHECKOUT = Path(__file__).parents[1]
 SAMPLE = CHECKOUT / "contrib" / "postfix" / "mxpolicy.yaml"
@@ -34,8 +31,6 @@ README = CHECKOUT / "README.md"
 CONTRACT = CHECKOUT / "tests" / "lab" / "CONTRACT.md"
 
 WIDTH = 80
-
-_MISSING = object()
 
 HEAD = """\
 # /etc/mxpolicy/mxpolicy.yaml: every option of mxpolicy with its default.
@@ -57,9 +52,6 @@ none. *The log has* is a regular expression. *Copies* are those that the host ha
 and after another try with nothing in its way.
 
 `python -m tests.reference` writes this file."""
-
-# Of a daemon and of TLS policies, which there are not yet.
-NOT_BUILT = {Verdict.PROXY_FAILED, Verdict.CERTIFICATE_REJECTED}
 
 _CANDIDATE = Candidate("mx.example.com", "192.0.2.1", 25, 10)
 
@@ -91,98 +83,6 @@ EXAMPLE: dict[str, Any] = {
 }
 COMMON_MEMBERS = {"time", "id", "event", "at"}
 CANDIDATE_MEMBERS = _CANDIDATE.facts().keys()
-
-
-class Option(NamedTuple):
-    """One option, or the head of a section.
-
-    Attributes:
-        path: ``resolver.timeout``.
-        default: As it is written in YAML; None for a section.
-        text: The docstring, in one line.
-        keys: Where it is a list of sections, the options of each.
-    """
-
-    path: str
-    default: str | None
-    text: str
-    keys: tuple["Option", ...] = ()
-
-    @property
-    def depth(self) -> int:
-        """How many sections it is in."""
-        return self.path.count(".")
-
-
-def all_options(record: Any = Options, path: str = "") -> Iterator[Option]:
-    """Yield every option and section in the order of `options.py`."""
-    texts = _docstrings(record.__name__)
-    for name, kind in record.__annotations__.items():
-        if options.is_record(kind):
-            yield Option(path + name, None, _one_line(kind.__doc__ or ""))
-            yield from all_options(kind, f"{path}{name}.")
-        else:
-            default = record._field_defaults.get(name, _MISSING)
-            yield Option(
-                path + name,
-                as_yaml(default, kind),
-                texts[name],
-                _keys(kind, f"{path}{name}[]."),
-            )
-
-
-def _keys(kind: object, path: str) -> tuple[Option, ...]:
-    first, *_ = get_args(kind) or (None,)
-    return tuple(all_options(first, path)) if options.is_record(first) else ()
-
-
-def as_yaml(value: object, kind: object) -> str:
-    """Return the default *value* of an option of *kind* as one would write it."""
-    if isinstance(value, Enum):
-        return str(value.value)
-    if value is _MISSING:
-        return ""
-    if value is None or isinstance(value, bool):
-        return {True: "yes", False: "no", None: "auto"}[value]
-    if isinstance(value, tuple):
-        # A plain word cannot begin with a colon (YAML 1.1 §5.3).
-        words = (f'"{one}"' if one.startswith(":") else one for one in value)
-        return f"[{', '.join(words)}]"
-    if kind in (options.Delay, options.Timeout):
-        return _duration(value)
-    if kind == options.Size:
-        assert isinstance(value, int)
-        return f"{value // options.MIB}MiB"
-    return str(value) if value != "" else '""'
-
-
-def _duration(seconds: object) -> str:
-    """Return *seconds* in the largest unit that leaves a whole number, else as ``1.5s``."""
-    for unit in ("h", "m", "s"):
-        count, rest = divmod(float(str(seconds)), parse_duration(f"1{unit}"))
-        if count and not rest:
-            return f"{count:.0f}{unit}"
-    assert isinstance(seconds, float)
-    return f"{seconds:g}s" if seconds > 1 else f"{seconds * 1000:.0f}ms"
-
-
-def _docstrings(record: str) -> dict[str, str]:
-    """Return field -> docstring for the class *record* of `options.py`."""
-    tree = ast.parse(Path(options.__file__).read_text())
-    found = [one for one in tree.body if isinstance(one, ast.ClassDef)]
-    body = next(one.body for one in found if one.name == record)
-    texts: dict[str, str] = {}
-    for statement, after in itertools.pairwise(body):
-        if not isinstance(statement, ast.AnnAssign):
-            continue
-        assert isinstance(statement.target, ast.Name)
-        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            texts[statement.target.id] = _one_line(str(after.value.value))
-    return texts
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def sample() -> str:
@@ -273,7 +173,7 @@ def failures() -> str:
     """Return README's table of the words for how a host failed."""
     lines = ["| word | the host | status |", "|---|---|---|"]
     for verdict, (status, words) in VERDICTS.items():
-        if verdict not in NOT_BUILT:
+        if verdict not in man_pages.NOT_BUILT:
             lines.append(f"| `{verdict.value}` | {words} | {status} |")
     return "\n".join(lines)
 
@@ -284,7 +184,7 @@ def event_names() -> str:
     for kind in get_args(events.Event):
         event = kind(**{name: EXAMPLE[name] for name in kind._fields})
         facts = json.loads(json_line(event, ""))
-        when = _one_line(kind.__doc__.partition("\n\n")[0])
+        when = one_line(kind.__doc__.partition("\n\n")[0])
         members = [f"`{name}`" for name in facts if name not in COMMON_MEMBERS]
         if facts.keys() >= CANDIDATE_MEMBERS:
             members = ["*candidate*"]
@@ -323,10 +223,23 @@ def with_tables(readme: str) -> str:
     return readme
 
 
+FILES: dict[Path, Callable[[], str]] = {
+    SAMPLE: sample,
+    CONTRACT: contract,
+    **{
+        CHECKOUT / "contrib" / "man" / name: partial(man_pages.page, name)
+        for name in man_pages.PAGES
+    },
+    CHECKOUT / "contrib" / "completion" / "mxpolicy.bash": completion.bash,
+    CHECKOUT / "contrib" / "completion" / "_mxpolicy": completion.zsh,
+}
+"""The files of which all is made."""
+
+
 def main() -> int:
-    """Write all three files."""
-    SAMPLE.write_text(sample())
-    CONTRACT.write_text(contract())
+    """Write all files."""
+    for path, made in FILES.items():
+        path.write_text(made())
     try:
         README.write_text(with_tables(README.read_text()))
     except (OSError, ValueError) as exc:

@@ -1,6 +1,8 @@
 """The console command, run as a mail server and as an operator would run it."""
 
+import contextlib
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -9,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mxpolicy import __version__, cli
+from mxpolicy import __version__, cli, command_help, pipe_command
 
 CHECKOUT = Path(__file__).parents[1]
+# As it is installed: the shell script beside the interpreter.
+COMMAND = Path(sys.executable).with_name("mxpolicy")
 ANSWER = re.compile(rb"4\.3\.\d mxpolicy: [ -~]+\n")
 
 
@@ -167,15 +171,15 @@ def test_no_command_shows_the_help_and_is_misuse(
     assert given(monkeypatch) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("usage: mxpolicy COMMAND")
+    assert err.startswith("usage: mxpolicy [-h] [-V] COMMAND")
 
 
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("dmo", "unknown command 'dmo' (did you mean 'demo'?)"),
-        ("frobnicate", "unknown command 'frobnicate';"),
-        ("--colour", "unknown command '--colour';"),
+        ("dmo", "invalid choice: 'dmo' (did you mean 'demo'?)"),
+        ("frobnicate", "invalid choice: 'frobnicate' (choose from pipe, "),
+        ("--colour", "invalid choice: '--colour' (choose from pipe, "),
     ],
 )
 def test_unknown_command_is_misuse_with_the_near_miss(
@@ -188,6 +192,50 @@ def test_unknown_command_is_misuse_with_the_near_miss(
     out, err = capsys.readouterr()
     assert out == ""
     assert said in err
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_each_command_has_its_help_on_a_terminal(
+    command: str,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ours, theirs = pty.openpty()
+    stdin = os.dup(0)
+    os.dup2(theirs, 0)
+    try:
+        with contextlib.suppress(SystemExit):
+            given(monkeypatch, command, word)
+    finally:
+        os.dup2(stdin, 0)
+        for one in (stdin, ours, theirs):
+            os.close(one)
+    assert capsys.readouterr().out.startswith(f"usage: mxpolicy {command} ")
+
+
+@pytest.mark.parametrize("start", [[str(COMMAND)], [sys.executable, "-m", "mxpolicy"]])
+def test_help_is_no_answer_to_a_mail_server(start: list[str]) -> None:
+    argv = [*start, "pipe", "--help"]
+    ended = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, cwd=CHECKOUT
+    )
+    assert_deferred(ended)
+    ours, theirs = pty.openpty()
+    ended = subprocess.run(
+        argv, stdin=theirs, capture_output=True, timeout=60, cwd=CHECKOUT
+    )
+    os.close(ours)
+    os.close(theirs)
+    assert ended.returncode == 0
+    assert ended.stdout.startswith(b"usage: mxpolicy pipe ")
+
+
+def test_help_names_the_options_that_are_read() -> None:
+    actions = command_help.parser("pipe")._actions
+    named = {flag for one in actions for flag in one.option_strings}
+    assert named == {"-h", "--help", "--exim", *pipe_command._OPTIONS}
 
 
 def test_demo_gets_what_follows_it(

@@ -2,20 +2,19 @@
 
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from mxpolicy import config
 from mxpolicy.options import Options
+from tests.options_table import all_options
 from tests.reference import (
     BLOCKS,
     CHECKOUT,
-    CONTRACT,
+    FILES,
     README,
     SAMPLE,
-    all_options,
-    contract,
-    sample,
     switched_on,
     with_tables,
 )
@@ -29,10 +28,6 @@ AGAIN = "python -m tests.reference writes it anew"
 def test_option_has_a_sentence(option: object) -> None:
     assert option.text.endswith((".", ")", ".)"))  # type: ignore[attr-defined]
     assert option.text[0].isupper() or option.text.startswith("``")  # type: ignore[attr-defined]
-
-
-def test_sample_is_what_the_options_say() -> None:
-    assert SAMPLE.read_text() == sample(), AGAIN
 
 
 def test_sample_as_it_is_gives_the_defaults() -> None:
@@ -65,8 +60,9 @@ def test_readme_has_the_tables_that_the_sources_give() -> None:
     assert text == with_tables(text), AGAIN
 
 
-def test_contract_is_what_the_lab_provokes() -> None:
-    assert CONTRACT.read_text() == contract(), AGAIN
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_file_is_what_the_sources_say(path: Path) -> None:
+    assert path.read_text() == FILES[path](), AGAIN
 
 
 def test_rules_in_readme_are_right() -> None:

@@ -11,6 +11,7 @@ Each theme has a module: `configuration`, `names`, `surroundings`, `daemon` and
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import threading
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from mxpolicy.check.configuration import Setting
     from mxpolicy.options import Options
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 SCHEMA = 1
 
@@ -116,6 +117,16 @@ def _looked(look: Callable[[], list[Item]]) -> list[Item]:
         return [tell(Level.WARN, f"{text} ({where.name}, line {where.lineno})")]
 
 
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    return shown_by(
+        "check",
+        "Show the configuration as understood, and whether its surroundings fit: name"
+        " servers, our name, this machine, Postfix.",
+        "Exit status: 0 when nothing fails, else 1.",
+    )
+
+
 def main(argv: Sequence[str]) -> int:
     """Look at everything and say how it is.
 
@@ -126,12 +137,7 @@ def main(argv: Sequence[str]) -> int:
         0 when nothing fails, else 1. Leaves by `SystemExit` with 2 on a wrong
         command line.
     """
-    arguments = shown_by(
-        "check",
-        "Show the configuration as understood, and whether its surroundings fit: name"
-        " servers, our name, this machine, Postfix.",
-        "Exit status: 0 when nothing fails, else 1.",
-    ).parse_args(argv)
+    arguments = parser().parse_args(argv)
     looking = _Looking(arguments.config)
     # In a thread, which can be left behind: a file system or a directory service that
     # does not answer cannot be interrupted by a signal.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mxpolicy.demo.stage import Result
     from mxpolicy.demo.stories import Story
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 INTRODUCTION = (
     "Each message goes through a real `mxpolicy pipe` process, as Postfix or Exim would"
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
         cannot be shown here, 128 + N after signal N. Leaves by `SystemExit`
         with 2 on a wrong command line.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     wanted = [s for s in STORIES if not arguments.story or s.name in arguments.story]
     terminal = Terminal(sys.stdout, os.environ)
     try:
@@ -73,7 +73,8 @@ def main(argv: Sequence[str]) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="mxpolicy demo",
         description="See it work on loopback: no root, no mail server.",

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 # Every domain has it (RFC 5321 §4.5.1). Where no recipient is given, it decides only how
 # equal hosts are shuffled.
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         0 when there is a host to dial, else 75 or 69 as ``mxpolicy pipe`` would
         answer. Leaves by `SystemExit` with 2 on a wrong command line.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     nexthop, sender = arguments.nexthop, arguments.sender
     recipient = arguments.recipient or _postmaster(nexthop)
     troubles: list[str] = []
@@ -77,7 +77,8 @@ def main(argv: Sequence[str]) -> int:
     return exit_status(forecast.plan)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = shown_by(
         "route",
         "Show which hosts a message would be tried at, when and why. Asks DNS and"
