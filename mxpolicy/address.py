@@ -26,6 +26,7 @@ __all__ = [
     "ReversePath",
     "UnsupportedDomain",
     "canonical_address",
+    "domain_of",
     "is_address_literal",
     "is_utf8",
     "parse_address_literal",
@@ -56,7 +57,6 @@ REMEMBERED = 1024
 # No character class has ranges beyond Latin-1: compiling them costs ten times as much as
 # the rest of this module.
 _LDH_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\Z")
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
 _DOTS = {0x3002: ".", 0xFF0E: ".", 0xFF61: "."}  # RFC 3490 §3.1, UTS 46 §4
 # Controls, lone surrogates (bytes that are not UTF-8), line and paragraph ends.
 _CONTROL_CATEGORIES = frozenset(("Cc", "Cs", "Zl", "Zp"))
@@ -186,12 +186,20 @@ def parse_mailbox(text: str) -> Mailbox:
             NUL would end up in an SMTP command), a bad domain, too long.
         UnsupportedDomain: See `parse_domain`.
     """
-    local, at, domain = _checked(text).rpartition("@")
-    if not at:
-        raise AddressError(text, "no domain")
-    if not local:
-        raise AddressError(text, "no local part")
+    local, domain = _parts(text)
     return _bounded(text, Mailbox(_unquoted(local), _mail_domain(domain)))
+
+
+def domain_of(text: str) -> str:
+    """Return the domain of the mailbox that *text* names; see `Mailbox`.
+
+    A domain that was seen a moment ago costs little. Of the local part it is only seen
+    that it is there, and has no control character.
+
+    Raises:
+        AddressError, UnsupportedDomain: As `parse_mailbox`.
+    """
+    return _mail_domain(_parts(text)[1])
 
 
 def parse_reverse_path(text: str) -> ReversePath | None:
@@ -278,12 +286,18 @@ def canonical_address(text: str) -> str | None:
         return None
 
 
-def _checked(text: str) -> str:
+def _parts(text: str) -> tuple[str, str]:
+    """Return local part and domain, neither of them empty, as they are."""
     if len(text) > MAX_PATH:
         raise AddressError(text, "address too long")
-    if _CONTROLS.search(text) or not (text.isascii() or _is_clean(text)):
+    if not (text.isprintable() if text.isascii() else _is_clean(text)):
         raise AddressError(text, "control character in address")
-    return text
+    local, at, domain = text.rpartition("@")
+    if not at:
+        raise AddressError(text, "no domain")
+    if not local:
+        raise AddressError(text, "no local part")
+    return local, domain
 
 
 def _is_clean(text: str) -> bool:
@@ -298,6 +312,7 @@ def _bounded(text: str, mailbox: Mailbox) -> Mailbox:
     return mailbox
 
 
+@lru_cache(maxsize=REMEMBERED)
 def _mail_domain(text: str) -> str:
     if not is_address_literal(text):
         return parse_domain(text)

@@ -19,6 +19,7 @@ from mxpolicy.address import (
     _to_ascii,
     _to_ascii_2003,
     canonical_address,
+    domain_of,
     is_address_literal,
     parse_address_literal,
     parse_domain,
@@ -195,6 +196,7 @@ def test_local_part_is_unquoted_and_quoted_again(
 def test_domain_of_a_mailbox_is_canonical(text: str, domain: str | None) -> None:
     got = parse_mailbox(text).domain
     assert got == domain or (domain is None and got.startswith("[IPv6:::ffff:"))
+    assert domain_of(text) == got
 
 
 def test_only_the_local_part_needs_smtputf8() -> None:
@@ -424,7 +426,10 @@ def test_wire_form_is_read_back_as_the_same_mailbox(local: str, domain: str) -> 
     try:
         mailbox = parse_mailbox(f"{local}@{domain}")
     except AddressError:
+        with pytest.raises(AddressError):
+            domain_of(f"{local}@{domain}")
         return
+    assert domain_of(f"{local}@{domain}") == mailbox.domain
     assert parse_mailbox(mailbox.wire) == mailbox
     assert not {"\r", "\n", "\0"} & set(mailbox.wire)
 

@@ -220,9 +220,10 @@ class AccessJudged(NamedTuple):
 
     Attributes:
         at: Seconds from the question to the answer.
-        protocol_state: Where the SMTP session is, Postfix's name.
+        protocol_state: Where the SMTP session is, Postfix's name; of any characters.
         client: The SMTP client's address; empty when there is none.
-        sender, recipient: As asked, printable; empty when not known.
+        sender, recipient: As asked, and as is ``queue_id``: of any characters, of the
+            length of a request at most. Empty when not known.
         found: ``finding domain`` for each thing that was found, printable.
         action: The answer.
     """

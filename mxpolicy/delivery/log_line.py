@@ -60,6 +60,7 @@ MAX_LINE = 4000
 MAX_ADDRESS = 320  # RFC 5321 §4.5.3.1: 64 + 1 + 255
 MAX_TEXT = 1000  # of an outcome; so that `tried` has room beside it
 MAX_ID = 100
+MAX_STATE = 20
 
 # The words for what happened at a candidate.
 _WORDS = {
@@ -183,7 +184,7 @@ def _facts(event: Event) -> Facts:
             return {
                 "event": "access",
                 "delay": event.at,
-                "state": event.protocol_state,
+                "state": printable(event.protocol_state, MAX_STATE),
                 "client": event.client,
                 "from": event.sender,
                 "to": event.recipient,

@@ -124,14 +124,18 @@ def parse_request(attributes: Mapping[str, str]) -> AccessRequest:
     Raises:
         RequestError: ``request`` is not `REQUEST`.
     """
-    kind = attributes.get("request", "")
+    get = attributes.get
+    kind = get("request", "")
     if kind != REQUEST:
         raise RequestError(f"expected request={REQUEST}, not {kind[:40]!a}")
-    known = {name: attributes.get(name, "") for name in AccessRequest._fields}
-    request = AccessRequest(**known)
-    return request._replace(
-        protocol_state=request.protocol_state.upper(),
-        client_address=_address(request.client_address[:_MAX_ADDRESS]),
+    return AccessRequest(
+        protocol_state=get("protocol_state", "").upper(),
+        sender=get("sender", ""),
+        recipient=get("recipient", ""),
+        client_address=_address(get("client_address", "")[:_MAX_ADDRESS]),
+        sasl_username=get("sasl_username", ""),
+        queue_id=get("queue_id", ""),
+        policy_context=get("policy_context", ""),
     )
 
 
@@ -140,6 +144,7 @@ def _address(text: str) -> str:
     return canonical_address(text) or ""
 
 
+@lru_cache(256)
 def parse_action(text: str) -> Action:
     """Return the action in *text*, as access(5) would understand it.
 
@@ -183,6 +188,7 @@ def _check_text(action: Action) -> None:
         raise ValueError("FILTER needs transport:nexthop, for example FILTER mxpolicy:")
 
 
+@lru_cache(256)
 def answer(action: str) -> bytes:
     """Return the bytes that answer one request with *action*.
 

@@ -34,6 +34,9 @@ MAX_SHOWN = 40  # characters of a wrong line
 _END = re.compile(rb"(?:\A|\n)\r?\n")
 _END_LENGTH = 3
 
+# A line; one that is none is not found, and two of one name become one of a dictionary.
+_ATTRIBUTE = re.compile(r"^([^=\n]+)=(.*)", re.MULTILINE)
+
 
 class Malformed(NamedTuple):
     """A request that cannot be understood.
@@ -104,16 +107,14 @@ def _is_one_request(data: bytes) -> bool:
 
 
 def _parse(data: bytes) -> dict[str, str] | Malformed:
-    lines = data.decode("utf-8", "surrogateescape").split("\n")
-    if b"\r" in data:
-        lines = [line.rstrip("\r") for line in lines]
-    if len(lines) > MAX_ATTRIBUTES:
+    text = data.decode("utf-8", "surrogateescape")
+    if "\r" in text:
+        text = "\n".join([line.rstrip("\r") for line in text.split("\n")])
+    count = text.count("\n") + 1
+    if count > MAX_ATTRIBUTES:
         return Malformed(f"over {MAX_ATTRIBUTES} attributes")
-    try:
-        values = dict([line.split("=", 1) for line in lines])
-    except ValueError:
-        return _mistake(lines)
-    return values if len(values) == len(lines) and "" not in values else _mistake(lines)
+    values = dict(_ATTRIBUTE.findall(text))
+    return values if len(values) == count else _mistake(text.split("\n"))
 
 
 def _mistake(lines: Sequence[str]) -> Malformed:

@@ -121,7 +121,7 @@ class KeptFindings(Generic[P]):
     def found(self, domain: str, now: float) -> Found | None:
         """Return what is certain about *domain*; None when that is to be found out."""
         kept = self._kept.get(domain)
-        if kept is None or not now < min(kept.plan_until, kept.memory_until):
+        if kept is None or now >= kept.memory_until or now >= kept.plan_until:
             return None
         return kept.found
 

@@ -46,9 +46,17 @@ _ZONE = (
     "mx.good.example. 3600 A 192.0.2.10",
     "mx.good.example. 3600 AAAA 2001:db8::10",
 )
+# As Postfix 3.7 asks, with all that it says.
 _QUESTION = (
-    b"request=smtpd_access_policy\nprotocol_state=RCPT\nclient_address=192.0.2.99\n"
-    b"sender=kim@good.example\nrecipient=%b\n\n"
+    b"request=smtpd_access_policy\nprotocol_state=RCPT\nprotocol_name=ESMTP\n"
+    b"client_address=192.0.2.99\nclient_name=mail.client.example\nclient_port=51234\n"
+    b"reverse_client_name=mail.client.example\nserver_address=192.0.2.1\n"
+    b"server_port=25\nhelo_name=mail.client.example\nsender=kim@good.example\n"
+    b"recipient=%b\nrecipient_count=0\nqueue_id=\ninstance=3f1.65f2a1b0.51234.0\n"
+    b"size=2345\netrn_domain=\nstress=\nsasl_method=\nsasl_username=\nsasl_sender=\n"
+    b"ccert_subject=\nccert_issuer=\nccert_fingerprint=\nccert_pubkey_fingerprint=\n"
+    b"encryption_protocol=TLSv1.3\nencryption_cipher=TLS_AES_256_GCM_SHA384\n"
+    b"encryption_keysize=256\npolicy_context=\n\n"
 )
 _GOOD = _QUESTION % b"pat@good.example"
 

@@ -460,6 +460,18 @@ def test_no_text_of_a_stranger_breaks_a_line(
 
 
 @settings(max_examples=50, deadline=None)
+@given(TEXTS, TEXTS, TEXTS, TEXTS)
+def test_no_text_of_a_question_breaks_a_line(
+    queue_id: str, state: str, sender: str, recipient: str
+) -> None:
+    event = AccessJudged(
+        0.0, queue_id, state, "192.0.2.1", sender, recipient, (), "DEFER"
+    )
+    for line in (text_line(event), json_line(event, TIME)):
+        assert re.fullmatch(f"[ -~]{{1,{MAX_LINE}}}", line)
+
+
+@settings(max_examples=50, deadline=None)
 @given(TEXTS, TEXTS)
 def test_no_text_of_our_own_breaks_a_line(nexthop: str, text: str) -> None:
     finding = Finding(Verdict.CLOSED, Phase.EHLO, 0.0, text=text)

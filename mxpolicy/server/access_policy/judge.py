@@ -17,12 +17,11 @@ import asyncio
 import traceback
 from typing import TYPE_CHECKING
 
-from mxpolicy.address import AddressError, parse_mailbox
+from mxpolicy.address import AddressError, domain_of
 from mxpolicy.delivery.events import AccessJudged, Trouble
 from mxpolicy.options import AccessAbout
 from mxpolicy.outcome import Deferred
 from mxpolicy.protocol.access_policy import DUNNO, Action, parse_action
-from mxpolicy.reply import printable
 from mxpolicy.routing.access_rules import (
     AccessRules,
     Situation,
@@ -86,6 +85,7 @@ class Judge:
     ) -> None:
         options = engine.context.options
         self.engine = engine
+        self._identity = engine.context.identity
         self._rules = AccessRules(options.policy.rules)
         self._timeout = options.policy.timeout
         self._observe = observe
@@ -101,29 +101,28 @@ class Judge:
         known of one address counts without the other. Nothing raises.
         """
         began = self._clock()
-        named = [
-            (about, address, domain)
-            for about, address in addresses_of(request)
-            if (domain := domain_to_judge(self.engine.context.identity, address))
-        ]
-        found: dict[AccessAbout, tuple[str, Found]] = {}
-        for about, _, domain in named:
-            known = self._kept.found(domain, began)
-            if known is None:
-                return asyncio.create_task(self._find_out(request, named, began))
-            found[about] = domain, known
-        return self._judge(request, found, began)
+        situations = []
+        for about, address in addresses_of(request):
+            domain = domain_to_judge(self._identity, address)
+            if not domain:
+                continue
+            found = self._kept.found(domain, began)
+            if found is None:
+                return asyncio.create_task(self._find_out(request, began))
+            if situation := situation_of(request, about, domain, found):
+                situations.append(situation)
+        return self._judge(request, situations, began)
 
     # -- finding out ------------------------------------------------------------------
 
-    async def _find_out(
-        self,
-        request: AccessRequest,
-        named: list[tuple[AccessAbout, str, str]],
-        began: float,
-    ) -> str:
-        found: dict[AccessAbout, tuple[str, Found]] = {}
+    async def _find_out(self, request: AccessRequest, began: float) -> str:
+        situations: list[Situation] = []
         try:
+            named = [
+                (about, address, domain)
+                for about, address in addresses_of(request)
+                if (domain := domain_to_judge(self._identity, address))
+            ]
             inquiries = {
                 about: inquiry
                 for about, one, domain in named
@@ -132,7 +131,7 @@ class Judge:
             if len(inquiries) < len(named):
                 self._trouble(f"over {MAX_INQUIRIES} domains asked about at once")
             if not inquiries:
-                return self._judge(request, found, began)
+                return self._judge(request, situations, began)
             try:
                 tasks = {one.task for one in inquiries.values()}
                 left = began + self._timeout - self._clock()
@@ -143,9 +142,10 @@ class Judge:
             if late:
                 self._trouble(f"no judgement within {self._timeout:g} s", began)
             for about, one in inquiries.items():
-                if one.task not in late:
-                    found[about] = one.domain, one.task.result()
-            return self._judge(request, found, began)
+                found = NOTHING_FOUND if one.task in late else one.task.result()
+                if situation := situation_of(request, about, one.domain, found):
+                    situations.append(situation)
+            return self._judge(request, situations, began)
         except Exception:
             self._trouble(traceback.format_exc(), began)
             return DUNNO
@@ -209,16 +209,8 @@ class Judge:
     # -- judging ----------------------------------------------------------------------
 
     def _judge(
-        self,
-        request: AccessRequest,
-        found: dict[AccessAbout, tuple[str, Found]],
-        began: float,
+        self, request: AccessRequest, situations: list[Situation], began: float
     ) -> str:
-        situations = [
-            situation
-            for about, (domain, one) in found.items()
-            if (situation := situation_of(request, about, domain, one))
-        ]
         action = self._action(situations) if situations else DUNNO
         self._observe(_judged(self._clock() - began, request, situations, action))
         return action
@@ -258,12 +250,13 @@ class _Inquiry:
 
 def addresses_of(request: AccessRequest) -> list[tuple[AccessAbout, str]]:
     """Return the addresses to judge: both, or the one that policy_context names."""
-    both = (
-        (AccessAbout.RECIPIENT, request.recipient),
-        (AccessAbout.SENDER, request.sender),
-    )
+    found = []
     only = request.policy_context.strip().lower()
-    return [one for one in both if one[1] and only in {"", one[0].value}]
+    if request.recipient and only in ("", "recipient"):
+        found.append((AccessAbout.RECIPIENT, request.recipient))
+    if request.sender and only in ("", "sender"):
+        found.append((AccessAbout.SENDER, request.sender))
+    return found
 
 
 def domain_to_judge(own: OwnIdentity, address: str) -> str:
@@ -273,7 +266,7 @@ def domain_to_judge(own: OwnIdentity, address: str) -> str:
     whatever DNS says about them.
     """
     try:
-        domain = parse_mailbox(address).domain
+        domain = domain_of(address)
     except AddressError:
         return ""
     return "" if own.has_name(domain) else domain
@@ -321,14 +314,17 @@ def _judged(
     seconds: float, request: AccessRequest, situations: list[Situation], action: str
 ) -> AccessJudged:
     return AccessJudged(
-        at=seconds,
-        queue_id=printable(request.queue_id),
-        protocol_state=printable(request.protocol_state, 20),
-        client=request.client_address,
-        sender=printable(request.sender),
-        recipient=printable(request.recipient),
-        found=tuple(
-            f"{one.about.value} {one.domain} {one.finding.value}" for one in situations
+        seconds,
+        request.queue_id,
+        request.protocol_state,
+        request.client_address,
+        request.sender,
+        request.recipient,
+        tuple(
+            [
+                f"{one.about.value} {one.domain} {one.finding.value}"
+                for one in situations
+            ]
         ),
-        action=action,
+        action,
     )
