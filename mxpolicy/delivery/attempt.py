@@ -19,7 +19,7 @@ import asyncio
 from collections.abc import Coroutine, Iterable
 from functools import partial
 from math import inf
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from mxpolicy.delivery import events, trouble
 from mxpolicy.delivery.approach import SMALL_SEGMENT, Approach
@@ -45,12 +45,25 @@ from mxpolicy.routing.candidate import (
 )
 from mxpolicy.routing.known_hosts import NOTHING_KNOWN, KnownHosts
 from mxpolicy.routing.reachability import TURNED_AWAY
+from mxpolicy.routing.reuse import Stage
 from mxpolicy.routing.tls_requirement import TlsRequirement, tls_requirement
 from mxpolicy.routing.unresolved import has_better
 
-__all__ = ["Attempt"]
+__all__ = ["Attempt", "Begun"]
 
 _Reason = racing.GiveUpReason
+
+
+class Begun(NamedTuple):
+    """A transaction that the fast path has begun, for all recipients.
+
+    Attributes:
+        session: In use.
+        stage: How far it has come.
+    """
+
+    session: Session
+    stage: Stage
 
 
 class Attempt:
@@ -63,6 +76,7 @@ class Attempt:
             unresolved hosts is better.
         numbers: The recipients that this plan is for.
         known: What is remembered of the candidates.
+        begun: What the fast path has begun, with the first candidate.
     """
 
     def __init__(
@@ -72,7 +86,10 @@ class Attempt:
         plan: Plan,
         numbers: Iterable[int],
         known: KnownHosts = NOTHING_KNOWN,
+        begun: Begun | None = None,
     ) -> None:
+        self._begun = begun
+        self._is_cancelled = False
         self._context = context
         self._options = context.options
         self._sessions = context.sessions
@@ -87,7 +104,8 @@ class Attempt:
         self._race = racing.Race(
             [self._entrant(candidate) for candidate in plan.candidates],
             self._options.race,
-            message.deadline,
+            # What is begun is gone on with, whatever the time.
+            max(message.deadline, self._planned + 1.0 if begun else 0.0),
         )
         self._failures = Failures(self._is_overruled, self._options.greeting_5xx)
         # They connect to a candidate, or offer it the message.
@@ -128,6 +146,9 @@ class Attempt:
             self._set_alarm(None)
             for session in self._ready.values():
                 self._sessions.give_back(session)
+            if self._begun is not None:  # cancelled before it was gone on with
+                self._begun.session.abort()
+                self._sessions.give_back(self._begun.session)
         self._settlement.waited(self._numbers, self._race.waits())
         for number in self._unsettled():
             self.settle(number, self._failures.combine(number, reason))
@@ -140,6 +161,7 @@ class Attempt:
         """
         if self._over.done():
             return
+        self._is_cancelled = True
         at_dot = self._settlement.those(RecipientState.DOT_SENT, self._numbers)
         others = [number for number in self._unsettled() if number not in at_dot]
         self._settlement.waited(others, self._race.waits())
@@ -269,7 +291,12 @@ class Attempt:
         if candidate in self._dialled_anew:
             return None
         listener = self._listener(candidate)
-        session = self._sessions.take_idle(candidate, approach, listener)
+        session: Session | None
+        if self._begun is not None:
+            session = self._begun.session
+            session.listener = listener
+        else:
+            session = self._sessions.take_idle(candidate, approach, listener)
         if session is not None:
             self._tell(events.SessionReused, candidate)
             self._entered(candidate, Phase.READY)
@@ -321,9 +348,19 @@ class Attempt:
             tls=session.tls_seconds,
         )
         offered = self._settlement.open_to(candidate.rank, self._numbers)
+        stage = Stage.NOT_BEGUN if self._begun is None else self._begun.stage
+        self._begun = None
         offer = Offer(
-            self._context, self._message, self, session, self._tls(candidate), offered
+            self._context,
+            self._message,
+            self,
+            session,
+            self._tls(candidate),
+            offered,
+            stage,
         )
+        if self._is_cancelled:
+            offer.over = _Reason.CAPPED
         self._offers[candidate] = offer
         try:
             unfit = await offer.misfit()

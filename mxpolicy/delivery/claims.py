@@ -32,10 +32,10 @@ from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Bounced, Deferred, Delivered
-from mxpolicy.state.store import HEAVY, JOURNAL, LIGHT
+from mxpolicy.state.store import HEAVY, JOURNAL, LIGHT, Replacement
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from mxpolicy.delivery.context import Context
     from mxpolicy.delivery.owner import Owner
@@ -113,6 +113,9 @@ class Claims:
         self._held: dict[int, bytes] = {}  # what we have read or written last
         self._dots: dict[int, float] = {}  # when the last dot was noted, UTC
         self._earlier: set[int] = set()  # recipients with an outcome of before
+        # By recipient: a dot that is perhaps recorded, and was not sent.
+        self._unsent: dict[int, bytes] = {}
+        self._tell = tell
         self._writer = Writer(tell)
 
     def has_memory(self) -> bool:
@@ -181,6 +184,8 @@ class Claims:
     async def _look(self, number: int) -> tuple[Past | Outcome | None, bytes | None]:
         """Return what the entry means, and the entry as the store has it."""
         value = await self._get(self._before_dot, number)
+        if value is not None and value == self._unsent.get(number):
+            return NO_PAST, value
         entry = Entry.decode(value) if value is not None else None
         alive = entry is not None and self._context.calls.lives(entry.owner)
         found = meaning(entry, self._me, self._context.utc(), alive=alive)
@@ -218,6 +223,42 @@ class Claims:
                 raise TakenOver("another process has taken the message over")
             if not await self._before_dot.goes_on():
                 break
+
+    def record_dot(
+        self, relay: str, numbers: Sequence[int], told: Callable[[bool], None]
+    ) -> None:
+        """Begin to write the same where nothing is claimed: the entries are new.
+
+        Args:
+            relay: See `dot_is_next`.
+            numbers: All of them.
+            told: Called once, perhaps at once: whether all entries are written, and
+                ours. If not, nothing must be sent. `claim` finds out what is so.
+        """
+        entry = self._entry(EntryState.DOT_SENT, NO_PAST, relay).encode()
+        self._unsent = {one: entry for one in numbers if one in self._keys}
+        if not self._unsent:
+            told(True)
+            return
+
+        now = self._context.utc()
+        rows = [
+            Replacement(self._keys[one], None, entry, now + KEPT_IN_PART, HEAVY)
+            for one in self._unsent
+        ]
+
+        def answered(done: list[bool] | BaseException) -> None:
+            is_recorded = not isinstance(done, BaseException) and all(done)
+            if is_recorded:
+                self._held.update(self._unsent)
+                self._dots.update(dict.fromkeys(self._unsent, now))
+                self._unsent = {}
+                self._at_end = self._after_dot
+            elif isinstance(done, Exception):
+                self._tell(done)
+            told(is_recorded)
+
+        self._store.patient(_ANSWER).submit_replace(rows, answered)
 
     def note_outcome(self, recipient: Recipient) -> None:
         """Begin to write what became of *recipient*; see `finish`."""

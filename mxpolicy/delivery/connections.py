@@ -98,6 +98,32 @@ class Connections:
             self._make_room(candidate)
             turn.come(candidate)
 
+    def take_idle(self, candidate: Candidate, *, may_wait: bool) -> bool:
+        """A message is about to use a session that waits; return whether it may.
+
+        It may not go past others that wait for their turn, nor use a session that is for
+        one of them. The connection counts from now on.
+
+        Args:
+            candidate: The session's.
+            may_wait: Whether the message would wait for its turn; see `Turn`.
+        """
+        if may_wait and not self._has_turn_at_once(candidate):
+            return False
+        self._turns.take(candidate)
+        self.accepted(candidate, 1)
+        return True
+
+    def _has_turn_at_once(self, candidate: Candidate) -> bool:
+        if self._idle is None or not self._turns.has_turn_at_once(candidate):
+            return False
+        return self._idle.count(candidate) > self._coming[candidate]
+
+    def give_idle(self, candidate: Candidate) -> None:
+        """What `take_idle` has counted has ended, or waits again."""
+        self.accepted(candidate, -1)
+        self.give(candidate)
+
     def dials(self, candidate: Candidate) -> None:
         """The message with a turn at *candidate* dials now, or gives it back."""
         self._coming[candidate] -= 1
@@ -253,6 +279,11 @@ class Turn:
             return self._connections.why_full(self._hosts, waited)
         self._news.clear()
         return None
+
+    def adopt(self, candidate: Candidate) -> None:
+        """It has the connection that `Connections.take_idle` has counted."""
+        self._open.add(candidate)
+        self._accepted.add(candidate)
 
     def come(self, candidate: Candidate) -> None:
         """It is its turn, at *candidate*."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from mxpolicy.delivery.connect import Dial
     from mxpolicy.delivery.connections import Connections
+    from mxpolicy.delivery.destinations import Destinations
     from mxpolicy.delivery.idle_sessions import IdleSessions
     from mxpolicy.delivery.late_reply import LateReplies
     from mxpolicy.delivery.plan import Lookups
@@ -67,6 +68,7 @@ class Context:
         memory, domains, failed_lookups: What is remembered, over the store.
         admission: The places of this machine.
         connections: Those of a process that keeps sessions, and whose turn is next.
+        destinations: Of such a process: how mail went a moment ago.
         planner: Makes the plans, by the resolver.
         spool_memory: What mail data may take of it.
 
@@ -103,6 +105,7 @@ class Context:
         idle = _idle_sessions(options, clock) if keeps_sessions else None
         self._idle = idle
         self.connections = _connections(options, idle) if idle is not None else None
+        self.destinations = _destinations() if idle is not None else None
         self._apply(options)
         self.sessions = Sessions({DIRECT: self._direct()}, idle, late_replies)
         self.admission = Admission(
@@ -127,6 +130,8 @@ class Context:
         other.sessions.renew({DIRECT: other._direct()})
         if other._idle is not None:
             other._idle.renew(options.transaction)
+        if other.destinations is not None:
+            other.destinations.clear()
         other.admission.processes = options.limits.processes
         other.spool_memory.total = options.limits.spool_memory
         if other.connections is not None:
@@ -145,12 +150,18 @@ class Context:
         )
         self.memory = HostMemory(self.store, options.memory, self.utc)
         if self.connections is not None:
-            self.memory.failed = self.connections.learned
+            self.memory.failed = self._failed
             self.memory.is_reached = self.connections.is_reached
         self.domains = DomainHistory(self.store, utc=self.utc)
         self.failed_lookups = FailedLookups(self.store, utc=self.utc)
         lookups = StaleMx(self.resolver, self.domains)
         self.planner = Planner(lookups, options, self.identity)
+
+    def _failed(self, candidate_socket: str) -> None:
+        """A failure of a host is remembered now."""
+        if self.connections is not None and self.destinations is not None:
+            self.destinations.failed(candidate_socket)
+            self.connections.learned(candidate_socket)
 
     def _direct(self) -> Egress:
         return Egress(self._dial, self.helo, self.identity.has_name, self.clock)
@@ -161,6 +172,12 @@ def _connections(options: Options, idle: IdleSessions) -> Connections:
 
     limits = options.limits
     return Connections(limits.connections_per_host, limits.connections, idle)
+
+
+def _destinations() -> Destinations:
+    from mxpolicy.delivery.destinations import Destinations
+
+    return Destinations()
 
 
 def _idle_sessions(options: Options, clock: Callable[[], float]) -> IdleSessions:

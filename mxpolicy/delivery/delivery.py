@@ -24,15 +24,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from hashlib import blake2b
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mxpolicy.address import AddressError, Mailbox, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import events, journal, trouble
 from mxpolicy.delivery.admission import Stay
-from mxpolicy.delivery.attempt import Attempt
+from mxpolicy.delivery.attempt import Attempt, Begun
 from mxpolicy.delivery.claims import Claims
 from mxpolicy.delivery.consult import Consulted, consult
 from mxpolicy.delivery.context import Context
@@ -55,11 +56,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from mxpolicy.delivery.connections import Turn
+    from mxpolicy.delivery.destinations import Destination, Destinations
     from mxpolicy.delivery.late_reply import LateReply
     from mxpolicy.delivery.session import Session
     from mxpolicy.protocol.extensions import MailDsn, RcptDsn
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.known_hosts import KnownHosts
+
+    _Work = Callable[[asyncio.TaskGroup], Coroutine[None, None, None]]
 
 __all__ = ["Delivery", "Request"]
 
@@ -89,6 +93,8 @@ class Request(NamedTuple):
         may_send_dot: Asked before the mail data is sent, and again just before the final
             dot, which makes the message the host's (RFC 5321 §4.1.1.4). The message is
             deferred where it returns False.
+        is_wanted: The same, known without waiting; None where it is not. It is asked in
+            the place of `may_send_dot` where nothing waits (the fast path).
     """
 
     sender: str
@@ -101,6 +107,7 @@ class Request(NamedTuple):
     dsn: MailDsn | None = None
     recipients_dsn: Mapping[int, RcptDsn] = MappingProxyType({})
     may_send_dot: Callable[[], Awaitable[bool]] = _always
+    is_wanted: Callable[[], bool] | None = None
     has_process: bool = True
 
 
@@ -113,9 +120,10 @@ class _Group:
         numbers: The numbers of the recipients.
         task: Delivers to them.
         attempt: None until the hosts are known.
+        begun: What the fast path has begun for all of them.
     """
 
-    __slots__ = ("attempt", "domain", "nexthop", "numbers", "task")
+    __slots__ = ("attempt", "begun", "domain", "nexthop", "numbers", "task")
 
     def __init__(self, nexthop: str, domain: str, numbers: list[int]) -> None:
         self.nexthop = nexthop
@@ -123,6 +131,17 @@ class _Group:
         self.numbers = numbers
         self.task: asyncio.Task[None]
         self.attempt: Attempt | None = None
+        self.begun: Begun | None = None
+
+
+class Fast(Protocol):
+    """What a delivery asks of the fast path: `mxpolicy.delivery.fast_path.Shortcut`."""
+
+    def go_on_from_dot(self) -> bool:
+        """Call `Delivery.go_on` and return True, where the final dot is out."""
+
+    def drop(self) -> None:
+        """Do nothing any more. The session ends without a dot, if that is not out."""
 
 
 class Delivery:
@@ -130,27 +149,37 @@ class Delivery:
 
     Each outcome is observed, as soon as it exists, as `events.RecipientSettled`.
 
+    Call `start` once, or let the fast path begin it.
+
     Attributes:
-        task: Delivers. Cancelled, it settles all recipients at once: those that a host
-            has, or may have, as such.
+        context: As given.
+        trace: Told what happens.
+        request: As given.
+        mail_data: As given.
+        settlement: The state of each recipient.
+        claims: The journal's entries.
+        envelope: The whole envelope, once it is understood.
+        ended: Done when every recipient is settled, and that is in the journal. Then it
+            has the outcomes, or is cancelled.
+        fast: The fast path, as long as the message goes by it.
     """
 
     def __init__(self, context: Context, request: Request, mail_data: MailData) -> None:
-        self._context = context
-        self._trace = Trace(request.queue_id, context.clock, request.observe)
-        self._request = request
-        self._mail_data = mail_data
-        self._envelope = Envelope(None, {})
-        self._settlement = Settlement(request.recipients, self._report)
+        self.context = context
+        self.trace = Trace(request.queue_id, context.clock, request.observe)
+        self.request = request
+        self.mail_data = mail_data
+        self.envelope = Envelope(None, {})
+        self.settlement = Settlement(request.recipients, self._report)
         self._journal_keys: dict[int, str] = {}
         self._owner = context.calls.begin()
-        self._claims = Claims(
+        self.claims = Claims(
             context,
-            self._settlement,
+            self.settlement,
             self._journal_keys,
             self._owner,
             request.deadline + DOT_TIME,
-            self._trace.trouble,
+            self.trace.trouble,
         )
         # By recipient, once its hosts are dialled: the learners are told, too.
         self._traces: dict[int, Trace] = {}
@@ -158,9 +187,48 @@ class Delivery:
         self._late: list[LateReply] = []
         self._opening: asyncio.Task[None] | None = None
         self._cancelled: Deferred | None = None
-        self.task = asyncio.create_task(self._run())
+        self.fast: Fast | None = None
+        self._task: asyncio.Task[list[Outcome]] | None = None
+        self.ended: asyncio.Future[list[Outcome]]
+        self.ended = asyncio.get_running_loop().create_future()
+
+    def start(self) -> None:
+        """Begin, the ordinary way."""
+        self.fast = None
+        self._begin_to_run(self._open)
+
+    def end(self) -> None:
+        """Write what is to be written: all recipients are settled."""
+        self.fast = None
+        self._begin_to_run(None)
+
+    def go_on(self, begun: Begun, destination: Destination, numbers: list[int]) -> None:
+        """Go on, the ordinary way, with what the fast path has *begun*.
+
+        Args:
+            begun: The transaction, for all of *numbers*. They are claimed.
+            destination: Where they go.
+            numbers: Of the recipients.
+        """
+        self.fast = None
+        group = _Group(destination.nexthop, destination.domain, numbers)
+        group.begun = begun
+        self._groups.append(group)
+        self._begin_to_run(partial(self._send_begun, group, destination))
+
+    def _begin_to_run(self, work: _Work | None) -> None:
+        self._task = asyncio.create_task(self._run(work))
         # Also where it is cancelled before it has begun to run.
-        self.task.add_done_callback(lambda _: self._end())
+        self._task.add_done_callback(self._has_run)
+
+    def _has_run(self, task: asyncio.Task[list[Outcome]]) -> None:
+        self._end()
+        if task.cancelled():
+            self.ended.cancel()
+        elif error := task.exception():
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(task.result())
 
     async def outcomes(self) -> list[Outcome]:
         """Return the outcome of each recipient, in their order, when all are known.
@@ -170,16 +238,22 @@ class Delivery:
         delivery: recipients that are not settled yet are deferred at once, and
         `asyncio.CancelledError` goes on.
         """
-        return await self.task
+        try:
+            await asyncio.wait([self.ended])
+        except asyncio.CancelledError:
+            self.abandon()
+            await asyncio.wait([self.ended])
+            raise
+        return self.ended.result()
 
     def outcome(self, number: int) -> Outcome | None:
         """Return the outcome of the recipient *number*; None while it has none."""
-        return self._settlement[number].outcome
+        return self.settlement[number].outcome
 
     def settled(self) -> list[tuple[str, Outcome]] | None:
         """Return each recipient, printable, with its outcome; None until all have one."""
-        texts = (one.text for one in self._settlement)
-        outcomes = self._settlement.outcomes()
+        texts = (one.text for one in self.settlement)
+        outcomes = self.settlement.outcomes()
         return None if outcomes is None else list(zip(texts, outcomes, strict=True))
 
     def cancel(self, why: str) -> None:
@@ -194,32 +268,46 @@ class Delivery:
         if self._cancelled is not None:
             return
         self._cancelled = trouble.cancelled(why)
+        if self.fast is not None and not self.fast.go_on_from_dot():
+            self.fast.drop()
+            self.end()
         if not self._groups:
             if self._opening is not None:
                 self._opening.cancel()
-            self._settlement.settle_all(self._cancelled)
+            self.settlement.settle_all(self._cancelled)
         for group in self._groups:
             if group.attempt is not None:
                 group.attempt.cancel(self._cancelled)
-            else:
+            elif group.begun is None:  # else as soon as there is an attempt
                 group.task.cancel()
-                self._settlement.settle_all(self._cancelled, group.numbers)
+                self.settlement.settle_all(self._cancelled, group.numbers)
 
-    async def _run(self) -> list[Outcome]:
+    def abandon(self) -> None:
+        """End at once; a dot without an answer is noted as a doubt."""
+        if self.fast is not None:
+            self.fast.drop()
+            stopped = LocalTrouble("the delivery was cancelled")
+            self._cancelled = trouble.own_trouble(stopped)
+            self.settlement.stop(self._cancelled)
+            self.end()
+        elif self._task is not None:
+            self._task.cancel()
+
+    async def _run(self, work: _Work | None) -> list[Outcome]:
         try:
-            if self._cancelled is None:
+            if work is not None and (self._cancelled is None or self._groups):
                 async with asyncio.TaskGroup() as tasks:
-                    self._opening = tasks.create_task(self._open(tasks))
+                    self._opening = tasks.create_task(work(tasks))
         except asyncio.CancelledError:
             stopped = LocalTrouble("the delivery was cancelled")
-            self._settlement.stop(trouble.own_trouble(stopped))
+            self.settlement.stop(trouble.own_trouble(stopped))
             await self._finish_journal()
             raise
         except Exception as error:
-            self._trace.trouble(error)
-            self._settlement.stop(trouble.own_trouble(error))
+            self.trace.trouble(error)
+            self.settlement.stop(trouble.own_trouble(error))
         await self._finish_journal()
-        outcomes = self._settlement.outcomes()
+        outcomes = self.settlement.outcomes()
         assert outcomes is not None, "every recipient has been settled"
         return outcomes
 
@@ -228,31 +316,31 @@ class Delivery:
         for late in self._late:
             late.report_by(self._hear_late(late))
         if not self._late:
-            self._context.calls.end(self._owner)
+            self.context.calls.end(self._owner)
 
     async def _finish_journal(self) -> None:
         try:
-            await self._claims.finish()
+            await self.claims.finish()
         except Exception as error:
-            self._trace.trouble(error)
+            self.trace.trouble(error)
 
     async def _open(self, tasks: asyncio.TaskGroup) -> None:
         """Begin to send to each group of recipients, unless the message goes nowhere."""
         try:
-            reverse_path = parse_reverse_path(self._request.sender)
+            reverse_path = parse_reverse_path(self.request.sender)
         except AddressError as error:
-            self._settlement.settle_all(trouble.bad_sender(error))
+            self.settlement.settle_all(trouble.bad_sender(error))
             return
-        digest = await self._mail_data.digest()
-        hops = self._mail_data.received_count
-        if hops >= self._context.options.limits.hops:
-            self._settlement.settle_all(trouble.too_many_hops(hops))
+        digest = await self.mail_data.digest()
+        hops = self.mail_data.received_count
+        if hops >= self.context.options.limits.hops:
+            self.settlement.settle_all(trouble.too_many_hops(hops))
             return
-        request = self._request
-        self._envelope = Envelope(
+        request = self.request
+        self.envelope = Envelope(
             reverse_path, self._mailboxes(), request.dsn, request.recipients_dsn
         )
-        self._note_journal_keys(digest)
+        self.note_journal_keys(digest)
         for (nexthop, domain, _), numbers in self._grouped().items():
             group = _Group(nexthop, domain, numbers)
             self._begin(tasks, group, self._send_once(tasks, group))
@@ -266,29 +354,29 @@ class Delivery:
     def _mailboxes(self) -> dict[int, Mailbox]:
         """Return the forward-paths; settle those that are no address."""
         mailboxes = {}
-        for number, text in enumerate(self._request.recipients):
+        for number, text in enumerate(self.request.recipients):
             try:
                 mailboxes[number] = parse_mailbox(text)
             except AddressError as error:
-                self._settlement.settle(number, trouble.bad_recipient(error))
+                self.settlement.settle(number, trouble.bad_recipient(error))
         return mailboxes
 
-    def _note_journal_keys(self, digest: bytes) -> None:
+    def note_journal_keys(self, digest: bytes) -> None:
         """Give each recipient its key in the journal, if the journal is kept.
 
         It needs the mail server's name for the message, or the field that each mail
         server writes on top. Without both, two equal messages would be taken for one.
         """
-        name = self._request.queue_id
-        if not self._context.options.journal.keep or not (
-            name or self._mail_data.has_received_on_top
+        name = self.request.queue_id
+        if not self.context.options.journal.keep or not (
+            name or self.mail_data.has_received_on_top
         ):
             return
-        for number, mailbox in self._envelope.recipients.items():
-            nexthop, _ = destination(self._request.nexthop, mailbox.domain)
-            aim = journal.aim_of(nexthop, self._context.options.port)
+        for number, mailbox in self.envelope.recipients.items():
+            nexthop, _ = destination(self.request.nexthop, mailbox.domain)
+            aim = journal.aim_of(nexthop, self.context.options.port)
             self._journal_keys[number] = journal.entry_key(
-                name, aim, digest, self._envelope.sender, mailbox.wire
+                name, aim, digest, self.envelope.sender, mailbox.wire
             )
 
     def _grouped(self) -> dict[tuple[str, str, bool], list[int]]:
@@ -298,16 +386,16 @@ class Delivery:
         offer it must not keep the message from the others.
         """
         groups: dict[tuple[str, str, bool], list[int]] = {}
-        for number, mailbox in self._envelope.recipients.items():
-            aim = destination(self._request.nexthop, mailbox.domain)
+        for number, mailbox in self.envelope.recipients.items():
+            aim = destination(self.request.nexthop, mailbox.domain)
             groups.setdefault((*aim, mailbox.needs_smtputf8), []).append(number)
         return groups
 
     async def _send_once(self, tasks: asyncio.TaskGroup, group: _Group) -> None:
         """Send to the group, except where the journal has an outcome or another process."""
-        await self._claims.claim(group.numbers)
-        busy = self._settlement.those(RecipientState.ELSEWHERE, group.numbers)
-        group.numbers = self._settlement.those(RecipientState.OPEN, group.numbers)
+        await self.claims.claim(group.numbers)
+        busy = self.settlement.those(RecipientState.ELSEWHERE, group.numbers)
+        group.numbers = self.settlement.those(RecipientState.OPEN, group.numbers)
         if busy:
             later = _Group(group.nexthop, group.domain, busy)
             self._begin(tasks, later, self._send_after_others(later))
@@ -316,74 +404,92 @@ class Delivery:
 
     async def _send_after_others(self, group: _Group) -> None:
         """Wait for the outcome of another process, then send to the rest of the group."""
-        wait = self._context.options.journal.wait
-        left = self._request.deadline - self._trace.now()
-        await self._claims.claim_later(group.numbers, min(wait, left / 3))
-        busy = self._settlement.those(RecipientState.ELSEWHERE, group.numbers)
-        self._settlement.settle_all(trouble.under_way(), busy)
-        group.numbers = self._settlement.those(RecipientState.OPEN, group.numbers)
+        wait = self.context.options.journal.wait
+        left = self.request.deadline - self.trace.now()
+        await self.claims.claim_later(group.numbers, min(wait, left / 3))
+        busy = self.settlement.those(RecipientState.ELSEWHERE, group.numbers)
+        self.settlement.settle_all(trouble.under_way(), busy)
+        group.numbers = self.settlement.those(RecipientState.OPEN, group.numbers)
         if group.numbers:
             await self._send(group)
 
     async def _send(self, group: _Group) -> None:
         """Plan and attempt for one group; handle all that fails in it."""
-        deadline = self._request.deadline
         try:
-            aim = nexthop_aim(parse_nexthop(group.nexthop, self._context.options.port))
-            stay = Stay(
-                self._context.admission,
-                self._owner,
-                aim,
-                self._trace.now,
-                deadline,
-                self._trace.trouble,
-                needs_place=self._request.has_process,
-            )
+            aim = nexthop_aim(parse_nexthop(group.nexthop, self.context.options.port))
+            stay = self._stay(aim, needs_place=self.request.has_process)
             try:
                 await self._send_from(stay, group)
             finally:
                 await stay.leave()
         except NexthopError as error:
-            self._settlement.settle_all(trouble.bad_nexthop(error), group.numbers)
+            self.settlement.settle_all(trouble.bad_nexthop(error), group.numbers)
         except Exception as error:
-            self._trace.trouble(error)
-            self._settlement.stop(trouble.own_trouble(error), group.numbers)
+            self.trace.trouble(error)
+            self.settlement.stop(trouble.own_trouble(error), group.numbers)
+
+    async def _send_begun(
+        self, group: _Group, destination: Destination, tasks: asyncio.TaskGroup
+    ) -> None:
+        """Go on with what is begun for *group*, in the task of the whole."""
+        assert group.begun is not None, "the fast path has begun it"
+        session = group.begun.session
+        plan = destination.plan_from(session.candidate)
+        self.trace.tell(events.Planned, plan.nexthop, plan.candidates, plan.remarks)
+        stay = self._stay(plan.aim, needs_place=False)
+        turn = self._turn(plan)
+        if turn is not None:
+            turn.adopt(session.candidate)
+        try:
+            known = destination.known
+            if await self._dial(stay, turn, group, plan, known, due=()):
+                await self.context.domains.took(group.domain, plan.lookups)
+        except Exception as error:
+            self.trace.trouble(error)
+            self.settlement.stop(trouble.own_trouble(error), group.numbers)
+        finally:
+            if turn is not None:
+                turn.leave()
+            if group.attempt is None:
+                session.abort()
+                self.context.sessions.give_back(session)
+            await stay.leave()
 
     async def _send_from(self, stay: Stay, group: _Group) -> None:
         """Plan and attempt, once there is a place for it."""
         refusal: Outcome | None = await stay.enter()
         if refusal is not None:
-            self._settlement.settle_all(refusal, group.numbers)
+            self.settlement.settle_all(refusal, group.numbers)
             return
         plan = await self._plan(group)
         stay.planned()
         if plan.refusal is not None:
-            domains = self._context.domains
+            domains = self.context.domains
             refusal = await domains.unless_stale(group.domain, plan.refusal)
-            self._settlement.settle_all(plan.as_far_as_known(refusal), group.numbers)
+            self.settlement.settle_all(plan.as_far_as_known(refusal), group.numbers)
             return
         if await self._attempt(stay, group, plan):
-            await self._context.domains.took(group.domain, plan.lookups)
+            await self.context.domains.took(group.domain, plan.lookups)
 
     async def _attempt(self, stay: Stay, group: _Group, plan: Plan) -> bool:
         """Attempt a delivery, unless all hosts failed a moment ago, or have no place.
 
         Returns whether any host took the message.
         """
-        leases = Leases(self._context.store, self._context.utc)
+        leases = Leases(self.context.store, self.context.utc)
         turn = self._turn(plan)
         try:
             consulted = await self._consult(turn, leases, plan)
             if consulted.refusal is not None:
                 for number in group.numbers:
-                    self._settlement.settle(
+                    self.settlement.settle(
                         number, consulted.refusal, tried=consulted.tried
                     )
                 return False
             known = consulted.known
             refusal = await stay.dial(known.order)
             if refusal is not None:
-                self._settlement.settle_all(refusal, group.numbers)
+                self.settlement.settle_all(refusal, group.numbers)
                 return False
             plan = plan._replace(candidates=known.order)
             return await self._dial(stay, turn, group, plan, known, consulted.due)
@@ -398,12 +504,12 @@ class Delivery:
         """Return how *plan* is carried out, when it is the message's turn."""
         while True:
             consulted = await consult(
-                self._context.memory,
+                self.context.memory,
                 leases,
                 plan,
-                now=self._trace.now,
-                chance=self._context.chance(),
-                deadline=self._request.deadline,
+                now=self.trace.now,
+                chance=self.context.chance(),
+                deadline=self.request.deadline,
             )
             if turn is None or consulted.refusal is not None:
                 return consulted
@@ -417,15 +523,26 @@ class Delivery:
             if refusal is not None:
                 return consulted._replace(refusal=refusal, due=())
 
+    def _stay(self, aim: str, *, needs_place: bool) -> Stay:
+        return Stay(
+            self.context.admission,
+            self._owner,
+            aim,
+            self.trace.now,
+            self.request.deadline,
+            self.trace.trouble,
+            needs_place=needs_place,
+        )
+
     def _turn(self, plan: Plan) -> Turn | None:
         """Return the turn of a message by *plan*; None where nothing is limited."""
-        if self._context.connections is None:
+        if self.context.connections is None:
             return None
-        return self._context.connections.turn(
+        return self.context.connections.turn(
             plan.aim,
-            self._trace.now,
-            self._request.deadline,
-            may_wait=not self._request.has_process,
+            self.trace.now,
+            self.request.deadline,
+            may_wait=not self.request.has_process,
         )
 
     async def _dial(
@@ -442,32 +559,38 @@ class Delivery:
         Returns whether any host took the message.
         """
         learner = Learner(
-            self._context.memory,
-            self._trace,
-            self._context.chance,
+            self.context.memory,
+            self.trace,
+            self.context.chance,
             plan.aim,
             self._message_id(),
             known.of_tls,
         )
-        probes = Probes(self._context, self._trace, learner)
+        probes = Probes(self.context, self.trace, learner)
         learners = [learner.learn, stay.learn]
         if turn is not None:
             learners.insert(0, turn.learn)  # the learner asks what it knows
-        trace = self._trace.with_learners(*learners)
+        trace = self.trace.with_learners(*learners)
         self._traces.update(dict.fromkeys(group.numbers, trace))
 
         message = Message(
             trace,
-            self._envelope,
-            self._mail_data,
-            self._settlement,
-            self._claims,
-            self._request.may_send_dot,
-            self._request.deadline,
-            self._request.ends,
+            self.envelope,
+            self.mail_data,
+            self.settlement,
+            self.claims,
+            self.request.may_send_dot,
+            self.request.deadline,
+            self.request.ends,
             self._keep,
         )
-        group.attempt = Attempt(self._context, message, plan, group.numbers, known)
+        if self.context.destinations is not None and group.begun is None:
+            self._note_destination(self.context.destinations, group, plan, known)
+        group.attempt = Attempt(
+            self.context, message, plan, group.numbers, known, group.begun
+        )
+        if self._cancelled is not None:
+            group.attempt.cancel(self._cancelled)
         try:
             for candidate in due:
                 probes.begin(candidate)
@@ -476,22 +599,42 @@ class Delivery:
         finally:
             await probes.finish(0.0)
             await learner.finish()
-        states = [self._settlement[number].state for number in group.numbers]
+        states = [self.settlement[number].state for number in group.numbers]
         return RecipientState.DELIVERED in states
+
+    def _note_destination(
+        self,
+        destinations: Destinations,
+        group: _Group,
+        plan: Plan,
+        known: KnownHosts,
+    ) -> None:
+        """Note how the group goes, for later messages on the fast path."""
+        now, utc = self.context.clock(), self.context.utc()
+        due = known.better_is_due(plan.candidates[0]) - utc
+        destinations.learn(
+            group.nexthop,
+            group.domain,
+            plan,
+            known,
+            known_until=now + min(plan.ttl, due),
+            now=now,
+            tls=self.context.options.tls.default,
+        )
 
     def _keep(self, session: Session, numbers: Sequence[int]) -> bool:
         """See `Message.keep`. Without a journal no retry would know of a late reply."""
-        late_replies = self._context.late_replies
+        late_replies = self.context.late_replies
         known = [number for number in numbers if number in self._journal_keys]
         if late_replies is None or not known:
             return False
-        seconds = self._context.options.transaction.late_reply
-        give_back = self._context.sessions.give_back
+        seconds = self.context.options.transaction.late_reply
+        give_back = self.context.sessions.give_back
         late = late_replies.keep(session, seconds, give_back)
         if late is None:
             return False
         self._late.append(late)
-        self._settlement.may_answer(known, str(session.candidate.key))
+        self.settlement.may_answer(known, str(session.candidate.key))
         return True
 
     async def _hear_late(self, late: LateReply) -> None:
@@ -499,39 +642,39 @@ class Delivery:
         relay = str(late.candidate.key)
         try:
             heard = await late.heard()
-            ended = self._settlement.answered_late(relay, heard.reply)
+            ended = self.settlement.answered_late(relay, heard.reply)
             for number in ended:
-                recipient = self._settlement[number]
-                self._trace.tell(
+                recipient = self.settlement[number]
+                self.trace.tell(
                     events.LateReplyEnded,
                     late.candidate,
                     recipient.text,
                     recipient.state is RecipientState.TAKEN_LATE,
                     heard.text,
                 )
-            await self._claims.finish_late(ended)
+            await self.claims.finish_late(ended)
         except Exception as error:
-            self._trace.trouble(error)
+            self.trace.trouble(error)
         finally:
             self._late.remove(late)
             if not self._late:
-                self._context.calls.end(self._owner)
+                self.context.calls.end(self._owner)
 
     def _message_id(self) -> str:
         """Return a name for the message, the same when it is tried again."""
-        request = self._request
+        request = self.request
         name = request.queue_id or f"{request.sender} {request.recipients}"
         return blake2b(name.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
     async def _plan(self, group: _Group) -> Plan:
-        plan = await self._context.planner.plan(
-            parse_nexthop(group.nexthop, self._context.options.port),
+        plan = await self.context.planner.plan(
+            parse_nexthop(group.nexthop, self.context.options.port),
             destination_domain=group.domain,
-            reverse_path=self._envelope.sender,
-            forward_path=next(iter(self._envelope.recipients.values())).wire,
+            reverse_path=self.envelope.sender,
+            forward_path=next(iter(self.envelope.recipients.values())).wire,
         )
-        plan = plan._replace(unresolved=await self._context.failed_lookups.recent(plan))
-        self._trace.tell(events.Planned, group.nexthop, plan.candidates, plan.remarks)
+        plan = plan._replace(unresolved=await self.context.failed_lookups.recent(plan))
+        self.trace.tell(events.Planned, group.nexthop, plan.candidates, plan.remarks)
         return plan
 
     def _report(self, recipient: Recipient) -> None:
@@ -539,16 +682,16 @@ class Delivery:
         try:
             self._tell_outcome(recipient)
         except Exception as error:  # no second copy for that
-            self._trace.trouble(error)
-        self._claims.note_outcome(recipient)
+            self.trace.trouble(error)
+        self.claims.note_outcome(recipient)
 
     def _tell_outcome(self, recipient: Recipient) -> None:
         assert recipient.outcome is not None
-        trace = self._traces.get(recipient.number, self._trace)
+        trace = self._traces.get(recipient.number, self.trace)
         trace.tell(
             events.RecipientSettled,
             recipient=recipient.text,
             outcome=recipient.outcome,
-            delays=recipient.delays or Delays(dns=self._trace.now()),
+            delays=recipient.delays or Delays(dns=self.trace.now()),
             tried=recipient.tried,
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, repeat
@@ -152,9 +152,12 @@ class Dialogue:
         self._entered = clock()
         self.is_cut_short = False  # in the middle of the mail data
         self._is_sent = True  # the kernel has taken all that we had to send
+        self._has_rest = False  # the stream has some of it, and is to `resume`
+        self._trouble: RemoteProtocolError | None = None  # that `next` is to raise
         self._sent_until = 0  # `Stream.acknowledged` once it has arrived
         self._dot_progress = 0.0  # seconds in which the dot must leave
         self._body_size = 0  # bytes of the mail data that were written
+        self._body_rest = b""  # of it, given to `give_body` and not written
         self._proof = PathProof()
 
     def enter(self, phase: Phase) -> None:
@@ -237,16 +240,23 @@ class Dialogue:
             if self._events:
                 return
         data = self.smtp.data_to_send()
-        if data:
+        if data or self._has_rest:
             self._is_sent = False
             # Closed: a reply before that (421, 552) is still there to be read.
             with suppress(StreamClosed):
-                await self.stream.write(data)
-                self._is_sent = True
-                self._sent_until = self.stream.handed_over
+                if self._has_rest:
+                    await self.stream.resume()
+                if data:
+                    await self.stream.write(data)
+                self._note_sent()
+            self._has_rest = False
         if self._phase in (Phase.TRANSACTION, Phase.DOT):
             await self._watch_what_was_sent()
         await self._take_in()
+
+    def _note_sent(self) -> None:
+        self._is_sent = True
+        self._sent_until = self.stream.handed_over
 
     async def _watch_what_was_sent(self) -> None:
         """Wait until something comes, or all that was sent is acknowledged.
@@ -302,7 +312,11 @@ class Dialogue:
 
     async def _take_in(self) -> None:
         """Wait for data and read it. A reply that answers no command is dropped."""
-        received = await self.stream.read()
+        if self._trouble is not None:
+            raise self._trouble
+        self._understand(await self.stream.read())
+
+    def _understand(self, received: bytes) -> None:
         if not received:
             raise StreamClosed("connection closed by the host")
         is_early = self._phase is Phase.DOT and not self._has_arrived()
@@ -312,8 +326,77 @@ class Dialogue:
                 continue
             self.strays += 1
             if not self.bears_strays:
-                raise RemoteProtocolError(f"a reply to nothing: {event.reply.text}")
+                text = f"a reply to nothing: {event.reply.text}"
+                self._trouble = RemoteProtocolError(text)
+                raise self._trouble
             self._ignored(event.reply)
+
+    # -- without waiting ----------------------------------------------------
+    #
+    # For `mxpolicy.delivery.fast_path`. The methods that wait may go on after them.
+
+    @property
+    def heard(self) -> Sequence[Event]:
+        """The events that `forget_heard` or `next` has not taken yet."""
+        return self._events
+
+    def forget_heard(self) -> None:
+        """Take all events that were `heard`."""
+        self._events.clear()
+
+    def hear_now(self) -> None:
+        """Read what is there; the events are in `heard`.
+
+        Raises:
+            StreamClosed: The peer closed. `next` will say so, too.
+            RemoteProtocolError: It did not speak SMTP; the same.
+            LocalTrouble: Our own kernel is out of something.
+        """
+        received = self.stream.take()
+        if received is not None:
+            self._understand(received)
+
+    def send_now(self) -> bool:
+        """Send the commands that may leave; return whether the kernel has taken them.
+
+        If it has not, `next` sends the rest. Raises as `hear_now`.
+        """
+        data = self.smtp.data_to_send()
+        if data:
+            self._is_sent, self._has_rest = False, True
+            if not self.stream.give(data):
+                return False
+            self._has_rest = False
+            self._note_sent()
+        return True
+
+    def give_body(self, body: bytes) -> bool:
+        """Send all of the mail data; return whether the kernel has taken it.
+
+        If it has not, `finish_body` sends the rest. Raises as `hear_now`.
+        """
+        self._body_size = len(body)
+        is_proven = self._is_proven(self._body_size)
+        cut = len(body) if is_proven else len(body) - 2  # see `send_end`
+        self._body_rest = body[cut:]
+        if not self.stream.give(body[:cut]):
+            return False
+        rest, self._body_rest = self._body_rest, b""
+        if rest and not self.stream.give(rest):
+            return False
+        self._proof.written(self._body_size, self.stream.handed_over)
+        return True
+
+    def may_dot_follow(self) -> bool:
+        """Return whether `drain` would not wait."""
+        return self._is_proven(self._body_size) or self._dot_may_follow(
+            self.stream.unacknowledged()
+        )
+
+    def dot_is_answered(self) -> None:
+        """The reply to the dot is here."""
+        if self._has_arrived():
+            self._proof.acknowledged(self._sent_until, self._clock())
 
     def is_quiet(self) -> bool:
         """Whether no transaction is open, and the host has said nothing more."""
@@ -374,6 +457,15 @@ class Dialogue:
         self._proof.written(len(piece), self.stream.handed_over)
         return None
 
+    async def finish_body(self, progress: float) -> Reply | None:
+        """Send what `give_body` has left of the mail data; see `send_body`."""
+        early = await self._unless_refused(repeat(self.stream.resume), progress)
+        if early is None and self._body_rest:
+            rest, self._body_rest = self._body_rest, b""
+            self._body_size -= len(rest)
+            early = await self.send_body(rest, progress)
+        return early
+
     async def drain(self, progress: float) -> Reply | None:
         """Wait until the dot may follow; see `send_body`.
 
@@ -431,26 +523,33 @@ class Dialogue:
         self.is_cut_short = True
         return event.reply
 
-    async def send_dot(self, progress: float, timeout: float) -> Reply:  # noqa: ASYNC109
-        """Send the final dot in a write of its own; return the reply that decides.
-
-        That is the answer to the dot, or a refusal that came before the host had it.
+    def begin_dot(self, progress: float) -> None:
+        """Give the final dot, which leaves in a write of its own by `reply_to_dot`.
 
         Args:
-            progress: Seconds in which the dot must leave.
-            timeout: Seconds for the reply.
-
-        Raises:
-            SessionFailed: There is no reply. See `take_dot_back`.
+            progress: Seconds in which it must leave.
         """
         self.enter(Phase.DOT)
         self._is_sent = False  # nor will it be, if it is refused before that
         self.smtp.dot()
         self._dot_progress = progress
+
+    async def reply_to_dot(self, timeout: float) -> Reply:  # noqa: ASYNC109
+        """Return the reply that decides.
+
+        That is the answer to the dot, or a refusal that came before the host had it.
+
+        Args:
+            timeout: Seconds for the reply, from `begin_dot` on.
+
+        Raises:
+            SessionFailed: There is no reply. See `take_dot_back`.
+        """
+        left = max(0.0, timeout - (self._clock() - self._entered))
         event: DotAnswered | BodyRefused | Closing
-        event = await self.next(DotAnswered, BodyRefused, Closing, timeout=timeout)
-        if isinstance(event, DotAnswered) and self._has_arrived():
-            self._proof.acknowledged(self._sent_until, self._clock())
+        event = await self.next(DotAnswered, BodyRefused, Closing, timeout=left)
+        if isinstance(event, DotAnswered):
+            self.dot_is_answered()
         # A host that has refused must not get the dot after that.
         self.is_cut_short = not isinstance(event, DotAnswered) and (
             not self._has_arrived() or isinstance(event, BodyRefused)
@@ -463,7 +562,7 @@ class Dialogue:
         return self.smtp.state is State.DOT
 
     async def late_reply(self, timeout: float | None = None) -> Reply:  # noqa: ASYNC109
-        """Return the reply to the dot, which `send_dot` has not got in its time.
+        """Return the reply to the dot, which `reply_to_dot` has not got in its time.
 
         Args:
             timeout: Seconds; None is as long as it takes.
@@ -476,7 +575,7 @@ class Dialogue:
         return event.reply
 
     def take_dot_back(self) -> bool:
-        """Return whether the host cannot have the dot, after `send_dot` has failed.
+        """Return whether the host cannot have the dot, after `reply_to_dot` has failed.
 
         Either it has not left us, or the kernel still has it: the host's window is
         closed. A partly sent dot cannot end the message. Then the connection is reset at

@@ -21,10 +21,18 @@ from mxpolicy.routing.domain_record import is_missing
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop
 
 if TYPE_CHECKING:
+    from mxpolicy.delivery.fast_path import FastPath
     from mxpolicy.delivery.forecast import Forecast
     from mxpolicy.options import Options
 
 __all__ = ["Engine"]
+
+
+def _fast_path() -> FastPath:
+    # A process for one message does not need it.
+    from mxpolicy.delivery.fast_path import FastPath
+
+    return FastPath()
 
 
 class _Deliveries(set[Delivery]):
@@ -45,16 +53,19 @@ class Engine:
 
     Attributes:
         under_way: The deliveries that have not ended, those of `renewed` engines too.
+        fast_path: What some messages go; None where no session waits for another.
     """
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.under_way = _Deliveries()
+        self.fast_path = _fast_path() if context.destinations is not None else None
 
     def renewed(self, options: Options) -> Engine:
         """Return an engine by *options* that shares all else; see `Context.renewed`."""
         engine = Engine(self.context.renewed(options))
         engine.under_way = self.under_way
+        engine.fast_path = self.fast_path
         return engine
 
     async def plan(
@@ -149,9 +160,14 @@ class Engine:
         """Begin to deliver *mail_data*, which stays open until the delivery has ended."""
         delivery = Delivery(self.context, request, mail_data)
         self.under_way.add(delivery)
-        delivery.task.add_done_callback(lambda _: self.under_way.discard(delivery))
+        delivery.ended.add_done_callback(lambda _: self.under_way.discard(delivery))
         if self.under_way.stops is not None:
+            delivery.start()
             delivery.cancel(self.under_way.stops)
+        elif self.fast_path is not None:
+            self.fast_path.begin(delivery)
+        else:
+            delivery.start()
         return delivery
 
     async def deliver(self, request: Request, mail_data: MailData) -> list[Outcome]:
@@ -172,13 +188,13 @@ class Engine:
         while self.under_way:
             for delivery in self.under_way:
                 delivery.cancel(why)
-            await asyncio.wait([one.task for one in self.under_way])
+            await asyncio.wait([one.ended for one in self.under_way])
         if self.context.late_replies is not None:
             await self.context.late_replies.stop()
 
     async def abandon(self) -> None:
         """End all deliveries at once; a dot without an answer is noted as a doubt."""
         while self.under_way:
-            for delivery in self.under_way:
-                delivery.task.cancel()
-            await asyncio.wait([one.task for one in self.under_way])
+            for delivery in [*self.under_way]:
+                delivery.abandon()
+            await asyncio.wait([one.ended for one in self.under_way])

@@ -15,6 +15,9 @@ one of the states of `EntryState`:
                  |           +----------------> REFUSED, or DEFERRED
                  +----------------------------> REFUSED, or DEFERRED
 
+On the fast path (`mxpolicy.delivery.fast_path`) the first entry is DOT_SENT: nothing is
+claimed before it.
+
 `meaning` says what an entry means to the delivery that comes next. A claim holds while
 its owner works (`mxpolicy.delivery.owner`), but no longer than the owner said it would
 take.

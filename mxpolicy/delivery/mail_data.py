@@ -19,12 +19,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from hashlib import sha256
 
 from mxpolicy.delivery.spool_file import SpoolFile
-from mxpolicy.delivery.spool_memory import Blocks, SpoolMemory
+from mxpolicy.delivery.spool_memory import BLOCK, Blocks, SpoolMemory
 from mxpolicy.errors import LocalTrouble
 
 __all__ = ["DIGESTED", "MailData", "spool"]
@@ -118,6 +118,7 @@ class MailData:
         self._has_seen_top = False
         self._hash = sha256()
         self._trouble: LocalTrouble | None = None
+        self._watched: tuple[int, Callable[[], None]] | None = None
         self._news = asyncio.Event()
         self._written = asyncio.Event()
 
@@ -149,6 +150,8 @@ class MailData:
         if self._trouble is not None:
             raise self._trouble
         self._news.set()
+        if self._watched is not None and self._stored > self._watched[0]:
+            self._tell_watcher()
 
     @property
     def is_full(self) -> bool:
@@ -184,11 +187,34 @@ class MailData:
             self._understand_header(self._header)
         self.size = self._on_the_wire
         self._news.set()
+        self._tell_watcher()
 
     def give_up(self, trouble: LocalTrouble) -> None:
         """No more will come, though the message is not complete: readers raise *trouble*."""
         self._trouble = trouble
         self._news.set()
+        self._tell_watcher()
+
+    def watch(self, limit: int, told: Callable[[], None]) -> None:
+        """Call *told* once: when the message is complete, or ends in trouble.
+
+        Or as soon as it has more than *limit* bytes. Perhaps that is so already.
+        """
+        self._watched = limit, told
+        if self.size is not None or self._trouble or self._stored > limit:
+            self._tell_watcher()
+
+    def _tell_watcher(self) -> None:
+        if self._watched is not None:
+            _, told = self._watched
+            self._watched = None
+            told()
+
+    def content(self) -> bytes | None:
+        """Return the whole message; None unless it is complete, small and in memory."""
+        if self.size is None or self._has_file or not 0 < self._stored <= BLOCK:
+            return None
+        return self._memory.read(0, self._stored)
 
     async def chunks(self, size: int = _CHUNK) -> AsyncIterator[bytes]:
         """Yield the message from its beginning, up to *size* bytes at a time, to its end.
@@ -218,6 +244,10 @@ class MailData:
         while self._stored < DIGESTED or self._header is not None:
             if not await self._has_news():
                 break
+        return self.digest_so_far()
+
+    def digest_so_far(self) -> bytes:
+        """Return the same, of a message that is complete."""
         return self._hash.digest()
 
     async def whole(self) -> None:

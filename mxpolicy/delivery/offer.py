@@ -42,7 +42,7 @@ from mxpolicy.routing.candidate import (
     Wait,
 )
 from mxpolicy.routing.race import GiveUpReason
-from mxpolicy.routing.reuse import PATIENCE, Judgement, judge
+from mxpolicy.routing.reuse import PATIENCE, Judgement, Stage, judge
 from mxpolicy.routing.tls_requirement import TlsRequirement, wanted_by_host
 
 __all__ = [
@@ -152,6 +152,7 @@ class Offer:
         session: Ready.
         tls: What was asked of *session* before anything had failed.
         numbers: The recipients that it is offered for.
+        stage: How far the fast path has come with all of them.
 
     Attributes:
         candidate: The host.
@@ -175,7 +176,9 @@ class Offer:
         session: Session,
         tls: TlsRequirement,
         numbers: Sequence[int],
+        stage: Stage = Stage.NOT_BEGUN,
     ) -> None:
+        self._stage = stage
         self._options = context.options
         self._sessions = context.sessions
         self._message = message
@@ -223,7 +226,10 @@ class Offer:
 
     def _left(self) -> list[int]:
         """Return the recipients that the host has neither taken nor refused."""
-        numbers = self._message.settlement.those(RecipientState.OPEN, self._numbers)
+        settlement = self._message.settlement
+        is_out = self._stage is Stage.DOT
+        state = RecipientState.DOT_SENT if is_out else RecipientState.OPEN
+        numbers = settlement.those(state, self._numbers)
         return [number for number in numbers if number not in self.answers.refused]
 
     # -- one session after another ------------------------------------------
@@ -240,7 +246,9 @@ class Offer:
             self.answers,
             long_lines=self._options.long_lines,
             progress=self._options.transaction.body_progress,
+            stage=self._stage,
         )
+        self._stage = Stage.NOT_BEGUN  # of the next one
         self.ending, self.is_unanswered = None, False
         try:
             await transaction.run()

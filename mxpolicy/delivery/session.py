@@ -299,6 +299,21 @@ class Session:
         self._owes_rset = True
         self.dialogue.bears_strays = False
 
+    def begin_again(self) -> None:
+        """Give RSET, after `lend`, and count the transaction; nothing is waited for.
+
+        MAIL and RCPT may follow at once. `reset_is_heard` is due when RSET was answered.
+        """
+        self.dialogue.enter(Phase.TRANSACTION)
+        self.course = Course()
+        self.dialogue.smtp.rset()
+        self.transactions += 1
+        self.last_used = self._clock()
+
+    def reset_is_heard(self) -> None:
+        """RSET was answered well."""
+        self._owes_rset = False
+
     def heard_data_reply(self, code: int) -> None:
         """Take note of the reply to DATA; after 354 a stray one is dropped again."""
         seconds = self._clock() - self.last_used

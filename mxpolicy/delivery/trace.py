@@ -58,8 +58,18 @@ class Trace:
         **named_facts: P.kwargs,
     ) -> None:
         """Tell that something happened now; its *facts* come after ``at``."""
+        self.tell_of(self.now(), kind, *facts, **named_facts)
+
+    def tell_of(
+        self,
+        at: float,
+        kind: Callable[Concatenate[float, P], Event],
+        *facts: P.args,
+        **named_facts: P.kwargs,
+    ) -> None:
+        """Tell the same of what happened *at* that time."""
         named_facts["queue_id"] = self.queue_id
-        event = kind(self.now(), *facts, **named_facts)
+        event = kind(at, *facts, **named_facts)
         for learn in self._learners:
             try:
                 learn(event)

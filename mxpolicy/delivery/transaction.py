@@ -28,7 +28,7 @@ from mxpolicy.protocol.smtp_events import (
 from mxpolicy.protocol.smtp_states import DOT_TIME, State, Verb, facts
 from mxpolicy.reply import Reply
 from mxpolicy.routing.candidate import Phase, Verdict
-from mxpolicy.routing.reuse import Course
+from mxpolicy.routing.reuse import Course, Stage
 
 __all__ = ["DOT_TIME", "Answers", "Control", "Transaction"]
 
@@ -156,6 +156,8 @@ class Transaction:
         long_lines: What is done about long lines.
         progress: Seconds without an acknowledged byte of the mail data that are too
             many.
+        stage: How far the fast path has come over *session*, with all *recipients*.
+            Replies that it could not use are still to be heard.
     """
 
     def __init__(
@@ -170,7 +172,9 @@ class Transaction:
         *,
         long_lines: LongLines,
         progress: float,
+        stage: Stage = Stage.NOT_BEGUN,
     ) -> None:
+        self._stage = stage
         self._session = session
         self._dialogue = session.dialogue
         self._smtp = session.dialogue.smtp
@@ -201,15 +205,18 @@ class Transaction:
             self._settlement.withdrawn(self._recipients)
 
     async def _run(self) -> None:
-        self._session.course = Course()
-        self._dialogue.enter(Phase.TRANSACTION)
-        await self._dialogue.heed_what_has_come()
+        if self._stage is Stage.NOT_BEGUN:
+            self._session.course = Course()
+            self._dialogue.enter(Phase.TRANSACTION)
+            await self._dialogue.heed_what_has_come()
         pending = self._recipients
         while pending:
-            await self._session.make_ready(self._patience(State.RSET))
+            if self._stage is Stage.NOT_BEGUN:
+                await self._session.make_ready(self._patience(State.RSET))
             batch = self._next_batch(pending)
             later = [number for number in pending if number not in batch]
             some_taken = await self._one_transaction(batch, later)
+            self._stage = Stage.NOT_BEGUN
             over_limit = self._answers.take_back_over_limit(batch) if some_taken else []
             refused = self._answers.refused
             later = [number for number in later if number not in refused]
@@ -231,20 +238,17 @@ class Transaction:
         self, batch: Sequence[int], later: Sequence[int]
     ) -> bool:
         """MAIL to dot for *batch*; return whether the host has taken it for some."""
-        reply = await self._mail(batch)
-        accepted = []
-        if reply.is_positive:
-            accepted = await self._hear_recipients(batch)
-        else:
-            self._note(is_sender_refused=True)
-            # No recipient was named before it: it holds for the others too.
-            self._answers.refuse((*batch, *later), Verb.MAIL, reply)
-        await self._control.recipients_answered(accepted)
+        accepted = await self._name(batch, later)
+        if self._stage < Stage.BODY:
+            await self._control.recipients_answered(accepted)
         if not accepted:
             return False
-        refusal = await self._data()
+        refusal = None
+        if self._stage < Stage.DOT:
+            refusal = await self._data()
         if refusal is None:
-            await self._control.dot_is_next(accepted)
+            if self._stage < Stage.DOT:
+                await self._control.dot_is_next(accepted)
             refusal = await self._dot(accepted)
         if refusal is None:
             return True
@@ -252,7 +256,24 @@ class Transaction:
         self._settlement.released(accepted)
         return False
 
-    async def _mail(self, batch: Sequence[int]) -> Reply:
+    async def _name(self, batch: Sequence[int], later: Sequence[int]) -> list[int]:
+        """MAIL and RCPT; return the recipients that were accepted."""
+        if self._stage >= Stage.ACCEPTED:
+            if self._stage < Stage.DOT:
+                self._settlement.accepted(batch)
+            return list(batch)
+        if self._stage is Stage.NOT_BEGUN:
+            self._give_mail(batch)
+        await self._session.hear_reset(self._patience(State.RSET))
+        reply = (await self._answer(MailAnswered)).reply
+        if reply.is_positive:
+            return await self._hear_recipients(batch)
+        self._note(is_sender_refused=True)
+        # No recipient was named before it: it holds for the others too.
+        self._answers.refuse((*batch, *later), Verb.MAIL, reply)
+        return []
+
+    def _give_mail(self, batch: Sequence[int]) -> None:
         """Give MAIL and RCPT, which leave together where the host allows it."""
         self._dialogue.heed_the_end()
         envelope = self._envelope
@@ -268,8 +289,6 @@ class Transaction:
                 envelope.recipients[number].wire,
                 dsn=envelope.recipients_dsn.get(number),
             )
-        await self._session.hear_reset(self._patience(State.RSET))
-        return (await self._answer(MailAnswered)).reply
 
     async def _hear_recipients(self, batch: Sequence[int]) -> list[int]:
         """Hear the replies to RCPT; return the recipients that were accepted."""
@@ -287,12 +306,14 @@ class Transaction:
 
     async def _data(self) -> tuple[Verb, Reply] | None:
         """Send DATA and the mail data; return the refusal that ended it, if any."""
-        self._dialogue.heed_the_end()
-        self._smtp.data()
-        reply = (await self._answer(DataAnswered)).reply
-        self._session.heard_data_reply(reply.code)
-        if not reply.is_positive:
-            return Verb.DATA, reply
+        if self._stage < Stage.ACCEPTED:
+            self._dialogue.heed_the_end()
+            self._smtp.data()
+        if self._stage < Stage.GO_AHEAD:
+            reply = (await self._answer(DataAnswered)).reply
+            self._session.heard_data_reply(reply.code)
+            if not reply.is_positive:
+                return Verb.DATA, reply
         self._answers.are_in_step()
         told = telling_progress(
             self._dialogue.stream, self._session.listener.progressed
@@ -317,6 +338,15 @@ class Transaction:
 
     async def _body(self) -> Reply | None:
         """Send the mail data; return the refusal that came before the dot, if any."""
+        if self._stage < Stage.BODY:
+            early = await self._send_body()
+        else:
+            early = await self._dialogue.finish_body(self._progress)
+        if early is not None or not self._session.approach.waits_for_body:
+            return early
+        return await self._dialogue.drain(self._progress)
+
+    async def _send_body(self) -> Reply | None:
         dialogue = self._dialogue
         stuffer = DotStuffer(self._long_lines)
         dialogue.begin_body()
@@ -327,20 +357,20 @@ class Transaction:
                 if early is not None:
                     return early
             piece = stuffer.encode(chunk)
-        early = await dialogue.send_end(piece + stuffer.finish(), self._progress)
-        if early is not None or not self._session.approach.waits_for_body:
-            return early
-        return await dialogue.drain(self._progress)
+        return await dialogue.send_end(piece + stuffer.finish(), self._progress)
 
     async def _dot(self, accepted: Sequence[int]) -> tuple[Verb, Reply] | None:
         """Send the final dot; return the refusal, if any.
 
         Only between the dot and its reply is there doubt about which side has the message.
         """
-        self._session.listener.progressed()
-        self._settlement.dot_sent(accepted, str(self._session.candidate.key))
+        if self._stage < Stage.DOT:
+            self._session.listener.progressed()
+            self._settlement.dot_sent(accepted, str(self._session.candidate.key))
         try:
-            reply = await self._dialogue.send_dot(self._progress, DOT_TIME)
+            if self._stage < Stage.DOT:
+                self._dialogue.begin_dot(self._progress)
+            reply = await self._dialogue.reply_to_dot(DOT_TIME)
         except BaseException:
             if self._dialogue.take_dot_back():
                 self._settlement.released(accepted)

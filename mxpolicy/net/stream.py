@@ -24,6 +24,7 @@ import ssl
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from mxpolicy.errors import (
     LocalTrouble,
@@ -35,6 +36,9 @@ from mxpolicy.net.ack_watch import AckWatch
 from mxpolicy.net.tcp_info import send_state, unacknowledged
 from mxpolicy.net.tls import TlsLayer, words_of
 from mxpolicy.routing.evidence import SendState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["OWN_TROUBLE", "Stream", "StreamClosed"]
 
@@ -86,6 +90,8 @@ class Stream:
         # Kept while *heed_input* stops a write: a reply is no progress.
         self._watch: AckWatch | None = None
         self._woken: asyncio.Future[None] | None = None
+        # Who watches for input (`watch`).
+        self._watched_by: asyncio.AbstractEventLoop | None = None
 
     # --- reading
 
@@ -103,6 +109,17 @@ class Stream:
             self._send_what_tls_owes()
             if self._failure is None:
                 await self.ready(reading=True)
+        return self._taken(limit)
+
+    def take(self, limit: int = _READ_SIZE) -> bytes | None:
+        """Return what `read` would, without waiting; None where it would wait."""
+        if not self.has_input():
+            self._send_what_tls_owes()
+            if self._failure is None:
+                return None
+        return self._taken(limit)
+
+    def _taken(self, limit: int) -> bytes:
         if self._received:
             taken, self._received = self._received[:limit], self._received[limit:]
             return taken
@@ -110,6 +127,21 @@ class Stream:
             return b""
         assert self._failure is not None
         raise self._failure
+
+    def watch(self, told: Callable[[], None]) -> None:
+        """Call *told* whenever there may be something to `take`, until `unwatch`.
+
+        Nothing may wait for the stream meanwhile.
+        """
+        assert self._woken is None, "a stream belongs to one task at a time"
+        self._watched_by = asyncio.get_running_loop()
+        self._watched_by.add_reader(self._socket.fileno(), told)
+
+    def unwatch(self) -> None:
+        """Call nobody any more; may be called twice."""
+        if self._watched_by is not None:
+            self._watched_by.remove_reader(self._socket.fileno())
+            self._watched_by = None
 
     async def wait_for_input(self, seconds: float) -> bool:
         """Wait for at most *seconds*; then return `has_input`."""
@@ -198,6 +230,26 @@ class Stream:
                 with a *progress_timeout*, see `mxpolicy.routing.evidence`.
             LocalTrouble: our own kernel is out of something.
         """
+        self._accept(data)
+        return await self.resume(
+            progress_timeout=progress_timeout, heed_input=heed_input
+        )
+
+    def give(self, data: bytes) -> bool:
+        """Hand *data* to the kernel without waiting; return whether it has taken all.
+
+        If it has not, `resume` is due. Raises what `write` does.
+        """
+        self._accept(data)
+        self._is_torn = True
+        if self._layer is not None:
+            self._outgoing += self._layer.outgoing()
+        while self._outgoing and self._send():
+            pass
+        self._is_torn = bool(self._outgoing)
+        return not self._is_torn
+
+    def _accept(self, data: bytes) -> None:
         if self._is_torn:
             raise StreamClosed("an earlier write was cut short")
         if self._layer is not None:
@@ -207,9 +259,6 @@ class Stream:
                 raise StreamClosed(words_of(error)) from error
         else:
             self._outgoing += data
-        return await self.resume(
-            progress_timeout=progress_timeout, heed_input=heed_input
-        )
 
     async def resume(
         self,
@@ -433,6 +482,7 @@ class Stream:
         self._release()
 
     def _release(self) -> None:
+        self.unwatch()
         woken = self._woken
         if woken is not None:
             loop = woken.get_loop()

@@ -16,7 +16,7 @@ is shown by 354 after DATA, or by 221 after QUIT: no other command is answered s
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import NamedTuple
 
 from mxpolicy.routing.candidate import Verdict
@@ -27,6 +27,7 @@ __all__ = [
     "QUICK",
     "Course",
     "Judgement",
+    "Stage",
     "judge",
     "kept_until",
     "may_be_kept",
@@ -102,6 +103,25 @@ def kept_until(now: float, began: float, *, idle: float, known_until: float) -> 
         known_until: When what has led to it may change: DNS, or a better host's pause.
     """
     return min(now + idle, began + LONGEST_AGE, known_until)
+
+
+class Stage(IntEnum):
+    """How far the fast path has come with a transaction (`mxpolicy.routing.fast_path`).
+
+    The ordinary way goes on from there.
+    """
+
+    NOT_BEGUN = 0
+    ASKED = 1
+    """RSET, MAIL and every RCPT are given."""
+    ACCEPTED = 2
+    """All of them are answered well. DATA is given."""
+    GO_AHEAD = 3
+    """354 is here."""
+    BODY = 4
+    """The mail data is sent, perhaps in part."""
+    DOT = 5
+    """The final dot is given."""
 
 
 class Judgement(Enum):

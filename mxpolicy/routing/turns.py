@@ -127,6 +127,13 @@ class Turns(Generic[W]):
         limit = self.limit(candidate)
         return not limit or self.used(candidate) < limit
 
+    def has_turn_at_once(self, candidate: Candidate) -> bool:
+        """Return whether one more may be opened, and nothing waits for that."""
+        if self.is_full or not self._has_room(candidate):
+            return False
+        socket = candidate.key.socket
+        return not any(socket in hosts for hosts in self._queues)
+
     # -- waiting --------------------------------------------------------------
 
     def ask(self, waiter: W, destination: str, hosts: Sequence[Candidate]) -> None:

@@ -9,7 +9,7 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
-from mxpolicy.delivery.host_memory import HostMemory, host_key
+from mxpolicy.delivery.host_memory import host_key
 from mxpolicy.delivery.learner import Learner
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.options import (
@@ -67,7 +67,10 @@ class Sent(NamedTuple):
 
 
 class Site:
-    """An engine whose memory outlives a message, and hosts by preference."""
+    """An engine whose memory outlives a message, and hosts by preference.
+
+    Its messages may go the fast path, unless it is not *is_fast*.
+    """
 
     def __init__(
         self,
@@ -78,7 +81,9 @@ class Site:
         keeps_sessions: bool = False,
         limits: LimitOptions | None = None,
         transaction: TransactionOptions | None = None,
+        is_fast: bool = True,
     ) -> None:
+        self._is_fast = is_fast
         self.hosts = hosts
         self.utc = Utc()
         self.store = store(self.utc)
@@ -99,7 +104,7 @@ class Site:
             keeps_sessions=keeps_sessions,
         )
         self.engine = Engine(self.context)
-        self.memory = HostMemory(self.store, self.options.memory, self.utc)
+        self.memory = self.context.memory
         self.number = 0
 
     @property
@@ -129,6 +134,8 @@ class Site:
         )
         if may_send_dot is not None:
             request = request._replace(may_send_dot=may_send_dot)
+        elif self._is_fast:
+            request = request._replace(is_wanted=lambda: True, has_process=False)
         began, seen = asyncio.get_running_loop().time(), len(self.happened)
         message = mail_data(data)
         try:

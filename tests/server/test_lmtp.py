@@ -508,11 +508,11 @@ async def test_the_kernel_is_asked_whether_the_client_is_there() -> None:
                     print,
                     theirs,
                 )
-                assert await client.is_there()
+                assert client.is_there()
                 ours.send(b"NOOP\r\n")
-                assert await client.is_there()
+                assert client.is_there()
                 end(ours)
-                assert not await client.is_there()
+                assert not client.is_there()
                 client.hang_up()
 
 

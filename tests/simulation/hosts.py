@@ -200,6 +200,7 @@ class Connection:
         self._transactions = 0
         self._fed = 0  # how often the client has said something
         self._is_deaf = False
+        self.watcher: Callable[[], None] | None = None
         self.is_secure = False
         self.inbox = b""
         self.at_eof = False
@@ -468,6 +469,17 @@ class Connection:
         self.inbox += data
         self.at_eof = not data
         self._woken.set()
+        self.tell_watcher()
+
+    def tell_watcher(self) -> None:
+        """Tell who watches, as long as there is something to read."""
+        if self.watcher is not None and (self.inbox or self.at_eof):
+            self._loop.call_soon(self._tell_now)
+
+    def _tell_now(self) -> None:
+        if self.watcher is not None and (self.inbox or self.at_eof):
+            self.watcher()
+            self.tell_watcher()
 
 
 class Stream:
@@ -489,6 +501,29 @@ class Stream:
         data = self._connection.inbox[:limit]
         self._connection.inbox = self._connection.inbox[limit:]
         return data
+
+    def take(self, limit: int = 65536) -> bytes | None:
+        self._check()
+        if not self.has_input():
+            return None
+        data = self._connection.inbox[:limit]
+        self._connection.inbox = self._connection.inbox[limit:]
+        return data
+
+    def give(self, data: bytes) -> bool:
+        self._check()
+        if self._connection.at_eof:
+            raise StreamClosed("Connection reset by peer")
+        self._connection.feed(data)
+        self.acknowledged += len(data)
+        return True
+
+    def watch(self, told: Callable[[], None]) -> None:
+        self._connection.watcher = told
+        self._connection.tell_watcher()
+
+    def unwatch(self) -> None:
+        self._connection.watcher = None
 
     def has_input(self) -> bool:
         return bool(self._connection.inbox or self._connection.at_eof)
@@ -565,6 +600,7 @@ class Stream:
         """Nothing forgets a connection here."""
 
     def abort(self) -> None:
+        self.unwatch()
         self._is_closed = True
         self._connection.close()
 

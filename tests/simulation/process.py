@@ -203,6 +203,7 @@ class Process:
             observe=observe,
             has_process=not self._machine.site.world.is_one_engine,
             may_send_dot=may_send_dot,
+            is_wanted=lambda: not is_cut,
         )
         loop = asyncio.get_running_loop()
         delivery = self._engine.begin(request, data)

@@ -230,7 +230,7 @@ class Client(asyncio.Protocol):
         self._conversation.answer(named.number, reply)
         self._act_soon()
 
-    async def is_there(self) -> bool:
+    def is_there(self) -> bool:
         """Return whether the client is still connected, by the kernel's word."""
         if self.has_ended.done():
             return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -60,10 +60,11 @@ class Message:
         engine: Engine,
         begun: DataBegun,
         observe: Observe,
-        is_wanted: Callable[[], Awaitable[bool]],
+        is_wanted: Callable[[], bool],
         settle: Callable[[int, Outcome], None],
     ) -> None:
         options = engine.context.options
+        self._is_wanted = is_wanted
         self.is_complete = False
         self._observe = observe
         self._settle = settle
@@ -88,15 +89,16 @@ class Message:
                 for number, one in enumerate(begun.recipients)
                 if one.dsn is not None
             },
-            may_send_dot=is_wanted,
+            may_send_dot=self._may_send_dot,
+            is_wanted=is_wanted,
             has_process=False,
         )
         self._delivery = engine.begin(request, self._mail_data)
-        self._delivery.task.add_done_callback(self._end)
+        self._delivery.ended.add_done_callback(self._end)
 
     def append(self, data: bytes) -> None:
         """Take some mail data. What comes for nothing is dropped."""
-        if self._delivery.task.done():
+        if self._delivery.ended.done():
             return
         self._size += len(data)
         if self._size > self._limit:
@@ -117,7 +119,7 @@ class Message:
     def complete(self) -> None:
         """All mail data has come."""
         self.is_complete = True
-        if not self._delivery.task.done():
+        if not self._delivery.ended.done():
             self._mail_data.finish()
 
     def give_up(self, why: str) -> None:
@@ -126,18 +128,21 @@ class Message:
 
     def abandon(self, why: str) -> None:
         """The client has gone: send the message to no host, as far as that is possible."""
-        if self._delivery.task.done():
+        if self._delivery.ended.done():
             return
         if not self.is_complete:
             self.give_up(why)
         self._delivery.cancel(why)
+
+    async def _may_send_dot(self) -> bool:
+        return self._is_wanted()
 
     def _on_event(self, event: Event) -> None:
         self._observe(event)
         if isinstance(event, RecipientSettled):
             self._tell()
 
-    def _end(self, task: asyncio.Task[list[Outcome]]) -> None:
+    def _end(self, ended: asyncio.Future[list[Outcome]]) -> None:
         self._tell()
         self._mail_data.close()
 
