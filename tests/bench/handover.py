@@ -12,7 +12,6 @@ processor`. In one run, for a small message to a host in good health:
 """
 
 import argparse
-import re
 import shutil
 import statistics
 import subprocess
@@ -24,13 +23,12 @@ from itertools import count
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 
+from tests.helpers.counting import ENVIRONMENT, instructions
 from tests.helpers.handing_over import Command
 from tests.helpers.piping import MESSAGE, Host
 from tests.helpers.serving import Runner
 
 from . import report
-
-_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -74,43 +72,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def _row(name: str, argv: Callable[[], list[str]], runs: int) -> list[str]:
     _spent(argv())  # the byte code, and what is remembered of the host
-    script, python = _instructions(argv())
+    script, python = instructions(argv())
     seconds = statistics.median(_spent(argv()) for _ in range(runs))
     return [name, _millions(script), _millions(python), report.seconds(seconds)]
 
 
-def _millions(instructions: int) -> str:
-    return f"{instructions / 1e6:.1f} M" if instructions else ""
-
-
-def _instructions(argv: Sequence[str]) -> tuple[int, int]:
-    """Return the instructions of the shell, and of Python."""
-    with tempfile.TemporaryDirectory() as directory:
-        counting = ["--tool=callgrind", "--trace-children=yes"]
-        counting.append(f"--callgrind-out-file={directory}/%p")
-        subprocess.run(
-            ["valgrind", *counting, *argv],
-            input=MESSAGE,
-            capture_output=True,
-            env=_ENVIRONMENT,
-            check=True,
-        )
-        found = {"python": 0, "script": 0}
-        for file in Path(directory).iterdir():
-            text = file.read_text(errors="replace")
-            command = re.search(r"^cmd: +(\S+)", text, re.M)
-            total = re.search(r"^totals: (\d+)", text, re.M)
-            assert command is not None
-            assert total is not None, text[-200:]
-            kind = "python" if "python" in command[1] else "script"
-            found[kind] += int(total[1])
-    return found["script"], found["python"]
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count else ""
 
 
 def _spent(argv: Sequence[str]) -> float:
     before = getrusage(RUSAGE_CHILDREN)
     subprocess.run(
-        argv, input=MESSAGE, stdout=subprocess.DEVNULL, env=_ENVIRONMENT, check=True
+        argv, input=MESSAGE, stdout=subprocess.DEVNULL, env=ENVIRONMENT, check=True
     )
     after = getrusage(RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

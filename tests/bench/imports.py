@@ -7,9 +7,11 @@ packages). In one run:
 
 - for a delivery without and with a configuration file, to a host in good health: its
   instructions as callgrind(1) counts them, and its user and system time (median of RUNS,
-  wait4(2)); both beside `python3 -I -c pass` in a virtual environment with nothing in it
-- how long each module took to import (`python3 -X importtime`) in such a delivery, the
-  ROWS dearest ones, and the sum for each package
+  wait4(2)); both beside `python3 -I -c pass`
+- what takes these instructions: the interpreter, the standard library, mxpolicy's own
+  modules, and the delivery itself
+- how long each module takes to import (`python3 -X importtime`, the least of RUNS) in
+  such a delivery, the ROWS dearest ones, and the sum for each package
 
 It is installed by pip, and so has its byte code.
 """
@@ -77,7 +79,20 @@ for _ in range(int(count)):
 """
 
 _MESSAGE_FILE = "/etc/imports.message"
-_BARE = "/etc/imports-python"
+_PYTHON = f"{INSTALLED}/bin/python3"
+
+# As the command does it, which ends without the interpreter's own way out. Modules of
+# other systems are among those that are asked for.
+_IMPORT = """
+import gc, os
+gc.disable()
+for name in {names}:
+    try:
+        __import__(name)
+    except ImportError:
+        pass
+os._exit(0)
+"""
 
 
 class Imported(NamedTuple):
@@ -101,8 +116,11 @@ def main(arguments: Sequence[str]) -> int:
             world = servers.world
             world.path(_FILE).write_text(_CONFIGURATION)
             world.path(_MESSAGE_FILE).write_bytes(MESSAGE)
-            print(_costs(world, str(valgrind), given.runs))
-            print(f"\n{_table(_imported(world), given.rows)}")
+            counts = Counts(world, str(valgrind))
+            print(_costs(counts, given.runs))
+            imported = _imported(world, given.runs)
+            print(f"\n{_shares(counts, imported)}")
+            print(f"\n{_table(imported, given.rows)}")
     except LabUnavailable as why:
         print(why, file=sys.stderr)
         return 1
@@ -126,27 +144,58 @@ def _run(world: World, argv: Sequence[str], **more: str) -> tuple[bytes, str]:
 # --- the whole -------------------------------------------------------------------
 
 
-def _costs(world: World, valgrind: str, runs: int) -> str:
-    # An environment of its own: others may have much to do in `site` (.pth files).
-    world.run("mta", [f"{INSTALLED}/bin/python", "-m", "venv", "--without-pip", _BARE])
-    # What the script `mxpolicy` runs: callgrind counts one process.
-    command = [f"{INSTALLED}/bin/python3", "-I", "-c", _COMMAND]
+class Counts:
+    """Counts instructions, each command once."""
+
+    def __init__(self, world: World, valgrind: str) -> None:
+        self.world = world
+        self._valgrind = valgrind
+        self._known: dict[tuple[str, ...], int] = {}
+
+    def of(self, argv: Sequence[str]) -> int:
+        """Return the instructions of a command."""
+        key = tuple(argv)
+        if key not in self._known:
+            self._known[key] = self._count(argv)
+        return self._known[key]
+
+    def of_imports(self, names: Sequence[str]) -> int:
+        """Return the instructions of a process that imports *names*."""
+        program = _IMPORT.format(names=list(names))
+        return self.of([_PYTHON, "-I", "-c", program])
+
+    def _count(self, argv: Sequence[str]) -> int:
+        counting = ["--tool=callgrind", "--callgrind-out-file=/dev/null"]
+        tools = {"VALGRIND_LIB": f"{self._valgrind}/usr/libexec/valgrind"}
+        program = f"{self._valgrind}/usr/bin/valgrind"
+        # A delivery leads its stderr away, but not what valgrind opened before.
+        _, said = _run(self.world, [program, *counting, *argv], **tools)
+        found = re.search(r"Collected : (\d+)", said)
+        assert found is not None, said
+        return int(found[1])
+
+
+# What the script `mxpolicy` runs: callgrind counts one process.
+_DELIVERY = [_PYTHON, "-I", "-c", _COMMAND]
+
+
+def _costs(counts: Counts, runs: int) -> str:
     asked = {
-        "`python3 -I -c pass`": [f"{_BARE}/bin/python3", "-I", "-c", "pass"],
-        "`mxpolicy pipe`, no configuration file": [*command, *_WITHOUT],
-        "`mxpolicy pipe`, with one": [*command, *_WITH],
+        "`python3 -I -c pass`": [_PYTHON, "-I", "-c", "pass"],
+        "`mxpolicy pipe`, no configuration file": [*_DELIVERY, *_WITHOUT],
+        "`mxpolicy pipe`, with one": [*_DELIVERY, *_WITH],
     }
     # The first delivery finds nothing remembered, and makes the file for it.
-    _run(world, asked["`mxpolicy pipe`, with one"])
+    _run(counts.world, asked["`mxpolicy pipe`, with one"])
     first = (0.0, 0.0)
     rows: list[list[str]] = []
     for name, argv in asked.items():
-        spent = _instructions(world, valgrind, argv), _processor(world, argv, runs)
+        spent = counts.of(argv), _processor(counts.world, argv, runs)
         first = first if rows else spent
         instructions, seconds = spent
         rows.append(
             [
-                *(name, f"{instructions / 1e6:.1f} M"),
+                *(name, _millions(instructions)),
                 report.ratio(instructions, first[0]),
                 *(report.seconds(seconds), report.ratio(seconds, first[1])),
             ]
@@ -155,19 +204,36 @@ def _costs(world: World, valgrind: str, runs: int) -> str:
     return report.table(head, rows)
 
 
-def _instructions(world: World, valgrind: str, argv: Sequence[str]) -> int:
-    counting = ["--tool=callgrind", "--callgrind-out-file=/dev/null"]
-    tools = {"VALGRIND_LIB": f"{valgrind}/usr/libexec/valgrind"}
-    program = f"{valgrind}/usr/bin/valgrind"
-    # A delivery leads its stderr away, but not what valgrind opened before.
-    _, said = _run(world, [program, *counting, *argv], **tools)
-    found = re.search(r"Collected : (\d+)", said)
-    assert found is not None, said
-    return int(found[1])
+def _millions(instructions: int) -> str:
+    return f"{instructions / 1e6:.1f} M"
+
+
+def _shares(counts: Counts, imported: Sequence[Imported]) -> str:
+    """Return what takes the instructions, as the differences of growing processes."""
+    names = [one.name for one in imported]
+    ours = [name for name in names if name.partition(".")[0] == "mxpolicy"]
+    library = [name for name in names if name not in ours]
+    whole = counts.of([*_DELIVERY, *_WITHOUT])
+    grown = {
+        "the interpreter": counts.of_imports([]),
+        "`typing`, `enum`, `re`": counts.of_imports(["typing", "enum", "re"]),
+        "`ssl`, which `asyncio` imports": counts.of_imports(["typing", "enum", "ssl"]),
+        "`asyncio`": counts.of_imports(["typing", "enum", "ssl", "asyncio"]),
+        "the rest of the standard library": counts.of_imports(library),
+        "the modules of mxpolicy": counts.of_imports([*library, *ours]),
+        "DNS, memory and journal, SMTP": whole,
+        "a configuration file (PyYAML)": counts.of([*_DELIVERY, *_WITH]),
+    }
+    rows, before = [], 0
+    for name, until in grown.items():
+        share = f"{100 * (until - before) / whole:.0f} %"
+        rows.append([name, _millions(until - before), share])
+        before = until
+    return report.table(["of a delivery alone", "instructions", "share"], rows)
 
 
 def _processor(world: World, argv: Sequence[str], runs: int) -> float:
-    measuring = [f"{INSTALLED}/bin/python", "-I", "-c", _RUN, str(runs), _MESSAGE_FILE]
+    measuring = [_PYTHON, "-I", "-c", _RUN, str(runs), _MESSAGE_FILE]
     said, _ = _run(world, [*measuring, *argv])
     return statistics.median(map(float, said.split()))
 
@@ -175,12 +241,21 @@ def _processor(world: World, argv: Sequence[str], runs: int) -> float:
 # --- each module -----------------------------------------------------------------
 
 
-def _imported(world: World) -> list[Imported]:
-    """Return what a delivery without a configuration file imports."""
-    python = [f"{INSTALLED}/bin/python", "-I", "-X", "importtime", "-c", _KEEP_STDERR]
-    _, said = _run(world, [*python, *_WITHOUT])
+def _imported(world: World, runs: int) -> list[Imported]:
+    """Return what a delivery without a configuration file imports, in its order."""
+    python = [_PYTHON, "-I", "-X", "importtime", "-c", _KEEP_STDERR]
     line = re.compile(r"^import time: +(\d+) \| +(\d+) \| +(\S+)$", re.M)
-    return [Imported(m[3], int(m[1]), int(m[2])) for m in line.finditer(said)]
+    least: dict[str, Imported] = {}
+    for _ in range(runs):
+        _, said = _run(world, [*python, *_WITHOUT])
+        for found in line.finditer(said):
+            one = Imported(found[3], int(found[1]), int(found[2]))
+            least[one.name] = min(least.get(one.name, one), one, key=_own)
+    return list(least.values())
+
+
+def _own(one: Imported) -> int:
+    return one.own
 
 
 def _table(imported: Sequence[Imported], rows: int) -> str:
@@ -192,7 +267,7 @@ def _table(imported: Sequence[Imported], rows: int) -> str:
     sums: Counter[str] = Counter()
     for one in imported:
         sums[_package(one.name)] += one.own
-    dearest = sorted(imported, key=lambda one: one.own, reverse=True)
+    dearest = sorted(imported, key=_own, reverse=True)
     modules = report.table(
         ["module", "own", "share", "cumulative"],
         [
