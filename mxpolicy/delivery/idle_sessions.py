@@ -8,7 +8,6 @@ found when it is to be used, or when its few seconds are over.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -37,6 +36,10 @@ MOST_AT_ADDRESS = 20
 # with it waits for so many seconds. And of how many hosts that is known.
 TIMES_ENOUGH, UNUSED_FOR, MOST_KNOWN = 2, 600.0, 1000
 
+# Seconds between two looks for those whose time is over. Such a one is not used, so it
+# only ends a little later.
+LOOK = 0.25
+
 
 class IdleSessions:
     """Sessions by what they fit: the candidate's key, and the approach to it.
@@ -52,7 +55,8 @@ class IdleSessions:
         # Those that have waited longest come first; until when.
         self._until: dict[Session, float] = {}
         self._fitting: dict[_Fit, list[Session]] = {}
-        self._at: Counter[str] = Counter()
+        # By address (`Key.socket`), and by the host's name, which has no blank in it.
+        self._near: dict[str, dict[Session, None]] = {}
         # By address: how often in a row a session was over, and when it was last.
         self._over: dict[str, tuple[int, float]] = {}
         self._alarm: asyncio.TimerHandle | None = None
@@ -82,7 +86,8 @@ class IdleSessions:
         self._make_room(session.candidate)
         self._until[session] = until
         self._fitting.setdefault(_fit(session), []).append(session)
-        self._at[socket] += 1
+        for place in (socket, session.candidate.host):
+            self._near.setdefault(place, {})[session] = None
         self._ring_at(until)
         return True
 
@@ -128,11 +133,13 @@ class IdleSessions:
 
     def count(self, candidate: Candidate) -> int:
         """Return how many sessions with the address of *candidate* wait."""
-        return self._at[candidate.key.socket]
+        return len(self._near.get(candidate.key.socket, ()))
 
     def count_at_host(self, candidate: Candidate) -> int:
         """Return how many sessions with its host wait, by name or by address."""
-        return sum(one.candidate.shares_host(candidate) for one in self._until)
+        near = self._near
+        named, here = near.get(candidate.host, {}), near.get(candidate.key.socket, {})
+        return len(named.keys() | here.keys()) if named else len(here)
 
     def __len__(self) -> int:
         """Return how many wait."""
@@ -152,8 +159,7 @@ class IdleSessions:
 
     def close_at(self, candidate: Candidate) -> bool:
         """End all sessions with the address of *candidate*; return whether there were any."""
-        socket = candidate.key.socket
-        found = [one for one in self._until if one.candidate.key.socket == socket]
+        found = [*self._near.get(candidate.key.socket, ())]
         for session in found:
             self._end(session)
         return bool(found)
@@ -168,11 +174,9 @@ class IdleSessions:
     # -- the end of a wait --------------------------------------------------
 
     def _make_room(self, candidate: Candidate) -> None:
-        socket = candidate.key.socket
-        if self._at[socket] >= MOST_AT_ADDRESS:
-            self._end(
-                next(one for one in self._until if one.candidate.key.socket == socket)
-            )
+        here = self._near.get(candidate.key.socket, {})
+        if len(here) >= MOST_AT_ADDRESS:
+            self._end(next(iter(here)))
         if len(self._until) >= MOST:
             self._end(next(iter(self._until)))
 
@@ -186,10 +190,10 @@ class IdleSessions:
         self._fitting[fit].remove(session)
         if not self._fitting[fit]:
             del self._fitting[fit]
-        socket = session.candidate.key.socket
-        self._at[socket] -= 1
-        if not self._at[socket]:
-            del self._at[socket]
+        for place in (session.candidate.key.socket, session.candidate.host):
+            del self._near[place][session]
+            if not self._near[place]:
+                del self._near[place]
         if not self._until:
             self._ring_at(inf)
 
@@ -211,7 +215,7 @@ class IdleSessions:
             if until <= now:
                 self._end(session)
         if self._until:
-            self._ring_at(min(self._until.values()))
+            self._ring_at(max(now + LOOK, min(self._until.values())))
 
 
 def _fit(session: Session) -> _Fit:
