@@ -92,7 +92,7 @@ from mxpolicy.routing.race_timing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from mxpolicy.options import RaceOptions
 
@@ -408,6 +408,7 @@ class Race:
         self._limit = 0.0  # when it must be over
         self._dialled = 0
         self._ceiling: Rank | None = None  # after a 5yz only better ones matter
+        self._taken: _Runner  # while the race is SUSPENDED
 
     # What the caller tells us
 
@@ -578,6 +579,8 @@ class Race:
 
         Those of more doubt do not count: they may have the message.
         """
+        if len(self._runners) == 1:
+            return 0
         doubts = self._taken.doubts
         waiting = [
             runner
@@ -605,7 +608,7 @@ class Race:
 
     def _advance(self, now: float) -> list[Action]:
         """Do all that is due, and say when to look again."""
-        actions: list[Action] = list(self._drop_expired(now))
+        actions: list[Action] = self._drop_expired(now)
         if now >= self._deadline:
             return actions + self._give_up(now)
         if best := self._best_ready():
@@ -615,9 +618,10 @@ class Race:
         if now >= self._limit:
             return actions + self._give_up(now)
         start_at = self._start_due(now, actions)
-        if not self._open():
+        still_open = self._open()
+        if not still_open:
             return actions + self._give_up(now)
-        at = min(self._limit, start_at, *map(self._fails_at, self._open()))
+        at = min(self._limit, start_at, *map(self._fails_at, still_open))
         return [*actions, Wake(at)]
 
     def _drop_late(self, now: float) -> list[Action]:
@@ -632,12 +636,14 @@ class Race:
     def _fails_at(self, runner: _Runner) -> float:
         return runner.fails_at(is_hurried=self._ceiling is not None)
 
-    def _drop_expired(self, now: float) -> Iterator[Drop]:
+    def _drop_expired(self, now: float) -> list[Action]:
+        actions: list[Action] = []
         for runner in self._open():
             if self._fails_at(runner) <= now:
                 runner.note(runner.wait(now))
                 runner.standing = _Standing.FAILED
-                yield Drop(runner.candidate, runner.finding(now))
+                actions.append(Drop(runner.candidate, runner.finding(now)))
+        return actions
 
     def _start_due(self, now: float, actions: list[Action]) -> float:
         """Start the next in turn while it is due and has a place; return when to look."""
@@ -714,6 +720,8 @@ class Race:
         if self._dialled >= MAX_DIALLED:
             return None
         waiting, again = self._queue(), self._queue_again()
+        if not again and not waiting:
+            return None
         # One that was turned away is asked again before one of more doubt.
         least = min((runner.doubts for runner in again), default=None)
         queue = [r for r in waiting if least is None or r.doubts <= least] or again
@@ -726,6 +734,7 @@ class Race:
 
     def _take(self, runner: _Runner, now: float) -> Take:
         runner.standing = _Standing.TAKEN
+        self._taken = runner
         runner.was_kept_waiting = runner.since + TIRING < now
         self._mode = _Mode.SUSPENDED
         self._budget = max(0.0, self._budget - (now - self._since))
@@ -794,11 +803,6 @@ class Race:
             self._ceiling = taken.rank  # better than before: else it was not asked
 
     # The candidates, by their standing
-
-    @property
-    def _taken(self) -> _Runner:
-        (taken,) = self._all(_Standing.TAKEN)
-        return taken
 
     def _has_worse(self, runner: _Runner) -> bool:
         return any(runner.rank < other.rank for other in self._runners.values())
