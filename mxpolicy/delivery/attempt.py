@@ -121,6 +121,7 @@ class Attempt:
         self._offers: dict[Candidate, Offer] = {}
         self._delays = Delays(dns=self._planned)
         self._transfer_began: float | None = None
+        self._progress_told = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[_Reason]
         self._over = asyncio.get_running_loop().create_future()
@@ -307,7 +308,7 @@ class Attempt:
     def _listener(self, candidate: Candidate) -> Listener:
         return Listener(
             entered=partial(self._entered, candidate),
-            progressed=partial(self._tell, events.Progressed, candidate),
+            progressed=partial(self._progressed, candidate),
             ignored=lambda reply: self._tell(events.StrayReply, candidate, reply.text),
         )
 
@@ -329,6 +330,13 @@ class Attempt:
         if candidate not in self._tasks:
             raise asyncio.CancelledError  # dropped in answer to what it has reached
 
+    def _progressed(self, candidate: Candidate) -> None:
+        """Tell that the host goes on; not each of its quick answers."""
+        now = self._now()
+        if now >= self._progress_told + events.PROGRESS_TOLD:
+            self._progress_told = now
+            self._tell(events.Progressed, candidate)
+
     def record(
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
     ) -> None:
@@ -341,7 +349,7 @@ class Attempt:
     async def _offer(self, candidate: Candidate) -> None:
         """Offer the message to the winner, and judge the result."""
         session = self._ready.pop(candidate)
-        self._transfer_began = self._now()
+        self._transfer_began = self._progress_told = self._now()
         self._delays = Delays(
             dns=self._planned,
             reach=self._transfer_began - self._planned - session.tls_seconds,

@@ -21,6 +21,7 @@ from mxpolicy.routing.candidate import Candidate, Finding, Phase
 
 __all__ = [
     "DUNNO",
+    "PROGRESS_TOLD",
     "AccessJudged",
     "CandidateDoubted",
     "CandidateDropped",
@@ -98,7 +99,10 @@ class PhaseReached(_CandidatePhase):
 
 
 class Progressed(_Candidate):
-    """A host has answered a command of the transaction, or taken more mail data."""
+    """A host has answered a command of the transaction, or taken more mail data.
+
+    Of one that goes on quickly it is told once in `PROGRESS_TOLD`.
+    """
 
 
 class CandidateFailed(_CandidateFinding):
@@ -210,6 +214,9 @@ class LateReplyEnded(NamedTuple):
     text: str
     queue_id: str = ""
 
+
+PROGRESS_TOLD = 1.0
+"""Seconds between two of `Progressed`, and before the first one."""
 
 DUNNO = "DUNNO"
 """The answer that decides nothing, to the mail server's question (access(5))."""

@@ -475,10 +475,11 @@ class Shortcut:
         if session.is_secured:
             tell(began, events.Secured, candidate)
         tell(began, events.CandidateTaken, candidate)
-        for _ in range(2 + len(self._numbers)):
-            tell(asked, events.Progressed, candidate)
-        tell(go_ahead, events.Progressed, candidate)
-        tell(dot, events.Progressed, candidate)
+        told = began
+        for at in (asked, go_ahead, dot):
+            if at >= told + events.PROGRESS_TOLD:
+                tell(at, events.Progressed, candidate)
+                told = at
 
     def go_on_from_dot(self) -> bool:
         """See `mxpolicy.delivery.delivery.Fast`."""

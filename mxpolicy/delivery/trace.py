@@ -75,8 +75,10 @@ class Trace:
                 learn(event)
             except Exception as error:
                 self.trouble(error)
-        with suppress(Exception):
+        try:
             self._observe(event)
+        except Exception:
+            return  # no mail is lost for a log
 
     def trouble(self, error: BaseException) -> None:
         """Tell *error*, which is no fact about a host, with its traceback."""

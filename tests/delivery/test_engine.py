@@ -236,7 +236,6 @@ def test_message_is_delivered_and_each_event_carries_its_queue_id() -> None:
             events.CandidateStarted,
             events.PhaseReached,
             events.CandidateTaken,
-            events.Progressed,
             events.RecipientSettled,
         }
         assert {one.queue_id for one in site.happened} == {"4bXyz1"}
