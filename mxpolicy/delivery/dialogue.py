@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import chain, repeat
 from typing import NamedTuple, TypeVar
@@ -195,26 +195,23 @@ class Dialogue:
             SessionFailed: The peer closed, was silent for *timeout* seconds,
                 answered 421, or did not speak SMTP.
         """
-        with self._translated():
-            try:
-                await self._wait_for_event(timeout)
-            except TimeoutError:
-                raise self.out_of_patience(timeout or 0.0) from None
+        try:
+            await self._wait_for_event(timeout)
+        except TimeoutError:
+            raise self.out_of_patience(timeout or 0.0) from None
+        except (StreamClosed, RemoteProtocolError) as exc:
+            raise self._broken(exc) from exc
         event = self._events.popleft()
         if isinstance(event, kinds):
             return event
         raise self._unexpected(event)
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Raise SessionFailed for what a stream or the protocol raises."""
-        try:
-            yield
-        except StreamClosed as exc:
-            raise self._closed(exc) from exc
-        except RemoteProtocolError as exc:
-            verdict = _NONSENSE.get(self._phase, Verdict.CLOSED)
-            raise self.failed(verdict, printable(str(exc))) from exc
+    def _broken(self, exc: StreamClosed | RemoteProtocolError) -> SessionFailed:
+        """Return the failure for what the stream or the protocol has raised."""
+        if isinstance(exc, StreamClosed):
+            return self._closed(exc)
+        verdict = _NONSENSE.get(self._phase, Verdict.CLOSED)
+        return self.failed(verdict, printable(str(exc)))
 
     async def _wait_for_event(self, timeout: float | None) -> None:  # noqa: ASYNC109
         """Exchange bytes until there is an event; raise TimeoutError without one.
@@ -225,13 +222,16 @@ class Dialogue:
         """
         if self._events:
             return
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                while not self._events:
-                    await self._exchange()
-        await self._listen()
-        if not self._events:
-            raise TimeoutError
+        self.stream.wait_at_most(timeout)
+        try:
+            while not self._events:
+                await self._exchange()
+        except TimeoutError:
+            await self._listen()
+            if not self._events:
+                raise
+        finally:
+            self.stream.wait_at_most(None)
 
     async def _exchange(self) -> None:
         """Send what may leave now, then read what comes."""
@@ -297,11 +297,13 @@ class Dialogue:
         if not self.smtp.is_in_mid_reply:
             return
         try:
-            async with asyncio.timeout(_REST_OF_A_REPLY):
+            async with asyncio.timeout(_REST_OF_A_REPLY) as rest:
                 while self.smtp.is_in_mid_reply and not self._events:
                     await self._take_in()
                     await self._listen()
         except TimeoutError:
+            if not rest.expired():
+                raise
             text = "a reply to nothing, without an end"
             raise self.failed(Verdict.SILENT, text) from None
 
@@ -515,8 +517,10 @@ class Dialogue:
 
     async def _early_refusal(self) -> Reply | None:
         """Hear what the host says in the middle of the mail data; return a refusal."""
-        with self._translated():
+        try:
             await self._listen()
+        except (StreamClosed, RemoteProtocolError) as exc:
+            raise self._broken(exc) from exc
         if not self._events:
             return None
         event: BodyRefused | Closing = await self.next(BodyRefused, Closing)

@@ -5,8 +5,8 @@ has acknowledged decides how long the mail data may take, and whether a host can
 message. A reset in place of a normal end is a socket option. So this is a non-blocking
 socket with the loop's readiness calls, and TLS by `mxpolicy.net.tls.TlsLayer`.
 
-Before the mail data it sets no timers: the caller bounds the time (`asyncio.timeout`).
-A cancelled coroutine leaves no task and no registered descriptor behind. A `Stream`
+Before the mail data it sets no limits of its own: the caller bounds the time
+(`Stream.wait_at_most`, or `asyncio.timeout`). A cancelled coroutine leaves no task and no registered descriptor behind. A `Stream`
 belongs to one task at a time.
 
 It does not interpret bytes (see `mxpolicy.protocol`), and does not connect (see
@@ -24,6 +24,7 @@ import ssl
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING
 
 from mxpolicy.errors import (
@@ -92,6 +93,10 @@ class Stream:
         self._woken: asyncio.Future[None] | None = None
         # Who watches for input (`watch`).
         self._watched_by: asyncio.AbstractEventLoop | None = None
+        # When waiting for the peer ends, on the loop's clock, and the one timer for it.
+        self._until = inf
+        self._alarm: asyncio.TimerHandle | None = None
+        self._rings_at = inf
 
     # --- reading
 
@@ -404,8 +409,23 @@ class Stream:
 
     # --- waiting
 
+    def wait_at_most(self, seconds: float | None) -> None:
+        """Let all that waits for the peer raise TimeoutError, *seconds* from now on.
+
+        None is as long as it takes. One timer serves many such limits: it rings seldom,
+        and looks whether the limit was put off.
+        """
+        if seconds is None:
+            self._until = inf
+        else:
+            self._until = asyncio.get_running_loop().time() + seconds
+
     async def ready(self, *, reading: bool = False, writing: bool = False) -> None:
-        """Wait until the socket can be read or written, whichever is asked for."""
+        """Wait until the socket can be read or written, whichever is asked for.
+
+        Raises:
+            TimeoutError: See `wait_at_most`.
+        """
         loop = asyncio.get_running_loop()
         descriptor = self._socket.fileno()
         if descriptor < 0:
@@ -417,6 +437,7 @@ class Stream:
                 loop.add_reader(descriptor, _wake, woken)
             if writing:
                 loop.add_writer(descriptor, _wake, woken)
+            self._set_alarm(loop)
             await woken
         finally:
             self._woken = None
@@ -432,9 +453,33 @@ class Stream:
         self, seconds: float, *, reading: bool = False, writing: bool = False
     ) -> None:
         """Like `ready`, for at most *seconds*."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+        until, end = self._until, asyncio.get_running_loop().time() + seconds
+        if until <= end:
+            await self.ready(reading=reading, writing=writing)
+            return
+        self._until = end
+        try:
+            with suppress(TimeoutError):
                 await self.ready(reading=reading, writing=writing)
+        finally:
+            self._until = until
+
+    def _set_alarm(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Ring when the time to wait is over, or before."""
+        if self._until < self._rings_at:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._rings_at = self._until
+            self._alarm = loop.call_at(self._until, self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._alarm, self._rings_at = None, inf
+        if self._woken is None:
+            return  # the next one that waits sets the alarm
+        if loop.time() < self._until:
+            self._set_alarm(loop)
+        elif not self._woken.done():
+            self._woken.set_exception(TimeoutError())
 
     # --- the end
 
@@ -483,6 +528,9 @@ class Stream:
 
     def _release(self) -> None:
         self.unwatch()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm, self._rings_at = None, inf
         woken = self._woken
         if woken is not None:
             loop = woken.get_loop()

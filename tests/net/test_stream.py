@@ -107,6 +107,71 @@ class TestReading:
         assert await stream.read() == b"late"
 
 
+async def hear_later(pair: Pair) -> None:
+    """Hear what was not there at once."""
+    stream, peer = pair
+    reading = asyncio.create_task(stream.read())
+    await asyncio.sleep(0.001)
+    assert not reading.done()
+    peer.sendall(b"at last")
+    assert await reading == b"at last"
+
+
+class TestLimit:
+    """Of the time for all that waits, with milliseconds for seconds."""
+
+    async def test_whoever_waits_longer_is_told_and_may_go_on(self, pair: Pair) -> None:
+        stream, peer = pair
+        stream.wait_at_most(0.01)
+        with pytest.raises(TimeoutError):
+            await stream.read()
+        with pytest.raises(TimeoutError):  # it is over, also for the next one
+            await stream.read()
+        with pytest.raises(TimeoutError):
+            await fill(stream)
+        assert watched_descriptors() == set()
+        stream.wait_at_most(None)
+        peer.sendall(b"late")
+        assert await stream.read() == b"late"
+
+    async def test_which_is_put_off_or_brought_forward_counts_from_then_on(
+        self, pair: Pair
+    ) -> None:
+        stream, _ = pair
+        clock = asyncio.get_running_loop().time
+        for seconds in (0.02, 60.0):
+            stream.wait_at_most(seconds)
+            await hear_later(pair)
+        began = clock()
+        stream.wait_at_most(0.04)  # the timer of 0.02 rings before it
+        with pytest.raises(TimeoutError):
+            await stream.read()
+        assert 0.035 <= clock() - began < 30
+        stream.wait_at_most(60.0)
+        await hear_later(pair)
+        stream.wait_at_most(0.01)  # sooner than the timer of 60
+        with pytest.raises(TimeoutError):
+            await stream.read()
+
+    async def test_a_shorter_wait_inside_it_ends_by_itself(self, pair: Pair) -> None:
+        stream, _ = pair
+        stream.wait_at_most(60.0)
+        assert not await stream.wait_for_input(0.001)
+        stream.wait_at_most(0.01)
+        with pytest.raises(TimeoutError):
+            await stream.wait_for_input(60.0)
+
+    async def test_stream_that_has_ended_has_no_timer(self, pair: Pair) -> None:
+        stream, _ = pair
+        loop: Any = asyncio.get_running_loop()
+        stream.wait_at_most(60.0)
+        await hear_later(pair)
+        timers = [*loop._scheduled]
+        assert timers
+        stream.close()
+        assert all(one.cancelled() for one in timers)
+
+
 class TestWriting:
     async def test_everything_arrives_in_order(self, pair: Pair) -> None:
         stream, peer = pair

@@ -492,10 +492,16 @@ class Stream:
         self._process = process
         self._data = b""
         self._is_closed = False
+        self._until: float | None = None
+
+    def wait_at_most(self, seconds: float | None) -> None:
+        now = asyncio.get_running_loop().time()
+        self._until = None if seconds is None else now + seconds
 
     async def read(self, limit: int = 65536) -> bytes:
         self._check()
-        await self._connection.input()
+        async with asyncio.timeout_at(self._until):
+            await self._connection.input()
         if self._is_closed:
             raise StreamClosed("closed by ourselves")
         data = self._connection.inbox[:limit]
@@ -529,10 +535,14 @@ class Stream:
         return bool(self._connection.inbox or self._connection.at_eof)
 
     async def wait_for_input(self, seconds: float) -> bool:
+        end = asyncio.get_running_loop().time() + seconds
+        is_limit_first = self._until is not None and self._until <= end
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout_at(self._until if is_limit_first else end):
                 await self._connection.input()
         except TimeoutError:
+            if is_limit_first:
+                raise
             return False
         return True
 
