@@ -23,6 +23,7 @@ from mxpolicy.outcome import Bounced, Deferred
 from mxpolicy.reply import printable
 from mxpolicy.routing.dialable import Dialable
 from mxpolicy.routing.domain_record import is_stale
+from mxpolicy.routing.kept_selections import KeptSelections, Selected
 from mxpolicy.routing.mx import (
     MAX_HOSTS,
     Exchangers,
@@ -155,13 +156,6 @@ def _stale_remarks(lookups: Iterable[Lookup]) -> Iterator[str]:
         yield printable(f"remembered: MX of {one.name}; DNS says: {one.reason}")
 
 
-class _Selected(NamedTuple):
-    """The hosts of one nexthop, and the lookups that they are from."""
-
-    selection: Selection
-    lookups: tuple[Lookup, ...]
-
-
 class _Questions:
     """The lookups of one plan: how long each may take, and how many are asked at once."""
 
@@ -179,7 +173,7 @@ class _Questions:
 
 
 class Planner:
-    """Makes plans; only its resolver has a cache."""
+    """Makes plans. It remembers for a moment which hosts a nexthop has."""
 
     def __init__(self, resolver: Lookups, options: Options, own: OwnIdentity) -> None:
         """Prepare.
@@ -191,6 +185,7 @@ class Planner:
         self._options = options
         self._own = own
         self._dialable = Dialable(options.never_dial, options.allow_dial)
+        self._kept = KeptSelections()
 
     async def plan(
         self,
@@ -241,7 +236,15 @@ class Planner:
             nexthop_aim(nexthops),
         )
 
-    async def _select(self, nexthop: Nexthop, questions: _Questions) -> _Selected:
+    async def _select(self, nexthop: Nexthop, questions: _Questions) -> Selected:
+        clock = asyncio.get_running_loop().time
+        known = self._kept.get(nexthop, clock())
+        if known is None:
+            known = await self._look_up(nexthop, questions)
+            self._kept.put(nexthop, known, clock())
+        return known
+
+    async def _look_up(self, nexthop: Nexthop, questions: _Questions) -> Selected:
         own = self._own if nexthop.port == LOOP_PORT else None
         exchangers, lookups = await _exchangers(nexthop, questions)
         hosts, named_at = exchangers.hosts, None
@@ -261,7 +264,7 @@ class Planner:
             defer_missing=self._options.nxdomain is NxdomainPolicy.DEFER,
         )
         lookups += tuple(lookup for one in resolved for lookup in one.lookups)
-        return _Selected(selection, lookups)
+        return Selected(selection, lookups)
 
     def _refusal(
         self,
@@ -354,7 +357,7 @@ async def _wait_for_both(tasks: Iterable[asyncio.Task[Lookup]], end: float) -> N
     await asyncio.wait(pending, timeout=left)
 
 
-def _unresolved(selected: Sequence[_Selected]) -> Iterator[Unresolved]:
+def _unresolved(selected: Sequence[Selected]) -> Iterator[Unresolved]:
     for position, (selection, lookups) in enumerate(selected):
         for host in selection.unresolved:
             yield Unresolved(host.name, host.preference, position)

@@ -59,12 +59,20 @@ def arrange(
     IPv6. *limit* cuts second addresses before first ones, and worse hosts before better.
     An address that two hosts share stays with the better one.
     """
+    hosts = tuple(hosts)
+    if len(hosts) == 1 and len(hosts[0].addresses) == 1:  # as most domains
+        return (_candidate(hosts[0], hosts[0].addresses[0]),)
     queues = _queues(hosts, seed)
     _cut(queues, limit)
     groups: dict[tuple[int, int], list[_Queue]] = {}
     for queue in queues:
         groups.setdefault(queue.located[:2], []).append(queue)
     return tuple(one for group in groups.values() for one in _interleave(group))
+
+
+def _candidate(host: Located, address: str) -> Candidate:
+    position, preference, name, port, _ = host
+    return Candidate(name, address, port, preference, nexthop_position=position)
 
 
 class _Queue:
@@ -85,8 +93,7 @@ class _Queue:
         address = next(of_family, self.left[0])
         self.left.remove(address)
         self.taken += 1
-        position, preference, name, port, _ = self.located
-        return Candidate(name, address, port, preference, nexthop_position=position)
+        return _candidate(self.located, address)
 
 
 def _queues(hosts: Iterable[Located], seed: bytes) -> list[_Queue]:
