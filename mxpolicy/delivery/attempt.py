@@ -28,6 +28,7 @@ from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.failures import Failures
 from mxpolicy.delivery.offer import Message, Offer, failure, tell_of_detour
+from mxpolicy.delivery.passed_over import PassedOver
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.session import Session
 from mxpolicy.delivery.settlement import RecipientState
@@ -108,6 +109,7 @@ class Attempt:
             max(message.deadline, self._planned + 1.0 if begun else 0.0),
         )
         self._failures = Failures(self._is_overruled, self._options.greeting_5xx)
+        self._passed_over = PassedOver(known)
         # They connect to a candidate, or offer it the message.
         self._tasks: dict[Candidate, asyncio.Task[None]] = {}
         # Sessions that wait to be taken.
@@ -197,6 +199,7 @@ class Attempt:
             match action:
                 case racing.Start(candidate):
                     self._phase[candidate] = Phase.CONNECT
+                    self._passed_over.started(candidate, self._now())
                     self._tell(events.CandidateStarted, candidate)
                     self._run(candidate, self._reach(candidate))
                 case racing.Drop(candidate, finding):
@@ -218,6 +221,7 @@ class Attempt:
             self.record(candidate, finding)
         else:
             phase = self._phase[candidate]
+            self._passed_over.dropped(candidate, self._now())
             self._tell(events.CandidateDropped, candidate, phase)
         if task := self._tasks.pop(candidate, None):
             task.cancel()
@@ -323,6 +327,7 @@ class Attempt:
         if phase <= self._phase[candidate]:
             return
         self._phase[candidate] = phase
+        self._passed_over.entered(candidate, phase, self._now())
         self._tell(events.PhaseReached, candidate, phase)
         if phase is Phase.READY:
             return  # the race is told when we have the session
@@ -342,6 +347,7 @@ class Attempt:
     ) -> None:
         """*candidate* has failed in this way; *reply* is what it said."""
         self._failures.failed(candidate, finding, reply)
+        self._passed_over.failed(candidate)
         self._tell(events.CandidateFailed, candidate, finding)
 
     # -- the offer --------------------------------------------------------
@@ -511,7 +517,8 @@ class Attempt:
         outcome = self._plan.with_unresolved(self._plan.as_far_as_known(outcome))
         if self._transfer_began is not None:
             self._delays = self._delays._replace(transfer=self._transfer_seconds())
-        tried = self._failures.tried(number)
+        passed_over = self._passed_over.before(outcome.relay, self._now())
+        tried = (*self._failures.tried(number), *passed_over)
         self._settlement.settle(number, outcome, self._delays, tried)
 
     def _transfer_seconds(self) -> float:

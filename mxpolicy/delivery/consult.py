@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import trouble
 from mxpolicy.delivery.host_memory import host_key
+from mxpolicy.delivery.passed_over import remembered
 from mxpolicy.outcome import Deferred
 
 if TYPE_CHECKING:
@@ -104,20 +105,11 @@ async def consult(
 
 def refusal_of(known: KnownHosts) -> tuple[Deferred, tuple[str, ...]]:
     """Return the outcome when all have failed, and a text for each of them."""
-    shown = "; ".join(_tried(one, known, str(one)) for one in known.order)
+    shown = "; ".join(remembered(one, known, str(one)) for one in known.order)
     text = "no host can be reached, as was found before: "
     refusal = Deferred(
         trouble.UNREACHABLE,
         trouble.one_line(text + shown),
         relay=str(known.order[0].key),
     )
-    return refusal, tuple(_tried(one, known, str(one.key)) for one in known.order)
-
-
-def _tried(candidate: Candidate, known: KnownHosts, name: str) -> str:
-    record = known.of_host[candidate]
-    assert record.verdict is not None  # or not all would have failed
-    word = record.verdict.value
-    said = f" ({record.said})" if record.said else ""
-    age = max(0.0, known.at - record.since)
-    return f"{name} {word} {record.waited:.1f}s, {age:.0f}s ago{said}"
+    return refusal, tuple(remembered(one, known, str(one.key)) for one in known.order)

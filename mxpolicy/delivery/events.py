@@ -185,7 +185,8 @@ class RecipientSettled(NamedTuple):
     """A recipient has its outcome: exactly one for each, whatever happens.
 
     Attributes:
-        tried: One printable text for each candidate that failed, in order.
+        tried: One printable text for each candidate that failed, or was passed over for
+            another one (`mxpolicy.delivery.passed_over`).
     """
 
     at: float

@@ -289,6 +289,9 @@ def test_second_host_gets_what_the_first_does_not_take(
         assert len(second.taken) == 1
         assert not first.messages
         assert played.seconds == pytest.approx(seconds, abs=0.1)
+        # Why it went to the second one.
+        [[why]] = played.tried
+        assert why.startswith(f"{first.candidate(10).key} ")
 
 
 def test_refusal_by_a_worse_host_is_not_final_while_a_better_one_is_slow() -> None:
