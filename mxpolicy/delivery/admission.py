@@ -196,8 +196,12 @@ class Stay:
     # -- before the delivery --------------------------------------------------
 
     async def enter(self) -> Deferred | None:
-        """Take a place, where one is needed; return why there is none."""
-        if not self._admission.processes or not self._needs_place:
+        """Take a place, where one is needed; return why there is none.
+
+        May be called twice.
+        """
+        is_needed = self._needs_place and self._admission.processes > 0
+        if not is_needed or self._has_place:
             return None
         refusal = await self._refusal([self._aim])
         if refusal is not None:

@@ -162,6 +162,7 @@ class Delivery:
         ended: Done when every recipient is settled, and that is in the journal. Then it
             has the outcomes, or is cancelled.
         fast: The fast path, as long as the message goes by it.
+        stay: The place that the fast path has taken; it is left, or used, after that.
     """
 
     def __init__(self, context: Context, request: Request, mail_data: MailData) -> None:
@@ -188,6 +189,7 @@ class Delivery:
         self._opening: asyncio.Task[None] | None = None
         self._cancelled: Deferred | None = None
         self.fast: Fast | None = None
+        self.stay: Stay | None = None
         self._task: asyncio.Task[list[Outcome]] | None = None
         self.ended: asyncio.Future[list[Outcome]]
         self.ended = asyncio.get_running_loop().create_future()
@@ -307,6 +309,8 @@ class Delivery:
             self.trace.trouble(error)
             self.settlement.stop(trouble.own_trouble(error))
         await self._finish_journal()
+        if self.stay is not None:
+            await self.stay.leave()
         outcomes = self.settlement.outcomes()
         assert outcomes is not None, "every recipient has been settled"
         return outcomes
@@ -417,7 +421,7 @@ class Delivery:
         """Plan and attempt for one group; handle all that fails in it."""
         try:
             aim = nexthop_aim(parse_nexthop(group.nexthop, self.context.options.port))
-            stay = self._stay(aim, needs_place=self.request.has_process)
+            stay = self._taken_stay() or self.new_stay(aim)
             try:
                 await self._send_from(stay, group)
             finally:
@@ -436,7 +440,7 @@ class Delivery:
         session = group.begun.session
         plan = destination.plan_from(session.candidate)
         self.trace.tell(events.Planned, plan.nexthop, plan.candidates, plan.remarks)
-        stay = self._stay(plan.aim, needs_place=False)
+        stay = self._taken_stay() or self.new_stay(plan.aim)
         turn = self._turn(plan)
         if turn is not None:
             turn.adopt(session.candidate)
@@ -523,7 +527,8 @@ class Delivery:
             if refusal is not None:
                 return consulted._replace(refusal=refusal, due=())
 
-    def _stay(self, aim: str, *, needs_place: bool) -> Stay:
+    def new_stay(self, aim: str) -> Stay:
+        """Return the place of recipients that go to *aim*, which is not taken yet."""
         return Stay(
             self.context.admission,
             self._owner,
@@ -531,8 +536,12 @@ class Delivery:
             self.trace.now,
             self.request.deadline,
             self.trace.trouble,
-            needs_place=needs_place,
+            needs_place=self.request.has_process,
         )
+
+    def _taken_stay(self) -> Stay | None:
+        stay, self.stay = self.stay, None
+        return stay
 
     def _turn(self, plan: Plan) -> Turn | None:
         """Return the turn of a message by *plan*; None where nothing is limited."""

@@ -20,6 +20,7 @@ ordinary way tells the same by itself.
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import TYPE_CHECKING
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
@@ -41,6 +42,7 @@ from mxpolicy.routing.reuse import Stage
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mxpolicy.delivery.admission import Stay
     from mxpolicy.delivery.context import Context
     from mxpolicy.delivery.delivery import Delivery
     from mxpolicy.delivery.destinations import Destination
@@ -117,8 +119,6 @@ def _destination_of(delivery: Delivery) -> Destination | None:
     context, request = delivery.context, delivery.request
     if context.destinations is None or len(request.recipients) > MOST_RECIPIENTS:
         return None
-    if request.is_wanted is None or request.has_process:
-        return None
     try:
         reverse_path = parse_reverse_path(request.sender)
         recipients = {
@@ -162,8 +162,10 @@ class Shortcut:
         self._next_look = FIRST_LOOK
         # When: began; the opening was answered; 354 came; the dot left. As events have it.
         self._times: list[float] = []
-        assert delivery.request.is_wanted is not None, "or it would not be here"
-        self._is_wanted = delivery.request.is_wanted
+        self._entering: asyncio.Task[None] | None = None  # into the message's place
+        self._asking: asyncio.Future[bool] | None = None  # whether the dot may be sent
+        self._permitted_at = -inf
+        self._is_recorded = False
 
     # -- the beginning --------------------------------------------------------
 
@@ -171,6 +173,32 @@ class Shortcut:
         """All mail data has come, or it is not for the fast path."""
         if self._delivery.fast is not self:
             return  # cancelled
+        if self._delivery.request.has_process:
+            stay = self._delivery.new_stay(self._destination.plan.aim)
+            self._entering = asyncio.create_task(self._enter(stay))
+        else:
+            self._begin_or_leave()
+
+    async def _enter(self, stay: Stay) -> None:
+        """Take the place that the message needs, before a host is asked."""
+        delivery = self._delivery
+        try:
+            refusal = await stay.enter()
+        except Exception as error:
+            delivery.trace.trouble(error)
+            refusal = trouble.own_trouble(error)
+        if delivery.fast is not self:
+            await stay.leave()
+            return
+        delivery.stay = stay
+        if refusal is None:
+            stay.planned()
+            self._begin_or_leave()
+        else:
+            delivery.settlement.settle_all(refusal)
+            delivery.end()
+
+    def _begin_or_leave(self) -> None:
         try:
             has_begun = self._begin()
         except Exception as error:
@@ -203,9 +231,31 @@ class Shortcut:
         self._note_time()
         self._path.going(self)
         session.dialogue.stream.watch(self._hear)
+        self._ask_for_dot()
         relay = str(session.candidate.key)
         self._delivery.claims.record_dot(relay, self._numbers, self._recorded)
         return True
+
+    def _ask_for_dot(self) -> None:
+        """Ask whether the dot may be sent, where that takes time."""
+        request = self._delivery.request
+        if request.is_wanted is None:
+            self._asking = asyncio.ensure_future(request.may_send_dot())
+            self._asking.add_done_callback(self._answered)
+
+    def _answered(self, asking: asyncio.Future[bool]) -> None:
+        """It is known whether the dot may be sent. If not, the ordinary way asks again."""
+        is_cut = asking.cancelled() or asking.exception() is not None
+        if not is_cut and asking.result():
+            self._permitted_at = self._context.clock()
+        self._asking = None
+        self._may_go_on()
+
+    def _is_wanted(self) -> bool:
+        """Return whether the dot may be sent, as it was said a moment ago."""
+        if (is_wanted := self._delivery.request.is_wanted) is not None:
+            return is_wanted()
+        return self._context.clock() - self._permitted_at < LONGEST_SILENCE
 
     def _take_session(self) -> Session | None:
         """Return a session that fits; it counts as a connection of the message."""
@@ -316,7 +366,14 @@ class Shortcut:
             return
         for number in self._numbers:
             self._delivery.settlement.claimed(number)
-        self._take(Input.RECORDED)
+        self._is_recorded = True
+        self._may_go_on()
+
+    def _may_go_on(self) -> None:
+        """Go on once the dot is recorded, and it is known whether it may be sent."""
+        is_known = self._asking is None
+        if self._is_recorded and is_known and self._state is not State.OVER:
+            self._take(Input.RECORDED)
 
     def _acknowledged(self) -> None:
         """Look whether the dot may follow the mail data."""
@@ -465,7 +522,10 @@ class Shortcut:
 
     def _tell_all(self, session: Session) -> None:
         """Tell what the ordinary way would have told as it happened."""
-        tell, candidate = self._delivery.trace.tell_of, session.candidate
+        trace, stay = self._delivery.trace, self._delivery.stay
+        if stay is not None:
+            trace = trace.with_learners(stay.learn)
+        tell, candidate = trace.tell_of, session.candidate
         plan = self._destination.plan_from(candidate)
         began, asked, go_ahead, dot = self._times
         tell(began, events.Planned, plan.nexthop, plan.candidates, plan.remarks)
@@ -491,6 +551,8 @@ class Shortcut:
     def drop(self) -> None:
         """See `mxpolicy.delivery.delivery.Fast`."""
         self._state = State.OVER
+        if self._asking is not None:
+            self._asking.cancel()
         self._end_session()
 
     def _fail(self, error: BaseException) -> None:

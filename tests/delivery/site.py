@@ -69,7 +69,8 @@ class Sent(NamedTuple):
 class Site:
     """An engine whose memory outlives a message, and hosts by preference.
 
-    Its messages may go the fast path, unless it is not *is_fast*.
+    Its messages may go the fast path, unless it is not *is_fast*. They are as if they
+    came from a process of the mail server, unless it is *is_by_lmtp*.
     """
 
     def __init__(
@@ -82,8 +83,9 @@ class Site:
         limits: LimitOptions | None = None,
         transaction: TransactionOptions | None = None,
         is_fast: bool = True,
+        is_by_lmtp: bool = False,
     ) -> None:
-        self._is_fast = is_fast
+        self._is_by_lmtp = is_by_lmtp
         self.hosts = hosts
         self.utc = Utc()
         self.store = store(self.utc)
@@ -104,6 +106,8 @@ class Site:
             keeps_sessions=keeps_sessions,
         )
         self.engine = Engine(self.context)
+        if not is_fast:
+            self.engine.fast_path = None
         self.memory = self.context.memory
         self.number = 0
 
@@ -134,7 +138,7 @@ class Site:
         )
         if may_send_dot is not None:
             request = request._replace(may_send_dot=may_send_dot)
-        elif self._is_fast:
+        elif self._is_by_lmtp:
             request = request._replace(is_wanted=lambda: True, has_process=False)
         began, seen = asyncio.get_running_loop().time(), len(self.happened)
         message = mail_data(data)

@@ -39,9 +39,16 @@ def play(
     work: Callable[[Site], Coroutine[Any, Any, None]],
     store: type[MemoryStore] = MemoryStore,
     is_fast: bool = True,
+    is_by_lmtp: bool = True,
 ) -> None:
     async def main() -> None:
-        site = Site(*hosts, keeps_sessions=True, store=store, is_fast=is_fast)
+        site = Site(
+            *hosts,
+            keeps_sessions=True,
+            store=store,
+            is_fast=is_fast,
+            is_by_lmtp=is_by_lmtp,
+        )
         try:
             await work(site)
         finally:
@@ -53,8 +60,7 @@ def play(
 
 def count(site: Site) -> int:
     """Return how many messages have come to the end of the fast path."""
-    assert site.engine.fast_path is not None
-    return site.engine.fast_path.delivered
+    return 0 if site.engine.fast_path is None else site.engine.fast_path.delivered
 
 
 async def begun(site: Site, data: bytes | MailData = MESSAGE) -> Delivery:
@@ -90,8 +96,9 @@ _TIMES = {"at", "delays"}
 
 @pytest.mark.parametrize("extensions", [["PIPELINING"], []], ids=["pipelined", ""])
 @pytest.mark.parametrize("recipients", [TWO[:1], TWO])
+@pytest.mark.parametrize("is_by_lmtp", [True, False], ids=["lmtp", "handed over"])
 def test_all_that_is_told_and_kept_is_as_on_the_ordinary_way(
-    recipients: tuple[str, ...], extensions: list[str]
+    recipients: tuple[str, ...], extensions: list[str], is_by_lmtp: bool
 ) -> None:
     told, kept, said = [], [], []
     for is_fast in (True, False):
@@ -103,9 +110,9 @@ def test_all_that_is_told_and_kept_is_as_on_the_ordinary_way(
             assert count(site) == is_fast
             await asyncio.sleep(0.1)
             rows = [*await site.store.scan(""), *await site.store.scan(JOURNAL)]
-            kept.append([one.value for one in rows if b"place" not in one.value])
+            kept.append([one.value for one in rows])
 
-        play(host, work=work, is_fast=is_fast)
+        play(host, work=work, is_fast=is_fast, is_by_lmtp=is_by_lmtp)
         said.append((host.commands, [one.mail_data for one in host.taken]))
     ports = "relay", "candidate"
     assert _without(told[0], ports) == _without(told[1], ports)
@@ -230,6 +237,50 @@ def test_refusal_is_heard_once_also_when_the_record_is_slow() -> None:
     play(host, work=work, store=Slow)
     assert len(host.visits) == 1
     assert sum(line.startswith("RCPT") for line in host.commands) == 2
+
+
+# Messages that are handed over
+
+
+@pytest.mark.parametrize("says", [True, False])
+@pytest.mark.parametrize("after", [0.0, 0.3, 2.0])
+def test_the_door_is_asked_and_obeyed(says: bool, after: float) -> None:
+    host = ScriptedHost()
+    asked = []
+
+    async def may_send_dot() -> bool:
+        asked.append(len(host.taken))
+        await asyncio.sleep(after)
+        return says
+
+    async def work(site: Site) -> None:
+        await site.send()
+        sent = await site.send(may_send_dot=may_send_dot)
+        assert isinstance(sent.outcome, Delivered if says else Deferred)
+        assert asked
+        assert count(site) == (says and after < 1)
+
+    play(host, work=work, is_by_lmtp=False)
+    assert len(host.taken) == 1 + says
+
+
+def test_message_has_a_place_while_it_goes_the_fast_path() -> None:
+    host = ScriptedHost({".": ["250 queued", (0.4, "250 queued")]})
+
+    async def work(site: Site) -> None:
+        async def places() -> int:
+            return len(await site.store.scan("place "))
+
+        await site.send()
+        assert not await places()
+        sending = asyncio.create_task(site.send())
+        await asyncio.sleep(0.2)
+        assert await places() == 1
+        await sending
+        assert count(site) == 1
+        assert not await places()
+
+    play(host, work=work, is_by_lmtp=False)
 
 
 # The end

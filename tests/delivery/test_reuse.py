@@ -64,6 +64,7 @@ def play(
             limits=limits,
             transaction=transaction,
             is_fast=IS_FAST[0],
+            is_by_lmtp=True,
         )
         try:
             await work(site)
