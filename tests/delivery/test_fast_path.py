@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.destinations import FRESH
+from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.fast_path import LIMIT
 from mxpolicy.delivery.journal import Entry, EntryState
 from mxpolicy.delivery.mail_data import MailData
-from mxpolicy.delivery.owner import Owner
+from mxpolicy.delivery.owner import Calls, Owner
+from mxpolicy.options import JournalOptions, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.state.memory import MemoryStore
+from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.state.store import JOURNAL
 from mxpolicy.state.submitted import Awaited
 from tests.delivery.attempts import MESSAGE, mail_data, run
 from tests.delivery.site import START, Sent, Site
-from tests.helpers.scripted_smtp import End, ScriptedHost
+from tests.helpers.scripted_smtp import End, ScriptedHost, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from pathlib import Path
     from typing import Any
 
     from mxpolicy.delivery.delivery import Delivery
     from mxpolicy.delivery.events import Event
+    from mxpolicy.outcome import Outcome
     from mxpolicy.state.store import Operation
 
 TWO = ("bob@example.com", "eve@example.com")
@@ -122,8 +130,6 @@ def test_all_that_is_told_and_kept_is_as_on_the_ordinary_way(
 
 def _without(told: list[tuple[object, ...]], words: tuple[str, ...]) -> list[str]:
     """Return *told* as text, without the port of the host: each has one of its own."""
-    import re
-
     return [re.sub(r"\b\d{4,5}\b", "PORT", str(one)) for one in told]
 
 
@@ -423,3 +429,69 @@ def test_nothing_is_told_twice_when_the_ordinary_way_goes_on() -> None:
             assert told.count(kind.__name__) == 1
 
     play(host, work=work)
+
+
+# One journal for a daemon and for processes that are started for one message
+
+
+async def test_daemon_and_processes_at_once_send_one_copy(tmp_path: Path) -> None:
+    """The same messages, at the same time, by real files: as after a restart."""
+    host = ScriptedHost()
+    async with serve(host):
+        engines = [
+            _engine(tmp_path, number, keeps_sessions=number == 0) for number in range(3)
+        ]
+        (daemon, *alone) = engines
+        await _send(daemon, host, "first")
+        for number in range(8):
+            turn = engines[number % 3 :] + engines[: number % 3]
+            outcomes = await asyncio.gather(
+                *(_send(engine, host, f"Q{number}") for engine in turn)
+            )
+            assert all(isinstance(one, Delivered) for one in outcomes)
+        assert daemon.fast_path is not None
+        assert daemon.fast_path.delivered
+        assert all(engine.fast_path is None for engine in alone)
+        for engine in engines:
+            await engine.stop("the test is over")
+            await engine.context.store.close()
+    assert len(host.taken) == 9
+
+
+def _engine(directory: Path, number: int, *, keeps_sessions: bool) -> Engine:
+    """Return the engine of one process; each takes the others for alive."""
+    owner = Owner("machine", "boot", "pids", number, 1, "")
+    calls = itertools.count()
+    return Engine(
+        Context(
+            Options(
+                helo="mail.example.com",
+                allow_dial=("127.0.0.0/8",),
+                journal=JournalOptions(wait=5.0),
+            ),
+            store=SqliteStore(str(directory / "state.sqlite3")),
+            calls=Calls(
+                lambda: owner._replace(call=str(next(calls))), lambda owner: True
+            ),
+            keeps_sessions=keeps_sessions,
+        )
+    )
+
+
+async def _send(engine: Engine, host: ScriptedHost, queue_id: str) -> Outcome:
+    candidate = host.candidate()
+    request = Request(
+        "alice@example.net",
+        ("bob@example.com",),
+        f"[{candidate.address}]:{candidate.port}",
+        queue_id,
+        900.0,
+        is_wanted=lambda: True,
+        has_process=False,
+    )
+    message = mail_data(MESSAGE)
+    try:
+        (outcome,) = await engine.deliver(request, message)
+    finally:
+        message.close()
+    return outcome
