@@ -263,11 +263,11 @@ class Dialogue:
 
         Nothing is watched before *ready*: a slow host is overtaken there.
         """
-        watch = None
-        while self.stream.unacknowledged():
-            watch = watch or AckWatch(self.stream)
-            if await self.stream.wait_for_input(_LOOK):
+        watch = None  # most replies come before it is needed
+        while not await self.stream.wait_for_input(_LOOK):
+            if not self.stream.unacknowledged():
                 return
+            watch = watch or AckWatch(self.stream)
             self._look(watch)
 
     def _look(self, watch: AckWatch) -> None:
@@ -381,8 +381,14 @@ class Dialogue:
         is_proven = self._is_proven(self._body_size)
         cut = len(body) if is_proven else len(body) - 2  # see `send_end`
         self._body_rest = body[cut:]
-        if not self.stream.give(body[:cut]):
+        if not is_proven:
+            self.stream.announce(True)
+        is_taken = self.stream.give(body[:cut])
+        if not is_proven:
+            self.stream.announce(False)
+        if not is_taken:
             return False
+        self._proof.written(cut, self.stream.handed_over)
         rest, self._body_rest = self._body_rest, b""
         if rest and not self.stream.give(rest):
             return False
@@ -396,9 +402,8 @@ class Dialogue:
         )
 
     def dot_is_answered(self) -> None:
-        """The reply to the dot is here."""
-        if self._has_arrived():
-            self._proof.acknowledged(self._sent_until, self._clock())
+        """The reply to the dot is here; so the host's kernel has all before it."""
+        self._proof.acknowledged(self._sent_until, self._clock())
 
     def is_quiet(self) -> bool:
         """Whether no transaction is open, and the host has said nothing more."""
@@ -449,15 +454,16 @@ class Dialogue:
         carry it (RFC 9293 §3.8.6.3). Linux, Windows and the BSDs do not do so for a
         second segment.
         """
-        is_proven = self._is_proven(self._body_size + len(piece))
-        cut = len(piece) if is_proven else max(0, len(piece) - 2)
-        for part in filter(None, (piece[:cut], piece[cut:])):
-            early = await self.send_body(part, progress)
-            if early is not None:
-                return early
+        if self._is_proven(self._body_size + len(piece)):
+            return await self.send_body(piece, progress)
+        self.stream.announce(True)
+        early = await self.send_body(piece[:-2], progress)
+        self.stream.announce(False)
+        if early is None:
+            early = await self.send_body(piece[-2:], progress)
         # Two bytes more than the larger segment: near enough for a later message.
         self._proof.written(len(piece), self.stream.handed_over)
-        return None
+        return early
 
     async def finish_body(self, progress: float) -> Reply | None:
         """Send what `give_body` has left of the mail data; see `send_body`."""

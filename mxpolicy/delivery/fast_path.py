@@ -331,7 +331,11 @@ class Shortcut:
         try:
             session.dialogue.hear_now()
             if len(session.dialogue.heard) == before:
-                return  # a part of a reply, or a stray one
+                # A part of a reply, a stray one, or an announced acknowledgement.
+                if self._acknowledging is not None:
+                    self._acknowledging.cancel()
+                    self._acknowledged()
+                return
             what = self._meaning(session.dialogue.heard)
             if what is None:
                 self._heard_at = self._context.clock()

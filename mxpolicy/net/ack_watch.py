@@ -49,6 +49,10 @@ class Acknowledged(Protocol):
     """What is watched: a `mxpolicy.net.stream.Stream`."""
 
     @property
+    def handed_over(self) -> int:
+        """Bytes that our kernel has taken; it only grows."""
+
+    @property
     def acknowledged(self) -> int:
         """Bytes that the peer has acknowledged; it only grows."""
 
@@ -87,7 +91,7 @@ class AckWatch:
 def telling_progress(stream: Acknowledged, tell: Callable[[], None]) -> Iterator[None]:
     """Call *tell* after every few seconds in which the peer has acknowledged bytes."""
     loop = asyncio.get_running_loop()
-    before = stream.acknowledged
+    before = stream.handed_over  # all of it is answered, and so acknowledged
     alarm: asyncio.TimerHandle
 
     def look() -> None:

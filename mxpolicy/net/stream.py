@@ -6,8 +6,8 @@ message. A reset in place of a normal end is a socket option. So this is a non-b
 socket with the loop's readiness calls, and TLS by `mxpolicy.net.tls.TlsLayer`.
 
 Before the mail data it sets no limits of its own: the caller bounds the time
-(`Stream.wait_at_most`, or `asyncio.timeout`). A cancelled coroutine leaves no task and no registered descriptor behind. A `Stream`
-belongs to one task at a time.
+(`Stream.wait_at_most`, or `asyncio.timeout`). A cancelled coroutine leaves no task and no
+registered descriptor behind. A `Stream` belongs to one task at a time.
 
 It does not interpret bytes (see `mxpolicy.protocol`), and does not connect (see
 `mxpolicy.net.dial`).
@@ -22,7 +22,6 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 from typing import TYPE_CHECKING
@@ -49,12 +48,19 @@ OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM
 # Bytes of one read from the kernel, and the most that is kept until `Stream.read`.
 _READ_SIZE = 65536
 
-# Seconds between two looks for acknowledgements: the kernel does not announce them.
+# Seconds between two looks for acknowledgements where the kernel does not announce them.
 # The first millisecond matters where the peer is near. A peer that delays the last
 # acknowledgement by 40 ms (RFC 9293 §3.8.6.3) is noticed 10 ms late at most.
 _FIRST_LOOK = 0.001
 _LATER_LOOK = 1.25  # times the one before
 _LONGEST_LOOK = 0.25
+# Where it does: an announcement is a hint, and could be missing.
+_ANNOUNCED_LOOK = 0.2
+
+# <linux/net_tstamp.h>, <asm-generic/socket.h>: announce when all of a write is
+# acknowledged, without a copy of its bytes. Any user may ask for it.
+_SO_TIMESTAMPING = 37
+_TX_ACK, _OPT_TSONLY = 1 << 9, 1 << 11
 
 
 class StreamClosed(MxPolicyError):
@@ -91,8 +97,13 @@ class Stream:
         # Kept while *heed_input* stops a write: a reply is no progress.
         self._watch: AckWatch | None = None
         self._woken: asyncio.Future[None] | None = None
-        # Who watches for input (`watch`).
+        self._waits_for_input = False
+        self._told: Callable[[], None] | None = None  # in its place: `watch`
+        # Where the socket is watched for input: also from one wait to the next.
         self._watched_by: asyncio.AbstractEventLoop | None = None
+        self._is_unwanted = False  # input has come after the last wait
+        self._is_announcing = False
+        self._announced = 0  # writes whose acknowledgement may still be announced
         # When waiting for the peer ends, on the loop's clock, and the one timer for it.
         self._until = inf
         self._alarm: asyncio.TimerHandle | None = None
@@ -139,31 +150,31 @@ class Stream:
         Nothing may wait for the stream meanwhile.
         """
         assert self._woken is None, "a stream belongs to one task at a time"
-        self._watched_by = asyncio.get_running_loop()
-        self._watched_by.add_reader(self._socket.fileno(), told)
+        self._told = told
+        self._begin_watching(asyncio.get_running_loop())
 
     def unwatch(self) -> None:
         """Call nobody any more; may be called twice."""
-        if self._watched_by is not None:
-            self._watched_by.remove_reader(self._socket.fileno())
-            self._watched_by = None
+        self._told, self._is_unwanted = None, False
 
     async def wait_for_input(self, seconds: float) -> bool:
         """Wait for at most *seconds*; then return `has_input`."""
-        if not self.has_input():
+        if not self._has_read():  # else the kernel says when to look
             await self._pause(seconds, reading=True)
         return self.has_input()
 
     def has_input(self) -> bool:
         """Take what the kernel has; return whether `read` would return or raise at once."""
-        while not (self._received or self._at_eof or self._failure):
-            if self._layer is not None:
-                self._unwrap(self._layer)
-                if self._received or self._at_eof or self._failure:
-                    break
+        while not self._has_read():
             if not self._receive():
                 return False
         return True
+
+    def _has_read(self) -> bool:
+        """Return whether something is here, without asking the kernel."""
+        if self._layer is not None and not self._received:
+            self._unwrap(self._layer)
+        return bool(self._received or self._at_eof or self._failure)
 
     def _receive(self) -> bool:
         """Read the socket once; False when nothing is there yet."""
@@ -184,6 +195,8 @@ class Stream:
 
     def _unwrap(self, layer: TlsLayer) -> None:
         """Move decrypted bytes from *layer* to where `read` finds them."""
+        if self._at_eof or self._failure:
+            return
         try:
             data = layer.decrypt(_READ_SIZE)
         except ssl.SSLError as error:
@@ -293,7 +306,9 @@ class Stream:
             suffices: Whether the wait may end with so many bytes not acknowledged. By
                 default with none.
         """
-        look = _FIRST_LOOK
+        # An unread byte would wake us all the time.
+        is_told = self._announced > 0 and heed_input
+        look = _ANNOUNCED_LOOK if is_told else _FIRST_LOOK
         while not suffices(self.unacknowledged()):
             self._begin_watch(progress_timeout)
             # Looked at in any case: after a reset the count stays as it was.
@@ -307,6 +322,29 @@ class Stream:
             look = min(_LATER_LOOK * look, _LONGEST_LOOK)
         self._watch = None
         return True
+
+    def announce(self, is_on: bool) -> None:
+        """Have the loop wake us when what is written from now on is acknowledged.
+
+        So `drain` ends at once. Meant for the last large write, and to be ended right
+        after it. Where the kernel knows no such thing, `drain` looks now and then.
+        """
+        flags = _TX_ACK | _OPT_TSONLY if is_on else 0
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPING, flags)
+        except OSError:
+            is_on = False
+        self._is_announcing = is_on
+
+    def _hear_announcement(self) -> None:
+        """Take one off the error queue, which would go on waking us.
+
+        It says nothing that SIOCOUTQ does not say better. One may come after the end of
+        `drain`, so every wait looks for it.
+        """
+        with suppress(OSError):
+            self._socket.recvmsg(0, 512, socket.MSG_ERRQUEUE)
+            self._announced -= 1
 
     def unacknowledged(self) -> int:
         """Return how many bytes the kernel holds, sent or not, without an ACK (SIOCOUTQ).
@@ -357,6 +395,7 @@ class Stream:
             self._failure = self._failure or failure
             raise failure from error
         self.handed_over += count
+        self._announced += self._is_announcing
         del self._outgoing[:count]
         return True
 
@@ -432,22 +471,62 @@ class Stream:
             raise StreamClosed("closed by ourselves")
         assert self._woken is None, "a stream belongs to one task at a time"
         self._woken = woken = loop.create_future()
+        self._waits_for_input, self._is_unwanted = reading, False
         try:
             if reading:
-                loop.add_reader(descriptor, _wake, woken)
+                self._begin_watching(loop)
             if writing:
                 loop.add_writer(descriptor, _wake, woken)
             self._set_alarm(loop)
             await woken
+        except BaseException:
+            self._stop_watching()
+            raise
         finally:
             self._woken = None
             # Not in a callback of the future, as in sock_recv: by then the number may
             # belong to another socket.
-            if self._socket.fileno() == descriptor:
-                if reading:
-                    loop.remove_reader(descriptor)
-                if writing:
-                    loop.remove_writer(descriptor)
+            if writing and self._socket.fileno() == descriptor:
+                loop.remove_writer(descriptor)
+                if self._announced:
+                    self._hear_announcement()
+                    self._stop_watching()
+
+    def _begin_watching(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._watched_by is None:
+            loop.add_reader(self._socket.fileno(), self._has_come)
+            self._watched_by = loop
+
+    def _has_come(self) -> None:
+        """There is input, or something in the error queue.
+
+        Where nothing waits for input, it is looked for no longer: it would wake us all
+        the time. But asyncio calls this once more, before the input is read.
+
+        BUGS: After anything in the error queue, and after a reset, libuv looks for
+        nothing more. A reset that came together with input is noticed under uvloop only
+        by the next read or write, or when a wait ends.
+        """
+        if self._announced:
+            self._hear_announcement()
+            loop = self._stop_watching()
+            if loop is not None:
+                self._begin_watching(loop)
+        if self._told is not None:
+            self._told()
+        elif self._woken is not None and self._waits_for_input:
+            _wake(self._woken)
+        elif self._is_unwanted:
+            self._stop_watching()
+        else:
+            self._is_unwanted = True
+
+    def _stop_watching(self) -> asyncio.AbstractEventLoop | None:
+        """Look for no input any more; return where it was looked for."""
+        loop, self._watched_by = self._watched_by, None
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(self._socket.fileno())
+        return loop
 
     async def _pause(
         self, seconds: float, *, reading: bool = False, writing: bool = False
@@ -528,14 +607,13 @@ class Stream:
 
     def _release(self) -> None:
         self.unwatch()
+        self._stop_watching()
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm, self._rings_at = None, inf
         woken = self._woken
         if woken is not None:
-            loop = woken.get_loop()
-            loop.remove_reader(self._socket.fileno())
-            loop.remove_writer(self._socket.fileno())
+            woken.get_loop().remove_writer(self._socket.fileno())
             if not woken.done():
                 woken.set_exception(StreamClosed("closed by ourselves"))
         self._failure = self._failure or StreamClosed("closed by ourselves")

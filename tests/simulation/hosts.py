@@ -583,6 +583,9 @@ class Stream:
         await asyncio.sleep(far)
         return True
 
+    def announce(self, is_on: bool) -> None:
+        """What is written has arrived."""
+
     @property
     def handed_over(self) -> int:
         return self.acknowledged
