@@ -483,16 +483,16 @@ SETTLE = (
     "from mxpolicy import pipe\n"
     "import asyncio, os, signal, sys, time\n"
     "def settle(self, *recipients):\n"
-    "    for one in self._settlement:\n"
+    "    for one in self.settlement:\n"
     "        reply = Reply(250, ('Ok',))\n"
     "        got = Delivered(EnhancedStatus(2, 0, 0), '250 Ok', reply, 'h')\n"
     "        if not recipients or one.text in recipients:\n"
-    "            self._settlement.settle(one.number, got)\n"
+    "            self.settlement.settle(one.number, got)\n"
     "async def outcomes(self):\n"
     "    {}\n"
     "    await asyncio.sleep(3600)\n"
     "Delivery.outcomes = outcomes\n"
-    "Delivery._run = lambda self: asyncio.sleep(3600)\n"
+    "Delivery._run = lambda self, work: asyncio.sleep(3600)\n"
 )
 
 

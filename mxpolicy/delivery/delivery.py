@@ -1,7 +1,7 @@
 """One message on its way: from the mail server's call to an outcome for each recipient.
 
 A `Delivery` calls the parts in their order and decides nothing itself. Recipients that
-go the same way are a group. For each group:
+go the same way are a `mxpolicy.delivery.group.Group`. For each group:
 
 1. `Claims`: which recipients have it already, were refused, or are delivered to by
    another process (the journal).
@@ -23,115 +23,38 @@ go the same way are a group. For each group:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
-from hashlib import blake2b
-from math import inf
-from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Protocol
 
 from mxpolicy.address import AddressError, Mailbox, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import events, journal, trouble
 from mxpolicy.delivery.admission import Stay
-from mxpolicy.delivery.attempt import Attempt, Begun
 from mxpolicy.delivery.claims import Claims
-from mxpolicy.delivery.consult import Consulted, consult
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
-from mxpolicy.delivery.learner import Learner
-from mxpolicy.delivery.leases import Leases
+from mxpolicy.delivery.group import Call, Group
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.offer import Message
-from mxpolicy.delivery.plan import Plan, destination
-from mxpolicy.delivery.probe import LINGER, Probes
+from mxpolicy.delivery.plan import destination
+from mxpolicy.delivery.request import Request
 from mxpolicy.delivery.settlement import Recipient, RecipientState, Settlement
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Deferred, Outcome
-from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
-    from mxpolicy.delivery.connections import Turn
-    from mxpolicy.delivery.destinations import Destination, Destinations
+    from mxpolicy.delivery.attempt import Begun
+    from mxpolicy.delivery.destinations import Destination
     from mxpolicy.delivery.late_reply import LateReply
     from mxpolicy.delivery.session import Session
-    from mxpolicy.protocol.extensions import MailDsn, RcptDsn
-    from mxpolicy.routing.candidate import Candidate
-    from mxpolicy.routing.known_hosts import KnownHosts
 
     _Work = Callable[[asyncio.TaskGroup], Coroutine[None, None, None]]
 
 __all__ = ["Delivery", "Request"]
-
-
-async def _always() -> bool:
-    return True
-
-
-class Request(NamedTuple):
-    """What a door was asked to deliver, in the mail server's own words.
-
-    Attributes:
-        sender: Reverse-path; ``""`` or ``<>`` is the null one.
-        recipients: Forward-paths, at least one.
-        nexthop: ``""`` means each recipient's own domain.
-        queue_id: The mail server's name for the message; may be empty.
-        deadline: Seconds from now in which the final dot must be sent.
-        ends: Seconds from now after which the mail server no longer listens.
-        observe: Told everything that happens to the message; see
-            `mxpolicy.delivery.events`.
-        has_process: Whether a process of the mail server waits for the outcome, as with
-            pipe(8). There are few of those (`mxpolicy.routing.places`). So the message
-            needs a place for it, and does not wait for its turn at a host.
-        dsn: What the sender wants to be told (RFC 3461); None where nothing was said.
-        recipients_dsn: The same of recipients, by their number. A host that does not
-            offer DSN hears of neither.
-        may_send_dot: Asked before the mail data is sent, and again just before the final
-            dot, which makes the message the host's (RFC 5321 §4.1.1.4). The message is
-            deferred where it returns False.
-        is_wanted: The same, known without waiting; None where it is not. It is asked in
-            the place of `may_send_dot` where nothing waits (the fast path).
-    """
-
-    sender: str
-    recipients: tuple[str, ...]
-    nexthop: str
-    queue_id: str
-    deadline: float
-    ends: float = inf
-    observe: events.Observe = lambda event: None
-    dsn: MailDsn | None = None
-    recipients_dsn: Mapping[int, RcptDsn] = MappingProxyType({})
-    may_send_dot: Callable[[], Awaitable[bool]] = _always
-    is_wanted: Callable[[], bool] | None = None
-    has_process: bool = True
-
-
-class _Group:
-    """Recipients that go the same way.
-
-    Attributes:
-        nexthop: Where they go.
-        domain: Their destination domain; empty where the operator wrote the nexthop.
-        numbers: The numbers of the recipients.
-        task: Delivers to them.
-        attempt: None until the hosts are known.
-        begun: What the fast path has begun for all of them.
-    """
-
-    __slots__ = ("attempt", "begun", "domain", "nexthop", "numbers", "task")
-
-    def __init__(self, nexthop: str, domain: str, numbers: list[int]) -> None:
-        self.nexthop = nexthop
-        self.domain = domain
-        self.numbers = numbers
-        self.task: asyncio.Task[None]
-        self.attempt: Attempt | None = None
-        self.begun: Begun | None = None
 
 
 class Fast(Protocol):
@@ -184,7 +107,7 @@ class Delivery:
         )
         # By recipient, once its hosts are dialled: the learners are told, too.
         self._traces: dict[int, Trace] = {}
-        self._groups: list[_Group] = []
+        self._groups: list[Group] = []
         self._late: list[LateReply] = []
         self._opening: asyncio.Task[None] | None = None
         self._cancelled: Deferred | None = None
@@ -213,10 +136,10 @@ class Delivery:
             numbers: Of the recipients.
         """
         self.fast = None
-        group = _Group(destination.nexthop, destination.domain, numbers)
-        group.begun = begun
+        where = destination.nexthop, destination.domain
+        group = Group(self._call(), *where, numbers, begun)
         self._groups.append(group)
-        self._begin_to_run(partial(self._send_begun, group, destination))
+        self._begin_to_run(lambda tasks: group.send_begun(destination))
 
     def _begin_to_run(self, work: _Work | None) -> None:
         self._task = asyncio.create_task(self._run(work))
@@ -278,11 +201,7 @@ class Delivery:
                 self._opening.cancel()
             self.settlement.settle_all(self._cancelled)
         for group in self._groups:
-            if group.attempt is not None:
-                group.attempt.cancel(self._cancelled)
-            elif group.begun is None:  # else as soon as there is an attempt
-                group.task.cancel()
-                self.settlement.settle_all(self._cancelled, group.numbers)
+            group.cancel(self._cancelled)
 
     def abandon(self) -> None:
         """End at once; a dot without an answer is noted as a doubt."""
@@ -345,15 +264,56 @@ class Delivery:
             reverse_path, self._mailboxes(), request.dsn, request.recipients_dsn
         )
         self.note_journal_keys(digest)
+        call = self._call()
         for (nexthop, domain, _), numbers in self._grouped().items():
-            group = _Group(nexthop, domain, numbers)
+            group = Group(call, nexthop, domain, numbers)
             self._begin(tasks, group, self._send_once(tasks, group))
 
+    def _call(self) -> Call:
+        message = Message(
+            self.trace,
+            self.envelope,
+            self.mail_data,
+            self.settlement,
+            self.claims,
+            self.request.may_send_dot,
+            self.request.deadline,
+            self.request.ends,
+            self._keep,
+        )
+        given = self.context, self.request, self.claims, message
+        return Call(*given, self._taken_stay, self._traces)
+
+    def _taken_stay(self, aim: str) -> Stay:
+        """Return the place that is taken, to one group; to others a new one."""
+        stay, self.stay = self.stay or self.new_stay(aim), None
+        return stay
+
+    def new_stay(self, aim: str) -> Stay:
+        """Return the place of recipients that go to *aim*, which is not taken yet."""
+        return Stay(
+            self.context.admission,
+            self._owner,
+            aim,
+            self.trace.now,
+            self.request.deadline,
+            self.trace.trouble,
+            needs_place=self.request.has_process,
+        )
+
     def _begin(
-        self, tasks: asyncio.TaskGroup, group: _Group, work: Coroutine[None, None, None]
+        self, tasks: asyncio.TaskGroup, group: Group, work: Coroutine[None, None, None]
     ) -> None:
         group.task = tasks.create_task(work)
         self._groups.append(group)
+
+    async def _send_once(self, tasks: asyncio.TaskGroup, group: Group) -> None:
+        """Send to the group, except where the journal has an outcome or another process."""
+        others = await group.claim()
+        if others is not None:
+            self._begin(tasks, others, others.send_after_others())
+        if group.numbers:
+            await group.send()
 
     def _mailboxes(self) -> dict[int, Mailbox]:
         """Return the forward-paths; settle those that are no address."""
@@ -395,242 +355,6 @@ class Delivery:
             groups.setdefault((*aim, mailbox.needs_smtputf8), []).append(number)
         return groups
 
-    async def _send_once(self, tasks: asyncio.TaskGroup, group: _Group) -> None:
-        """Send to the group, except where the journal has an outcome or another process."""
-        await self.claims.claim(group.numbers)
-        busy = self.settlement.those(RecipientState.ELSEWHERE, group.numbers)
-        group.numbers = self.settlement.those(RecipientState.OPEN, group.numbers)
-        if busy:
-            later = _Group(group.nexthop, group.domain, busy)
-            self._begin(tasks, later, self._send_after_others(later))
-        if group.numbers:
-            await self._send(group)
-
-    async def _send_after_others(self, group: _Group) -> None:
-        """Wait for the outcome of another process, then send to the rest of the group."""
-        wait = self.context.options.journal.wait
-        left = self.request.deadline - self.trace.now()
-        await self.claims.claim_later(group.numbers, min(wait, left / 3))
-        busy = self.settlement.those(RecipientState.ELSEWHERE, group.numbers)
-        self.settlement.settle_all(trouble.under_way(), busy)
-        group.numbers = self.settlement.those(RecipientState.OPEN, group.numbers)
-        if group.numbers:
-            await self._send(group)
-
-    async def _send(self, group: _Group) -> None:
-        """Plan and attempt for one group; handle all that fails in it."""
-        try:
-            aim = nexthop_aim(parse_nexthop(group.nexthop, self.context.options.port))
-            stay = self._taken_stay() or self.new_stay(aim)
-            try:
-                await self._send_from(stay, group)
-            finally:
-                await stay.leave()
-        except NexthopError as error:
-            self.settlement.settle_all(trouble.bad_nexthop(error), group.numbers)
-        except Exception as error:
-            self.trace.trouble(error)
-            self.settlement.stop(trouble.own_trouble(error), group.numbers)
-
-    async def _send_begun(
-        self, group: _Group, destination: Destination, tasks: asyncio.TaskGroup
-    ) -> None:
-        """Go on with what is begun for *group*, in the task of the whole."""
-        assert group.begun is not None, "the fast path has begun it"
-        session = group.begun.session
-        plan = destination.plan_from(session.candidate)
-        self.trace.tell(events.Planned, plan.nexthop, plan.candidates, plan.remarks)
-        stay = self._taken_stay() or self.new_stay(plan.aim)
-        turn = self._turn(plan)
-        if turn is not None:
-            turn.adopt(session.candidate)
-        try:
-            known = destination.known
-            if await self._dial(stay, turn, group, plan, known, due=()):
-                await self.context.domains.took(group.domain, plan.lookups)
-        except Exception as error:
-            self.trace.trouble(error)
-            self.settlement.stop(trouble.own_trouble(error), group.numbers)
-        finally:
-            if turn is not None:
-                turn.leave()
-            if group.attempt is None:
-                session.abort()
-                self.context.sessions.give_back(session)
-            await stay.leave()
-
-    async def _send_from(self, stay: Stay, group: _Group) -> None:
-        """Plan and attempt, once there is a place for it."""
-        refusal: Outcome | None = await stay.enter()
-        if refusal is not None:
-            self.settlement.settle_all(refusal, group.numbers)
-            return
-        plan = await self._plan(group)
-        stay.planned()
-        if plan.refusal is not None:
-            domains = self.context.domains
-            refusal = await domains.unless_stale(group.domain, plan.refusal)
-            self.settlement.settle_all(plan.as_far_as_known(refusal), group.numbers)
-            return
-        if await self._attempt(stay, group, plan):
-            await self.context.domains.took(group.domain, plan.lookups)
-
-    async def _attempt(self, stay: Stay, group: _Group, plan: Plan) -> bool:
-        """Attempt a delivery, unless all hosts failed a moment ago, or have no place.
-
-        Returns whether any host took the message.
-        """
-        leases = Leases(self.context.store, self.context.utc)
-        turn = self._turn(plan)
-        try:
-            consulted = await self._consult(turn, leases, plan)
-            if consulted.refusal is not None:
-                for number in group.numbers:
-                    self.settlement.settle(
-                        number, consulted.refusal, tried=consulted.tried
-                    )
-                return False
-            known = consulted.known
-            refusal = await stay.dial(known.order)
-            if refusal is not None:
-                self.settlement.settle_all(refusal, group.numbers)
-                return False
-            plan = plan._replace(candidates=known.order)
-            return await self._dial(stay, turn, group, plan, known, consulted.due)
-        finally:
-            if turn is not None:
-                turn.leave()
-            await leases.release()
-
-    async def _consult(
-        self, turn: Turn | None, leases: Leases, plan: Plan
-    ) -> Consulted:
-        """Return how *plan* is carried out, when it is the message's turn."""
-        while True:
-            consulted = await consult(
-                self.context.memory,
-                leases,
-                plan,
-                now=self.trace.now,
-                chance=self.context.chance(),
-                deadline=self.request.deadline,
-            )
-            if turn is None or consulted.refusal is not None:
-                return consulted
-            order = turn.ask(consulted.known.order)
-            if order is not None:
-                known = consulted.known._replace(order=order)
-                due = tuple(one for one in consulted.due if one != order[0])
-                return consulted._replace(known=known, due=due)
-            await leases.release()  # another message may probe meanwhile
-            refusal = await turn.wait()
-            if refusal is not None:
-                return consulted._replace(refusal=refusal, due=())
-
-    def new_stay(self, aim: str) -> Stay:
-        """Return the place of recipients that go to *aim*, which is not taken yet."""
-        return Stay(
-            self.context.admission,
-            self._owner,
-            aim,
-            self.trace.now,
-            self.request.deadline,
-            self.trace.trouble,
-            needs_place=self.request.has_process,
-        )
-
-    def _taken_stay(self) -> Stay | None:
-        stay, self.stay = self.stay, None
-        return stay
-
-    def _turn(self, plan: Plan) -> Turn | None:
-        """Return the turn of a message by *plan*; None where nothing is limited."""
-        if self.context.connections is None:
-            return None
-        return self.context.connections.turn(
-            plan.aim,
-            self.trace.now,
-            self.request.deadline,
-            may_wait=not self.request.has_process,
-        )
-
-    async def _dial(
-        self,
-        stay: Stay,
-        turn: Turn | None,
-        group: _Group,
-        plan: Plan,
-        known: KnownHosts,
-        due: Iterable[Candidate],
-    ) -> bool:
-        """Dial the candidates, and probe those that are *due*; learn from both.
-
-        Returns whether any host took the message.
-        """
-        learner = Learner(
-            self.context.memory,
-            self.trace,
-            self.context.chance,
-            plan.aim,
-            self._message_id(),
-            known.of_tls,
-        )
-        probes = Probes(self.context, self.trace, learner)
-        learners = [learner.learn, stay.learn]
-        if turn is not None:
-            learners.insert(0, turn.learn)  # the learner asks what it knows
-        trace = self.trace.with_learners(*learners)
-        self._traces.update(dict.fromkeys(group.numbers, trace))
-
-        message = Message(
-            trace,
-            self.envelope,
-            self.mail_data,
-            self.settlement,
-            self.claims,
-            self.request.may_send_dot,
-            self.request.deadline,
-            self.request.ends,
-            self._keep,
-        )
-        if self.context.destinations is not None and group.begun is None:
-            self._note_destination(self.context.destinations, group, plan, known)
-        group.attempt = Attempt(
-            self.context, message, plan, group.numbers, known, group.begun
-        )
-        if self._cancelled is not None:
-            group.attempt.cancel(self._cancelled)
-        try:
-            for candidate in due:
-                probes.begin(candidate)
-            await group.attempt.run()
-            await probes.finish(LINGER)
-        finally:
-            await probes.finish(0.0)
-            await learner.finish()
-        states = [self.settlement[number].state for number in group.numbers]
-        return RecipientState.DELIVERED in states
-
-    def _note_destination(
-        self,
-        destinations: Destinations,
-        group: _Group,
-        plan: Plan,
-        known: KnownHosts,
-    ) -> None:
-        """Note how the group goes, for later messages on the fast path."""
-        now, utc = self.context.clock(), self.context.utc()
-        due = known.better_is_due(plan.candidates[0]) - utc
-        destinations.learn(
-            group.nexthop,
-            group.domain,
-            plan,
-            known,
-            known_until=now + min(plan.ttl, due),
-            now=now,
-            tls=self.context.options.tls.default,
-        )
-
     def _keep(self, session: Session, numbers: Sequence[int]) -> bool:
         """See `Message.keep`. Without a journal no retry would know of a late reply."""
         late_replies = self.context.late_replies
@@ -668,23 +392,6 @@ class Delivery:
             self._late.remove(late)
             if not self._late:
                 self.context.calls.end(self._owner)
-
-    def _message_id(self) -> str:
-        """Return a name for the message, the same when it is tried again."""
-        request = self.request
-        name = request.queue_id or f"{request.sender} {request.recipients}"
-        return blake2b(name.encode(errors="surrogateescape"), digest_size=8).hexdigest()
-
-    async def _plan(self, group: _Group) -> Plan:
-        plan = await self.context.planner.plan(
-            parse_nexthop(group.nexthop, self.context.options.port),
-            destination_domain=group.domain,
-            reverse_path=self.envelope.sender,
-            forward_path=next(iter(self.envelope.recipients.values())).wire,
-        )
-        plan = plan._replace(unresolved=await self.context.failed_lookups.recent(plan))
-        self.trace.tell(events.Planned, group.nexthop, plan.candidates, plan.remarks)
-        return plan
 
     def _report(self, recipient: Recipient) -> None:
         """Tell the door and the log, then the journal, what became of *recipient*."""
