@@ -49,7 +49,9 @@ PROBE_TIME = 45.0
 PROBES = 4
 
 # Messages whose hosts are remembered, for when they are deferred: the last ones planned.
+# And hosts of all of them together: a message may have a thousand domains.
 UNDER_WAY = 10_000
+HOSTS_UNDER_WAY = 50_000
 
 # Seconds that one command may take, and those without any after one that failed.
 COMMAND_TIME = 30.0
@@ -77,6 +79,10 @@ class _Group:
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self.candidates = candidates
         self.was_ready = False
+
+
+def _hosts_of(groups: Sequence[_Group]) -> int:
+    return sum(len(one.candidates) for one in groups)
 
 
 class _Released(NamedTuple):
@@ -110,6 +116,7 @@ class Kick:
         self._command = command or run_command
         self._mail = DeferredMail()
         self._under_way: OrderedDict[str, list[_Group]] = OrderedDict()
+        self._hosts_under_way = 0
         self._released: deque[_Released] = deque()
         self._news = asyncio.Event()
         self._has_released = asyncio.Event()
@@ -144,12 +151,17 @@ class Kick:
         if not _QUEUE_ID.fullmatch(queue_id) or not candidates:
             return
         groups = self._under_way.setdefault(queue_id, [])
+        before = _hosts_of(groups)
         # The same hosts again are another attempt.
         groups[:] = [one for one in groups if one.candidates != candidates]
         groups.append(_Group(candidates))
+        self._hosts_under_way += _hosts_of(groups) - before
         self._under_way.move_to_end(queue_id)
-        while len(self._under_way) > UNDER_WAY:
-            self._under_way.popitem(last=False)
+        while (
+            len(self._under_way) > UNDER_WAY or self._hosts_under_way > HOSTS_UNDER_WAY
+        ):
+            _, oldest = self._under_way.popitem(last=False)
+            self._hosts_under_way -= _hosts_of(oldest)
 
     def _ready(self, queue_id: str, candidate: Candidate) -> None:
         for group in self._under_way.get(queue_id, ()):

@@ -49,8 +49,9 @@ __all__ = [
 # Recipients kept. Of more, the ones that were deferred first are forgotten.
 RECIPIENTS = 20_000
 
-# Hosts that one recipient waits for: the first in its order.
+# Hosts that one recipient waits for: the first in its order. And those of all.
 HOSTS_EACH = 8
+HOSTS = 40_000
 
 # Seconds from the deferral to the first look: by then the verdict is written.
 FIRST_LOOK = 2.0
@@ -99,10 +100,12 @@ class DeferredMail:
 
     Args:
         recipients: How many are kept.
+        hosts: The same, of the hosts that they wait for.
     """
 
-    def __init__(self, recipients: int = RECIPIENTS) -> None:
+    def __init__(self, recipients: int = RECIPIENTS, hosts: int = HOSTS) -> None:
         self._most = recipients
+        self._most_hosts = hosts
         self._hosts: dict[str, _Host] = {}  # by `Key.socket`
         self._waiting: dict[Waiting, list[str]] = {}  # the hosts of each
         # No host is due sooner. It may be too soon: mail that is settled takes its hosts
@@ -128,7 +131,7 @@ class DeferredMail:
             sockets.append(socket)
         if sockets:
             self._waiting[one] = sockets
-        while len(self._waiting) > self._most:
+        while len(self._waiting) > self._most or len(self._hosts) > self._most_hosts:
             self.settled(next(iter(self._waiting)))
 
     def settled(self, one: Waiting) -> None:

@@ -43,14 +43,16 @@ RECORD = encode(
     )
 )
 
+# A value of its own for each, as if it were learned.
 _FILL = f"""
 from mxpolicy.state import memory
 begin = memory.MemoryRows.__init__
-def filled(rows, clock, max_rows):
-    begin(rows, clock, max_rows)
+def filled(rows, *bounds):
+    begin(rows, *bounds)
+    clock = bounds[0]
     for n in range(%d):
         key = f"host direct 10.{{n >> 16}}.{{n >> 8 & 255}}.{{n & 255}}:25"
-        rows.put(key, bytes({RECORD!r}), clock() + {KEPT}, None, False)
+        rows.put(key, bytes(bytearray({RECORD!r})), clock() + {KEPT}, None, False)
 memory.MemoryRows.__init__ = filled
 """
 

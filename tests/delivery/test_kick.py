@@ -12,10 +12,17 @@ import pytest
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.host_memory import host_key
-from mxpolicy.delivery.kick import AFTER_FAILURE, CommandFailed, Kick, run_command
+from mxpolicy.delivery.kick import (
+    AFTER_FAILURE,
+    HOSTS_UNDER_WAY,
+    CommandFailed,
+    Kick,
+    run_command,
+)
 from mxpolicy.delivery.leases import Leases
 from mxpolicy.options import KickOptions
 from mxpolicy.outcome import Deferred, Delivered
+from mxpolicy.routing.deferred_mail import Waiting
 from tests.delivery.attempts import run
 from tests.delivery.site import Site
 from tests.helpers.scripted_smtp import End, ScriptedHost
@@ -273,6 +280,35 @@ def test_strange_queue_id_is_no_argument(queue_id: str) -> None:
             events.RecipientSettled(0.0, "x", deferred, events.Delays(), (), queue_id)
         )
         assert not kicked.kick._mail
+
+    run(host, work=work)
+
+
+def test_hosts_of_messages_under_way_are_bounded() -> None:
+    host = ScriptedHost()
+
+    async def work() -> None:
+        kicked = Kicked(host)
+        many = (host.candidate(),) * 100
+        last = HOSTS_UNDER_WAY // len(many)
+        deferred = Deferred((4, 4, 1), "no answer")  # type: ignore[arg-type]
+        for number in range(last + 1):
+            kicked.kick.observe(events.Planned(0.0, "x", many, (), f"Q{number}"))
+        for queue_id in ("Q0", "Q1", f"Q{last}"):
+            kicked.kick.observe(
+                events.RecipientSettled(
+                    0.0, "x", deferred, events.Delays(), (), queue_id
+                )
+            )
+        assert len(kicked.kick._mail) == 2, "the first message's hosts are forgotten"
+        # The same plan of a retry takes no more room.
+        for _ in range(3):
+            kicked.kick.observe(events.Planned(0.0, "x", many, (), "Q1"))
+        kicked.kick._mail.settled(Waiting("Q2", "x"))
+        kicked.kick.observe(
+            events.RecipientSettled(0.0, "x", deferred, events.Delays(), (), "Q2")
+        )
+        assert len(kicked.kick._mail) == 3
 
     run(host, work=work)
 

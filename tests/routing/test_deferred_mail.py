@@ -142,6 +142,15 @@ def test_what_is_kept_is_bounded() -> None:
     assert list(mail.release(many[0])) == ["7", "8", "9"]
 
 
+def test_hosts_of_what_is_kept_are_bounded() -> None:
+    mail = DeferredMail(hosts=10)
+    for number in range(10):
+        many = [ONE._replace(address=f"198.51.{number}.{n}") for n in range(4)]
+        mail.deferred(to(str(number)), many, NOW)
+    assert len(mail) == 2
+    assert len(mail.due(NOW + FIRST_LOOK)) == 8
+
+
 def test_recipient_that_has_it_takes_nothing_from_the_others_of_its_message() -> None:
     mail = DeferredMail()
     for recipient in ("bob@example.com", "eve@example.com", "kim@example.com"):

@@ -66,9 +66,9 @@ class File:
             case Storage.BREAKING if is_in_trouble:
                 raise StoreError("disk I/O error")
             case Storage.LOSING if is_in_trouble:
-                for key in list(self.memory.rows._rows):
+                for row in self.memory.rows.scan(""):
                     if self.rng.random() < OFTEN:
-                        del self.memory.rows._rows[key]
+                        self.memory.rows.delete(row.key, None)
         return 0.0005
 
 

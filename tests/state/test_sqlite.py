@@ -19,7 +19,7 @@ from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.opening import open_store, state_file
 from mxpolicy.state.sqlite import SqliteStore
-from mxpolicy.state.store import JOURNAL, StoreBusy
+from mxpolicy.state.store import HEAVY, JOURNAL, StoreBusy
 from mxpolicy.state.trust import Trust
 
 if TYPE_CHECKING:
@@ -338,6 +338,25 @@ async def test_memory_forgets_what_was_written_once_first() -> None:
         await store.put(f"{number}", b"", FAR)
     assert len(await store.scan("")) <= 100
     assert len(await store.scan("known ")) == 10
+
+
+@pytest.mark.parametrize("bound", [{"max_rows": 100}, {"max_bytes": 1000}])
+async def test_memory_keeps_journal_and_hosts_apart(bound: dict[str, int]) -> None:
+    store = MemoryStore(**bound)  # type: ignore[arg-type]
+    for number in range(5):
+        await store.put(f"host {number}", b"", FAR)
+    for number in range(1000):
+        await store.put(f"{JOURNAL}{number:4}", bytes(10), FAR, weight=HEAVY)
+    assert len(await store.scan("host ")) == 5
+    kept = await store.scan(JOURNAL)
+    size = sum(len(one.key) + len(one.value) for one in kept)
+    assert len(kept) <= bound.get("max_rows", 100)
+    assert size <= bound.get("max_bytes", size)
+    assert len(kept) >= 30
+    # Written anew, a row takes no more room.
+    for _ in range(1000):
+        await store.put("host 1", bytes(10), FAR)
+    assert len(await store.scan("host ")) == 5
 
 
 def test_state_file_is_where_the_operator_or_systemd_says() -> None:
