@@ -293,6 +293,8 @@ class JournalOptions(NamedTuple):
 
     keep: bool = True
     """``yes``: a retry goes only to recipients that have not had the message; ``no``: to all of its recipients again."""
+    durable: bool = False
+    """Whether the note before a final dot must survive a loss of power. ``yes`` costs one wait for the disk; deliveries at the same time share it. ``no``: after a loss of power, the messages of the last seconds may be sent again. A crash of mxpolicy alone loses no note."""
     wait: Delay = 30 * SECONDS
     """How long a delivery waits for another one of the same message to the same recipient; then it is deferred."""
 

@@ -3,6 +3,13 @@
 The shell of `mxpolicy.delivery.journal`, which says what an entry means. Each recipient
 has an entry of its own.
 
+A process that delivers many messages keeps its claims in memory (`Calls.claim`). It reads
+the entries of its recipients once, and writes the first one before the final dot. A
+process for one message writes its claims to the store, where others see them. Two
+deliveries of one message may so be under way, one in each. The note before the dot
+replaces only the entry that was read: one of them gets it written, and the other one
+sends no dot.
+
 Nothing here makes a delivery fail. Where an entry cannot be read or written, the message
 goes out as it would without a journal. One exception: a delivery that finds its message
 taken over by another process does not send the final dot.
@@ -58,6 +65,9 @@ KEPT_IN_PART = 7 * 24 * 3600.0
 # Told to the mail server as a deferral.
 _PUT_OFF = frozenset({RecipientState.DEFERRED, RecipientState.WAITING})
 
+# A refusal is noted in the end; see `Claims.finish`.
+_NOTED_AT_ONCE = _PUT_OFF | {RecipientState.DELIVERED}
+
 # Seconds that a claim holds past the deadline: to write what became of it.
 _SLACK = 60.0
 # Seconds between two looks at what another process is doing.
@@ -103,6 +113,7 @@ class Claims:
     ) -> None:
         self._context = context
         self._store = context.store
+        self._calls = context.calls
         self._settlement = settlement
         self._keys = keys
         self._until = context.utc() + deadline + _SLACK
@@ -111,6 +122,7 @@ class Claims:
         self._after_dot = _Patience(_ANSWER_AFTER_DOT, _ALL_AFTER_DOT)
         self._at_end = self._before_dot
         self._held: dict[int, bytes] = {}  # what we have read or written last
+        self._noted: set[int] = set()  # of these we have written an entry, perhaps
         self._dots: dict[int, float] = {}  # when the last dot was noted, UTC
         self._earlier: set[int] = set()  # recipients with an outcome of before
         # By recipient: a dot that is perhaps recorded, and was not sent.
@@ -126,6 +138,9 @@ class Claims:
 
     async def claim(self, numbers: Iterable[int]) -> None:
         """Claim what no process has, and tell the settlement the state of each."""
+        if self._calls.keeps_claims:
+            await self._claim_in_memory(numbers)
+            return
         for number in numbers:
             if await self._claim_new(number):
                 self._settlement.claimed(number, NO_PAST)
@@ -158,8 +173,34 @@ class Claims:
         mine = self._entry(EntryState.CLAIMED, NO_PAST).encode()
         return await self._change(self._before_dot, number, None, mine)
 
+    async def _claim_in_memory(self, numbers: Iterable[int]) -> None:
+        """Claim for this process only, and read once what the store has of all."""
+        ours = {number: self._claim_here(number) for number in numbers}
+        keys = [
+            self._keys[number]
+            for number, is_ours in ours.items()
+            if is_ours and number in self._keys
+        ]
+        rows = await self._before_dot.ask(
+            self._store, lambda store: store.get_many(keys)
+        )
+        for number, is_ours in ours.items():
+            value = rows.get(self._keys.get(number, ""))
+            self._be_told(number, self._take(number, value) if is_ours else None)
+
+    def _claim_here(self, number: int) -> bool:
+        """Return whether no other delivery of this process has the recipient."""
+        if number not in self._keys:
+            return True
+        now = self._context.utc()
+        return self._calls.claim(self._keys[number], self._me, self._until, now)
+
     async def _claim_known(self, number: int) -> None:
-        match await self._claim_one(number):
+        self._be_told(number, await self._claim_one(number))
+
+    def _be_told(self, number: int, found: Past | Outcome | None) -> None:
+        """Tell the settlement what `journal.meaning` says of a recipient."""
+        match found:
             case Past() as past:
                 self._settlement.claimed(number, past)
             case None:
@@ -171,6 +212,10 @@ class Claims:
         """Return what `journal.meaning` does."""
         if number not in self._keys:
             return NO_PAST
+        if self._calls.keeps_claims:
+            if not self._claim_here(number):
+                return None
+            return self._take(number, await self._get(self._before_dot, number))
         while True:
             found, there = await self._look(number)
             if not isinstance(found, Past):
@@ -181,18 +226,30 @@ class Claims:
             if not await self._before_dot.goes_on():
                 return found  # the store does not answer: as if there were none
 
+    def _take(self, number: int, value: bytes | None) -> Past | Outcome | None:
+        """Return what the entry means. The claim is kept where we may deliver."""
+        found = self._meaning(number, value)
+        if not isinstance(found, Past):
+            self._release(number)
+        elif value is not None:
+            self._held[number] = value  # the note before the dot is to replace it
+        return found
+
     async def _look(self, number: int) -> tuple[Past | Outcome | None, bytes | None]:
         """Return what the entry means, and the entry as the store has it."""
         value = await self._get(self._before_dot, number)
+        return self._meaning(number, value), value
+
+    def _meaning(self, number: int, value: bytes | None) -> Past | Outcome | None:
         if value is not None and value == self._unsent.get(number):
-            return NO_PAST, value
+            return NO_PAST
         entry = Entry.decode(value) if value is not None else None
-        alive = entry is not None and self._context.calls.lives(entry.owner)
+        alive = entry is not None and self._calls.lives(entry.owner)
         found = meaning(entry, self._me, self._context.utc(), alive=alive)
         if value is not None and isinstance(found, Delivered | Bounced | Deferred):
             self._held[number] = value
             self._earlier.add(number)
-        return found, value
+        return found
 
     def _entry(self, state: EntryState, past: Past, relay: str = "") -> Entry:
         return Entry(state, self._me, self._until, relay, past=past)
@@ -202,27 +259,61 @@ class Claims:
     async def dot_is_next(self, relay: str, numbers: Iterable[int]) -> None:
         """Write that *relay* is about to see the final dot.
 
+        Each entry is replaced only if it is still the one that we know. So of several
+        deliveries of one message, one sends its dot. All are replaced, or none.
+
         Raises:
-            TakenOver: Our claim has run out, and another process has made one.
+            TakenOver: Another delivery has the message, or has delivered it.
         """
+        now = self._context.utc()
+        entries: dict[int, bytes] = {}
         for number in numbers:
             if number in self._keys:
-                await self._write_dot(relay, number)
-        self._at_end = self._after_dot
-
-    async def _write_dot(self, relay: str, number: int) -> None:
-        past = self._settlement[number].past
-        entry = self._entry(EntryState.DOT_SENT, past, relay).encode()
-        self._dots[number] = self._context.utc()
-        there = self._held.get(number)
-        while not await self._change(self._before_dot, number, there, entry):
-            found, there = await self._look(number)
-            if there == entry:
+                past = self._settlement[number].past
+                entry = self._entry(EntryState.DOT_SENT, past, relay)
+                entries[number] = entry.encode()
+                self._dots[number] = now
+        known = {number: self._held.get(number) for number in entries}
+        while entries and not await self._write_dots(known, entries):
+            known = await self._what_is_there(known, entries)
+            if known == entries:
+                self._held.update(entries)
                 break  # written, though the store had not said so
-            if not isinstance(found, Past):
-                raise TakenOver("another process has taken the message over")
             if not await self._before_dot.goes_on():
                 break
+        self._at_end = self._after_dot
+
+    async def _write_dots(
+        self, known: Mapping[int, bytes | None], entries: Mapping[int, bytes]
+    ) -> bool:
+        expires = self._context.utc() + KEPT_IN_PART
+        rows = [
+            Replacement(self._keys[number], known[number], entry, expires, HEAVY)
+            for number, entry in entries.items()
+        ]
+        self._noted.update(entries)
+        durable = self._context.options.journal.durable
+        done = await self._before_dot.ask(
+            self._store, lambda store: store.replace_all(rows, durable=durable)
+        )
+        if all(done):
+            self._held.update(entries)
+        return all(done)
+
+    async def _what_is_there(
+        self, known: Mapping[int, bytes | None], entries: Mapping[int, bytes]
+    ) -> dict[int, bytes | None]:
+        """Return the entries that are there, where *entries* are to be.
+
+        Raises:
+            TakenOver: One of them says that another delivery has the message.
+        """
+        there = dict(known)
+        for number, entry in entries.items():
+            found, there[number] = await self._look(number)
+            if there[number] != entry and not isinstance(found, Past):
+                raise TakenOver("another process has taken the message over")
+        return there
 
     def record_dot(
         self, relay: str, numbers: Sequence[int], told: Callable[[bool], None]
@@ -246,6 +337,7 @@ class Claims:
             Replacement(self._keys[one], None, entry, now + KEPT_IN_PART, HEAVY)
             for one in self._unsent
         ]
+        self._noted.update(self._unsent)
 
         def answered(done: list[bool] | BaseException) -> None:
             is_recorded = not isinstance(done, BaseException) and all(done)
@@ -258,18 +350,31 @@ class Claims:
                 self._tell(done)
             told(is_recorded)
 
-        self._store.patient(_ANSWER).submit_replace(rows, answered)
+        durable = self._context.options.journal.durable
+        self._store.patient(_ANSWER).submit_replace(rows, answered, durable=durable)
 
     def note_outcome(self, recipient: Recipient) -> None:
         """Begin to write what became of *recipient*; see `finish`."""
         if recipient.number not in self._keys or recipient.number in self._earlier:
             return
-        if recipient.state is RecipientState.DELIVERED:
-            self._writer.do_later(lambda: self._keep(recipient, KEPT))
-        elif recipient.state is RecipientState.DEFERRED:
-            self._writer.do_later(lambda: self._let_go(recipient))
-        elif recipient.state is RecipientState.WAITING:
-            self._writer.do_later(lambda: self._listen(recipient))
+        if recipient.state in _NOTED_AT_ONCE:
+            self._writer.do_later(lambda: self._note(recipient))
+
+    async def _note(self, recipient: Recipient) -> None:
+        """Write what became of *recipient*, then let another delivery have it."""
+        try:
+            if recipient.state is RecipientState.DELIVERED:
+                await self._keep(recipient, KEPT)
+            elif recipient.state is RecipientState.WAITING:
+                await self._listen(recipient)
+            else:
+                await self._let_go(recipient)
+        finally:
+            self._release(recipient.number)
+
+    def _release(self, number: int) -> None:
+        if number in self._keys:
+            self._calls.release(self._keys[number], self._me)
 
     async def _keep(
         self, recipient: Recipient, kept: float, *, durable: bool = False
@@ -326,6 +431,8 @@ class Claims:
 
     async def _drop(self, number: int) -> None:
         """Delete our entry; another process's entry stays."""
+        if number not in self._noted and number not in self._held:
+            return
         patience, key = self._at_end, self._keys[number]
         there = await self._get(patience, number)
         if there is not None and self._is_ours(number, there):
@@ -351,6 +458,7 @@ class Claims:
     ) -> bool:
         """Replace *old* by *new*; return False also when the store does not answer."""
         row = self._keys[number], old, new, self._context.utc() + KEPT_IN_PART, HEAVY
+        self._noted.add(number)
         done = await patience.ask(self._store, lambda store: store.replace(*row))
         if done:
             self._held[number] = new
@@ -367,6 +475,12 @@ class Claims:
         Where some do not have the message, the entries must outlive all retries of the
         mail server, and a loss of power.
         """
+        try:
+            await self._finish()
+        finally:
+            self._calls.release_all(self._me)
+
+    async def _finish(self) -> None:
         await self._writer.wait()
         states = [recipient.state for recipient in self._settlement]
         known = [self._settlement[number] for number in self._keys]

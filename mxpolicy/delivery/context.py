@@ -56,7 +56,8 @@ class Context:
             share a store must share it.
         keeps_sessions: Whether the process delivers many messages. Then connections are
             limited, and sessions wait for another message, so that
-            `mxpolicy.delivery.engine.Engine.stop` must be called in the end.
+            `mxpolicy.delivery.engine.Engine.stop` must be called in the end. Claims are
+            kept in memory, unless *calls* says otherwise.
         late_replies: Of a process that lives on. By default a reply that comes too late
             is not listened to.
 
@@ -94,7 +95,7 @@ class Context:
         self.clock = clock
         self.utc = utc
         self.chance = chance
-        self.calls = calls or Calls()
+        self.calls = calls or Calls(keeps_claims=keeps_sessions)
         self.spool_memory = SpoolMemory(options.limits.spool_memory)
         self.late_replies = late_replies
         self.store = store or MemoryStore()

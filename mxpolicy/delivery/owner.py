@@ -69,6 +69,7 @@ class Owner(NamedTuple):
 
 # The owner of an entry that no process works on any more.
 NO_OWNER = Owner("", "", "", 0, 0, "")
+_NO_CLAIM = NO_OWNER, 0.0
 
 
 def myself() -> Owner:
@@ -104,28 +105,65 @@ class Calls:
     Args:
         owner: Returns this process, for one delivery.
         lives: Whether another process may still be at work.
+        keeps_claims: Whether this process keeps its claims in its memory. That is for
+            one that delivers many messages: a retry comes to it, too. Where another
+            process has the same message, the note before the final dot decides which of
+            them sends it (`mxpolicy.delivery.claims`).
     """
 
     def __init__(
         self,
         owner: Callable[[], Owner] = myself,
         lives: Callable[[Owner], bool] = is_alive,
+        *,
+        keeps_claims: bool = False,
     ) -> None:
         self._owner = owner
         self._lives = lives
-        self._under_way: set[Owner] = set()
+        self.keeps_claims = keeps_claims
+        self._under_way: dict[Owner, list[str]] = {}  # what each has claimed
         self._process: Owner | None = None
+        self._claims: dict[str, tuple[Owner, float]] = {}  # by key; until when
 
     def begin(self) -> Owner:
         """Return the owner of a delivery that begins; call `end` when it has ended."""
         owner = self._owner()
         self._process = owner.process
-        self._under_way.add(owner)
+        self._under_way[owner] = []
         return owner
 
     def end(self, owner: Owner) -> None:
         """The delivery does nothing any more; may be told twice."""
-        self._under_way.discard(owner)
+        self.release_all(owner)
+        self._under_way.pop(owner, None)
+
+    def claim(self, key: str, owner: Owner, until: float, now: float) -> bool:
+        """Claim *key* for *owner*; return False while another delivery has it.
+
+        Args:
+            key: An entry's of the journal.
+            owner: A delivery of this process; it may claim a key again.
+            until: UTC seconds. The claim ends then, or when its delivery does.
+            now: UTC seconds.
+        """
+        holder, holds_until = self._claims.get(key, (owner, until))
+        if holder != owner and holder in self._under_way and now < holds_until:
+            return False
+        if holder != owner or key not in self._claims:
+            self._under_way[owner].append(key)
+        self._claims[key] = owner, until
+        return True
+
+    def release(self, key: str, owner: Owner) -> None:
+        """Give up the claim of *owner* on *key*, if it has one."""
+        if self._claims.get(key, _NO_CLAIM)[0] == owner:
+            del self._claims[key]
+
+    def release_all(self, owner: Owner) -> None:
+        """Give up all claims of *owner*."""
+        keys = self._under_way.get(owner, [])
+        while keys:
+            self.release(keys.pop(), owner)
 
     def lives(self, owner: Owner) -> bool:
         """Return whether *owner* may still be at work.

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -18,6 +19,7 @@ from mxpolicy.delivery.journal import (
     Entry,
     EntryState,
     Past,
+    meaning,
     outcome_entry,
     waiting_entry,
 )
@@ -37,7 +39,7 @@ from tests.helpers.slow_store import SlowOnce
 from tests.helpers.socket_loop import run_with_sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Iterable, Mapping
 
     from mxpolicy.outcome import Outcome
     from mxpolicy.state.store import Operation, Store
@@ -61,11 +63,18 @@ def started(pid: int) -> int:
 class Site:
     """A store, and the deliveries that use it."""
 
-    def __init__(self, store: Store | None = None) -> None:
+    def __init__(
+        self, store: Store | None = None, *, keeps_claims: bool = False
+    ) -> None:
         self.now = 1_000_000.0
         self.told: list[str] = []
-        self.calls = Calls()
+        self.calls = Calls(keeps_claims=keeps_claims)
         self.store = store or MemoryStore(self.utc)
+
+    @property
+    def claimed(self) -> EntryState | None:
+        """What the store has of a recipient that is claimed."""
+        return None if self.calls.keeps_claims else EntryState.CLAIMED
 
     def utc(self) -> float:
         return self.now
@@ -201,16 +210,25 @@ class Call:
         await self._claims.finish()
 
 
-def play(work: Callable[[Site], Awaitable[None]], store: Store | None = None) -> float:
-    """Do *work*; return the seconds it took."""
+Play = Callable[..., float]
 
-    async def main() -> float:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        await work(Site(store))
-        return loop.time() - began
 
-    return run_with_sockets(main())
+@pytest.fixture(params=[False, True], ids=["stored", "in_memory"])
+def play(request: pytest.FixtureRequest) -> Play:
+    """Does some work at a site, and returns the seconds it took."""
+
+    def play(
+        work: Callable[[Site], Awaitable[None]], store: Store | None = None
+    ) -> float:
+        async def main() -> float:
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            await work(Site(store, keeps_claims=request.param))
+            return loop.time() - began
+
+        return run_with_sockets(main())
+
+    return play
 
 
 @pytest.mark.parametrize(
@@ -224,12 +242,12 @@ def play(work: Callable[[Site], Awaitable[None]], store: Store | None = None) ->
 )
 @pytest.mark.parametrize("dot", [True, False])
 def test_entry_goes_from_claim_over_the_dot_to_the_outcome(
-    outcome: Outcome, state: EntryState | None, dot: bool
+    outcome: Outcome, state: EntryState | None, dot: bool, play: Play
 ) -> None:
     async def work(site: Site) -> None:
         claims = site.claims()
         assert await claims.claim([0]) == ([0], {}, [])
-        assert await site.state(0) is EntryState.CLAIMED
+        assert await site.state(0) is site.claimed
         if dot:
             await claims.dot_is_next(HOST, [0])
             assert await site.state(0) is EntryState.DOT_SENT
@@ -255,6 +273,7 @@ def test_late_reply_decides_what_the_next_attempt_finds(
     reply: Reply | None,
     state: EntryState,
     found: tuple[Mapping[str, int], int] | None,
+    play: Play,
 ) -> None:
     async def work(site: Site) -> None:
         first = site.claims()
@@ -288,7 +307,9 @@ def test_late_reply_decides_what_the_next_attempt_finds(
     play(work)
 
 
-def test_recipients_who_have_it_are_kept_for_days_beside_one_who_waits() -> None:
+def test_recipients_who_have_it_are_kept_for_days_beside_one_who_waits(
+    play: Play,
+) -> None:
     async def work(site: Site) -> None:
         first = site.claims()
         await first.claim([0, 1, 2])
@@ -306,12 +327,13 @@ def test_recipients_who_have_it_are_kept_for_days_beside_one_who_waits() -> None
     play(work)
 
 
-def test_wait_ends_for_others_with_its_process_and_with_its_time() -> None:
+def test_wait_ends_for_others_with_its_process_and_with_its_time(play: Play) -> None:
     async def work(site: Site) -> None:
         await site.another(EntryState.WAITING, alive=False)
         dead = site.claims()
         assert (await dead.claim([0])).ours == [0]
         assert dead.doubts(0) == {HOST: 1}
+        site.calls.end(dead.owner)
         await site.another(EntryState.WAITING, alive=True)
         assert (await site.claims().claim([0])).ours == []
         site.now += 900
@@ -322,7 +344,9 @@ def test_wait_ends_for_others_with_its_process_and_with_its_time() -> None:
     play(work)
 
 
-def test_late_250_is_the_truth_though_another_process_has_claimed_it() -> None:
+def test_late_250_is_the_truth_though_another_process_has_claimed_it(
+    play: Play,
+) -> None:
     async def work(site: Site) -> None:
         first = site.claims()
         await first.claim([0])
@@ -340,7 +364,7 @@ def test_late_250_is_the_truth_though_another_process_has_claimed_it() -> None:
     play(work)
 
 
-def test_late_refusal_leaves_the_claim_of_another_process() -> None:
+def test_late_refusal_leaves_the_claim_of_another_process(play: Play) -> None:
     async def work(site: Site) -> None:
         first = site.claims()
         await first.claim([0])
@@ -351,13 +375,13 @@ def test_late_refusal_leaves_the_claim_of_another_process() -> None:
         other = site.claims()
         assert (await other.claim([0])).ours == [0]
         await first.hear_late(Reply(554, ("Spam",)))
-        assert await site.state(0) is EntryState.CLAIMED
+        assert await site.state(0) is (site.claimed or EntryState.DEFERRED)
         await other.dot_is_next(OTHER, [0])
 
     play(work)
 
 
-def test_settled_recipients_are_settled_for_whoever_comes_next() -> None:
+def test_settled_recipients_are_settled_for_whoever_comes_next(play: Play) -> None:
     async def work(site: Site) -> None:
         first = site.claims()
         await first.claim(KEYS)
@@ -382,7 +406,9 @@ def test_settled_recipients_are_settled_for_whoever_comes_next() -> None:
     play(work)
 
 
-def test_message_settled_in_part_is_remembered_as_long_as_it_may_come_back() -> None:
+def test_message_settled_in_part_is_remembered_as_long_as_it_may_come_back(
+    play: Play,
+) -> None:
     async def work(site: Site) -> None:
         whole, part = site.claims(), site.claims()
         await whole.claim([0])
@@ -418,7 +444,7 @@ def test_message_settled_in_part_is_remembered_as_long_as_it_may_come_back() -> 
     ],
 )
 def test_loss_of_power_does_not_send_again_what_is_unsettled_for_others_only(
-    outcomes: tuple[Outcome, ...], durable: list[bool]
+    outcomes: tuple[Outcome, ...], durable: list[bool], play: Play
 ) -> None:
     class Noting(MemoryStore):
         def __init__(self) -> None:
@@ -452,7 +478,7 @@ def test_loss_of_power_does_not_send_again_what_is_unsettled_for_others_only(
 
 @pytest.mark.parametrize("others", [[], [TAKEN], [TAKEN, REFUSED]])
 def test_refusal_is_forgotten_when_all_is_said_and_a_delivery_is_not(
-    others: list[Outcome],
+    others: list[Outcome], play: Play
 ) -> None:
     # The mail server may have made a deferral of it, and mended the host meanwhile.
     outcomes = [REFUSED, *others]
@@ -477,7 +503,7 @@ def test_refusal_is_forgotten_when_all_is_said_and_a_delivery_is_not(
     play(work)
 
 
-def test_refusal_is_told_again_until_the_last_recipient_is_settled() -> None:
+def test_refusal_is_told_again_until_the_last_recipient_is_settled(play: Play) -> None:
     async def work(site: Site) -> None:
         for last, known in ((LATER, []), (LATER, [0]), (TAKEN, [0]), (REFUSED, [])):
             claims = site.claims()
@@ -491,7 +517,7 @@ def test_refusal_is_told_again_until_the_last_recipient_is_settled() -> None:
     play(work)
 
 
-def test_delivery_is_kept_as_long_as_it_is_asked_for() -> None:
+def test_delivery_is_kept_as_long_as_it_is_asked_for(play: Play) -> None:
     async def work(site: Site) -> None:
         for asked in range(5):
             claims = site.claims()
@@ -506,7 +532,9 @@ def test_delivery_is_kept_as_long_as_it_is_asked_for() -> None:
     play(work)
 
 
-def test_recipient_of_another_delivery_is_waited_for_and_then_settled() -> None:
+def test_recipient_of_another_delivery_is_waited_for_and_then_settled(
+    play: Play,
+) -> None:
     async def work(site: Site) -> None:
         first, second = site.claims(), site.claims()
         await first.claim([0, 1])
@@ -527,7 +555,7 @@ def test_recipient_of_another_delivery_is_waited_for_and_then_settled() -> None:
     play(work)
 
 
-def test_delivery_that_takes_too_long_is_left_to_itself() -> None:
+def test_delivery_that_takes_too_long_is_left_to_itself(play: Play) -> None:
     async def work(site: Site) -> None:
         await site.another(EntryState.CLAIMED, alive=True)
         assert await site.claims().claim_later([0], 30) == ([], {}, [0])
@@ -535,21 +563,21 @@ def test_delivery_that_takes_too_long_is_left_to_itself() -> None:
     assert 30 <= play(work) < 31
 
 
-def test_recipient_that_another_delivery_has_let_go_is_ours() -> None:
+def test_recipient_that_another_delivery_has_let_go_is_ours(play: Play) -> None:
     async def work(site: Site) -> None:
         first, second = site.claims(), site.claims()
         await first.claim([0])
         first.settled(0, LATER)
         assert await second.claim_later([0], 30) == ([0], {}, [])
         await first.finish([LATER])
-        assert await site.state(0) is EntryState.CLAIMED
+        assert await site.state(0) is site.claimed
 
     play(work)
 
 
 @pytest.mark.parametrize("state", [EntryState.CLAIMED, EntryState.DOT_SENT])
 def test_entry_of_a_dead_process_is_ours_and_tells_who_may_have_it(
-    state: EntryState,
+    state: EntryState, play: Play
 ) -> None:
     relay = HOST if state is EntryState.DOT_SENT else ""
 
@@ -562,7 +590,9 @@ def test_entry_of_a_dead_process_is_ours_and_tells_who_may_have_it(
         # Killed now, the one after us is still told.
         entry = await site.entry(0)
         assert entry is not None
-        assert entry.past.doubts == doubts
+        found = meaning(entry, myself(), site.now, alive=False)
+        assert isinstance(found, Past)
+        assert found.doubts == doubts
         claims.settled(0, LATER)
         await claims.finish([LATER])
         assert site.claims().doubts(0) == {}
@@ -573,7 +603,9 @@ def test_entry_of_a_dead_process_is_ours_and_tells_who_may_have_it(
     play(work)
 
 
-def test_doubts_and_waits_of_a_deferred_recipient_add_up_until_it_is_settled() -> None:
+def test_doubts_and_waits_of_a_deferred_recipient_add_up_until_it_is_settled(
+    play: Play,
+) -> None:
     async def work(site: Site) -> None:
         for times in (1, 2, 3):
             claims = site.claims()
@@ -602,9 +634,9 @@ def test_doubts_and_waits_of_a_deferred_recipient_add_up_until_it_is_settled() -
     play(work)
 
 
-def test_doubt_of_this_attempt_outlives_a_kill_before_the_next_dot_is_answered() -> (
-    None
-):
+def test_doubt_of_this_attempt_outlives_a_kill_before_the_next_dot_is_answered(
+    play: Play,
+) -> None:
     async def work(site: Site) -> None:
         claims = site.claims()
         await claims.claim([0])
@@ -619,7 +651,7 @@ def test_doubt_of_this_attempt_outlives_a_kill_before_the_next_dot_is_answered()
     play(work)
 
 
-def test_doubt_is_told_though_the_claim_could_not_be_written() -> None:
+def test_doubt_is_told_though_the_claim_could_not_be_written(play: Play) -> None:
     async def work(site: Site) -> None:
         claims = site.claims()
         # Never claimed, as far as the store knows.
@@ -633,7 +665,7 @@ def test_doubt_is_told_though_the_claim_could_not_be_written() -> None:
     play(work)
 
 
-def test_host_that_refused_it_for_now_is_in_no_doubt_any_more() -> None:
+def test_host_that_refused_it_for_now_is_in_no_doubt_any_more(play: Play) -> None:
     async def work(site: Site) -> None:
         claims = site.claims()
         await claims.claim([0])
@@ -652,7 +684,9 @@ def test_host_that_refused_it_for_now_is_in_no_doubt_any_more() -> None:
 @pytest.mark.parametrize(
     "state", [one for one in EntryState if one is not EntryState.DEFERRED]
 )
-def test_dot_is_not_sent_when_another_process_has_taken_over(state: EntryState) -> None:
+def test_dot_is_not_sent_when_another_process_has_taken_over(
+    state: EntryState, play: Play
+) -> None:
     async def work(site: Site) -> None:
         claims = site.claims(deadline=10)
         await claims.claim([0])
@@ -673,7 +707,7 @@ def test_dot_is_not_sent_when_another_process_has_taken_over(state: EntryState) 
     play(work)
 
 
-def test_dot_is_sent_when_the_entry_is_gone() -> None:
+def test_dot_is_sent_when_the_entry_is_gone(play: Play) -> None:
     async def work(site: Site) -> None:
         claims = site.claims()
         await claims.claim([0])
@@ -684,7 +718,7 @@ def test_dot_is_sent_when_the_entry_is_gone() -> None:
     play(work)
 
 
-def test_delivery_is_the_truth_whoever_has_written_there() -> None:
+def test_delivery_is_the_truth_whoever_has_written_there(play: Play) -> None:
     async def work(site: Site) -> None:
         claims = site.claims()
         await claims.claim([0, 1])
@@ -701,7 +735,7 @@ def test_delivery_is_the_truth_whoever_has_written_there() -> None:
     play(work)
 
 
-def test_nobody_without_a_key_is_in_the_journal() -> None:
+def test_nobody_without_a_key_is_in_the_journal(play: Play) -> None:
     async def work(site: Site) -> None:
         claims = site.claims(keys={})
         assert await claims.claim([0, 1]) == ([0, 1], {}, [])
@@ -714,7 +748,7 @@ def test_nobody_without_a_key_is_in_the_journal() -> None:
     play(work)
 
 
-def test_bug_in_one_write_is_told_and_the_others_are_written() -> None:
+def test_bug_in_one_write_is_told_and_the_others_are_written(play: Play) -> None:
     class Buggy(MemoryStore):
         async def delete(self, key: str, old: bytes | None = None) -> bool:
             raise RuntimeError("a bug of the store's")
@@ -722,6 +756,7 @@ def test_bug_in_one_write_is_told_and_the_others_are_written() -> None:
     async def work(site: Site) -> None:
         claims = site.claims()
         await claims.claim([0, 1])
+        await claims.dot_is_next(HOST, [0, 1])
         claims.settled(0, LATER)
         claims.settled(1, TAKEN)
         await claims.finish([LATER, TAKEN])
@@ -740,7 +775,7 @@ def test_bug_in_one_write_is_told_and_the_others_are_written() -> None:
     [*((after, StoreError) for after in range(8)), (0, StoreBusy), (3, StoreBusy)],
 )
 def test_store_that_fails_at_any_moment_stops_nothing(
-    error: type[StoreError], after: int, outcome: Outcome
+    error: type[StoreError], after: int, outcome: Outcome, play: Play
 ) -> None:
     async def work(site: Site) -> None:
         claims = site.claims()
@@ -759,7 +794,7 @@ def test_store_that_fails_at_any_moment_stops_nothing(
         assert len(told) <= 1
 
 
-def test_busy_store_is_given_time_since_a_copy_may_depend_on_it() -> None:
+def test_busy_store_is_given_time_since_a_copy_may_depend_on_it(play: Play) -> None:
     class BusyForAWhile(MemoryStore):
         until = 0.0
 
@@ -802,7 +837,9 @@ def visits() -> tuple[int, int]:
 
 @pytest.mark.parametrize("how", ["done late", "told late"])
 @pytest.mark.parametrize("at", range(visits()[0]))
-def test_one_slow_visit_to_the_store_costs_no_copy(at: int, how: str) -> None:
+def test_one_slow_visit_to_the_store_costs_no_copy(
+    at: int, how: str, play: Play
+) -> None:
     _, before = visits()
     store = SlowOnce(how, at, 9.5 if at < before else 59.0)
 
@@ -819,7 +856,7 @@ def test_one_slow_visit_to_the_store_costs_no_copy(at: int, how: str) -> None:
 @pytest.mark.parametrize("how", ["done late", "told late"])
 @pytest.mark.parametrize("at", range(visits()[1]))
 def test_claim_or_dot_that_was_written_too_late_is_still_ours(
-    at: int, how: str
+    at: int, how: str, play: Play
 ) -> None:
     store = SlowOnce(how, at, 10.5)  # longer than anybody waits
 

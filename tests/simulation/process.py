@@ -132,7 +132,11 @@ class Process:
             is_own_address=lambda address: address == OUR_ADDRESS,
             chance=file.rng.random,
             keeps_sessions=machine.site.world.is_one_engine,
-            calls=Calls(self._owner, machine.lives),
+            calls=Calls(
+                self._owner,
+                machine.lives,
+                keeps_claims=machine.site.world.is_one_engine,
+            ),
             late_replies=LateReplies() if machine.site.world.is_one_engine else None,
         )
         return Engine(context)
