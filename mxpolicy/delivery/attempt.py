@@ -16,7 +16,7 @@ What a host has said after the final dot stands, whatever happens to us after it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from functools import partial
 from math import inf
 from typing import NamedTuple, assert_never
@@ -61,10 +61,12 @@ class Begun(NamedTuple):
     Attributes:
         session: In use.
         stage: How far it has come.
+        strays: Replies that answered no command; see `events.StrayReply`.
     """
 
     session: Session
     stage: Stage
+    strays: Sequence[str] = ()
 
 
 class Attempt:
@@ -362,8 +364,12 @@ class Attempt:
             tls=session.tls_seconds,
         )
         offered = self._settlement.open_to(candidate.rank, self._numbers)
-        stage = Stage.NOT_BEGUN if self._begun is None else self._begun.stage
-        self._begun = None
+        stage = Stage.NOT_BEGUN
+        if self._begun is not None:
+            stage = self._begun.stage
+            for text in self._begun.strays:
+                self._tell(events.StrayReply, candidate, text)
+            self._begun = None
         offer = Offer(
             self._context,
             self._message,

@@ -220,6 +220,8 @@ class Dialogue:
         frozen machine) while the reply came in time. A reply to the final dot that we
         leave unread makes a second copy.
         """
+        if self._trouble is not None:
+            raise self._trouble
         if self._events:
             return
         self.stream.wait_at_most(timeout)
@@ -314,8 +316,6 @@ class Dialogue:
 
     async def _take_in(self) -> None:
         """Wait for data and read it. A reply that answers no command is dropped."""
-        if self._trouble is not None:
-            raise self._trouble
         self._understand(await self.stream.read())
 
     def _understand(self, received: bytes) -> None:
@@ -355,8 +355,10 @@ class Dialogue:
             LocalTrouble: Our own kernel is out of something.
         """
         received = self.stream.take()
-        if received is not None:
+        while received is not None:
             self._understand(received)
+            # What is left in the socket is announced again, but not what TLS has.
+            received = self.stream.take() if self.stream.tls else None
 
     def send_now(self) -> bool:
         """Send the commands that may leave; return whether the kernel has taken them.

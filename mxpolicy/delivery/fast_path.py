@@ -166,6 +166,7 @@ class Shortcut:
         self._asking: asyncio.Future[bool] | None = None  # whether the dot may be sent
         self._permitted_at = -inf
         self._is_recorded = False
+        self._strays: list[str] = []  # replies that answered no command
 
     # -- the beginning --------------------------------------------------------
 
@@ -397,10 +398,7 @@ class Shortcut:
             self._take(Input.OTHER)
 
     def _ignored(self, reply: Reply) -> None:
-        assert self._session is not None, "it has said something"
-        self._delivery.trace.tell(
-            events.StrayReply, self._session.candidate, reply.text
-        )
+        self._strays.append(reply.text)
 
     # -- what is done -----------------------------------------------------------
 
@@ -429,7 +427,7 @@ class Shortcut:
                 self._settle(session)
             case Action.HAND_OVER:
                 self._let_go(session)
-                begun = Begun(session, self._stage)
+                begun = Begun(session, self._stage, self._strays)
                 delivery.go_on(begun, self._destination, self._numbers)
             case Action.BEGIN_ANEW:
                 self._end_session()
@@ -454,8 +452,8 @@ class Shortcut:
         try:
             if not dialogue.smtp.is_asking:
                 dialogue.hear_now()
-            if len(dialogue.heard) > before or dialogue.smtp.is_in_mid_reply:
-                return False
+                if len(dialogue.heard) > before or dialogue.smtp.is_in_mid_reply:
+                    return False
             return dialogue.send_now()
         except _ENDS:
             return False
@@ -544,6 +542,8 @@ class Shortcut:
             if at >= told + events.PROGRESS_TOLD:
                 tell(at, events.Progressed, candidate)
                 told = at
+        for text in self._strays:
+            tell(dot, events.StrayReply, candidate, text)
 
     def go_on_from_dot(self) -> bool:
         """See `mxpolicy.delivery.delivery.Fast`."""
