@@ -26,6 +26,7 @@ from hashlib import sha256
 from mxpolicy.delivery.spool_file import SpoolFile
 from mxpolicy.delivery.spool_memory import BLOCK, Blocks, SpoolMemory
 from mxpolicy.errors import LocalTrouble
+from mxpolicy.protocol.dot_stuffing import size_on_the_wire
 
 __all__ = ["DIGESTED", "MailData", "spool"]
 
@@ -288,8 +289,7 @@ class MailData:
     def _take(self, data: bytes) -> None:
         if not data:
             return
-        # CRLF and LF are a line end (two bytes), a CR is a byte.
-        self._on_the_wire += len(data) + data.count(b"\n") - data.count(b"\r\n")
+        self._on_the_wire += size_on_the_wire(data)
         if self._last == 0x0D and data[0] == 0x0A:
             self._on_the_wire -= 1  # the CR is there already
         self._last = data[-1]

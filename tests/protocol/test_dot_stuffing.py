@@ -7,7 +7,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mxpolicy.options import LongLines
-from mxpolicy.protocol.dot_stuffing import FINAL_DOT, MAX_TEXT_LINE, DotStuffer
+from mxpolicy.protocol.dot_stuffing import (
+    FINAL_DOT,
+    MAX_TEXT_LINE,
+    DotStuffer,
+    DotUnstuffer,
+    size_on_the_wire,
+)
 from tests.protocol.feeding import cut_up, every_way, same_every_way
 
 X = b"x"
@@ -196,7 +202,16 @@ def reference(mail_data: bytes, long_lines: LongLines) -> bytes:
     )
 
 
-mails = st.lists(
+# Mail data with one kind of line end takes another way than such with several.
+lines = st.lists(
+    st.sampled_from([b"", b".", b"..", b"a", b".b", b"c.", X * 997, X * 999]),
+    max_size=9,
+)
+uniform = st.builds(
+    lambda end, lines: end.join(lines), st.sampled_from([b"\n", b"\r\n"]), lines
+)
+
+mails = uniform | st.lists(
     st.one_of(
         st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"\r\n.\r\n", b"\x00", b" "]),
         st.binary(max_size=6),
@@ -235,3 +250,51 @@ def test_utf8_is_still_utf8_when_unfolded(text: str) -> None:
     lines = fold([text.encode()]).decode().removesuffix("\r\n").split("\r\n ")
     assert "".join(lines) == text
     assert all(len(line.encode()) <= MAX_TEXT_LINE for line in lines)
+
+
+@given(mails)
+def test_size_on_the_wire_is_that_with_crlf(mail_data: bytes) -> None:
+    with_crlf = re.sub(rb"\r?\n", b"\r\n", mail_data)
+    assert size_on_the_wire(mail_data) == len(with_crlf)
+
+
+def unstuffed(wire: bytes) -> tuple[bytes, bytes]:
+    """Return what `DotUnstuffer` returns, by the shortest way, without streaming."""
+    data, end, rest = (b"\r\n" + wire).partition(b"\r\n.\r\n")
+    assert end
+    return (data + b"\r\n").replace(b"\r\n.", b"\r\n")[2:], rest
+
+
+@given(st.data(), mails, st.sampled_from([b"", b"QUIT\r\n", b".\r\n"]))
+@settings(max_examples=200)
+def test_unstuffing_is_the_way_back_however_it_is_cut(
+    data: st.DataObject, mail_data: bytes, rest: bytes
+) -> None:
+    wire = encode([mail_data], LongLines.PASS) + FINAL_DOT + rest
+    unstuffer, taken, left = DotUnstuffer(), b"", b""
+    for piece in data.draw(cut_up(wire)):
+        if unstuffer.is_over:
+            left += piece
+            continue
+        more, left = unstuffer.decode(piece)
+        taken += more
+    assert unstuffer.is_over
+    assert (taken, left) == unstuffed(wire)
+    assert encode([taken], LongLines.PASS) == wire[: len(wire) - len(FINAL_DOT + rest)]
+
+
+@given(st.data(), mails)
+@settings(max_examples=200)
+def test_unstuffing_takes_anything_however_it_is_cut(
+    data: st.DataObject, wire: bytes
+) -> None:
+    """What comes need not be clean: a bare CR or LF stays, and ends no line."""
+    wire += b"\r\n" + FINAL_DOT
+    unstuffer, taken, left = DotUnstuffer(), b"", b""
+    for piece in data.draw(cut_up(wire)):
+        if unstuffer.is_over:
+            left += piece
+            continue
+        more, left = unstuffer.decode(piece)
+        taken += more
+    assert (taken, left) == unstuffed(wire)
