@@ -5,10 +5,8 @@ dropped and taken. This module owns the tasks and tells the race what became of 
 All runs in one event loop. The task that has something to tell calls the race itself, and
 carries out its actions before it goes on.
 
-An `Offer` offers the message to the winner, and this module judges the result. A
-recipient is settled when the host has taken the message for it, has refused it finally,
-or has left it in doubt for the first time. For the others the race goes on. At the end
-`failures.combine` settles the rest, from all failures.
+An `Offer` offers the message to the winner, and `AttemptRecipients` judges the result.
+For those that it does not settle the race goes on.
 
 What a host has said after the final dot stands, whatever happens to us after it.
 """
@@ -21,20 +19,15 @@ from functools import partial
 from math import inf
 from typing import NamedTuple, assert_never
 
-from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery import events
 from mxpolicy.delivery.approach import SMALL_SEGMENT, Approach
+from mxpolicy.delivery.attempt_recipients import AttemptRecipients
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.dialogue import Listener
-from mxpolicy.delivery.events import Delays
-from mxpolicy.delivery.failures import Failures
 from mxpolicy.delivery.offer import Message, Offer, failure, tell_of_detour
-from mxpolicy.delivery.passed_over import PassedOver
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.session import Session
-from mxpolicy.delivery.settlement import RecipientState
-from mxpolicy.delivery.transaction import Answers
 from mxpolicy.outcome import Deferred, Outcome
-from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.reply import Reply
 from mxpolicy.routing import race as racing
 from mxpolicy.routing.candidate import (
@@ -42,7 +35,6 @@ from mxpolicy.routing.candidate import (
     Finding,
     Phase,
     Scope,
-    Verdict,
 )
 from mxpolicy.routing.known_hosts import NOTHING_KNOWN, KnownHosts
 from mxpolicy.routing.reachability import TURNED_AWAY
@@ -97,21 +89,27 @@ class Attempt:
         self._options = context.options
         self._sessions = context.sessions
         self._message = message
-        self._settlement = message.settlement
         self._tell = message.trace.tell
         self._now = message.trace.now
         self._plan = plan
         self._known = known
-        self._numbers = sorted(numbers)
+        self._recipients = AttemptRecipients(
+            message,
+            plan,
+            numbers,
+            known,
+            self._is_overruled,
+            self._options.greeting_5xx,
+        )
+        self._failures = self._recipients.failures
+        self._passed_over = self._recipients.passed_over
         self._planned = self._now()
         self._race = racing.Race(
-            [self._entrant(candidate) for candidate in plan.candidates],
+            [self._recipients.entrant(candidate) for candidate in plan.candidates],
             self._options.race,
             # What is begun is gone on with, whatever the time.
             max(message.deadline, self._planned + 1.0 if begun else 0.0),
         )
-        self._failures = Failures(self._is_overruled, self._options.greeting_5xx)
-        self._passed_over = PassedOver(known)
         # They connect to a candidate, or offer it the message.
         self._tasks: dict[Candidate, asyncio.Task[None]] = {}
         # Sessions that wait to be taken.
@@ -123,8 +121,6 @@ class Attempt:
         self._dialled_anew: set[Candidate] = set()
         # The offer that is not concluded: one, or none.
         self._offers: dict[Candidate, Offer] = {}
-        self._delays = Delays(dns=self._planned)
-        self._transfer_began: float | None = None
         self._progress_told = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[_Reason]
@@ -141,10 +137,7 @@ class Attempt:
                 self._perform(self._race.begin(self._now()))
                 reason = await self._over  # every candidate was dropped before it
         except BaseException:
-            for number in self._unsettled():
-                outcome = self._settlement.stopped(number)
-                if outcome is not None:
-                    self.settle(number, outcome)
+            self._recipients.settle_stopped()
             raise
         finally:
             self._over.cancel()
@@ -154,9 +147,7 @@ class Attempt:
             if self._begun is not None:  # cancelled before it was gone on with
                 self._begun.session.abort()
                 self._sessions.give_back(self._begun.session)
-        self._settlement.waited(self._numbers, self._race.waits())
-        for number in self._unsettled():
-            self.settle(number, self._failures.combine(number, reason))
+        self._recipients.settle_rest(reason, self._race.waits())
 
     def cancel(self, outcome: Deferred) -> None:
         """Dial no host and send no final dot any more.
@@ -167,11 +158,7 @@ class Attempt:
         if self._over.done():
             return
         self._is_cancelled = True
-        at_dot = self._settlement.those(RecipientState.DOT_SENT, self._numbers)
-        others = [number for number in self._unsettled() if number not in at_dot]
-        self._settlement.waited(others, self._race.waits())
-        for number in others:
-            self.settle(number, self._settlement[number].doubt or outcome)
+        at_dot = self._recipients.settle_cancelled(outcome, self._race.waits())
         if self._offers:
             self._perform(self._race.drop_others(self._now()))
         else:
@@ -183,13 +170,6 @@ class Attempt:
                 self._tasks[candidate].cancel()
         if not at_dot:
             self._end(_Reason.CAPPED)
-
-    def _unsettled(self) -> list[int]:
-        return self._settlement.unsettled(self._numbers)
-
-    def _entrant(self, candidate: Candidate) -> racing.Entrant:
-        before = self._settlement.met_before(candidate, self._numbers)
-        return self._known.entrant(candidate)._replace(**before._asdict())
 
     # -- the race's actions -----------------------------------------------
 
@@ -357,13 +337,9 @@ class Attempt:
     async def _offer(self, candidate: Candidate) -> None:
         """Offer the message to the winner, and judge the result."""
         session = self._ready.pop(candidate)
-        self._transfer_began = self._progress_told = self._now()
-        self._delays = Delays(
-            dns=self._planned,
-            reach=self._transfer_began - self._planned - session.tls_seconds,
-            tls=session.tls_seconds,
-        )
-        offered = self._settlement.open_to(candidate.rank, self._numbers)
+        self._progress_told = self._now()
+        self._recipients.transfer_begins(session.tls_seconds)
+        offered = self._recipients.open_to(candidate)
         stage = Stage.NOT_BEGUN
         if self._begun is not None:
             stage = self._begun.stage
@@ -419,15 +395,14 @@ class Attempt:
 
     def _conclude(self, candidate: Candidate, offered: list[int], offer: Offer) -> None:
         """Settle the recipients that can be; the race goes on for the others."""
-        now, waited = self._now(), self._transfer_seconds()
-        in_doubt = self._settle_doubts(candidate, offered, offer.ending)
-        undecided = self._settle_refused(candidate, offered, offer.answers, waited)
-        self._delays = self._delays._replace(transfer=waited)
-        self._transfer_began = None
-        over = offer.over if self._unsettled() else _Reason.EXHAUSTED
+        now, recipients = self._now(), self._recipients
+        ending, in_doubt = recipients.settle_answered(
+            candidate, offered, offer.answers, offer.ending
+        )
+        recipients.transfer_ends()
+        over = offer.over if recipients.unsettled() else _Reason.EXHAUSTED
         if offer.void_because is not None:
-            left = self._settlement.open_to(candidate.rank, self._numbers)
-            if over is None and left:
+            if over is None and recipients.open_to(candidate):
                 self._dialled_anew.add(candidate)
                 self._tell(events.SessionReplaced, candidate, offer.void_because)
                 self._perform(self._race.restart(now))
@@ -437,61 +412,7 @@ class Attempt:
             self._perform(self._race.drop_others(now))
             self._end(over)
             return
-        ending = offer.ending
-        if ending is None and undecided:
-            sole_recipient = len(offered) == 1
-            ending = trouble.ending(
-                undecided, waited=waited, sole_recipient=sole_recipient
-            )
-        elif ending is None:
-            # The rest was not offered: a better host has refused it.
-            ending = Finding(Verdict.PERMANENT, Phase.TRANSACTION, waited)
-        if in_doubt and not self._message.journal.has_memory():
-            # As with smtp(8), each address counts by itself, and is asked once.
-            in_doubt, ending = False, ending._replace(wait=None)
         self._perform(self._race.resume(ending, now, in_doubt=in_doubt))
-
-    def _settle_doubts(
-        self, candidate: Candidate, offered: list[int], ending: Finding | None
-    ) -> bool:
-        """Settle recipients whose dot was not answered; return whether there are any."""
-        for number in self._settlement.those(RecipientState.TAKEN, offered):
-            self.settle(number, self._settlement.delivered(number))  # telling it failed
-        in_doubt = self._settlement.those(RecipientState.DOT_SENT, offered)
-        has_memory = self._message.journal.has_memory()
-        for number in in_doubt:
-            assert ending is not None, "a dot without an answer is a broken session"
-            outcome = trouble.in_doubt(ending, str(candidate.key))
-            if self._settlement.doubted(number, outcome, has_memory):
-                self.settle(number, outcome)
-        return bool(in_doubt)
-
-    def _settle_refused(
-        self,
-        candidate: Candidate,
-        offered: list[int],
-        answers: Answers,
-        waited: float,
-    ) -> list[tuple[Verb, Reply]]:
-        """Settle recipients whose refusal is final; return the refusals of the others."""
-        undecided = []
-        for number in self._settlement.unsettled(answers.refused):
-            verb, reply = answers.refused[number]
-            refusal = self._failures.refused(
-                candidate,
-                number,
-                verb,
-                reply,
-                waited=waited,
-                sole_recipient=len(offered) == 1,
-            )
-            if refusal is not None and refusal.is_final:
-                self.settle(number, refusal.outcome)
-                continue
-            undecided.append((verb, reply))
-            if refusal is not None:
-                self._settlement.refused(number, candidate.rank)
-        return undecided
 
     def _is_overruled(self, candidate: Candidate) -> bool:
         """Return whether a refusal by *candidate* is not final, now.
@@ -514,19 +435,9 @@ class Attempt:
 
     def recipients_answered(self) -> None:
         """Let the losers go when there is nothing left for them."""
-        numbers = self._unsettled()
-        if self._settlement.those(RecipientState.ACCEPTED, numbers) == numbers:
+        if self._recipients.are_accepted():
             self._perform(self._race.drop_others(self._now()))
 
     def settle(self, number: int, outcome: Outcome) -> None:
         """Give a recipient its outcome, as far as the plan lets it be."""
-        outcome = self._plan.with_unresolved(self._plan.as_far_as_known(outcome))
-        if self._transfer_began is not None:
-            self._delays = self._delays._replace(transfer=self._transfer_seconds())
-        passed_over = self._passed_over.before(outcome.relay, self._now())
-        tried = (*self._failures.tried(number), *passed_over)
-        self._settlement.settle(number, outcome, self._delays, tried)
-
-    def _transfer_seconds(self) -> float:
-        assert self._transfer_began is not None
-        return self._now() - self._transfer_began
+        self._recipients.settle(number, outcome)
