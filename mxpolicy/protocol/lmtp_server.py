@@ -123,6 +123,11 @@ class LmtpReply(NamedTuple):
         return printable(text, limit - 2).encode("ascii") + b"\r\n"
 
 
+# Said for each message.
+_SAID_OK = LmtpReply(250, _OK, "Ok").line(MAX_SHORT_REPLY)
+_SENDER_OK = LmtpReply(250, EnhancedStatus(2, 1, 0), "Ok").line(MAX_SHORT_REPLY)
+
+
 class RecipientNamed(NamedTuple):
     """RCPT: call `LmtpServer.answer` with *number*, now or later.
 
@@ -247,6 +252,8 @@ class LmtpServer:
 
     def data_to_send(self) -> bytes:
         """Return the bytes that are to leave now; often there are none."""
+        if not self._out:
+            return b""
         leaving, self._out = b"".join(self._out), []
         return leaving
 
@@ -308,8 +315,11 @@ class LmtpServer:
             self._enter(Input.END)
             self._say_final_replies()
             return DataEnded()
+        if not self._buffer:
+            return None
         data, rest = self._data.decode(self._buffer.take())
-        self._buffer.append(rest)
+        if rest:
+            self._buffer.append(rest)
         if data:
             return DataCame(data)
         return self._next_data() if self._data.is_over else None
@@ -398,7 +408,7 @@ class LmtpServer:
         self._is_plain = self._is_plain and not command.has_parameters
         self._sender = command
         self._enter(Input.MAIL)
-        self._say(LmtpReply(250, EnhancedStatus(2, 1, 0), "Ok"))
+        self._out.append(_SENDER_OK)
 
     def _rcpt(self, arguments: str) -> Event | None:
         command = parse_rcpt(arguments, dsn=self._offers.dsn)
@@ -420,11 +430,11 @@ class LmtpServer:
         return DataBegun(self._sender, tuple(self._accepted), self._queue_id)
 
     def _rset(self, arguments: str) -> Event | None:
-        self._say(LmtpReply(250, _OK, "Ok"))
+        self._out.append(_SAID_OK)
         return self._drop(Input.RSET)
 
     def _noop(self, arguments: str) -> None:
-        self._say(LmtpReply(250, _OK, "Ok"))
+        self._out.append(_SAID_OK)
 
     def _vrfy(self, arguments: str) -> None:
         self._say(LmtpReply(252, _OK, "Send it, and see"))
@@ -433,7 +443,7 @@ class LmtpServer:
         attributes = parse_xforward(arguments)
         self._is_plain = False
         self._queue_id = attributes.get("IDENT", self._queue_id)
-        self._say(LmtpReply(250, _OK, "Ok"))
+        self._out.append(_SAID_OK)
 
     def _quit(self, arguments: str) -> Event:
         self._say(LmtpReply(221, _OK, "Bye"))

@@ -94,6 +94,7 @@ class Client(asyncio.Protocol):
         self._may_write = True
         self._is_reading = True
         self._will_act = False
+        self._is_acting = False
         self._heard = self._loop.time()
         self._watch = self._loop.call_later(DATA_SILENCE, self._look_at_clock)
         self.has_ended: asyncio.Future[None] = self._loop.create_future()
@@ -143,8 +144,11 @@ class Client(asyncio.Protocol):
             self._message = None
 
     def _act_soon(self) -> None:
-        """Act in the loop's next turn: several recipients may be settled in this one."""
-        if not self._will_act:
+        """Act in the loop's next turn: several recipients may be settled in this one.
+
+        What comes up while it acts is seen in this one.
+        """
+        if not self._will_act and not self._is_acting:
             self._will_act = True
             self._loop.call_soon(self._act)
 
@@ -153,19 +157,25 @@ class Client(asyncio.Protocol):
         self._will_act = False
         if self.has_ended.done() or self._transport is None:
             return
+        self._is_acting = True
         try:
             while self._may_write and self._draining is None:
                 event = self._conversation.next_event()
                 if event is None:
                     break
                 self._obey(event)
-            if leaving := self._conversation.data_to_send():
-                self._transport.write(leaving)
+            self._say(self._transport)
         except Exception:  # a bug of ours: the mail server tries again later
             self._tell(traceback.format_exc())
             self.hang_up()
             return
+        finally:
+            self._is_acting = False
         self._read_on(self._transport)
+
+    def _say(self, transport: asyncio.Transport) -> None:
+        if leaving := self._conversation.data_to_send():
+            transport.write(leaving)
 
     def _read_on(self, transport: asyncio.Transport) -> None:
         """Read from the client, unless much of what it sent is waiting."""
@@ -199,7 +209,7 @@ class Client(asyncio.Protocol):
                 pass  # nothing has been begun for it
             case Left():
                 assert self._transport is not None, "it has said QUIT"
-                self._transport.write(self._conversation.data_to_send())
+                self._say(self._transport)
                 self._transport.close()
 
     async def _drain(self, message: Message) -> None:
@@ -237,9 +247,13 @@ class Client(asyncio.Protocol):
         return not any(seen & _HAS_GONE for _, seen in self._poll.poll(0))
 
     def _settle(self, recipient: int, outcome: Outcome) -> None:
-        if not self.has_ended.done():
-            self._conversation.settle(recipient, reply_of(outcome))
+        if self.has_ended.done() or self._transport is None:
+            return
+        self._conversation.settle(recipient, reply_of(outcome))
+        if self._conversation.owes or self._conversation.buffered:
             self._act_soon()
+        elif not self._is_acting:
+            self._say(self._transport)
 
     def _look_at_clock(self) -> None:
         """See whether the client has been silent for too long."""

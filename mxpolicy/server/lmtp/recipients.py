@@ -10,7 +10,7 @@ import asyncio
 import traceback
 from typing import TYPE_CHECKING
 
-from mxpolicy.address import AddressError, parse_mailbox
+from mxpolicy.address import AddressError, domain_of
 from mxpolicy.outcome import Deferred
 from mxpolicy.reply import EnhancedStatus
 from mxpolicy.routing.mx import DIRECTORY_FAILURE
@@ -68,7 +68,7 @@ class Recipients:
             told(_STOPPING)
             return
         try:
-            key = parse_mailbox(recipient).domain
+            key = domain_of(recipient)
         except AddressError:
             key = recipient  # and its forecast says what is wrong
         if self._kept.get(key, 0.0) > asyncio.get_running_loop().time():
