@@ -110,10 +110,9 @@ class Log:
 
     def _write(self, event: Event) -> bool:
         severity = SEVERITY_WARNING if isinstance(event, Trouble) else SEVERITY_INFO
-        now = _now()
         try:
-            line = json_line(event, now) if self._json else text_line(event)
-            self._sink.write(line, severity, now)
+            line = json_line(event, _now()) if self._json else text_line(event)
+            self._sink.write(line, severity)
         except OSError as exc:
             self.trouble = exc.strerror or str(exc)
             return False
@@ -196,14 +195,14 @@ class _Datagrams:
 class _Syslog(_Datagrams):
     """syslogd's local socket; syslogd adds the time and the host (RFC 3164 §4.1)."""
 
-    def write(self, line: str, severity: int, now: str) -> None:
+    def write(self, line: str, severity: int) -> None:
         self.send(f"<{FACILITY_MAIL << 3 | severity}>{_tag()}: {line}".encode("ascii"))
 
 
 class _Journal(_Datagrams):
     """The journal's native protocol: one ``FIELD=value`` a line; our lines hold no line end."""
 
-    def write(self, line: str, severity: int, now: str) -> None:
+    def write(self, line: str, severity: int) -> None:
         fields = (
             f"MESSAGE={line}",
             f"PRIORITY={severity}",
@@ -217,7 +216,7 @@ class _Journal(_Datagrams):
 class _Stderr:
     """Standard error, which may be a pipe that is not read."""
 
-    def write(self, line: str, severity: int, now: str) -> None:
+    def write(self, line: str, severity: int) -> None:
         # O_NONBLOCK would be set for all processes that hold the same open file. A pipe
         # that polls writable takes PIPE_BUF bytes, and no line has more.
         poll = select.poll()
@@ -239,14 +238,14 @@ class _File:
         self._descriptor: int | None = None
         self._mend = ""  # ends a line that was written in part
 
-    def write(self, line: str, severity: int, now: str) -> None:
+    def write(self, line: str, severity: int) -> None:
         if self._descriptor is None:
             # Not blocking: the path may name a FIFO that is not read.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
             self._descriptor = os.open(
                 self._path, flags | os.O_CLOEXEC | os.O_NOCTTY, 0o640
             )
-        before = "" if self._plain else f"{now} {_tag()}: "
+        before = "" if self._plain else f"{_now()} {_tag()}: "
         data = f"{self._mend}{before}{line}\n".encode("ascii")
         written = os.write(self._descriptor, data)
         self._mend = "" if written == len(data) else "\n"

@@ -45,6 +45,8 @@ from mxpolicy.reply import printable
 from mxpolicy.routing.candidate import Candidate, egress_of, shown_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from mxpolicy.delivery.events import Event
     from mxpolicy.routing.candidate import Candidate
 
@@ -200,29 +202,39 @@ def _facts(event: Event) -> Facts:
 
 def _as_text(name: str, value: Any) -> str:
     """Return a fact as Postfix would write it, with the separator before it."""
-    match name:
-        case "event":
-            return f", {value}"
-        case "text":
-            return f" ({value})" if value else ""
-        case "full":
-            return "" if value else ", provisional"
-        case "candidate":
-            return f", candidate={value}, egress={value.egress}"
-        case "candidates":
-            return f", candidates={' '.join(map(str, value)) or 'none'}"
-        case "found":
-            return f", found={'; '.join(value) or 'nothing'}"
-        case "tried" | "remarks":
-            return f", {name}={'; '.join(value)}" if value else ""
-        case "to" | "from":
-            return f", {name}=<{printable(value, MAX_ADDRESS)}>"
-        case "delays":
-            return f", delays={'/'.join(map(_seconds, value))}"
-        case "at" | "delay" | "waited":
-            return f", {name}={_seconds(value)}"
-        case _:
-            return f", {name}={value}"
+    formatted = _AS_TEXT.get(name)
+    return f", {name}={value}" if formatted is None else formatted(name, value)
+
+
+def _seconds_as_text(name: str, value: float) -> str:
+    return f", {name}={_seconds(value)}"
+
+
+def _address_as_text(name: str, value: str) -> str:
+    return f", {name}=<{printable(value, MAX_ADDRESS)}>"
+
+
+def _list_as_text(name: str, value: Sequence[str]) -> str:
+    return f", {name}={'; '.join(value)}" if value else ""
+
+
+# Facts that are not written as ``name=value``.
+_AS_TEXT: dict[str, Callable[[str, Any], str]] = {
+    "event": lambda name, value: f", {value}",
+    "text": lambda name, value: f" ({value})" if value else "",
+    "full": lambda name, value: "" if value else ", provisional",
+    "candidate": lambda name, value: f", {name}={value}, egress={value.egress}",
+    "candidates": lambda name, value: f", {name}={' '.join(map(str, value)) or 'none'}",
+    "found": lambda name, value: f", {name}={'; '.join(value) or 'nothing'}",
+    "tried": _list_as_text,
+    "remarks": _list_as_text,
+    "to": _address_as_text,
+    "from": _address_as_text,
+    "delays": lambda name, value: f", {name}={'/'.join(map(_seconds, value))}",
+    "at": _seconds_as_text,
+    "delay": _seconds_as_text,
+    "waited": _seconds_as_text,
+}
 
 
 def _as_json(name: str, value: Any) -> Facts:
