@@ -25,13 +25,16 @@ __all__ = ["SpoolFile", "open_unnamed"]
 
 T = TypeVar("T")
 
+# Of one write: half of IOV_MAX.
+_MOST_PIECES = 512
+
 
 class SpoolFile:
     """Mail data on a disk; opened by the first `write`.
 
     Args:
         opens: Opens the file; in a thread.
-        writes: As `os.write`; in a thread.
+        writes: As `os.writev`; in a thread.
 
     Attributes:
         size: Bytes that were written.
@@ -40,7 +43,7 @@ class SpoolFile:
     def __init__(
         self,
         opens: Callable[[], int] | None = None,
-        writes: Callable[[int, memoryview], int] = os.write,
+        writes: Callable[[int, Sequence[memoryview]], int] = os.writev,
     ) -> None:
         self.size = 0
         self._opens = opens or open_unnamed
@@ -65,10 +68,14 @@ class SpoolFile:
             self._descriptor = self._opens()
         if os.lseek(self._descriptor, 0, os.SEEK_CUR) != self.size:
             os.lseek(self._descriptor, self.size, os.SEEK_SET)  # a write has failed
-        for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                view = view[self._writes(self._descriptor, view) :]
+        # Each call has the loop's thread give way, so many pieces go in one.
+        views = [memoryview(piece) for piece in pieces]
+        while views:
+            count = self._writes(self._descriptor, views[:_MOST_PIECES])
+            while views and count >= len(views[0]):
+                count -= len(views.pop(0))
+            if count:
+                views[0] = views[0][count:]
         count = sum(map(len, pieces))
         self.size += count
         return count

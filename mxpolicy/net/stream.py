@@ -370,8 +370,10 @@ class Stream:
         while self._outgoing:
             if heed_input and self.has_input():
                 return False
-            if self._send():
-                continue
+            while self._outgoing and self._send():
+                pass
+            if not self._outgoing:
+                break
             self._begin_watch(progress_timeout)
             if self._watch is None:
                 await self.ready(reading=heed_input, writing=True)

@@ -312,10 +312,10 @@ class Disk:
         self.began, self.goes_on = threading.Event(), threading.Event()
         self.file = SpoolFile(writes=self._write)
 
-    def _write(self, descriptor: int, data: memoryview) -> int:
+    def _write(self, descriptor: int, pieces: Sequence[memoryview]) -> int:
         self.began.set()
         assert self.goes_on.wait(10)
-        return os.write(descriptor, data)
+        return os.writev(descriptor, pieces)
 
 
 class TestSlowDisk:

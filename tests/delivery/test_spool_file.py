@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -119,3 +119,28 @@ async def test_without_any_directory_it_is_our_trouble() -> None:
 
     with pytest.raises(LocalTrouble, match=os.strerror(errno.EROFS)):
         await SpoolFile(nowhere).write([bytearray(b"x")])
+
+
+@pytest.mark.parametrize("most", [1, 7, 10, 64, 1 << 20])
+async def test_disk_may_take_any_part_of_many_pieces(most: int) -> None:
+    calls = 0
+
+    def write(descriptor: int, pieces: Sequence[memoryview]) -> int:
+        nonlocal calls
+        calls += 1
+        return os.write(descriptor, b"".join(pieces)[:most])
+
+    file = SpoolFile(writes=write)
+    data = bytes(range(256)) * 8
+    pieces = [bytearray(data[at : at + 10]) for at in range(0, len(data), 10)]
+    assert await file.write(pieces) == len(data)
+    assert await file.read(0, len(data)) == data
+    assert calls == -(-len(data) // most)
+    file.close()
+
+
+async def test_more_pieces_than_one_call_takes() -> None:
+    file = SpoolFile()
+    assert await file.write([bytearray(b"ab")] * 3000) == 6000
+    assert await file.read(0, 6000) == b"ab" * 3000
+    file.close()
