@@ -280,6 +280,7 @@ class Delivery:
             self.request.deadline,
             self.request.ends,
             self._keep,
+            self.request.is_wanted,
         )
         given = self.context, self.request, self.claims, message
         return Call(*given, self._taken_stay, self._traces)

@@ -100,6 +100,7 @@ class Message(NamedTuple):
             is not sent.
         keep: Given a session whose final dot was not answered in time, and for which
             recipients. Returns whether it listens on; the session is its own then.
+        is_wanted: What *may_send_dot* would say, without waiting; None where it waits.
     """
 
     trace: Trace
@@ -111,6 +112,7 @@ class Message(NamedTuple):
     deadline: float
     ends: float
     keep: Callable[[Session, Sequence[int]], bool] = lambda session, numbers: False
+    is_wanted: Callable[[], bool] | None = None
 
     def time_left(self) -> float:
         """Return the seconds in which the final dot may still be sent."""
@@ -435,10 +437,14 @@ class Offer:
         await self._permit_dot()
 
     async def _permit_dot(self) -> None:
+        message = self._message
         may_send = False
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._message.time_left()):
-                may_send = await self._message.may_send_dot()
+        if message.is_wanted is not None:
+            may_send = message.is_wanted()
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(message.time_left()):
+                    may_send = await message.may_send_dot()
         self.time_before_dot()
         if not may_send:
             raise LocalTrouble("the mail server that started us has gone away")

@@ -43,7 +43,7 @@ class Request(NamedTuple):
             dot, which makes the message the host's (RFC 5321 §4.1.1.4). The message is
             deferred where it returns False.
         is_wanted: The same, known without waiting; None where it is not. It is asked in
-            the place of `may_send_dot` where nothing waits (the fast path).
+            the place of `may_send_dot`.
     """
 
     sender: str

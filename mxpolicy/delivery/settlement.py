@@ -69,6 +69,8 @@ class RecipientState(Enum):
     DEFERRED = "deferred"
     BOUNCED = "bounced"
 
+    __hash__ = object.__hash__  # Enum's own is written in Python
+
 
 class Input(Enum):
     """What may happen to a recipient."""
@@ -84,6 +86,8 @@ class Input(Enum):
     DELIVERED = "delivered"
     DEFERRED = "deferred"
     BOUNCED = "bounced"
+
+    __hash__ = object.__hash__
 
 
 _UNSETTLED = {

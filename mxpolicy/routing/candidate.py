@@ -187,6 +187,9 @@ class Awaited(Enum):
     DATA = "data"
     BODY = "body"  # that bytes of the mail data are acknowledged
 
+    # Enum's own is written in Python, and each step of a race looks one up.
+    __hash__ = object.__hash__
+
 
 class Wait(NamedTuple):
     """A wait that ended because our patience did: the host has not failed.
