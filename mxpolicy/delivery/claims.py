@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.delivery import trouble
@@ -39,7 +40,7 @@ from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Bounced, Deferred, Delivered
-from mxpolicy.state.store import HEAVY, JOURNAL, LIGHT, Replacement
+from mxpolicy.state.store import HEAVY, JOURNAL, LIGHT, Operation, Replacement
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -128,6 +129,9 @@ class Claims:
         # By recipient: a dot that is perhaps recorded, and was not sent.
         self._unsent: dict[int, bytes] = {}
         self._tell = tell
+        self._are_all_taken = False
+        self._unwritten = 0  # recipients that have it, and the store does not know yet
+        self._when_written: list[Callable[[], None]] = []
         self._writer = Writer(tell)
 
     def has_memory(self) -> bool:
@@ -194,6 +198,14 @@ class Claims:
             return True
         now = self._context.utc()
         return self._calls.claim(self._keys[number], self._me, self._until, now)
+
+    def claim_at_once(self, numbers: Iterable[int]) -> bool:
+        """Return whether no other delivery of this process has any of *numbers*.
+
+        Then none gets them before this one has ended. What other processes do, and what
+        was before, shows when the dot is recorded.
+        """
+        return all(self._claim_here(number) for number in numbers)
 
     async def _claim_known(self, number: int) -> None:
         self._be_told(number, await self._claim_one(number))
@@ -357,8 +369,40 @@ class Claims:
         """Begin to write what became of *recipient*; see `finish`."""
         if recipient.number not in self._keys or recipient.number in self._earlier:
             return
-        if recipient.state in _NOTED_AT_ONCE:
+        if self._are_all_taken:
+            self._keep_later(recipient)
+        elif recipient.state in _NOTED_AT_ONCE:
             self._writer.do_later(lambda: self._note(recipient))
+
+    def _keep_later(self, recipient: Recipient) -> None:
+        """Begin to write that *recipient* has it, without a task."""
+        key, expires = self._keys[recipient.number], self._context.utc() + KEPT
+        row = key, self._value(recipient), expires, LIGHT, False
+        self._unwritten += 1
+        self._store.patient(_ANSWER_AFTER_DOT).submit(
+            Operation("put", key, row, None), partial(self._wrote, recipient.number)
+        )
+
+    def _wrote(self, number: int, answer: BaseException | None) -> None:
+        self._release(number)
+        self._unwritten -= 1
+        if isinstance(answer, Exception):
+            self._tell(answer)
+        if not self._unwritten:
+            for told in self._when_written:
+                told()
+            self._when_written.clear()
+
+    def all_are_taken(self) -> None:
+        """One host has the message for all recipients: `when_written` is for `finish`."""
+        self._are_all_taken = True
+
+    def when_written(self, told: Callable[[], None]) -> None:
+        """Call *told* when that is written for all, perhaps at once."""
+        if self._unwritten:
+            self._when_written.append(told)
+        else:
+            told()
 
     async def _note(self, recipient: Recipient) -> None:
         """Write what became of *recipient*, then let another delivery have it."""
@@ -482,6 +526,9 @@ class Claims:
 
     async def _finish(self) -> None:
         await self._writer.wait()
+        written = asyncio.Event()
+        self.when_written(written.set)
+        await written.wait()
         states = [recipient.state for recipient in self._settlement]
         known = [self._settlement[number] for number in self._keys]
         for recipient in known:

@@ -127,6 +127,20 @@ class Delivery:
         self.fast = None
         self._begin_to_run(None)
 
+    def end_well(self) -> None:
+        """Do the same where all are delivered to, and nothing else is to be written."""
+        self.fast = None
+        if self.stay is None:
+            self.claims.when_written(self._has_ended_well)
+        else:
+            self._begin_to_run(None)
+
+    def _has_ended_well(self) -> None:
+        self._end()
+        outcomes = self.settlement.outcomes()
+        assert outcomes is not None, "every recipient has been settled"
+        self.ended.set_result(outcomes)
+
     def go_on(self, begun: Begun, destination: Destination, numbers: list[int]) -> None:
         """Go on, the ordinary way, with what the fast path has *begun*.
 

@@ -218,11 +218,12 @@ class Shortcut:
         session = self._take_session()
         if session is None:
             return False
-        if not self._fits(session):
+        self._delivery.note_journal_keys(mail_data.digest_so_far())
+        is_ours = self._delivery.claims.claim_at_once(self._numbers)
+        if not is_ours or not self._fits(session):
             self._give_back(session)
             return False
         self._session = session
-        self._delivery.note_journal_keys(mail_data.digest_so_far())
         if not self._ask(session):
             self._end_session()
             return False
@@ -510,6 +511,7 @@ class Shortcut:
         session.course = session.course._replace(dot=250)
         session.dialogue.dot_is_answered()
         self._let_go(session)
+        delivery.claims.all_are_taken()
         delivery.settlement.taken(self._numbers, answered.reply)
         self._tell_all(session)
         began, now = self._times[0], delivery.trace.now()
@@ -520,7 +522,7 @@ class Shortcut:
         self._path.delivered += 1
         self._give_back(session)
         delivery.trace.tell(events.CandidateLeft, candidate)
-        delivery.end()
+        delivery.end_well()
 
     def _tell_all(self, session: Session) -> None:
         """Tell what the ordinary way would have told as it happened."""
