@@ -11,7 +11,8 @@ from mxpolicy.delivery.admission import Admission
 from mxpolicy.delivery.connect import Egress
 from mxpolicy.delivery.domain_history import DomainHistory, StaleMx
 from mxpolicy.delivery.failed_lookups import FailedLookups
-from mxpolicy.delivery.host_memory import HostMemory
+from mxpolicy.delivery.host_memory import HostMemory, socket_of
+from mxpolicy.delivery.host_records import HostRecords
 from mxpolicy.delivery.owner import Calls
 from mxpolicy.delivery.plan import Planner
 from mxpolicy.delivery.sessions import Sessions
@@ -107,6 +108,7 @@ class Context:
         self._idle = idle
         self.connections = _connections(options, idle) if idle is not None else None
         self.destinations = _destinations() if idle is not None else None
+        self._host_records = HostRecords(self.store, utc)
         self._apply(options)
         self.sessions = Sessions({DIRECT: self._direct()}, idle, late_replies)
         self.admission = Admission(
@@ -149,17 +151,20 @@ class Context:
             options.own_addresses,
             self._is_own_address,
         )
-        self.memory = HostMemory(self.store, options.memory, self.utc)
+        self.memory = HostMemory(
+            self.store, options.memory, self.utc, self._host_records
+        )
         if self.connections is not None:
-            self.memory.failed = self._failed
+            self._host_records.failed = self._failed
             self.memory.is_reached = self.connections.is_reached
         self.domains = DomainHistory(self.store, utc=self.utc)
         self.failed_lookups = FailedLookups(self.store, utc=self.utc)
         lookups = StaleMx(self.resolver, self.domains)
         self.planner = Planner(lookups, options, self.identity)
 
-    def _failed(self, candidate_socket: str) -> None:
+    def _failed(self, key: str) -> None:
         """A failure of a host is remembered now."""
+        candidate_socket = socket_of(key)
         if self.connections is not None and self.destinations is not None:
             self.destinations.failed(candidate_socket)
             self.connections.learned(candidate_socket)

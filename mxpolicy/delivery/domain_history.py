@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery import trouble
 from mxpolicy.outcome import Bounced
 from mxpolicy.routing.domain_record import (
     KEPT,
+    UNKNOWN_DOMAIN,
     after_delivery,
     after_missing,
     decode,
@@ -36,6 +38,12 @@ __all__ = ["DOMAIN", "DomainHistory", "StaleMx"]
 # What the keys begin with.
 DOMAIN = "domain "
 
+# Seconds for which what was read or written last stands for the row in the store: a
+# domain that takes mail all day is read once in that time.
+_FRESH = 60.0
+# Domains of which that is known; all are forgotten when there are more.
+_MAX_KNOWN = 10_000
+
 
 class DomainHistory:
     """What is remembered of domains.
@@ -48,6 +56,8 @@ class DomainHistory:
     def __init__(self, store: Store, *, utc: Callable[[], float] = time.time) -> None:
         self._store = store
         self._utc = utc
+        # The domain, what was read or written last, and when: UTC seconds.
+        self._known: dict[str, tuple[DomainRecord, float]] = {}
 
     async def record(self, domain: str) -> DomainRecord:
         """Return what is remembered of *domain*."""
@@ -63,7 +73,10 @@ class DomainHistory:
         for one in lookups:
             if one.rdtype == "MX" and one.name == domain:
                 step = partial(after_delivery, lookup=one, now=now)
-                await self._change(domain, step)
+                known, at = self._known.get(domain, (UNKNOWN_DOMAIN, -inf))
+                is_fresh = 0 <= now - at < _FRESH
+                if not is_fresh or is_news(known, step(known)):
+                    await self._change(domain, step)
 
     async def unless_stale(
         self, domain: str, refusal: Outcome, *, note: bool = True
@@ -101,7 +114,11 @@ class DomainHistory:
             # The time counts from the last mail that it took, not from this write.
             return New(encode(record), (record.taken or self._utc()) + KEPT)
 
-        return decode((await change(self._store, DOMAIN + domain, step)).value)
+        record = decode((await change(self._store, DOMAIN + domain, step)).value)
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known[domain] = record, self._utc()
+        return record
 
 
 class StaleMx:

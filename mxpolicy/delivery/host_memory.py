@@ -1,4 +1,4 @@
-"""What is remembered of hosts, in the store: read, and changed row by row.
+"""What is remembered of hosts, in the store: read at once for all candidates of a message.
 
 The shell of `mxpolicy.routing.host_record`, `mxpolicy.routing.reachability`,
 `mxpolicy.routing.known_hosts` and `mxpolicy.routing.broken_tls`, which decide. Reading
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mxpolicy.delivery.host_records import HostRecords
 from mxpolicy.reply import printable
 from mxpolicy.routing import broken_tls
 from mxpolicy.routing.broken_tls import after_taking_in_clear
-from mxpolicy.routing.host_record import KEPT, decode, encode, is_news
+from mxpolicy.routing.host_record import NOTHING
 from mxpolicy.routing.known_hosts import KnownHosts, advise
 from mxpolicy.state.change import New, change
 
@@ -31,6 +32,7 @@ __all__ = [
     "HostMemory",
     "host_key",
     "nexthop_key",
+    "socket_of",
     "tls_key",
 ]
 
@@ -50,6 +52,11 @@ def host_key(candidate: Candidate) -> str:
     same few addresses.
     """
     return HOST + candidate.key.socket
+
+
+def socket_of(key: str) -> str:
+    """Return the `Key.socket` in what `host_key` or `nexthop_key` has made."""
+    return key.rpartition(HOST)[2]
 
 
 def nexthop_key(aim: str, candidate: Candidate) -> str:
@@ -74,9 +81,9 @@ class HostMemory:
         store: Where it is kept; no method of it may raise (`FallbackStore`).
         options: The pauses.
         utc: Seconds, as `time.time`.
+        records: Shared by all that use *store* in this process.
 
     Attributes:
-        failed: Told when a failure is remembered, and of which `Key.socket`.
         is_reached: Whether the host of a candidate has accepted a connection of ours
             that is open now. Then it is not down, though it turns another one away.
     """
@@ -86,9 +93,10 @@ class HostMemory:
         store: Store,
         options: MemoryOptions,
         utc: Callable[[], float],
+        records: HostRecords | None = None,
     ) -> None:
         self._store = store
-        self.failed: Callable[[str], None] = lambda socket: None
+        self._records = records or HostRecords(store, utc)
         self.is_reached: Callable[[Candidate], bool] = lambda candidate: False
         self.options = options
         self.utc = utc
@@ -104,32 +112,27 @@ class HostMemory:
             for key, one in names.items()
             if (known := broken_tls.decode(rows.get(key))) is not None
         }
+        seen = {
+            key: self._records.seen(key, rows.get(key)) for key in (*hosts, *nexthops)
+        }
         return advise(
             candidates,
-            {one: decode(rows[key]) for key, one in hosts.items() if key in rows},
-            {one: decode(rows[key]) for key, one in nexthops.items() if key in rows},
+            {one: seen[key] for key, one in hosts.items() if seen[key] != NOTHING},
+            {one: seen[key] for key, one in nexthops.items() if seen[key] != NOTHING},
             self.utc(),
             self.options,
             of_tls,
         )
 
-    async def change(self, key: str, after: Callable[[HostRecord], HostRecord]) -> None:
-        """Replace the record by what *after* makes of it."""
-
-        is_failure = False
-
-        def step(value: bytes | None) -> New | None:
-            nonlocal is_failure
-            before = decode(value)
-            record = after(before)
-            if not is_news(before, record):
-                return None
-            is_failure = record.verdict is not None
-            return New(encode(record), self.utc() + KEPT)
-
-        await change(self._store, key, step)
-        if is_failure:
-            self.failed(key.rpartition(HOST)[2])
+    def change(
+        self,
+        key: str,
+        after: Callable[[HostRecord], HostRecord],
+        tell: Callable[[Exception], None],
+        ended: Callable[[], None],
+    ) -> bool:
+        """See `HostRecords.change`."""
+        return self._records.change(key, after, tell, ended)
 
     async def note_broken_tls(self, candidate: Candidate, message_id: str) -> None:
         """Remember that a message was taken in clear after TLS had failed."""

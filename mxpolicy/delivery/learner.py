@@ -74,6 +74,8 @@ class Learner:
         self._reused: set[Candidate] = set()  # by an earlier message's session
         self._in_clear: set[Candidate] = set()  # because TLS had failed
         self._writer = Writer(trace.trouble)
+        self._unwritten = 0  # changes of records
+        self._all_written: asyncio.Future[None] | None = None
 
     def learn(self, event: events.Event) -> None:
         """Learn from what happens; never waits."""
@@ -222,7 +224,13 @@ class Learner:
     # -- writing ----------------------------------------------------------------
 
     def _change(self, key: str, change: Change) -> None:
-        self._writer.do_later(partial(self._memory.change, key, change))
+        if self._memory.change(key, change, self._trace.trouble, self._count_down):
+            self._unwritten += 1
+
+    def _count_down(self) -> None:
+        self._unwritten -= 1
+        if not self._unwritten and self._all_written is not None:
+            self._all_written.set_result(None)
 
     def _forget_broken_tls(self, candidate: Candidate) -> None:
         self._writer.do_later(partial(self._memory.forget_broken_tls, candidate))
@@ -232,6 +240,10 @@ class Learner:
         for candidate in list(self._alarms):
             self._forget(candidate)
         await self._writer.wait()
+        if self._unwritten:
+            self._all_written = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._all_written])
+            self._all_written = None
 
 
 def _after_reuse(record: HostRecord, now: float) -> HostRecord:

@@ -371,9 +371,8 @@ class _Submitted(Submitted):
             self._end()(result)
 
     def _be_late(self) -> None:
-        told = self._end()
+        self._end()(self._operation.undone)
         self._fallback.tell("no answer from the store in time: it is asked again later")
-        told(self._operation.undone)
 
     def _end(self) -> Callable[[Any], None]:
         """Stop waiting, and return who is to be told."""

@@ -13,7 +13,7 @@ from mxpolicy.state.memory import MemoryStore
 from tests.delivery.site import START
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
 HERE = Candidate("mx.example.com", "192.0.2.1", 25)
 THERE = Candidate("mx2.example.com", "192.0.2.2", 25)
@@ -37,6 +37,19 @@ class Counted(MemoryStore):
         return await super().get_many(keys)
 
 
+async def change(
+    memory: HostMemory, key: str, after: Callable[[HostRecord], HostRecord]
+) -> None:
+    """Change the record, and wait until that is written."""
+    ended = asyncio.get_running_loop().create_future()
+    assert memory.change(key, after, raise_it, lambda: ended.set_result(None))
+    await ended
+
+
+def raise_it(error: Exception) -> None:
+    raise error
+
+
 def made() -> tuple[HostMemory, Counted]:
     store = Counted(lambda: START)
     return HostMemory(store, MemoryOptions(), lambda: START), store
@@ -44,8 +57,8 @@ def made() -> tuple[HostMemory, Counted]:
 
 async def test_all_that_is_known_of_a_plan_is_read_by_one_visit() -> None:
     memory, store = made()
-    await memory.change(host_key(HERE), lambda record: FAILED)
-    await memory.change(nexthop_key("example.com:25", THERE), lambda record: FAILED)
+    await change(memory, host_key(HERE), lambda record: FAILED)
+    await change(memory, nexthop_key("example.com:25", THERE), lambda record: FAILED)
     await memory.note_broken_tls(THERE, "one")
     store.visits = 0
     known = await memory.advise("example.com:25", [HERE, THERE])
@@ -60,8 +73,8 @@ async def test_all_that_is_known_of_a_plan_is_read_by_one_visit() -> None:
 async def test_changes_at_the_same_time_are_all_kept() -> None:
     memory, store = made()
     await asyncio.gather(
-        memory.change(host_key(HERE), lambda one: one._replace(small_segments=START)),
-        memory.change(host_key(HERE), lambda one: one._replace(last_ready=START)),
+        change(memory, host_key(HERE), lambda one: one._replace(small_segments=START)),
+        change(memory, host_key(HERE), lambda one: one._replace(last_ready=START)),
     )
     record = decode(await store.get(host_key(HERE)))
     assert record == HostRecord(small_segments=START, last_ready=START)

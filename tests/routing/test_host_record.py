@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,3 +76,25 @@ def test_record_of_another_version_is_nothing() -> None:
     assert decode(None) == NOTHING
     assert decode(value.replace(b"filtered", b"cursed")) == NOTHING
     assert decode(value.replace(b" 60 ", b" nan ")) == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "news"),
+    [
+        pytest.param((0.01, 0.05), (0.12, 3.9), False, id="noise"),
+        pytest.param((0.12, 3.9), (0.01, 0.05), False, id="noise_that_ends"),
+        pytest.param((0.01, 0.05), (0.24, 0.05), True, id="slow_to_connect"),
+        pytest.param((0.01, 0.05), (0.01, 5.0), True, id="slow_to_greet"),
+        pytest.param((0.01, 6.0), (0.01, 6.5), False, id="slow_as_before"),
+        pytest.param((0.01, 6.0), (0.01, 0.05), True, id="quick_again"),
+        pytest.param((None, None), (0.01, 0.05), True, id="first_time"),
+    ],
+)
+def test_latency_is_news_only_where_the_race_waits_for_it(
+    before: tuple[float | None, float | None],
+    after: tuple[float, float],
+    news: bool,
+) -> None:
+    known = HostRecord(None, last_ready=START)
+    known = known._replace(connect_time=before[0], greeting_latency=before[1])
+    assert is_news(known, after_ready(known, START + 1, *after)) is news
