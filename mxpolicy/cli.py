@@ -33,6 +33,7 @@ COMMANDS = {
     "route": "show which hosts a message would be tried at, and why; dials nothing",
     "ask": "show what the mail server's question is answered, and why",
     "hosts": "show what is remembered of hosts, or forget it (hosts clear)",
+    "setup": "set up Postfix or Exim, or take that back; prints it first",
     "check": "show the configuration as understood, and whether all around it fits",
     "demo": "see it work on loopback: no root, no mail server",
 }

@@ -23,7 +23,7 @@ from mxpolicy.reply import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Ended", "Postconf", "PostfixUnseen", "run"]
+__all__ = ["Ended", "Postconf", "PostfixUnseen", "directory_of", "run"]
 
 # postconf reads two files; postmap may ask a database over the network.
 PATIENCE = 10.0
@@ -47,8 +47,23 @@ class Ended(NamedTuple):
     err: str
 
 
-def run(directory: str, program: str, *argv: str, patience: float = PATIENCE) -> Ended:
+def run(
+    directory: str,
+    program: str,
+    *argv: str,
+    patience: float = PATIENCE,
+    most: int = MAX_OUTPUT,
+    environ: Mapping[str, str] | None = None,
+) -> Ended:
     """Run *program* of *directory* to its end; kill it after *patience* seconds.
+
+    Args:
+        directory: Where the program is.
+        program: Its name.
+        argv: Its arguments.
+        patience: In seconds.
+        most: Bytes that it may write.
+        environ: What is to be in its environment beside our own.
 
     Raises:
         PostfixUnseen: It cannot be started, took too long or said too much.
@@ -61,13 +76,13 @@ def run(directory: str, program: str, *argv: str, patience: float = PATIENCE) ->
             stderr=subprocess.PIPE,
             # So that what it starts ends with it.
             start_new_session=True,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, **(environ or {}), "LC_ALL": "C"},
         )
     except OSError as error:
         raise PostfixUnseen(f"{program}: {error.strerror}") from error
     with process:
         try:
-            out, err = _output(process, program, patience)
+            out, err = _output(process, program, patience, most)
         except BaseException:
             # It was not waited for: the process id is still its own.
             with suppress(ProcessLookupError):
@@ -75,6 +90,12 @@ def run(directory: str, program: str, *argv: str, patience: float = PATIENCE) ->
             raise
     text = out.decode("utf-8", "replace")
     return Ended(process.returncode, text, printable(err.strip()))
+
+
+def directory_of(program: str, search: str) -> str | None:
+    """Return where *program* is, on the path *search* or in the usual places, if any."""
+    found = shutil.which(program, path=os.pathsep.join((search, *_PLACES)))
+    return os.path.dirname(found) if found else None
 
 
 class Postconf:
@@ -90,9 +111,8 @@ class Postconf:
     @classmethod
     def find(cls, search: str) -> Postconf | None:
         """Return the one on the path *search* or in the usual places, if any."""
-        path = os.pathsep.join((search, *_PLACES))
-        found = shutil.which("postconf", path=path)
-        return cls(partial(run, os.path.dirname(found))) if found else None
+        directory = directory_of("postconf", search)
+        return cls(partial(run, directory)) if directory else None
 
     def services(self) -> str:
         """Return what ``postconf -M`` says."""
@@ -129,7 +149,7 @@ class Postconf:
 
 
 def _output(
-    process: subprocess.Popen[bytes], program: str, patience: float
+    process: subprocess.Popen[bytes], program: str, patience: float, most: int
 ) -> tuple[bytes, bytes]:
     """Return all that *process* writes to stdout and stderr, and wait for its end.
 
@@ -151,8 +171,8 @@ def _output(
                 if not data:
                     selector.unregister(key.fileobj)
                 said[key.fileobj] += data  # type: ignore[index]
-            if sum(map(len, said.values())) > MAX_OUTPUT:
-                raise PostfixUnseen(f"{program} says more than {MAX_OUTPUT} bytes")
+            if sum(map(len, said.values())) > most:
+                raise PostfixUnseen(f"{program} says more than {most} bytes")
     try:
         process.wait(max(0.0, end - time.monotonic()))
     except subprocess.TimeoutExpired as error:

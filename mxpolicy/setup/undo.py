@@ -1,0 +1,204 @@
+"""How what set-up did is taken back: pure functions of what is there and what was kept.
+
+A file that nothing else has changed since becomes what it was before, byte for byte. In
+another one each step is taken back by itself, the last one first: our own line goes, a
+line that it replaced comes back, and all other lines stay. A step that is undone already
+changes nothing, so a run that was killed can be repeated.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.setup.cf_text import entries, find, put_back, squeeze
+from mxpolicy.setup.kept import Kept, KeptFile, digest
+from mxpolicy.setup.postfix_lines import OWN, TABLE
+from mxpolicy.setup.steps import MAIN, MASTER, WHOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from mxpolicy.setup.steps import Plan, Step
+
+__all__ = ["Undone", "going", "kept_with", "mentions", "taken_back"]
+
+Texts = dict[str, str | None]
+
+
+class Undone(NamedTuple):
+    """What taking back would lead to.
+
+    Attributes:
+        texts: What each file would be, by its path; None where it would go.
+        notes: What stays otherwise than one would think, a sentence each.
+    """
+
+    texts: Texts
+    notes: tuple[str, ...]
+
+
+def taken_back(kept: Kept, there: Mapping[str, str | None]) -> Undone:
+    """Return what the files become.
+
+    Args:
+        kept: By set-up.
+        there: What each file of *kept* is now, by its path.
+    """
+    texts: Texts = {}
+    notes: list[str] = []
+    for path, one in kept.files.items():
+        text = there[path]
+        if one.is_whole and one.after == digest(text):
+            texts[path] = one.before
+            continue
+        for step in reversed(_of(path, kept.steps)):
+            text = _without(step, text, notes)
+        texts[path] = text
+    return Undone(texts, tuple(notes))
+
+
+def kept_with(
+    kept: Kept | None,
+    plan: Plan,
+    mail_server: str,
+    there: Mapping[str, str | None],
+    owners: Mapping[str, tuple[int, int, int] | None],
+) -> Kept:
+    """Return what is to be kept before *plan* is carried out.
+
+    Args:
+        kept: By an earlier set-up that is not undone.
+        plan: What is to be done now. Its files are absolute paths.
+        mail_server: ``postfix`` or ``exim``.
+        there: What each file is now: those of *plan* and those of *kept*.
+        owners: User, group and mode of each file.
+    """
+    files = {}
+    steps = {(one.file, one.key): one for one in kept.steps} if kept else {}
+    if kept:
+        clean = taken_back(kept, there).texts
+        for path, one in kept.files.items():
+            # Anything else that was changed since must outlive the undo.
+            is_whole = one.is_whole and clean[path] == one.before
+            files[path] = KeptFile(one.before, is_whole, owner=one.owner)
+    for path in dict.fromkeys(one.file for one in plan.steps):
+        if path not in files:
+            files[path] = KeptFile(there[path], owner=owners.get(path))
+    for step in plan.steps:
+        earlier = steps.get((step.file, step.key))
+        # What was there before the first of them comes back, unless it came already.
+        if earlier and _is_by(earlier, there[step.file]):
+            step = step._replace(before=earlier.before)
+        steps[step.file, step.key] = step
+    return Kept(mail_server, files, tuple(steps.values()))
+
+
+def _of(path: str, steps: Sequence[Step]) -> list[Step]:
+    return [one for one in steps if one.file == path]
+
+
+def _kind(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _is_by(step: Step, text: str | None) -> bool:
+    """Return whether *text* has what *step* made, as far as can be told."""
+    if step.key == WHOLE:
+        return True
+    found = find(_kind(step.file), text or "", step.key)
+    return any(one.value == squeeze(step.after) for one in found)
+
+
+def _without(step: Step, text: str | None, notes: list[str]) -> str | None:
+    """Return *text* without what *step* did to it."""
+    if step.key == WHOLE:
+        if text is not None and text != step.after:
+            notes.append(
+                f"{step.file} was changed since: it is kept as {step.file}.undone"
+            )
+        return step.before
+    if text is None:
+        return None
+    kind = _kind(step.file)
+    found = find(kind, text, step.key)
+    if not found:
+        return text
+    entry = found[-1]
+    if entry.value != squeeze(step.after):
+        if any(one.value == entry.value for one in entries(kind, step.before or "")):
+            return text
+        if not _is_our_own(step):
+            notes.append(
+                f"{step.key} was changed since and stays: {step.key} = {entry.value}"
+            )
+            return text
+        notes.append(f"{entry.value} was changed since; it is taken out all the same")
+    return put_back(text, entry, step.before)
+
+
+def _is_our_own(step: Step) -> bool:
+    """Return whether the entry is nothing without us, whatever it says by now."""
+    return step.before is None and step.key.startswith(OWN)
+
+
+# -- what would point to nothing --------------------------------------------------
+
+
+def going(kept: Kept, texts: Mapping[str, str | None]) -> list[str]:
+    """Return patterns of what nothing may name any more when *texts* hold.
+
+    Args:
+        kept: By set-up.
+        texts: Of the files, after it is taken back.
+    """
+    patterns = []
+    for step in kept.steps:
+        text = texts[step.file]
+        kind = _kind(step.file)
+        if step.key == WHOLE:
+            if text is None:
+                patterns.append(rf"{TABLE}\b")
+            continue
+        if find(kind, text or "", step.key):
+            continue
+        name, _, sort = step.key.partition("/")
+        if kind == MASTER and sort == "unix":
+            patterns.append(rf"(?<![\w./-]){re.escape(name)}:")
+            patterns.append(rf"\bprivate/{re.escape(name)}\b")
+        elif kind == MASTER:
+            host, _, port = name.partition(":")
+            patterns.append(re.escape(f"[{host}]:{port}"))
+        elif name == "mxpolicy_policy":
+            patterns.append(r"\$[{(]?mxpolicy_policy\b")
+    return patterns
+
+
+def mentions(
+    patterns: Collection[str],
+    texts: Mapping[str, str | None],
+    tables: Mapping[str, str],
+) -> list[str]:
+    """Return where something still names what would go, a sentence each.
+
+    Args:
+        patterns: From `going`.
+        texts: main.cf and master.cf as they would become, by path.
+        tables: Lookup tables that main.cf names, by path.
+    """
+    if not patterns:
+        return []
+    pattern = re.compile("|".join(patterns))
+    found = []
+    for path, text in texts.items():
+        if _kind(path) in {MAIN, MASTER} and text is not None:
+            found += [
+                f"{path}, line {one.first + 1}, {one.key}: {hit[0]}"
+                for one in entries(_kind(path), text)
+                if (hit := pattern.search(one.value))
+            ]
+    for path, text in tables.items():
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.lstrip().startswith("#") and (hit := pattern.search(line)):
+                found.append(f"{path}, line {number}: {hit[0]}")
+    return found

@@ -1,0 +1,505 @@
+"""Set-up of a Postfix and its undo, on files of several kinds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mxpolicy.setup import postfix as module
+from mxpolicy.setup.cf_text import entries
+from mxpolicy.setup.kept import SetupError, load, replace
+from mxpolicy.setup.postfix import KEPT, Postfix
+from mxpolicy.setup.postfix_plan import Asked, plan
+from mxpolicy.setup.steps import Plan
+from tests.setup.programs import TREE, Copy, Real, sample
+
+needs_postconf = pytest.mark.skipif(TREE is None, reason="no packages of the lab")
+programs = pytest.mark.parametrize(
+    "programs", [pytest.param(Real, marks=needs_postconf), Copy]
+)
+
+ASKED = {
+    "transport": Asked(),
+    "all-mail": Asked(all_mail=True),
+    "one-domain": Asked(domains=("example.com", ".example.com")),
+    "fallback": Asked(fallback=True),
+    "policy": Asked(policy=True),
+    "lmtp": Asked(lmtp=True, all_mail=True),
+    "all-and-policy": Asked(all_mail=True, policy=True, config="/srv/mx.yaml"),
+}
+SAMPLES = ("debian", "mailcow", "dockermailserver", "byhand", "manylines")
+
+every_sample = pytest.mark.parametrize("name", SAMPLES)
+every_way = pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+
+# For what does not ask how postconf edits.
+SEVERAL = Asked(domains=("example.com",), fallback=True, policy=True)
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL."""
+
+
+def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
+    """Return {name: (what is in it, mode)}."""
+    return {
+        one.name: (one.read_bytes(), one.stat().st_mode) for one in directory.iterdir()
+    }
+
+
+def planned(postfix: Postfix, asked: Asked) -> Plan:
+    return plan(asked, postfix.seen(asked))
+
+
+def applied(postfix: Postfix, asked: Asked) -> Plan:
+    seen = postfix.seen(asked)
+    what = plan(asked, seen)
+    assert what.refusals == ()
+    if what.steps or postfix.is_unfinished:
+        postfix.apply(asked, what)
+    return what
+
+
+def undone(postfix: Postfix) -> tuple[str, ...]:
+    what = postfix.undoing()
+    assert what is not None
+    assert what.refusals == ()
+    assert postfix.undo(what) == []
+    return what.undone.notes
+
+
+def change(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+@programs
+@every_sample
+@every_way
+def test_undo_restores_every_byte(
+    programs: type[Copy], name: str, asked: Asked, tmp_path: Path
+) -> None:
+    directory = sample(name, tmp_path / "postfix")
+    (directory / "main.cf").chmod(0o640)
+    before = contents(directory)
+    postfix = Postfix(programs(directory))
+    what = applied(postfix, asked)
+    after = contents(directory)
+    assert (after != before) == bool(what.steps)
+    assert planned(postfix, asked).steps == ()
+    # postconf -e makes it 0644.
+    assert (directory / "main.cf").stat().st_mode & 0o777 == 0o640
+    if not what.steps:
+        return
+    assert (directory / KEPT).stat().st_mode & 0o777 == 0o600
+    undone(postfix)
+    assert contents(directory) == before
+    assert postfix.undoing() is None
+    if programs is Real:
+        # What is new comes in any order: postconf keeps it in a hash table.
+        applied(Postfix(Copy(directory)), asked)
+        for file in ("main.cf", "master.cf"):
+            real, copy = (
+                entries(file, one[file][0].decode("latin-1"))
+                for one in (after, contents(directory))
+            )
+            assert {one.text for one in real} == {one.text for one in copy}
+
+
+@every_sample
+@every_way
+def test_lines_of_others_stay(name: str, asked: Asked, tmp_path: Path) -> None:
+    directory = sample(name, tmp_path / "postfix")
+    postfix = Postfix(Copy(directory))
+    before = contents(directory)
+    if not applied(postfix, asked).steps:
+        return
+    for file in ("main.cf", "master.cf"):
+        text = (directory / file).read_bytes()
+        (directory / file).write_bytes(b"# first\n" + text + b"# last\n")
+    assert undone(postfix) == ()
+    for file in ("main.cf", "master.cf"):
+        expected = b"# first\n" + before[file][0] + b"# last\n"
+        assert (directory / file).read_bytes() == expected
+
+
+def test_several_set_ups_are_undone_together(tmp_path: Path) -> None:
+    directory = sample("dockermailserver", tmp_path / "postfix")
+    before = contents(directory)
+    postfix = Postfix(Copy(directory))
+    for asked in ASKED.values():
+        applied(postfix, asked)
+        applied(postfix, Asked(domains=("example.org",), lmtp=False))
+    table = (directory / "mxpolicy_transport").read_text()
+    assert "example.org" in table
+    assert "example.com" in table
+    undone(postfix)
+    assert contents(directory) == before
+
+
+def test_set_up_over_changes_of_others(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    postfix = Postfix(Copy(directory))
+    before = (directory / "main.cf").read_text()
+    applied(postfix, Asked(all_mail=True))
+    change(directory / "main.cf", "biff = no", "biff = yes")
+    applied(postfix, Asked(policy=True))
+    undone(postfix)
+    expected = before.replace("biff = no", "biff = yes")
+    assert (directory / "main.cf").read_text() == expected
+
+
+def test_set_up_of_another_file_than_others_change(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    postfix = Postfix(Copy(directory))
+    before = (directory / "master.cf").read_text()
+    applied(postfix, Asked())
+    change(directory / "master.cf", "bounce\ndefer", "bounce\n# said\ndefer")
+    assert [one.file for one in applied(postfix, Asked(all_mail=True)).steps] == [
+        "main.cf"
+    ]
+    undone(postfix)
+    expected = before.replace("bounce\ndefer", "bounce\n# said\ndefer")
+    assert (directory / "master.cf").read_text() == expected
+
+
+def test_value_that_the_postmaster_changed_stays(tmp_path: Path) -> None:
+    directory = sample("dockermailserver", tmp_path / "postfix")
+    postfix = Postfix(Copy(directory))
+    applied(postfix, Asked(all_mail=True))
+    change(directory / "main.cf", "relayhost = \n", "relayhost = [new.example]\n")
+    change(directory / "main.cf", "limit = 3600s", "limit = 7200s")
+    notes = undone(postfix)
+    assert any("relayhost = [new.example]" in one for one in notes)
+    text = (directory / "main.cf").read_text()
+    assert "relayhost = [new.example]\n" in text
+    assert "default_transport = smtp\n" in text
+    assert "mxpolicy" not in text
+
+
+def test_table_that_the_postmaster_changed_is_kept(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    postfix = Postfix(Copy(directory))
+    applied(postfix, Asked(domains=("example.com",)))
+    table = directory / "mxpolicy_transport"
+    table.write_text(table.read_text() + "example.org mxpolicy:\n")
+    assert len(undone(postfix)) == 1
+    assert not table.exists()
+    kept = directory / "mxpolicy_transport.undone"
+    assert "example.org mxpolicy:\n" in kept.read_text()
+
+
+# -- killed -----------------------------------------------------------------------
+
+
+def interrupted(
+    monkeypatch: pytest.MonkeyPatch, run: Copy, count: int
+) -> Callable[..., object]:
+    """Have the *count*-th change die; after it, where *count* is odd."""
+    left = iter(range(count // 2))
+
+    def dying(change: Callable[..., object]) -> Callable[..., object]:
+        def call(*argv: str, **how: float) -> object:
+            if next(left, None) is not None:
+                return change(*argv, **how)
+            if count % 2:
+                change(*argv, **how)
+            raise Killed
+
+        return call
+
+    for name in ("save", "replace", "give_back"):
+        monkeypatch.setattr(module, name, dying(getattr(module, name)))
+    edit: Callable[..., object] = dying(run)
+    ask: Callable[..., object] = run
+
+    def runs(*argv: str, **how: float) -> object:
+        is_change = argv[1] in {"-e", "-M"}
+        return (edit if is_change else ask)(*argv, **how)
+
+    return runs
+
+
+def killed_states(work: Callable[[Postfix], object], directory: Path) -> Iterator[None]:
+    """Yield after *work* was killed before and after each change that it makes."""
+    begun = contents(directory)
+    for count in range(100):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            runs = interrupted(monkeypatch, Copy(directory), count)
+            try:
+                work(Postfix(runs))  # type: ignore[arg-type]
+            except Killed:
+                pass
+            else:
+                assert count > 10
+                return
+        yield
+        for path in directory.iterdir():
+            path.unlink()
+        for name, (data, mode) in begun.items():
+            (directory / name).write_bytes(data)
+            (directory / name).chmod(mode)
+    raise AssertionError("never came to its end")
+
+
+@pytest.mark.parametrize("name", ["debian", "mailcow"])
+@pytest.mark.parametrize("then", ["undo", "apply"])
+def test_killed_set_up(name: str, then: str, tmp_path: Path) -> None:
+    directory = sample(name, tmp_path / "postfix")
+    (directory / "main.cf").chmod(0o640)
+    before = contents(directory)
+    whole = Postfix(Copy(directory))
+    applied(whole, SEVERAL)
+    after = contents(directory)
+    undone(whole)
+    for _ in killed_states(lambda postfix: applied(postfix, SEVERAL), directory):
+        postfix = Postfix(Copy(directory))
+        if then == "apply":
+            applied(postfix, SEVERAL)
+            assert {**contents(directory), KEPT: None} == {**after, KEPT: None}
+        if postfix.undoing() is not None:
+            undone(postfix)
+        assert contents(directory) == before
+
+
+@pytest.mark.parametrize("then", ["undo", "apply"])
+def test_killed_undo(then: str, tmp_path: Path) -> None:
+    directory = sample("mailcow", tmp_path / "postfix")
+    (directory / "main.cf").chmod(0o640)
+    before = contents(directory)
+    applied(Postfix(Copy(directory)), SEVERAL)
+    for _ in killed_states(undone, directory):
+        postfix = Postfix(Copy(directory))
+        if then == "apply":
+            applied(postfix, SEVERAL)
+        if postfix.undoing() is not None:
+            undone(postfix)
+        assert contents(directory) == before
+
+
+# -- refusals ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "asked", "said"),
+    [
+        (
+            "main.cf",
+            "relayhost = [one.example]\nbiff = yes\nrelayhost = [two.example]\n",
+            Asked(all_mail=True),
+            "main.cf has relayhost more than once, in lines 28, 34, 36: leave one",
+        ),
+        (
+            "main.cf",
+            "mxpolicy_time_limit = 3600s",
+            Asked(),
+            "main.cf does not end with a line end",
+        ),
+        (
+            "main.cf",
+            "pipe_delivery_status_filter = regexp:/etc/postfix/ends\n",
+            Asked(),
+            "pipe_delivery_status_filter = regexp:/etc/postfix/ends already; join",
+        ),
+        (
+            "main.cf",
+            "smtp_fallback_relay = [relay.example]\n",
+            Asked(fallback=True),
+            "smtp_fallback_relay = [relay.example] already",
+        ),
+        (
+            "master.cf",
+            "mxpolicy unix - n n - 5 pipe\n  user=nobody argv=/bin/false\n",
+            Asked(),
+            "has another service mxpolicy/unix: mxpolicy unix - n n - 5 pipe user=nob",
+        ),
+        (
+            "master.cf",
+            "127.0.0.1:10026 inet n - n - - smtpd -o content_filter=\n",
+            Asked(fallback=True),
+            "has another service 127.0.0.1:10026/inet",
+        ),
+    ],
+)
+def test_refusal(file: str, line: str, asked: Asked, said: str, tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    path = directory / file
+    path.write_text(path.read_text() + line)
+    what = planned(Postfix(Copy(directory)), asked)
+    assert [one for one in what.refusals if said in one], what.refusals
+
+
+def test_domain_that_goes_another_way_is_refused(tmp_path: Path) -> None:
+    directory = sample("dockermailserver", tmp_path / "postfix")
+    asked = Asked(domains=("example.com", "partner.example"))
+    [refusal] = planned(Postfix(Copy(directory)), asked).refusals
+    assert "partner.example by relay:[mx.partner.example] (texthash:" in refusal
+
+
+def test_link_in_the_place_of_main_cf_is_refused(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    (directory / "main.cf").rename(tmp_path / "main.cf")
+    (directory / "main.cf").symlink_to(tmp_path / "main.cf")
+    with pytest.raises(SetupError, match=r"is a link to .*-c DIR"):
+        Postfix(Copy(directory))
+
+
+def test_service_that_was_put_in_by_hand_stays(tmp_path: Path) -> None:
+    directory = sample("byhand", tmp_path / "postfix")
+    postfix = Postfix(Copy(directory))
+    what = planned(postfix, Asked())
+    assert what.steps == ()
+    assert [one.split(" ")[0] for one in what.notes] == [
+        "master.cf",
+        "mxpolicy_time_limit",
+    ]
+    applied(postfix, Asked(all_mail=True))
+    undone(postfix)
+    assert "unix" in (directory / "master.cf").read_text()
+
+
+def test_queued_messages_are_named(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    run = Copy(directory)
+    postfix = Postfix(run)
+    applied(postfix, Asked(fallback=True))
+    run.queue = {
+        "4ZbX3k0Qz": ("deferred", "mxpolicy:"),
+        "A1B2C3": ("active", ""),
+        "D4E5F6": ("hold", "mxpolicy:[mail.example.net]"),
+        "778899": ("deferred", "smtp-amavis:[127.0.0.1]:10024"),
+    } | {f"F{number:04}": ("incoming", "") for number in range(250)}
+    what = postfix.undoing()
+    assert what is not None
+    [refusal] = what.refusals
+    assert "2 queued messages are bound to mxpolicy" in refusal
+    assert "4ZbX3k0Qz, D4E5F6 (on hold)" in refusal
+    assert "postsuper -r 4ZbX3k0Qz (" in refusal
+    assert not [one for one in run.ran if one[0] == "postsuper"]
+    del run.queue["4ZbX3k0Qz"], run.queue["D4E5F6"]
+    undone(postfix)
+
+
+def test_message_that_leaves_the_queue_meanwhile(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    run = Copy(directory)
+    run.queue = {"AA": ("active", "mxpolicy:"), "BB": ("deferred", "mxpolicy:")}
+    listed = run("postqueue", "-j")
+    del run.queue["AA"]
+    postfix = Postfix(
+        lambda *argv, **how: listed if argv[0] == "postqueue" else run(*argv, **how)
+    )
+    [sentence] = postfix.waiting({"mxpolicy"})
+    assert "1 queued messages" in sentence
+    assert "BB" in sentence
+
+
+def test_message_that_comes_during_undo_is_told(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    run = Copy(directory)
+    postfix = Postfix(run)
+    applied(postfix, Asked(fallback=True))
+    what = postfix.undoing()
+    assert what is not None
+    run.queue["AA"] = ("active", "mxpolicy:")
+    [sentence] = postfix.undo(what)
+    assert "AA" in sentence
+
+
+@pytest.mark.parametrize(
+    ("asked", "file", "line", "said"),
+    [
+        (
+            Asked(),
+            "main.cf",
+            "relay_transport = mxpolicy:",
+            "relay_transport: mxpolicy:",
+        ),
+        (
+            Asked(),
+            "master.cf",
+            "in inet n - n - - smtpd -o content_filter=mxpolicy:x",
+            "in/inet",
+        ),
+        (
+            Asked(policy=True),
+            "main.cf",
+            "only_insiders = check_policy_service { $mxpolicy_policy, timeout=3s }",
+            "only_insiders: $mxpolicy_policy",
+        ),
+        (
+            Asked(domains=("example.com",)),
+            "main.cf",
+            "relay_domains = texthash:$config_directory/mxpolicy_transport",
+            "relay_domains: mxpolicy_transport",
+        ),
+        (Asked(), "transport", "example.org mxpolicy:[192.0.2.1]", "transport, line 3"),
+    ],
+)
+def test_what_would_point_to_nothing_is_refused(
+    asked: Asked, file: str, line: str, said: str, tmp_path: Path
+) -> None:
+    directory = sample("dockermailserver", tmp_path / "postfix")
+    change(directory / "main.cf", "$config_directory", str(directory))
+    postfix = Postfix(Copy(directory))
+    applied(postfix, asked)
+    after = (directory / file).read_text()
+    (directory / file).write_text(f"{after}{line}\n# mxpolicy: is no mention\n")
+    what = postfix.undoing()
+    assert what is not None
+    [refusal] = what.refusals
+    assert said in refusal
+    (directory / file).write_text(after)
+    undone(postfix)
+
+
+# -- what is kept -----------------------------------------------------------------
+
+
+def test_kept_file_says_its_format(tmp_path: Path) -> None:
+    directory = sample("manylines", tmp_path / "postfix")
+    main = (directory / "main.cf").read_bytes()
+    applied(Postfix(Copy(directory)), Asked(all_mail=True))
+    found = json.loads((directory / KEPT).read_text())
+    assert found["format"] == 1
+    text = found["files"][str(directory / "main.cf")]["before"]
+    assert text.encode("utf-8", "surrogateescape") == main
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "said"),
+    [
+        ('{"format": 2, "version": "9.1"}', 0o600, r"is of format 2, .*\(9\.1\)"),
+        ('{"format": 1', 0o600, "is damaged"),
+        ('{"format": 1}', 0o600, "is damaged"),
+        ("[]", 0o600, "is damaged"),
+        (
+            '{"format": 1, "mail_server": "postfix", "steps": [{}], "files": {}}',
+            0o600,
+            "is damaged",
+        ),
+        ("{}", 0o620, "others may write it"),
+        ("{}", 0o602, "others may write it"),
+    ],
+)
+def test_kept_file_that_is_not_believed(
+    text: str, mode: int, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / KEPT
+    path.write_text(text)
+    path.chmod(mode)
+    with pytest.raises(SetupError, match=said):
+        load(str(path))
+
+
+def test_link_in_the_place_of_the_kept_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("{}")
+    (tmp_path / KEPT).symlink_to(tmp_path / "theirs")
+    with pytest.raises(SetupError, match="is no file"):
+        load(str(tmp_path / KEPT))
+    replace(str(tmp_path / KEPT), "ours", 0o600)
+    assert (tmp_path / "theirs").read_text() == "{}"
