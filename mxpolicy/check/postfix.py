@@ -141,8 +141,8 @@ def look(
     items = judge_instance(settings)
     if not postfix.services:
         text = f"Postfix {settings['mail_version']} is here; no pipe(8) service of it"
-        text += " runs mxpolicy: see contrib/postfix"
-        return [*items, tell(Level.WARN, text)]
+        text += " runs mxpolicy"
+        return [*items, tell(Level.WARN, text, "mxpolicy setup postfix")]
     for service in postfix.services:
         items += judge_transport(_gather(service, postfix, config, machine))
     each = [processes(one, settings) for one in postfix.services]

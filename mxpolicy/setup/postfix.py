@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.check.master_cf import words
 from mxpolicy.check.postconf import Postconf
-from mxpolicy.setup.cf_text import entries
+from mxpolicy.setup.cf_text import entries, find
 from mxpolicy.setup.kept import (
     Kept,
     SetupError,
@@ -260,16 +260,27 @@ class Postfix:
                 for one in entries(MASTER, undone.texts[step.file] or "")
             )
         }
-        return self.waiting(gone & {"mxpolicy", "mxlmtp"})
+        relay, main = "smtp_fallback_relay", f"{self.directory}/{MAIN}"
+        first = (
+            f"postconf -X {relay}; postfix reload; "
+            if (main, relay) in {(one.file, one.key) for one in kept.steps}
+            and find(MAIN, self._text(main), relay)
+            else ""
+        )
+        return self.waiting(gone & {"mxpolicy", "mxlmtp"}, first)
 
-    def waiting(self, transports: set[str]) -> list[str]:
+    def waiting(self, transports: set[str], first: str = "") -> list[str]:
         """Return a sentence about messages that are bound to *transports*; mostly none.
 
-        Such a message keeps its ``content_filter`` or ``FILTER`` in its own queue file,
-        whatever main.cf says later.
+        Args:
+            transports: Their names.
+            first: What is to be done first, or they would soon be bound again.
+
         """
         if not transports:
             return []
+        # Such a message keeps its content_filter or FILTER in its own queue file,
+        # whatever main.cf says later.
         limits = {"patience": QUEUE_PATIENCE, "most": MOST_OF_QUEUE}
         lines = self.ask("postqueue", "-j", **limits).splitlines()
         queue = {one["queue_id"]: one["queue_name"] for one in map(json.loads, lines)}
@@ -282,12 +293,12 @@ class Postfix:
             for one in bound[:MOST_NAMED]
         )
         more = f" and {len(bound) - MOST_NAMED} more" if len(bound) > MOST_NAMED else ""
-        mend = f"; postsuper -r {' '.join(free[:MOST_NAMED])}" if free else ""
+        mend = f": {first}postsuper -r {' '.join(free[:MOST_NAMED])}" if free else ""
         return [
             f"{len(bound)} queued messages are bound to {' or '.join(sorted(transports))}"
             f" by a content filter: {named}{more}. Without it they would wait until they"
             f" bounce. Let them be delivered first, or have them routed anew{mend}"
-            " (with -r a message on hold is released)"
+            " (a message on hold is released by -r)"
         ]
 
     def _filtered(self, ids: Sequence[str], transports: set[str]) -> Iterator[str]:

@@ -83,7 +83,7 @@ class Lab:
     """A whole lab, started; a context manager that takes everything down.
 
     *transports* are more services for Postfix's master.cf, *settings* more lines for
-    its main.cf, *fragments* more of contrib (see `Postfix`), *files* what to write
+    its main.cf, *fragments* more of contrib or nothing of it (see `Postfix`), *files* what to write
     where in the lab before anything starts; mail for `DOMAIN.NAME.lab.test` goes by
     transport NAME, or as *routes* says for NAME ("transport:nexthop"). *installed* is
     `World`'s. Exim is there once it is asked for.
@@ -95,7 +95,7 @@ class Lab:
         placed: Sequence[Placed] = (),
         transports: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
-        fragments: Sequence[str] = (),
+        fragments: Sequence[str] | None = (),
         files: Mapping[str, str] | None = None,
         routes: Mapping[str, str] | None = None,
         installed: Path | None = None,

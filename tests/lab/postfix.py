@@ -69,7 +69,8 @@ class Postfix:
 
     An entry is what follows the name in master.cf, for example
     "unix - n n - - pipe flags=q user=mxpolicy argv=/bin/false". *settings* are more
-    lines for main.cf; *fragments* are directories of contrib/postfix to append as well.
+    lines for main.cf; *fragments* are directories of contrib/postfix to append as well,
+    None for nothing of contrib.
     """
 
     def __init__(
@@ -78,11 +79,14 @@ class Postfix:
         routes: Iterable[tuple[str, str]] = (),
         transports: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
-        fragments: Sequence[str] = (),
+        fragments: Sequence[str] | None = (),
     ) -> None:
         self._world = world
         self._routes = dict(routes)
         self._join_files(fragments)
+        if fragments is not None:
+            limit = f"mxpolicy/unix/process_limit={_PROCESSES_AT_ONCE}"
+            self._run("postconf", "-F", limit)
         self._configure({**_MAIN, **(settings or {})})
         for name, entry in (transports or {}).items():
             self._add_service(name, entry)
@@ -92,7 +96,7 @@ class Postfix:
 
     # --- configuration ---
 
-    def _join_files(self, fragments: Sequence[str]) -> None:
+    def _join_files(self, fragments: Sequence[str] | None) -> None:
         etc = self._world.path("/etc/postfix")
         shared = self._world.path("/usr/share/postfix")
         for name, default in (
@@ -100,7 +104,8 @@ class Postfix:
             ("master.cf", "master.cf.dist"),
         ):
             text = (shared / default).read_text()
-            for directory in (CONTRIB, *(CONTRIB / one for one in fragments)):
+            named = () if fragments is None else ("", *fragments)
+            for directory in (CONTRIB / one for one in named):
                 if (fragment := directory / name).exists():
                     text += fragment.read_text()
             (etc / name).write_text(text)
@@ -110,7 +115,6 @@ class Postfix:
         self._edit_main(settings)
         # Debian's package script would fill the chroot; without it, no chroot.
         self._run("postconf", "-F", "*/*/chroot=n")
-        self._run("postconf", "-F", f"mxpolicy/unix/process_limit={_PROCESSES_AT_ONCE}")
         self._make_directories()
 
     def _edit_main(self, settings: Mapping[str, str]) -> None:

@@ -1,0 +1,321 @@
+"""``mxpolicy setup`` with the real Postfix and the real Exim: there and back again."""
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .case import place
+from .conftest import transports_here
+from .lab import Lab
+from .packages import LabUnavailable
+from .postfix import Client
+from .test_contrib import SIXTH_IS_GOOD
+from .world import INSTALLED
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(
+        "mxpolicy" not in transports_here(), reason="mxpolicy is not installed here"
+    ),
+]
+
+MXPOLICY = f"{INSTALLED}/bin/mxpolicy"
+POSTFIX = "/etc/postfix"
+EXIM = "/etc/exim4"
+
+DEBCONF = """\
+dc_eximconfig_configtype='internet'
+dc_other_hostnames='mail.lab.test'
+dc_local_interfaces='127.0.0.1'
+dc_readhost=''
+dc_relay_domains=''
+dc_minimaldns='false'
+dc_relay_nets=''
+dc_smarthost=''
+CFILEMODE='644'
+dc_use_split_config='true'
+dc_hide_mailname=''
+dc_mailname_in_oh='true'
+dc_localdelivery='mail_spool'
+"""
+
+
+@contextmanager
+def bare() -> Iterator[Lab]:
+    """Start a lab whose Postfix knows nothing of mxpolicy."""
+    try:
+        lab = Lab(
+            place((SIXTH_IS_GOOD,), ("smtp",)),
+            settings={"smtp_connect_timeout": "1s"},
+            fragments=None,
+        )
+    except LabUnavailable as why:
+        pytest.skip(str(why))
+    with lab:
+        # No transport map names mxpolicy, and the case goes the general way.
+        lab.postfix.forget_route(".mxpolicy.lab.test")
+        lab.postfix.forget_route(".smtp.lab.test")
+        yield lab
+
+
+def setup(lab: Lab, *argv: str) -> tuple[int, str]:
+    """Run ``mxpolicy setup`` as root; return its status and what it printed."""
+    done = lab.mta_exec((MXPOLICY, "setup", *argv))
+    assert done.stderr == b"", done.stderr.decode()
+    return done.returncode, done.stdout.decode()
+
+
+def contents(lab: Lab, directory: str) -> dict[str, tuple[bytes, int, int]]:
+    """Return {path: (what is in it, mode, owner)} of every file in *directory*."""
+    top = lab.world.path(directory)
+    return {
+        str(one.relative_to(top)): (
+            one.read_bytes(),
+            one.stat().st_mode,
+            one.stat().st_uid,
+        )
+        for one in top.rglob("*")
+        if one.is_file()
+    }
+
+
+def is_right(lab: Lab) -> None:
+    """Check that ``mxpolicy check`` and ``postfix check`` have no complaint."""
+    done = lab.mta_exec((MXPOLICY, "check"))
+    text = done.stdout.decode()
+    assert done.returncode == 0, text
+    section = text.partition("\nPostfix\n")[2].partition("\n\n")[0]
+    assert "ok" in section
+    # Of the lab's own settings.
+    assert not re.search(r"^  (warn|fail)", section, re.M), section
+    checked = lab.mta_exec(["postfix", "check"])
+    assert not re.search(b"warning|error|fatal", checked.stderr), checked.stderr
+
+
+def send(lab: Lab) -> tuple[str, str]:
+    """Send the case's message; return relay and status of its delivery."""
+    [placed] = lab.placed
+    queue_id = lab.send([placed.recipient], placed.sender)
+    [delivery] = lab.postfix.await_deliveries(queue_id, 30)
+    return delivery.relay, delivery.status
+
+
+def make_old(lab: Lab) -> None:
+    # Postfix's programs sleep until a file they read is two seconds old.
+    for name in ("main.cf", "master.cf"):
+        os.utime(lab.world.path(f"{POSTFIX}/{name}"), (0, 0))
+
+
+def test_all_mail_there_and_back() -> None:
+    with bare() as lab:
+        [placed] = lab.placed
+        before = contents(lab, POSTFIX)
+        asked = ("postfix", "--all-mail", "--policy")
+        status, text = setup(lab, *asked)
+        assert status == 0
+        assert "postconf -e" in text
+        assert "Nothing was changed. With --apply it is." in text
+        assert contents(lab, POSTFIX) == before
+
+        status, text = setup(lab, *asked, "--apply")
+        assert (status, "Done." in text) == (0, True)
+        make_old(lab)
+        is_right(lab)
+        assert send(lab) == ("mxpolicy", "sent")
+        [message] = lab.hosts.received(placed.recipient)
+        assert message.host == f"mx6.{placed.domain}"
+        status, text = setup(lab, *asked, "--apply")
+        assert (status, "Nothing to do" in text) == (0, True)
+
+        status, text = setup(lab, "postfix", "--undo")
+        assert (status, "With --apply it is." in text) == (0, True)
+        status, _ = setup(lab, "postfix", "--undo", "--apply")
+        assert status == 0
+        make_old(lab)
+        assert contents(lab, POSTFIX) == before
+        # smtp(8) tries five addresses only.
+        assert send(lab) == ("none", "deferred")
+        status, text = setup(lab, "postfix", "--undo", "--apply")
+        assert (status, "Nothing to undo" in text) == (0, True)
+
+
+def test_one_domain_in_another_directory() -> None:
+    with bare() as lab:
+        [placed] = lab.placed
+        lab.world.run("mta", ["cp", "-a", POSTFIX, "/etc/postfix-other"])
+        untouched = contents(lab, "/etc/postfix-other")
+        asked = ("--one-domain", placed.domain.upper(), ".example.com", "--apply")
+        status, text = setup(lab, "postfix", *asked, "-c", "/etc/postfix-other")
+        assert status == 0, text
+        assert "texthash:/etc/postfix-other/mxpolicy_transport" in text
+        status, _ = setup(lab, "postfix", *asked)
+        assert status == 0
+        make_old(lab)
+        is_right(lab)
+        assert send(lab) == ("mxpolicy", "sent")
+        undo = ("postfix", "--undo", "--apply")
+        done = lab.mta_exec(
+            (MXPOLICY, "setup", *undo), env={"MAIL_CONFIG": "/etc/postfix-other"}
+        )
+        assert done.returncode == 0, done.stderr
+        assert contents(lab, "/etc/postfix-other") == untouched
+
+
+def test_undo_of_the_fallback_waits_for_its_mail() -> None:
+    with bare() as lab:
+        before = contents(lab, POSTFIX)
+        assert setup(lab, "postfix", "--fallback", "--apply")[0] == 0
+        make_old(lab)
+        is_right(lab)
+        lab.postfix.set(defer_transports="mxpolicy")
+        with Client(lab.world, 10026) as client:
+            said = client.submit(
+                ["user@away.example"], "sender@home.lab.test", b"Subject: x\n\nx\n"
+            )
+        queue_id = said.decode().rpartition(" ")[2]
+        plain = lab.send([f"user@other.{lab.placed[0].domain}"])
+        after = contents(lab, POSTFIX)
+        status, text = setup(lab, "postfix", "--undo", "--apply")
+        assert status == 1
+        assert queue_id in text
+        assert plain not in text
+        assert contents(lab, POSTFIX) == after
+        # What it says, helps, once pickup(8) has come to it.
+        one_line = " ".join(text.split())
+        [command] = re.findall(r"postconf -X .*postsuper -r \w+", one_line)
+        lab.world.run("mta", ["sh", "-c", command])
+        lab.mta_exec(["postconf", "-X", "defer_transports"])
+        until = time.monotonic() + 30
+        while setup(lab, "postfix", "--undo", "--apply")[0]:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert contents(lab, POSTFIX) == before
+
+
+@pytest.mark.daemon
+def test_lmtp_there_and_back() -> None:
+    with bare() as lab:
+        [placed] = lab.placed
+        before = contents(lab, POSTFIX)
+        asked = ("postfix", "--all-mail", "--lmtp", "--apply")
+        status, text = setup(lab, *asked)
+        assert status == 1
+        assert "the daemon does not listen at 127.0.0.1:2424" in text
+        lab.start_daemon()
+        config = ("--config", "/etc/mxpolicy/daemon.yaml")
+        assert setup(lab, *asked, *config)[0] == 0
+        make_old(lab)
+        assert send(lab) == ("127.0.0.1[127.0.0.1]:2424", "sent")
+        assert len(lab.hosts.received(placed.recipient)) == 1
+        assert setup(lab, "postfix", "--undo", "--apply")[0] == 0
+        assert contents(lab, POSTFIX) == before
+
+
+# --- Exim
+
+
+def exim_deliveries(lab: Lab, count: int) -> list[str]:
+    """Wait for *count* delivery lines of Exim's log; return them."""
+    path = lab.world.path("/var/log/exim4/mainlog")
+    until = time.monotonic() + 30
+    while True:
+        text = path.read_text() if path.exists() else ""
+        found = re.findall(r"(?:=>|==|\*\*) .*", text)
+        if len(found) >= count or time.monotonic() > until:
+            return found
+        time.sleep(0.1)
+
+
+def prepare_exim(lab: Lab) -> None:
+    """Do what the package's scripts do for an internet site with a split configuration."""
+    lab.world.path(f"{EXIM}/update-exim4.conf.conf").write_text(DEBCONF)
+    for directory in ("/var/spool/exim4", "/var/log/exim4", "/var/lib/exim4"):
+        owned = ("-o", "Debian-exim", "-g", "Debian-exim", "-m", "750")
+        lab.world.run("mta", ["install", "-d", *owned, directory])
+    owned = ("-o", "mxpolicy", "-g", "mxpolicy", "-m", "750")
+    lab.world.run("mta", ["install", "-d", *owned, "/var/lib/mxpolicy"])
+    lab.world.run("mta", ["update-exim4.conf"])
+
+
+def way_of(lab: Lab, address: str) -> str:
+    return lab.mta_exec(["exim4", "-bt", address]).stdout.decode()
+
+
+def submit(lab: Lab, recipient: str) -> subprocess.CompletedProcess[bytes]:
+    argv = ["exim4", "-odi", "-f", "sender@home.lab.test", recipient]
+    return lab.mta_exec(argv, stdin=b"Subject: x\n\nx\n")
+
+
+def test_exim_there_and_back() -> None:
+    with bare() as lab:
+        prepare_exim(lab)
+        [placed] = lab.placed
+        before = contents(lab, EXIM)
+        made = lab.world.path("/var/lib/exim4/config.autogenerated").read_bytes()
+        status, text = setup(lab, "exim", "--all-mail")
+        assert (status, "With --apply it is." in text) == (0, True), text
+        assert contents(lab, EXIM) == before
+        assert setup(lab, "exim", "--all-mail", "--apply")[0] == 0
+        submit(lab, placed.recipient)
+        [line] = exim_deliveries(lab, 1)
+        assert "R=mxpolicy T=mxpolicy" in line
+        [message] = lab.hosts.received(placed.recipient)
+        assert message.host == f"mx6.{placed.domain}"
+        status, text = setup(lab, "exim", "--all-mail", "--apply")
+        assert (status, "Nothing to do" in text) == (0, True)
+        assert setup(lab, "exim", "--undo", "--apply")[0] == 0
+        assert contents(lab, EXIM) == before
+        now = lab.world.path("/var/lib/exim4/config.autogenerated").read_bytes()
+        assert now == made
+        assert "router = dnslookup" in way_of(lab, placed.recipient)
+
+
+def test_exim_with_one_domain_and_one_more() -> None:
+    with bare() as lab:
+        prepare_exim(lab)
+        [placed] = lab.placed
+        before = contents(lab, EXIM)
+        assert setup(lab, "exim", "--one-domain", "example.com", "--apply")[0] == 0
+        assert "router = dnslookup" in way_of(lab, placed.recipient)
+        more = ("--one-domain", placed.domain, ".example.com", "--apply")
+        assert setup(lab, "exim", *more)[0] == 0
+        for address in (placed.recipient, "a@example.com", "a@b.example.com"):
+            assert "router = mxpolicy" in way_of(lab, address)
+        assert "mxpolicy" not in way_of(lab, "a@example.org")
+        assert setup(lab, "exim", "--undo", "--apply")[0] == 0
+        assert contents(lab, EXIM) == before
+
+
+def test_exim_that_refuses_goes_on_as_before() -> None:
+    with bare() as lab:
+        prepare_exim(lab)
+        [placed] = lab.placed
+        bad = lab.world.path(f"{EXIM}/conf.d/router/950_bad")
+        bad.write_text("bad:\n  driver = nonsense\n")
+        before = contents(lab, EXIM)
+        done = lab.mta_exec((MXPOLICY, "setup", "exim", "--all-mail", "--apply"))
+        assert done.returncode == 1
+        assert b"nonsense" in done.stderr
+        assert contents(lab, EXIM) == before
+        assert "router = dnslookup" in way_of(lab, placed.recipient)
+
+
+def test_exim_with_a_single_file_gets_lines_to_paste() -> None:
+    with bare() as lab:
+        prepare_exim(lab)
+        path: Path = lab.world.path(f"{EXIM}/update-exim4.conf.conf")
+        path.write_text(DEBCONF.replace("'true'", "'false'"))
+        before = contents(lab, EXIM)
+        status, text = setup(lab, "exim", "--all-mail", "--policy")
+        assert status == 0
+        assert "begin routers" in text
+        assert "  driver = pipe\n" in text
+        assert "acl_m_mxpolicy" in text
+        assert setup(lab, "exim", "--all-mail", "--apply")[0] == 1
+        assert contents(lab, EXIM) == before

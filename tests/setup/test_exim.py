@@ -1,0 +1,213 @@
+"""Set-up of Debian's Exim and its undo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mxpolicy.check.postconf import Ended
+from mxpolicy.setup import exim as module
+from mxpolicy.setup.exim import KEPT, Exim
+from mxpolicy.setup.kept import SetupError, load
+from mxpolicy.setup.postfix_plan import Asked
+from mxpolicy.setup.steps import Plan
+
+DEBCONF = "dc_eximconfig_configtype='{}'\ndc_use_split_config='{}'\n"
+OLD = "old:\n  driver = accept\n  domains = example.net\n  transport = {}\n"
+
+ALL = Asked(all_mail=True)
+SOME = Asked(domains=("example.com", ".example.com"))
+
+
+class Killed(BaseException):
+    """In the place of SIGKILL."""
+
+
+class Programs:
+    """Ends as it is told to; notes what was run."""
+
+    def __init__(self) -> None:
+        self.refuses = ""
+        self.ran: list[tuple[str, ...]] = []
+
+    def __call__(self, *argv: str) -> Ended:
+        self.ran.append(argv)
+        if argv[0] == "update-exim4.conf" and self.refuses:
+            return Ended(1, "", self.refuses)
+        return Ended(0, "pid_file_path = /nonexistent/exim.pid\n", "")
+
+
+def etc(tmp_path: Path, kind: str = "internet", split: str = "true") -> Path:
+    directory = tmp_path / "exim4"
+    for section in ("router", "transport", "retry"):
+        (directory / "conf.d" / section).mkdir(parents=True)
+    (directory / "update-exim4.conf.conf").write_text(DEBCONF.format(kind, split))
+    rule = "*  *  F,2h,15m; G,16h,1h,1.5; F,4d,6h\n"
+    (directory / "conf.d" / "retry" / "30_exim4-config").write_text(rule)
+    router = directory / "conf.d" / "router" / "200_exim4-config_primary"
+    router.write_text("dnslookup:\n  driver = dnslookup\n  transport = remote_smtp\n")
+    return directory
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    files = (one for one in directory.rglob("*") if one.is_file())
+    return {str(one.relative_to(directory)): one.read_bytes() for one in files}
+
+
+def applied(exim: Exim, asked: Asked) -> Plan:
+    what = exim.plan(asked)
+    assert what.refusals == ()
+    if what.steps or exim.is_unfinished:
+        exim.apply(what)
+    return what
+
+
+def undone(exim: Exim) -> None:
+    kept = load(exim.kept_path)
+    assert kept is not None
+    assert exim.in_the_way() == []
+    exim.undo(kept)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [Asked(), ALL, SOME, Asked(domains=("example.com",), lmtp=True)],
+    ids=["transport", "all", "some", "lmtp"],
+)
+def test_undo_restores_every_byte(asked: Asked, tmp_path: Path) -> None:
+    directory, run = etc(tmp_path), Programs()
+    before = contents(directory)
+    exim = Exim(str(directory), run)
+    assert exim.is_split
+    assert applied(exim, asked).notes == ()
+    assert contents(directory) != before
+    assert ("update-exim4.conf",) in run.ran
+    assert exim.plan(asked).steps == ()
+    assert (directory / KEPT).stat().st_mode & 0o777 == 0o600
+    undone(exim)
+    assert contents(directory) == before
+
+
+def test_domains_add_up(tmp_path: Path) -> None:
+    directory = etc(tmp_path)
+    before = contents(directory)
+    exim = Exim(str(directory), Programs())
+    applied(exim, SOME)
+    applied(exim, Asked(domains=("example.org", "example.com")))
+    router = (directory / "conf.d" / "router" / "190_mxpolicy").read_text()
+    assert "  domains = example.com : *.example.com : example.org\n" in router
+    applied(exim, ALL)
+    [refusal] = exim.plan(SOME).refusals
+    assert "takes all mail already" in refusal
+    undone(exim)
+    assert contents(directory) == before
+
+
+def test_exim_that_refuses_leaves_all_as_it_was(tmp_path: Path) -> None:
+    directory, run = etc(tmp_path), Programs()
+    exim = Exim(str(directory), run)
+    before = contents(directory)
+    run.refuses = "Invalid new configfile"
+    for asked in (SOME, ALL):
+        with pytest.raises(SetupError, match="Invalid new configfile"):
+            applied(exim, asked)
+        assert contents(directory) == before
+        run.refuses = ""
+        applied(exim, SOME)
+        before = contents(directory)
+        run.refuses = "Invalid new configfile"
+
+
+def test_router_that_the_postmaster_changed_is_kept(tmp_path: Path) -> None:
+    directory = etc(tmp_path)
+    exim = Exim(str(directory), Programs())
+    applied(exim, ALL)
+    router = directory / "conf.d" / "router" / "190_mxpolicy"
+    router.write_text(router.read_text() + "# mine\n")
+    [refusal] = exim.plan(ALL).refusals
+    assert f"{router} is there already" in refusal
+    undone(exim)
+    assert not router.exists()
+    assert router.with_suffix(".undone").read_text().endswith("# mine\n")
+
+
+@pytest.mark.parametrize("name", ["mxpolicy", "mxpolicy_lmtp"])
+def test_another_router_for_our_transport_is_in_the_way(
+    name: str, tmp_path: Path
+) -> None:
+    directory = etc(tmp_path)
+    exim = Exim(str(directory), Programs())
+    applied(exim, ALL)
+    (directory / "conf.d" / "router" / "100_old").write_text(OLD.format(name))
+    [refusal] = exim.in_the_way()
+    assert f"100_old names {name}" in refusal
+    # update-exim4.conf passes over it.
+    (directory / "conf.d" / "router" / "100_old").rename(
+        directory / "conf.d" / "router" / "100_old.dpkg-dist"
+    )
+    undone(exim)
+
+
+def test_transport_of_our_name_is_refused(tmp_path: Path) -> None:
+    directory = etc(tmp_path)
+    other = directory / "conf.d" / "transport" / "30_mine"
+    other.write_text("mxpolicy:\n  driver = pipe\n")
+    [refusal] = Exim(str(directory), Programs()).plan(ALL).refusals
+    assert f"{other} has mxpolicy already" in refusal
+
+
+def test_what_the_postmaster_should_know(tmp_path: Path) -> None:
+    directory = etc(tmp_path, "smarthost")
+    (directory / "conf.d" / "retry" / "30_exim4-config").write_text("# none\n")
+    rule, smarthost = Exim(str(directory), Programs()).plan(ALL).notes
+    assert "* * F,2h,15m; G,16h,1h,1.5; F,4d,6h" in rule
+    assert "is set up as smarthost" in smarthost
+
+
+@pytest.mark.parametrize(
+    ("split", "file"), [("false", ""), ("true", "exim4.conf"), ("", "")]
+)
+def test_single_file_is_known(split: str, file: str, tmp_path: Path) -> None:
+    directory = etc(tmp_path, split=split)
+    if file:
+        (directory / file).touch()
+    assert not Exim(str(directory), Programs()).is_split
+
+
+@pytest.mark.parametrize("work", [lambda exim: applied(exim, SOME), undone])
+def test_killed_at_each_change(work: object, tmp_path: Path) -> None:
+    directory = etc(tmp_path)
+    before = contents(directory)
+    for count in range(20):
+        exim = Exim(str(directory), Programs())
+        if work is undone:
+            applied(exim, SOME)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            left = iter(range(count))
+            for name in ("save", "replace"):
+                monkeypatch.setattr(module, name, _dying(getattr(module, name), left))
+            try:
+                work(exim)  # type: ignore[operator]
+            except Killed:
+                pass
+            else:
+                assert count >= 3
+                break
+        if count % 2:
+            applied(exim, SOME)
+        if load(exim.kept_path) is not None:
+            undone(exim)
+        assert contents(directory) == before
+    else:
+        raise AssertionError("never came to its end")
+
+
+def _dying(change: Callable[..., object], left: Iterator[int]) -> Callable[..., object]:
+    def call(*argv: object) -> object:
+        if next(left, None) is None:
+            raise Killed
+        return change(*argv)
+
+    return call
