@@ -42,6 +42,9 @@ __all__ = ["main"]
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 _DOMAIN = re.compile(rf"\.?{_LABEL}(?:\.{_LABEL})*")
 
+# What neither Postfix nor Exim takes for more than a character.
+_PLAIN = re.compile(r"[\w./+@%-]*", re.A)
+
 USER = "mxpolicy"
 
 
@@ -188,6 +191,11 @@ def _machine(asked: Asked, options: Options) -> tuple[list[str], list[str]]:
             f" --group --no-create-home {USER}"
         ], []
     refusals, notes = [], []
+    refusals += [
+        f"{path} has a character in it that the mail server would not take as it is"
+        for path in (asked.program, asked.config)
+        if not _PLAIN.fullmatch(path)
+    ]
     if why := surroundings.objection(user, asked.program, READ | EXECUTE):
         refusals.append(f"{why}: install mxpolicy in /opt/mxpolicy, say")
     state = os.path.dirname(state_file(options.state, os.environ))

@@ -36,7 +36,7 @@ from mxpolicy.setup.kept import (
     save,
 )
 from mxpolicy.setup.steps import WHOLE, Plan, Step
-from mxpolicy.setup.undo import kept_with, taken_back
+from mxpolicy.setup.undo import aside_of, kept_with, taken_back
 
 if TYPE_CHECKING:
     import argparse
@@ -229,9 +229,8 @@ class Exim:
         for path, text in sorted(
             undone.texts.items(), key=lambda one: ROUTER_FILE not in one[0]
         ):
-            if text is None and any(path in note for note in undone.notes):
-                # update-exim4.conf passes over a name with a dot.
-                replace(f"{path}.undone", there[path])
+            if path in undone.aside:
+                replace(aside_of(path), there[path])
             replace(path, text)
         self.use()
         replace(self.kept_path, None)

@@ -114,7 +114,8 @@ def router(domains: Sequence[str], lmtp: bool) -> str:
     text = ROUTER
     if domains:
         names = (f"*{one}" if one.startswith(".") else one for one in domains)
-        text = text.replace(_ELSEWHERE, " : ".join(names))
+        # A domain of our own stays here, whatever was asked for.
+        text = text.replace(_ELSEWHERE, " : ".join((_ELSEWHERE, *names)))
     if lmtp:
         text = text.replace("transport = mxpolicy", "transport = mxpolicy_lmtp")
     return _HEAD + text
@@ -125,7 +126,8 @@ def domains_of(text: str) -> list[str] | None:
     found = _DOMAINS.search(text)
     if found is None or found[1] == _ELSEWHERE:
         return None
-    return [one.strip().removeprefix("*") for one in found[1].split(" : ")]
+    _, *names = found[1].split(" : ")
+    return [one.strip().removeprefix("*") for one in names]
 
 
 def transport(program: str, config: str, lmtp: bool) -> str:

@@ -30,7 +30,7 @@ from mxpolicy.setup.kept import (
 from mxpolicy.setup.postfix_lines import TABLE
 from mxpolicy.setup.postfix_plan import RELAY, SENDER, Asked, Seen, plan
 from mxpolicy.setup.steps import MAIN, MASTER, WHOLE, Plan
-from mxpolicy.setup.undo import going, kept_with, mentions, taken_back
+from mxpolicy.setup.undo import aside_of, going, kept_with, mentions, taken_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +42,9 @@ __all__ = ["KEPT", "Command", "Postfix", "Undoing"]
 
 # Beside main.cf.
 KEPT = "mxpolicy-setup.json"
+
+# Where the domains are that a transport table must not take from this mail system.
+OWN_DOMAINS = ("mydestination", "virtual_mailbox_domains", "virtual_alias_domains")
 
 # One line of some 300 bytes for each message in the queue.
 MOST_OF_QUEUE = 512 * 1024 * 1024
@@ -114,7 +117,7 @@ class Postfix:
     def seen(self, asked: Asked) -> Seen:
         """Return what is there, as far as *asked* needs it."""
         main, master = (self._text(f"{self.directory}/{one}") for one in (MAIN, MASTER))
-        names = "transport_maps", "relayhost", RELAY, SENDER
+        names = "transport_maps", "relayhost", RELAY, SENDER, *OWN_DOMAINS
         # One that is not there is empty.
         effective = Postconf(self._run).settings(names)
         tables = words(effective["transport_maps"], " \t,")
@@ -124,8 +127,20 @@ class Postfix:
             for table in reversed(tables)
             if TABLE not in table and (hop := self._looked_up(domain, table))
         }
+        local = {
+            domain: name
+            for domain in asked.domains
+            for name in OWN_DOMAINS
+            if self._is_among(domain, words(effective[name], " \t,"))
+        }
         table = read_text(f"{self.directory}/{TABLE}")
-        return Seen(self.directory, main, master, table, effective, routed)
+        return Seen(self.directory, main, master, table, effective, routed, local)
+
+    def _is_among(self, domain: str, names: Sequence[str]) -> bool:
+        return any(
+            bool(self._looked_up(domain, one)) if ":" in one else one.lower() == domain
+            for one in names
+        )
 
     def _text(self, path: str) -> str:
         try:
@@ -140,9 +155,7 @@ class Postfix:
         ended = self._run("postmap", "-q", key, table)
         # So postmap(1) ends when a table does not have the key.
         if ended.status and ended.err:
-            raise SetupError(
-                f"transport_maps: {table} cannot be asked for {key}: {ended.err}"
-            )
+            raise SetupError(f"main.cf: {table} cannot be asked for {key}: {ended.err}")
         return ended.out.strip()
 
     def commands(self, what: Plan) -> list[Command]:
@@ -334,11 +347,9 @@ class Postfix:
         undone = what.undone.texts
         # main.cf first: it names the services and the table.
         for path in sorted(undone, key=lambda one: not one.endswith(f"/{MAIN}")):
-            text = undone[path]
-            is_changed = any(path in note for note in what.undone.notes)
-            if text is None and is_changed:
-                replace(f"{path}.undone", what.there[path])
-            replace(path, text)
+            if path in what.undone.aside:
+                replace(aside_of(path), what.there[path])
+            replace(path, undone[path])
             give_back(path, what.kept.files[path].owner)
         self.reload()
         after = self._queue_refusals(what.kept, what.undone)

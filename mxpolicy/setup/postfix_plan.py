@@ -77,6 +77,7 @@ class Seen(NamedTuple):
         effective: Values of main.cf as Postfix understands them.
         routed: What transport_maps say of a domain that was asked for, by domain:
             ``TRANSPORT:NEXTHOP (TABLE)``.
+        local: The parameter that has a domain that was asked for as our own.
     """
 
     directory: str
@@ -85,6 +86,7 @@ class Seen(NamedTuple):
     table: str | None = None
     effective: Mapping[str, str] = {}
     routed: Mapping[str, str] = {}
+    local: Mapping[str, str] = {}
 
     @property
     def table_path(self) -> str:
@@ -268,6 +270,11 @@ class _Planner:
             if said := self._seen.routed.get(domain):
                 self._refusals.append(
                     f"transport_maps sends {domain} by {said} already: take that out"
+                )
+            if name := self._seen.local.get(domain):
+                self._refusals.append(
+                    f"{domain} is this mail system's own ({name}), and would no longer"
+                    " be delivered here"
                 )
         lines = [table_line(one, self._transport) for one in domains]
         known = set(map(squeeze, (before or "").split("\n")))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mxpolicy.setup.steps import Plan, Step
 
-__all__ = ["Undone", "going", "kept_with", "mentions", "taken_back"]
+__all__ = ["Undone", "aside_of", "going", "kept_with", "mentions", "taken_back"]
 
 Texts = dict[str, str | None]
 
@@ -31,10 +31,12 @@ class Undone(NamedTuple):
 
     Attributes:
         texts: What each file would be, by its path; None where it would go.
+        aside: Of those that go, which somebody changed: their text is to be kept.
         notes: What stays otherwise than one would think, a sentence each.
     """
 
     texts: Texts
+    aside: frozenset[str]
     notes: tuple[str, ...]
 
 
@@ -55,7 +57,20 @@ def taken_back(kept: Kept, there: Mapping[str, str | None]) -> Undone:
         for step in reversed(_of(path, kept.steps)):
             text = _without(step, text, notes)
         texts[path] = text
-    return Undone(texts, tuple(notes))
+    aside = {
+        one.file
+        for one in kept.steps
+        if texts[one.file] is None and there[one.file] not in {None, one.after}
+    }
+    notes += [
+        f"{path} was changed since: it is kept as {aside_of(path)}" for path in aside
+    ]
+    return Undone(texts, frozenset(aside), tuple(notes))
+
+
+def aside_of(path: str) -> str:
+    """Return where the text of *path* is kept: update-exim4.conf passes over a dot."""
+    return f"{path}.undone"
 
 
 def kept_with(
@@ -113,10 +128,6 @@ def _is_by(step: Step, text: str | None) -> bool:
 def _without(step: Step, text: str | None, notes: list[str]) -> str | None:
     """Return *text* without what *step* did to it."""
     if step.key == WHOLE:
-        if text is not None and text != step.after:
-            notes.append(
-                f"{step.file} was changed since: it is kept as {step.file}.undone"
-            )
         return step.before
     if text is None:
         return None

@@ -97,7 +97,10 @@ def test_domains_add_up(tmp_path: Path) -> None:
     applied(exim, SOME)
     applied(exim, Asked(domains=("example.org", "example.com")))
     router = (directory / "conf.d" / "router" / "190_mxpolicy").read_text()
-    assert "  domains = example.com : *.example.com : example.org\n" in router
+    assert (
+        "  domains = ! +local_domains : example.com : *.example.com : example.org\n"
+        in router
+    )
     applied(exim, ALL)
     [refusal] = exim.plan(SOME).refusals
     assert "takes all mail already" in refusal

@@ -75,7 +75,7 @@ def test_exim(name: str, text: str) -> None:
 def test_exim_is_as_on_this_machine() -> None:
     assert exim_lines.router((), lmtp=False).endswith(exim_lines.ROUTER)
     some = exim_lines.router(["example.org", ".example.org"], lmtp=True)
-    assert "  domains = example.org : *.example.org\n" in some
+    assert "  domains = ! +local_domains : example.org : *.example.org\n" in some
     assert "  transport = mxpolicy_lmtp\n" in some
     assert exim_lines.domains_of(some) == ["example.org", ".example.org"]
     assert exim_lines.domains_of(exim_lines.router((), lmtp=False)) is None

@@ -340,6 +340,25 @@ def test_domain_that_goes_another_way_is_refused(tmp_path: Path) -> None:
     assert "partner.example by relay:[mx.partner.example] (texthash:" in refusal
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("mydestination = localhost, Mine.example", "mydestination"),
+        ("virtual_mailbox_domains = texthash:{}/mine", "virtual_mailbox_domains"),
+        ("mine = mine.example\nvirtual_alias_domains = $mine", "virtual_alias_domains"),
+    ],
+)
+def test_domain_of_our_own_is_refused(line: str, name: str, tmp_path: Path) -> None:
+    directory = sample("manylines", tmp_path / "postfix")
+    (directory / "mine").write_text("mine.example x\n")
+    path = directory / "main.cf"
+    text = path.read_bytes().replace(b"mydestination = localhost\n", b"")
+    path.write_bytes(text + f"{line.format(directory)}\n".encode())
+    asked = Asked(domains=("mine.example", "theirs.example", ".mine.example"))
+    [refusal] = planned(Postfix(Copy(directory)), asked).refusals
+    assert f"mine.example is this mail system's own ({name})" in refusal
+
+
 def test_link_in_the_place_of_main_cf_is_refused(tmp_path: Path) -> None:
     directory = sample("debian", tmp_path / "postfix")
     (directory / "main.cf").rename(tmp_path / "main.cf")
