@@ -173,7 +173,7 @@ def test_undo_of_the_fallback_waits_for_its_mail() -> None:
         assert setup(lab, "postfix", "--fallback", "--apply")[0] == 0
         make_old(lab)
         is_right(lab)
-        lab.postfix.set(defer_transports="mxpolicy")
+        lab.postfix.set(defer_transports="mxpolicy smtp")
         with Client(lab.world, 10026) as client:
             said = client.submit(
                 ["user@away.example"], "sender@home.lab.test", b"Subject: x\n\nx\n"
