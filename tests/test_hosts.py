@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mxpolicy.config import load
+from mxpolicy.delivery.domain_history import DOMAIN
 from mxpolicy.delivery.host_memory import (
     HOST,
     NEXTHOP,
@@ -26,12 +27,16 @@ from mxpolicy.delivery.host_memory import (
     tls_key,
 )
 from mxpolicy.delivery.leases import LEASED
-from mxpolicy.hosts import Remembered, as_json, clear, main, read, show
+from mxpolicy.hosts import destinations, main
+from mxpolicy.hosts.remembered import Remembered, as_json, clear, read, show
 from mxpolicy.options import MemoryOptions
 from mxpolicy.routing import broken_tls
 from mxpolicy.routing.broken_tls import BrokenTls
 from mxpolicy.routing.candidate import Candidate, Phase, Verdict
+from mxpolicy.routing.domain_record import DomainRecord
+from mxpolicy.routing.domain_record import encode as encode_domain
 from mxpolicy.routing.host_record import HostRecord, encode
+from mxpolicy.routing.mx import MxRecord
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.terminal import Terminal
@@ -150,6 +155,61 @@ async def test_readme_shows_what_is_printed() -> None:
     assert f"    $ mxpolicy hosts\n{block}" in README.read_text(), block
 
 
+DOMAINS = {
+    "example.com": DomainRecord(
+        NOW - 7200,
+        seen=NOW - 7200,
+        exchanges=(MxRecord(20, "MX2.example.com"), MxRecord(10, "mx1.example.com")),
+    ),
+    "example.net": DomainRecord(NOW - 60, missing=NOW - 30),
+}
+
+
+async def by_destination() -> list[destinations.Destination]:
+    store = await filled(MemoryStore(lambda: NOW))
+    for name, record in DOMAINS.items():
+        await store.put(f"{DOMAIN}{name}", encode_domain(record), NOW + 1e9)
+    return destinations.sort_out(await read(store), await destinations.read(store))
+
+
+async def test_destinations_have_their_hosts_those_that_fail_first() -> None:
+    stream = io.StringIO()
+    found = await by_destination()
+    destinations.show(found, NOW, OPTIONS, Terminal(stream, {}))
+    text = stream.getvalue()
+    titles = [one.splitlines()[0] for one in text.split("\n\n")]
+    assert titles == [
+        "example.com: took mail 2h ago",
+        "example.org, [192.0.2.9]:25",
+        "example.net: took mail 60s ago, missing in DNS for 30s",
+        "of no destination that is remembered",
+    ]
+    first, second = text.splitlines()[1:3]
+    assert first.split()[:3] == ["10", "mx1.example.com", "192.0.2.1:25"]
+    assert "asked last for 40s" in first
+    assert second.split()[:2] == ["20", "mx2.example.com"]
+    assert "  -  example.net  -  nothing is remembered of it\n" in text
+    # Every host that `hosts` shows is there once.
+    known = [entry.known for one in found for entry in one.entries if entry.known]
+    assert sorted(map(repr, known)) == sorted(map(repr, (await _found()).values()))
+
+
+async def test_destinations_as_json() -> None:
+    text = json.dumps(destinations.as_json(await by_destination(), NOW, OPTIONS))
+    first, *_, last = json.loads(text)["destinations"]
+    assert first["destination"] == "example.com"
+    assert first["taken"] == "2027-01-15T06:00:00+00:00"
+    assert [one["preference"] for one in first["hosts"]] == [10, 20]
+    assert first["hosts"][0]["known"]["verdict"] == "filtered"
+    assert last["destination"] is None
+
+
+def test_no_destination_is_said_to_be_so() -> None:
+    stream = io.StringIO()
+    destinations.show([], NOW, OPTIONS, Terminal(stream, {}))
+    assert stream.getvalue() == "Nothing is remembered.\n"
+
+
 def test_empty_memory_is_said_to_be_so() -> None:
     stream = io.StringIO()
     show({}, NOW, OPTIONS, Terminal(stream, {}))
@@ -242,6 +302,9 @@ def test_command_shows_and_clears_the_state_file(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "refused (connect" in done.stdout
     assert json.loads(run(tmp_path, "--json").stdout)["candidates"][0]["port"] == 25
+    sorted_out = run(tmp_path, "--by-destination").stdout
+    assert sorted_out.startswith("of no destination that is remembered\n")
+    assert "refused (connect" in sorted_out
     absent = run(tmp_path, "clear", "192.0.2.2")
     assert (absent.returncode, absent.stdout) == (0, "0 forgotten\n")
     assert run(tmp_path, "clear", "192.0.2.1").stdout == "1 forgotten\n"

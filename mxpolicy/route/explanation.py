@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.hosts import SCHEMA, Remembered, candidate_json
+from mxpolicy.hosts.remembered import SCHEMA, Remembered, candidate_json
 from mxpolicy.outcome import EXIT_BOUNCE, EXIT_DEFER, EXIT_DELIVERED, Bounced, Deferred
 from mxpolicy.reply import printable
 from mxpolicy.routing.mx import LookupStatus

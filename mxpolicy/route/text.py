@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mxpolicy.hosts import address_and_port, sentences
+from mxpolicy.hosts.remembered import address_and_port, sentences
 from mxpolicy.outcome import Bounced
 from mxpolicy.reply import printable
 from mxpolicy.route.explanation import answer_text, exit_status

@@ -1,36 +1,22 @@
-"""``mxpolicy hosts``: what is remembered, as a table or as JSON; and ``hosts clear``.
-
-It uses the state file that a delivery has made, and never makes one: most often root
-runs it, and the user that deliveries run as could not write a file of root's.
-"""
+"""What is remembered of hosts: read from the store, cleared, and put into words."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
-import time
-from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.config import load
 from mxpolicy.delivery.host_memory import HOST, NEXTHOP, TLS
 from mxpolicy.delivery.journal import aim_of
 from mxpolicy.delivery.leases import LEASED
-from mxpolicy.errors import ConfigError, StoreError
 from mxpolicy.reply import printable
 from mxpolicy.routing import broken_tls
 from mxpolicy.routing.candidate import DIRECT, Candidate
 from mxpolicy.routing.host_record import NOTHING, decode
 from mxpolicy.routing.reachability import Standing, standing
-from mxpolicy.state.opening import state_file
-from mxpolicy.state.store import StoreAbsent
-from mxpolicy.terminal import BOLD, age, milliseconds, shown_by, write_out
+from mxpolicy.terminal import BOLD, age, milliseconds
 
 if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Mapping
 
     from mxpolicy.options import MemoryOptions
     from mxpolicy.routing.broken_tls import BrokenTls
@@ -39,76 +25,23 @@ if TYPE_CHECKING:
     from mxpolicy.terminal import Terminal
 
 __all__ = [
+    "EMPTY",
     "SCHEMA",
     "Remembered",
     "address_and_port",
     "as_json",
     "candidate_json",
     "clear",
-    "main",
     "read",
     "sentences",
     "show",
+    "time_json",
 ]
-
-T = TypeVar("T")
 
 EMPTY = "Nothing is remembered."
 
 # Of the JSON that route and hosts show.
 SCHEMA = 1
-
-
-def main(argv: Sequence[str]) -> int:
-    """Show or clear what is remembered, as *argv* asks.
-
-    Returns:
-        0; 1 when the file cannot be used. Leaves by `SystemExit` with 2 on a wrong
-        command line.
-    """
-    arguments = parser().parse_args(argv)
-    clears, key = arguments.action == "clear", arguments.key
-    found: dict[str, Remembered] = {}
-    try:
-        options = load(arguments.config, os.environ)
-        path = state_file(options.state, os.environ)
-        # Without a file nothing is remembered, nor in one of an earlier version.
-        with suppress(FileNotFoundError, NotADirectoryError, StoreAbsent):
-            os.lstat(path)
-            if clears:
-                count = asyncio.run(_use(path, lambda store: clear(store, key), True))
-                print(f"{count} forgotten")
-                return 0
-            found = asyncio.run(_use(path, read))
-    except (ConfigError, StoreError) as error:
-        print(f"mxpolicy: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"mxpolicy: {path}: cannot be read: {error.strerror}", file=sys.stderr)
-        return 1
-    if clears:
-        print(EMPTY)
-        return 0
-    now = time.time()
-    write_out(
-        arguments,
-        lambda: as_json(found, now, options.memory),
-        lambda terminal: show(found, now, options.memory, terminal),
-    )
-    return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = shown_by(
-        "hosts",
-        "Show what is remembered of hosts, or forget it.",
-        "KEY is a host's name, an address, ADDRESS:PORT or a nexthop; without it"
-        " everything is forgotten.",
-    )
-    parser.add_argument("action", nargs="?", choices=["show", "clear"], default="show")
-    parser.add_argument("key", nargs="?", metavar="KEY", help="what to clear")
-    return parser
 
 
 class Remembered(NamedTuple):
@@ -128,22 +61,6 @@ class Remembered(NamedTuple):
 
 
 # -- the store -----------------------------------------------------------------
-
-
-async def _use(
-    path: str, work: Callable[[Store], Awaitable[T]], changes: bool = False
-) -> T:
-    """Return what *work* makes of the store in the file *path*."""
-    from mxpolicy.state.sqlite import SqliteStore
-    from mxpolicy.state.trust import Trust
-
-    # SQLite gives what root adds beside the file to the file's owner.
-    trust = Trust.OURS if changes and os.geteuid() else Trust.READ
-    store = SqliteStore(path, create=False, read_only=not changes, trust=trust)
-    try:
-        return await work(store)
-    finally:
-        await store.close()
 
 
 async def read(store: Store) -> dict[str, Remembered]:
@@ -298,7 +215,7 @@ def candidate_json(
         "nexthop": one.nexthop,
         "connect_time": record.connect_time,
         "greeting_latency": record.greeting_latency,
-        "last_ready": _time(record.last_ready),
+        "last_ready": time_json(record.last_ready),
         "starttls": tls and ("broken" if tls.is_believed(now) else "failed"),
         "small_segments": record.needs_small_segments(now) or None,
     }
@@ -307,8 +224,8 @@ def candidate_json(
             "verdict": record.verdict.value,
             "phase": record.phase.word,
             "full": record.full,
-            "since": _time(record.since),
-            "until": _time(record.since + record.pause),
+            "since": time_json(record.since),
+            "until": time_json(record.since + record.pause),
             "standing": standing(record, now, options).value,
             "text": record.said,
         }
@@ -323,7 +240,7 @@ def address_and_port(candidate: Candidate) -> str:
     return f"{address}:{candidate.port}"
 
 
-def _time(utc: float | None) -> str | None:
+def time_json(utc: float | None) -> str | None:
     """Return a time as RFC 3339 writes it, None for one that is not in the calendar."""
     if utc is None:
         return None
