@@ -296,8 +296,13 @@ class Postfix:
         # whatever main.cf says later.
         limits = {"patience": QUEUE_PATIENCE, "most": MOST_OF_QUEUE}
         lines = self.ask("postqueue", "-j", **limits).splitlines()
-        queue = {one["queue_id"]: one["queue_name"] for one in map(json.loads, lines)}
-        bound = [one for one in self._filtered(list(queue), transports) if one in queue]
+        queue = {
+            one["queue_id"]: one["queue_name"]
+            for one in map(json.loads, lines)
+            # pickup(8) takes off what a message was bound to.
+            if one["queue_name"] != "maildrop"
+        }
+        bound = list(self._filtered(list(queue), transports))
         if not bound:
             return []
         free = [one for one in bound if queue[one] != "hold"]

@@ -390,6 +390,7 @@ def test_queued_messages_are_named(tmp_path: Path) -> None:
         "4ZbX3k0Qz": ("deferred", "mxpolicy:"),
         "A1B2C3": ("active", ""),
         "D4E5F6": ("hold", "mxpolicy:[mail.example.net]"),
+        "B7B7B7": ("maildrop", "mxpolicy:"),
         "778899": ("deferred", "smtp-amavis:[127.0.0.1]:10024"),
     } | {f"F{number:04}": ("incoming", "") for number in range(250)}
     what = postfix.undoing()
