@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from mxpolicy.options import Options
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
 _DOMAIN = re.compile(rf"\.?{_LABEL}(?:\.{_LABEL})*")
@@ -55,9 +55,9 @@ def main(argv: Sequence[str]) -> int:
         0; 1 when something is in the way. Leaves by `SystemExit` with 2 on a wrong
         command line.
     """
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    _judge(parser, arguments)
+    made = parser()
+    arguments = made.parse_args(argv)
+    _judge(made, arguments)
     try:
         with reader_may_leave():
             terminal = Terminal(sys.stdout, os.environ)
@@ -72,8 +72,9 @@ def main(argv: Sequence[str]) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    made = argparse.ArgumentParser(
         prog="mxpolicy setup",
         description="Set up Postfix or Exim for mxpolicy, or take that back. Prints"
         " what it would do; does it with --apply. It never touches the queue.",
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         " and gets no mail. Exit status: 0 well, 1 something is in the way, 2 misused.",
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("mail_server", choices=["postfix", "exim"])
     add(
         "--one-domain",
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="mxpolicy's configuration file, instead of the usual one",
     )
-    return parser
+    return made
 
 
 def _domain(text: str) -> str:
@@ -133,7 +134,7 @@ def _domain(text: str) -> str:
     return domain
 
 
-def _judge(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+def _judge(made: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     """Leave by `SystemExit` where options of the command line do not go together."""
     chosen = [
         name
@@ -159,7 +160,7 @@ def _judge(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     )
     for is_wrong, text in rows:
         if is_wrong:
-            parser.error(text)
+            made.error(text)
 
 
 def _asked(given: argparse.Namespace) -> tuple[Asked, list[str], list[str]]:
