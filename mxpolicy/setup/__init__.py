@@ -76,6 +76,10 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         prog="mxpolicy setup",
+        # The mail server first: --one-domain would take it for one more domain.
+        usage="%(prog)s [-h] {postfix,exim} [--one-domain DOMAIN... | --all-mail]\n"
+        "                      [--fallback] [--policy] [--lmtp] [--undo] [--apply]\n"
+        "                      [-c DIR] [--config FILE]",
         description="Set up Postfix or Exim for mxpolicy, or take that back. Prints"
         " what it would do; does it with --apply. It never touches the queue.",
         epilog="Without --one-domain, --fallback and --all-mail the transport is there"
