@@ -243,6 +243,8 @@ class Group:
             if turn is None or consulted.refusal is not None:
                 return consulted
             order = turn.ask(consulted.known.order)
+            if order == consulted.known.order and not consulted.due:
+                return consulted  # as nearly always: nothing is to be changed
             if order is not None:
                 known = consulted.known._replace(order=order)
                 due = tuple(one for one in consulted.due if one != order[0])

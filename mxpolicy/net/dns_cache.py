@@ -88,7 +88,7 @@ class Cache:
             len(self._entries) > self._max_entries or self._records > self._max_records
         ):
             self._drop(next(iter(self._entries)))
-        return lookup._replace(ttl=kept)
+        return lookup if kept == lookup.ttl else lookup._replace(ttl=kept)
 
     def _drop(self, key: Key) -> None:
         entry = self._entries.pop(key, None)

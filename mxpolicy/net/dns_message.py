@@ -189,7 +189,7 @@ def read_answer(
     answer = _read_sections(reader, header, question)
     if is_cut and answer.status is not LookupStatus.FOUND:
         return _failed(CUT, ask_again=True)
-    return answer._replace(ask_again=is_cut or answer.ask_again)
+    return answer._replace(ask_again=True) if is_cut else answer
 
 
 def _questions(reader: Reader, header: Header) -> list[tuple[bytes, int, int]] | None:
