@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["SharedDescriptors"]
 
 _CHUNK = 65536
+# Short reads from one pipe in one turn of the event loop.
+_IN_ONE_TURN = 8
 
 
 class SharedDescriptors:
@@ -63,6 +65,7 @@ class SharedDescriptors:
     async def _pipe_chunks(self, descriptor: int) -> AsyncIterator[bytes]:
         pipe = _Pipe(descriptor)
         try:
+            reads = 0
             while True:
                 try:
                     data = pipe.read()
@@ -72,7 +75,11 @@ class SharedDescriptors:
                 if not data:
                     return
                 yield data
-                await asyncio.sleep(0)  # one fast writer is not alone here
+                reads += 1
+                # One fast writer is not alone here. But a small message is read to its
+                # end in one turn.
+                if len(data) == _CHUNK or reads % _IN_ONE_TURN == 0:
+                    await asyncio.sleep(0)
         finally:
             pipe.close()
 

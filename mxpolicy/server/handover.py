@@ -23,6 +23,7 @@ import time
 import traceback
 from array import array
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery.delivery import Request
@@ -113,8 +114,14 @@ class HandoverServer:
         Args:
             connection: A unix stream, non-blocking.
         """
-        began = self._clock()
         client = _Client(connection)
+        try:
+            await self._serve(client)
+        finally:
+            client.hear_no_more()
+
+    async def _serve(self, client: _Client) -> None:
+        began = self._clock()
         try:
             async with asyncio.timeout(REQUEST_TIME):
                 request = await client.request()
@@ -207,6 +214,7 @@ class _Client:
         self.handover = Handover()
         self.news = asyncio.Event()
         self._connection = connection
+        self._hear: Callable[[], None] | None = None
 
     async def request(self) -> HandoverRequest:
         """Return the request; raise as `receive`."""
@@ -219,15 +227,30 @@ class _Client:
 
     async def wait(self) -> None:
         """Wait until there is something to receive, or `news` is set."""
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._connection.fileno(), self.news.set)
-        try:
-            await self.news.wait()
-        finally:
-            loop.remove_reader(self._connection.fileno())
+        self.hear(self.news.set)
+        await self.news.wait()
+
+    def hear(self, told: Callable[[], None]) -> None:
+        """Let *told* be called from now on, as long as there is something to receive."""
+        if self._hear is None:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self._connection.fileno(), self._is_readable)
+        self._hear = told
+
+    def hear_no_more(self) -> None:
+        """Call nothing any more; what is not received would be told for ever."""
+        if self._hear is not None:
+            self._hear = None
+            asyncio.get_running_loop().remove_reader(self._connection.fileno())
+
+    def _is_readable(self) -> None:
+        if self._hear is not None:
+            self._hear()
 
     def receive(self) -> int | None:
-        """Take all that is there; return the message's descriptor when it came.
+        """Take what is there; return the message's descriptor when it came.
+
+        There may be more, and then the loop says so again.
 
         Raises:
             EOFError: The client has closed the connection.
@@ -236,27 +259,23 @@ class _Client:
         """
         room = socket.CMSG_SPACE(_DESCRIPTORS * _INT)
         flags = socket.MSG_CMSG_CLOEXEC
-        while True:
-            try:
-                data, ancillary, cut, _ = self._connection.recvmsg(
-                    _READ_SIZE, room, flags
-                )
-            except BlockingIOError:
-                return None
-            descriptors = _received(ancillary)
-            # The kernel has closed those that we have no room for, or no more descriptors.
-            # Then it was never one: whatever is missing may have been the message.
-            count = len(descriptors) + (2 if cut & socket.MSG_CTRUNC else 0)
-            try:
-                if not data:
-                    self.handover.receive_eof()
-                    raise EOFError
-                self.handover.receive_data(data, count)
-                if descriptors:  # or it would have raised
-                    return descriptors.pop()
-            finally:
-                for one in descriptors:
-                    os.close(one)
+        try:
+            data, ancillary, cut, _ = self._connection.recvmsg(_READ_SIZE, room, flags)
+        except BlockingIOError:
+            return None
+        descriptors = _received(ancillary)
+        # The kernel has closed those that we have no room for, or no more descriptors.
+        # Then it was never one: whatever is missing may have been the message.
+        count = len(descriptors) + (2 if cut & socket.MSG_CTRUNC else 0)
+        try:
+            if not data:
+                self.handover.receive_eof()
+                raise EOFError
+            self.handover.receive_data(data, count)
+            return descriptors.pop() if descriptors else None  # or it would have raised
+        finally:
+            for one in descriptors:
+                os.close(one)
 
     def accept(self, seconds: float) -> None:
         """Say that there is a place."""
@@ -307,7 +326,7 @@ class _Message:
         """
         mail_data = self._engine.new_mail_data()
         reading = asyncio.create_task(self._read(chunks, mail_data))
-        watching = asyncio.create_task(self._watch(reading))
+        self._client.hear(partial(self._hear, reading))
         try:
             await self._has_begun.wait()
             if self._trouble is not None:
@@ -315,9 +334,10 @@ class _Message:
             self._delivery = self._engine.begin(self._request, mail_data)
             await self._delivery.outcomes()
         finally:
-            reading.cancel()
-            watching.cancel()
-            await asyncio.gather(reading, watching, return_exceptions=True)
+            self._client.hear_no_more()
+            if not reading.done():
+                reading.cancel()
+                await asyncio.wait([reading])
             mail_data.close()
 
     async def _read(self, chunks: AsyncIterator[bytes], mail_data: MailData) -> None:
@@ -342,20 +362,17 @@ class _Message:
                 mail_data.give_up(trouble)
                 self._has_begun.set()
 
-    async def _watch(self, reading: asyncio.Task[None]) -> None:
+    def _hear(self, reading: asyncio.Task[None]) -> None:
         """Hear the client; when it goes, leave to the mail server what still can be left."""
         try:
-            while True:
-                self._client.news.clear()
-                self._client.receive()
-                self._heard.set()
-                await self._client.wait()
+            self._client.receive()
         except (EOFError, OSError, RemoteProtocolError):
+            self._client.hear_no_more()
             self._client.handover.receive_eof()
+            if self._delivery is not None:
+                self._delivery.cancel(_GONE)
+            reading.cancel()
         self._heard.set()
-        if self._delivery is not None:
-            self._delivery.cancel(_GONE)
-        reading.cancel()
 
     async def _lives(self) -> bool:
         """Return whether the client says that its mail server lives.
