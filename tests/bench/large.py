@@ -30,7 +30,7 @@ COMMANDS = {
     SMTP: "smtp ",
     LMTP: _DAEMON,
     PIPE: _DAEMON,
-    ALONE: r"\S+/python3 .* pipe ",
+    ALONE: r"(?s)\S+/python3 .* pipe ",  # part of it is a script of several lines
     EXIM: r"\S*exim4 -Mc ",
 }
 
