@@ -155,7 +155,7 @@ def _defer(text: str) -> NoReturn:
     try:
         # One line of printable ASCII; no helper that would have to be imported.
         words = "".join(one if " " <= one <= "~" else "?" for one in text[:1000])
-        os.write(1, f"4.3.0 mxpolicy: {words}\n".encode("ascii"))
+        os.write(1, f"4.3.0 mxpolicy: {words}".encode("ascii"))
     finally:
         # After sys.exit a flush may fail and make status 120 of it.
         os._exit(EXIT_DEFER)

@@ -27,7 +27,7 @@ case ${1-}$asks in pipe0)
         # To Postfix a signal is "try later", and what was printed counts for nothing: it
         # may have been the answer 2.0.0, which bounces with any status but 0.
         dies=$((signal && ! exim))
-        [ $dies = 1 ] || echo "4.3.0 mxpolicy: the delivery ended with status $status"
+        [ $dies = 1 ] || printf %s "4.3.0 mxpolicy: the delivery ended with status $status"
         # A daemon that was stopped keeps the pipe open, and the mail server would wait.
         [ $signal = 0 ] || [ ! -p /dev/stdin ] || cat >/dev/null
         [ $dies = 0 ] || kill -KILL $$

@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         options = load(config, os.environ)
     except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write("\n".join((*error.mistakes, "")))
         return 1
     _raise_descriptor_limit()
     gc.set_threshold(NEW_OBJECTS)

@@ -60,7 +60,7 @@ class ConfigError(MxPolicyError):
         self.mistakes = tuple(mistakes)
 
     def __str__(self) -> str:
-        return "\n".join(self.mistakes)
+        return "; ".join(self.mistakes)
 
 
 class UsageError(MxPolicyError):

@@ -206,7 +206,7 @@ class Client:
             or not (line.isascii() and line.decode().isprintable())
         ):
             self.give_up("the daemon's answer cannot be understood")
-        self._leave(int(status), line + b"\n")
+        self._leave(int(status), line)
 
     def _lives(self) -> bool:
         """Return whether the mail server lives; as `mxpolicy.pipe.WayOut.is_watched`.
@@ -243,7 +243,7 @@ class Client:
     def give_up(self, why: str) -> "NoReturn":
         """Leave with "try later". It never raises."""
         text = "".join(one if " " <= one <= "~" else "?" for one in why[:1000])
-        self._leave(EXIT_DEFER, f"4.3.0 mxpolicy: {text}\n".encode("ascii"))
+        self._leave(EXIT_DEFER, f"4.3.0 mxpolicy: {text}".encode("ascii"))
 
     def _leave(self, status: int, line: bytes) -> "NoReturn":
         self._leaving = status

@@ -116,6 +116,6 @@ def _wait(child: int) -> NoReturn:
             how = f"ended with status {status}"
             if status < 0:
                 how = f"was killed by signal {-status}"
-            os.write(1, f"4.3.0 mxpolicy: the delivery {how}\n".encode("ascii"))
+            os.write(1, f"4.3.0 mxpolicy: the delivery {how}".encode("ascii"))
         finally:
             os._exit(_EXIT_DEFER)

@@ -16,7 +16,7 @@ from mxpolicy import __version__, cli, command_help, pipe_command
 CHECKOUT = Path(__file__).parents[1]
 # As it is installed: the shell script beside the interpreter.
 COMMAND = Path(sys.executable).with_name("mxpolicy")
-ANSWER = re.compile(rb"4\.3\.\d mxpolicy: [ -~]+\n")
+ANSWER = re.compile(rb"4\.3\.\d mxpolicy: [ -~]+")
 
 
 def run(*argv: str, before: str = "") -> subprocess.CompletedProcess[bytes]:

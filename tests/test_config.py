@@ -129,7 +129,7 @@ GOOD = {
 def mistakes_in(data: bytes, file: str = "f.yaml") -> str:
     with pytest.raises(ConfigError) as refused:
         config.parse(data, file)
-    return str(refused.value)
+    return "\n".join(refused.value.mistakes)
 
 
 def outcome(data: bytes) -> tuple[Options | None, tuple[str, ...]]:

@@ -288,7 +288,7 @@ def message_moves(now: World) -> Moves:
         if now.daemon in (State.WORK, State.ASKED):
             daemon = in_state(now.daemon)
             status = DELIVERED if now.daemon_dot == 2 else LATER
-            done = say(done, daemon.answer(status, b"x.0.0 text\n"))
+            done = say(done, daemon.answer(status, b"x.0.0 text"))
             done = done._replace(daemon=daemon.state)
         yield "daemon ends", close_daemon(done)
 

@@ -194,9 +194,9 @@ def _facts(event: Event) -> Facts:
                 "action": event.action,
             }
         case Trouble(at, text):
-            return {"event": "trouble", "at": at, "text": text}
+            return {"event": "trouble", "at": at, "text": _in_one_line(text)}
         case Notice(at, text):
-            return {"event": "notice", "at": at, "text": text}
+            return {"event": "notice", "at": at, "text": _in_one_line(text)}
     assert_never(event)
 
 
@@ -282,6 +282,11 @@ def _shorten(facts: Facts) -> None:
 
 
 # Words
+
+
+def _in_one_line(text: str) -> str:
+    """Return our own *text*, a traceback perhaps, with its lines behind each other."""
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _identity(event: Event) -> str:

@@ -184,9 +184,9 @@ class Handover:
         return b"?\n"
 
     def answer(self, status: int, line: bytes) -> bytes:
-        """Return the answer: exit status, and a line with its end."""
+        """Return the answer: exit status, and a line, given without its end."""
         self._move(Input.ANSWER)
-        return b"=%d %b" % (status, line)
+        return b"=%d %b\n" % (status, line)
 
     def _move(self, what: Input) -> None:
         new = TRANSITIONS.get((self.state, what))

@@ -78,7 +78,8 @@ def _listed(names: Iterable[str]) -> str:
 def answer_line(status: int, text: str) -> bytes:
     """Return *text* as the line that leaves, its code made to agree with *status*.
 
-    At most `MAX_ANSWER` bytes, printable ASCII and one line end. To Postfix ``5.x.x``
+    At most `MAX_ANSWER` bytes of printable ASCII. No line end: Postfix would show it as a
+    blank in its log. To Postfix ``5.x.x``
     is a bounce whatever the status, 75 included, and a code of class 2 is one with
     any status but 0.
     """
@@ -87,7 +88,7 @@ def answer_line(status: int, text: str) -> bytes:
     found = EnhancedStatus.parse(text)
     if wanted and (found is None or found.class_ != wanted):
         text = f"{wanted}.3.0 mxpolicy: {text}"
-    return printable(text, MAX_ANSWER - 1).encode("ascii") + b"\n"
+    return printable(text, MAX_ANSWER - 1).encode("ascii")
 
 
 def deferral(trouble: BaseException) -> str:

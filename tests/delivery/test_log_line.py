@@ -497,3 +497,9 @@ def test_readme_shows_what_is_written() -> None:
     readme = "".join(README.read_text().split())
     for line in (text_line(event), json_line(event, TIME)):
         assert "".join(line.split()) in readme, line
+
+
+def test_lines_of_our_own_trouble_stand_behind_each_other() -> None:
+    event = Trouble(0.0, "one mistake\n  another\n\n")
+    assert text_line(event).endswith("one mistake; another)")
+    assert json.loads(json_line(event, ""))["text"] == "one mistake; another"

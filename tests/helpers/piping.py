@@ -223,6 +223,6 @@ def assert_answer(ended: Ended, status: int, text: str) -> None:
     assert len(ended.answers) == 1, ended
     [line] = ended.answers
     assert re.match(text.encode(), line), ended
-    assert re.fullmatch(rb"[ -~]+\n", line), ended
+    assert re.fullmatch(rb"[ -~]+", line), ended
     assert len(line) <= MAX_ANSWER
     assert ended.status == status

@@ -94,7 +94,7 @@ def test_what_is_said_is_what_the_client_understands() -> None:
     assert one.accept(990.7) == b"+990\n"
     assert in_state(State.JUDGE).refuse("full\r\nof \xff") == b"-full??of ?\n"
     assert in_state(State.WORK).ask() == b"?\n"
-    assert in_state(State.ASKED).answer(75, b"4.0.0 x\n") == b"=75 4.0.0 x\n"
+    assert in_state(State.ASKED).answer(75, b"4.0.0 x") == b"=75 4.0.0 x\n"
 
 
 def test_request_is_understood_however_it_is_cut() -> None:
