@@ -218,7 +218,7 @@ KINDS: dict[str, tuple[Provocation, ...]] = {
             dsn="4.3.5",
             text="unknown",
         ),
-        P("misspelt", f'shift; exec {COMMAND} ppie "$@"\n', text="unknown command"),
+        P("misspelt", f'shift; exec {COMMAND} ppie "$@"\n', text="invalid choice"),
         P(
             "no-file",
             run(options="--config /none.yaml"),
