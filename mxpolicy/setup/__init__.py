@@ -5,8 +5,8 @@ a file beside the mail server's configuration, and ``--undo`` restores it.
 
 `steps` are the values, `cf_text` reads and edits main.cf and master.cf, `postfix_lines`
 and `exim_lines` have the lines, `postfix_plan` and `restrictions` say what would change,
-`undo` how it is taken back; all of these are pure. `kept` is the file, `postfix` and
-`exim` look and do, `show` prints.
+`undo` how it is taken back; all of these are pure. `kept` is the file, `postfix` with
+`postfix_queue` and `exim` look and do, `exim_command` and `show` print.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mxpolicy.check.surroundings import EXECUTE, READ
 from mxpolicy.config import load
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.reply import printable
-from mxpolicy.setup import exim, show
+from mxpolicy.setup import exim_command, show
 from mxpolicy.setup.kept import SetupError, alone
 from mxpolicy.setup.postfix import Postfix
 from mxpolicy.setup.postfix_lines import LMTP_AT
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
         with reader_may_leave():
             terminal = Terminal(sys.stdout, os.environ)
             if arguments.mail_server == "exim":
-                return exim.main(arguments, _asked, terminal)
+                return exim_command.main(arguments, _asked, terminal)
             return _postfix(arguments, terminal)
     except MxPolicyError as error:
         print(f"mxpolicy: {printable(str(error), 4000)}", file=sys.stderr)

@@ -7,7 +7,6 @@ file at once or not at all.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,11 +28,12 @@ from mxpolicy.setup.kept import (
 )
 from mxpolicy.setup.postfix_lines import TABLE
 from mxpolicy.setup.postfix_plan import RELAY, SENDER, Asked, Seen, plan
+from mxpolicy.setup.postfix_queue import waiting
 from mxpolicy.setup.steps import MAIN, MASTER, WHOLE, Plan
 from mxpolicy.setup.undo import aside_of, going, kept_with, mentions, taken_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from mxpolicy.check.postconf import Ended
     from mxpolicy.setup.undo import Undone
@@ -46,16 +46,6 @@ KEPT = "mxpolicy-setup.json"
 # Where the domains are that a transport table must not take from this mail system.
 OWN_DOMAINS = ("mydestination", "virtual_mailbox_domains", "virtual_alias_domains")
 
-# One line of some 300 bytes for each message in the queue.
-MOST_OF_QUEUE = 512 * 1024 * 1024
-QUEUE_PATIENCE = 300.0
-AT_ONCE = 100
-
-# So many queue ids are named.
-MOST_NAMED = 20
-
-_FILTER = re.compile(r"^content_filter: *([\w.-]+):", re.M)
-_MESSAGE = re.compile(r"^\*\*\* ENVELOPE RECORDS (?:.*/)?(\w+) \*\*\*$", re.M)
 _FILE = re.compile(r"[a-z]+:(/[^\s,{}]+)")
 
 Command = tuple[str, ...]
@@ -280,65 +270,7 @@ class Postfix:
             and find(MAIN, self._text(main), relay)
             else ""
         )
-        return self.waiting(gone & {"mxpolicy", "mxlmtp"}, first)
-
-    def waiting(self, transports: set[str], first: str = "") -> list[str]:
-        """Return a sentence about messages that are bound to *transports*; mostly none.
-
-        Args:
-            transports: Their names.
-            first: What is to be done first, or they would soon be bound again.
-
-        """
-        if not transports:
-            return []
-        # Such a message keeps its content_filter or FILTER in its own queue file,
-        # whatever main.cf says later.
-        limits = {"patience": QUEUE_PATIENCE, "most": MOST_OF_QUEUE}
-        lines = self.ask("postqueue", "-j", **limits).splitlines()
-        queue = {
-            one["queue_id"]: one["queue_name"]
-            for one in map(json.loads, lines)
-            # pickup(8) takes off what a message was bound to.
-            if one["queue_name"] != "maildrop"
-        }
-        bound = list(self._filtered(list(queue), transports))
-        if not bound:
-            return []
-        free = [one for one in bound if queue[one] != "hold"]
-        named = ", ".join(
-            one if queue[one] != "hold" else f"{one} (on hold)"
-            for one in bound[:MOST_NAMED]
-        )
-        more = f" and {len(bound) - MOST_NAMED} more" if len(bound) > MOST_NAMED else ""
-        mend = f": {first}postsuper -r {' '.join(free[:MOST_NAMED])}" if free else ""
-        return [
-            f"{len(bound)} queued messages are bound to {' or '.join(sorted(transports))}"
-            f" by a content filter: {named}{more}. Without it they would wait until they"
-            f" bounce. Let them be delivered first, or have them routed anew{mend}"
-            " (a message on hold is released by -r)"
-        ]
-
-    def _filtered(self, ids: Sequence[str], transports: set[str]) -> Iterator[str]:
-        for place in range(0, len(ids), AT_ONCE):
-            some = ids[place : place + AT_ONCE]
-            try:
-                text = self.ask("postcat", "-qe", *some)
-            except SetupError:
-                # One of them has left the queue.
-                text = "".join(map(self._envelope, some))
-            _, *parts = _MESSAGE.split(text)
-            for queue_id, envelope in zip(parts[::2], parts[1::2], strict=True):
-                if transports.intersection(_FILTER.findall(envelope)):
-                    yield queue_id
-
-    def _envelope(self, queue_id: str) -> str:
-        try:
-            return self.ask("postcat", "-qe", queue_id)
-        except SetupError as error:
-            if "No such file" in str(error):
-                return ""
-            raise
+        return waiting(self.ask, gone & {"mxpolicy", "mxlmtp"}, first)
 
     def undo(self, what: Undoing) -> list[str]:
         """Carry out *what*.

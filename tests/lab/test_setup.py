@@ -14,7 +14,7 @@ from .case import place
 from .conftest import transports_here
 from .lab import Lab
 from .packages import LabUnavailable
-from .postfix import Client
+from .postfix import Client, Delivery
 from .test_contrib import SIXTH_IS_GOOD
 from .world import INSTALLED
 
@@ -194,6 +194,24 @@ def test_undo_of_the_fallback_waits_for_its_mail() -> None:
         status, text = setup(lab, "postfix", "--undo", "--apply")
         assert status == 0, text
         assert contents(lab, POSTFIX) == before
+        # pickup(8) sleeps for a minute otherwise.
+        lab.world.run("mta", ["postkick", "public", "pickup", "W"])
+        [delivery] = deliveries_to(lab, "user@home.lab.test")
+        assert (delivery.agent, delivery.status) == ("smtp", "sent")
+
+
+def deliveries_to(lab: Lab, recipient: str) -> list[Delivery]:
+    """Wait for a delivery that mxpolicy's transport was not asked for; return it."""
+    until = time.monotonic() + 30
+    while True:
+        found = [
+            one
+            for one in lab.postfix.deliveries()
+            if one.recipient == recipient and one.text != "deferred transport"
+        ]
+        if found or time.monotonic() > until:
+            return found
+        time.sleep(0.1)
 
 
 @pytest.mark.daemon

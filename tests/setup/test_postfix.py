@@ -13,6 +13,7 @@ from mxpolicy.setup.cf_text import entries
 from mxpolicy.setup.kept import SetupError, load, replace
 from mxpolicy.setup.postfix import KEPT, Postfix
 from mxpolicy.setup.postfix_plan import Asked, plan
+from mxpolicy.setup.postfix_queue import waiting
 from mxpolicy.setup.steps import Plan
 from tests.setup.programs import TREE, Copy, Real, sample
 
@@ -414,7 +415,7 @@ def test_message_that_leaves_the_queue_meanwhile(tmp_path: Path) -> None:
     postfix = Postfix(
         lambda *argv, **how: listed if argv[0] == "postqueue" else run(*argv, **how)
     )
-    [sentence] = postfix.waiting({"mxpolicy"})
+    [sentence] = waiting(postfix.ask, {"mxpolicy"})
     assert "1 queued messages" in sentence
     assert "BB" in sentence
 
