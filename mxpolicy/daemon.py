@@ -220,7 +220,7 @@ class Daemon:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP, *ENDING})
         options = self._options
         path = state_file(options.state, self._environ)
-        self._store = store = open_store(path, self._tell, prevails)
+        self._store = store = open_store(path, self._tell, prevails, stays=True)
         try:
             context = Context(
                 options, store=store, keeps_sessions=True, late_replies=LateReplies()

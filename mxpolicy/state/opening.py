@@ -42,6 +42,8 @@ def open_store(
     path: str,
     tell: Callable[[str], None],
     prevails: Prevails = never,
+    *,
+    stays: bool = False,
 ) -> FallbackStore:
     """Return the store; this process's memory when *path* cannot serve.
 
@@ -51,6 +53,7 @@ def open_store(
         path: From `state_file`.
         tell: See `FallbackStore`.
         prevails: See `FallbackStore`.
+        stays: See `mxpolicy.state.sqlite_file.Terms`.
     """
     directory = os.path.dirname(path)
     try:
@@ -60,7 +63,7 @@ def open_store(
         return FallbackStore(None, tell)
     from mxpolicy.state.sqlite import SqliteStore
 
-    return FallbackStore(SqliteStore(path), tell, prevails=prevails)
+    return FallbackStore(SqliteStore(path, stays=stays), tell, prevails=prevails)
 
 
 def open_to_read(

@@ -4,7 +4,7 @@ Write-ahead logging lets readers go on while another process writes. Only a comm
 must be durable costs an fsync. Operations that wait at the same time share a
 transaction, one in each file. Among several hundred processes, one waits some
 milliseconds for the others. One thread makes all calls of the library
-(`mxpolicy.state.worker`). So a disk that hangs holds up this thread only, and
+(`mxpolicy.state.worker`), in a daemon one for each file. So a disk that hangs holds up such a thread only, and
 `mxpolicy.state.fallback` limits the wait for an answer.
 
 The journal (`mxpolicy.state.store.JOURNAL`) has a file and a bound of its own, so that
@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mxpolicy.errors import StoreError
 from mxpolicy.state.sqlite_file import File, Terms
-from mxpolicy.state.store import Operation, Store, is_of_journal
+from mxpolicy.state.store import JOURNAL, Operation, Store, is_of_journal
 from mxpolicy.state.submitted import ToldSoon
 from mxpolicy.state.trust import Trust
-from mxpolicy.state.worker import Worker, WorkerError, result_of
+from mxpolicy.state.worker import Worker, WorkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +59,7 @@ class SqliteStore(Store):
         clock: UTC seconds.
         max_bytes: Size limit of the file, without its log.
         max_journal_bytes: The same of the journal's.
+        stays: See `Terms`. Then each file has a thread of its own.
     """
 
     def __init__(
@@ -71,19 +72,23 @@ class SqliteStore(Store):
         clock: Callable[[], float] = time.time,
         max_bytes: int = MAX_BYTES,
         max_journal_bytes: int = MAX_JOURNAL_BYTES,
+        stays: bool = False,
     ) -> None:
-        terms = Terms(path, max_bytes, clock, create, read_only, trust)
+        terms = Terms(path, max_bytes, clock, create, read_only, trust, stays)
         self._file = File(terms)
         self._journal = File(
             terms._replace(path=journal_file(path), max_bytes=max_journal_bytes)
         )
         self._path = path
-        self._worker = Worker(self._do_all)
+        self._worker = self._journal_worker = Worker(self._do_all)
+        if stays:
+            # What is remembered of hosts does not wait for a durable commit.
+            self._journal_worker = Worker(self._do_all)
 
     async def do(self, operation: Operation[T]) -> T:
         """See `Store.do`."""
         try:
-            return cast("T", await self._worker.do(operation))
+            return cast("T", await self._worker_of(operation).do(operation))
         except WorkerError as error:
             raise self._without_thread(error) from error
 
@@ -98,15 +103,24 @@ class SqliteStore(Store):
             told(result)
 
         try:
-            return self._worker.submit(operation, tell)
+            return self._worker_of(operation).submit(operation, tell)
         except WorkerError as error:
             return ToldSoon(self._without_thread(error), told)
 
     async def close(self) -> None:
         """See `Store.close`. A process that ends need not call it."""
-        if self._worker.has_thread:
-            await self.do(Operation(_CLOSE, "", (), None))
-            self._worker.end()
+        for key in ("", JOURNAL):
+            operation = Operation(_CLOSE, key, (), None)
+            if self._worker_of(operation).has_thread:
+                await self.do(operation)
+        self._worker.end()
+        self._journal_worker.end()
+
+    def _worker_of(self, operation: Operation[Any]) -> Worker[Operation[Any]]:
+        return self._journal_worker if is_of_journal(operation.key) else self._worker
+
+    def _file_of(self, operation: Operation[Any]) -> File:
+        return self._journal if is_of_journal(operation.key) else self._file
 
     def _do_all(self, operations: list[Operation[Any]]) -> list[Any]:
         """Do *operations*, those of each file together; called in the thread."""
@@ -114,19 +128,14 @@ class SqliteStore(Store):
         files: dict[File, list[int]] = {}
         for number, one in enumerate(operations):
             if one.name == _CLOSE:
-                results[number] = result_of(self._close_files)
+                self._file_of(one).close()
             else:
-                file = self._journal if is_of_journal(one.key) else self._file
-                files.setdefault(file, []).append(number)
+                files.setdefault(self._file_of(one), []).append(number)
         for file, numbers in files.items():
             done = file.do_all([operations[number] for number in numbers])
             for number, result in zip(numbers, done, strict=True):
                 results[number] = result
         return results
-
-    def _close_files(self) -> None:
-        self._file.close()
-        self._journal.close()
 
     def _without_thread(self, error: Exception) -> StoreError:
         # No memory, or the user's limit of threads.

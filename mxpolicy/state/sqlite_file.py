@@ -38,9 +38,10 @@ __all__ = ["File", "Terms"]
 # Seconds that the library waits for another process's lock.
 BUSY = 0.5
 
-# Pages of the write-ahead log after which they are written into the file. Few, because
-# the first process that opens the file reads the log.
-CHECKPOINT = 100
+# Pages of the write-ahead log after which they are written into the file, which takes two
+# fsyncs. Few, because the first process that opens the file reads the log. While a process
+# stays, it has the file open, and no other one is the first.
+CHECKPOINT, CHECKPOINT_OF_DAEMON = 100, 1000
 # Bytes that the log keeps when it has been written into the file.
 LOG_SIZE = 4 * 1024 * 1024
 
@@ -62,6 +63,7 @@ class Terms(NamedTuple):
         create: Make it where it does not exist.
         read_only: Change nothing and make nothing, not even what SQLite has beside it.
         trust: What is asked of its owner and mode.
+        stays: The process is a daemon, which keeps the file open.
     """
 
     path: str
@@ -70,6 +72,7 @@ class Terms(NamedTuple):
     create: bool
     read_only: bool
     trust: Trust
+    stays: bool = False
 
 
 class File:
@@ -311,7 +314,8 @@ class File:
         if not self._terms.read_only:
             db.execute("PRAGMA secure_delete = OFF")
             db.execute("PRAGMA synchronous = NORMAL")
-            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
+            pages = CHECKPOINT_OF_DAEMON if self._terms.stays else CHECKPOINT
+            db.execute(f"PRAGMA wal_autocheckpoint = {pages}")
             db.execute(f"PRAGMA journal_size_limit = {LOG_SIZE}")
 
     def _examine(self) -> None:

@@ -393,8 +393,11 @@ asyncio.run(use())
     assert "nothing outlives this process: " in done.stdout
 
 
-async def test_what_is_asked_of_both_files_together(tmp_path: Path) -> None:
-    store = SqliteStore(str(tmp_path / "state"))
+@pytest.mark.parametrize("stays", [False, True], ids=["one_thread", "two"])
+async def test_what_is_asked_of_both_files_together(
+    tmp_path: Path, stays: bool
+) -> None:
+    store = SqliteStore(str(tmp_path / "state"), stays=stays)
     keys = [f"{room}{n}" for n in range(20) for room in ("", JOURNAL)]
     added = await asyncio.gather(*(store.add(key, key.encode(), FAR) for key in keys))
     assert all(added)
@@ -404,4 +407,19 @@ async def test_what_is_asked_of_both_files_together(tmp_path: Path) -> None:
         with closing(sqlite3.connect(tmp_path / name)) as db:
             rows = db.execute("SELECT key FROM rows").fetchall()
         assert sorted(key for (key,) in rows) == sorted(f"{own}{n}" for n in range(20))
+    await store.close()
+
+
+async def test_in_a_daemon_no_file_waits_for_the_other(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "state"), stays=True)
+    await store.put("journal/a", b"1", FAR)
+    with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as other:
+        other.isolation_level = None
+        other.execute("BEGIN IMMEDIATE")
+        busy = asyncio.create_task(store.add("journal/b", b"2", FAR))
+        await asyncio.sleep(0)
+        assert await store.add("b", b"2", FAR)
+        assert not busy.done()
+        with pytest.raises(StoreBusy):
+            await busy
     await store.close()

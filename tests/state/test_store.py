@@ -36,7 +36,7 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "sqlite", "fallback", "fallen back"])
+@pytest.fixture(params=["memory", "sqlite", "daemon", "fallback", "fallen back"])
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
 ) -> AsyncIterator[Store]:
@@ -48,6 +48,8 @@ async def store(
             made = MemoryStore(clock)
         case "sqlite":
             made = file
+        case "daemon":
+            made = SqliteStore(str(tmp_path / "state"), clock=clock, stays=True)
         case "fallback":
             made = FallbackStore(file, told.append)
         case _:
