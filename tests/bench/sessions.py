@@ -90,7 +90,9 @@ class _Host(asyncio.Protocol):
             self._transport.close()
 
 
-def _serve(pipe: Connection) -> None:
+def serve_host(pipe: Connection) -> None:
+    """Serve a host that takes everything, until False comes; send its port first."""
+
     async def work() -> None:
         loop = asyncio.get_running_loop()
         server = await loop.create_server(_Host, "127.0.0.1", 0)
@@ -101,7 +103,10 @@ def _serve(pipe: Connection) -> None:
     asyncio.run(work())
 
 
-async def _deliver(engine: Engine, port: int, numbers: Sequence[str]) -> None:
+async def deliver(
+    engine: Engine, port: int, numbers: Sequence[str], at_once: int = AT_ONCE
+) -> None:
+    """Deliver a small message for each of *numbers* to the host at *port*."""
     left = list(numbers)
 
     async def work() -> None:
@@ -121,7 +126,7 @@ async def _deliver(engine: Engine, port: int, numbers: Sequence[str]) -> None:
             data.close()
             assert isinstance(outcome, Delivered), outcome
 
-    await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(work() for _ in range(at_once)))
 
 
 def _measure(port: int, name: str, count: int, *, reuse: bool, in_file: bool) -> float:
@@ -132,9 +137,9 @@ def _measure(port: int, name: str, count: int, *, reuse: bool, in_file: bool) ->
                 store = open_store(f"{directory}/state", print, prevails)
             options = Options(helo="mail.example.com", allow_dial=("127.0.0.0/8",))
             engine = Engine(Context(options, store=store, keeps_sessions=reuse))
-            await _deliver(engine, port, [f"{name}w{one}" for one in range(AT_ONCE)])
+            await deliver(engine, port, [f"{name}w{one}" for one in range(AT_ONCE)])
             began = time.process_time()
-            await _deliver(engine, port, [f"{name}{one}" for one in range(count)])
+            await deliver(engine, port, [f"{name}{one}" for one in range(count)])
             used = time.process_time() - began
             await engine.stop("the measurement is over")
             await store.close()
@@ -160,7 +165,7 @@ def table(count: int, rounds: int) -> str:
     """Return the table for *count* messages, the best of so many rounds."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    host = context.Process(target=_serve, args=(theirs,), daemon=True)
+    host = context.Process(target=serve_host, args=(theirs,), daemon=True)
     host.start()
     port = ours.recv()
     used: dict[tuple[bool, bool], list[Used]] = {}
