@@ -174,6 +174,7 @@ class Daemon:
         self._log = Log(options.log)
         self._is_ending = asyncio.Event()
         self._is_urged = asyncio.Event()
+        self._told_missing = ""
         self._store: FallbackStore
         self._engine: Engine
         self._kick: Kick
@@ -278,6 +279,23 @@ class Daemon:
         while True:
             await asyncio.sleep(interval)
             self._manager.alive(self._status())
+            self._mend_sockets()
+
+    def _mend_sockets(self) -> None:
+        """Make socket files anew that were removed: no client would find us."""
+        missing = [] if self._is_ending.is_set() else self._doors.missing
+        trouble = ""
+        if missing:
+            try:
+                self._doors.apply(self._engine.context.options)
+                self._note(
+                    f"socket files were removed, made anew: {', '.join(missing)}"
+                )
+            except ListenError as error:
+                trouble = f"socket files were removed, and stay away: {error}"
+                if trouble != self._told_missing:
+                    self._tell(trouble)
+        self._told_missing = trouble
 
     def _status(self) -> str:
         under_way = len(self._engine.under_way)

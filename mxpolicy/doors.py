@@ -129,6 +129,15 @@ class Doors:
         given = [f"{name} at {one.listening.at}" for name, one in self._of_given]
         return given + [f"{name} at {at}" for name, at in self._made]
 
+    @property
+    def missing(self) -> list[str]:
+        """Those of `sockets` whose files somebody has removed or replaced."""
+        return [
+            f"{name} at {at}"
+            for (name, at), one in self._made.items()
+            if not one.acceptor.listening.is_reachable
+        ]
+
     def apply(self, options: Options) -> None:
         """Listen at what *options* want, and at nothing else that was wanted before.
 
@@ -192,8 +201,14 @@ class Doors:
                 (name, self._acceptor(name, one, most)) for name, one in self._given
             ]
         for name, acceptor in self._of_given:
+            section = getattr(options, name)
             acceptor.most = most
-            acceptor.allow(_allowed(getattr(options, name)))
+            acceptor.allow(_allowed(section))
+            if section.group and acceptor.listening.is_local:
+                self._tell(
+                    f"{acceptor.listening.at}: listen.{name}.group has no effect on a"
+                    " socket of systemd's; write SocketGroup= in its unit"
+                )
 
     def _acceptor(
         self, name: str, socket_: Socket, most: int, allow: tuple[str, ...] = ()

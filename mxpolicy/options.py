@@ -251,7 +251,7 @@ class LmtpSockets(NamedTuple):
     at: Sockets = (UNIX,)
     """``unix``, which is ``lmtp`` in that directory; absolute paths; ``ADDRESS:PORT`` or ``[V6]:PORT`` for TCP. ``[]``: none."""
     group: Group = ""
-    """Group of the unix sockets among them (mode 0660): the mail server's, ``postfix`` or ``Debian-exim``. Default: that of ``mxpolicy serve``."""
+    """Group of the unix sockets among them (mode 0660): the mail server's, ``postfix`` or ``Debian-exim``. Default: that of ``mxpolicy serve``. A socket that systemd gives has the group of its unit (SocketGroup=)."""
     allow: Networks = LOOPBACK
     """Addresses or networks that may connect by TCP."""
     users: Texts = ("postfix", "Debian-exim", "exim")
@@ -266,7 +266,7 @@ class PolicySockets(NamedTuple):
     group: Group = ""
     """As for ``lmtp``."""
     allow: Networks = LOOPBACK
-    """As for ``lmtp``."""
+    """As for ``lmtp``. Every user of this machine may ask by TCP: a question changes nothing, and its answer tells what DNS says and which hosts were out of reach."""
 
 
 class ListenOptions(NamedTuple):

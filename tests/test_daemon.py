@@ -246,6 +246,34 @@ def test_reload_brings_back_a_socket_file_that_was_removed(serving: Runner) -> N
         assert list(daemon.run.iterdir()) == []
 
 
+def test_removed_socket_file_is_made_anew_without_a_reload(serving: Runner) -> None:
+    environ = {"WATCHDOG_USEC": "100000"}
+    with serving.started(environ=environ) as daemon, daemon.connect("policy") as client:
+        path = daemon.run / "policy"
+        path.unlink()
+        path.write_text("in its place")
+        daemon.wait_for_log("socket files were removed, and stay away")
+        path.unlink()
+        daemon.wait_for_log(f"socket files were removed, made anew: policy at {path}")
+        with daemon.connect("policy") as another:
+            assert ask(another) == DUNNO
+        assert ask(client) == DUNNO
+        assert daemon.log().count("stay away") == 1
+        assert daemon.end() == 0
+        assert list(daemon.run.iterdir()) == []
+
+
+def test_group_of_a_socket_from_systemd_is_told_to_have_no_effect(
+    serving: Runner, tmp_path: Path
+) -> None:
+    serving.configure("listen: {policy: {group: mail}}")
+    with (
+        given_socket(tmp_path / "given") as given,
+        serving.started(given=[("policy", given)]) as daemon,
+    ):
+        daemon.wait_for_log("listen.policy.group has no effect")
+
+
 def free_port() -> int:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as one:
         return int(one.getsockname()[1])

@@ -15,12 +15,14 @@ import pytest
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.options import Options
-from mxpolicy.server.lmtp import LmtpServer
-from mxpolicy.server.lmtp.users import check_user
+from mxpolicy.server.lmtp import QUIET, LmtpServer
+from mxpolicy.server.lmtp.users import KEPT, check_user
 from tests.helpers.fake_resolver import FakeResolver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from mxpolicy.delivery.events import Event
 
 NOBODY = 65534
 
@@ -79,6 +81,47 @@ def test_other_names_are_not_looked_up_for_a_user_that_is_named(
     with connected(os.geteuid()) as server:
         assert check_user(server, users) is None
     assert asked == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_a_user_is_looked_up_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counted(user: int) -> pwd.struct_passwd:
+        asked.append(user)
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", counted)
+    now = 1e9
+    with connected(NOBODY) as server:
+        for _ in range(3):
+            assert check_user(server, (), lambda: now) is not None
+        assert asked == [NOBODY]
+        now += KEPT
+        assert check_user(server, (), lambda: now) is not None
+    assert asked == [NOBODY, NOBODY]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+async def test_a_stranger_is_told_once_a_minute() -> None:
+    async def greeted() -> None:
+        with connected(NOBODY) as server:
+            server.setblocking(False)
+            serving = asyncio.create_task(lmtp.serve(server))
+            await asyncio.sleep(0)
+            serving.cancel()
+            await asyncio.wait([serving])
+
+    told: list[Event] = []
+    now = 0.0
+    engine = Engine(Context(Options(helo="us.example.net"), resolver=FakeResolver()))
+    lmtp = LmtpServer(lambda: engine, told.append, clock=lambda: now)
+    await greeted()
+    await greeted()
+    assert len(told) == 1
+    now += QUIET
+    await greeted()
+    assert len(told) == 2
 
 
 def test_a_client_that_cannot_be_known_may_not() -> None:

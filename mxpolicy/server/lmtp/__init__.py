@@ -24,6 +24,7 @@ What becomes of mail when its client goes away:
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,8 @@ __all__ = ["LmtpServer"]
 # Clients at once that may not send: as many as a mail server has (maxproc in contrib).
 # They are told so, because the option may be wrong. But they take the places of others.
 MAX_STRANGERS = 200
+# Seconds for which the same is not told again of clients that may not send.
+QUIET = 60.0
 
 
 class LmtpServer:
@@ -54,6 +57,7 @@ class LmtpServer:
         engine: Returns the engine that delivers from now on.
         observe: Told everything that happens.
         strangers: Clients at once that may not send; beyond, they are hung up on.
+        clock: Seconds, monotonic.
     """
 
     def __init__(
@@ -61,7 +65,10 @@ class LmtpServer:
         engine: Callable[[], Engine],
         observe: Observe,
         strangers: int = MAX_STRANGERS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
+        self._quiet_until: dict[str, float] = {}  # {what was told: until when}
         self._most_strangers = strangers
         self._strangers = 0
         self._engine = engine
@@ -82,7 +89,7 @@ class LmtpServer:
         if refusal is None:
             await self._serve(connection)
         elif self._strangers < self._most_strangers:
-            self._trouble(refusal.text)
+            self._tell_of_stranger(refusal.text)
             self._strangers += 1
             try:
                 await self._serve(connection, refusal)
@@ -105,6 +112,15 @@ class LmtpServer:
     def stop(self) -> None:
         """Take no further message: every RCPT is answered 4.3.2 from now on."""
         self._recipients.stop()
+
+    def _tell_of_stranger(self, text: str) -> None:
+        """Tell it the first time, and then once a minute: it may come back at once."""
+        now = self._clock()
+        if now >= self._quiet_until.get(text, now):
+            if len(self._quiet_until) >= MAX_STRANGERS:
+                self._quiet_until.clear()
+            self._quiet_until[text] = now + QUIET
+            self._trouble(text)
 
     def _trouble(self, text: str) -> None:
         with suppress(Exception):

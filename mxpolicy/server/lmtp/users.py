@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+import time
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mxpolicy.net.own_address import is_local_address
@@ -19,14 +21,24 @@ from mxpolicy.outcome import Deferred
 from mxpolicy.reply import EnhancedStatus, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
 __all__ = ["check_user"]
 
 _NOT_ALLOWED = EnhancedStatus(4, 7, 1)  # RFC 3463 §3.8: delivery not authorized
 
 
-def check_user(connection: socket.socket, users: Collection[str]) -> Deferred | None:
+# Seconds for which a user is not looked up again: all clients wait for a look-up, and a
+# stranger may connect as often as it likes.
+KEPT = 60.0
+MAX_KEPT = 1000
+
+
+def check_user(
+    connection: socket.socket,
+    users: Collection[str],
+    clock: Callable[[], float] = time.monotonic,
+) -> Deferred | None:
     """Return the outcome of all recipients where the client is not one of *users*.
 
     It is for now: where the option is wrong, the mail must not bounce. Root and our own
@@ -34,7 +46,9 @@ def check_user(connection: socket.socket, users: Collection[str]) -> Deferred | 
 
     Args:
         connection: The client's.
-        users: Names, or numbers. A name that no user has here is skipped.
+        users: Names, or numbers. A name that no user has here is skipped. What is found
+            about a user holds for `KEPT` seconds at most.
+        clock: Seconds, monotonic.
     """
     if connection.family == socket.AF_UNIX:
         return None
@@ -48,6 +62,11 @@ def check_user(connection: socket.socket, users: Collection[str]) -> Deferred | 
         return _refused("a client whose user cannot be found out")
     if user in {0, os.geteuid()}:
         return None
+    return _of_user(user, tuple(users), int(clock() // KEPT))
+
+
+@lru_cache(maxsize=MAX_KEPT)
+def _of_user(user: int, users: tuple[str, ...], period: int) -> Deferred | None:
     # A name that no user has is asked of every name service (nsswitch.conf(5)), and
     # all clients wait meanwhile. The mail server's own name is found in the first one.
     name = _name(user)
