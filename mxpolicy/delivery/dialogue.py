@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import chain, repeat
@@ -338,13 +338,14 @@ class Dialogue:
     # For `mxpolicy.delivery.fast_path`. The methods that wait may go on after them.
 
     @property
-    def heard(self) -> Sequence[Event]:
+    def heard(self) -> list[Event]:
         """The events that `forget_heard` or `next` has not taken yet."""
-        return self._events
+        return list(self._events)
 
-    def forget_heard(self) -> None:
-        """Take all events that were `heard`."""
-        self._events.clear()
+    def forget_heard(self, count: int) -> None:
+        """Take the first *count* events that were `heard`."""
+        for _ in range(count):
+            self._events.popleft()
 
     def hear_now(self) -> None:
         """Read what is there; the events are in `heard`.
@@ -359,6 +360,16 @@ class Dialogue:
             self._understand(received)
             # What is left in the socket is announced again, but not what TLS has.
             received = self.stream.take() if self.stream.tls else None
+
+    def heed_what_is_broken(self) -> None:
+        """Raise when the server broke the protocol behind what was `heard`.
+
+        `next` will do so, too. To be called before the dot: until then no reply is worth
+        more than to know that none is out of step.
+        """
+        self._trouble = self._trouble or self.smtp.error
+        if self._trouble is not None:
+            raise self._trouble
 
     def send_now(self) -> bool:
         """Send the commands that may leave; return whether the kernel has taken them.

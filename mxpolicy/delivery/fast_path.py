@@ -229,7 +229,7 @@ class Shortcut:
             return False
         stuffer = DotStuffer(context.options.long_lines)
         self._body = stuffer.encode(content) + stuffer.finish()
-        self._state, self._stage = State.ASKING, Stage.ASKED
+        self._state = State.ASKING
         self._note_time()
         self._path.going(self)
         session.dialogue.stream.watch(self._hear)
@@ -301,7 +301,10 @@ class Shortcut:
         return misfit is None and has_room and len(batch) == len(domains)
 
     def _ask(self, session: Session) -> bool:
-        """Send RSET, MAIL and RCPT; return False where that cannot be."""
+        """Send RSET, MAIL, RCPT and DATA; return False where that cannot be.
+
+        To a host that takes one command at a time, DATA is given later.
+        """
         envelope, mail_data = self._delivery.envelope, self._delivery.mail_data
         smtp = session.dialogue.smtp
         session.begin_again()
@@ -315,6 +318,10 @@ class Shortcut:
             )
             for number, mailbox in envelope.recipients.items():
                 smtp.rcpt(mailbox.wire, dsn=envelope.recipients_dsn.get(number))
+            self._stage = Stage.ASKED
+            if smtp.pipelining:
+                smtp.data()
+                self._stage = Stage.ASKED_ALL
         except LocalProtocolError:  # the ordinary way says what that means
             return False
         try:
@@ -332,6 +339,8 @@ class Shortcut:
         before = len(session.dialogue.heard)
         try:
             session.dialogue.hear_now()
+            if self._stage < Stage.DOT:
+                session.dialogue.heed_what_is_broken()
             if len(session.dialogue.heard) == before:
                 # A part of a reply, a stray one, or an announced acknowledgement.
                 if self._acknowledging is not None:
@@ -352,10 +361,11 @@ class Shortcut:
 
     def _meaning(self, heard: Sequence[Event]) -> Input | None:
         """Return what the replies so far mean; None where others are due."""
-        if self._stage is Stage.ASKED:
-            if not all(_is_well(one) for one in heard):
+        if self._stage < Stage.ACCEPTED:
+            due = 2 + len(self._numbers)
+            if not all(_is_well(one) for one in heard[:due]):
                 return Input.OTHER
-            return Input.ACCEPTED if len(heard) == 2 + len(self._numbers) else None
+            return Input.ACCEPTED if len(heard) >= due else None
         match self._stage, heard:
             case Stage.ACCEPTED, [DataAnswered(reply)] if reply.code == 354:
                 return Input.GO_AHEAD
@@ -435,11 +445,18 @@ class Shortcut:
                 delivery.start()
 
     def _give_data(self, session: Session) -> None:
-        session.dialogue.forget_heard()
+        """All recipients are accepted: give DATA, if it is not there yet."""
+        dialogue = session.dialogue
+        dialogue.forget_heard(2 + len(self._numbers))
         session.reset_is_heard()
-        session.dialogue.smtp.data()
+        is_given = self._stage is Stage.ASKED_ALL
         self._stage = Stage.ACCEPTED
         self._note_time()
+        if is_given:
+            if dialogue.heard and (what := self._meaning(dialogue.heard)) is not None:
+                self._take(what)
+            return
+        dialogue.smtp.data()
         if not self._send(session):
             self._take(Input.OTHER)
 
@@ -461,7 +478,7 @@ class Shortcut:
 
     def _send_body(self, session: Session) -> None:
         """Send the mail data, and the dot behind it where nothing need be waited for."""
-        session.dialogue.forget_heard()
+        session.dialogue.forget_heard(1)
         session.heard_data_reply(354)
         self._stage = Stage.GO_AHEAD
         self._note_time()
@@ -507,7 +524,7 @@ class Shortcut:
         delivery, candidate = self._delivery, session.candidate
         (answered,) = session.dialogue.heard
         assert isinstance(answered, DotAnswered), "that is what has come"
-        session.dialogue.forget_heard()
+        session.dialogue.forget_heard(1)
         session.course = session.course._replace(dot=250)
         session.dialogue.dot_is_answered()
         self._let_go(session)

@@ -242,6 +242,9 @@ class Transaction:
         if self._stage < Stage.BODY:
             await self._control.recipients_answered(accepted)
         if not accepted:
+            is_sender_refused = self._session.course.is_sender_refused
+            if self._stage is Stage.ASKED_ALL and not is_sender_refused:
+                await self._hear_data_for_none()
             return False
         refusal = None
         if self._stage < Stage.DOT:
@@ -304,9 +307,19 @@ class Transaction:
         self._settlement.accepted(accepted)
         return accepted
 
+    async def _hear_data_for_none(self) -> None:
+        """Hear the reply to a DATA that was pipelined, when all recipients are refused.
+
+        After 354 a host waits for mail data: the session cannot be used again.
+        """
+        reply = (await self._answer(DataAnswered)).reply
+        self._session.heard_data_reply(reply.code)
+        if reply.is_positive:
+            self._dialogue.is_cut_short = True
+
     async def _data(self) -> tuple[Verb, Reply] | None:
         """Send DATA and the mail data; return the refusal that ended it, if any."""
-        if self._stage < Stage.ACCEPTED:
+        if self._stage < Stage.ASKED_ALL:
             self._dialogue.heed_the_end()
             self._smtp.data()
         if self._stage < Stage.GO_AHEAD:

@@ -1,8 +1,6 @@
 """The client's side of SMTP (RFC 5321) as a machine without I/O and clock.
 
-Also RFC 1870, 2034, 2920, 3207, 3461, 6152, 6531, 9422. Left out: AUTH, CHUNKING,
-and DATA pipelined behind RCPT (it saves a round trip, and then a server that
-refused all recipients has to be sent an empty message).
+Also RFC 1870, 2034, 2920, 3207, 3461, 6152, 6531, 9422. Left out: AUTH, CHUNKING.
 
 Its caller is `mxpolicy.delivery.dialogue`. The loop there: give a command, write what
 `data_to_send` returns, read, pass the bytes to `receive_data`, act on the events, *write
@@ -159,6 +157,11 @@ class SmtpClient:
         return self._reader.has_unread
 
     @property
+    def error(self) -> RemoteProtocolError | None:
+        """How the server broke the protocol; None if it did not."""
+        return self._error
+
+    @property
     def skipped(self) -> str:
         """The first line that came in place of the awaited reply; mostly empty."""
         return self._reader.skipped
@@ -312,12 +315,16 @@ class SmtpClient:
     def data(self) -> None:
         """Ask to send the mail data (§4.1.1.4). Next: `DataAnswered`.
 
-        Only when every RCPT was answered and one was accepted. In state BODY the caller
+        When every RCPT was answered and one was accepted; or right behind the last RCPT
+        of a transaction without an answer yet. Then a server that has refused all
+        recipients may say 354 all the same: the session must be reset. In state BODY the caller
         writes what `DotStuffer` gives, and reads meanwhile: a refusal comes as
         `BodyRefused` or `Closing`. Then it calls `dot`.
         """
         if self.state is State.RCPT and not self._accepted:
             raise LocalProtocolError("no recipient was accepted")
+        if self.state is State.MAIL and not self._recipients:
+            raise LocalProtocolError("no recipient was named")
         self._command(Verb.DATA, "DATA")
 
     def dot(self) -> None:
@@ -344,7 +351,8 @@ class SmtpClient:
         following = COMMANDS.get((self.state, verb))
         if following is None:
             raise LocalProtocolError(f"{verb.value} in state {self.state.name}")
-        if self._commands and (self.state, verb) not in MAY_QUEUE:
+        is_closed = bool(self._commands) and self._commands[-1].verb is Verb.DATA
+        if self._commands and (is_closed or (self.state, verb) not in MAY_QUEUE):
             raise LocalProtocolError(
                 f"{verb.value} before the reply to {self._commands[0].verb.value}"
             )

@@ -42,10 +42,10 @@ on them.
 #    by TLS (CVE-2011-0411).
 # 3. RCPT, MAIL behind RSET, and QUIT without a transaction, may be given while replies
 #    are still due. They queue. With PIPELINING they leave at once, else one by one as replies come.
-#    Every other command closes a group (RFC 2920 §3.1): the caller waits until all
-#    commands before it were answered.
+#    DATA may be given behind RCPT, and closes the group. Every other command waits until
+#    all commands before it were answered (RFC 2920 §3.1).
 #
-# When MAIL is refused, RCPT commands behind it that have not left are dropped. The
+# When MAIL is refused, commands behind it that have not left are dropped. The
 # replies to those that have left are ignored, as there is no transaction. That is the
 # row (READY, RCPT).
 #
@@ -120,6 +120,7 @@ COMMANDS: dict[tuple[State, Verb], State] = {
     (State.MAIL, Verb.RCPT): State.MAIL,  # pipelined, or queued
     (State.RCPT, Verb.RCPT): State.RCPT,
     (State.RCPT, Verb.DATA): State.DATA,
+    (State.MAIL, Verb.DATA): State.MAIL,  # pipelined, or queued
     (State.BODY, Verb.DOT): State.DOT,
     (State.READY, Verb.RSET): State.RSET,
     (State.RCPT, Verb.RSET): State.RSET,
@@ -135,6 +136,7 @@ COMMANDS: dict[tuple[State, Verb], State] = {
 # Commands that need not wait for the replies to earlier ones (RFC 2920).
 MAY_QUEUE = {
     (State.MAIL, Verb.RCPT),
+    (State.MAIL, Verb.DATA),
     (State.RCPT, Verb.RCPT),
     (State.RSET, Verb.MAIL),
     (State.READY, Verb.QUIT),
@@ -166,6 +168,13 @@ TRANSITIONS: dict[tuple[State, Verb, int], State] = {
     (State.QUIT, Verb.RCPT, 4): State.QUIT,
     (State.QUIT, Verb.RCPT, 5): State.QUIT,
     (State.DATA, Verb.DATA, 3): State.BODY,
+    (State.RCPT, Verb.DATA, 3): State.BODY,  # it was pipelined behind RCPT
+    (State.RCPT, Verb.DATA, 4): State.RCPT,
+    (State.RCPT, Verb.DATA, 5): State.RCPT,
+    (State.READY, Verb.DATA, 4): State.READY,  # the same, behind a refused MAIL
+    (State.READY, Verb.DATA, 5): State.READY,
+    (State.QUIT, Verb.DATA, 4): State.QUIT,  # behind a refused RSET
+    (State.QUIT, Verb.DATA, 5): State.QUIT,
     # The transaction may still be open: RSET or QUIT is next.
     (State.DATA, Verb.DATA, 4): State.RCPT,
     (State.DATA, Verb.DATA, 5): State.RCPT,

@@ -114,13 +114,15 @@ class Stage(IntEnum):
     NOT_BEGUN = 0
     ASKED = 1
     """RSET, MAIL and every RCPT are given."""
-    ACCEPTED = 2
-    """All of them are answered well. DATA is given."""
-    GO_AHEAD = 3
+    ASKED_ALL = 2
+    """DATA is given behind them, too."""
+    ACCEPTED = 3
+    """All but DATA are answered well. DATA is given."""
+    GO_AHEAD = 4
     """354 is here."""
-    BODY = 4
+    BODY = 5
     """The mail data is sent, perhaps in part."""
-    DOT = 5
+    DOT = 6
     """The final dot is given."""
 
 

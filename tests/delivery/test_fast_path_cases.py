@@ -72,6 +72,10 @@ CASES: dict[str, dict[str, Any]] = {
     "RCPT of one is greylisted": {
         "RCPT bob@example.com": once("450 4.7.1 wait", "250")
     },
+    "RCPT is refused and DATA is not": {
+        "RCPT": ["550 5.1.1 no such user"] * 2 + ["250 ok"],
+        "DATA": "354 go",
+    },
     "RCPT over the limit": {
         "RCPT eve@example.com": once("452 4.5.3 too many", "250 ok")
     },
@@ -102,9 +106,15 @@ def _seen(hosts: Sequence[ScriptedHost], site: Site, sent: Sequence[Sent]) -> li
         for event in each.events
         if isinstance(event, events.RecipientSettled)
     ]
-    said = [
+    # On the fast path DATA leaves behind RCPT; a host that refuses all recipients and
+    # says 354 all the same gets no QUIT.
+    verbs = [
         [[line.split(" ")[0] for line in visit] for visit in host.visits]
         for host in hosts
+    ]
+    said = [
+        [[verb for verb in visit if verb not in ("DATA", "QUIT")] for visit in visits]
+        for visits in verbs
     ]
     taken = [
         [(one.forward_paths, one.answered) for one in host.messages] for host in hosts

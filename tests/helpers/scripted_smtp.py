@@ -303,7 +303,9 @@ class _Visit:
                 if await self._do("250 2.1.5 Ok", f"RCPT {path}", verb) < 300:
                     self._forward_paths.append(path)
             case "DATA":
-                if await self._do("354 go ahead", verb) == 354:
+                none = "554 5.5.1 no valid recipients"
+                usual = "354 go ahead" if self._forward_paths else none
+                if await self._do(usual, verb) == 354:
                     await self._mail_data()
             case "QUIT":
                 await self._do("221 2.0.0 Bye", verb)

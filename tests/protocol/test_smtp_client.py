@@ -13,6 +13,7 @@ from mxpolicy.protocol.smtp_client import MAX_IN_FLIGHT, MAX_STRAYS, SmtpClient
 from mxpolicy.protocol.smtp_events import (
     BodyRefused,
     Closing,
+    DataAnswered,
     DotAnswered,
     Event,
     MailAnswered,
@@ -138,8 +139,24 @@ SITUATIONS: dict[tuple[State, Verb | None], Callable[[], SmtpClient]] = {
     (State.QUIT, Verb.QUIT): after(ready, "QUIT"),
     (State.QUIT, Verb.RCPT): after(behind_a_refused_mail, "QUIT"),
     (State.QUIT, Verb.MAIL): lambda: behind_a_refused_rset(),
+    (State.RCPT, Verb.DATA): lambda: with_data_behind("MAIL", b"250 ok\r\n" * 2),
+    (State.READY, Verb.DATA): lambda: with_data_behind("MAIL", b"550 no\r\n" * 2),
+    (State.QUIT, Verb.DATA): lambda: with_data_behind("RSET", b"500 no\r\n" * 3),
     (State.CLOSED, None): closed,
 }
+
+
+def with_data_behind(first: str, replies: bytes) -> SmtpClient:
+    """Return one that has given all commands to DATA at once, and heard *replies*."""
+    client = ready()
+    if first == "RSET":
+        client.rset()
+    client.mail("a@client.example")
+    client.rcpt("b@mx.example")
+    client.data()
+    client.data_to_send()
+    client.receive_data(replies)
+    return client
 
 
 def behind_a_refused_rset() -> SmtpClient:
@@ -313,6 +330,21 @@ def test_what_came_before_a_command_left_is_no_answer_to_it(
         assert client.is_asking
         (event,) = client.receive_data(b"421 yes\r\n")
         assert event == Closing(Reply(421, ("yes",)), verb)
+
+
+def test_data_leaves_behind_rcpt_and_closes_the_group() -> None:
+    client = ready()
+    client.mail("a@client.example")
+    with pytest.raises(LocalProtocolError):
+        client.data()
+    client.rcpt("b@mx.example")
+    client.data()
+    with pytest.raises(LocalProtocolError):
+        client.rcpt("c@mx.example")
+    assert client.data_to_send().endswith(b"\r\nDATA\r\n")
+    client.receive_data(b"250 ok\r\n550 no\r\n")
+    assert client.receive_data(b"354 go\r\n") == [DataAnswered(Reply(354, ("go",)))]
+    assert client.state is State.BODY  # for no recipient: the session is to be reset
 
 
 @pytest.mark.parametrize("code", [b"452", b"554"])

@@ -35,7 +35,7 @@ def test_only_the_answer_to_the_dot_leaves_doubt() -> None:
 
 def test_a_command_can_be_answered_where_it_puts_us() -> None:
     answered = {(state, verb) for state, verb, _ in TRANSITIONS}
-    waits_in_line = {(State.MAIL, Verb.RCPT)}
+    waits_in_line = {(State.MAIL, Verb.RCPT), (State.MAIL, Verb.DATA)}
     for (state, verb), following in COMMANDS.items():
         if (state, verb) not in waits_in_line:
             assert (following, verb) in answered
