@@ -22,9 +22,9 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import NamedTuple
 
 from tests.lab.case import Placed, place
@@ -118,6 +118,7 @@ class Killer:
         self.kills = 0
         """How many writers were in the middle of a message."""
         self._lab = lab
+        self._has_daemon = placed.transport in BY_DAEMON
         self._is_lmtp = placed.transport in {TO_SOCKET, EXIM_LMTP}
         self._random = random.Random(seed)
         self._is_over = threading.Event()
@@ -133,20 +134,24 @@ class Killer:
 
     def _run(self) -> None:
         while not self._is_over.wait(self._random.uniform(0, LONGEST)):
-            stopped = self._stop()
-            # What writes goes on until the pipe or the socket is full.
-            time.sleep(0.1)
-            self.kills += self._in_lmtp() if self._is_lmtp else self._in_pipes()
-            kill_all(self._lab, *MAIL_SERVERS)
-            self._signal("CONT", stopped)
+            with self._stopped():
+                # What writes goes on until the pipe or the socket is full.
+                time.sleep(0.1)
+                self.kills += self._in_lmtp() if self._is_lmtp else self._in_pipes()
+                kill_all(self._lab, *MAIL_SERVERS)
 
-    def _stop(self) -> list[int]:
-        """Stop all of mxpolicy; return its processes."""
-        stopped: set[int] = set()
-        while new := {pid for pid, _ in self._ours()} - stopped:
-            self._signal("STOP", sorted(new))
-            stopped |= new
-        return sorted(stopped)
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        """Keep all of mxpolicy from running."""
+        with ExitStack() as stack:
+            if self._has_daemon:
+                stack.enter_context(self._lab.daemon.stopped())
+            stopped: set[int] = set()
+            while new := {pid for pid, _ in self._ours()} - stopped:
+                self._signal("STOP", sorted(new))
+                stopped |= new
+            yield
+            self._signal("CONT", sorted(stopped))
 
     def _ours(self) -> list[tuple[int, str]]:
         return [
@@ -219,11 +224,13 @@ def _campaign(lab: Lab, placed: Placed, kills: int, seed: int) -> Outcome:
                     at = time.monotonic()
                     run_queue()
                 time.sleep(0.1)
+        print(len(sent), look(), killer.kills, file=sys.stderr, flush=True)
         while look() and time.monotonic() < until:
             run_queue()
             time.sleep(RUN_QUEUE)
         time.sleep(2)  # a copy would be under way
         look()
+    print(f"{placed.name}: {killer.kills}, {len(sent)}", file=sys.stderr, flush=True)
     return Outcome(
         len(sent),
         killer.kills,
