@@ -11,7 +11,16 @@ from tests import guard
 from tests.bench import whole
 
 _NOT_PROGRAMS = {
-    *("__main__", "installation", "report", "servers", "smart_sink", "whole"),
+    *(
+        "__main__",
+        "dot_window",
+        "installation",
+        "killers",
+        "report",
+        "servers",
+        "smart_sink",
+        "whole",
+    ),
 }
 
 

@@ -31,7 +31,13 @@ _SBIN = "/usr/lib/postfix/sbin"
 _REAL = "/usr/lib/postfix/real"
 _COUNTS = "/var/tmp/counts"
 _VALGRIND = (
-    *("valgrind", "--tool=cachegrind", "--cache-sim=no", "--trace-children=yes"),
+    *(
+        "valgrind",
+        "--vgdb=no",
+        "--tool=cachegrind",
+        "--cache-sim=no",
+        "--trace-children=yes",
+    ),
     *("--cachegrind-out-file=/dev/null", f"--log-file={_COUNTS}/%p-%n"),
 )
 

@@ -41,12 +41,12 @@ BODY = hashlib.sha256(MESSAGE.partition(b"\n\n")[2].replace(b"\n", b"\r\n")).hex
 
 AT_ONCE = 8
 """Messages under way."""
-LONGEST = 1.0
+LONGEST = 0.6
 """Seconds between two times at which all is stopped, at most."""
 FULL = 32 * 1024
 """Bytes: half of what a pipe holds."""
 RUN_QUEUE = 1.0
-WITHIN = 900.0
+WITHIN = 240.0
 
 MXPOLICY = "mxpolicy"
 BY_DAEMON = ("handed", HANDED_EXIM, TO_SOCKET, EXIM_LMTP)
@@ -185,9 +185,12 @@ class Killer:
 
     def _in_lmtp(self) -> int:
         """Return how many connections to the LMTP door are full."""
-        listed = self._lab.mta_exec(["ss", "-xnH", "state", "connected"]).stdout
+        # "u_str ESTAB RECV-Q SEND-Q PATH NUMBER * NUMBER"
+        listed = self._lab.mta_exec(["ss", "-xanH"]).stdout
         rows = [line.split() for line in listed.decode().splitlines()]
-        return sum(LMTP in row[3] and int(row[1]) >= FULL for row in rows)
+        return sum(
+            row[1] == "ESTAB" and row[4] == LMTP and int(row[2]) >= FULL for row in rows
+        )
 
 
 def _campaign(lab: Lab, placed: Placed, kills: int, seed: int) -> Outcome:

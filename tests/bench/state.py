@@ -2,7 +2,7 @@
 
     python -m tests.bench state [ROWS]
 
-Needs no root and no lab. `mxpolicy pipe` delivers to a host on loopback, a process for
+Needs no root and no lab; mxpolicy is installed as a user has it. `mxpolicy pipe` delivers to a host on loopback, a process for
 each message: with an empty state, then with so many rows (1,100,000, if not said
 otherwise: far beyond the bound) in the file of hosts, then as many in the journal's, too,
 which takes some minutes to fill. Shown are the median of the wall time and the processor
@@ -24,6 +24,7 @@ from mxpolicy.state.store import LIGHT
 from tests.helpers.piping import MESSAGE, Host, Runner
 
 from . import report
+from .installation import installation
 
 DELIVERIES = 30
 FILES = {"state.sqlite3": "host direct ", "journal.sqlite3": "journal/"}
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     count = parser.parse_args(arguments).rows
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
-        there, pipe = Host(), Runner(Path(directory))
+        python = str(installation() / "bin" / "python3")
+        there, pipe = Host(), Runner(Path(directory), python)
         try:
             _deliver(pipe, there)
             wall, processor = _deliver(pipe, there)
@@ -46,7 +48,8 @@ def main(arguments: Sequence[str]) -> int:
             for name, prefix in FILES.items():
                 _fill(pipe.state / name, prefix, count)
                 found = _deliver(pipe, there)
-                words = f"{name} full, {_gone(pipe.state / name, count)} gone"
+                gone = _gone(pipe.state / name, count)
+                words = f"{count:,} rows in {name}, {gone:,} gone"
                 times = report.seconds(found[0]), report.seconds(found[1])
                 rows.append((words, *times, report.ratio(found[1], processor)))
         finally:
@@ -63,7 +66,7 @@ def _deliver(pipe: Runner, there: Host) -> tuple[float, float]:
     for _ in range(DELIVERIES):
         began = time.monotonic()
         # Another message each time, or the journal would answer.
-        ended = pipe.run(argv, b"X-Time: %d\n" % time.time_ns() + MESSAGE)
+        ended = pipe.run(argv, b"X-Time: %d\n" % time.time_ns() + MESSAGE, cwd="/")
         walls.append(time.monotonic() - began)
         if ended.status != 0:
             raise RuntimeError(str(ended))

@@ -151,10 +151,14 @@ class Ended(NamedTuple):
 
 
 class Runner:
-    """Runs ``mxpolicy pipe`` with a configuration that allows loopback."""
+    """Runs ``mxpolicy pipe`` with a configuration that allows loopback.
 
-    def __init__(self, directory: Path) -> None:
+    *python* is the interpreter; by default that of the tests.
+    """
+
+    def __init__(self, directory: Path, python: str = sys.executable) -> None:
         self.directory = directory
+        self._python = python
         self.log = directory / "log"
         self.config = directory / "mxpolicy.yaml"
         self.state = directory / "state"
@@ -180,7 +184,7 @@ class Runner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(TIMEOUT)
         program = f"from mxpolicy.cli import main\n{before}\nmain()"
-        command = [sys.executable, "-c", program, "pipe", *argv]
+        command = [self._python, "-c", program, "pipe", *argv]
         wrap = more.pop("wrap", [])
         more = {"stdin": subprocess.PIPE, "cwd": CHECKOUT, **more}
         with (

@@ -5,7 +5,6 @@ import re
 import pytest
 
 from tests.bench import doors, faults, imports, large, memory, mixed, processor
-from tests.bench.__main__ import main
 
 from .packages import LabUnavailable
 from .world import World
@@ -113,11 +112,3 @@ def test_imports_counts_both_deliveries_and_tells_of_the_dearest_modules(
         assert float(row[2].rstrip("x")) > 2
     assert cells(packages)[-1][2] == "100.0 %"
     assert len(cells(modules)) == 2 + 5
-
-
-def test_whoever_asks_for_nothing_is_told_what_there_is(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main([]) == 2
-    told = capsys.readouterr().err
-    assert all(name in told for name in ("faults", "large", "processor"))
