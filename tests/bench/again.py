@@ -21,6 +21,7 @@ from tests.lab.packages import LabUnavailable
 from tests.lab.smtp_host import Behaviour, Step
 
 from . import report
+from .installation import installation
 
 MXPOLICY = "mxpolicy"
 KEYWORDS = ("PIPELINING", "8BITMIME", "STARTTLS")
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     count = parser.parse_args(arguments).messages
     begun = time.monotonic()
     try:
-        lab = Lab(place((HEALTHY, *BAD, HOLE), (MXPOLICY,)))
+        lab = Lab(place((HEALTHY, *BAD, HOLE), (MXPOLICY,)), installed=installation())
     except LabUnavailable as why:
         print(why, file=sys.stderr)
         return 1

@@ -21,6 +21,7 @@ from tests.lab.lab import Lab
 from tests.lab.packages import LabUnavailable
 
 from . import report
+from .installation import installation
 
 DEAD = Case("deferrals", "both down", (Host("mx1", 10), Host("mx2", 20)), {})
 SHORTEST_PAUSE = 48.0
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     begun = time.monotonic()
     try:
-        lab = Lab(place((DEAD,), ("mxpolicy",)))
+        lab = Lab(place((DEAD,), ("mxpolicy",)), installed=installation())
     except LabUnavailable as why:
         print(why, file=sys.stderr)
         return 1

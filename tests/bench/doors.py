@@ -93,9 +93,14 @@ class Doors:
         return self._held(way, [f"user{one}@{domain}" for one in range(count)])
 
     def scattered(self, way: str, count: int) -> Measured:
-        """The same, each for another domain and another host."""
+        """The same, each for another domain and another host.
+
+        Once before, so that there are as many clients as there will be.
+        """
+        recipients = [f"user@d{one}.{way}.lab.test" for one in range(count)]
+        self._held(way, recipients)
         time.sleep(FORGOTTEN)
-        return self._held(way, [f"user@d{one}.{way}.lab.test" for one in range(count)])
+        return self._held(way, recipients)
 
     def hold(self, way: str, recipients: Sequence[str]) -> None:
         """Have Postfix take a message for each, and let none of them go."""

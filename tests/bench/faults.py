@@ -35,6 +35,7 @@ from tests.lab.lab import EXIM_SMTP, Lab
 from tests.lab.packages import LabUnavailable
 
 from . import report
+from .installation import installation
 
 # In the order of the table.
 CLIENTS = {"mxpolicy": "mxpolicy", "smtp": "Postfix smtp(8)", EXIM_SMTP: "Exim smtp"}
@@ -127,7 +128,9 @@ def main(arguments: Sequence[str]) -> int:
     begun = time.monotonic()
     trials, warm_up = _trials(faults)
     try:
-        with Lab([*warm_up, *(trial.placed for trial in trials)]) as lab:
+        with Lab(
+            [*warm_up, *(trial.placed for trial in trials)], installed=installation()
+        ) as lab:
             _dig_black_holes(lab, trials)
             _warm_up(lab, warm_up)
             times = _measure(lab, trials, options.within)

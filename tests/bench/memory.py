@@ -23,6 +23,7 @@ from tests.lab.lab import Lab
 from tests.lab.packages import LabUnavailable
 
 from . import report
+from .installation import installation
 
 MXPOLICY, SMTP = "mxpolicy", "smtp"
 
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     count = parser.parse_args(arguments).messages
     begun = time.monotonic()
     try:
-        lab = Lab(place((HEALTHY, DROPPED), (MXPOLICY, SMTP)))
+        lab = Lab(place((HEALTHY, DROPPED), (MXPOLICY, SMTP)), installed=installation())
     except LabUnavailable as why:
         print(why, file=sys.stderr)
         return 1

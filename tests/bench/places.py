@@ -25,6 +25,7 @@ from tests.lab.packages import LabUnavailable
 from tests.lab.smtp_host import Behaviour, Step
 
 from . import report
+from .installation import installation
 
 TRANSPORTS = ("mxpolicy", MXPOLICY_EXIM)
 SETTLED = 15.0
@@ -138,7 +139,8 @@ def _lab(transport: str, processes: int, limit: int) -> Iterator[Lab]:
     cases = (*BAD.values(), *GOOD, *BURSTS.values())
     text = f"limits: {{processes: {limit}}}\n"
     files = {"/etc/mxpolicy/mxpolicy.yaml": text}
-    with Lab(place(cases, (transport,)), files=files) as lab:
+    placed = place(cases, (transport,))
+    with Lab(placed, files=files, installed=installation()) as lab:
         column = f"mxpolicy/unix/process_limit={processes}"
         lab.mta_exec(["postconf", "-F", column])
         lab.postfix.reload()

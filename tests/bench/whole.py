@@ -138,9 +138,12 @@ SUMMARY = (
                 "LMTP, journal.durable: yes",
             ),
             ("the same, not durable; smtp(8)", "LMTP, journal.durable: no"),
-            ("LMTP, each message another destination; smtp(8)", "LMTP, each"),
             ("LMTP, the first MX dropped; smtp(8), healthy", "LMTP, first MX"),
         )
+    ),
+    Line(
+        "LMTP, each message another destination; smtp(8), the same",
+        *(Cell(_DOORS, "LMTP, each", 1, 2), Cell(_DOORS, "smtp(8), each", 1, 2)),
     ),
     Line(
         "LMTP, from smtp-source(1); smtp(8)",
