@@ -69,6 +69,12 @@ class Exim:
         is_alone = os.path.exists(f"{self.directory}/exim4.conf")
         return bool(_SPLIT.search(self._debconf)) and not is_alone
 
+    @staticmethod
+    def has_a_place_for(asked: Asked) -> bool:
+        """Return whether *asked* is about more than the ACL, which is for hands."""
+        delivers = asked.all_mail or asked.domains or asked.lmtp
+        return bool(delivers or not asked.policy)
+
     def plan(self, asked: Asked) -> Plan:
         """Return what would be written into ``conf.d`` for *asked*."""
         refusals: list[str] = []
@@ -85,7 +91,7 @@ class Exim:
             if domains:
                 domains = list(dict.fromkeys((*(earlier or ()), *domains)))
             wanted[ROUTER_FILE] = router(domains, asked.lmtp)
-        if asked.policy and not (asked.all_mail or asked.domains or asked.lmtp):
+        if not self.has_a_place_for(asked):
             wanted = {}
         kept = load(self.kept_path)
         ours = {one.file: one.after for one in kept.steps} if kept else {}

@@ -47,7 +47,8 @@ def main(
         refusals=(*refusals, *what.refusals), notes=(*notes, *what.notes)
     )
     commands = [("update-exim4.conf",)] if what.steps else []
-    show.plan(what, exim.directory, commands, terminal)
+    if exim.has_a_place_for(asked):
+        show.plan(what, exim.directory, commands, terminal)
     if asked.policy:
         _paste_acl(terminal)
     if what.refusals:

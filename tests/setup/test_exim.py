@@ -90,6 +90,12 @@ def test_undo_restores_every_byte(asked: Asked, tmp_path: Path) -> None:
     assert contents(directory) == before
 
 
+def test_acl_is_for_hands(tmp_path: Path) -> None:
+    exim = Exim(str(etc(tmp_path)), Programs())
+    assert exim.plan(Asked(policy=True)) == Plan()
+    assert len(exim.plan(Asked(policy=True, all_mail=True)).steps) == 2
+
+
 def test_domains_add_up(tmp_path: Path) -> None:
     directory = etc(tmp_path)
     before = contents(directory)
