@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
@@ -175,6 +176,9 @@ def _asked(given: argparse.Namespace) -> tuple[Asked, list[str], list[str]]:
     """
     options = load(given.config, os.environ)
     program = os.path.join(sys.prefix, "bin", "mxpolicy")
+    if not os.path.exists(program):
+        # Where pip has put it without an environment of its own.
+        program = shutil.which("mxpolicy") or program
     asked = Asked(
         domains=tuple(dict.fromkeys(given.one_domain)),
         fallback=given.fallback,
