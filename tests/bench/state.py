@@ -2,11 +2,16 @@
 
     python -m tests.bench state [ROWS]
 
-Needs no root and no lab; mxpolicy is installed as a user has it. `mxpolicy pipe` delivers to a host on loopback, a process for
-each message: with an empty state, then with so many rows (1,100,000, if not said
-otherwise: far beyond the bound) in the file of hosts, then as many in the journal's, too,
-which takes some minutes to fill. Shown are the median of the wall time and the processor
-time of a delivery, and how many rows went meanwhile.
+Needs no root and no lab; mxpolicy is installed as a user has it. `mxpolicy pipe` delivers
+to a host on loopback, a process for each message: with an empty state, then with so many
+rows (1,100,000, if not said otherwise: far beyond the bound) in the file of hosts, then as
+many in the journal's, too, which takes some minutes to fill. Shown are the median and the longest wall time and the
+processor time of a delivery, and how many rows went meanwhile.
+
+Then, with both files full, so many processes at once (50) deliver a message each, and all
+of them the same message once more. A second copy, or a line in the log that nothing was
+kept, ends the measurement as failed. Of a machine with so many processes, what is
+remembered of hosts may come too late; how often it did is told.
 """
 
 import argparse
@@ -16,9 +21,13 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from mxpolicy.state.store import LIGHT
 from tests.helpers.piping import MESSAGE, Host, Runner
@@ -27,6 +36,7 @@ from . import report
 from .installation import installation
 
 DELIVERIES = 30
+AT_ONCE = 50
 FILES = {"state.sqlite3": "host direct ", "journal.sqlite3": "journal/"}
 
 
@@ -43,36 +53,93 @@ def main(arguments: Sequence[str]) -> int:
         there, pipe = Host(), Runner(Path(directory), python)
         try:
             _deliver(pipe, there)
-            wall, processor = _deliver(pipe, there)
-            rows = [("empty", report.seconds(wall), report.seconds(processor), "")]
+            empty = _deliver(pipe, there)
+            rows = [("empty", *empty.texts(), "")]
             for name, prefix in FILES.items():
                 _fill(pipe.state / name, prefix, count)
                 found = _deliver(pipe, there)
                 gone = _gone(pipe.state / name, count)
                 words = f"{count:,} rows in {name}, {gone:,} gone"
-                times = report.seconds(found[0]), report.seconds(found[1])
-                rows.append((words, *times, report.ratio(found[1], processor)))
+                times = report.ratio(found.processor, empty.processor)
+                rows.append((words, *found.texts(), times))
+            found = _deliver_at_once(pipe, there)
+            times = report.ratio(found.processor, empty.processor)
+            rows.append((f"the same, {AT_ONCE} at once", *found.texts(), times))
+            again = _deliver_at_once(pipe, there)
+            rows.append(("the same messages again", *again.texts(), ""))
+            late = _check(pipe, there)
         finally:
             there.close()
-    print(report.table(("state", "wall", "processor", "of the empty one's"), rows))
+    head = ("state", "wall", "longest", "processor", "of the empty one's")
+    print(report.table(head, rows))
+    print(
+        f"\nNo second copy; {late} of {2 * AT_ONCE} without what is remembered of hosts."
+    )
     print(f"\n{report.circumstances(begun)}")
     return 0
 
 
-def _deliver(pipe: Runner, there: Host) -> tuple[float, float]:
-    """Deliver; return the median of the wall time, and the processor time of one."""
-    argv, walls = pipe.argv(there.nexthop, "b@b.example"), []
+class Spent(NamedTuple):
+    """Seconds of a delivery: the median wall time, the longest, and processor time."""
+
+    wall: float
+    longest: float
+    processor: float
+
+    def texts(self) -> tuple[str, str, str]:
+        """Return them as they are printed."""
+        wall, longest, processor = map(report.seconds, self)
+        return wall, longest, processor
+
+
+def _deliver(pipe: Runner, there: Host) -> Spent:
+    """Deliver, one message after the other."""
+    argv = pipe.argv(there.nexthop, "b@b.example")
+    # Another message each time, or the journal would answer.
+    jobs = [
+        partial(_run, pipe, argv, b"X-Time: %d\n" % time.time_ns() + MESSAGE)
+        for _ in range(DELIVERIES)
+    ]
+    return _spent(lambda: [job() for job in jobs])
+
+
+def _deliver_at_once(pipe: Runner, there: Host) -> Spent:
+    """Deliver, all at once; the same messages each time."""
+    jobs = []
+    for number in range(AT_ONCE):
+        argv = pipe.argv(there.nexthop, f"u{number}@b.example")
+        argv[argv.index("QID")] = f"4ZbX{number}"
+        jobs.append(partial(_run, pipe, argv, MESSAGE))
+    with ThreadPoolExecutor(AT_ONCE) as together:
+        return _spent(lambda: [*together.map(lambda job: job(), jobs)])
+
+
+def _run(pipe: Runner, argv: Sequence[str], message: bytes) -> float:
+    """Run it to its end; return the wall time."""
+    began = time.monotonic()
+    ended = pipe.run(argv, message, cwd="/")
+    if ended.status != 0:
+        raise RuntimeError(str(ended))
+    return time.monotonic() - began
+
+
+def _spent(work: Callable[[], Sequence[float]]) -> Spent:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    for _ in range(DELIVERIES):
-        began = time.monotonic()
-        # Another message each time, or the journal would answer.
-        ended = pipe.run(argv, b"X-Time: %d\n" % time.time_ns() + MESSAGE, cwd="/")
-        walls.append(time.monotonic() - began)
-        if ended.status != 0:
-            raise RuntimeError(str(ended))
+    walls = work()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return statistics.median(walls), processor / DELIVERIES
+    return Spent(statistics.median(walls), max(walls), processor / len(walls))
+
+
+def _check(pipe: Runner, there: Host) -> int:
+    """Raise where a process had no journal; return how many had no memory in time."""
+    got = Counter(one for one in there.rcpt_to if one.startswith("<u"))
+    copies = {one: times for one, times in got.items() if times != 1}
+    lines = pipe.log.read_text().splitlines()
+    without = [one for one in lines if "nothing outlives" in one]
+    if copies or len(got) != AT_ONCE or without:
+        raise RuntimeError(f"{len(got)} messages; more than once {copies}; {without}")
+    return sum("no answer from the store in time" in one for one in lines)
 
 
 def _fill(file: Path, prefix: str, count: int) -> None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.bench import doors, faults, imports, large, memory, mixed, processor
+from tests.bench import bounds, doors, faults, imports, large, memory, mixed, processor
 
 from .packages import LabUnavailable
 from .world import World
@@ -104,11 +104,23 @@ def test_imports_counts_both_deliveries_and_tells_of_the_dearest_modules(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert imports.main(["5", "3"]) == 0
-    costs, packages, modules = capsys.readouterr().out.split("\n\n")[:3]
+    costs, shares, packages, modules = capsys.readouterr().out.split("\n\n")[:4]
     _, _, bare, without, configured = cells(costs)
     assert bare[0] == "`python3 -I -c pass`"
     assert (bare[2], bare[4]) == ("1.0x", "1.0x")
     for row in (without, configured):
         assert float(row[2].rstrip("x")) > 2
+    _, _, *parts, of_file = cells(shares)
+    assert abs(sum(int(part[2].rstrip(" %")) for part in parts) - 100) < 5
+    assert "configuration" in of_file[0]
     assert cells(packages)[-1][2] == "100.0 %"
     assert len(cells(modules)) == 2 + 5
+
+
+def test_bounds_are_told_of_each_thing_and_in_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert bounds.main([]) == 0
+    _, _, *rows, whole = cells(capsys.readouterr().out)
+    assert len(rows) == len(bounds.THINGS)
+    assert 50 < float(whole[3].removesuffix(" MiB")) < 500
