@@ -27,12 +27,11 @@ from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import (
     JOURNAL,
     Store,
-    StoreAbsent,
     StoreBusy,
     Submitted,
     is_of_journal,
 )
-from mxpolicy.state.submitted import Awaited, ToldSoon, set_answer
+from mxpolicy.state.submitted import ToldSoon, set_answer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,10 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BOUND",
-    "READING_BOUND",
     "Allowance",
     "FallbackStore",
-    "ReadingStore",
     "never",
 ]
 
@@ -57,10 +54,6 @@ BOUND = 1.0
 RENEWED = 60.0
 # Seconds without an answer that do not count: a busy processor takes them, not the disk.
 FREE = 0.05
-
-# Seconds that a process which only reads waits for one answer. Short, since it waits for
-# DNS too.
-READING_BOUND = 0.5
 
 # Seconds until the first look for a store that was left. Each next one is twice as many.
 FIRST_LOOK, LAST_LOOK = 1.0, 60.0
@@ -416,58 +409,3 @@ class _PatientStore(Store):
 async def _do_soon(work: Awaitable[T]) -> T:
     async with asyncio.timeout(BOUND):
         return await work
-
-
-class ReadingStore(Store):
-    """For a process that only reads, and may live long; no method raises or writes.
-
-    While the store is absent or broken, nothing is remembered. An answer may take
-    `READING_BOUND` seconds. While a late one is outstanding, nothing else is asked.
-
-    Args:
-        store: The real one.
-        tell: Takes one line, once, when what is remembered cannot be read.
-    """
-
-    def __init__(self, store: Store, tell: Callable[[str], None]) -> None:
-        self._store = store
-        self._tell = tell
-        self._has_told = False
-        self._late: asyncio.Future[Any] | None = None
-
-    async def do(self, operation: Operation[T]) -> T:
-        """See `Store.do`; `Operation.undone` when it writes, or there is no answer."""
-        hangs = self._late is not None and not self._late.done()
-        if hangs or not operation.is_read:
-            return operation.undone
-        question = asyncio.ensure_future(self._answer(operation))
-        await asyncio.wait([question], timeout=READING_BOUND)
-        if question.done():
-            return question.result()
-        self._cannot_read(f"no answer from the disk within {READING_BOUND:g}s")
-        if self._late is None or self._late.done():
-            self._late = question  # its answer shows that the disk is back
-        else:
-            question.cancel()
-        return operation.undone
-
-    def submit(
-        self, operation: Operation[T], told: Callable[[T | BaseException], None]
-    ) -> Submitted:
-        """See `Store.submit`."""
-        return Awaited(self.do(operation), told)
-
-    async def _answer(self, operation: Operation[T]) -> T:
-        try:
-            return await self._store.do(operation)
-        except (StoreAbsent, StoreBusy):
-            pass  # nothing is remembered yet, or it cannot be read now
-        except Exception as error:
-            # Also when there is no thread, or no module, to be had.
-            self._cannot_read(str(error) or type(error).__name__)
-        return operation.undone
-
-    def _cannot_read(self, why: str) -> None:
-        if not self._has_told:
-            self._has_told = True
-            self._tell(f"what is remembered cannot be read: {why}")

@@ -6,12 +6,13 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from mxpolicy.state.fallback import FallbackStore, ReadingStore, never
+from mxpolicy.state.fallback import FallbackStore, never
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from mxpolicy.state.fallback import Prevails
+    from mxpolicy.state.reading import ReadingStore
 
 __all__ = [
     "DEFAULT_DIRECTORY",
@@ -76,6 +77,8 @@ def open_to_read(
         tell: Takes one line when it cannot be read.
         acts: Mail depends on what is read: then only the owner may write it.
     """
+    # A delivery does not need it, and each import costs time in every process.
+    from mxpolicy.state.reading import ReadingStore
     from mxpolicy.state.sqlite import SqliteStore
     from mxpolicy.state.trust import Trust
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from mxpolicy.state.fallback import READING_BOUND as BOUND
-from mxpolicy.state.fallback import ReadingStore
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.opening import open_to_read
+from mxpolicy.state.reading import READING_BOUND as BOUND
+from mxpolicy.state.reading import ReadingStore
 from mxpolicy.state.sqlite import SqliteStore
 
 if TYPE_CHECKING:
