@@ -74,6 +74,7 @@ EXAMPLE: dict[str, Any] = {
     "delays": events.Delays(),
     "egress": "",
     "tried": (),
+    "tls": "",
     "is_taken": True,
     "protocol_state": "",
     "client": "",

@@ -269,9 +269,13 @@ class Attempt:
         """Return a session that is ready; raises as `Sessions.open` does."""
         listener = self._listener(candidate)
         session = await self._sessions.open(candidate, approach, listener)
-        if session.is_secured:
-            self._tell(events.Secured, candidate)
+        self._note_tls(session)
         return session
+
+    def _note_tls(self, session: Session) -> None:
+        self._recipients.reached(session.candidate, session.tls)
+        if session.is_secured:
+            self._tell(events.Secured, session.candidate)
 
     def _take_idle(self, candidate: Candidate, approach: Approach) -> Session | None:
         """Return the session of an earlier message, if one fits."""
@@ -287,8 +291,7 @@ class Attempt:
         if session is not None:
             self._tell(events.SessionReused, candidate)
             self._entered(candidate, Phase.READY)
-            if session.is_secured:
-                self._tell(events.Secured, candidate)
+            self._note_tls(session)
         return session
 
     def _listener(self, candidate: Candidate) -> Listener:

@@ -76,6 +76,7 @@ class AttemptRecipients:
         self._planned = self._now()
         self._delays = Delays(dns=self._planned)
         self._transfer_began: float | None = None
+        self._tls: dict[str, str] = {}  # by relay: protocol and cipher, for the log
 
     def entrant(self, candidate: Candidate) -> Entrant:
         """Return *candidate* with what is remembered, and what it has left with them."""
@@ -96,6 +97,10 @@ class AttemptRecipients:
         return self._settlement.those(RecipientState.ACCEPTED, numbers) == numbers
 
     # -- one offer ----------------------------------------------------------
+
+    def reached(self, candidate: Candidate, tls: str) -> None:
+        """There is a session with *candidate*, with so much TLS (`Session.tls`)."""
+        self._tls[str(candidate.key)] = tls
 
     def transfer_begins(self, tls_seconds: float) -> None:
         """They are offered to a host now, over a session with so many seconds of TLS."""
@@ -198,7 +203,8 @@ class AttemptRecipients:
             self._delays = self._delays._replace(transfer=self._transfer_seconds())
         passed_over = self.passed_over.before(outcome.relay, self._now())
         tried = (*self.failures.tried(number), *passed_over)
-        self._settlement.settle(number, outcome, self._delays, tried)
+        tls = self._tls.get(outcome.relay, "")
+        self._settlement.settle(number, outcome, self._delays, tried, tls)
 
     def settle_rest(self, reason: GiveUpReason, waits: _Waits) -> None:
         """The attempt is over: settle all that are left, from all failures.

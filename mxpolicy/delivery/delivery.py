@@ -425,4 +425,5 @@ class Delivery:
             outcome=recipient.outcome,
             delays=recipient.delays or Delays(dns=self.trace.now()),
             tried=recipient.tried,
+            tls=recipient.tls,
         )

@@ -187,6 +187,8 @@ class RecipientSettled(NamedTuple):
     Attributes:
         tried: One printable text for each candidate that failed, or was passed over for
             another one (`mxpolicy.delivery.passed_over`).
+        tls: Protocol and cipher with the relay, ``TLSv1.3/TLS_AES_256_GCM_SHA384``; empty
+            in clear.
     """
 
     at: float
@@ -195,6 +197,7 @@ class RecipientSettled(NamedTuple):
     delays: Delays
     tried: tuple[str, ...]
     queue_id: str = ""
+    tls: str = ""
 
 
 class LateReplyEnded(NamedTuple):

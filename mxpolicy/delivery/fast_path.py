@@ -29,6 +29,7 @@ from mxpolicy.delivery.attempt import Begun
 from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
+from mxpolicy.delivery.passed_over import PassedOver
 from mxpolicy.delivery.plan import destination
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import LocalProtocolError, LocalTrouble, RemoteProtocolError
@@ -533,9 +534,12 @@ class Shortcut:
         self._tell_all(session)
         began, now = self._times[0], delivery.trace.now()
         delays = Delays(dns=began, transfer=now - began)
+        passed_over = PassedOver(self._destination.known)
+        passed_over.started(candidate, began)
+        tried = passed_over.before(str(candidate.key), now)
         for number in self._numbers:
             outcome = delivery.settlement.delivered(number)
-            delivery.settlement.settle(number, outcome, delays)
+            delivery.settlement.settle(number, outcome, delays, tried)
         self._path.delivered += 1
         self._give_back(session)
         delivery.trace.tell(events.CandidateLeft, candidate)

@@ -6,8 +6,9 @@ Pure: values in, one printable line out, never longer than `MAX_LINE`.
 A recipient's line, the only one unless every step is logged::
 
     4bXyz1: to=<kim@example.com>, relay=mx2.example.com[192.0.2.2]:25,
-    egress=direct, delay=1.7, delays=0.02/1.5/0.08/0.1, dsn=2.0.0, status=sent
-    (250 2.0.0 Ok: queued as 4bXzA), tried=mx1.example.com[192.0.2.1]:25 filtered 1.5s
+    egress=direct, tls=TLSv1.3/TLS_AES_256_GCM_SHA384, delay=1.7,
+    delays=0.02/1.5/0.08/0.1, dsn=2.0.0, status=sent (250 2.0.0 Ok: queued as 4bXzA),
+    tried=mx1.example.com[192.0.2.1]:25 filtered 1.5s
 
 ``delays`` are dns/reach/tls/transfer, in seconds. ``tried`` comes last, because it may be
 long, and a line that is too long is cut at its end.
@@ -123,13 +124,14 @@ def _facts(event: Event) -> Facts:
         return {"event": word, "at": event.at, "candidate": candidate, **more}
 
     match event:
-        case RecipientSettled(at, recipient, outcome, delays, tried):
+        case RecipientSettled(at, recipient, outcome, delays, tried, _, tls):
             return {
                 "event": "settled",
                 "at": at,
                 "to": recipient,
                 "relay": shown_of(outcome.relay),
                 "egress": egress_of(outcome.relay),
+                "tls": tls,
                 "delay": at,
                 "delays": delays,
                 "dsn": str(outcome.status),
@@ -222,6 +224,7 @@ def _list_as_text(name: str, value: Sequence[str]) -> str:
 _AS_TEXT: dict[str, Callable[[str, Any], str]] = {
     "event": lambda name, value: f", {value}",
     "text": lambda name, value: f" ({value})" if value else "",
+    "tls": lambda name, value: f", {name}={value}" if value else "",
     "full": lambda name, value: "" if value else ", provisional",
     "candidate": lambda name, value: f", {name}={value}, egress={value.egress}",
     "candidates": lambda name, value: f", {name}={' '.join(map(str, value)) or 'none'}",

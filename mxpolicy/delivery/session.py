@@ -58,6 +58,7 @@ class Session:
         listener: As given; another one may take its place.
         dialogue: Sends and receives.
         is_secured: Whether it is under TLS.
+        tls: Protocol and cipher, ``TLSv1.3/TLS_AES_256_GCM_SHA384``; empty in clear.
         tls_seconds: How long STARTTLS, handshake and EHLO took; 0 without TLS, and for
             the next user.
         began: When it was connected, on the clock.
@@ -86,6 +87,7 @@ class Session:
             stream, helo, clock, lambda reply: self.listener.ignored(reply)
         )
         self.is_secured = False
+        self.tls = ""
         self.tls_seconds = 0.0
         self.began = self.last_used = clock()
         self.transactions = 0
@@ -218,6 +220,7 @@ class Session:
         if not _is_completion(reply):
             raise self.dialogue.failed(Verdict.TLS_FAILED, reply=reply)
         self.is_secured = True
+        self.tls = self.dialogue.stream.tls_words()
         self.tls_seconds = self._clock() - began
 
     async def _start_tls(self) -> bool:

@@ -153,6 +153,7 @@ class Recipient:
         reply: The 2yz to the dot, once a host has said it.
         delays: Where the time went, for the log; None when no host was asked.
         tried: One printable text for each candidate that failed, for the log.
+        tls: Protocol and cipher of the relay's session, for the log; empty in clear.
     """
 
     __slots__ = (
@@ -167,6 +168,7 @@ class Recipient:
         "reply",
         "state",
         "text",
+        "tls",
         "tried",
     )
 
@@ -183,6 +185,7 @@ class Recipient:
         self.reply: Reply | None = None
         self.delays: Delays | None = None
         self.tried: tuple[str, ...] = ()
+        self.tls = ""
 
     def take(self, what: Input) -> None:
         """Go on to the next state.
@@ -409,11 +412,13 @@ class Settlement:
         outcome: Outcome,
         delays: Delays | None = None,
         tried: tuple[str, ...] = (),
+        tls: str = "",
     ) -> None:
-        """Give a recipient its outcome; *delays* and *tried* are for the log.
+        """Give a recipient its outcome; *delays*, *tried* and *tls* are for the log.
 
         A deferral begins with the host that may have the message, and ends with what a
-        host has said too late. A bounce names all hosts that may have it. What a host has taken is delivered, whatever *outcome* is.
+        host has said too late. A bounce names all hosts that may have it. What a host has
+        taken is delivered, whatever *outcome* is.
         """
         recipient = self[number]
         is_taken = recipient.state is RecipientState.TAKEN
@@ -437,7 +442,7 @@ class Settlement:
                 outcome = trouble.with_doubts(outcome, hosts)
         recipient.take(what)
         recipient.outcome = outcome
-        recipient.delays, recipient.tried = delays, tried
+        recipient.delays, recipient.tried, recipient.tls = delays, tried, tls
         self._report(recipient)
 
     def settle_all(

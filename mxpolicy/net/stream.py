@@ -439,6 +439,10 @@ class Stream:
             raise TLSError(str(error)) from error
         self.tls = True
 
+    def tls_words(self) -> str:
+        """Return protocol and cipher, as ``TLSv1.3/TLS_AES_256_GCM_SHA384``; empty in clear."""
+        return self._layer.words() if self._layer is not None else ""
+
     async def _handshake(self, layer: TlsLayer) -> None:
         while not layer.handshake():
             await self._flush()

@@ -92,6 +92,11 @@ class TlsLayer:
         if data:
             self._object.write(data)
 
+    def words(self) -> str:
+        """Return protocol and cipher, as ``TLSv1.3/TLS_AES_256_GCM_SHA384``."""
+        cipher = self._object.cipher()
+        return printable(f"{self._object.version()}/{cipher[0]}") if cipher else ""
+
     def say_goodbye(self) -> None:
         """Make a close_notify, without waiting for the peer's (RFC 8446 §6.1)."""
         with suppress(ssl.SSLWantReadError):

@@ -54,12 +54,14 @@ class Played(NamedTuple):
     Attributes:
         outcomes: By recipient.
         tried: By recipient: what was said to have been tried.
+        tls: By recipient: protocol and cipher, as told.
         events: As observed.
         seconds: What the clock says it took.
     """
 
     outcomes: list[Outcome]
     tried: list[tuple[str, ...]]
+    tls: list[str]
     events: list[Event]
     seconds: float
 
@@ -184,6 +186,7 @@ async def play(
     began = loop.time()
     happened: list[Event] = []
     tried: dict[int, tuple[str, ...]] = {}
+    tls: dict[int, str] = {}
     journal = journal or Journal()
 
     def note(event: Event) -> None:
@@ -194,6 +197,7 @@ async def play(
         assert recipient.outcome is not None
         assert recipient.number not in settled, "a recipient is settled once"
         tried[recipient.number] = recipient.tried
+        tls[recipient.number] = recipient.tls
         settled[recipient.number] = recipient.outcome
 
     message = mail_data(data)
@@ -231,7 +235,8 @@ async def play(
         journal.note(settlement)
     outcomes = [settled[index] for index in range(len(recipients))]
     what = [tried[index] for index in range(len(recipients))]
-    return Played(outcomes, what, happened, loop.time() - began)
+    how = [tls[index] for index in range(len(recipients))]
+    return Played(outcomes, what, how, happened, loop.time() - began)
 
 
 def deliver(*hosts: ScriptedHost, **more: Any) -> Played:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import resource
 import ssl
 from math import inf
@@ -820,6 +821,8 @@ def test_message_goes_under_tls_where_it_is_offered(context: ssl.SSLContext) -> 
     host = ScriptedHost(context=context)
     played = deliver(host)
     assert isinstance(played.outcome, Delivered)
+    [tls] = played.tls
+    assert re.fullmatch(r"TLSv1\.[23]/[A-Z0-9_-]+", tls)
     assert len(host.visits) == 1
     ehlo = "EHLO client.example.net"
     assert host.commands[:4] == [
@@ -836,6 +839,7 @@ def test_tls_is_left_alone_where_the_operator_says_so(context: ssl.SSLContext) -
     played = deliver(host, options=Options(tls=TlsOptions(default=TlsLevel.NONE)))
     assert isinstance(played.outcome, Delivered)
     assert "STARTTLS" not in host.commands
+    assert played.tls == [""]
 
 
 def test_host_that_refuses_starttls_goes_on_in_clear_in_the_same_session() -> None:

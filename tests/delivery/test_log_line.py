@@ -58,10 +58,12 @@ BOUNCED = Bounced(
 TRIED = ("mx1.example.com[192.0.2.1]:25 filtered 1.5s",)
 
 
-def settled(outcome: Outcome, *, tried: tuple[str, ...] = ()) -> RecipientSettled:
+def settled(
+    outcome: Outcome, *, tried: tuple[str, ...] = (), tls: str = ""
+) -> RecipientSettled:
     delays = Delays(0.02, 1.504, 0.08, 0.1)
     return RecipientSettled(
-        1.704, "kim@example.com", outcome, delays, tried
+        1.704, "kim@example.com", outcome, delays, tried, tls=tls
     )  # fmt: skip
 
 
@@ -84,9 +86,9 @@ NOT_SMTP = Finding(Verdict.NOT_SMTP, Phase.GREETING, 0.01, text="HTTP/1.1 400")
     ("event", "line"),
     [
         pytest.param(
-            settled(DELIVERED, tried=TRIED),
+            settled(DELIVERED, tried=TRIED, tls="TLSv1.3/TLS_AES_256_GCM_SHA384"),
             "4bXyz1: to=<kim@example.com>, relay=mx2.example.com[2001:db8::2]:25,"
-            " egress=direct, delay=1.7, delays=0.02/1.5/0.08/0.1, dsn=2.0.0,"
+            " egress=direct, tls=TLSv1.3/TLS_AES_256_GCM_SHA384, delay=1.7, delays=0.02/1.5/0.08/0.1, dsn=2.0.0,"
             " status=sent (250 2.0.0 Ok: queued as 4bXzA),"
             " tried=mx1.example.com[192.0.2.1]:25 filtered 1.5s",
             id="sent",
@@ -242,6 +244,7 @@ MX2 = {
                 "to": "kim@example.com",
                 "relay": "mx2.example.com[2001:db8::2]:25",
                 "egress": "direct",
+                "tls": "",
                 "delay": 1.704,
                 "delays": {"dns": 0.02, "reach": 1.504, "tls": 0.08, "transfer": 0.1},
                 "dsn": "2.0.0",
@@ -491,8 +494,8 @@ def test_readme_shows_what_is_written() -> None:
     outcome = Delivered(EnhancedStatus(2, 0, 0), "250 2.0.0 Ok", OK, relay)
     tried = ("mx1.example.com[192.0.2.1]:25 filtered 1.6s",)
     event = RecipientSettled(
-        *(1.77, "you@example.com", outcome, Delays(0.02, 1.6, 0.0, 0.15)),
-        *(tried, "4ZbX3k0Qz"),
+        *(1.77, "you@example.com", outcome, Delays(0.02, 1.6, 0.08, 0.07)),
+        *(tried, "4ZbX3k0Qz", "TLSv1.3/TLS_AES_256_GCM_SHA384"),
     )
     readme = "".join(README.read_text().split())
     for line in (text_line(event), json_line(event, TIME)):

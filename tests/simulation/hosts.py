@@ -596,6 +596,9 @@ class Stream:
     def send_state(self) -> SendState | None:
         return None
 
+    def tls_words(self) -> str:
+        return "TLSv1.3/SIMULATED" if self.tls else ""
+
     async def start_tls(self, context: object, server_name: str) -> None:
         self._check()
         try:
