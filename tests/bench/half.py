@@ -227,13 +227,11 @@ def _campaign(lab: Lab, placed: Placed, kills: int, seed: int) -> Outcome:
                     at = time.monotonic()
                     run_queue()
                 time.sleep(0.1)
-        print(len(sent), look(), killer.kills, file=sys.stderr, flush=True)
         while look() and time.monotonic() < until:
             run_queue()
             time.sleep(RUN_QUEUE)
         time.sleep(2)  # a copy would be under way
         look()
-    print(f"{placed.name}: {killer.kills}, {len(sent)}", file=sys.stderr, flush=True)
     return Outcome(
         len(sent),
         killer.kills,
