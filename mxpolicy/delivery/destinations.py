@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery.approach import SMALL_SEGMENT, Approach
 from mxpolicy.routing.fast_path import usable_hosts
+from mxpolicy.routing.known_hosts import advise
+from mxpolicy.routing.order import Located, arrange
 from mxpolicy.routing.tls_requirement import tls_requirement
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.plan import Plan
-    from mxpolicy.options import TlsLevel
+    from mxpolicy.options import MemoryOptions, TlsLevel
     from mxpolicy.routing.candidate import Candidate
     from mxpolicy.routing.known_hosts import KnownHosts
 
@@ -56,6 +58,36 @@ class Destination(NamedTuple):
         """Return the plan with the candidate *first* at its head."""
         others = (one for one in self.plan.candidates if one != first)
         return self.plan._replace(candidates=(first, *others))
+
+    def of_message(
+        self, first: Candidate, seed: bytes, utc: float, options: MemoryOptions
+    ) -> tuple[Plan, KnownHosts]:
+        """Return the plan of another message, and what is remembered, for its order.
+
+        After *first* come the others as all its attempts meet them: equal hosts have an
+        order for each message (`mxpolicy.routing.order.shuffle_seed`).
+
+        Args:
+            first: The candidate at its head.
+            seed: The message's.
+            utc: Now, seconds.
+            options: For the pauses.
+        """
+        addresses: dict[tuple[int, int, str, int], list[str]] = {}
+        for one in self.plan.candidates:
+            host = one.nexthop_position, one.preference, one.host, one.port
+            addresses.setdefault(host, []).append(one.address)
+        hosts = [Located(*host, tuple(those)) for host, those in addresses.items()]
+        known = advise(
+            arrange(hosts, seed),
+            self.known.of_host,
+            self.known.of_nexthop,
+            utc,
+            options,
+            self.known.of_tls,
+        )
+        others = (one for one in known.order if one != first)
+        return self.plan._replace(candidates=(first, *others)), known
 
 
 class Destinations:

@@ -23,6 +23,7 @@ from mxpolicy.delivery.probe import LINGER, Probes
 from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
+from mxpolicy.routing.order import shuffle_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -152,14 +153,21 @@ class Group:
         """Go on with what is begun, by what is known of the *destination*."""
         assert self._begun is not None, "the fast path has begun it"
         session = self._begun.session
-        plan = destination.plan_from(session.candidate)
+        envelope, context = self._call.message.envelope, self._context
+        first = next(iter(envelope.recipients.values())).wire
+        plan, known = destination.of_message(
+            session.candidate,
+            shuffle_seed(envelope.sender, first, self._domain),
+            context.utc(),
+            context.options.memory,
+        )
         self._trace.tell(events.Planned, plan.nexthop, plan.candidates, plan.remarks)
         stay = self._call.stay_at(plan.aim)
         turn = self._turn(plan)
         if turn is not None:
             turn.adopt(session.candidate)
         try:
-            await self._dial(stay, turn, plan, destination.known, due=())
+            await self._dial(stay, turn, plan, known, due=())
         except Exception as error:
             self._fail(error)
         finally:

@@ -9,7 +9,7 @@ import pytest
 from mxpolicy.delivery.approach import SMALL_SEGMENT, Approach
 from mxpolicy.delivery.destinations import FRESH, MOST, Destination, Destinations
 from mxpolicy.delivery.plan import Plan
-from mxpolicy.options import TlsLevel
+from mxpolicy.options import MemoryOptions, TlsLevel
 from mxpolicy.routing.candidate import Candidate
 from mxpolicy.routing.host_record import HostRecord
 from mxpolicy.routing.known_hosts import NOTHING_KNOWN, KnownHosts
@@ -101,3 +101,13 @@ def test_no_more_than_so_many_are_known() -> None:
     assert destinations.find("1.example", "1.example", NOW)
     destinations.clear()
     assert not destinations.find("1.example", "1.example", NOW)
+
+
+def test_another_message_has_its_own_order_behind_the_host_that_is_used() -> None:
+    one = found(learnt())
+    assert one is not None
+    orders = {
+        one.of_message(WORSE, bytes([number]), 0.0, MemoryOptions())[0].candidates
+        for number in range(16)
+    }
+    assert orders == {(WORSE, FIRST, SECOND), (WORSE, SECOND, FIRST)}
