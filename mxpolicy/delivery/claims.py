@@ -279,11 +279,14 @@ class Claims:
         """
         now = self._context.utc()
         entries: dict[int, bytes] = {}
+        of_key: dict[str, bytes] = {}
         for number in numbers:
             if number in self._keys:
                 past = self._settlement[number].past
                 entry = self._entry(EntryState.DOT_SENT, past, relay)
-                entries[number] = entry.encode()
+                # One that is named twice has one entry.
+                one = of_key.setdefault(self._keys[number], entry.encode())
+                entries[number] = one
                 self._dots[number] = now
         known = {number: self._held.get(number) for number in entries}
         while entries and not await self._write_dots(known, entries):
@@ -298,11 +301,7 @@ class Claims:
     async def _write_dots(
         self, known: Mapping[int, bytes | None], entries: Mapping[int, bytes]
     ) -> bool:
-        expires = self._context.utc() + KEPT_IN_PART
-        rows = [
-            Replacement(self._keys[number], known[number], entry, expires, HEAVY)
-            for number, entry in entries.items()
-        ]
+        rows = self._replacements(known, entries)
         self._noted.update(entries)
         durable = self._context.options.journal.durable
         done = await self._before_dot.ask(
@@ -311,6 +310,21 @@ class Claims:
         if all(done):
             self._held.update(entries)
         return all(done)
+
+    def _replacements(
+        self, known: Mapping[int, bytes | None], entries: Mapping[int, bytes]
+    ) -> list[Replacement]:
+        """Return what is to be written: *known* by *entries*, each key once.
+
+        A recipient that is named twice has one key. Its second row would find the first.
+        """
+        expires = self._context.utc() + KEPT_IN_PART
+        rows = {
+            key: Replacement(key, known.get(number), entry, expires, HEAVY)
+            for number, entry in entries.items()
+            for key in (self._keys[number],)
+        }
+        return [*rows.values()]
 
     async def _what_is_there(
         self, known: Mapping[int, bytes | None], entries: Mapping[int, bytes]
@@ -345,10 +359,7 @@ class Claims:
             return
 
         now = self._context.utc()
-        rows = [
-            Replacement(self._keys[one], None, entry, now + KEPT_IN_PART, HEAVY)
-            for one in self._unsent
-        ]
+        rows = self._replacements({}, self._unsent)
         self._noted.update(self._unsent)
 
         def answered(done: list[bool] | BaseException) -> None:

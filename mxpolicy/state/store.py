@@ -262,7 +262,7 @@ class Store:
         were perhaps written. Either all keys are the journal's, or none is.
 
         Args:
-            rows: At least one.
+            rows: At least one, each of another key.
             durable: See `put`.
         """
         return await self.do(_replacing(rows, durable))

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -39,7 +40,7 @@ from tests.helpers.slow_store import SlowOnce
 from tests.helpers.socket_loop import run_with_sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Mapping
+    from collections.abc import Awaitable, Iterable, Mapping, Sequence
 
     from mxpolicy.outcome import Outcome
     from mxpolicy.state.store import Operation, Store
@@ -176,6 +177,12 @@ class Call:
         for number in numbers:
             recipient = self._settlement[number]
             recipient.past = recipient.past.waited(relay, awaited, seconds)
+
+    async def record_dot(self, relay: str, numbers: Sequence[int]) -> bool:
+        """Return whether all is written, before anything is claimed."""
+        answer = asyncio.get_running_loop().create_future()
+        self._claims.record_dot(relay, numbers, answer.set_result)
+        return bool(await answer)
 
     async def dot_is_next(self, relay: str, numbers: Iterable[int]) -> None:
         await self._claims.dot_is_next(relay, numbers)
@@ -705,6 +712,33 @@ def test_dot_is_not_sent_when_another_process_has_taken_over(
         assert await site.entry(0) == before
 
     play(work)
+
+
+@pytest.mark.parametrize("keeps_claims", [False, True])
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_recipient_that_is_named_twice_has_one_entry(
+    keeps_claims: bool, is_fast: bool, tmp_path: Path
+) -> None:
+    async def main() -> None:
+        store = SqliteStore(str(tmp_path / "state.sqlite3"))
+        site = Site(store, keeps_claims=keeps_claims)
+        site.now = time.time()
+        claims = site.claims(keys={0: KEYS[0], 1: KEYS[0], 2: KEYS[2]})
+        async with asyncio.timeout(5):
+            if is_fast:
+                assert await claims.record_dot(HOST, [0, 1, 2])
+            assert await claims.claim([0, 1, 2]) == ([0, 1, 2], {}, [])
+            await claims.dot_is_next(HOST, [0, 1, 2])
+            assert await site.state(0) is EntryState.DOT_SENT
+            for number in range(3):
+                claims.settled(number, TAKEN)
+            await claims.finish([TAKEN] * 3)
+            again = site.claims(keys={0: KEYS[0], 1: KEYS[0], 2: KEYS[2]})
+            settled = {0: TAKEN, 1: TAKEN, 2: TAKEN}
+            assert (await again.claim([0, 1, 2])).settled.keys() == settled.keys()
+        await store.close()
+
+    asyncio.run(main())
 
 
 def test_dot_is_sent_when_the_entry_is_gone(play: Play) -> None:
