@@ -120,7 +120,7 @@ class Context:
 
         Store, sessions, places, and what is remembered are the same. So is the resolver
         with its cache, where *options* say the same of it. Deliveries that have begun
-        keep this context.
+        keep this context: what they learn of destinations is not for those after them.
 
         Raises:
             ConfigError: As at the beginning. Nothing has changed.
@@ -134,7 +134,8 @@ class Context:
         if other._idle is not None:
             other._idle.renew(options.transaction)
         if other.destinations is not None:
-            other.destinations.clear()
+            # Of its own: what began before goes by the old options, and learns still.
+            other.destinations = _destinations()
         other.admission.processes = options.limits.processes
         other.spool_memory.total = options.limits.spool_memory
         if other.connections is not None:

@@ -91,7 +91,7 @@ class Destination(NamedTuple):
 
 
 class Destinations:
-    """What is known of destinations, in one process."""
+    """What is known of destinations, in one process, by one configuration."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], Destination] = {}
@@ -149,10 +149,6 @@ class Destinations:
         for key, one in [*self._known.items()]:
             if any(host.key.socket == candidate_socket for host in one.plan.candidates):
                 del self._known[key]
-
-    def clear(self) -> None:
-        """The configuration has changed."""
-        self._known.clear()
 
 
 def _approach(candidate: Candidate, known: KnownHosts, tls: TlsLevel) -> Approach:

@@ -133,6 +133,17 @@ def _without(told: list[tuple[object, ...]], words: tuple[str, ...]) -> list[str
     return [re.sub(r"\b\d{4,5}\b", "PORT", str(one)) for one in told]
 
 
+def test_what_began_by_the_old_configuration_shows_no_way_to_the_next_message() -> None:
+    async def work(site: Site) -> None:
+        first = await begun(site)
+        site.engine = site.engine.renewed(site.options._replace(allow_dial=()))
+        (outcome,) = await first.outcomes()
+        assert isinstance(outcome, Delivered)
+        assert isinstance((await site.send()).outcome, Deferred)
+
+    play(ScriptedHost(), work=work)
+
+
 def test_message_that_still_comes_is_waited_for() -> None:
     host = ScriptedHost()
 
