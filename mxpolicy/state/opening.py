@@ -54,7 +54,7 @@ def open_store(
         path: From `state_file`.
         tell: See `FallbackStore`.
         prevails: See `FallbackStore`.
-        stays: See `mxpolicy.state.sqlite_file.Terms`.
+        stays: See `mxpolicy.state.sqlite_connection.Terms`.
     """
     directory = os.path.dirname(path)
     try:
@@ -98,7 +98,8 @@ def inspect(path: str, uid: int) -> None:
         OSError: There is no directory, or it may not be looked at.
     """
     from mxpolicy.state.sqlite import journal_file
-    from mxpolicy.state.sqlite_file import File, Terms
+    from mxpolicy.state.sqlite_connection import Terms
+    from mxpolicy.state.sqlite_file import File
     from mxpolicy.state.store import StoreAbsent, StoreBusy
     from mxpolicy.state.trust import Trust, examine
 

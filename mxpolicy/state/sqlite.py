@@ -19,7 +19,8 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from mxpolicy.errors import StoreError
-from mxpolicy.state.sqlite_file import File, Terms
+from mxpolicy.state.sqlite_connection import Terms
+from mxpolicy.state.sqlite_file import File
 from mxpolicy.state.store import JOURNAL, Operation, Store, is_of_journal
 from mxpolicy.state.submitted import ToldSoon
 from mxpolicy.state.trust import Trust

@@ -297,9 +297,9 @@ async def test_full_disk_means_memory_only(tmp_path: Path) -> None:
     told: list[str] = []
     real = SqliteStore(str(path))
     await real.get("row 1")
-    assert real._file._connection is not None
     # The library's own limit is the same error as a disk's.
-    real._file._connection.execute(f"PRAGMA max_page_count = {pages}")
+    limit = f"PRAGMA max_page_count = {pages}"
+    real._file._connection.do(lambda db: db.execute(limit))
     store = FallbackStore(real, told.append)
     for number in range(500):
         await store.put(f"new {number}", b"x" * 1000, FAR)

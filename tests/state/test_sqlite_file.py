@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mxpolicy.errors import StoreError
-from mxpolicy.state.sqlite_file import WRITES_BETWEEN_CARE, File, Terms
+from mxpolicy.state.sqlite_connection import Terms
+from mxpolicy.state.sqlite_file import WRITES_BETWEEN_CARE, File
 from mxpolicy.state.store import Operation, Replacement, StoreBusy
 from mxpolicy.state.trust import Trust
 
