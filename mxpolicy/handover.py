@@ -140,6 +140,7 @@ class Client:
         self._connection: _socket.socket | None = None
         self._has_committed = False
         self._leaving: int | None = None
+        self._said = b""  # by the daemon, and not read yet
 
     def hand_over(self, path: str, asked: bytes, until: float) -> None:
         """Hand over, and leave with the answer; return when nothing was handed over.
@@ -155,7 +156,7 @@ class Client:
             if len(asked) <= MAX_REQUEST:
                 connection = self._connection = _connect(path, until)
                 _within(connection, until).sendall(asked)
-                said = _line(connection, until)
+                said = self._line(connection, until)
                 seconds = int(said[1:])
                 phase = next_phase(phase, said)
                 if phase == COMMITTED:
@@ -185,17 +186,37 @@ class Client:
         phase, said = COMMITTED, b""
         try:
             while phase == COMMITTED:
-                said = _line(connection, None)
+                said = self._line(connection, None)
                 phase = next_phase(phase, said)
-                if phase == COMMITTED and not self._lives():
-                    self.give_up("the mail server that started us has gone away")
                 if phase == COMMITTED:
-                    connection.sendall(b"!")
+                    self._say_that_we_live(connection)
         except OSError:
             phase = GAVE_UP
         if phase == ANSWERED:
             self._answer(said)
         self.give_up("the daemon has gone without an answer")
+
+    def _line(self, connection: _socket.socket, until: float | None) -> bytes:
+        """Return the next line without its end; none when the connection ends before it."""
+        while b"\n" not in self._said:
+            if until is not None:
+                _within(connection, until)
+            data = connection.recv(8192)
+            self._said += data
+            if not data or len(self._said) > 2 * MAX_ANSWER:
+                return b""
+        line, _, self._said = self._said.partition(b"\n")
+        return line
+
+    def _say_that_we_live(self, connection: _socket.socket) -> None:
+        if not self._lives():
+            self.give_up("the mail server that started us has gone away")
+        try:  # noqa: SIM105, contextlib is no builtin
+            connection.sendall(b"!")
+        except OSError:
+            # It waits for this no more. What it said before it left is still to be read:
+            # its answer may stand behind the question.
+            pass
 
     def _answer(self, said: bytes) -> "NoReturn":
         status, _, line = said[1:].partition(b" ")
@@ -283,22 +304,6 @@ def _within(connection: _socket.socket, until: float) -> _socket.socket:
         raise TimeoutError
     connection.settimeout(left)
     return connection
-
-
-def _line(connection: _socket.socket, until: float | None) -> bytes:
-    """Return the next line without its end; none when the connection ends before it.
-
-    The daemon says one line, and then waits for us: nothing follows in the same breath.
-    """
-    line = b""
-    while not line.endswith(b"\n"):
-        if until is not None:
-            _within(connection, until)
-        data = connection.recv(8192)
-        line += data
-        if not data or len(line) > 2 * MAX_ANSWER:
-            return b""
-    return line[:-1]
 
 
 def _drain() -> None:

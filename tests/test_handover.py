@@ -40,7 +40,7 @@ from tests.helpers.serving import Runner, serving
 
 __all__ = ["command", "host", "serving"]
 
-TAKEN = r"2\.0\.0 250 2\.0\.0 Ok: taken"
+TAKEN = r"2\.0\.0 \S+ said: 250 2\.0\.0 Ok: taken"
 ON_THE_WIRE = MESSAGE.replace(b"\n", b"\r\n")
 BY_THE_DAEMON = "EHLO mail.example.com"
 BY_ITSELF = "EHLO alone.example.com"
@@ -578,6 +578,16 @@ def test_question_is_answered_as_long_as_the_mail_server_lives(
     assert_answer(ended, 69, r"5\.1\.1 no such user")
 
 
+def test_answer_may_stand_behind_a_question_that_is_open(
+    command: Command, speaking: Speaking
+) -> None:
+    with committed(command, speaking) as (process, answers):
+        speaking.say(b"?\n=0 2.0.0 delivered\n")
+        speaking.hang_up()
+        ended = Ended(process.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 0, r"2\.0\.0 delivered")
+
+
 def test_time_without_an_answer_ends(command: Command, speaking: Speaking) -> None:
     with committed(command, speaking, seconds=1) as (process, answers):
         deferred(process, answers, "no answer from the daemon in its time")
@@ -937,7 +947,7 @@ def test_daemon_that_stops_leaves_what_is_not_committed_to_the_client(
             late.sendall(asked)
             assert late.recv(100) == b"-stopping\n"
         there.release.set()
-        assert working.recv(100).startswith(b"=0 2.0.0 250 2.0.0 Ok: taken")
+        assert working.recv(100).endswith(b" said: 250 2.0.0 Ok: taken\n")
         assert daemon.process.wait(TIMEOUT) == 0
 
 
