@@ -50,7 +50,7 @@ def test_delivered_message_is_0_and_whole(
 ) -> None:
     there = host()
     ended = pipe.run(pipe.argv(there.nexthop, "b@b.example"))
-    assert_answer(ended, 0, r"2\.0\.0 250 2\.0\.0 Ok: taken")
+    assert_answer(ended, 0, r"2\.0\.0 \S+ said: 250 2\.0\.0 Ok: taken")
     assert there.messages == [MESSAGE.replace(b"\n", b"\r\n")]
     assert there.commands[0] == "EHLO mail.example.com"
     assert " QID: to=<b@b.example>, " in pipe.log.read_text()
@@ -527,7 +527,7 @@ class TestTrouble:
         self, does: str, pipe: Runner
     ) -> None:
         ended = self.run(pipe, f"settle(self); {does}")
-        assert_answer(ended, 0, r"2\.0\.0 <b@b>: 250 Ok; <c@c>: 250 Ok")
+        assert_answer(ended, 0, r"2\.0\.0 <b@b>: h said: 250 Ok; <c@c>: h said: 250 Ok")
 
     def test_before_all_are_settled_is_deferred(self, does: str, pipe: Runner) -> None:
         ended = self.run(pipe, f"settle(self, 'b@b'); {does}")
@@ -565,7 +565,7 @@ def test_what_is_written_by_others_does_not_come_before_the_answer(
     )
     before = SETTLE.format(f"{says}; settle(self); return")
     ended = pipe.run(pipe.argv("x.example", "b@b"), before=before)
-    assert_answer(ended, 0, r"2\.0\.0 250 Ok")
+    assert_answer(ended, 0, r"2\.0\.0 h said: 250 Ok")
 
 
 def test_second_signal_does_not_make_a_second_answer(pipe: Runner) -> None:
@@ -605,7 +605,7 @@ def test_reply_to_the_dot_counts_that_came_while_the_process_was_stopped(
         time.sleep(3)  # its deadline passes, and its alarm rings
         os.kill(process.pid, signal.SIGCONT)
         ended = Ended(process.wait(TIMEOUT), all_answers(answers))
-    assert_answer(ended, 0, r"2\.0\.0 250 2\.0\.0 Ok: taken")
+    assert_answer(ended, 0, r"2\.0\.0 \S+ said: 250 2\.0\.0 Ok: taken")
 
 
 def test_exception_that_keeps_nobody_waiting_ends_nothing(pipe: Runner) -> None:
@@ -614,7 +614,7 @@ def test_exception_that_keeps_nobody_waiting_ends_nothing(pipe: Runner) -> None:
         "lost.set_exception(ValueError()); del lost; settle(self); return"
     )
     ended = pipe.run(pipe.argv("x.example", "b@b"), before=SETTLE.format(does))
-    assert_answer(ended, 0, r"2\.0\.0 250 Ok")
+    assert_answer(ended, 0, r"2\.0\.0 h said: 250 Ok")
 
 
 @pytest.mark.parametrize(

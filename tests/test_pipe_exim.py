@@ -88,7 +88,7 @@ def test_sender_is_taken_from_the_environment(
     there = host()
     env = environment(RETURN_PATH=return_path, SENDER="not@this.example")
     ended = pipe.run(arguments(pipe, there), env=env)
-    assert_answer(ended, 0, r"2\.0\.0 250 2\.0\.0 Ok: taken")
+    assert_answer(ended, 0, r"2\.0\.0 \S+ said: 250 2\.0\.0 Ok: taken")
     assert there.mail_from[0].startswith(wire)
 
 

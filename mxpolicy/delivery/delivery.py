@@ -190,10 +190,15 @@ class Delivery:
         return self.settlement[number].outcome
 
     def settled(self) -> list[tuple[str, Outcome]] | None:
-        """Return each recipient, printable, with its outcome; None until all have one."""
-        texts = (one.text for one in self.settlement)
+        """Return each recipient, printable, and its outcome as the mail server is told of it.
+
+        None until all have one.
+        """
         outcomes = self.settlement.outcomes()
-        return None if outcomes is None else list(zip(texts, outcomes, strict=True))
+        if outcomes is None:
+            return None
+        texts = (one.text for one in self.settlement)
+        return list(zip(texts, map(trouble.told, outcomes), strict=True))
 
     def cancel(self, why: str) -> None:
         """Leave the message to the mail server, as far as that is still possible.

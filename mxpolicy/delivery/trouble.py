@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from mxpolicy.address import AddressError, UnsupportedDomain
 from mxpolicy.options import GreetingPolicy
-from mxpolicy.outcome import Bounced, Deferred, Delivered
+from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.protocol.extensions import Extensions
 from mxpolicy.protocol.smtp_states import Verb
 from mxpolicy.reply import EnhancedStatus, Reply, printable
@@ -533,6 +533,13 @@ def no_turn(candidate: Candidate, limit: int, waited: float) -> Deferred:
     """Return the outcome where all *limit* connections with a host stay in use."""
     text = f"all {limit} connections with {candidate} are in use, waited {waited:.0f}s"
     return Deferred(_CONGESTED, one_line(text), relay=str(candidate.key))
+
+
+def told(outcome: Outcome) -> Outcome:
+    """Return *outcome* as the mail server is told of it: a delivery, too, names the host."""
+    if not isinstance(outcome, Delivered) or not outcome.relay:
+        return outcome
+    return outcome._replace(text=f"{shown_of(outcome.relay)} said: {outcome.text}")
 
 
 def one_line(text: str) -> str:

@@ -36,8 +36,7 @@ mxpolicy:
   timeout = 1h
   timeout_defer
   return_fail_output
-  log_fail_output
-  log_defer_output
+  log_output
   max_output = 20K
 """.lstrip("\n")
 

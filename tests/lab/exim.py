@@ -87,7 +87,7 @@ _LINE = re.compile(
     r"(?P<text>.*)"
 )
 
-# What contrib's log_fail_output and log_defer_output have Exim log before that.
+# What contrib's log_output has Exim log before that.
 _OUTPUT = re.compile(
     r"\S+ \S+ \S+ (?P<message_id>\S+) <(?P<recipient>.*)>: "
     r"mxpolicy transport output: (?P<text>(?P<dsn>\d\.\d+\.\d+)? ?.*)"

@@ -155,7 +155,7 @@ def test_refusal_bounces_with_the_words_of_the_host(lab: Lab) -> None:
 def test_null_mx_bounces(lab: Lab) -> None:
     delivery = first(lab, send(lab, address("null-mx")))
     assert delivery.status == "bounced"
-    # The first line of the answer stands in the log (log_fail_output).
+    # The first line of the answer stands in the log (log_output).
     assert any("5.1.10" in line for line in lab.exim.log(delivery.message_id))
 
 

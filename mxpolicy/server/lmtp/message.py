@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.events import RecipientSettled
 from mxpolicy.delivery.transaction import DOT_TIME
+from mxpolicy.delivery.trouble import told
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.protocol.lmtp_server import DataBegun, LmtpReply
-from mxpolicy.routing.candidate import shown_of
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.engine import Engine
@@ -31,8 +31,7 @@ def reply_of(outcome: Outcome) -> LmtpReply:
     said = outcome.reply.code if outcome.reply else 0
     match outcome:
         case Delivered():
-            text = f"{shown_of(outcome.relay)} said: {outcome.text}"
-            return LmtpReply(250, outcome.status, text)
+            return LmtpReply(250, outcome.status, told(outcome).text)
         case Deferred():
             code = said if said // 100 == 4 and said != 421 else 451
         case Bounced():
