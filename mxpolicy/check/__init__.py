@@ -19,6 +19,7 @@ import traceback
 from typing import TYPE_CHECKING
 
 from mxpolicy.check import configuration, daemon, names, postfix, surroundings
+from mxpolicy.check.access import account, current
 from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Item, Level, tell
 from mxpolicy.config import load
@@ -37,12 +38,15 @@ from mxpolicy.terminal import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mxpolicy.check.access import Account
     from mxpolicy.check.configuration import Setting
     from mxpolicy.options import Options
 
 __all__ = ["main", "parser"]
 
 SCHEMA = 1
+
+Sought = tuple[str, Item]
 
 # Most steps have a shorter bound of their own. This one is for those that have none: a
 # directory service behind getpwnam(3), a file on a server that is away.
@@ -99,11 +103,11 @@ class _Looking:
     def _machine(self, options: Options) -> list[Item]:
         return surroundings.look(options, os.environ, self._user())
 
-    def _user(self) -> surroundings.Account:
+    def _user(self) -> Account:
         """Return the account of deliveries."""
         user = postfix.user_of(self._seen) if self._seen else None
         # Where Postfix names no account: the one of contrib's samples.
-        return user or surroundings.account("mxpolicy") or surroundings.current()
+        return user or account("mxpolicy") or current()
 
 
 def _looked(look: Callable[[], list[Item]]) -> list[Item]:
@@ -167,12 +171,33 @@ def _as_json(
         "options": {one.path: one.value for one in settings},
         "changed": [one.path for one in settings if not one.is_default],
         "items": [
-            {"about": title, "level": one.level.value, "text": one.text}
-            | ({"mend": one.mend} if one.mend else {})
-            for title, section in sections
-            for one in section
+            _item_as_json(title, one) for title, section in sections for one in section
         ],
+        "first": _item_as_json(*first) if (first := _to_do_first(sections)) else None,
     }
+
+
+def _item_as_json(title: str, item: Item) -> dict[str, str]:
+    found = {"about": title, "level": item.level.value, "text": item.text}
+    return found | ({"mend": item.mend} if item.mend else {})
+
+
+def _to_do_first(sections: Sequence[tuple[str, Sequence[Item]]]) -> Sought | None:
+    """Return what is to be mended first: what fails, before what is only warned of.
+
+    Of equal ones it is what stands first of what can be mended by a line to be copied.
+    """
+    bad = [
+        (title, one)
+        for title, section in sections
+        for one in section
+        if one.level is not Level.OK
+    ]
+    return min(
+        bad,
+        key=lambda it: (it[1].level is not Level.FAIL, not it[1].mend),
+        default=None,
+    )
 
 
 def _show(
@@ -196,6 +221,12 @@ def _show(
         terminal.heading(title)
         for item in section:
             _show_item(item, terminal)
+    if first := _to_do_first(sections):
+        title, item = first
+        terminal.line()
+        terminal.say(item.text, f"First ({title}): ")
+        if item.mend:
+            terminal.line(terminal.paint(f"        {item.mend}", BOLD))
     _show_sum([one for _, part in sections for one in part], terminal)
 
 

@@ -10,15 +10,15 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from mxpolicy.check.access import WRITE, login, objection
 from mxpolicy.check.report import first, ok, said, warn
-from mxpolicy.check.surroundings import WRITE, account, objection
 from mxpolicy.doors import DOORS, runtime_directory, socket_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mxpolicy.check.access import Account
     from mxpolicy.check.report import Item
-    from mxpolicy.check.surroundings import Account
     from mxpolicy.options import Options
 
 __all__ = ["look"]
@@ -34,7 +34,7 @@ def look(options: Options, environ: Mapping[str, str], user: Account) -> list[It
     """Judge the sockets of ``mxpolicy serve``, for deliveries made by *user*."""
     paths = {name: _path(options, environ, name) for name in DOORS}
     pipe = paths.pop("pipe")
-    servers = [one for name in MAIL_SERVERS if (one := account(name))]
+    servers = [one for name in MAIL_SERVERS if (one := login(name))]
     return said(
         _look_at_pipe(pipe, user) if pipe else None,
         *(_look_at(name, path, servers) for name, path in paths.items() if path),

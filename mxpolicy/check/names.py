@@ -40,6 +40,9 @@ PATIENCE = 5.0
 # documentation (RFC 5737, RFC 3849).
 _FAR_AWAY = {socket.AF_INET: "198.51.100.1", socket.AF_INET6: "2001:db8::1"}
 
+# What a name server says that serves a closed network.
+_KNOWS_NOTHING = ("SERVFAIL", "REFUSED")
+
 MAX_NAMES = 5  # of an answer, shown
 
 
@@ -50,11 +53,13 @@ class Answered(NamedTuple):
         records: The texts of the records of the type asked for.
         authentic: The AD bit.
         trouble: Why there is no usable answer; empty when there is one.
+        instead: The same of the root, where our own name was asked for instead.
     """
 
     records: tuple[str, ...] = ()
     authentic: bool = False
     trouble: str = ""
+    instead: str = ""
 
 
 async def ask(server: Server, name: dns.name.Name, rdtype: str) -> Answered:
@@ -98,9 +103,8 @@ async def look_at_name_servers(
     believed = options.resolver.trust_ad
     if believed is None:
         believed = conf.trust_ad and not options.resolver.servers
-    answers = await asyncio.gather(
-        *(ask(server, dns.name.root, "NS") for server in servers)
-    )
+    own = dns.name.from_text((options.helo or own_name()).strip("[]"), dns.name.root)
+    answers = await asyncio.gather(*(_ask_for_root(server, own) for server in servers))
     some_work = any(not answer.trouble for answer in answers)
     return said(
         *(
@@ -112,6 +116,15 @@ async def look_at_name_servers(
             "no name server answers: all mail to domains is deferred (4.4.3)",
         ),
     )
+
+
+async def _ask_for_root(server: Server, own: dns.name.Name) -> Answered:
+    """Ask for the root; in a closed network, where nothing knows it, for our own name."""
+    answer = await ask(server, dns.name.root, "NS")
+    if answer.trouble in _KNOWS_NOTHING:
+        instead = await ask(server, own, "A")
+        answer = answer if instead.trouble else instead._replace(instead=answer.trouble)
+    return answer
 
 
 def _servers(options: Options, conf: ResolvConf) -> list[Server]:
@@ -131,6 +144,11 @@ def _judge_server(
             " waits in vain: take it out",
         ),
         warn(answer.trouble, f"name server {server}: {answer.trouble}"),
+        ok(
+            answer.instead,
+            f"name server {server} answers for our own name ({answer.instead} for the"
+            " root, as in a closed network)",
+        ),
         warn(
             not answer.authentic,
             f"name server {server} answers, and does not validate (DNSSEC): forged"

@@ -7,6 +7,7 @@ its own words are the error.
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import shutil
 import signal
@@ -141,11 +142,18 @@ class Postconf:
     def _answer(self, program: str, *argv: str) -> str:
         ended = self._run(program, *argv)
         # So postmap(1) ends when a table does not have the key.
-        is_absent = program == "postmap" and ended.status == 1 and not ended.err
+        # A warning ("overriding earlier entry") is the postmaster's own affair.
+        is_absent = program == "postmap" and ended.status == 1 and not _trouble(ended)
         if ended.status == 0 or is_absent:
             return ended.out
         silent = f"{program} ended with status {ended.status}"
         raise PostfixUnseen(ended.err or silent)
+
+
+def _trouble(ended: Ended) -> str:
+    """Return what *ended* wrote to stderr beside warnings."""
+    lines = re.split(r"\s*[?\n](?=post\w+: )", ended.err)
+    return "\n".join(one for one in lines if ": warning: " not in one)
 
 
 def _output(

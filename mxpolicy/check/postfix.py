@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.check import surroundings
+from mxpolicy.check.access import EXECUTE, READ, account, objection
+from mxpolicy.check.installation import Obstacle, obstacle
 from mxpolicy.check.master_cf import parse_services, substitute
 from mxpolicy.check.postconf import PostfixUnseen
 from mxpolicy.check.postfix_rows import (
@@ -26,7 +27,6 @@ from mxpolicy.check.postfix_rows import (
     processes,
 )
 from mxpolicy.check.report import Level, tell
-from mxpolicy.check.surroundings import EXECUTE, READ
 from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import ConfigError, UsageError
 from mxpolicy.net.own_name import own_name
@@ -35,10 +35,10 @@ from mxpolicy.pipe_command import parse_arguments
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from mxpolicy.check.access import Account
     from mxpolicy.check.master_cf import Service
     from mxpolicy.check.postconf import Postconf
     from mxpolicy.check.report import Item
-    from mxpolicy.check.surroundings import Account
     from mxpolicy.options import Options
 
 __all__ = ["HERE", "Machine", "Postfix", "look", "see", "user_of"]
@@ -71,7 +71,8 @@ class Machine(NamedTuple):
     Attributes:
         memory: In bytes.
         account: The account of a ``user=``, None when it is unknown.
-        objection: Why an account may not do something with a file; see `surroundings.objection`.
+        objection: Why an account may not do something with a file; see `access.objection`.
+        obstacle: What keeps an account from running a program.
         exists: Whether a file does.
         load: The options in the file that ``--config`` names, or in the usual one.
     """
@@ -79,14 +80,16 @@ class Machine(NamedTuple):
     memory: int
     account: Callable[[str], Account | None]
     objection: Callable[[Account, str, int], str]
+    obstacle: Callable[[Account, str], Obstacle]
     exists: Callable[[str], bool]
     load: Callable[[str | None], Options]
 
 
 HERE = Machine(
     os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    surroundings.account,
-    surroundings.objection,
+    account,
+    objection,
+    obstacle,
     os.path.exists,
     lambda path: load(path, {}),
 )
@@ -123,7 +126,7 @@ def see(postconf: Postconf) -> Postfix:
 def user_of(postfix: Postfix) -> Account | None:
     """Return the account of the first service that has one: deliveries run as it."""
     users = (one.attributes.get("user", "") for one in postfix.services)
-    return next(filter(None, map(surroundings.account, filter(None, users))), None)
+    return next(filter(None, map(account, filter(None, users))), None)
 
 
 def look(
@@ -159,9 +162,7 @@ def _gather(
     it = _ask_filter(Transport(service, postfix.settings, machine.memory), postfix)
     it = it._replace(
         account=user,
-        cannot_run=machine.objection(user, service.argv[0], READ | EXECUTE)
-        if user
-        else "",
+        cannot_run=machine.obstacle(user, service.argv[0]) if user else Obstacle(),
         command=command,
         unknown="".join(unknown[:1]),
     )
@@ -177,11 +178,24 @@ def _gather(
         it = it._replace(options=machine.load(arguments.config))
     except ConfigError as error:
         return it._replace(mistakes="; ".join(error.mistakes))
-    if user and machine.exists(file):
-        it = it._replace(cannot_read=machine.objection(user, file, READ))
+    if user:
+        it = it._replace(cannot_read=unreadable(file, user, machine))
     if config and os.path.realpath(config) != os.path.realpath(file):
         it = it._replace(other_file=config)
     return it
+
+
+def unreadable(file: str, user: Account, machine: Machine) -> Obstacle:
+    """Return what keeps *user* from the configuration *file*, which may be missing.
+
+    A directory that it may not enter defers all mail though there is no file in it: that
+    there is none cannot be seen then.
+    """
+    directory = os.path.dirname(file)
+    for path, wanted, mend in ((directory, EXECUTE, "a+x"), (file, READ, "a+r")):
+        if machine.exists(path) and (why := machine.objection(user, path, wanted)):
+            return Obstacle(why, f"chmod {mend} {path}")
+    return Obstacle()
 
 
 def _ask_filter(it: Transport, postfix: Postfix) -> Transport:

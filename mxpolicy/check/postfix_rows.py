@@ -11,6 +11,7 @@ import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.check.configuration import SHORT_DEADLINE, TOO_SHORT
+from mxpolicy.check.installation import Obstacle
 from mxpolicy.check.master_cf import words
 from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.options import Options
@@ -20,9 +21,9 @@ from mxpolicy.pipe_command import ALARM_SLACK, DOT_TIME, time_needed
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from mxpolicy.check.access import Account
     from mxpolicy.check.master_cf import Service
     from mxpolicy.check.report import Item
-    from mxpolicy.check.surroundings import Account
     from mxpolicy.pipe_command import Arguments
 
 __all__ = [
@@ -97,7 +98,7 @@ class Transport(NamedTuple):
         settings: Of main.cf; one that is not there is empty.
         memory: Of this machine, in bytes.
         account: Of ``user=``; None when there is none.
-        cannot_run: Why that account may not run the program; empty when it may.
+        cannot_run: What keeps that account from running the program.
         filtered: What the delivery status filter makes of each of `ACCIDENTS` and of
             `REFUSAL`; empty when it leaves that alone. Nothing with soft_bounce.
         filter_as_written: With its ``$$``.
@@ -109,7 +110,7 @@ class Transport(NamedTuple):
         file: The configuration file that it reads.
         mistakes: In that file; empty when there are none.
         options: In that file; None when there are mistakes.
-        cannot_read: Why the account may not read it; empty when it may.
+        cannot_read: What keeps the account from reading it.
         other_file: What this check was told to look at, where that is another file.
     """
 
@@ -117,7 +118,7 @@ class Transport(NamedTuple):
     settings: Mapping[str, str]
     memory: int
     account: Account | None = None
-    cannot_run: str = ""
+    cannot_run: Obstacle = Obstacle()
     filtered: Mapping[str, str] = {}
     filter_as_written: str = ""
     filter_unseen: str = ""
@@ -128,7 +129,7 @@ class Transport(NamedTuple):
     file: str = ""
     mistakes: str = ""
     options: Options | None = None
-    cannot_read: str = ""
+    cannot_read: Obstacle = Obstacle()
     other_file: str = ""
 
 
@@ -221,8 +222,9 @@ def _judge_user(it: Transport, mend: str) -> list[Item]:
                 " and /bin only",
             ),
             fail(
-                it.cannot_run,
-                f"{name} cannot run its program ({it.cannot_run}): all mail is deferred",
+                it.cannot_run.why,
+                f"{name} cannot run its program ({it.cannot_run.why}): all mail is deferred",
+                it.cannot_run.mend,
             ),
         )
     )
@@ -350,9 +352,10 @@ def _judge_command(it: Transport) -> list[Item]:
         first(
             fail(it.mistakes, f"{name}: all mail is deferred (4.3.5): {it.mistakes}"),
             fail(
-                it.cannot_read,
-                f"{name}: all mail is deferred (4.3.5): {it.file}: {it.cannot_read}",
-                f"chmod a+r {it.file}",
+                it.cannot_read.why,
+                f"{name}: all mail is deferred (4.3.5): {it.file}:"
+                f" {it.cannot_read.why}",
+                it.cannot_read.mend,
             ),
         ),
         warn(

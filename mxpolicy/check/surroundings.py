@@ -1,20 +1,13 @@
-"""What a delivery needs of this machine: a user, a place for its state, a log.
-
-Whether that user may use a file is judged by owners and modes. Access control lists,
-capabilities, read-only mounts and security modules are not seen: where they matter, the
-answer may be wrong either way.
-"""
+"""What a delivery needs of this machine: a user, a place for its state, a log."""
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import socket
-import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from mxpolicy.check.access import EXECUTE, READ, WRITE, objection
 from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.delivery.log import JOURNAL_SOCKET, SYSLOG_SOCKET
 from mxpolicy.errors import StoreError
@@ -25,22 +18,11 @@ from mxpolicy.state.store import StoreDistrusted
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mxpolicy.check.access import Account
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
 
-__all__ = [
-    "EXECUTE",
-    "READ",
-    "Account",
-    "account",
-    "current",
-    "look",
-    "objection",
-    "takes_no_row",
-]
-
-READ, WRITE, EXECUTE = 4, 2, 1
-
+__all__ = ["look", "takes_no_row"]
 
 _UNUSED = "nothing is remembered, and there is no journal"
 _LOST = "log lines are lost, mail goes on"
@@ -52,8 +34,9 @@ def look(options: Options, environ: Mapping[str, str], user: Account) -> list[It
         first(
             warn(
                 user.uid == 0,
-                "deliveries would run as root, which they do not need; Postfix refuses"
-                " to do that (user=)",
+                "no transport names a user, and there is no user mxpolicy: what follows"
+                " is judged for root, as which no delivery should run",
+                "adduser --system --group --no-create-home mxpolicy",
             ),
             ok(True, f"deliveries run as {user.name}"),
         ),
@@ -147,70 +130,3 @@ def _look_at_socket(path: str, name: str, user: Account) -> Item | None:
         warn(why_not, f"{name} listens on {path}, but {why_not}: {_LOST}"),
         ok(True, f"{name} listens on {path}"),
     )
-
-
-# Whether a user may use a file
-
-
-class Account(NamedTuple):
-    """A user and the groups that a process of this user has."""
-
-    name: str
-    uid: int
-    gids: frozenset[int]
-
-
-def account(user: str) -> Account | None:
-    """Return the account in ``name``, or in pipe(8)'s ``name:group``; None if unknown."""
-    name, _, group = user.partition(":")
-    try:
-        entry = pwd.getpwnam(name)
-        # pipe(8) gives the command this one group and no other.
-        gid = grp.getgrnam(group).gr_gid if group else entry.pw_gid
-    except KeyError:
-        return None
-    return Account(name, entry.pw_uid, frozenset((gid,)))
-
-
-def current() -> Account:
-    """Return the account that runs this."""
-    uid = os.geteuid()
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        name = str(uid)
-    return Account(name, uid, frozenset((os.getegid(), *os.getgroups())))
-
-
-def objection(user: Account, path: str, wanted: int) -> str:
-    """Return why *user* may not do *wanted* with *path*; empty when that is allowed.
-
-    Args:
-        user: The account.
-        path: Absolute.
-        wanted: Of `READ`, `WRITE`, `EXECUTE`, added up.
-    """
-    try:
-        real = Path(os.path.realpath(path))
-        for ancestor in reversed(real.parents):
-            if not _allows(os.stat(ancestor), user, EXECUTE):
-                return f"{user.name} may not enter {ancestor}"
-        if not _allows(os.stat(real), user, wanted):
-            return f"{user.name} has no permission for {path}"
-    except OSError as error:
-        return f"{path}: {error.strerror}"
-    return ""
-
-
-def _allows(status: os.stat_result, user: Account, wanted: int) -> bool:
-    mode = stat.S_IMODE(status.st_mode)
-    if user.uid == 0:
-        # root may do all but execute a file without any execute permission.
-        return (
-            not wanted & EXECUTE or stat.S_ISDIR(status.st_mode) or bool(mode & 0o111)
-        )
-    if status.st_uid == user.uid:
-        mode >>= 6
-    elif status.st_gid in user.gids:
-        mode >>= 3
-    return mode & wanted == wanted

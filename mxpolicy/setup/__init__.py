@@ -19,9 +19,9 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mxpolicy.check import surroundings
+from mxpolicy.check.access import account
+from mxpolicy.check.installation import obstacle
 from mxpolicy.check.postconf import directory_of, run
-from mxpolicy.check.surroundings import EXECUTE, READ
 from mxpolicy.config import load
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.reply import printable
@@ -193,7 +193,7 @@ def _asked(given: argparse.Namespace) -> tuple[Asked, list[str], list[str]]:
 
 
 def _machine(asked: Asked, options: Options) -> tuple[list[str], list[str]]:
-    user = surroundings.account(USER)
+    user = account(USER)
     if user is None:
         return [
             f"there is no user {USER}, and deliveries run as it: adduser --system"
@@ -205,8 +205,9 @@ def _machine(asked: Asked, options: Options) -> tuple[list[str], list[str]]:
         for path in (asked.program, asked.config)
         if not _PLAIN.fullmatch(path)
     ]
-    if why := surroundings.objection(user, asked.program, READ | EXECUTE):
-        refusals.append(f"{why}: install mxpolicy in /opt/mxpolicy, say")
+    found = obstacle(user, asked.program)
+    if found.why:
+        refusals.append(": ".join(filter(None, found)))
     state = os.path.dirname(state_file(options.state, os.environ))
     if not os.path.isdir(state):
         notes.append(

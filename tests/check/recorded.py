@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from difflib import ndiff
 from pathlib import Path
 
+from mxpolicy.check.access import Account
+from mxpolicy.check.installation import Obstacle
 from mxpolicy.check.postconf import Ended
 from mxpolicy.check.postfix import Machine
-from mxpolicy.check.surroundings import Account
 from mxpolicy.errors import ConfigError
 from mxpolicy.options import Options
 
@@ -94,6 +95,7 @@ MACHINE = Machine(
         Account(user, 64101, frozenset((64101,))) if user == "mxpolicy" else None
     ),
     objection=_objection,
+    obstacle=lambda who, program: Obstacle(_objection(who, program, 0)),
     exists=lambda path: path.startswith("/srv/"),
     load=_load,
 )

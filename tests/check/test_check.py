@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 
 from mxpolicy.check import configuration
+from mxpolicy.check.access import Account
 from mxpolicy.check.names import look_at_our_name
 from mxpolicy.check.report import Level
-from mxpolicy.check.surroundings import Account, takes_no_row
+from mxpolicy.check.surroundings import takes_no_row
 from mxpolicy.net.resolv_conf import read_resolv_conf
 from mxpolicy.options import Options, ResolverOptions
 from mxpolicy.state.opening import open_store
@@ -103,6 +104,20 @@ def test_wrong_configuration_fails_with_its_place(run: Run) -> None:
     assert ended.returncode == 1
     assert "mxpolicy.yaml:2:1" in ended.stdout
     assert ended.stderr == ""
+
+
+def test_what_fails_is_to_be_done_first(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o777)
+    (tmp_path / "state").chmod(0o777)
+    said = json.loads(run("check", "--json").stdout)
+    first = said["first"]
+    assert first in said["items"]
+    assert (first["level"], first["about"]) == ("fail", "this machine")
+    assert first["mend"].startswith("chmod o-w ")
+    lines = run("check").stdout.splitlines()
+    [place] = [n for n, one in enumerate(lines) if one.startswith("First (this")]
+    assert lines[place + 1].strip() == first["mend"]
+    assert " fail, " in lines[-1]
 
 
 def test_postfix_that_refuses_to_say_is_not_called_well(run: Run) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mxpolicy.check import daemon
+from mxpolicy.check.access import Account
 from mxpolicy.check.report import Level
-from mxpolicy.check.surroundings import Account
 from mxpolicy.net.listen import listen_at
 from mxpolicy.options import ListenOptions, LmtpSockets, Options, PipeSockets
 
@@ -104,7 +104,7 @@ def test_mail_server_that_may_not_connect_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accounts = {"postfix": OTHER._replace(name="postfix")}
-    monkeypatch.setattr(daemon, "account", accounts.get)
+    monkeypatch.setattr(daemon, "login", accounts.get)
     options = Options(
         listen=ListenOptions(lmtp=LmtpSockets(at=("127.0.0.1:24", "unix")))
     )

@@ -109,6 +109,16 @@ def test_first_table_that_has_it_filters() -> None:
     )
     assert postconf.filtered("5.1.1 x", ["regexp:/a"]) == ""
     assert postconf.filtered("5.1.1 x", []) == ""
+    # Two lines for one parameter in main.cf: Postfix warns, and goes on.
+    said = (
+        "postmap: warning: /etc/postfix/main.cf, line 9: overriding earlier entry: a=b"
+    )
+    answers["regexp:/a"] = Ended(1, "", said)
+    assert postconf.filtered("5.1.1 x", ["regexp:/a", "regexp:/b"]) == "4.1.1 b"
+    answers["regexp:/a"] = Ended(1, "", f"{said}?postmap: fatal: no")
+    with pytest.raises(PostfixUnseen, match="fatal: no"):
+        postconf.filtered("5.1.1 x", ["regexp:/a", "regexp:/b"])
+    answers["regexp:/a"] = Ended(1, "", "")
     with pytest.raises(PostfixUnseen, match=r"^postmap: fatal: open /broken\.db$"):
         postconf.filtered("5.1.1 x", ["regexp:/a", "hash:/broken", "regexp:/b"])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mxpolicy.check import postfix, postfix_rows
+from mxpolicy.check.access import Account
 from mxpolicy.check.master_cf import parse_services
 from mxpolicy.check.postconf import Ended, Postconf
 from mxpolicy.check.postfix import Postfix
@@ -201,6 +204,40 @@ def test_times_are_read_as_postfix_does(
     text: str, unit: str, seconds: float | None
 ) -> None:
     assert parse_time(text, unit) == seconds
+
+
+@pytest.mark.parametrize(
+    ("owner", "mode", "has_file", "mend"),
+    [
+        pytest.param(0, 0o700, True, "chmod a+x {}", id="root_alone"),
+        # Whether there is a file cannot be seen, and mail is deferred then, too.
+        pytest.param(0, 0o700, False, "chmod a+x {}", id="root_alone_and_empty"),
+        pytest.param(54321, 0o700, True, "chmod a+r {}/mxpolicy.yaml", id="its_own"),
+        pytest.param(54321, 0o700, False, "", id="its_own_and_empty"),
+        pytest.param(0, 0o755, True, "chmod a+r {}/mxpolicy.yaml", id="closed_file"),
+    ],
+)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_configuration_counts_as_the_account_sees_it(
+    owner: int, mode: int, has_file: bool, mend: str
+) -> None:
+    other = Account("other", 54321, frozenset((54321,)))
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o755)
+        directory = Path(made) / "mxpolicy"
+        directory.mkdir()
+        file = directory / "mxpolicy.yaml"
+        if has_file:
+            file.touch(0o600)
+        directory.chmod(mode)
+        os.chown(directory, owner, owner)
+        found = postfix.unreadable(str(file), other, postfix.HERE)
+        assert found.mend == mend.format(directory)
+        if found.why:
+            assert os.system(found.mend) == 0
+            if has_file:
+                file.chmod(0o644)
+            assert not postfix.unreadable(str(file), other, postfix.HERE).why
 
 
 def test_readme_shows_what_is_said() -> None:
