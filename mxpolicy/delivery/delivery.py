@@ -15,7 +15,7 @@ go the same way are a `mxpolicy.delivery.group.Group`. For each group:
 6. `Attempt`: the race and the transactions. A `Learner` remembers what its events say of
    hosts. `Probes` dial, beside it, hosts whose pause is over.
 7. `Settlement`: each outcome, as soon as it exists, is told to the door and the log
-   (`Trace`), then to the journal.
+   (`Trace`), then to the journal (`OutcomeNotes`).
 8. `LateReplies`, in a daemon: a final dot that was not answered in time may still be.
    What comes is noted in the journal, for the next attempt.
 """
@@ -31,11 +31,13 @@ from mxpolicy.delivery import events, journal, trouble
 from mxpolicy.delivery.admission import Stay
 from mxpolicy.delivery.claims import Claims
 from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.entries import Entries
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.group import Call, Group
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.offer import Message
+from mxpolicy.delivery.outcome_notes import OutcomeNotes
 from mxpolicy.delivery.plan import destination
 from mxpolicy.delivery.request import Request
 from mxpolicy.delivery.settlement import Recipient, RecipientState, Settlement
@@ -80,7 +82,8 @@ class Delivery:
         request: As given.
         mail_data: As given.
         settlement: The state of each recipient.
-        claims: The journal's entries.
+        claims: Whose each recipient is, by the journal.
+        outcome_notes: What is noted there of the outcomes.
         envelope: The whole envelope, once it is understood.
         ended: Done when every recipient is settled, and that is in the journal. Then it
             has the outcomes, or is cancelled.
@@ -97,14 +100,12 @@ class Delivery:
         self.settlement = Settlement(request.recipients, self._report)
         self._journal_keys: dict[int, str] = {}
         self._owner = context.calls.begin()
-        self.claims = Claims(
-            context,
-            self.settlement,
-            self._journal_keys,
-            self._owner,
-            request.deadline + DOT_TIME,
-            self.trace.trouble,
+        entries = Entries(
+            context, self._journal_keys, self._owner, request.deadline + DOT_TIME
         )
+        shared = context, entries, self.settlement, self.trace.trouble
+        self.claims = Claims(*shared)
+        self.outcome_notes = OutcomeNotes(*shared)
         # By recipient, once its hosts are dialled: the learners are told, too.
         self._traces: dict[int, Trace] = {}
         self._groups: list[Group] = []
@@ -131,7 +132,7 @@ class Delivery:
         """Do the same where all are delivered to, and nothing else is to be written."""
         self.fast = None
         if self.stay is None:
-            self.claims.when_written(self._has_ended_well)
+            self.outcome_notes.when_written(self._has_ended_well)
         else:
             self._begin_to_run(None)
 
@@ -262,7 +263,7 @@ class Delivery:
 
     async def _finish_journal(self) -> None:
         try:
-            await self.claims.finish()
+            await self.outcome_notes.finish()
         except Exception as error:
             self.trace.trouble(error)
 
@@ -405,7 +406,7 @@ class Delivery:
                     recipient.state is RecipientState.TAKEN_LATE,
                     heard.text,
                 )
-            await self.claims.finish_late(ended)
+            await self.outcome_notes.finish_late(ended)
         except Exception as error:
             self.trace.trouble(error)
         finally:
@@ -419,7 +420,7 @@ class Delivery:
             self._tell_outcome(recipient)
         except Exception as error:  # no second copy for that
             self.trace.trouble(error)
-        self.claims.note_outcome(recipient)
+        self.outcome_notes.note(recipient)
 
     def _tell_outcome(self, recipient: Recipient) -> None:
         assert recipient.outcome is not None

@@ -529,7 +529,7 @@ class Shortcut:
         session.course = session.course._replace(dot=250)
         session.dialogue.dot_is_answered()
         self._let_go(session)
-        delivery.claims.all_are_taken()
+        delivery.outcome_notes.all_are_taken()
         delivery.settlement.taken(self._numbers, answered.reply)
         self._tell_all(session)
         began, now = self._times[0], delivery.trace.now()

@@ -45,7 +45,7 @@ class Call(NamedTuple):
     Attributes:
         context: What all messages share.
         request: What was asked.
-        claims: The journal's entries of the message.
+        claims: Whose each recipient is, by the journal.
         message: It, with a trace that no learner listens to.
         stay_at: Returns the place of those that go to an aim (`nexthop_aim`).
         traces: By recipient: where its events are told once its hosts are dialled. The

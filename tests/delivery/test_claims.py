@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pytest
 
-from mxpolicy.delivery.claims import KEPT, KEPT_IN_PART, Claims, TakenOver
+from mxpolicy.delivery.claims import Claims, TakenOver
 from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.entries import KEPT, KEPT_IN_PART, Entries
 from mxpolicy.delivery.journal import (
     NO_PAST,
     Entry,
@@ -24,6 +25,7 @@ from mxpolicy.delivery.journal import (
     outcome_entry,
     waiting_entry,
 )
+from mxpolicy.delivery.outcome_notes import OutcomeNotes
 from mxpolicy.delivery.owner import Calls, Owner, myself
 from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.delivery.trouble import awaited
@@ -123,14 +125,14 @@ class Call:
     def __init__(self, site: Site, deadline: float, keys: Mapping[int, str]) -> None:
         self._settlement = Settlement(
             ["bob@example.com"] * (max(KEYS) + 1),
-            lambda one: self._claims.note_outcome(one),
+            lambda one: self._notes.note(one),
         )
         self._keys = dict(keys)
         context = Context(Options(), store=site.store, utc=site.utc, calls=site.calls)
         self.owner = site.calls.begin()
-        self._claims = Claims(
-            context, self._settlement, self._keys, self.owner, deadline, site.tell
-        )
+        entries = Entries(context, self._keys, self.owner, deadline)
+        shared = context, entries, self._settlement, site.tell
+        self._claims, self._notes = Claims(*shared), OutcomeNotes(*shared)
 
     async def claim(self, numbers: Iterable[int]) -> Claim:
         asked = list(numbers)
@@ -206,7 +208,7 @@ class Call:
             self._settlement.settle(number, IN_DOUBT)
 
     async def hear_late(self, reply: Reply | None) -> None:
-        await self._claims.finish_late(self._settlement.answered_late(HOST, reply))
+        await self._notes.finish_late(self._settlement.answered_late(HOST, reply))
 
     async def finish(self, outcomes: Iterable[Outcome]) -> None:
         """*outcomes* are all that there are: of these, and of recipients without a key."""
@@ -214,7 +216,7 @@ class Call:
         for number in self._settlement.unsettled():
             self._keys.pop(number, None)
             self.settled(number, others[0] if others else TAKEN)
-        await self._claims.finish()
+        await self._notes.finish()
 
 
 Play = Callable[..., float]
@@ -918,6 +920,7 @@ _CLAIM = """
 import asyncio, sys
 from mxpolicy.delivery.claims import Claims
 from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.entries import Entries
 from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.options import Options
 from mxpolicy.state.fallback import FallbackStore
@@ -928,7 +931,8 @@ async def main():
     settlement = Settlement(["bob@example.com"], print)
     context = Context(Options(), store=store)
     owner = context.calls.begin()
-    claims = Claims(context, settlement, {0: "journal/a"}, owner, 900.0, print)
+    entries = Entries(context, {0: "journal/a"}, owner, 900.0)
+    claims = Claims(context, entries, settlement, print)
     await claims.claim([0])
     ours = settlement.those(RecipientState.OPEN, [0])
     if ours:

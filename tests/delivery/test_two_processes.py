@@ -17,6 +17,8 @@ import pytest
 from mxpolicy.delivery import trouble
 from mxpolicy.delivery.claims import Claims, TakenOver
 from mxpolicy.delivery.context import Context
+from mxpolicy.delivery.entries import Entries
+from mxpolicy.delivery.outcome_notes import OutcomeNotes
 from mxpolicy.delivery.owner import Calls, Owner
 from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.options import Options
@@ -99,12 +101,12 @@ class Delivery:
             Options(), store=process, utc=lambda: NOW, calls=process.calls
         )
         self._owner = process.calls.begin()
-        self._claims = Claims(
-            context, self._settlement, {0: "journal/a"}, self._owner, 900.0, raise_it
-        )
+        entries = Entries(context, {0: "journal/a"}, self._owner, 900.0)
+        self._claims = Claims(context, entries, self._settlement, raise_it)
+        self._notes = OutcomeNotes(context, entries, self._settlement, raise_it)
 
     def _note(self, recipient: Recipient) -> None:
-        self._claims.note_outcome(recipient)
+        self._notes.note(recipient)
 
     async def run(self) -> Outcome:
         await self.process.step()  # the call may come at any moment
@@ -113,7 +115,7 @@ class Delivery:
             await self._send()
         if self._settlement[0].outcome is None:
             self._settlement.settle(0, trouble.under_way())
-        await self._claims.finish()
+        await self._notes.finish()
         self.has_sent_dot = False
         self.process.calls.end(self._owner)
         outcome = self._settlement[0].outcome

@@ -163,9 +163,9 @@ MENDS = {
         "journal: Refusals are forgotten when all is said; a slow store is waited for",
         (
             Edit(
-                "delivery/claims.py",
-                "_ANSWER, _ANSWER_AFTER_DOT = 10.0, 60.0",
-                "_ANSWER, _ANSWER_AFTER_DOT = 1.0, 1.0",
+                "delivery/store_patience.py",
+                "ANSWER, ANSWER_AFTER_DOT = 10.0, 60.0",
+                "ANSWER, ANSWER_AFTER_DOT = 1.0, 1.0",
             ),
         ),
     ),

@@ -1,0 +1,220 @@
+"""What became of each recipient, noted in the journal for the next attempt.
+
+1. Each outcome is noted as it comes, beside the delivery. The recipient is released then:
+   another delivery may have it.
+2. In the end (`OutcomeNotes.finish`) the refusals follow. Where some recipients do not
+   have the message, all that is noted is kept for longer, and survives a loss of power.
+3. A late reply to a dot is noted when it comes (`OutcomeNotes.finish_late`).
+
+Where a host has the message, that is the truth and replaces whatever is written. All else
+replaces only our own entry. Nothing here makes a delivery fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mxpolicy.delivery import store_patience, trouble
+from mxpolicy.delivery.entries import KEPT, KEPT_IN_PART
+from mxpolicy.delivery.journal import deferred_entry, outcome_entry, waiting_entry
+from mxpolicy.delivery.settlement import RecipientState
+from mxpolicy.delivery.writer import Writer
+from mxpolicy.outcome import Bounced, Delivered
+from mxpolicy.state.store import HEAVY, LIGHT, Operation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from mxpolicy.delivery.context import Context
+    from mxpolicy.delivery.entries import Entries
+    from mxpolicy.delivery.settlement import Recipient, Settlement
+
+__all__ = ["OutcomeNotes"]
+
+# Told to the mail server as a deferral.
+_PUT_OFF = frozenset({RecipientState.DEFERRED, RecipientState.WAITING})
+
+# A refusal is noted in the end; see `OutcomeNotes.finish`.
+_NOTED_AT_ONCE = _PUT_OFF | {RecipientState.DELIVERED}
+
+
+class OutcomeNotes:
+    """Notes the outcomes of one message.
+
+    Args:
+        context: What all messages share.
+        entries: The journal's entries of the message.
+        settlement: Its recipients.
+        tell: Given what goes wrong in the background: a bug of ours.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        entries: Entries,
+        settlement: Settlement,
+        tell: Callable[[Exception], None],
+    ) -> None:
+        self._context = context
+        self._entries = entries
+        self._settlement = settlement
+        self._tell = tell
+        self._are_all_taken = False
+        self._unwritten = 0  # recipients that have it, and the store does not know yet
+        self._when_written: list[Callable[[], None]] = []
+        self._writer = Writer(tell)
+
+    # -- as they come -------------------------------------------------------
+
+    def note(self, recipient: Recipient) -> None:
+        """Begin to write what became of *recipient*; see `finish`."""
+        number, entries = recipient.number, self._entries
+        if number not in entries.keys or number in entries.earlier:
+            return
+        if self._are_all_taken:
+            self._keep_later(recipient)
+        elif recipient.state in _NOTED_AT_ONCE:
+            self._writer.do_later(lambda: self._note(recipient))
+
+    def all_are_taken(self) -> None:
+        """One host has the message for all recipients: `when_written` is for `finish`."""
+        self._are_all_taken = True
+
+    def when_written(self, told: Callable[[], None]) -> None:
+        """Call *told* when that is written for all, perhaps at once."""
+        if self._unwritten:
+            self._when_written.append(told)
+        else:
+            told()
+
+    def _keep_later(self, recipient: Recipient) -> None:
+        """Begin to write that *recipient* has it, without a task."""
+        key, expires = self._entries.keys[recipient.number], self._context.utc() + KEPT
+        row = key, self._value(recipient), expires, LIGHT, False
+        self._unwritten += 1
+        self._entries.store.patient(store_patience.ANSWER_AFTER_DOT).submit(
+            Operation("put", key, row, None), partial(self._wrote, recipient.number)
+        )
+
+    def _wrote(self, number: int, answer: BaseException | None) -> None:
+        self._entries.release(number)
+        self._unwritten -= 1
+        if isinstance(answer, Exception):
+            self._tell(answer)
+        if not self._unwritten:
+            for told in self._when_written:
+                told()
+            self._when_written.clear()
+
+    async def _note(self, recipient: Recipient) -> None:
+        """Write what became of *recipient*, then let another delivery have it."""
+        try:
+            if recipient.state is RecipientState.DELIVERED:
+                await self._keep(recipient, KEPT)
+            elif recipient.state is RecipientState.WAITING:
+                await self._note_wait(recipient)
+            else:
+                await self._let_go(recipient)
+        finally:
+            self._entries.release(recipient.number)
+
+    async def _keep(
+        self, recipient: Recipient, kept: float, *, durable: bool = False
+    ) -> None:
+        """Write that *recipient* has it: the truth, whatever is written there."""
+        entries = self._entries
+        key, value = entries.keys[recipient.number], self._value(recipient)
+        expires = self._context.utc() + kept
+        # The entry of a message that all recipients have is missed least.
+        weight = LIGHT if kept == KEPT else HEAVY
+        await entries.at_end.ask(
+            entries.store,
+            lambda store: store.put(
+                key, value, expires, weight=weight, durable=durable
+            ),
+        )
+
+    def _value(self, recipient: Recipient) -> bytes:
+        """Return what is kept of a recipient that has the message or was refused."""
+        if recipient.number in self._entries.earlier:
+            return self._entries.held[recipient.number]
+        if recipient.state is RecipientState.TAKEN_LATE:
+            outcome = self._settlement.delivered(recipient.number)
+            return outcome_entry(outcome).encode()
+        assert isinstance(recipient.outcome, Delivered | Bounced)
+        return outcome_entry(recipient.outcome).encode()
+
+    async def _note_wait(self, recipient: Recipient) -> None:
+        """Say that the reply to *recipient*'s dot is still waited for."""
+        entries, late = self._entries, self._context.options.transaction.late_reply
+        since = time.gmtime(entries.dots[recipient.number])
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", since)
+        outcome = trouble.awaited(recipient.relay, when)
+        until = entries.until + late
+        entry = waiting_entry(outcome, entries.me, until, recipient.past)
+        await entries.put_in_place(recipient.number, entry.encode())
+
+    async def _let_go(self, recipient: Recipient) -> None:
+        """Leave *recipient* to the next attempt, and keep its past."""
+        entry = deferred_entry(recipient.past)
+        if entry is not None:
+            await self._entries.put_in_place(recipient.number, entry.encode())
+        else:
+            await self._entries.drop(recipient.number)
+
+    # -- the end --------------------------------------------------------------
+
+    async def finish(self) -> None:
+        """Wait for what is to be written; call it when all recipients are settled.
+
+        A refusal is kept only while others are deferred. Without others the mail server
+        may have made a deferral of it. Then the host is to be asked again.
+
+        Where some do not have the message, the entries must outlive all retries of the
+        mail server, and a loss of power.
+        """
+        try:
+            await self._finish()
+        finally:
+            self._context.calls.release_all(self._entries.me)
+
+    async def _finish(self) -> None:
+        await self._writer.wait()
+        written = asyncio.Event()
+        self.when_written(written.set)
+        await written.wait()
+        entries = self._entries
+        states = [recipient.state for recipient in self._settlement]
+        known = [self._settlement[number] for number in entries.keys]
+        for recipient in known:
+            if recipient.state is RecipientState.BOUNCED:
+                if not _PUT_OFF.isdisjoint(states):
+                    await entries.put_in_place(recipient.number, self._value(recipient))
+                else:
+                    await entries.drop(recipient.number)
+        delivered = [one for one in known if one.state is RecipientState.DELIVERED]
+        if all(state is RecipientState.DELIVERED for state in states):
+            for recipient in delivered:
+                if recipient.number in entries.earlier:
+                    await self._keep(recipient, KEPT)
+            return
+        for recipient in delivered:
+            # A durable write makes all earlier writes durable.
+            durable = recipient is delivered[-1]
+            await self._keep(recipient, KEPT_IN_PART, durable=durable)
+
+    async def finish_late(self, numbers: Iterable[int]) -> None:
+        """Write what became of recipients that have waited; `finish` has returned.
+
+        The next attempt may come in days: a loss of power must not undo a late 250.
+        """
+        self._entries.at_end = store_patience.after_dot()
+        for number in numbers:
+            recipient = self._settlement[number]
+            if recipient.state is RecipientState.TAKEN_LATE:
+                await self._keep(recipient, KEPT_IN_PART, durable=True)
+            else:
+                await self._let_go(recipient)
