@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.lab.packages import CHECKOUT, LAB_DIRECTORY, LabUnavailable, alone
@@ -46,11 +47,17 @@ def _environment(name: str, packages: Sequence[str], made_of: str) -> Path:
         if not stamp.exists() or stamp.read_text() != wanted:
             shutil.rmtree(home, ignore_errors=True)
             _run(str(python), "-m", "venv", "--without-pip", str(home))
-            pip = [sys.executable, "-m", "pip", "--python", str(home / "bin/python3")]
-            quiet = ("-q", "--disable-pip-version-check", "--root-user-action=ignore")
-            _run(*pip, "install", *quiet, *packages)
+            _run(*_installer(str(home / "bin" / "python3")), *packages)
             stamp.write_text(wanted)
     return home
+
+
+def _installer(python: str) -> list[str]:
+    """Return the command that installs for *python*: `.venv` has pip, or uv has made it."""
+    if find_spec("pip") is None and (uv := shutil.which("uv")):
+        return [uv, "pip", "install", "-q", "--python", python]
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q"]
+    return [*pip, "--disable-pip-version-check", "--root-user-action=ignore"]
 
 
 def base_python() -> Path:
