@@ -140,7 +140,7 @@ DIALOGUE = "mxpolicy.delivery.dialogue:Dialogue"
 CLAIMS = "mxpolicy.delivery.claims:Claims"
 KILLED = {
     "killed before the final dot": (
-        ("killed-before-mail", (f"{TRANSACTION}._mail",), 0, 1),
+        ("killed-before-mail", (f"{TRANSACTION}._give_mail",), 0, 1),
         ("killed-after-rcpt", (f"{TRANSACTION}._data",), 0, 1),
         ("killed-in-data", (f"{DIALOGUE}.drain",), 0, 1),
         ("killed-before-the-dot", (f"{TRANSACTION}._dot",), 0, 1),
