@@ -17,7 +17,7 @@ from .conftest import transports_here
 from .lab import Lab
 from .packages import LabUnavailable
 from .postfix import CONTRIB, Client
-from .world import Process
+from .world import INSTALLED, Process
 
 pytestmark = [
     pytest.mark.lab,
@@ -28,6 +28,7 @@ pytestmark = [
 
 CONFIG = "/etc/mxpolicy/mxpolicy.yaml"
 SERVICE = "mxpolicy-policy"
+SETUP = (f"{INSTALLED}/bin/mxpolicy", "setup", "postfix")
 
 TRIED = ("good", "null-mx", "null-mx-beside-others", "nxdomain", "nodata", "lame")
 NULL_MX = "user@null-mx.smtp.lab.test"
@@ -65,8 +66,12 @@ class Stranger(Client):
         return self._world.connect("net", ("192.0.2.25", port), timeout)
 
 
-def start(*fragments: str) -> Lab:
-    """Start a lab with these fragments, and a domain that is local to its Postfix."""
+def start(fragments: Sequence[str] | None) -> Lab:
+    """Start a lab with a domain that is local to its Postfix.
+
+    Args:
+        fragments: Of contrib; None for a Postfix that knows nothing of mxpolicy.
+    """
     cases = [case for case in CASES if case.name in TRIED]
     try:
         return Lab(
@@ -82,7 +87,7 @@ def start(*fragments: str) -> Lab:
 @pytest.fixture(scope="module")
 def whole() -> Iterator[Lab]:
     """A lab with the fragments, shared by tests that put back what they change."""
-    with start("policy") as lab:
+    with start(["policy"]) as lab:
         yield lab
 
 
@@ -431,7 +436,7 @@ def test_wrong_configuration_does_nobody_harm_and_is_logged(lab: Lab) -> None:
 
 
 def test_postfix_accepts_the_fragments_beside_all_others() -> None:
-    with start("policy", "all-mail", "one-domain", "fallback") as lab:
+    with start(["policy", "all-mail", "one-domain", "fallback"]) as lab:
         for argv in (["postconf", "-n"], ["postfix", "check"]):
             done = lab.mta_exec(argv)
             assert (done.returncode, done.stderr) == (0, b"")
@@ -446,36 +451,43 @@ def test_command_is_not_ended_before_its_connection(lab: Lab) -> None:
     assert seconds(f"{SERVICE}_time_limit") > seconds("smtpd_policy_service_max_ttl")
 
 
+@pytest.fixture
+def set_up() -> Iterator[Lab]:
+    """A lab whose Postfix asks because ``mxpolicy setup`` has set it up so."""
+    with start(None) as lab:
+        done = lab.mta_exec([*SETUP, "--policy", "--apply"])
+        assert done.returncode == 0, done.stdout.decode()
+        assert timed(lab, NULL_MX)[0] == NO_RECIPIENT
+        yield lab
+
+
 def undo(lab: Lab) -> tuple[int, str]:
-    """Run undo.sh; return its status and all that it said."""
-    script = (CONTRIB / "undo.sh").read_bytes()
-    done = lab.mta_exec(["sh", "-s"], stdin=script)
+    """Take it back; return the command's status and all that it said."""
+    done = lab.mta_exec([*SETUP, "--undo", "--apply"])
     return done.returncode, (done.stdout + done.stderr).decode()
 
 
-def test_undo_leaves_nobody_asking() -> None:
-    with start("policy") as lab:
-        assert timed(lab, NULL_MX)[0] == NO_RECIPIENT
-        assert undo(lab)[0] == 0
-        settings = lab.mta_exec(["postconf", "-n"]).stdout.decode()
-        services = lab.mta_exec(["postconf", "-M"]).stdout.decode()
-        assert "mxpolicy" not in settings + services
-        assert "smtpd_relay_restrictions" not in settings
-        assert "smtpd_sender_restrictions" not in settings
-        assert timed(lab, NULL_MX)[0] == TAKEN
+def test_undo_leaves_nobody_asking(set_up: Lab) -> None:
+    assert undo(set_up)[0] == 0
+    settings = set_up.mta_exec(["postconf", "-n"]).stdout.decode()
+    services = set_up.mta_exec(["postconf", "-M"]).stdout.decode()
+    assert "mxpolicy" not in settings + services
+    assert "smtpd_sender_restrictions" not in settings
+    assert timed(set_up, NULL_MX)[0] == TAKEN
 
 
-def test_undo_keeps_lists_of_the_operator_and_names_them() -> None:
-    with start("policy") as lab:
-        check = "check_policy_service { $mxpolicy_policy, policy_context=sender }"
-        theirs = f"reject_non_fqdn_sender, {check}"
-        lab.postfix.set(smtpd_sender_restrictions=theirs)
-        status, said = undo(lab)
-        assert status == 1
-        assert f"smtpd_sender_restrictions = {theirs}" in said
-        # Mail goes on, and so does what still asks.
-        with Stranger(lab.world) as stranger:
-            assert rcpt(stranger, [ROOT], NULL_MX) == [NO_SENDER]
-        lab.postfix.set(smtpd_sender_restrictions="reject_non_fqdn_sender")
-        assert undo(lab)[0] == 0
-        assert timed(lab, NULL_MX)[0] == TAKEN
+def test_undo_keeps_lists_of_the_operator_and_names_them(set_up: Lab) -> None:
+    check = "check_policy_service { $mxpolicy_policy, policy_context=sender }"
+    theirs = f"reject_non_fqdn_sender, {check}"
+    set_up.postfix.set(smtpd_sender_restrictions=theirs)
+    status, said = undo(set_up)
+    assert status == 1
+    assert "smtpd_sender_restrictions: $mxpolicy_policy" in said
+    # Mail goes on, and so does what still asks.
+    with Stranger(set_up.world) as stranger:
+        assert rcpt(stranger, [ROOT], NULL_MX) == [NO_SENDER]
+    set_up.postfix.set(smtpd_sender_restrictions="reject_non_fqdn_sender")
+    status, said = undo(set_up)
+    assert status == 0
+    assert "smtpd_sender_restrictions = reject_non_fqdn_sender" in said
+    assert timed(set_up, NULL_MX)[0] == TAKEN
