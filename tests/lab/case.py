@@ -332,9 +332,10 @@ def first_then_good(
     behaviour: Behaviour,
     expected: Mapping[str, Expected],
     mail: Mail = Mail(),
+    firewall: Treatment = "",
 ) -> Case:
     """The commonest shape: the first MX is as *behaviour* says, the second is good."""
-    hosts = (Host("mx1", 10, behaviour), Host("mx2", 20))
+    hosts = (Host("mx1", 10, behaviour, firewall), Host("mx2", 20))
     return Case(name, story, hosts, expected, mail=mail)
 
 
@@ -344,6 +345,8 @@ def alone(
     behaviour: Behaviour,
     expected: Mapping[str, Expected],
     mail: Mail = Mail(),
+    firewall: Treatment = "",
 ) -> Case:
     """A domain with one MX."""
-    return Case(name, story, (Host("mx1", 10, behaviour),), expected, mail=mail)
+    hosts = (Host("mx1", 10, behaviour, firewall),)
+    return Case(name, story, hosts, expected, mail=mail)

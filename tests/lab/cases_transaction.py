@@ -195,6 +195,11 @@ DOT: tuple[Case, ...] = (
     ),
 )
 
+# The dot waits a round trip: until the host's kernel has acknowledged the mail data. On a
+# busy machine no host closes within that time. So the acknowledgement is lost until the
+# host closes, and the dot still waits then.
+CLOSES_LATER = Behaviour({"BODY": Step(end="close", delay=0.1)})
+
 BODY: tuple[Case, ...] = (
     first_then_good(
         "body-closed",
@@ -213,14 +218,16 @@ BODY: tuple[Case, ...] = (
     first_then_good(
         "body-closed-at-its-end",
         "The first MX closes when it has the body, and before the final dot.",
-        Behaviour({"BODY": Step(end="close")}),
+        CLOSES_LATER,
         ours(sent("mx2")),
+        firewall="hold",
     ),
     alone(
         "body-closed-alone",
         "The only MX closes when it has the body: it cannot have the message.",
-        Behaviour({"BODY": Step(end="close")}),
+        CLOSES_LATER,
         ours(deferred("4.4.2", text=r"\A(?!.*more than once)")),
+        firewall="hold",
     ),
     first_then_good(
         "body-stalled",

@@ -1,10 +1,11 @@
 """The firewall between mail server and Internet: nftables rules by destination address.
 
-Treatments, for TCP and whatever else goes to the address:
+Treatments, for TCP and whatever else goes to the address, or comes from it:
 
 `drop`      no answer at all; the verdict `filtered`
 `reset`     RST, as from a host where nothing listens; `refused`
 `prohibit`  ICMP administratively prohibited; `prohibited`
+`hold`      acknowledgements that come alone are lost: only what it says has one
 """
 
 from collections.abc import Iterable
@@ -13,12 +14,16 @@ from typing import Literal, get_args
 
 from .world import World
 
-Treatment = Literal["", "drop", "reset", "prohibit"]
+Treatment = Literal["", "drop", "reset", "prohibit", "hold"]
+
+TREATMENTS: tuple[Treatment, ...] = tuple(name for name in get_args(Treatment) if name)
 
 _ACTIONS = {
     "drop": "drop",
     "reset": "meta l4proto tcp reject with tcp reset",
     "prohibit": "reject with icmpx type admin-prohibited",
+    # At most: IPv6, TCP, and its options.
+    "hold": f"tcp flags == ack meta length <= {40 + 20 + 40} drop",
 }
 
 
@@ -34,7 +39,7 @@ class Firewall:
         commands = []
         for address in addresses:
             version = ip_address(address).version
-            for name in _treatments():
+            for name in TREATMENTS:
                 commands.append(_element("add", name, version, address))
                 if name != treatment:
                     # nft's delete fails where there is nothing; so add first.
@@ -53,20 +58,17 @@ class Firewall:
         self._world.run("fw", ["nft", "-f", "-"], stdin=script.encode())
 
 
-def _treatments() -> list[str]:
-    return [name for name in get_args(Treatment) if name]
-
-
 def _element(verb: str, treatment: str, version: int, address: str) -> str:
     return f"{verb} element inet lab {treatment}{version} {{ {address} }}"
 
 
 def _ruleset() -> str:
     sets, rules = [], []
-    for name in _treatments():
+    for name in TREATMENTS:
         for version, family in ((4, "ip"), (6, "ip6")):
             sets.append(f"set {name}{version} {{ type ipv{version}_addr; }}")
-            rules.append(f"{family} daddr @{name}{version} {_ACTIONS[name]}")
+            end = "saddr" if name == "hold" else "daddr"
+            rules.append(f"{family} {end} @{name}{version} {_ACTIONS[name]}")
     chain = "type filter hook forward priority 0; policy accept;"
     return "\n".join(
         [

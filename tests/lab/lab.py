@@ -19,7 +19,7 @@ from pathlib import Path
 from .case import AT_ONCE, GOOD, Case, Host, Mail, Placed
 from .daemon import Daemon
 from .exim import Exim
-from .firewall import Firewall
+from .firewall import TREATMENTS, Firewall
 from .hosts import Hosts
 from .judge import Judge, Sent
 from .names import DEAD, NameService
@@ -136,7 +136,7 @@ class Lab:
                 of_this_host = placed.firewalled(host)
                 treated.setdefault(host.firewall, []).extend(of_this_host)
         self.hosts.place(rows)
-        for treatment in ("drop", "reset", "prohibit"):
+        for treatment in TREATMENTS:
             self.firewall.treat(treatment, treated.get(treatment, []))
 
     def _records(self) -> list[str]:
