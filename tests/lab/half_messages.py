@@ -6,6 +6,7 @@ once.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from .case import Case, Host, Placed
@@ -69,20 +70,24 @@ def await_that(is_so: Callable[[], bool], seconds: float, every: float = 0.05) -
 
 
 def kill_writers(
-    lab: Lab, placed: Sequence[Placed], number: int, after: float
+    lab: Lab, placed: Sequence[Placed], number: int, after: float | None
 ) -> list[Outcome]:
     """Send a large message through each door, and kill the mail servers meanwhile.
 
-    The daemon is stopped *after* so many seconds, so that whoever writes to it cannot go
-    on; then it is without a mail server, and goes on.
+    The daemon is stopped while they are killed, so that whoever writes to it cannot go
+    on; then it is without a mail server, and goes on. It is stopped *after* so many
+    seconds: chance decides what is under way then. With None it is stopped before the
+    messages are sent, and a mail server is writing for certain.
     """
-    sent = []
-    for one in placed:
-        to, at = f"user{number}@{one.domain}", time.time()
-        queue_id = lab.server(one).send([to], f"half{number}@home.lab.test", LARGE)
-        sent.append(Sent(one, queue_id, at))
-    time.sleep(after)
-    with lab.daemon.stopped():
+    with ExitStack() as until_killed:
+        if after is None:
+            until_killed.enter_context(lab.daemon.stopped())
+        sent = [_send(lab, one, number) for one in placed]
+        if after is None:
+            await_that(lambda: any_client(lab), 60)
+        else:
+            time.sleep(after)
+            until_killed.enter_context(lab.daemon.stopped())
         kill_all(lab, *MAIL_SERVERS)
     # What is left of it: the clients, which see that nobody is there.
     await_that(lambda: not any_client(lab), 60)
@@ -92,6 +97,12 @@ def kill_writers(
         _outcome(lab, one, number, was_cut=was_cut)
         for one, was_cut in zip(placed, cut, strict=True)
     ]
+
+
+def _send(lab: Lab, placed: Placed, number: int) -> Sent:
+    to, at = f"user{number}@{placed.domain}", time.time()
+    sender = f"half{number}@home.lab.test"
+    return Sent(placed, lab.server(placed).send([to], sender, LARGE), at)
 
 
 def any_client(lab: Lab) -> bool:

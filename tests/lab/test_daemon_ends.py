@@ -183,7 +183,7 @@ def test_mail_server_killed_while_it_writes_delivers_nothing_half(lab: Lab) -> N
     doors = [one for one in lab.placed if one.case is half_messages.CASE]
     outcomes = [
         outcome
-        for number, after in enumerate((0.0, 0.05, 0.2))
+        for number, after in enumerate((None, 0.05, 0.2))
         for outcome in kill_writers(lab, doors, number, after)
     ]
     assert len(outcomes) == 12
