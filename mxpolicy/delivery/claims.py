@@ -24,9 +24,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from mxpolicy.delivery.entries import ANSWER
 from mxpolicy.delivery.journal import NO_PAST, Entry, EntryState, Past, meaning
 from mxpolicy.delivery.settlement import RecipientState
-from mxpolicy.delivery.store_patience import ANSWER
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 

@@ -3,25 +3,28 @@
 `mxpolicy.delivery.claims` and `mxpolicy.delivery.outcome_notes` share them. Each recipient
 has an entry of its own (`mxpolicy.delivery.journal`). An entry is replaced only if it is
 still the one that we know, so that two deliveries of one message notice each other.
+
+A disk may be slow, and only the journal prevents a second copy. So the store is asked
+again, after a final dot for longer than before it (`Patience`). Then it counts as away.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
 
-from mxpolicy.delivery import store_patience
 from mxpolicy.delivery.journal import Entry, EntryState
 from mxpolicy.state.store import HEAVY, JOURNAL, Replacement
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from mxpolicy.delivery.context import Context
     from mxpolicy.delivery.journal import Past
     from mxpolicy.delivery.owner import Owner
-    from mxpolicy.delivery.store_patience import StorePatience
+    from mxpolicy.state.store import Store
 
-__all__ = ["KEPT", "KEPT_IN_PART", "Entries"]
+__all__ = ["ANSWER", "ANSWER_AFTER_DOT", "KEPT", "KEPT_IN_PART", "Entries"]
 
 # Seconds. A message that every recipient has comes back only if our answer was lost.
 # Postfix and Exim then ask again within hours.
@@ -31,8 +34,20 @@ KEPT = 24 * 3600.0
 # four). The mail server may have made a deferral of the refusal.
 KEPT_IN_PART = 7 * 24 * 3600.0
 
+# Seconds for one answer of the store, before a final dot and after one. After it, only
+# the journal can prevent a second copy.
+ANSWER, ANSWER_AFTER_DOT = 10.0, 60.0
+# The same for all answers of one call, which has a deadline.
+_ALL, _ALL_AFTER_DOT = 30.0, 60.0
+# The same for one answer while the last one did not come.
+_HARDLY = 1.0
+# Seconds until the next try when another process has changed what we were to change.
+_RETRY = 0.1
+
 # Seconds that a claim holds past the deadline: to write what became of it.
 _SLACK = 60.0
+
+T = TypeVar("T")
 
 
 class Entries:
@@ -70,8 +85,8 @@ class Entries:
         self.noted: set[int] = set()
         self.earlier: set[int] = set()
         self.dots: dict[int, float] = {}
-        self.before_dot = store_patience.before_dot(deadline)
-        self._after_dot = store_patience.after_dot()
+        self.before_dot = Patience(ANSWER, min(_ALL, deadline / 3))
+        self._after_dot = _after_dot()
         self.at_end = self.before_dot
 
     def has_memory(self) -> bool:
@@ -81,6 +96,10 @@ class Entries:
     def dot_may_be_out(self) -> None:
         """Wait for the store as long as is right after a dot, from now on."""
         self.at_end = self._after_dot
+
+    def late_replies_follow(self) -> None:
+        """Wait for the store anew: the call of before has its answer."""
+        self.at_end = _after_dot()
 
     def new(self, state: EntryState, past: Past, relay: str = "") -> Entry:
         """Return an entry of ours."""
@@ -106,13 +125,13 @@ class Entries:
         if number in self.keys:
             self._calls.release(self.keys[number], self.me)
 
-    async def get(self, patience: StorePatience, number: int) -> bytes | None:
+    async def get(self, patience: Patience, number: int) -> bytes | None:
         """Return the entry as the store has it."""
         key = self.keys[number]
         return await patience.ask(self.store, lambda store: store.get(key))
 
     async def change(
-        self, patience: StorePatience, number: int, old: bytes | None, new: bytes
+        self, patience: Patience, number: int, old: bytes | None, new: bytes
     ) -> bool:
         """Replace *old* by *new*; return False also when the store does not answer."""
         row = self.keys[number], old, new, self._utc() + KEPT_IN_PART, HEAVY
@@ -152,3 +171,39 @@ class Entries:
             return True
         entry = Entry.decode(value)
         return entry is None or entry.owner == self.me
+
+
+class Patience:
+    """How long a call waits for its store: for one answer, and for all of them.
+
+    Args:
+        answer: Seconds for one, while the last one came in its time.
+        left: Seconds for all.
+    """
+
+    def __init__(self, answer: float, left: float) -> None:
+        self._answer = answer
+        self._left = left
+        self._was_answered = True
+
+    async def ask(self, store: Store, question: Callable[[Store], Awaitable[T]]) -> T:
+        """Return what *question* to *store* returns; see `Store.patient`."""
+        clock = asyncio.get_running_loop().time
+        seconds = self._answer if self._was_answered else _HARDLY
+        began, seconds = clock(), min(seconds, self._left)
+        try:
+            return await question(store.patient(seconds))
+        finally:
+            spent = clock() - began
+            self._was_answered = spent < seconds
+            self._left = max(0.0, self._left - spent)
+
+    async def goes_on(self) -> bool:
+        """Wait a moment and return True; return False when the store does not answer."""
+        if self._was_answered:
+            await asyncio.sleep(_RETRY)
+        return self._was_answered
+
+
+def _after_dot() -> Patience:
+    return Patience(ANSWER_AFTER_DOT, _ALL_AFTER_DOT)

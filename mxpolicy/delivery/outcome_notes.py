@@ -17,8 +17,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mxpolicy.delivery import store_patience, trouble
-from mxpolicy.delivery.entries import KEPT, KEPT_IN_PART
+from mxpolicy.delivery import trouble
+from mxpolicy.delivery.entries import ANSWER_AFTER_DOT, KEPT, KEPT_IN_PART
 from mxpolicy.delivery.journal import deferred_entry, outcome_entry, waiting_entry
 from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.writer import Writer
@@ -95,7 +95,7 @@ class OutcomeNotes:
         key, expires = self._entries.keys[recipient.number], self._context.utc() + KEPT
         row = key, self._value(recipient), expires, LIGHT, False
         self._unwritten += 1
-        self._entries.store.patient(store_patience.ANSWER_AFTER_DOT).submit(
+        self._entries.store.patient(ANSWER_AFTER_DOT).submit(
             Operation("put", key, row, None), partial(self._wrote, recipient.number)
         )
 
@@ -211,7 +211,7 @@ class OutcomeNotes:
 
         The next attempt may come in days: a loss of power must not undo a late 250.
         """
-        self._entries.at_end = store_patience.after_dot()
+        self._entries.late_replies_follow()
         for number in numbers:
             recipient = self._settlement[number]
             if recipient.state is RecipientState.TAKEN_LATE:

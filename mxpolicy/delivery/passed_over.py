@@ -12,7 +12,7 @@ the word for what is known of it and with the seconds that it was waited for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from mxpolicy.outcome import Tried
 from mxpolicy.routing.candidate import Phase, Verdict
@@ -33,7 +33,7 @@ _WORDS = {
 }
 
 
-class _Dialling(NamedTuple):
+class _Dialling:
     """One that was dialled.
 
     Attributes:
@@ -43,10 +43,12 @@ class _Dialling(NamedTuple):
         until: When it was let go; None while it is waited for.
     """
 
-    started: float
-    phase: Phase
-    since: float
-    until: float | None = None
+    __slots__ = ("phase", "since", "started", "until")
+
+    def __init__(self, started: float) -> None:
+        self.started = self.since = started
+        self.phase = Phase.CONNECT
+        self.until: float | None = None
 
 
 class PassedOver:
@@ -63,16 +65,16 @@ class PassedOver:
 
     def started(self, candidate: Candidate, at: float) -> None:
         """*candidate* is dialled."""
-        self._diallings[candidate] = _Dialling(at, Phase.CONNECT, at)
+        self._diallings[candidate] = _Dialling(at)
 
     def entered(self, candidate: Candidate, phase: Phase, at: float) -> None:
         """*candidate* has come so far."""
         dialling = self._diallings[candidate]
-        self._diallings[candidate] = dialling._replace(phase=phase, since=at)
+        dialling.phase, dialling.since = phase, at
 
     def dropped(self, candidate: Candidate, at: float) -> None:
         """*candidate* is not waited for any more."""
-        self._diallings[candidate] = self._diallings[candidate]._replace(until=at)
+        self._diallings[candidate].until = at
 
     def failed(self, candidate: Candidate) -> None:
         """*candidate* has failed, which is told elsewhere."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import closing, contextmanager, suppress
-from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from mxpolicy.errors import StoreError
@@ -37,6 +36,12 @@ BUSY = 0.5
 CHECKPOINT, CHECKPOINT_OF_DAEMON = 100, 1000
 # Bytes that the log keeps when it has been written into the file.
 LOG_SIZE = 4 * 1024 * 1024
+
+# How a file is read, so that the library makes nothing beside it. Without a write-ahead
+# log no process writes, and what is in the file is all. A log without its index belongs
+# to a process that has the file alone, or had it (https://sqlite.org/walformat.html).
+_WITHOUT_LOG, _WITH_LOG = "mode=ro&immutable=1", "mode=ro&readonly_shm=1"
+_NO_WAY = ""
 
 T = TypeVar("T")
 
@@ -147,13 +152,10 @@ class FileConnection:
             raise StoreAbsent(f"{self._path}: no such file")
         if not os.access(self._path, os.R_OK):
             raise StoreError(f"{self._path}: may not be read")
-        match self._identity[-1]:
-            case _Log.NONE:
-                return "mode=ro&immutable=1"
-            case _Log.SHARED:
-                return "mode=ro&readonly_shm=1"
-            case _:
-                raise StoreBusy(f"{self._path}: another process has it alone")
+        way = self._identity[-1]
+        if way is _NO_WAY:
+            raise StoreBusy(f"{self._path}: another process has it alone")
+        return str(way)
 
     def _check(self, db: sqlite3.Connection) -> None:
         try:
@@ -212,20 +214,12 @@ def _escaped(path: str) -> str:
     return "".join(f"%{ord(one):02x}" if one in "%?#" else one for one in path)
 
 
-class _Log(Enum):
-    """Whether there is a write-ahead log beside a file (https://sqlite.org/walformat.html)."""
-
-    NONE = "none: no process writes, and what is in the file is all"
-    SHARED = "with its index"
-    ALONE = "without: one process has it, or had it"
-
-
 def _identity(path: str, *, with_log: bool) -> tuple[object, ...] | None:
     """Return which file this is; None when there is no file.
 
     Args:
         path: Of the file.
-        with_log: Add its state, the `_Log` last. Without a log, time and size show a
+        with_log: Add how it can be read, last. Without a log, time and size show a
             change.
     """
     try:
@@ -236,8 +230,8 @@ def _identity(path: str, *, with_log: bool) -> tuple[object, ...] | None:
     if not with_log:
         return which
     if not os.path.exists(path + "-wal"):
-        return *which, found.st_mtime_ns, found.st_size, _Log.NONE
-    return *which, _Log.SHARED if os.path.exists(path + "-shm") else _Log.ALONE
+        return *which, found.st_mtime_ns, found.st_size, _WITHOUT_LOG
+    return *which, _WITH_LOG if os.path.exists(path + "-shm") else _NO_WAY
 
 
 def _make_private(path: str) -> None:
