@@ -1,20 +1,15 @@
 """The fast path: a small message over a session that waits, without a task of its own.
 
-The shell of `mxpolicy.routing.fast_path`, which decides. A message takes it when
+1. `fast_start`: the message is small and for one destination that took mail a moment ago,
+   a session with one of the best hosts waits, and nothing waits for its turn there.
+2. RSET, MAIL, RCPT and DATA leave together. Meanwhile the dot is recorded in the journal.
+3. The replies come, in callbacks of the event loop. `mxpolicy.routing.fast_path` says what
+   follows from each. This module does it: the mail data, and the dot.
+4. `fast_report`: the host has the message. Now all is told, and each recipient settled.
 
-1. all its recipients go to one destination that took mail a moment ago
-   (`mxpolicy.delivery.destinations`), and none of them needs more than usual;
-2. it is whole, and in memory (`LIMIT`);
-3. a session with one of the best hosts waits, and fits;
-4. nothing waits for its turn at that host (`Connections.take_idle`).
-
-Then it goes from MAIL to the dot as replies come, in callbacks of the event loop. The
-dot is recorded in the journal meanwhile. In all other cases, and whenever anything is
-out of the ordinary, `Delivery` does it the ordinary way, or goes on with what is begun.
-One alarm serves all messages: it notices a host that has said nothing for a while.
-
-What happens is told when it is known that the message has not left the fast path: the
-ordinary way tells the same by itself.
+In all other cases, and whenever anything is out of the ordinary, `Delivery` does it the
+ordinary way, or goes on with the session as it is. One alarm serves all messages: it
+notices a host that has said nothing for a while.
 """
 
 from __future__ import annotations
@@ -23,20 +18,13 @@ import asyncio
 from math import inf
 from typing import TYPE_CHECKING
 
-from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
-from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery import events, fast_report, fast_start, trouble
 from mxpolicy.delivery.attempt import Begun
 from mxpolicy.delivery.dialogue import Listener
-from mxpolicy.delivery.envelope import Envelope
-from mxpolicy.delivery.events import Delays
-from mxpolicy.delivery.passed_over import PassedOver
-from mxpolicy.delivery.plan import destination
-from mxpolicy.delivery.transaction import DOT_TIME
-from mxpolicy.errors import LocalProtocolError, LocalTrouble, RemoteProtocolError
+from mxpolicy.errors import LocalTrouble, RemoteProtocolError
 from mxpolicy.net.stream import StreamClosed
 from mxpolicy.protocol.dot_stuffing import DotStuffer
 from mxpolicy.protocol.smtp_events import DataAnswered, DotAnswered
-from mxpolicy.routing.candidate import Phase
 from mxpolicy.routing.fast_path import TABLE, Action, Input, State
 from mxpolicy.routing.reuse import Stage
 
@@ -51,12 +39,7 @@ if TYPE_CHECKING:
     from mxpolicy.protocol.smtp_events import Event
     from mxpolicy.reply import Reply
 
-__all__ = ["LIMIT", "LONGEST_SILENCE", "FastPath", "Shortcut"]
-
-# Bytes of a message: it is written to the session in one piece.
-LIMIT = 64 * 1024
-# Recipients of one: all commands leave together (`smtp_client.MAX_IN_FLIGHT`).
-MOST_RECIPIENTS = 50
+__all__ = ["LONGEST_SILENCE", "FastPath", "Shortcut"]
 
 # Seconds without a reply after which the ordinary way goes on. It waits for long, and
 # watches whether what was sent arrives.
@@ -86,13 +69,13 @@ class FastPath:
 
     def begin(self, delivery: Delivery) -> None:
         """Begin *delivery*, the fast way or the ordinary way."""
-        found = _destination_of(delivery)
+        found = fast_start.destination_of(delivery)
         if found is None:
             delivery.start()
             return
         shortcut = Shortcut(self, delivery, found)
         delivery.fast = shortcut
-        delivery.mail_data.watch(LIMIT, shortcut.mail_data_is_there)
+        delivery.mail_data.watch(fast_start.LIMIT, shortcut.mail_data_is_there)
 
     def going(self, shortcut: Shortcut) -> None:
         """*shortcut* waits for its host from now on."""
@@ -113,28 +96,6 @@ class FastPath:
             shortcut.look_at_clock()
         if self._going:
             self._ring_later()
-
-
-def _destination_of(delivery: Delivery) -> Destination | None:
-    """Return where all recipients go, and note the envelope; None where it is not known."""
-    context, request = delivery.context, delivery.request
-    if context.destinations is None or len(request.recipients) > MOST_RECIPIENTS:
-        return None
-    try:
-        reverse_path = parse_reverse_path(request.sender)
-        recipients = {
-            number: parse_mailbox(text)
-            for number, text in enumerate(request.recipients)
-        }
-    except AddressError:
-        return None
-    aims = {destination(request.nexthop, one.domain) for one in recipients.values()}
-    delivery.envelope = Envelope(
-        reverse_path, recipients, request.dsn, request.recipients_dsn
-    )
-    if len(aims) != 1 or delivery.envelope.needs_smtputf8(recipients):
-        return None
-    return context.destinations.find(*aims.pop(), context.clock())
 
 
 class Shortcut:
@@ -212,23 +173,24 @@ class Shortcut:
 
     def _begin(self) -> bool:
         """Begin, if it is a message for the fast path; return whether it is."""
-        mail_data, context = self._delivery.mail_data, self._context
-        content = mail_data.content()
-        if content is None or mail_data.received_count >= context.options.limits.hops:
+        delivery, found = self._delivery, self._destination
+        content = fast_start.content_of(delivery)
+        if content is None:
             return False
-        session = self._take_session()
+        listener = Listener(ignored=self._ignored)
+        session = fast_start.take_session(delivery, found, listener)
         if session is None:
             return False
-        self._delivery.note_journal_keys(mail_data.digest_so_far())
-        is_ours = self._delivery.claims.claim_at_once(self._numbers)
-        if not is_ours or not self._fits(session):
-            self._give_back(session)
+        delivery.note_journal_keys(delivery.mail_data.digest_so_far())
+        is_ours = delivery.claims.claim_at_once(self._numbers)
+        if not is_ours or not fast_start.fits(delivery, session):
+            fast_start.give_back(delivery, found, session)
             return False
         self._session = session
         if not self._ask(session):
             self._end_session()
             return False
-        stuffer = DotStuffer(context.options.long_lines)
+        stuffer = DotStuffer(self._context.options.long_lines)
         self._body = stuffer.encode(content) + stuffer.finish()
         self._state = State.ASKING
         self._note_time()
@@ -236,7 +198,7 @@ class Shortcut:
         session.dialogue.stream.watch(self._hear)
         self._ask_for_dot()
         relay = str(session.candidate.key)
-        self._delivery.claims.record_dot(relay, self._numbers, self._recorded)
+        delivery.claims.record_dot(relay, self._numbers, self._recorded)
         return True
 
     def _ask_for_dot(self) -> None:
@@ -260,71 +222,12 @@ class Shortcut:
             return is_wanted()
         return self._context.clock() - self._permitted_at < LONGEST_SILENCE
 
-    def _take_session(self) -> Session | None:
-        """Return a session that fits; it counts as a connection of the message."""
-        now = self._context.clock()
-        if now >= self._destination.until or self._is_late():
-            return None
-        connections = self._context.connections
-        may_wait = not self._delivery.request.has_process
-        listener = Listener(ignored=self._ignored)
-        for candidate, approach in self._destination.usable:
-            if connections is not None and not connections.take_idle(
-                candidate, may_wait=may_wait
-            ):
-                continue
-            session = self._context.sessions.take_idle(candidate, approach, listener)
-            if session is not None:
-                return session
-            if connections is not None:
-                connections.give_idle(candidate)
-        return None
-
-    def _is_late(self) -> bool:
-        """Return whether it is too late for a dot."""
-        request = self._delivery.request
-        last_dot = min(request.deadline, request.ends - DOT_TIME)
-        return self._delivery.trace.now() >= last_dot
-
-    def _fits(self, session: Session) -> bool:
-        """Return whether all recipients fit into one transaction of *session*."""
-        limits, envelope = session.extensions.limits, self._delivery.envelope
-        domains = [one.domain for one in envelope.recipients.values()]
-        misfit = trouble.misfit(
-            session.extensions,
-            size=self._delivery.mail_data.size,
-            needs_smtputf8=False,
-            masked=session.is_masked,
-        )
-        batch = limits.next_batch(domains, session.domains)
-        mailmax = limits.mailmax
-        has_room = mailmax is None or session.transactions < mailmax
-        return misfit is None and has_room and len(batch) == len(domains)
-
     def _ask(self, session: Session) -> bool:
-        """Send RSET, MAIL, RCPT and DATA; return False where that cannot be.
-
-        To a host that takes one command at a time, DATA is given later.
-        """
-        envelope, mail_data = self._delivery.envelope, self._delivery.mail_data
-        smtp = session.dialogue.smtp
-        session.begin_again()
-        session.domains.update(one.domain for one in envelope.recipients.values())
-        try:
-            smtp.mail(
-                envelope.sender,
-                size=mail_data.size,
-                body8bit=mail_data.has_8bit,
-                dsn=envelope.dsn,
-            )
-            for number, mailbox in envelope.recipients.items():
-                smtp.rcpt(mailbox.wire, dsn=envelope.recipients_dsn.get(number))
-            self._stage = Stage.ASKED
-            if smtp.pipelining:
-                smtp.data()
-                self._stage = Stage.ASKED_ALL
-        except LocalProtocolError:  # the ordinary way says what that means
+        """Send what can be sent before a reply; return False where that cannot be."""
+        stage = fast_start.give_commands(self._delivery, session)
+        if stage is None:
             return False
+        self._stage = stage
         try:
             session.dialogue.send_now()
         except _ENDS:
@@ -483,7 +386,7 @@ class Shortcut:
         session.heard_data_reply(354)
         self._stage = Stage.GO_AHEAD
         self._note_time()
-        if self._is_late() or not self._is_wanted():
+        if fast_start.is_late(self._delivery) or not self._is_wanted():
             self._take(Input.OTHER)
             return
         self._stage = Stage.BODY
@@ -522,7 +425,7 @@ class Shortcut:
 
     def _settle(self, session: Session) -> None:
         """The host has the message for all recipients."""
-        delivery, candidate = self._delivery, session.candidate
+        delivery = self._delivery
         (answered,) = session.dialogue.heard
         assert isinstance(answered, DotAnswered), "that is what has come"
         session.dialogue.forget_heard(1)
@@ -531,42 +434,13 @@ class Shortcut:
         self._let_go(session)
         delivery.outcome_notes.all_are_taken()
         delivery.settlement.taken(self._numbers, answered.reply)
-        self._tell_all(session)
-        began, now = self._times[0], delivery.trace.now()
-        delays = Delays(dns=began, transfer=now - began)
-        passed_over = PassedOver(self._destination.known)
-        passed_over.started(candidate, began)
-        tried = passed_over.before(str(candidate.key), now)
-        for number in self._numbers:
-            outcome = delivery.settlement.delivered(number)
-            delivery.settlement.settle(number, outcome, delays, tried)
+        found, times = self._destination, self._times
+        fast_report.tell_course(delivery, found, session, times, self._strays)
+        fast_report.settle_all(delivery, found, session, times[0])
         self._path.delivered += 1
-        self._give_back(session)
-        delivery.trace.tell(events.CandidateLeft, candidate)
+        fast_start.give_back(delivery, found, session)
+        delivery.trace.tell(events.CandidateLeft, session.candidate)
         delivery.end_well()
-
-    def _tell_all(self, session: Session) -> None:
-        """Tell what the ordinary way would have told as it happened."""
-        trace, stay = self._delivery.trace, self._delivery.stay
-        if stay is not None:
-            trace = trace.with_learners(stay.learn)
-        tell, candidate = trace.tell_of, session.candidate
-        plan = self._destination.plan_from(candidate)
-        began, asked, go_ahead, dot = self._times
-        tell(began, events.Planned, plan.nexthop, plan.candidates, plan.remarks)
-        tell(began, events.CandidateStarted, candidate)
-        tell(began, events.SessionReused, candidate)
-        tell(began, events.PhaseReached, candidate, Phase.READY)
-        if session.is_secured:
-            tell(began, events.Secured, candidate)
-        tell(began, events.CandidateTaken, candidate)
-        told = began
-        for at in (asked, go_ahead, dot):
-            if at >= told + events.PROGRESS_TOLD:
-                tell(at, events.Progressed, candidate)
-                told = at
-        for text in self._strays:
-            tell(dot, events.StrayReply, candidate, text)
 
     def go_on_from_dot(self) -> bool:
         """See `mxpolicy.delivery.delivery.Fast`."""
@@ -602,13 +476,7 @@ class Shortcut:
             return
         self._let_go(session)
         session.abort()
-        self._give_back(session)
-
-    def _give_back(self, session: Session) -> None:
-        """Let the session wait for another message, if it may."""
-        self._context.sessions.give_back(session, self._destination.known_until)
-        if self._context.connections is not None:
-            self._context.connections.give_idle(session.candidate)
+        fast_start.give_back(self._delivery, self._destination, session)
 
     def _note_time(self) -> None:
         self._heard_at = self._context.clock()

@@ -14,7 +14,7 @@ from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.destinations import FRESH
 from mxpolicy.delivery.engine import Engine
-from mxpolicy.delivery.fast_path import LIMIT
+from mxpolicy.delivery.fast_start import LIMIT
 from mxpolicy.delivery.journal import Entry, EntryState
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.owner import Calls, Owner
