@@ -6,7 +6,8 @@ a file beside the mail server's configuration, and ``--undo`` restores it.
 `steps` are the values, `cf_text` reads and edits main.cf and master.cf, `postfix_lines`
 and `exim_lines` have the lines, `postfix_plan` and `restrictions` say what would change,
 `undo` how it is taken back; all of these are pure. `kept` is the file, `postfix` with
-`postfix_queue` and `exim` look and do, `exim_command` and `show` print.
+`postfix_queue` and `postfix_processes`, and `exim`, look and do; `exim_command` and
+`show` print.
 """
 
 from __future__ import annotations
@@ -238,7 +239,7 @@ def _postfix(given: argparse.Namespace, terminal: Terminal) -> int:
     what = what._replace(
         refusals=(*refusals, *what.refusals), notes=(*notes, *what.notes)
     )
-    commands = [*postfix.commands(what), ("postfix", "reload")] if what.steps else []
+    commands = postfix.commands(what) if what.steps else []
     show.plan(what, seen.directory, commands, terminal)
     if what.refusals:
         return 1
@@ -274,7 +275,7 @@ def _undo(postfix: Postfix, is_applied: bool, terminal: Terminal) -> int:
     with alone(postfix.directory):
         if postfix.undoing() != what:
             raise SetupError("something changed meanwhile; look again")
-        after = postfix.undo(what)
+        after = postfix.undo(what, terminal.say)
     for sentence in after:
         terminal.say(sentence, "warn  ")
     show.undone(terminal)

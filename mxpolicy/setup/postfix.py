@@ -1,4 +1,4 @@
-"""Set-up of a Postfix, and its undo: what is there is gathered, and a plan carried out.
+"""Set-up of a Postfix: what is there is gathered, and a plan carried out.
 
 The order makes a run that is killed repeatable. What was there is kept in a file first.
 Then come the services, then what names them; each command of Postfix's own changes its
@@ -8,12 +8,10 @@ file at once or not at all.
 from __future__ import annotations
 
 import os
-import re
-from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.check.master_cf import words
-from mxpolicy.check.postconf import Postconf
-from mxpolicy.setup.cf_text import entries, find
+from mxpolicy.check.postconf import Postconf, PostfixUnseen
+from mxpolicy.setup.cf_text import find
 from mxpolicy.setup.kept import (
     Kept,
     SetupError,
@@ -26,88 +24,24 @@ from mxpolicy.setup.kept import (
     replace,
     save,
 )
-from mxpolicy.setup.postfix_lines import TABLE
-from mxpolicy.setup.postfix_plan import RELAY, SENDER, Asked, Seen, plan
-from mxpolicy.setup.postfix_queue import waiting
+from mxpolicy.setup.postfix_domains import OWN_DOMAINS, own
+from mxpolicy.setup.postfix_lines import FALLBACK_AT, TABLE
+from mxpolicy.setup.postfix_plan import RELAY, SENDER, SENDERS, Asked, Seen, plan
+from mxpolicy.setup.postfix_processes import is_taken
+from mxpolicy.setup.postfix_undo import RELOAD, Command, PostfixUndo
 from mxpolicy.setup.steps import MAIN, MASTER, WHOLE, Plan
-from mxpolicy.setup.undo import aside_of, going, kept_with, mentions, taken_back
+from mxpolicy.setup.undo import kept_with
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from mxpolicy.check.postconf import Ended
-    from mxpolicy.setup.undo import Undone
-
-__all__ = ["KEPT", "Command", "Postfix", "Undoing"]
-
-# Beside main.cf.
-KEPT = "mxpolicy-setup.json"
-
-# Where the domains are that a transport table must not take from this mail system.
-OWN_DOMAINS = ("mydestination", "virtual_mailbox_domains", "virtual_alias_domains")
-
-_FILE = re.compile(r"[a-z]+:(/[^\s,{}]+)")
-
-Command = tuple[str, ...]
+__all__ = ["Postfix"]
 
 
-class Undoing(NamedTuple):
-    """What taking back means.
-
-    Attributes:
-        kept: By set-up.
-        there: What each file is now, by its path.
-        undone: What they become.
-        refusals: Why nothing is done; empty when all is well.
-    """
-
-    kept: Kept
-    there: dict[str, str | None]
-    undone: Undone
-    refusals: tuple[str, ...]
-
-
-class Postfix:
-    """One Postfix, by its programs and the directory of its main.cf."""
-
-    def __init__(self, run: Callable[..., Ended]) -> None:
-        """Use *run*, which takes the words of a command line.
-
-        Raises:
-            SetupError: It does not say where its configuration is, or that is not as
-                postconf(1) can edit it.
-        """
-        self._run = run
-        self.directory = self.ask("postconf", "-h", "config_directory").strip()
-        self.kept_path = f"{self.directory}/{KEPT}"
-        for name in (MAIN, MASTER):
-            path = f"{self.directory}/{name}"
-            if os.path.islink(path):
-                raise SetupError(
-                    f"{path} is a link to {os.path.realpath(path)}, and postconf would"
-                    " put a file in its place: set up what it links to (-c DIR), or"
-                    " make it a file"
-                )
-
-    def ask(self, *command: str, **how: float) -> str:
-        """Return what *command* prints.
-
-        Raises:
-            SetupError: It ends otherwise than well.
-            PostfixUnseen: It cannot be run.
-        """
-        ended = self._run(*command, **how)
-        if ended.status:
-            why = ended.err or f"ended with status {ended.status}"
-            raise SetupError(f"{' '.join(command[:2])}: {why}")
-        return ended.out
-
-    # -- set-up ------------------------------------------------------------------
+class Postfix(PostfixUndo):
+    """One Postfix that is set up; and that can be taken back."""
 
     def seen(self, asked: Asked) -> Seen:
         """Return what is there, as far as *asked* needs it."""
         main, master = (self._text(f"{self.directory}/{one}") for one in (MAIN, MASTER))
-        names = "transport_maps", "relayhost", RELAY, SENDER, *OWN_DOMAINS
+        names = "transport_maps", "relayhost", RELAY, SENDER, *SENDERS, *OWN_DOMAINS
         # One that is not there is empty.
         effective = Postconf(self._run).settings(names)
         tables = words(effective["transport_maps"], " \t,")
@@ -118,38 +52,48 @@ class Postfix:
             if TABLE not in table and (hop := self._looked_up(domain, table))
         }
         local = {
-            domain: name
+            domain: own(domain, effective, self._looked_up, self._keys)
             for domain in asked.domains
-            for name in OWN_DOMAINS
-            if self._is_among(domain, words(effective[name], " \t,"))
         }
         table = read_text(f"{self.directory}/{TABLE}")
-        return Seen(self.directory, main, master, table, effective, routed, local)
-
-    def _is_among(self, domain: str, names: Sequence[str]) -> bool:
-        return any(
-            bool(self._looked_up(domain, one)) if ":" in one else one.lower() == domain
-            for one in names
+        host, port = FALLBACK_AT
+        taken = (
+            asked.fallback
+            and not find(MASTER, master, f"{host}:{port}/inet")
+            and is_taken(host, port)
+        )
+        return Seen(
+            self.directory, main, master, table, effective, routed, local, taken
         )
 
-    def _text(self, path: str) -> str:
-        try:
-            text = read_text(path)
-        except OSError as error:
-            raise SetupError(f"{path}: cannot be read: {error.strerror}") from error
-        if text is None:
-            raise SetupError(f"{path}: is not there: see -c DIR and MAIL_CONFIG")
-        return text
-
     def _looked_up(self, key: str, table: str) -> str:
-        ended = self._run("postmap", "-q", key, table)
+        try:
+            ended = self._run("postmap", "-q", key, table)
+        except PostfixUnseen as error:
+            raise SetupError(
+                f"main.cf: {table} was asked for {key}: {error}"
+            ) from error
         # So postmap(1) ends when a table does not have the key.
         if ended.status and ended.err:
             raise SetupError(f"main.cf: {table} cannot be asked for {key}: {ended.err}")
         return ended.out.strip()
 
+    def _keys(self, table: str) -> list[str] | None:
+        try:
+            ended = self._run("postmap", "-s", table)
+        except PostfixUnseen:
+            return None
+        # A database in the network does not list what it has.
+        if ended.status:
+            return None
+        return [line.split("\t", 1)[0] for line in ended.out.splitlines()]
+
     def commands(self, what: Plan) -> list[Command]:
-        """Return the commands that carry out *what*; our own files are written before."""
+        """Return the commands that carry out *what*; our own files are written before.
+
+        A service is there before main.cf names it: a process that starts between the
+        two would defer mail otherwise.
+        """
         services = [
             f"{one.key}={one.after}" for one in what.steps if one.file == MASTER
         ]
@@ -157,7 +101,12 @@ class Postfix:
             f"{one.key} = {one.after}" for one in what.steps if one.file == MAIN
         ]
         rows = (("-M", services), ("-e", settings))
-        return [("postconf", option, *lines) for option, lines in rows if lines]
+        commands: list[Command] = []
+        for option, lines in rows:
+            if lines:
+                commands += [("postconf", option, *lines), RELOAD]
+        # A change of the table alone is for reload, too.
+        return commands or [RELOAD]
 
     @property
     def is_unfinished(self) -> bool:
@@ -183,10 +132,15 @@ class Postfix:
         for step in what.steps:
             if step.key == WHOLE:
                 replace(step.file, step.after)
-        for command in self.commands(what):
+        *commands, _ = self.commands(what)
+        for command in commands:
+            if command == RELOAD:
+                self.reload()
+                continue
             self.ask(*command)
-        for path, one in kept.files.items():
-            give_back(path, one.owner)
+            self._give_back(kept)
+        # A set-up that was killed may have come as far as postconf.
+        self._give_back(kept)
         left = plan(asked, self.seen(asked)).steps
         if left:
             raise SetupError(
@@ -201,6 +155,11 @@ class Postfix:
         save(self.kept_path, kept._replace(files=files))
         return runs
 
+    @staticmethod
+    def _give_back(kept: Kept) -> None:
+        for path, one in kept.files.items():
+            give_back(path, one.owner)
+
     def _placed(self, what: Plan) -> Plan:
         """Return *what* with absolute paths."""
         steps = tuple(
@@ -213,82 +172,3 @@ class Postfix:
         paths = [one.file for one in what.steps]
         paths += list(kept.files) if kept else []
         return {path: read_text(path) for path in paths}
-
-    def reload(self) -> bool:
-        """Have a Postfix that runs read its configuration; return whether it runs."""
-        if self._run("postfix", "status").status:
-            return False
-        self.ask("postfix", "reload", patience=60.0)
-        return True
-
-    # -- undo --------------------------------------------------------------------
-
-    def undoing(self) -> Undoing | None:
-        """Return what taking back would do, None where nothing is kept."""
-        kept = load(self.kept_path)
-        if kept is None:
-            return None
-        there = {path: read_text(path) for path in kept.files}
-        undone = taken_back(kept, there)
-        patterns = going(kept, undone.texts)
-        refusals = [
-            f"{one} would point to nothing: take that out first"
-            for one in mentions(patterns, undone.texts, self._tables(undone))
-        ]
-        refusals += self._queue_refusals(kept, undone)
-        return Undoing(kept, there, undone, tuple(refusals))
-
-    def _tables(self, undone: Undone) -> dict[str, str]:
-        """Return the lookup tables of main.cf that are files, by path."""
-        texts = [
-            text or ""
-            for path, text in undone.texts.items()
-            if path.endswith(f"/{MAIN}")
-        ]
-        found = {}
-        for entry in (one for text in texts for one in entries(MAIN, text)):
-            for path in _FILE.findall(entry.value):
-                text = read_text(path) if os.path.isfile(path) else None
-                if text is not None and path not in undone.texts:
-                    found[path] = text
-        return found
-
-    def _queue_refusals(self, kept: Kept, undone: Undone) -> list[str]:
-        gone = {
-            step.key.partition("/")[0]
-            for step in kept.steps
-            if step.file.endswith(f"/{MASTER}")
-            and not any(
-                one.key == step.key
-                for one in entries(MASTER, undone.texts[step.file] or "")
-            )
-        }
-        relay, main = "smtp_fallback_relay", f"{self.directory}/{MAIN}"
-        first = (
-            f"postconf -X {relay}; postfix reload; "
-            if (main, relay) in {(one.file, one.key) for one in kept.steps}
-            and find(MAIN, self._text(main), relay)
-            else ""
-        )
-        return waiting(self.ask, gone & {"mxpolicy", "mxlmtp"}, first)
-
-    def undo(self, what: Undoing) -> list[str]:
-        """Carry out *what*.
-
-        Returns:
-            What was seen afterwards: messages that came in meanwhile.
-
-        Raises:
-            OSError: A file could not be written; the run can be repeated.
-        """
-        undone = what.undone.texts
-        # main.cf first: it names the services and the table.
-        for path in sorted(undone, key=lambda one: not one.endswith(f"/{MAIN}")):
-            if path in what.undone.aside:
-                replace(aside_of(path), what.there[path])
-            replace(path, undone[path])
-            give_back(path, what.kept.files[path].owner)
-        self.reload()
-        after = self._queue_refusals(what.kept, what.undone)
-        replace(self.kept_path, None)
-        return after

@@ -13,6 +13,7 @@ from mxpolicy.check.postfix_rows import FILTER, FILTER_NAME
 __all__ = [
     "ALL_MAIL",
     "FALLBACK",
+    "FALLBACK_AT",
     "LMTP",
     "LMTP_AT",
     "OWN",
@@ -31,6 +32,9 @@ __all__ = [
 
 # Where contrib's lines have it.
 PROGRAM = "/opt/mxpolicy/bin/mxpolicy"
+
+# Where smtp(8) leaves what it could not deliver.
+FALLBACK_AT = ("127.0.0.1", 10026)
 
 # Names of our own: what begins with one belongs to a service of ours.
 OWN = ("mxpolicy", "mxlmtp")

@@ -7,14 +7,17 @@ otherwise is kept, joined, replaced or refused, by `_settle`'s table.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.check.master_cf import parse_services
 from mxpolicy.check.postfix_rows import FILTER_NAME
 from mxpolicy.setup.cf_text import entries, find, squeeze
+from mxpolicy.setup.postfix_domains import Own
 from mxpolicy.setup.postfix_lines import (
     ALL_MAIL,
     FALLBACK,
+    FALLBACK_AT,
     LMTP,
     OWN,
     PIPE,
@@ -32,10 +35,15 @@ from mxpolicy.setup.steps import MAIN, MASTER, WHOLE, Plan, Step
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["RELAY", "SENDER", "Asked", "Seen", "plan"]
+__all__ = ["RELAY", "SENDER", "SENDERS", "Asked", "Seen", "plan"]
 
 RELAY = "smtpd_relay_restrictions"
 SENDER = "smtpd_sender_restrictions"
+
+# What says before default_transport and relayhost where a sender's mail goes.
+SENDER_RELAYS = "sender_dependent_relayhost_maps"
+SENDER_TRANSPORTS = "sender_dependent_default_transport_maps"
+SENDERS = (SENDER_RELAYS, SENDER_TRANSPORTS)
 
 _TABLE_HEAD = """\
 # Made by `mxpolicy setup postfix --one-domain`; see transport(5). After a change of it:
@@ -77,7 +85,8 @@ class Seen(NamedTuple):
         effective: Values of main.cf as Postfix understands them.
         routed: What transport_maps say of a domain that was asked for, by domain:
             ``TRANSPORT:NEXTHOP (TABLE)``.
-        local: The parameter that has a domain that was asked for as our own.
+        local: Which of our own domains one that was asked for would take.
+        is_taken: Whether another program listens at `FALLBACK_AT`.
     """
 
     directory: str
@@ -86,7 +95,8 @@ class Seen(NamedTuple):
     table: str | None = None
     effective: Mapping[str, str] = {}
     routed: Mapping[str, str] = {}
-    local: Mapping[str, str] = {}
+    local: Mapping[str, Own] = {}
+    is_taken: bool = False
 
     @property
     def table_path(self) -> str:
@@ -129,6 +139,7 @@ class _Planner:
             self._ask_policy()
         if self._asked.domains:
             self._join_table()
+        self._look_at_relays()
         return Plan(tuple(self._steps), tuple(self._refusals), tuple(self._notes))
 
     def _parts(self) -> list[Part]:
@@ -154,6 +165,8 @@ class _Planner:
         key = "/".join(line.split()[:2])
         there = self._there(MASTER, key)
         if there is None:
+            if key.endswith("/inet"):
+                self._find_place(key)
             self._steps.append(Step(MASTER, key, line))
         elif squeeze(there) == line:
             return
@@ -165,6 +178,26 @@ class _Planner:
             self._refusals.append(
                 f"{self._seen.directory}/{MASTER} has another service {key}: {there};"
                 " give it another name, or take it out"
+            )
+
+    def _find_place(self, key: str) -> None:
+        """Refuse where master(8) could not listen: it would end, and all mail stop."""
+        host, port = FALLBACK_AT
+        others = [
+            one.key
+            for one in entries(MASTER, self._seen.master)
+            if one.key != key and re.search(rf"(^|:){port}/inet$", one.key)
+        ]
+        if others or self._seen.is_taken:
+            who = (
+                f"{self._seen.directory}/{MASTER} has {others[0]}"
+                if others
+                else "another program listens there"
+            )
+            self._refusals.append(
+                f"port {port} of {host} is taken: {who} (ss -ltnp), and Postfix would"
+                " end where it cannot listen. Have that listen elsewhere, or choose"
+                " --one-domain or --all-mail"
             )
 
     def _fitted(self, line: str) -> str:
@@ -235,6 +268,26 @@ class _Planner:
             )
         return found[-1].value if found else None
 
+    def _look_at_relays(self) -> None:
+        effective = self._seen.effective
+        relays, transports = (effective.get(one, "") for one in SENDERS)
+        if self._asked.all_mail and relays:
+            self._refusals.append(
+                f"{MAIN} has {SENDER_RELAYS} = {relays}: mxpolicy would be given these"
+                " relays as next hop. It does not log in there, and they would refuse"
+                " the mail. Choose --one-domain or --fallback, or take that out"
+            )
+        if self._asked.all_mail and transports:
+            self._notes.append(
+                f"{MAIN} has {SENDER_TRANSPORTS} = {transports}: mail of senders that it"
+                " has goes its way, not by mxpolicy"
+            )
+        if self._asked.fallback and (relay := effective.get("relayhost")):
+            self._notes.append(
+                f"what {relay} (relayhost) does not take at once goes to the MX hosts"
+                " themselves"
+            )
+
     # -- access policy -----------------------------------------------------------
 
     def _ask_policy(self) -> None:
@@ -253,7 +306,11 @@ class _Planner:
             elif value != written:
                 self._set(name, value)
         for entry in entries(MASTER, self._seen.master):
-            own = [one for one in (RELAY, SENDER) if f"{one}=" in entry.value]
+            own = [
+                one
+                for one in (RELAY, SENDER)
+                if re.search(rf"\b{one}\s*=", entry.value)
+            ]
             if own and "content_filter=mxpolicy:" not in entry.value:
                 self._notes.append(
                     f"{entry.key} in {MASTER} has its own {' and '.join(own)}: mxpolicy"
@@ -271,10 +328,16 @@ class _Planner:
                 self._refusals.append(
                     f"transport_maps sends {domain} by {said} already: take that out"
                 )
-            if name := self._seen.local.get(domain):
+            local = self._seen.local.get(domain, Own())
+            if local.name:
                 self._refusals.append(
-                    f"{domain} is this mail system's own ({name}), and would no longer"
-                    " be delivered here"
+                    f"{local.name} is this mail system's own ({local.setting}), and with"
+                    f" {domain} it would no longer be delivered here"
+                )
+            if local.unlisted:
+                self._notes.append(
+                    f"{', '.join(local.unlisted)} cannot be listed: see that no domain"
+                    f" in there is below {domain}, or its mail would leave"
                 )
         lines = [table_line(one, self._transport) for one in domains]
         known = set(map(squeeze, (before or "").split("\n")))

@@ -96,7 +96,9 @@ def kept_with(
         for path, one in kept.files.items():
             # Anything else that was changed since must outlive the undo.
             is_whole = one.is_whole and clean[path] == one.before
-            files[path] = KeptFile(one.before, is_whole, owner=one.owner)
+            # Of a set-up that was killed, it may be what postconf -e made of it.
+            owner = one.owner if one.after is None else owners.get(path)
+            files[path] = KeptFile(one.before, is_whole, owner=owner)
     for path in dict.fromkeys(one.file for one in plan.steps):
         if path not in files:
             files[path] = KeptFile(there[path], owner=owners.get(path))

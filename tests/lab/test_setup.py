@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from .case import place
+from .case import Case, Expected, Host, place
 from .conftest import transports_here
 from .lab import Lab
 from .packages import LabUnavailable
 from .postfix import Client, Delivery
+from .smtp_host import Behaviour, Step
 from .test_contrib import SIXTH_IS_GOOD
 from .world import INSTALLED
 
@@ -28,6 +29,13 @@ pytestmark = [
 MXPOLICY = f"{INSTALLED}/bin/mxpolicy"
 POSTFIX = "/etc/postfix"
 EXIM = "/etc/exim4"
+
+SLOW = Case(
+    "slow",
+    "The host answers the final dot after six seconds.",
+    (Host("mx1", 1, Behaviour({"DOT": Step(delay=6.0)})),),
+    {"smtp": Expected("sent", "2.0.0", 30.0, {"mx1": 1})},
+)
 
 DEBCONF = """\
 dc_eximconfig_configtype='internet'
@@ -47,11 +55,11 @@ dc_localdelivery='mail_spool'
 
 
 @contextmanager
-def bare() -> Iterator[Lab]:
+def bare(cases: tuple[Case, ...] = (SIXTH_IS_GOOD,)) -> Iterator[Lab]:
     """Start a lab whose Postfix knows nothing of mxpolicy."""
     try:
         lab = Lab(
-            place((SIXTH_IS_GOOD,), ("smtp",)),
+            place(cases, ("smtp",)),
             settings={"smtp_connect_timeout": "1s"},
             fragments=None,
         )
@@ -214,6 +222,44 @@ def deliveries_to(lab: Lab, recipient: str) -> list[Delivery]:
         # pickup(8) that the reload ends hears nothing.
         lab.world.run("mta", ["postkick", "public", "pickup", "W"], check=False)
         time.sleep(0.1)
+
+
+def test_undo_lets_a_delivery_end() -> None:
+    with bare((SLOW,)) as lab:
+        [placed] = lab.placed
+        before = contents(lab, POSTFIX)
+        assert setup(lab, "postfix", "--all-mail", "--apply")[0] == 0
+        make_old(lab)
+        queue_id = lab.send([placed.recipient], placed.sender)
+        until = time.monotonic() + 20
+        while not lab.hosts.received(placed.recipient):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        # The host has the message, and has not answered yet.
+        status, text = setup(lab, "postfix", "--undo", "--apply")
+        assert status == 0, text
+        assert "Deliveries under way are let end" in text
+        make_old(lab)
+        assert contents(lab, POSTFIX) == before
+        [delivery] = lab.postfix.await_deliveries(queue_id, 30)
+        assert (delivery.relay, delivery.status) == ("mxpolicy", "sent")
+        lab.postfix.flush()
+        assert len(lab.hosts.received(placed.recipient)) == 1
+
+
+def test_port_that_is_taken_stops_the_fallback() -> None:
+    with bare() as lab:
+        before = contents(lab, POSTFIX)
+        listen = (
+            "import socket; s = socket.create_server(('127.0.0.1', 10026)); s.accept()"
+        )
+        lab.world.start("mta", ["python3", "-c", listen])
+        until = time.monotonic() + 10
+        while "is taken" not in (text := setup(lab, "postfix", "--fallback")[1]):
+            assert time.monotonic() < until, text
+        assert setup(lab, "postfix", "--fallback", "--apply")[0] == 1
+        assert contents(lab, POSTFIX) == before
+        assert lab.mta_exec(["postfix", "status"]).returncode == 0
 
 
 @pytest.mark.daemon

@@ -85,7 +85,13 @@ class Copy:
             self._edit(file, name, value)
         return ""
 
-    def _postmap(self, option: str, key: str, table: str) -> Ended:
+    def _postmap(self, option: str, key: str, table: str = "") -> Ended:
+        if option == "-s":
+            kind, _, path = key.partition(":")
+            if kind != "texthash":
+                return Ended(1, "", "postmap: fatal: cannot be listed")
+            lines = Path(path).read_text().splitlines()
+            return Ended(0, "".join(f"{one.split()[0]}\tx\n" for one in lines), "")
         assert option == "-q"
         kind, _, path = table.partition(":")
         assert kind in {"texthash", "regexp"}

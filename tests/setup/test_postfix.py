@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mxpolicy.setup import postfix as module
+from mxpolicy.setup import postfix as setup
+from mxpolicy.setup import postfix_undo
 from mxpolicy.setup.cf_text import entries
 from mxpolicy.setup.kept import SetupError, load, replace
-from mxpolicy.setup.postfix import KEPT, Postfix
+from mxpolicy.setup.postfix import Postfix
 from mxpolicy.setup.postfix_plan import Asked, plan
 from mxpolicy.setup.postfix_queue import waiting
+from mxpolicy.setup.postfix_undo import KEPT
 from mxpolicy.setup.steps import Plan
 from tests.setup.programs import TREE, Copy, Real, sample
 
@@ -213,8 +215,10 @@ def interrupted(
 
         return call
 
-    for name in ("save", "replace", "give_back"):
-        monkeypatch.setattr(module, name, dying(getattr(module, name)))
+    for module in (setup, postfix_undo):
+        for name in ("save", "replace", "give_back"):
+            if change := getattr(module, name, None):
+                monkeypatch.setattr(module, name, dying(change))
     edit: Callable[..., object] = dying(run)
     ask: Callable[..., object] = run
 
@@ -236,7 +240,7 @@ def killed_states(work: Callable[[Postfix], object], directory: Path) -> Iterato
             except Killed:
                 pass
             else:
-                assert count > 10
+                assert count > 6
                 return
         yield
         for path in directory.iterdir():
@@ -358,6 +362,70 @@ def test_domain_of_our_own_is_refused(line: str, name: str, tmp_path: Path) -> N
     asked = Asked(domains=("mine.example", "theirs.example", ".mine.example"))
     [refusal] = planned(Postfix(Copy(directory)), asked).refusals
     assert f"mine.example is this mail system's own ({name})" in refusal
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mydestination = mail.Mine.example",
+        "mydestination = {}/names",
+        "virtual_mailbox_domains = other.example, {}/names",
+        "virtual_alias_domains = texthash:{}/table",
+    ],
+)
+def test_domain_of_our_own_below_another_is_refused(line: str, tmp_path: Path) -> None:
+    directory = sample("manylines", tmp_path / "postfix")
+    (directory / "names").write_text("# ours\nx.example,\n  mail.mine.example\n")
+    (directory / "table").write_text("a@b.mine.example x\nmail.mine.example x\n")
+    path = directory / "main.cf"
+    text = path.read_bytes().replace(b"mydestination = localhost\n", b"")
+    path.write_bytes(text + f"{line.format(directory)}\n".encode())
+    asked = Asked(domains=(".mine.example", ".ine.example", "b.mine.example"))
+    [refusal] = planned(Postfix(Copy(directory)), asked).refusals
+    assert refusal.startswith("mail.mine.example is this mail system's own (")
+
+
+def test_table_that_is_not_listed_is_told(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    (directory / "domains").write_text("/zzz/ y\n")
+    with (directory / "main.cf").open("a") as file:
+        file.write(f"virtual_mailbox_domains = regexp:{directory}/domains\n")
+    postfix = Postfix(Copy(directory))
+    what = planned(postfix, Asked(domains=("a.example", ".a.example")))
+    assert what.refusals == ()
+    assert any("cannot be listed" in one for one in what.notes)
+    assert planned(postfix, Asked(domains=("a.example",))).notes == ()
+
+
+def test_relays_of_senders_are_refused_for_all_mail(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    with (directory / "main.cf").open("a") as file:
+        file.write("sender_dependent_relayhost_maps = hash:/etc/postfix/relays\n")
+        file.write("sender_dependent_default_transport_maps = hash:/etc/postfix/ways\n")
+    postfix = Postfix(Copy(directory))
+    what = planned(postfix, Asked(all_mail=True))
+    [refusal] = what.refusals
+    assert "sender_dependent_relayhost_maps = hash:/etc/postfix/relays" in refusal
+    assert any("hash:/etc/postfix/ways" in one for one in what.notes)
+    assert planned(postfix, Asked(domains=("example.com",))).refusals == ()
+
+
+def test_fallback_past_a_relay_is_told(tmp_path: Path) -> None:
+    directory = sample("dockermailserver", tmp_path / "postfix")
+    what = planned(Postfix(Copy(directory)), Asked(fallback=True))
+    assert any("[smtp.example.com]:587 (relayhost)" in one for one in what.notes)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["-o smtpd_sender_restrictions=", "-o { smtpd_sender_restrictions = permit }"],
+)
+def test_service_with_lists_of_its_own_is_told(override: str, tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    with (directory / "master.cf").open("a") as file:
+        file.write(f"10587 inet n - y - - smtpd {override}\n")
+    what = planned(Postfix(Copy(directory)), Asked(policy=True))
+    assert any("10587/inet in master.cf has its own" in one for one in what.notes)
 
 
 def test_link_in_the_place_of_main_cf_is_refused(tmp_path: Path) -> None:
