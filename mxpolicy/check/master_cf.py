@@ -29,13 +29,13 @@ _MACRO = re.compile(r"\$(?:\{(\w+)\}|\((\w+)\)|(\w+))")
 
 
 class Service(NamedTuple):
-    """A pipe(8) service.
+    """A pipe(8) or spawn(8) service.
 
     Attributes:
         name: Of the transport.
         kind: ``unix``, or what else the second column says.
         unprivileged, chroot, process_limit: As written; ``-`` is the default.
-        command: The last column as it is, from ``pipe`` on.
+        command: The last column as it is, from ``pipe`` or ``spawn`` on.
         overrides: The ``-o name=value`` of the line.
         attributes: ``flags``, ``user``, ``null_sender`` and so on.
         argv: The command that is run, macros and all.
@@ -65,8 +65,13 @@ class Service(NamedTuple):
         return None
 
 
-def parse_services(text: str) -> list[Service]:
-    """Return the pipe(8) services in the output of ``postconf -M``."""
+def parse_services(text: str, agent: str = "pipe") -> list[Service]:
+    """Return the services of *agent* in the output of ``postconf -M``.
+
+    Args:
+        text: What it printed.
+        agent: ``pipe``, or ``spawn``, whose attributes are written the same way.
+    """
     found = []
     for line in text.splitlines():
         columns = line.split(None, FIELDS - 1)
@@ -74,7 +79,7 @@ def parse_services(text: str) -> list[Service]:
             continue
         name, kind, _, unprivileged, chroot, _, process_limit, command = columns
         program, *rest = words(command)
-        if program.rpartition("/")[2] != "pipe":
+        if program.rpartition("/")[2] != agent:
             continue
         overrides, rest = _overrides(rest)
         attributes, argv = _attributes(rest)

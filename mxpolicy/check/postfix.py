@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from mxpolicy.check import policy_service
 from mxpolicy.check.access import EXECUTE, READ, account, objection
 from mxpolicy.check.installation import Obstacle, obstacle
 from mxpolicy.check.master_cf import parse_services, substitute
@@ -84,6 +85,18 @@ class Machine(NamedTuple):
     exists: Callable[[str], bool]
     load: Callable[[str | None], Options]
 
+    def unreadable(self, user: Account, file: str) -> Obstacle:
+        """Return what keeps *user* from the configuration *file*, which may be missing.
+
+        A directory that it may not enter defers all mail though there is no file in it:
+        that there is none cannot be seen then.
+        """
+        directory = os.path.dirname(file)
+        for path, wanted, mend in ((directory, EXECUTE, "a+x"), (file, READ, "a+r")):
+            if self.exists(path) and (why := self.objection(user, path, wanted)):
+                return Obstacle(why, f"chmod {mend} {path}")
+        return Obstacle()
+
 
 HERE = Machine(
     os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -102,11 +115,15 @@ class Postfix(NamedTuple):
         postconf: To ask further.
         services: Those that run mxpolicy.
         settings: Of main.cf.
+        policy: The services that run ``mxpolicy policy``.
+        policy_settings: Of main.cf, for those.
     """
 
     postconf: Postconf
     services: tuple[Service, ...]
     settings: Mapping[str, str]
+    policy: tuple[Service, ...] = ()
+    policy_settings: Mapping[str, str] = {}
 
 
 def see(postconf: Postconf) -> Postfix:
@@ -115,17 +132,25 @@ def see(postconf: Postconf) -> Postfix:
     Raises:
         PostfixUnseen: Postfix does not say.
     """
-    pipes = parse_services(postconf.services())
+    text = postconf.services()
+    pipes = parse_services(text)
+    spawned = parse_services(text, "spawn")
+    policy = tuple(one for one in spawned if one.arguments is not None)
     ours = tuple(one for one in pipes if one.arguments is not None)
     names = list(SETTINGS)
     for one in ours:
         names += [f"{one.name}_destination_recipient_limit", f"{one.name}_time_limit"]
-    return Postfix(postconf, ours, postconf.settings(names))
+    seen = Postfix(postconf, ours, postconf.settings(names))
+    if policy:
+        asked = postconf.settings(policy_service.settings_of(policy))
+        seen = seen._replace(policy=policy, policy_settings=asked)
+    return seen
 
 
 def user_of(postfix: Postfix) -> Account | None:
     """Return the account of the first service that has one: deliveries run as it."""
-    users = (one.attributes.get("user", "") for one in postfix.services)
+    services = (*postfix.services, *postfix.policy)
+    users = (one.attributes.get("user", "") for one in services)
     return next(filter(None, map(account, filter(None, users))), None)
 
 
@@ -142,6 +167,11 @@ def look(
     """
     settings = postfix.settings
     items = judge_instance(settings)
+    for service in postfix.policy:
+        seen = policy_service.look(service, postfix.policy_settings, machine)
+        items += policy_service.judge(seen)
+    if not postfix.services and postfix.policy:
+        return items
     if not postfix.services:
         text = f"Postfix {settings['mail_version']} is here; no pipe(8) service of it"
         text += " runs mxpolicy"
@@ -179,23 +209,10 @@ def _gather(
     except ConfigError as error:
         return it._replace(mistakes="; ".join(error.mistakes))
     if user:
-        it = it._replace(cannot_read=unreadable(file, user, machine))
+        it = it._replace(cannot_read=machine.unreadable(user, file))
     if config and os.path.realpath(config) != os.path.realpath(file):
         it = it._replace(other_file=config)
     return it
-
-
-def unreadable(file: str, user: Account, machine: Machine) -> Obstacle:
-    """Return what keeps *user* from the configuration *file*, which may be missing.
-
-    A directory that it may not enter defers all mail though there is no file in it: that
-    there is none cannot be seen then.
-    """
-    directory = os.path.dirname(file)
-    for path, wanted, mend in ((directory, EXECUTE, "a+x"), (file, READ, "a+r")):
-        if machine.exists(path) and (why := machine.objection(user, path, wanted)):
-            return Obstacle(why, f"chmod {mend} {path}")
-    return Obstacle()
 
 
 def _ask_filter(it: Transport, postfix: Postfix) -> Transport:

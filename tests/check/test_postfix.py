@@ -231,13 +231,13 @@ def test_configuration_counts_as_the_account_sees_it(
             file.touch(0o600)
         directory.chmod(mode)
         os.chown(directory, owner, owner)
-        found = postfix.unreadable(str(file), other, postfix.HERE)
+        found = postfix.HERE.unreadable(other, str(file))
         assert found.mend == mend.format(directory)
         if found.why:
             assert os.system(found.mend) == 0
             if has_file:
                 file.chmod(0o644)
-            assert not postfix.unreadable(str(file), other, postfix.HERE).why
+            assert not postfix.HERE.unreadable(other, str(file)).why
 
 
 def test_readme_shows_what_is_said() -> None:
