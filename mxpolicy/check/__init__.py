@@ -1,12 +1,13 @@
 """``mxpolicy check``: the configuration as understood, and whether its surroundings fit.
 
 It looks at the configuration, the name servers, our name in DNS, what a delivery needs
-of this machine, its Postfix, and the daemon. For each fault it says what would happen,
+of this machine, its Postfix or Exim, and the daemon. For each fault it says what would happen,
 and the line that mends it. It changes nothing, sends no mail, and dials only the name
 servers.
 
-Each theme has a module: `configuration`, `names`, `surroundings`, `daemon` and
-`postfix` (`postconf` asks, `master_cf` reads, `postfix_rows` judges).
+Each theme has a module: `configuration`, `names`, `surroundings`, `daemon`, `postfix`
+(`postconf` asks, `master_cf` reads, `postfix_rows` and `policy_service` judge) and `exim`
+(`exim_rows` judges). `access` and `installation` say what an account may use.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import threading
 import traceback
 from typing import TYPE_CHECKING
 
-from mxpolicy.check import configuration, daemon, names, postfix, surroundings
+from mxpolicy.check import configuration, daemon, exim, names, postfix, surroundings
 from mxpolicy.check.access import account, current
 from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Item, Level, tell
@@ -70,6 +71,7 @@ class _Looking:
         self.settings: list[Setting] = []
         self.title = "configuration"
         self._seen: postfix.Postfix | None = None
+        self._exim: exim.Exim | None = None
 
     def run(self) -> None:
         """Look at one thing after the other; trouble with one is told in its section."""
@@ -85,6 +87,7 @@ class _Looking:
             (self.title, lambda: configuration.look(self._config, options, os.environ)),
             ("name servers", lambda: asyncio.run(names.look_at_name_servers(options))),
             ("our name", lambda: asyncio.run(names.look_at_our_name(options))),
+            ("Exim", lambda: self._look_at_exim(options)),
             ("Postfix", lambda: self._postfix(options)),
             ("this machine", lambda: self._machine(options)),
             ("the daemon", lambda: daemon.look(options, os.environ, self._user())),
@@ -98,7 +101,17 @@ class _Looking:
             text = "there is no Postfix on this machine (no postconf found)"
             return [tell(Level.OK, text)]
         self._seen = postfix.see(postconf)
-        return postfix.look(self._seen, options, self._config)
+        is_alone = not (self._exim and self._exim.routers)
+        return postfix.look(self._seen, options, self._config, is_alone=is_alone)
+
+    def _look_at_exim(self, options: Options) -> list[Item]:
+        ask = exim.find(os.environ.get("PATH", ""))
+        if ask is None:
+            text = "there is no Exim on this machine (neither exim4 nor exim found)"
+            return [tell(Level.OK, text)]
+        self._exim = exim.see(ask, daemon.paths(options, os.environ, "lmtp"))
+        is_alone = Postconf.find(os.environ.get("PATH", "")) is None
+        return exim.look(self._exim, options, postfix.HERE, is_alone=is_alone)
 
     def _machine(self, options: Options) -> list[Item]:
         return surroundings.look(options, os.environ, self._user())
@@ -106,6 +119,8 @@ class _Looking:
     def _user(self) -> Account:
         """Return the account of deliveries."""
         user = postfix.user_of(self._seen) if self._seen else None
+        if user is None and self._exim:
+            user = exim.user_of(self._exim, postfix.HERE)
         # Where Postfix names no account: the one of contrib's samples.
         return user or account("mxpolicy") or current()
 
@@ -126,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     return shown_by(
         "check",
         "Show the configuration as understood, and whether its surroundings fit: name"
-        " servers, our name, this machine, Postfix.",
+        " servers, our name, Postfix, Exim, this machine, the daemon.",
         "Exit status: 0 when nothing fails, else 1.",
     )
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
 
-__all__ = ["look"]
+__all__ = ["look", "paths"]
 
 # The users of the mail servers, as Debian and others have them.
 MAIL_SERVERS = ("postfix", "Debian-exim", "exim")
@@ -32,22 +32,24 @@ _PATIENCE = 2.0
 
 def look(options: Options, environ: Mapping[str, str], user: Account) -> list[Item]:
     """Judge the sockets of ``mxpolicy serve``, for deliveries made by *user*."""
-    paths = {name: _path(options, environ, name) for name in DOORS}
-    pipe = paths.pop("pipe")
+    by_door = {name: paths(options, environ, name)[:1] for name in DOORS}
+    pipe = by_door.pop("pipe")
     servers = [one for name in MAIL_SERVERS if (one := login(name))]
     return said(
-        _look_at_pipe(pipe, user) if pipe else None,
-        *(_look_at(name, path, servers) for name, path in paths.items() if path),
+        *(_look_at_pipe(path, user) for path in pipe),
+        *(
+            _look_at(name, path, servers)
+            for name, one in by_door.items()
+            for path in one
+        ),
     )
 
 
-def _path(options: Options, environ: Mapping[str, str], name: str) -> str:
-    """Return the first unix socket of a door; empty where it has none."""
-    for word in getattr(options.listen, name).at:
-        at = socket_address(name, word, runtime_directory(environ))
-        if at.startswith("/"):
-            return at
-    return ""
+def paths(options: Options, environ: Mapping[str, str], name: str) -> list[str]:
+    """Return the unix sockets of a door."""
+    words = getattr(options.listen, name).at
+    found = (socket_address(name, one, runtime_directory(environ)) for one in words)
+    return [one for one in found if one.startswith("/")]
 
 
 def _trouble(path: str) -> str:

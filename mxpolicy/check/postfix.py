@@ -66,6 +66,10 @@ SETTINGS = (
 )
 
 
+# The transport of contrib/postfix/all-mail and of ``mxpolicy setup postfix --lmtp``.
+LMTP = "mxlmtp"
+
+
 class Machine(NamedTuple):
     """What entries of master.cf refer to: accounts, files, memory.
 
@@ -117,6 +121,7 @@ class Postfix(NamedTuple):
         settings: Of main.cf.
         policy: The services that run ``mxpolicy policy``.
         policy_settings: Of main.cf, for those.
+        to_daemon: The transport that delivers to the daemon as contrib has it.
     """
 
     postconf: Postconf
@@ -124,6 +129,7 @@ class Postfix(NamedTuple):
     settings: Mapping[str, str]
     policy: tuple[Service, ...] = ()
     policy_settings: Mapping[str, str] = {}
+    to_daemon: str = ""
 
 
 def see(postconf: Postconf) -> Postfix:
@@ -140,7 +146,9 @@ def see(postconf: Postconf) -> Postfix:
     names = list(SETTINGS)
     for one in ours:
         names += [f"{one.name}_destination_recipient_limit", f"{one.name}_time_limit"]
-    seen = Postfix(postconf, ours, postconf.settings(names))
+    by_lmtp = (one.split() for one in text.splitlines())
+    to_daemon = next((one[0] for one in by_lmtp if one[:1] == [LMTP]), "")
+    seen = Postfix(postconf, ours, postconf.settings(names), to_daemon=to_daemon)
     if policy:
         asked = postconf.settings(policy_service.settings_of(policy))
         seen = seen._replace(policy=policy, policy_settings=asked)
@@ -155,7 +163,12 @@ def user_of(postfix: Postfix) -> Account | None:
 
 
 def look(
-    postfix: Postfix, options: Options, config: str | None, machine: Machine = HERE
+    postfix: Postfix,
+    options: Options,
+    config: str | None,
+    machine: Machine = HERE,
+    *,
+    is_alone: bool = True,
 ) -> list[Item]:
     """Judge *postfix*.
 
@@ -164,18 +177,22 @@ def look(
         options: As understood by this check.
         config: The file that was named to it.
         machine: This one.
+        is_alone: Whether no other mail server runs mxpolicy.
     """
     settings = postfix.settings
     items = judge_instance(settings)
     for service in postfix.policy:
         seen = policy_service.look(service, postfix.policy_settings, machine)
         items += policy_service.judge(seen)
-    if not postfix.services and postfix.policy:
-        return items
+    if postfix.to_daemon:
+        text = f"transport {postfix.to_daemon} delivers to the daemon"
+        items.append(tell(Level.OK, text))
     if not postfix.services:
         text = f"Postfix {settings['mail_version']} is here; no pipe(8) service of it"
         text += " runs mxpolicy"
-        return [*items, tell(Level.WARN, text, "mxpolicy setup postfix")]
+        is_needed = is_alone and not postfix.policy and not postfix.to_daemon
+        wanting = tell(Level.WARN, text, "mxpolicy setup postfix")
+        return [*items, wanting if is_needed else tell(Level.OK, text)]
     for service in postfix.services:
         items += judge_transport(_gather(service, postfix, config, machine))
     each = [processes(one, settings) for one in postfix.services]

@@ -92,7 +92,9 @@ def _objection(who: Account, path: str, wanted: int) -> str:
 MACHINE = Machine(
     memory=8 << 30,
     account=lambda user: (
-        Account(user, 64101, frozenset((64101,))) if user == "mxpolicy" else None
+        Account("mxpolicy", 64101, frozenset((64101,)))
+        if user in {"mxpolicy", "mxpolicy:mxpolicy"}
+        else None
     ),
     objection=_objection,
     obstacle=lambda who, program: Obstacle(_objection(who, program, 0)),

@@ -12,7 +12,7 @@ from mxpolicy.check.policy_service import Client, clients
 from mxpolicy.check.postconf import Ended, Postconf
 from mxpolicy.check.report import Item, Level
 from mxpolicy.options import Options
-from mxpolicy.setup.postfix_lines import POLICY, RELAY_LIST, SENDER_LIST
+from mxpolicy.setup.postfix_lines import LMTP, POLICY, RELAY_LIST, SENDER_LIST
 from tests.check import recorded
 
 [ENTRY] = POLICY.services
@@ -51,7 +51,7 @@ def look(entry: str = ENTRY, ask: str = ASK, **settings: str) -> list[Item]:
 
 def test_contrib_is_well() -> None:
     items = look()
-    assert [one.level for one in items] == [Level.OK, Level.OK]
+    assert [one.level for one in items] == [Level.OK, Level.OK, Level.OK]
     assert "mxpolicy-policy runs /opt/mxpolicy/bin/mxpolicy policy" in items[0].text
     assert "is asked; without an answer mail goes on" in items[1].text
 
@@ -145,7 +145,15 @@ def test_way_of_asking_that_harms_is_told(ask: str, said: str) -> None:
 
 def test_service_that_nothing_asks_is_said_to_be_so() -> None:
     items = look(smtpd_relay_restrictions="", smtpd_sender_restrictions="")
-    assert "nothing in main.cf asks mxpolicy-policy" in items[-1].text
+    assert "nothing in main.cf asks mxpolicy-policy" in items[-2].text
+
+
+def test_transport_to_the_daemon_needs_no_pipe() -> None:
+    [entry] = LMTP.services
+    assert [one.level for one in look(entry)] == [Level.OK, Level.OK]
+    assert look(entry)[0].text == "transport mxlmtp delivers to the daemon"
+    [item] = look("smtp unix - - y - - smtp")
+    assert item.level is Level.WARN
 
 
 def test_each_way_of_asking_is_read() -> None:

@@ -95,6 +95,9 @@ def is_by(row: tuple[str, str, str], item: Item) -> bool:
 def test_postfix_that_does_not_run_us_is_told_nothing_else() -> None:
     [item] = look("no_service_of_ours")
     assert item.level is Level.WARN
+    seen = postfix.see(Postconf(recorded.Replay("no_service_of_ours")))
+    [item] = postfix.look(seen, Options(), None, recorded.MACHINE, is_alone=False)
+    assert (item.level, item.mend) == (Level.OK, "")
 
 
 @pytest.mark.parametrize(

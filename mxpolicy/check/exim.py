@@ -1,0 +1,223 @@
+"""The Exim of this machine: what of it runs mxpolicy, as ``exim -bP`` shows that.
+
+`look` asks Exim itself, so that one file, Debian's split configuration and macros are all
+the same to it. `mxpolicy.check.exim_rows` says what follows. Tried with Exim 4.96.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from mxpolicy.check.exim_rows import (
+    Lmtp,
+    Transport,
+    judge_lmtp,
+    judge_pipe,
+    judge_retry,
+    judge_routers,
+)
+from mxpolicy.check.master_cf import PROGRAM
+from mxpolicy.check.postconf import PostfixUnseen, directory_of, run
+from mxpolicy.check.report import ok, said, warn
+from mxpolicy.config import DEFAULT_PATH
+from mxpolicy.errors import ConfigError, UsageError
+from mxpolicy.pipe_command import parse_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from mxpolicy.check.access import Account
+    from mxpolicy.check.postconf import Ended
+    from mxpolicy.check.postfix import Machine
+    from mxpolicy.check.report import Item
+    from mxpolicy.options import Options
+
+__all__ = ["Exim", "Stanza", "find", "look", "see", "stanzas", "user_of"]
+
+NAMES = ("exim4", "exim")
+
+# -bP of a large configuration has a thousand lines of each router.
+_MOST = 16 * 1024 * 1024
+
+_HEAD = re.compile(r"(\S+) (router|transport):")
+
+# As Exim has it on the command line.
+_EXAMPLE = "user@example.com"
+
+_ANY = "example.com"  # a domain that only a rule for all domains matches
+_DOMAIN = re.compile(r"[\w-]+(\.[\w-]+)+", re.A)
+
+Stanza = dict[str, str]
+"""Options of a router or transport by name; ``yes`` or ``no`` of a boolean one."""
+
+
+class Exim(NamedTuple):
+    """What was seen of it.
+
+    Attributes:
+        pipes, lmtps: The transports that run mxpolicy, and those that deliver to its
+            daemon; options by name.
+        routers: Those that lead there.
+        rules: What ``-brt`` says of the retry rule, by domain.
+    """
+
+    pipes: Mapping[str, Stanza]
+    lmtps: Mapping[str, Stanza]
+    routers: Mapping[str, Stanza]
+    rules: Mapping[str, str]
+
+
+def find(search: str) -> Callable[..., str] | None:
+    """Return what asks the Exim on the path *search* or in the usual places, if any.
+
+    It raises `PostfixUnseen` where Exim does not answer.
+    """
+    for name in NAMES:
+        if directory := directory_of(name, search):
+            return partial(_answer, partial(run, directory, name, most=_MOST))
+    return None
+
+
+def _answer(run_exim: Callable[..., Ended], *argv: str) -> str:
+    ended = run_exim(*argv)
+    if ended.status:
+        why = ended.err or ended.out.strip() or f"status {ended.status}"
+        raise PostfixUnseen(f"exim {' '.join(argv)}: {why}")
+    return ended.out
+
+
+def see(ask: Callable[..., str], sockets: Collection[str]) -> Exim:
+    """Ask for all that is to be judged.
+
+    Args:
+        ask: From `find`.
+        sockets: Of the daemon's LMTP.
+
+    Raises:
+        PostfixUnseen: Exim does not say.
+    """
+    transports = stanzas(ask("-bP", "transports"))
+    pipes = {
+        name: one
+        for name, one in transports.items()
+        if one.get("driver") == "pipe" and _words_of(one) is not None
+    }
+    lmtps = {
+        name: one
+        for name, one in transports.items()
+        if one.get("driver") == "lmtp" and one.get("socket") in sockets
+    }
+    if not pipes and not lmtps:
+        return Exim({}, {}, {}, {})
+    routers = {
+        name: one
+        for name, one in stanzas(ask("-bP", "routers")).items()
+        if one.get("transport") in {*pipes, *lmtps}
+    }
+    domains = dict.fromkeys(map(_domain_of, routers.values())) or {_ANY: None}
+    rules = {one: ask("-brt", one).strip() for one in domains}
+    return Exim(pipes, lmtps, routers, rules)
+
+
+def stanzas(text: str) -> dict[str, Stanza]:
+    """Return the routers or transports that ``-bP`` prints, by name."""
+    found: dict[str, Stanza] = {}
+    options: Stanza = {}
+    for line in text.splitlines():
+        if head := _HEAD.fullmatch(line):
+            options = found[head[1]] = {}
+            continue
+        name, equals, value = line.partition("=")
+        name = name.strip()
+        if equals:
+            options[name] = value.strip()
+        elif name:
+            options[name.removeprefix("no_")] = "no" if name[:3] == "no_" else "yes"
+    return found
+
+
+def _domain_of(router: Stanza) -> str:
+    """Return a domain whose mail *router* takes."""
+    words = router.get("domains", "").split()
+    negated = {after for word, after in pairwise(words) if word == "!"}
+    plain = (one for one in words if _DOMAIN.fullmatch(one) and one not in negated)
+    return next(plain, _ANY)
+
+
+def _words_of(transport: Stanza) -> list[str] | None:
+    """Return the words after our program in the command; None where it is not ours."""
+    try:
+        words = shlex.split(transport.get("command", ""))
+    except ValueError:
+        words = transport.get("command", "").split()
+    for place, word in enumerate(words):
+        if word.rpartition("/")[2] == PROGRAM:
+            return words[place + 1 :]
+    return None
+
+
+def _program_of(transport: Stanza) -> str:
+    return transport["command"].split()[0].strip("\"'")
+
+
+def user_of(exim: Exim, machine: Machine) -> Account | None:
+    """Return the account of the first transport that has one."""
+    found = (_account(one, machine) for one in exim.pipes.values())
+    return next(filter(None, found), None)
+
+
+def _account(transport: Stanza, machine: Machine) -> Account | None:
+    user, group = transport.get("user", ""), transport.get("group", "")
+    if not user or "$" in user + group:
+        return None
+    return machine.account(f"{user}:{group}" if group else user)
+
+
+def look(
+    exim: Exim, options: Options, machine: Machine, *, is_alone: bool
+) -> list[Item]:
+    """Judge *exim*.
+
+    Args:
+        exim: From `see`.
+        options: As understood by this check.
+        machine: This one.
+        is_alone: Whether there is no other mail server.
+    """
+    if not exim.pipes and not exim.lmtps:
+        text = "Exim is here; no transport of it runs mxpolicy"
+        return said(warn(is_alone, text, "mxpolicy setup exim"), ok(not is_alone, text))
+    items: list[Item] = []
+    for name, one in exim.pipes.items():
+        items += judge_pipe(_gather(name, one, machine))
+    for name, one in exim.lmtps.items():
+        items += judge_lmtp(Lmtp(name, one, options.lmtp.timeout))
+    items += judge_routers({**exim.pipes, **exim.lmtps}, exim.routers)
+    return items + judge_retry(exim.rules)
+
+
+def _gather(name: str, options: Stanza, machine: Machine) -> Transport:
+    user, words = _account(options, machine), _words_of(options) or []
+    it = Transport(name, options, user, tuple(words))
+    if user:
+        it = it._replace(cannot_run=machine.obstacle(user, _program_of(options)))
+    if words[:1] != ["pipe"]:
+        return it._replace(usage_error="'pipe' is not its first word")
+    given = [_EXAMPLE if one == "$pipe_addresses" else one for one in words[1:]]
+    try:
+        # What the environment says is judged for itself.
+        arguments = parse_arguments(given, {"RETURN_PATH": _EXAMPLE})
+    except UsageError as error:
+        return it._replace(usage_error=str(error))
+    it = it._replace(arguments=arguments, file=arguments.config or DEFAULT_PATH)
+    try:
+        it = it._replace(settings=machine.load(arguments.config))
+    except ConfigError as error:
+        return it._replace(mistakes="; ".join(error.mistakes))
+    if user:
+        it = it._replace(cannot_read=machine.unreadable(user, it.file))
+    return it
