@@ -3,7 +3,7 @@
 It looks at the configuration, the name servers, our name in DNS, what a delivery needs
 of this machine, its Postfix or Exim, and the daemon. For each fault it says what would happen,
 and the line that mends it. It changes nothing, sends no mail, and dials only the name
-servers.
+servers and the daemon.
 
 Each theme has a module: `configuration`, `names`, `surroundings`, `daemon`, `postfix`
 (`postconf` asks, `master_cf` reads, `postfix_rows` and `policy_service` judge) and `exim`
@@ -90,7 +90,7 @@ class _Looking:
             ("Exim", lambda: self._look_at_exim(options)),
             ("Postfix", lambda: self._postfix(options)),
             ("this machine", lambda: self._machine(options)),
-            ("the daemon", lambda: daemon.look(options, os.environ, self._user())),
+            ("the daemon", lambda: self._daemon(options)),
         )
         for self.title, look in themes:
             self.sections.append((self.title, _looked(look)))
@@ -115,6 +115,14 @@ class _Looking:
 
     def _machine(self, options: Options) -> list[Item]:
         return surroundings.look(options, os.environ, self._user())
+
+    def _daemon(self, options: Options) -> list[Item]:
+        by_lmtp = (self._seen and self._seen.to_daemon) or (
+            self._exim and self._exim.lmtps
+        )
+        used = ["lmtp"] if by_lmtp else []
+        units = daemon.enabled_units()
+        return daemon.look(options, os.environ, self._user(), used, units)
 
     def _user(self) -> Account:
         """Return the account of deliveries."""

@@ -1,104 +1,191 @@
-"""Whether a daemon runs, and who may use it.
+"""Whether a daemon runs, whether it should, and who may use it.
 
-Its sockets are looked at as files; `mxpolicy pipe` asks no more of the first one. No
-message is handed over, and no question asked.
+Its sockets are looked at as files, and a connection is made and closed; `mxpolicy pipe`
+asks no more of the first one. No message is handed over, and no question asked.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from typing import TYPE_CHECKING
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.check.access import WRITE, login, objection
-from mxpolicy.check.report import first, ok, said, warn
+from mxpolicy.check.access import WRITE, account, login, objection
+from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.doors import DOORS, runtime_directory, socket_address
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from mxpolicy.check.access import Account
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
 
-__all__ = ["look", "paths"]
+__all__ = ["enabled_units", "look", "paths"]
 
-# The users of the mail servers, as Debian and others have them.
-MAIL_SERVERS = ("postfix", "Debian-exim", "exim")
+# The users of the mail servers, as Debian and others have them. A delivery of Exim's has
+# no group but one; processes of Postfix have all of the user's.
+MAIL_SERVERS = {"postfix": login, "Debian-exim": account, "exim": account}
 
 # Seconds until a socket that accepts no client counts as dead.
 _PATIENCE = 2.0
 
+_ALONE = "mxpolicy pipe delivers each message by a process of its own"
+_START = "systemctl restart mxpolicy.service"
 
-def look(options: Options, environ: Mapping[str, str], user: Account) -> list[Item]:
-    """Judge the sockets of ``mxpolicy serve``, for deliveries made by *user*."""
-    by_door = {name: paths(options, environ, name)[:1] for name in DOORS}
-    pipe = by_door.pop("pipe")
-    servers = [one for name in MAIL_SERVERS if (one := login(name))]
-    return said(
-        *(_look_at_pipe(path, user) for path in pipe),
-        *(
-            _look_at(name, path, servers)
-            for name, one in by_door.items()
-            for path in one
-        ),
-    )
+
+class _Answer(NamedTuple):
+    """What a socket did.
+
+    Attributes:
+        trouble: Why nothing answers, as the system says; empty when something does.
+        owner: User id of the process that listens; None where it is not known.
+    """
+
+    trouble: str = ""
+    owner: int | None = None
+
+
+def look(
+    options: Options,
+    environ: Mapping[str, str],
+    user: Account,
+    used: Collection[str] = (),
+    units: Collection[str] = (),
+) -> list[Item]:
+    """Judge the sockets of ``mxpolicy serve``, for deliveries made by *user*.
+
+    Args:
+        options: The configuration.
+        environ: For the directory of the sockets.
+        user: The account of deliveries.
+        used: The doors through which a mail server of this machine delivers.
+        units: From `enabled_units`.
+    """
+    found: list[Item | None] = []
+    for name in DOORS:
+        at = _addresses(options, environ, name)
+        answers = {one: _ask(one) for one in at}
+        is_dead = at and all(one.trouble for one in answers.values())
+        why = "".join(one.trouble for one in [*answers.values()][:1])
+        where = " and ".join(at)
+        if is_dead and name in used:
+            text = (
+                f"a mail server delivers to the daemon at {where}, where none answers"
+            )
+            found.append(fail(True, f"{text} ({why}): that mail is deferred", _START))
+            continue
+        local = [one for one in at if one.startswith("/")][:1]
+        if name == "pipe":
+            found += [_look_at_pipe(one, answers[one], user, units) for one in local]
+        else:
+            found += [
+                _look_at(name, one, is_used=name in used)
+                for one in local
+                if not answers[one].trouble
+            ]
+    return said(*found)
+
+
+def enabled_units(root: str = "/") -> list[str]:
+    """Return the units of mxpolicy that systemd starts by itself, where it runs."""
+    if not Path(root, "run/systemd/system").is_dir():
+        return []
+    wanted = Path(root, "etc/systemd/system").glob("*.wants/mxpolicy*")
+    units = {one.name for one in wanted}
+    return sorted(units & {"mxpolicy.service", "mxpolicy-pipe.socket"})
+
+
+def _addresses(
+    options: Options, environ: Mapping[str, str], name: str
+) -> dict[str, None]:
+    """Return where a door listens: paths, and ``ADDRESS:PORT``."""
+    words = getattr(options.listen, name).at
+    directory = runtime_directory(environ)
+    return dict.fromkeys(socket_address(name, one, directory) for one in words)
 
 
 def paths(options: Options, environ: Mapping[str, str], name: str) -> list[str]:
     """Return the unix sockets of a door."""
-    words = getattr(options.listen, name).at
-    found = (socket_address(name, one, runtime_directory(environ)) for one in words)
-    return [one for one in found if one.startswith("/")]
+    return [one for one in _addresses(options, environ, name) if one.startswith("/")]
 
 
-def _trouble(path: str) -> str:
-    """Return why no daemon answers at *path*, as the system says; empty if one does."""
+def _ask(at: str) -> _Answer:
+    """Connect to *at*, and say what came of it."""
+    is_local = at.startswith("/")
+    host, _, port = at.rpartition(":")
     try:
+        if not is_local:
+            place = (host.strip("[]"), int(port))
+            socket.create_connection(place, timeout=_PATIENCE).close()
+            return _Answer()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(_PATIENCE)
-            probe.connect(path)
+            probe.connect(at)
+            peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            return _Answer(owner=struct.unpack("3i", peer)[1])
     except PermissionError:
-        return ""  # one does, but not to us
+        return _Answer()  # something answers, but not to us
     except OSError as error:
-        return error.strerror or "it does not accept"
-    return ""
+        return _Answer(error.strerror or "it does not accept")
 
 
-def _look_at_pipe(path: str, user: Account) -> Item | None:
-    alone = "mxpolicy pipe delivers each message by a process of its own"
-    trouble = _trouble(path)
-    if trouble:
-        return ok(True, f"no daemon at {path} ({trouble}): {alone}")
+def _look_at_pipe(
+    path: str, answer: _Answer, user: Account, units: Collection[str]
+) -> Item | None:
+    if answer.trouble:
+        return first(
+            warn(
+                units,
+                f"no daemon answers at {path} ({answer.trouble}), though systemd is to"
+                f" run {' and '.join(units)}: {_ALONE}",
+                f"systemctl restart {' '.join(units)}",
+            ),
+            warn(
+                os.path.exists(path),
+                f"the socket {path} is there, and no daemon behind it"
+                f" ({answer.trouble}): it has died. {_ALONE}",
+                _START,
+            ),
+            ok(True, f"no daemon at {path} ({answer.trouble}): {_ALONE}"),
+        )
     why_not = objection(user, path, WRITE)
-    owner = os.stat(path).st_uid
+    # Of the file, and of the process: a socket of systemd's has root for the second.
+    owners = (os.stat(path).st_uid, answer.owner or 0)
+    stranger = next((str(one) for one in owners if one not in {0, user.uid}), "")
     return first(
         warn(
             why_not,
-            f"a daemon answers at {path}, but {why_not}: {alone}",
+            f"a daemon answers at {path}, but {why_not}: {_ALONE}",
             f"listen: {{pipe: {{group: {user.name}}}}}",
         ),
         warn(
-            owner not in {0, user.uid},
-            f"the daemon at {path} runs as user {owner}, and {user.name} hands messages"
-            f" over to its own user or root only: {alone}",
+            stranger,
+            f"the daemon at {path} runs as user {stranger}, and {user.name} hands"
+            f" messages over to its own user or root only: {_ALONE}",
             f"User={user.name}",
         ),
         ok(True, f"a daemon answers at {path}: {user.name} hands its messages over"),
     )
 
 
-def _look_at(name: str, path: str, servers: list[Account]) -> Item | None:
+def _look_at(name: str, path: str, *, is_used: bool) -> Item | None:
     """Say which mail servers may use the socket of *name*; they need not use it."""
-    if _trouble(path):
-        return None
+    servers = [one for who, find in MAIL_SERVERS.items() if (one := find(who))]
     may = [one.name for one in servers if not objection(one, path, WRITE)]
+    closed = f"{path} is closed to {' and '.join(one.name for one in servers)}"
     return first(
         ok(may, f"{path} is open to {' and '.join(may)}"),
+        fail(
+            servers and is_used,
+            f"{closed}, and a mail server delivers there: that mail is deferred",
+            f"listen: {{{name}: {{group: {''.join(one.name for one in servers[:1])}}}}}",
+        ),
         ok(
             servers,
-            f"{path} is closed to {' and '.join(one.name for one in servers)};"
-            f" listen: {{{name}: {{group: GROUP}}}} opens it, or SocketGroup= where"
-            " systemd has made it",
+            f"{closed}; listen: {{{name}: {{group: GROUP}}}} opens it, or SocketGroup="
+            " where systemd has made it",
         ),
     )

@@ -12,8 +12,9 @@ from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.delivery.log import JOURNAL_SOCKET, SYSLOG_SOCKET
 from mxpolicy.errors import StoreError
 from mxpolicy.state.opening import inspect, state_file
-from mxpolicy.state.sqlite import journal_file
+from mxpolicy.state.sqlite import MAX_BYTES, MAX_JOURNAL_BYTES, journal_file
 from mxpolicy.state.store import StoreDistrusted
+from mxpolicy.state.trust import files, removal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
 
-__all__ = ["look", "takes_no_row"]
+__all__ = ["look", "over_bound", "takes_no_row"]
 
 _UNUSED = "nothing is remembered, and there is no journal"
 _LOST = "log lines are lost, mail goes on"
@@ -57,6 +58,9 @@ def _look_at_state(file: str, user: Account) -> Item | None:
     except StoreDistrusted as error:
         return fail(True, f"{_UNUSED}: {error.reason}", error.mend)
     except (StoreError, OSError) as error:
+        if os.geteuid() not in {0, user.uid}:
+            text = f"the state of {user.name} cannot be seen ({error}); try as root"
+            return warn(True, text)
         trouble = str(error)
     why_not = objection(user, path, WRITE | EXECUTE)
     if not why_not and not trouble:
@@ -68,7 +72,31 @@ def _look_at_state(file: str, user: Account) -> Item | None:
             f"install -d -o {_owner(user)} -m 0750 {path}",
         ),
         fail(trouble, f"{_UNUSED}: {trouble}"),
+        *(over_bound(one, most) for one, most in _bounds(file).items()),
         ok(True, f"{path} can be written by {user.name}"),
+    )
+
+
+def _bounds(file: str) -> dict[str, int]:
+    return {file: MAX_BYTES, journal_file(file): MAX_JOURNAL_BYTES}
+
+
+def over_bound(file: str, most: int) -> Item | None:
+    """Say so where *file* is larger than our own processes let it become.
+
+    Args:
+        file: One of SQLite's.
+        most: Bytes. A daemon's log comes beside it, and rows that have just expired.
+    """
+    size = max(
+        (os.path.getsize(one) for one in files(file) if os.path.exists(one)), default=0
+    )
+    what = f"{size >> 20} MiB, and never grows beyond {most >> 20} MiB by itself"
+    return warn(
+        size > 2 * most,
+        f"{file}, with what is beside it, has {what}: something else wrote there, or"
+        " nothing is taken out any more. What is remembered goes with it",
+        removal(file),
     )
 
 

@@ -6,6 +6,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from mxpolicy.errors import StoreError
 from mxpolicy.state.fallback import FallbackStore, never
 
 if TYPE_CHECKING:
@@ -95,20 +96,28 @@ def inspect(path: str, uid: int) -> None:
     is made or changed.
 
     Raises:
+        StoreDamaged: A file is broken; all of it was read for that.
         OSError: There is no directory, or it may not be looked at.
     """
+    import sqlite3
+
     from mxpolicy.state.sqlite import journal_file
     from mxpolicy.state.sqlite_connection import Terms
     from mxpolicy.state.sqlite_file import File
-    from mxpolicy.state.store import StoreAbsent, StoreBusy
-    from mxpolicy.state.trust import Trust, examine
+    from mxpolicy.state.store import StoreAbsent, StoreBusy, StoreDamaged
+    from mxpolicy.state.trust import Trust, examine, removal
 
     for one in (path, journal_file(path)):
         examine(one, Trust.OURS, uid)
         file = File(Terms(one, 0, time.time, False, True, Trust.READ))
         try:
-            file.get_many([""])
+            file.check_pages()
         except (StoreAbsent, StoreBusy):
             continue
+        except StoreError as error:
+            # Its kinds say that something else is away: the disk, memory, permission.
+            if type(error.__cause__) is not sqlite3.DatabaseError:
+                raise
+            raise StoreDamaged(str(error), removal(one)) from error
         finally:
             file.close()

@@ -155,6 +155,18 @@ class File:
         row = {"key": key, "old": old, "now": self._terms.clock()}
         return self._write(lambda db: db.execute(schema.DELETE, row).rowcount) == 1
 
+    def check_pages(self) -> None:
+        """Read the whole file; raise `StoreError` where it is broken inside."""
+
+        def check(db: sqlite3.Connection) -> None:
+            said = db.execute("PRAGMA quick_check(1)").fetchone()
+            if said != ("ok",):
+                import sqlite3
+
+                raise sqlite3.DatabaseError(" ".join(map(str, said or ())))
+
+        self._do(check)
+
     def close(self) -> None:
         """Let go of the file; the next call opens it again."""
         self._connection.close()

@@ -26,6 +26,7 @@ __all__ = [
     "Store",
     "StoreAbsent",
     "StoreBusy",
+    "StoreDamaged",
     "StoreDistrusted",
     "Stored",
     "Submitted",
@@ -51,7 +52,7 @@ class StoreAbsent(StoreError):
 
 
 class StoreDistrusted(StoreError):
-    """Another user may have written what is there.
+    """Another user may have written what is there, or it is damaged (`StoreDamaged`).
 
     Args:
         reason: Why: a clause that names the path.
@@ -65,6 +66,10 @@ class StoreDistrusted(StoreError):
 
     def __str__(self) -> str:
         return f"{self.reason} (mend it: {self.mend})" if self.mend else self.reason
+
+
+class StoreDamaged(StoreDistrusted):
+    """A file is no database of SQLite's, or broken inside."""
 
 
 class Stored(NamedTuple):

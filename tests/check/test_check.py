@@ -20,7 +20,7 @@ from mxpolicy.check import configuration
 from mxpolicy.check.access import Account
 from mxpolicy.check.names import look_at_our_name
 from mxpolicy.check.report import Level
-from mxpolicy.check.surroundings import takes_no_row
+from mxpolicy.check.surroundings import over_bound, takes_no_row
 from mxpolicy.net.resolv_conf import read_resolv_conf
 from mxpolicy.options import Options, ResolverOptions
 from mxpolicy.state.opening import open_store
@@ -189,7 +189,7 @@ def test_deadline_too_short_to_wait_for_a_slow_host_fails(
     assert about == ([level] if level else [])
 
 
-@pytest.mark.parametrize("how", ["directory", "link", "trigger", "nonsense"])
+@pytest.mark.parametrize("how", ["directory", "link", "trigger", "nonsense", "inside"])
 def test_state_that_a_delivery_would_not_use_fails_with_what_mends_it(
     run: Run, tmp_path: Path, name_server: str, how: str
 ) -> None:
@@ -219,24 +219,34 @@ def test_state_that_a_delivery_would_not_use_fails_with_what_mends_it(
         case "trigger":
             with closing(sqlite3.connect(journal)) as db:
                 db.execute("CREATE TRIGGER t AFTER INSERT ON rows BEGIN SELECT 1; END")
-        case _:
+        case "nonsense":
             journal.write_bytes(b"nonsense" * 1000)
+        case _:
+            with closing(sqlite3.connect(journal)) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with journal.open("r+b") as file:
+                # The page of the rows; the first one, with the schema, is as it was.
+                file.seek(4096)
+                file.write(b"nonsense" * 512)
     before = sorted((one.name, one.lstat().st_uid) for one in state.iterdir())
     item = about_state(run, yaml)
     assert item["level"] == "fail"
     assert sorted((one.name, one.lstat().st_uid) for one in state.iterdir()) == before
     asyncio.run(deliver())
+    if how == "inside":
+        assert "journal.sqlite3: " in item["text"]
+        subprocess.run(item["mend"], shell=True, check=True)
+        assert about_state(run, yaml)["level"] != "fail"
+        return
     [line] = told
     reason = item["text"].removeprefix(
         "nothing is remembered, and there is no journal: "
     )
     assert reason in line
     assert str(state) in reason
-    if "mend" in item:
+    if how != "nonsense":
         assert line.endswith(f"(mend it: {item['mend']})")
-        subprocess.run(item["mend"], shell=True, check=True)
-    else:
-        journal.unlink()
+    subprocess.run(item["mend"], shell=True, check=True)
     assert about_state(run, yaml)["level"] != "fail"
 
 
@@ -247,6 +257,21 @@ def about_state(run: Run, yaml: str) -> dict[str, str]:
     [item] = [one for one in here if "state" in one["text"]]
     assert isinstance(item, dict)
     return item
+
+
+def test_file_that_has_outgrown_its_bound_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "state.sqlite3"
+    assert over_bound(str(file), 1 << 20) is None
+    file.touch()
+    os.truncate(file, 2 << 20)
+    assert over_bound(str(file), 1 << 20) is None
+    (tmp_path / "state.sqlite3-wal").touch()
+    os.truncate(tmp_path / "state.sqlite3-wal", (3 << 20))
+    item = over_bound(str(file), 1 << 20)
+    assert item is not None
+    assert "has 3 MiB, and never grows beyond 1 MiB" in item.text
+    subprocess.run(item.mend, shell=True, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["state.sqlite3", "journal.sqlite3"])

@@ -45,8 +45,54 @@ def test_without_a_daemon_each_message_is_a_process(run: Path) -> None:
     alone = "mxpolicy pipe delivers each message by a process of its own"
     none = "No such file or directory"
     assert said(run) == [f"ok: no daemon at {run}/pipe ({none}): {alone}"]
+
+
+def test_daemon_that_has_died_is_told(run: Path) -> None:
     listen_at(f"{run}/pipe").socket.close()
-    assert said(run) == [f"ok: no daemon at {run}/pipe (Connection refused): {alone}"]
+    [item] = daemon.look(Options(), {"RUNTIME_DIRECTORY": str(run)}, ME)
+    assert item.level is Level.WARN
+    assert f"the socket {run}/pipe is there, and no daemon behind it" in item.text
+    assert item.mend == "systemctl restart mxpolicy.service"
+
+
+def test_daemon_that_systemd_should_run_is_missed(run: Path) -> None:
+    wants = run / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True)
+    (wants / "mxpolicy.service").touch()
+    (wants / "mxpolicy-exim-kick.path").touch()
+    assert daemon.enabled_units(str(run)) == []  # systemd is not what runs here
+    (run / "run/systemd/system").mkdir(parents=True)
+    units = daemon.enabled_units(str(run))
+    assert units == ["mxpolicy.service"]
+    environ = {"RUNTIME_DIRECTORY": str(run)}
+    [item] = daemon.look(Options(), environ, ME, units=units)
+    assert item.level is Level.WARN
+    assert "though systemd is to run mxpolicy.service" in item.text
+    with contextlib.closing(listen_at(f"{run}/pipe")):
+        [item] = daemon.look(Options(), environ, ME, units=units)
+    assert item.level is Level.OK
+
+
+@pytest.mark.parametrize("at", ["unix", "127.0.0.1:9"])
+def test_mail_server_that_delivers_to_no_daemon_fails(run: Path, at: str) -> None:
+    options = Options(listen=ListenOptions(lmtp=LmtpSockets(at=(at,))))
+    environ = {"RUNTIME_DIRECTORY": str(run)}
+    items = daemon.look(options, environ, ME, used=["lmtp"])
+    [item] = [one for one in items if one.level is Level.FAIL]
+    assert "where none answers" in item.text
+    assert item.mend == "systemctl restart mxpolicy.service"
+    assert Level.FAIL not in [one.level for one in daemon.look(options, environ, ME)]
+
+
+def test_mail_server_that_is_shut_out_of_where_it_delivers_fails(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "MAIL_SERVERS", {"postfix": lambda name: OTHER})
+    with contextlib.closing(listen_at(f"{run}/lmtp")):
+        environ = {"RUNTIME_DIRECTORY": str(run)}
+        _, item = daemon.look(Options(), environ, ME, used=["lmtp"])
+    assert (item.level, item.mend) == (Level.FAIL, "listen: {lmtp: {group: other}}")
+    assert "that mail is deferred" in item.text
 
 
 def test_daemon_that_takes_messages(run: Path) -> None:
@@ -103,8 +149,8 @@ def test_socket_that_accepts_nobody_is_no_daemon(
 def test_mail_server_that_may_not_connect_is_named(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    accounts = {"postfix": OTHER._replace(name="postfix")}
-    monkeypatch.setattr(daemon, "login", accounts.get)
+    accounts = {"postfix": lambda name: OTHER._replace(name=name)}
+    monkeypatch.setattr(daemon, "MAIL_SERVERS", accounts)
     options = Options(
         listen=ListenOptions(lmtp=LmtpSockets(at=("127.0.0.1:24", "unix")))
     )
