@@ -81,4 +81,4 @@ def settle_all(
     tried = passed_over.before(str(session.candidate.key), now)
     for number in delivery.envelope.recipients:
         outcome = delivery.settlement.delivered(number)
-        delivery.settlement.settle(number, outcome, delays, tried)
+        delivery.settlement.settle(number, outcome, delays, tried, session.tls)

@@ -100,8 +100,8 @@ def _seen(hosts: Sequence[ScriptedHost], site: Site, sent: Sequence[Sent]) -> li
         for one in sent
     ]
     ends = [[(type(one).__name__, one.text) for one in each.outcomes] for each in sent]
-    tried = [
-        event.tried
+    logged = [
+        (event.tried, event.tls)
         for each in sent
         for event in each.events
         if isinstance(event, events.RecipientSettled)
@@ -119,7 +119,7 @@ def _seen(hosts: Sequence[ScriptedHost], site: Site, sent: Sequence[Sent]) -> li
     taken = [
         [(one.forward_paths, one.answered) for one in host.messages] for host in hosts
     ]
-    return [told, ends, tried, said, taken]
+    return [told, ends, logged, said, taken]
 
 
 async def _kept(site: Site) -> list[Any]:
