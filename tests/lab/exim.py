@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from .mail_log import lines_with
 from .packages import CHECKOUT
 from .postfix import Client
 from .world import World
@@ -264,11 +265,10 @@ class Exim:
 
     def log(self, message_id: str = "") -> list[str]:
         """Return the lines of the main log about *message_id*, or all of them."""
-        path = self._world.path(_LOG)
-        text = path.read_text(errors="replace") if path.exists() else ""
         # The id is the fourth word; a bounce names that of its cause further on.
         mark = f" {message_id} " if message_id else ""
-        return [line for line in text.splitlines() if mark in line[:60]]
+        lines = lines_with(self._world.path(_LOG), mark)
+        return [line for line in lines if mark in line[:60]]
 
     def panics(self) -> str:
         """Return what Exim wrote for its operator's attention."""

@@ -55,7 +55,7 @@ EXIM_TAKES_AT_MOST = 900.0
 """Seconds; no case says how Exim's attempt must end, it is only shown."""
 
 PACE = 0.3
-"""Seconds between the messages of cases."""
+"""Seconds between the messages of cases that wait for something."""
 
 QUICK_AT_ONCE = 3
 """How many of those that wait for nothing may be under way when the next one starts."""
@@ -202,9 +202,9 @@ class Lab:
         """Send every case's message, the slowest first; return them by case name.
 
         All are under way at once, but do not start at once: starting a Python for each
-        is work, and times are judged. So those that wait for nothing come last, and
-        where this machine is busy, each after most before it have ended. *pace* is the
-        seconds between two.
+        is work, and times are judged. So those that wait for nothing come last, each when
+        most before it have ended: this machine sets the pace. For the others it is *pace*,
+        the seconds between two.
         """
         slowest_first = sorted(self.placed, key=patience, reverse=True)
         sent: dict[str, Sent] = {}
@@ -214,14 +214,15 @@ class Lab:
             sent[placed.name] = one = self.send_case(placed)
             if patience(placed) <= AT_ONCE:
                 quick.append(one)
-            time.sleep(pace)
+            else:
+                time.sleep(pace)
         return sent
 
     def _await_room(self, quick: list[Sent]) -> list[Sent]:
         """Wait until few of *quick* go on, but not for ever; return those."""
         until = time.monotonic() + AT_ONCE
         while len(quick) >= QUICK_AT_ONCE and time.monotonic() < until:
-            time.sleep(0.1)
+            time.sleep(0.02)
             quick = [one for one in quick if self.ended(one) is None]
         return quick
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from .mail_log import lines_with
 from .packages import CHECKOUT
 from .world import World
 
@@ -234,10 +235,8 @@ class Postfix:
 
     def log(self, queue_id: str = "") -> list[str]:
         """Return the lines of the mail log that name *queue_id*, or all of them."""
-        path = self._world.path(_LOG)
-        text = path.read_text(errors="replace") if path.exists() else ""
         mark = f": {queue_id}: " if queue_id else ""
-        return [line for line in text.splitlines() if mark in line]
+        return lines_with(self._world.path(_LOG), mark)
 
     def deliveries(self, queue_id: str = "") -> list[Delivery]:
         """Return the delivery lines of a message, or all, oldest first."""

@@ -15,7 +15,7 @@ from .transports import DAEMON_TRANSPORTS, lab_with_daemon
 pytestmark = [pytest.mark.lab, pytest.mark.daemon]
 
 PACE = 0.15
-"""Seconds between two messages: no Python is started for one."""
+"""Seconds between two messages that wait for something: no Python is started for one."""
 
 HANDED = ("handed", "handed-many", HANDED_EXIM)
 

@@ -15,6 +15,7 @@ from .smtp_host import Behaviour, Step
 
 pytestmark = [
     pytest.mark.lab,
+    pytest.mark.daemon,
     pytest.mark.skipif(
         "mxpolicy" not in transports_here(), reason="mxpolicy is not installed here"
     ),

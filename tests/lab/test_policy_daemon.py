@@ -42,6 +42,7 @@ from .world import INSTALLED
 
 pytestmark = [
     pytest.mark.lab,
+    pytest.mark.daemon,
     pytest.mark.skipif(
         "mxpolicy" not in transports_here(), reason="mxpolicy is not installed here"
     ),
