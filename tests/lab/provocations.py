@@ -137,7 +137,7 @@ SIGNALS = (
 
 TRANSACTION = "mxpolicy.delivery.transaction:Transaction"
 DIALOGUE = "mxpolicy.delivery.dialogue:Dialogue"
-CLAIMS = "mxpolicy.delivery.claims:Claims"
+NOTES = "mxpolicy.delivery.outcome_notes:OutcomeNotes"
 KILLED = {
     "killed before the final dot": (
         ("killed-before-mail", (f"{TRANSACTION}._give_mail",), 0, 1),
@@ -152,7 +152,7 @@ KILLED = {
             (f"{DIALOGUE}._watch_what_was_sent", "self._phase is Phase.DOT"),
             *(1, 2),
         ),
-        ("killed-before-the-record", (f"{CLAIMS}.note_outcome",), 1, 2),
+        ("killed-before-the-record", (f"{NOTES}.note",), 1, 2),
     ),
     "killed after the record, or after the answer": (
         ("killed-after-the-record", ("mxpolicy.pipe:WayOut.defer",), 1, 1),
