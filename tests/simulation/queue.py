@@ -71,11 +71,14 @@ async def play_ours(world: World) -> Played:
     kills = {(one.queue_id, one.attempt): one.operation for one in world.kills}
     cancels = {(one.queue_id, one.attempt): one.after for one in world.cancels}
     tries: Counter[str] = Counter()
+    is_up = asyncio.Event()  # a daemon is; where there are none, always
+    is_up.set()
 
     async def attempt(message: Message) -> dict[str, Answer] | None:
         number = tries[message.queue_id]
         tries[message.queue_id] += 1
         key = message.queue_id, number
+        await is_up.wait()
         process = daemons[-1] if daemons else await machine.start(kills.get(key, inf))
         is_cut = message.is_cut and not number and not daemons
         try:
@@ -91,7 +94,9 @@ async def play_ours(world: World) -> Played:
     async def crash(at: float) -> None:
         await asyncio.sleep(at)
         daemons[-1].die()
+        is_up.clear()
         daemons.append(await machine.start())
+        is_up.set()
 
     async with asyncio.TaskGroup() as crashes:
         for at in world.crashes:

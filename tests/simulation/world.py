@@ -529,7 +529,8 @@ AGAIN = (
 def make_world_of_sessions(rng: Random, seed: int) -> World:
     """Make one in which sessions are used for several messages, as far as hosts let us.
 
-    One engine delivers all of them, soon one after the other.
+    One engine delivers all of them, soon one after the other. Its process may be killed
+    meanwhile, and its state file may be in trouble.
     """
     count = rng.choice((1, 1, 2, 2, 3))
     preferences = sorted(rng.choice((10, 20, 20)) for _ in range(count))
@@ -555,7 +556,14 @@ def make_world_of_sessions(rng: Random, seed: int) -> World:
         messages.append(Message(f"Q{number}", recipients, round(begins, 2)))
         begins += rng.choice((0.0, 0.05, 0.3, 0.5, 1.0, 2.0, 3.0, 4.9, 6.0))
         begins += rng.choice((0.0, round(rng.uniform(0, 1.5), 2)))
-    return World(seed, (Domain(DOMAIN, hosts),), tuple(messages), is_one_engine=True)
+    world = World(seed, (Domain(DOMAIN, hosts),), tuple(messages), is_one_engine=True)
+    trouble = rng.random()
+    if trouble < 0.15:
+        at = rng.uniform(0, max(0.5, begins))
+        world = world._replace(crashes=(round(at, 3),))
+    elif trouble < 0.3:
+        world = world._replace(storage=rng.choice([*Storage]))
+    return world
 
 
 def _host_for_sessions(rng: Random, number: int, preference: int) -> Host:
