@@ -27,7 +27,7 @@ from mxpolicy.config import load
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.reply import printable
 from mxpolicy.setup import exim_command, show
-from mxpolicy.setup.kept import SetupError, alone
+from mxpolicy.setup.kept import SetupError, alone, sweep
 from mxpolicy.setup.postfix import Postfix
 from mxpolicy.setup.postfix_lines import LMTP_AT
 from mxpolicy.setup.postfix_plan import Asked, plan
@@ -264,6 +264,8 @@ def _postfix(given: argparse.Namespace, terminal: Terminal) -> int:
 def _undo(postfix: Postfix, is_applied: bool, terminal: Terminal) -> int:
     what = postfix.undoing()
     if what is None:
+        if is_applied:
+            sweep(postfix.directory)
         terminal.say(f"Nothing to undo: there is no {postfix.kept_path}.")
         return 0
     show.undoing(what.there, what.undone, what.refusals, terminal)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mxpolicy.errors import MxPolicyError
@@ -179,6 +180,9 @@ class Exim:
                 replace(self.kept_path, None)
             else:
                 save(self.kept_path, kept)
+            # Where it was another program that failed, Exim has the new one already.
+            with suppress(MxPolicyError):
+                self._ask("update-exim4.conf")
             raise
         files = {
             path: one._replace(after=digest(read_text(path)))

@@ -10,7 +10,7 @@ from mxpolicy.check.postconf import directory_of, run
 from mxpolicy.setup import show
 from mxpolicy.setup.exim import DIRECTORY, Exim
 from mxpolicy.setup.exim_lines import ACL, RETRY, router, transport
-from mxpolicy.setup.kept import SetupError, alone, load, read_text
+from mxpolicy.setup.kept import SetupError, alone, load, read_text, sweep
 from mxpolicy.setup.undo import taken_back
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def main(
 def _undo(exim: Exim, is_applied: bool, terminal: Terminal) -> int:
     kept = load(exim.kept_path)
     if kept is None:
+        if is_applied and os.path.isdir(exim.directory):
+            sweep(exim.directory)
         terminal.say(f"Nothing to undo: there is no {exim.kept_path}.")
         return 0
     there = {path: read_text(path) for path in kept.files}

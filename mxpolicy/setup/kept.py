@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mxpolicy import __version__
@@ -46,9 +46,13 @@ __all__ = [
     "read_text",
     "replace",
     "save",
+    "sweep",
 ]
 
 FORMAT = 1
+
+# What a file ends with while it is written.
+NEW = ".mxpolicy-new"
 
 # A main.cf of some size, several times.
 MAX_SIZE = 64 * 1024 * 1024
@@ -180,7 +184,20 @@ def replace(path: str, text: str | None, mode: int = 0o644) -> None:
             os.unlink(path)
             _sync(directory)
         return
-    made = f"{path}.mxpolicy-new"
+    made = f"{path}{NEW}"
+    try:
+        _write(made, path, text, mode)
+        os.rename(made, path)
+    except OSError as error:
+        with suppress(FileNotFoundError):
+            os.unlink(made)
+        # A write has no name in its error.
+        raise OSError(error.errno, error.strerror, path) from error
+    _sync(directory)
+
+
+def _write(made: str, path: str, text: str, mode: int) -> None:
+    """Write *text* into *made*, with owner and mode of *path*."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     # Only a run that was killed can have left it.
     if os.path.lexists(made):
@@ -196,8 +213,6 @@ def replace(path: str, text: str | None, mode: int = 0o644) -> None:
         file.write(text.encode("utf-8", "surrogateescape"))
         file.flush()
         os.fsync(file.fileno())
-    os.rename(made, path)
-    _sync(directory)
 
 
 def owner_of(path: str) -> tuple[int, int, int] | None:
@@ -222,20 +237,37 @@ def give_back(path: str, owner: tuple[int, int, int] | None) -> None:
 def alone(directory: str) -> Iterator[None]:
     """Keep a second set-up of the mail server in *directory* out.
 
+    What a run that was killed left half written is removed.
+
     Raises:
         SetupError: There is one already, or we may not write there.
     """
     if not os.access(directory, os.W_OK):
-        raise SetupError(f"{directory}: cannot be written: try as root")
+        mend = "try as root" if os.geteuid() else "is its file system read-only?"
+        raise SetupError(f"{directory}: cannot be written: {mend}")
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise SetupError(f"another set-up of {directory} runs") from error
+        _sweep(directory)
         yield
     finally:
         os.close(descriptor)
+
+
+def sweep(directory: str) -> None:
+    """Remove what a run that was killed at its very beginning left in *directory*."""
+    with alone(directory):
+        pass
+
+
+def _sweep(directory: str) -> None:
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            if name.endswith(NEW):
+                os.unlink(os.path.join(parent, name))
 
 
 def _sync(directory: str) -> None:

@@ -220,3 +220,22 @@ def _dying(change: Callable[..., object], left: Iterator[int]) -> Callable[..., 
         return change(*argv)
 
     return call
+
+
+def test_exim_goes_on_as_before_when_another_program_fails(tmp_path: Path) -> None:
+    directory, run = etc(tmp_path), Programs()
+    before = contents(directory)
+    used: list[dict[str, bytes]] = []
+
+    def runs(*argv: str) -> Ended:
+        if argv[0] == "update-exim4.conf":
+            used.append(contents(directory / "conf.d"))
+            return run(*argv)
+        return Ended(1, "", "exim4: out of memory")
+
+    exim = Exim(str(directory), runs)
+    with pytest.raises(SetupError, match="out of memory"):
+        exim.apply(exim.plan(ALL))
+    assert contents(directory) == before
+    assert used[-1] == contents(directory / "conf.d")
+    assert len(used) == 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from mxpolicy.setup import postfix as setup
 from mxpolicy.setup import postfix_undo
 from mxpolicy.setup.cf_text import entries
-from mxpolicy.setup.kept import SetupError, load, replace
+from mxpolicy.setup.kept import SetupError, load, replace, sweep
 from mxpolicy.setup.postfix import Postfix
 from mxpolicy.setup.postfix_plan import Asked, plan
 from mxpolicy.setup.postfix_queue import waiting
@@ -593,3 +595,28 @@ def test_link_in_the_place_of_the_kept_file_is_not_followed(tmp_path: Path) -> N
         load(str(tmp_path / KEPT))
     replace(str(tmp_path / KEPT), "ours", 0o600)
     assert (tmp_path / "theirs").read_text() == "{}"
+
+
+def test_disk_that_is_full_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "main.cf"
+    path.write_text("old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel's answer is another, and the way it comes is the same.
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            replace(str(path), "new" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert raised.value.filename == str(path)
+    assert contents(tmp_path) == {"main.cf": (b"old", path.stat().st_mode)}
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    for name in ("main.cf.mxpolicy-new", "conf.d/router.mxpolicy-new", "main.cf"):
+        (tmp_path / name).touch()
+    sweep(str(tmp_path))
+    assert {one.name for one in tmp_path.rglob("*")} == {"main.cf", "conf.d"}
