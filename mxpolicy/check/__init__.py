@@ -1,9 +1,9 @@
 """``mxpolicy check``: the configuration as understood, and whether its surroundings fit.
 
 It looks at the configuration, the name servers, our name in DNS, what a delivery needs
-of this machine, its Postfix or Exim, and the daemon. For each fault it says what would happen,
-and the line that mends it. It changes nothing, sends no mail, and dials only the name
-servers and the daemon.
+of this machine, its Postfix or Exim, and the daemon. For each fault it says what would
+happen, and the line that mends it. It changes nothing, sends no mail, and dials only the
+name servers and the daemon.
 
 Each theme has a module: `configuration`, `names`, `surroundings`, `daemon`, `postfix`
 (`postconf` asks, `master_cf` reads, `postfix_rows` and `policy_service` judge) and `exim`
@@ -79,6 +79,9 @@ class _Looking:
             options = load(self._config, os.environ)
         except ConfigError as error:
             text = "mail is deferred (4.3.5): "
+            if isinstance(error.__cause__, PermissionError) and os.geteuid():
+                # It says nothing about the account of deliveries.
+                text = f"nothing was checked: {current().name} is not root, and "
             items = [tell(Level.FAIL, text + mistake) for mistake in error.mistakes]
             self.sections.append((self.title, items))
             return
@@ -118,7 +121,7 @@ class _Looking:
 
     def _daemon(self, options: Options) -> list[Item]:
         by_lmtp = (self._seen and self._seen.to_daemon) or (
-            self._exim and self._exim.lmtps
+            self._exim and self._exim.uses_daemon
         )
         used = ["lmtp"] if by_lmtp else []
         units = daemon.enabled_units()

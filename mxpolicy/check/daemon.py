@@ -75,7 +75,11 @@ def look(
             text = (
                 f"a mail server delivers to the daemon at {where}, where none answers"
             )
-            found.append(fail(True, f"{text} ({why}): that mail is deferred", _START))
+            found.append(
+                fail(
+                    True, f"{text} ({why}): mail that goes that way is deferred", _START
+                )
+            )
             continue
         local = [one for one in at if one.startswith("/")][:1]
         if name == "pipe":

@@ -70,6 +70,11 @@ class Exim(NamedTuple):
     routers: Mapping[str, Stanza]
     rules: Mapping[str, str]
 
+    @property
+    def uses_daemon(self) -> bool:
+        """Whether a router sends mail to the daemon."""
+        return any(one["transport"] in self.lmtps for one in self.routers.values())
+
 
 def find(search: str) -> Callable[..., str] | None:
     """Return what asks the Exim on the path *search* or in the usual places, if any.

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from mxpolicy import check
 from mxpolicy.check import configuration
 from mxpolicy.check.access import Account
 from mxpolicy.check.names import look_at_our_name
@@ -104,6 +105,24 @@ def test_wrong_configuration_fails_with_its_place(run: Run) -> None:
     assert ended.returncode == 1
     assert "mxpolicy.yaml:2:1" in ended.stdout
     assert ended.stderr == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_stranger_is_told_that_nothing_was_checked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        (Path(made) / "mxpolicy.yaml").touch(0o600)
+        os.seteuid(54321)
+        try:
+            status = check.main(["--config", f"{made}/mxpolicy.yaml"])
+        finally:
+            os.seteuid(0)
+    assert status == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nothing was checked: 54321 is not root, and /" in said
+    assert "Permission denied" in said
+    assert "deferred" not in said
 
 
 def test_what_fails_is_to_be_done_first(run: Run, tmp_path: Path) -> None:

@@ -225,6 +225,10 @@ def test_transport_to_the_daemon_is_judged(
     items = look(transports=LMTP.format(timeout, batch), routers="")
     assert "transport mxpolicy_lmtp delivers to /run/mxpolicy/lmtp" in items[0].text
     assert [one.level.value for one in bad(items)] == said
+    # No mail goes there without a router.
+    assert not seen(transports=LMTP.format(timeout, batch), routers="").uses_daemon
+    routers = ROUTERS.replace("transport = mxpolicy\n", "transport = mxpolicy_lmtp\n")
+    assert seen(transports=LMTP.format(timeout, batch), routers=routers).uses_daemon
 
 
 def test_exim_that_does_not_run_us_is_only_warned_of_where_it_is_alone() -> None:
