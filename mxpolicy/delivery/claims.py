@@ -53,8 +53,8 @@ class Claims:
 
     Args:
         context: What all messages share.
-        entries: The journal's entries of the message. Their owner is under way until the
-            outcomes are written, also late ones, for all who wait.
+        entries: The journal's entries of the message. Other deliveries wait for their
+            owner until the outcomes are written, late ones included.
         settlement: The message's recipients; told what the journal knows of them.
         tell: Given what goes wrong in the background: a bug of ours.
     """

@@ -335,7 +335,7 @@ class Dialogue:
 
     # -- without waiting ----------------------------------------------------
     #
-    # For `mxpolicy.delivery.fast_path`. The methods that wait may go on after them.
+    # For `mxpolicy.delivery.fast_path`. The methods that wait may be called after them.
 
     @property
     def heard(self) -> list[Event]:

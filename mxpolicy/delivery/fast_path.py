@@ -78,13 +78,13 @@ class FastPath:
         delivery.mail_data.watch(fast_start.LIMIT, shortcut.mail_data_is_there)
 
     def going(self, shortcut: Shortcut) -> None:
-        """*shortcut* waits for its host from now on."""
+        """Watch from now on whether the host of *shortcut* is silent for too long."""
         self._going.add(shortcut)
         if self._alarm is None:
             self._ring_later()
 
     def gone(self, shortcut: Shortcut) -> None:
-        """It does so no longer."""
+        """Watch it no longer."""
         self._going.discard(shortcut)
 
     def _ring_later(self) -> None:
@@ -122,7 +122,7 @@ class Shortcut:
         self._heard_at = 0.0  # on the clock
         self._acknowledging: asyncio.TimerHandle | None = None
         self._next_look = FIRST_LOOK
-        # When: began; the opening was answered; 354 came; the dot left. As events have it.
+        # When it began, the recipients were accepted, 354 came, the dot left.
         self._times: list[float] = []
         self._entering: asyncio.Task[None] | None = None  # into the message's place
         self._asking: asyncio.Future[bool] | None = None  # whether the dot may be sent
@@ -133,7 +133,7 @@ class Shortcut:
     # -- the beginning --------------------------------------------------------
 
     def mail_data_is_there(self) -> None:
-        """All mail data has come, or it is not for the fast path."""
+        """All mail data has come, or more than `fast_start.LIMIT`: begin, or leave."""
         if self._delivery.fast is not self:
             return  # cancelled
         if self._delivery.request.has_process:
@@ -381,7 +381,7 @@ class Shortcut:
             return False
 
     def _send_body(self, session: Session) -> None:
-        """Send the mail data, and the dot behind it where nothing need be waited for."""
+        """Send the mail data; and the dot, if it need not wait for acknowledgements."""
         session.dialogue.forget_heard(1)
         session.heard_data_reply(354)
         self._stage = Stage.GO_AHEAD

@@ -1,12 +1,14 @@
 """The records of hosts: what this process knows of them, and what is to be written.
 
-A change is a pure function from a record to the next one. What it makes of the record
-that was read last decides whether there is any news (`mxpolicy.routing.host_record`).
-Without news, and nearly every message to a healthy host brings none, the store is not
-asked at all. Changes with news are collected: one task reads all their records at once,
-makes the changes, and replaces each record if it is still the one that was read. Changes
-that come meanwhile are the next round. Until they are written, this process sees them
-all the same (`HostRecords.seen`).
+A change is a pure function from a record to the next one.
+
+1. It is applied to the record that was read last. If that makes no news of the host, the
+   store is not asked (`mxpolicy.routing.host_record`). So it is with nearly every message
+   to a healthy host.
+2. Changes with news are collected. One task reads their records together, makes the
+   changes, and replaces each record if it is still the one that was read.
+3. Changes that come meanwhile are the next round. This process sees them before they are
+   written (`HostRecords.seen`).
 """
 
 from __future__ import annotations

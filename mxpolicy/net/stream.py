@@ -154,7 +154,7 @@ class Stream:
         self._begin_watching(asyncio.get_running_loop())
 
     def unwatch(self) -> None:
-        """Call nobody any more; may be called twice."""
+        """End `watch`; may be called twice."""
         self._told, self._is_unwanted = None, False
 
     async def wait_for_input(self, seconds: float) -> bool:
@@ -339,8 +339,8 @@ class Stream:
     def _hear_announcement(self) -> None:
         """Take one off the error queue, which would go on waking us.
 
-        It says nothing that SIOCOUTQ does not say better. One may come after the end of
-        `drain`, so every wait looks for it.
+        It is a hint only: SIOCOUTQ says exactly what is acknowledged. One may come after
+        the end of `drain`, so every wait looks for it.
         """
         with suppress(OSError):
             self._socket.recvmsg(0, 512, socket.MSG_ERRQUEUE)

@@ -9,14 +9,14 @@ module says what follows from what. `mxpolicy.delivery.fast_path` does it.
 #
 # Only what is ordinary is done here: each RCPT is answered 2yz, DATA 354, the dot 250,
 # each within a moment. Everything else is left to the ordinary way: another reply, the
-# end of the session, silence, a cancel. The ordinary way *goes on* with the session as it
-# is, at the `mxpolicy.routing.reuse.Stage` that it has reached, and hears the reply that could not be used
-# here. So no host is asked twice, and a reply means what it always means.
+# end of the session, silence, a cancel. The ordinary way *goes on* with the session at
+# the `mxpolicy.routing.reuse.Stage` that it has reached. It hears the reply that could
+# not be used here. So no host is asked twice, and a reply means what it always means.
 #
 # Before the dot its record must be in the journal. It is written while the host answers.
-# Whoever finds another entry there has lost the message to another delivery. The session
-# is ended without a dot then, and the message begins anew, the ordinary way. While it is
-# not known whether the record is written, nothing goes on: the state is LEAVING.
+# If there is another entry already, another delivery has the message. Then the session
+# ends without a dot, and the message begins anew, the ordinary way. A message that is to
+# leave waits in the state LEAVING until it is known whether the record is written.
 #
 #                 ACCEPTED         GO_AHEAD            ACKNOWLEDGED    TAKEN
 #   ASKING        ------> DATA          ------> HELD_UP
@@ -60,7 +60,9 @@ class Input(Enum):
     ACCEPTED = "accepted"  # RSET, MAIL and every RCPT are answered well
     GO_AHEAD = "go ahead"  # 354
     RECORDED = "recorded"  # the dot is in the journal
-    NOT_RECORDED = "not recorded"  # another delivery has the message, or nobody knows
+    NOT_RECORDED = (
+        "not recorded"  # another delivery has the message, or the store has failed
+    )
     ACKNOWLEDGED = "acknowledged"  # the host's kernel has the mail data
     TAKEN = "taken"  # 250 to the dot
     OTHER = "other"  # anything else, silence and a cancel included

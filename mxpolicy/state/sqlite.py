@@ -4,8 +4,8 @@ Write-ahead logging lets readers go on while another process writes. Only a comm
 must be durable costs an fsync. Operations that wait at the same time share a
 transaction, one in each file. Among several hundred processes, one waits some
 milliseconds for the others. One thread makes all calls of the library
-(`mxpolicy.state.worker`), in a daemon one for each file. So a disk that hangs holds up such a thread only, and
-`mxpolicy.state.fallback` limits the wait for an answer.
+(`mxpolicy.state.worker`), in a daemon one for each file. So a disk that hangs holds up
+only that thread, and `mxpolicy.state.fallback` limits the wait for an answer.
 
 The journal (`mxpolicy.state.store.JOURNAL`) has a file and a bound of its own, so that
 neither file takes the other's room. The first operation on a file opens it, or makes
