@@ -191,6 +191,17 @@ async def serving(
             await site.close()
 
 
+class Hold:
+    """Holds a host at one command: `reached` when it is there, until `release`."""
+
+    def __init__(self) -> None:
+        self.reached, self.release = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, *_: object) -> None:
+        self.reached.set()
+        await self.release.wait()
+
+
 USUAL_MAIL = "MAIL FROM:<a@b.example> SIZE=60"
 
 
@@ -268,11 +279,7 @@ async def test_each_recipient_has_the_words_of_its_host() -> None:
 
 
 async def test_a_reply_waits_for_those_before_it_only() -> None:
-    release = asyncio.Event()
-
-    async def hold(*_: object) -> None:
-        await release.wait()
-
+    hold = Hold()
     slow = ScriptedHost({".": (hold, "250 2.0.0 slow")})
     quick = ScriptedHost({".": "250 2.0.0 quick"})
     async with serving(slow=slow, quick=quick) as site:
@@ -284,7 +291,7 @@ async def test_a_reply_waits_for_those_before_it_only() -> None:
         await until(lambda: len(quick.taken) == 2)
         await until(lambda: len(site.settled()) == 2)
         assert not behind.has_received()
-        release.set()
+        hold.release.set()
         assert (await ahead.reply()).endswith("slow")
         assert [one[-5:] for one in await behind.replies(2)] == [" slow", "quick"]
 
@@ -478,20 +485,15 @@ async def test_a_client_that_goes_before_the_end_delivers_nothing(size: int) -> 
 
 
 async def test_a_client_that_goes_before_the_hosts_dot_delivers_nothing() -> None:
-    reached, release = asyncio.Event(), asyncio.Event()
-
-    async def hold(*_: object) -> None:
-        reached.set()
-        await release.wait()
-
+    hold = Hold()
     host = ScriptedHost({"DATA": (hold, "354 go ahead")})
     async with serving(one=host) as site:
         client = await begin(site, "c@one.example")
         await client.say(MESSAGE + DOT)
-        await reached.wait()
+        await hold.reached.wait()
         client.hang_up()
         await until(site.settled)
-        release.set()
+        hold.release.set()
     assert host.messages == []
     assert isinstance(site.settled()[0].outcome, Deferred)
 
@@ -517,20 +519,15 @@ async def test_the_kernel_is_asked_whether_the_client_is_there() -> None:
 
 
 async def test_a_delivery_ends_though_its_client_has_gone_after_the_dot() -> None:
-    reached, release = asyncio.Event(), asyncio.Event()
-
-    async def hold(*_: object) -> None:
-        reached.set()
-        await release.wait()
-
+    hold = Hold()
     host = ScriptedHost({".": (hold, "250 2.0.0 taken")})
     async with serving(one=host) as site:
         client = await begin(site, "c@one.example")
         await client.say(MESSAGE + DOT)
-        await reached.wait()
+        await hold.reached.wait()
         client.hang_up()
         await asyncio.sleep(0.02)
-        release.set()
+        hold.release.set()
         await until(site.settled)
         assert isinstance(site.settled()[0].outcome, Delivered)
         # The mail server tries again, and is told.
@@ -541,20 +538,15 @@ async def test_a_delivery_ends_though_its_client_has_gone_after_the_dot() -> Non
 
 
 async def test_what_serves_a_client_may_be_cancelled_after_the_dot() -> None:
-    reached, release = asyncio.Event(), asyncio.Event()
-
-    async def hold(*_: object) -> None:
-        reached.set()
-        await release.wait()
-
+    hold = Hold()
     host = ScriptedHost({".": (hold, "250 2.0.0 taken")})
     async with serving(one=host) as site:
         client = await begin(site, "c@one.example")
         await client.say(MESSAGE + DOT)
-        await reached.wait()
+        await hold.reached.wait()
         await site.cancel()
         assert await client.line() == ""
-        release.set()
+        hold.release.set()
         await until(site.settled)
     assert isinstance(site.settled()[0].outcome, Delivered)
 
