@@ -1,7 +1,8 @@
 """A thread that does one job after the other, for an event loop that never waits for it.
 
 Jobs that wait at the same time are done together. A store makes one transaction of them,
-and the event loop is woken once for all their answers.
+and the event loop is woken once for all their answers. The thread is woken once for all
+jobs of one turn of the event loop.
 
 `threading.Thread.start` waits until the new thread says that it runs. A thread that dies
 before, for lack of memory, never says so: the event loop would wait for ever. So the
@@ -78,6 +79,7 @@ class Worker(Generic[W]):
         self._do_all = do_all
         self._start_thread = start or _start_with_small_stack
         self._starts_within = starts_within
+        self._gathered: list[Job[W]] = []  # in this turn of the event loop
         self._jobs: SimpleQueue[Job[W] | None] = SimpleQueue()
         self.has_thread = False
         self._runs = False
@@ -98,7 +100,9 @@ class Worker(Generic[W]):
         loop = asyncio.get_running_loop()
         self._start(loop.time())
         job = Job(work, told, loop)
-        self._jobs.put(job)
+        if not self._gathered or self._gathered[-1].loop is not loop:
+            loop.call_soon(self._hand_over)
+        self._gathered.append(job)
         if not self._runs:
             loop.call_at(self._runs_until, self._check, job)
         return job
@@ -119,8 +123,15 @@ class Worker(Generic[W]):
     def end(self) -> None:
         """Let the thread end after what it was given; another call starts a new one."""
         if self.has_thread:
+            self._hand_over()
             self._jobs.put(None)
             self.has_thread = self._runs = False
+
+    def _hand_over(self) -> None:
+        """Give the thread what was gathered: it wakes up once for all of it."""
+        gathered, self._gathered = self._gathered, []
+        for job in gathered:
+            self._jobs.put(job)
 
     def _start(self, now: float) -> None:
         if self.has_thread:

@@ -99,7 +99,7 @@ async def test_what_is_slow_is_done_once_and_before_what_was_given_later() -> No
         asyncio.create_task(worker.do(lambda: done.append("second"))),
         asyncio.create_task(worker.do(lambda: done.append("third"))),
     ]
-    await asyncio.sleep(0)
+    await to_thread()
     goes_on.set()
     await asyncio.gather(*later)
     assert done == ["slow", "second", "third"]
@@ -121,6 +121,12 @@ async def test_answer_for_which_there_is_no_memory_is_given_later() -> None:
     assert await worker.do(lambda: 1) == 1
     assert not refusals
     worker.end()
+
+
+async def to_thread() -> None:
+    """Let the jobs of tasks that have just begun come to the thread."""
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 class Gate(list[list[object]]):
@@ -149,14 +155,14 @@ async def test_jobs_that_wait_are_done_together_and_told_at_once() -> None:
     loop.call_soon_threadsafe = call  # type: ignore[assignment, method-assign]
     worker = Worker(gate.do_all)
     first = asyncio.create_task(worker.do(1))
-    await asyncio.sleep(0)
+    await to_thread()
     gate.begun.wait()
     given_up = worker.submit(2, told.append)
     worker.submit(3, told.append)
     worker.submit(-4, told.append)
     last = asyncio.create_task(worker.do(-5))
-    await asyncio.sleep(0)
     given_up.give_up()
+    await to_thread()
     gate.goes_on.set()
     assert await first == -1
     with pytest.raises(ValueError, match="-5"):
@@ -174,6 +180,7 @@ async def test_one_that_cannot_be_told_does_not_keep_the_answers_of_others() -> 
     loop.set_exception_handler(lambda _, what: trouble.append(what))
     worker = Worker(gate.do_all)
     worker.submit(1, lambda _: None)
+    await to_thread()
     gate.begun.wait()
 
     def fail(_: object) -> None:
@@ -181,7 +188,7 @@ async def test_one_that_cannot_be_told_does_not_keep_the_answers_of_others() -> 
 
     worker.submit(2, fail)
     last = asyncio.create_task(worker.do(3))
-    await asyncio.sleep(0)
+    await to_thread()
     gate.goes_on.set()
     assert await last == -3
     assert [type(one["exception"]) for one in trouble] == [ZeroDivisionError]
@@ -192,10 +199,10 @@ async def test_a_long_queue_is_done_in_parts() -> None:
     gate = Gate()
     worker = Worker(gate.do_all)
     first = asyncio.create_task(worker.do(0))
-    await asyncio.sleep(0)
+    await to_thread()
     gate.begun.wait()
     others = [asyncio.create_task(worker.do(one)) for one in range(2 * TOGETHER)]
-    await asyncio.sleep(0)
+    await to_thread()
     gate.goes_on.set()
     await asyncio.gather(first, *others)
     assert [len(works) for works in gate] == [1, TOGETHER, TOGETHER]
@@ -208,3 +215,26 @@ async def test_submitted_job_is_told_that_its_thread_does_not_start() -> None:
     worker.submit(lambda: 1, told.set_result)
     async with asyncio.timeout(20 * WITHIN):
         assert isinstance(await told, WorkerError)
+
+
+async def test_jobs_of_one_turn_of_the_event_loop_wake_the_thread_once() -> None:
+    gate = Gate()
+    gate.goes_on.set()
+    worker = Worker(gate.do_all)
+    assert await worker.do(1) == -1  # it runs, and waits
+    given_up = worker.submit(2, lambda _: None)
+    others = asyncio.gather(*map(worker.do, (3, 4)))
+    given_up.give_up()
+    assert await others == [-3, -4]
+    assert gate == [[1], [3, 4]]
+    worker.end()
+
+
+async def test_what_is_given_last_is_done_before_the_end() -> None:
+    gate = Gate()
+    gate.goes_on.set()
+    worker = Worker(gate.do_all)
+    told: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+    worker.submit(1, told.set_result)
+    worker.end()
+    assert await told == -1
