@@ -432,7 +432,9 @@ class Shortcut:
         session.course = session.course._replace(dot=250)
         session.dialogue.dot_is_answered()
         self._let_go(session)
-        delivery.outcome_notes.all_are_taken()
+        # A process waits for the end, and a door with a reply per recipient does not.
+        may_wait = not delivery.request.has_process
+        delivery.outcome_notes.all_are_taken(may_wait=may_wait)
         delivery.settlement.taken(self._numbers, answered.reply)
         found, times = self._destination, self._times
         fast_report.tell_course(delivery, found, session, times, self._strays)

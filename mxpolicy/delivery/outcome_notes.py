@@ -62,7 +62,7 @@ class OutcomeNotes:
         self._entries = entries
         self._settlement = settlement
         self._tell = tell
-        self._are_all_taken = False
+        self._are_all_taken = self._may_wait = False
         self._unwritten = 0  # recipients that have it, and the store does not know yet
         self._when_written: list[Callable[[], None]] = []
         self._writer = Writer(tell)
@@ -79,9 +79,13 @@ class OutcomeNotes:
         elif recipient.state in _NOTED_AT_ONCE:
             self._writer.do_later(lambda: self._note(recipient))
 
-    def all_are_taken(self) -> None:
-        """One host has the message for all recipients: `when_written` is for `finish`."""
-        self._are_all_taken = True
+    def all_are_taken(self, *, may_wait: bool) -> None:
+        """One host has the message for all recipients: `when_written` is for `finish`.
+
+        Args:
+            may_wait: The mail server has its answer before that is written.
+        """
+        self._are_all_taken, self._may_wait = True, may_wait
 
     def when_written(self, told: Callable[[], None]) -> None:
         """Call *told* when that is written for all, perhaps at once."""
@@ -96,7 +100,8 @@ class OutcomeNotes:
         row = key, self._value(recipient), expires, LIGHT, False
         self._unwritten += 1
         self._entries.store.patient(ANSWER_AFTER_DOT).submit(
-            Operation("put", key, row, None), partial(self._wrote, recipient.number)
+            Operation("put", key, row, None, self._may_wait),
+            partial(self._wrote, recipient.number),
         )
 
     def _wrote(self, number: int, answer: BaseException | None) -> None:

@@ -104,7 +104,8 @@ class SqliteStore(Store):
             told(result)
 
         try:
-            return self._worker_of(operation).submit(operation, tell)
+            worker = self._worker_of(operation)
+            return worker.submit(operation, tell, may_wait=operation.may_wait)
         except WorkerError as error:
             return ToldSoon(self._without_thread(error), told)
 

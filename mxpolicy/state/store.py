@@ -120,12 +120,15 @@ class Operation(NamedTuple, Generic[T]):
         key: Its key, its prefix or its first key; see `JOURNAL`.
         arguments: All of them, in the order of the method's signature.
         undone: What a store that must not raise returns when it was not done.
+        may_wait: Nothing waits for it: a store may do it with what is given next, up to
+            10 ms later.
     """
 
     name: str
     key: str
     arguments: tuple[Any, ...]
     undone: T
+    may_wait: bool = False
 
     @property
     def is_read(self) -> bool:

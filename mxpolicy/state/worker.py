@@ -30,7 +30,15 @@ from mxpolicy.state.submitted import set_answer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["STARTS_WITHIN", "TOGETHER", "Job", "Worker", "WorkerError", "result_of"]
+__all__ = [
+    "MAY_WAIT",
+    "STARTS_WITHIN",
+    "TOGETHER",
+    "Job",
+    "Worker",
+    "WorkerError",
+    "result_of",
+]
 
 # Seconds. A machine with two hundred busy processes needs less.
 STARTS_WITHIN = 5.0
@@ -38,6 +46,9 @@ STARTS_WITHIN = 5.0
 # Jobs that are done together at most: some milliseconds of work. The first of them waits
 # for the last.
 TOGETHER = 256
+
+# Seconds for which a job may wait for others, where nothing waits for its answer.
+MAY_WAIT = 0.01
 
 # Bytes. SQLite needs a tenth of it. The usual eight MiB may be more than the process
 # may have (RLIMIT_AS).
@@ -79,13 +90,17 @@ class Worker(Generic[W]):
         self._do_all = do_all
         self._start_thread = start or _start_with_small_stack
         self._starts_within = starts_within
-        self._gathered: list[Job[W]] = []  # in this turn of the event loop
+        self._gathered: list[Job[W]] = []  # for the thread, in their order
+        self._due_in: asyncio.AbstractEventLoop | None = None  # in its next turn
+        self._due_later: asyncio.TimerHandle | None = None
         self._jobs: SimpleQueue[Job[W] | None] = SimpleQueue()
         self.has_thread = False
         self._runs = False
         self._runs_until = 0.0  # or has died; on the loop's clock
 
-    def submit(self, work: W, told: Callable[[Any], None]) -> Job[W]:
+    def submit(
+        self, work: W, told: Callable[[Any], None], *, may_wait: bool = False
+    ) -> Job[W]:
         """Have *work* done, and return its job.
 
         Args:
@@ -93,6 +108,7 @@ class Worker(Generic[W]):
             told: Called in the event loop, once, unless the job is given up. Takes what
                 `do_all` returned for it: a result or an exception. That is a
                 `WorkerError` when the thread does not run.
+            may_wait: It may be done with what is given next, up to `MAY_WAIT` later.
 
         Raises:
             WorkerError: The thread cannot be started.
@@ -100,9 +116,12 @@ class Worker(Generic[W]):
         loop = asyncio.get_running_loop()
         self._start(loop.time())
         job = Job(work, told, loop)
-        if not self._gathered or self._gathered[-1].loop is not loop:
-            loop.call_soon(self._hand_over)
         self._gathered.append(job)
+        if not may_wait and self._due_in is not loop:
+            self._due_in = loop
+            loop.call_soon(self._hand_over)
+        elif may_wait and self._due_later is None:
+            self._due_later = loop.call_later(MAY_WAIT, self._hand_over)
         if not self._runs:
             loop.call_at(self._runs_until, self._check, job)
         return job
@@ -129,6 +148,9 @@ class Worker(Generic[W]):
 
     def _hand_over(self) -> None:
         """Give the thread what was gathered: it wakes up once for all of it."""
+        if self._due_later is not None:
+            self._due_later.cancel()
+        self._due_in = self._due_later = None
         gathered, self._gathered = self._gathered, []
         for job in gathered:
             self._jobs.put(job)

@@ -238,3 +238,20 @@ async def test_what_is_given_last_is_done_before_the_end() -> None:
     worker.submit(1, told.set_result)
     worker.end()
     assert await told == -1
+
+
+async def test_job_that_may_wait_is_done_with_the_next_one_or_soon() -> None:
+    gate = Gate()
+    gate.goes_on.set()
+    worker = Worker(gate.do_all)
+    assert await worker.do(1) == -1  # it runs, and waits
+    loop = asyncio.get_running_loop()
+    first, second = loop.create_future(), loop.create_future()
+    worker.submit(2, first.set_result, may_wait=True)
+    await to_thread()
+    assert await worker.do(3) == -3
+    assert first.result() == -2
+    worker.submit(4, second.set_result, may_wait=True)
+    assert await second == -4
+    assert gate == [[1], [2, 3], [4]]
+    worker.end()
