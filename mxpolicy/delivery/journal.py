@@ -174,6 +174,8 @@ class Past(NamedTuple):
         Where there is no room for all, the smallest are left out. Then a host is asked
         once more than need be, or is waited for longer.
         """
+        if not self.doubts and not self.waits:
+            return "", ""
         largest = _largest(self.doubts)
         doubts = _fitting([((relay,), f"{times}") for relay, times in largest], room)
         waits = [(names, f"{seconds:.1f}") for names, seconds in _largest(self.waits)]

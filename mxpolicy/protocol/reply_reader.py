@@ -109,6 +109,9 @@ class ReplyReader:
                 continue
             if not self._code:
                 self.began = began
+                if found[2] != b"-":  # one line is all of it, as nearly always
+                    self._ended, self.skipped = self._at, ""
+                    return Reply(int(found[1]), (printable(found[3] or b""),))
             if self._is_last(found, keep):
                 return self._whole()
         self._check_size(self.received)
