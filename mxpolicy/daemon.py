@@ -34,22 +34,22 @@ from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Notice, Trouble
 from mxpolicy.delivery.kick import Kick
 from mxpolicy.delivery.late_reply import LateReplies
-from mxpolicy.delivery.log import Log
+from mxpolicy.delivery.log import ALWAYS_LOGGED, Log
 from mxpolicy.delivery.replay import prevails
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.doors import Doors, runtime_directory
 from mxpolicy.errors import ConfigError, ListenError
 from mxpolicy.net.service_manager import ServiceManager, given_sockets
+from mxpolicy.options import LogDetail, Options
 from mxpolicy.state.opening import open_store, state_file
 from mxpolicy.state.store import JOURNAL
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Coroutine, MutableMapping, Sequence
+    from collections.abc import Container, Coroutine, MutableMapping, Sequence
     from typing import Any, NoReturn
 
     from mxpolicy.delivery.events import Event
-    from mxpolicy.options import Options
     from mxpolicy.state.fallback import FallbackStore
 
 __all__ = ["main"]
@@ -149,6 +149,12 @@ async def _look_at(store: FallbackStore) -> None:
         await store.put(f"{room}probe", b"", time.time() + 1)
 
 
+def _heeded(options: Options) -> Container[object] | None:
+    """Return the kinds of a delivery's events that log and `Kick` heed; None is all."""
+    is_all = options.log.detail is LogDetail.EVENTS or options.kick.command
+    return None if is_all else ALWAYS_LOGGED
+
+
 class Daemon:
     """The daemon, from its beginning to its end.
 
@@ -224,7 +230,11 @@ class Daemon:
         self._store = store = open_store(path, self._tell, prevails, stays=True)
         try:
             context = Context(
-                options, store=store, keeps_sessions=True, late_replies=LateReplies()
+                options,
+                store=store,
+                keeps_sessions=True,
+                late_replies=LateReplies(),
+                heeded=_heeded,
             )
             self._engine = Engine(context)
             self._kick = Kick(lambda: self._engine.context, self._observe)

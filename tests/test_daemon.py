@@ -476,6 +476,25 @@ def test_message_is_delivered_by_lmtp(sends: Any, host: Make) -> None:
     assert len(one.messages) == 1
 
 
+def test_single_steps_are_in_the_log_while_the_configuration_asks_for_them(
+    sends: Any, host: Make
+) -> None:
+    one = host()
+    runner = sends(one)
+    with runner.started() as daemon, daemon.connect("lmtp") as connection:
+        client = Lmtp(connection)
+        client.send(to(one))
+        assert client.reply().startswith("250 2.0.0 ")
+        assert "reached" not in daemon.log()
+        port = f"port: {one.nexthop.rpartition(':')[2]}"
+        runner.configure(port, f"log: {{to: {runner.log}, detail: events}}")
+        daemon.reload()
+        client.send(f"not.{to(one)}")  # else it was delivered earlier
+        assert client.reply().startswith("250 2.0.0 ")
+        for step in ("planned", "started", "reached", "taken", "left"):
+            daemon.wait_for_log(f": {step}, at=")
+
+
 WITHOUT_UVLOOP = "import sys; sys.modules['uvloop'] = None"
 
 

@@ -26,7 +26,7 @@ from mxpolicy.routing.own import OwnIdentity
 from mxpolicy.state.memory import MemoryStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from mxpolicy.delivery.connect import Dial
     from mxpolicy.delivery.connections import Connections
@@ -61,8 +61,11 @@ class Context:
             kept in memory, unless *calls* says otherwise.
         late_replies: Of a process that lives on. By default a reply that comes too late
             is not listened to.
+        heeded: By the configuration, the kinds of events that are heeded
+            (`mxpolicy.delivery.trace.Trace`); by default all.
 
     Attributes:
+        heeded: By the present one.
         helo: Our name in EHLO.
         identity: The names and addresses that mean this mail system.
         resolver: Asks DNS.
@@ -92,7 +95,9 @@ class Context:
         calls: Calls | None = None,
         keeps_sessions: bool = False,
         late_replies: LateReplies | None = None,
+        heeded: Callable[[Options], Container[object] | None] = lambda options: None,
     ) -> None:
+        self._heeded_by = heeded
         self.clock = clock
         self.utc = utc
         self.chance = chance
@@ -146,6 +151,7 @@ class Context:
     def _apply(self, options: Options) -> None:
         """Make what depends on *options* and is not shared."""
         self.options = options
+        self.heeded = self._heeded_by(options)
         self.helo = options.helo or own_name()
         self.identity = OwnIdentity(
             (self.helo, *options.own_names),

@@ -93,7 +93,8 @@ class Delivery:
 
     def __init__(self, context: Context, request: Request, mail_data: MailData) -> None:
         self.context = context
-        self.trace = Trace(request.queue_id, context.clock, request.observe)
+        given = request.queue_id, context.clock, request.observe
+        self.trace = Trace(*given, heeded=context.heeded)
         self.request = request
         self.mail_data = mail_data
         self.envelope = Envelope(None, {})

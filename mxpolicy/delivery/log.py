@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.events import Event
     from mxpolicy.options import LogOptions
 
-__all__ = ["Log", "is_always_logged"]
+__all__ = ["ALWAYS_LOGGED", "Log", "is_always_logged"]
 
 SYSLOG_SOCKET = "/dev/log"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
@@ -49,7 +49,7 @@ SEVERITY_INFO = 6
 STDERR = 2
 
 # Events that are logged even where the single steps are not.
-_ALWAYS = (
+ALWAYS_LOGGED = (
     RecipientSettled,
     LateReplyEnded,
     StrayReply,
@@ -143,7 +143,7 @@ def is_always_logged(event: Event) -> bool:
     """Return whether *event* is logged even where the single steps are not."""
     if isinstance(event, AccessJudged):
         return event.action != DUNNO
-    return isinstance(event, _ALWAYS)
+    return isinstance(event, ALWAYS_LOGGED)
 
 
 def _now() -> str:

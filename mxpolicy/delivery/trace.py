@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec
 from mxpolicy.delivery.events import Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from mxpolicy.delivery.events import Event, Observe
 
@@ -26,6 +26,8 @@ class Trace:
         clock: Seconds, monotonic.
         observe: Told every event. What it raises is ignored: no mail is lost for a log.
         learners: Ours, told before *observe*. What one raises is our trouble.
+        heeded: The kinds of events that *observe* heeds; None is all. Others are told to
+            learners only, and are not made where there are none.
     """
 
     def __init__(
@@ -34,16 +36,19 @@ class Trace:
         clock: Callable[[], float],
         observe: Observe,
         *learners: Observe,
+        heeded: Container[object] | None = None,
     ) -> None:
         self.queue_id = queue_id
         self._clock = clock
         self._began = clock()
         self._observe = observe
         self._learners = learners
+        self._heeded = heeded
 
     def with_learners(self, *learners: Observe) -> Trace:
         """Return the same, also told to *learners*."""
-        trace = Trace(self.queue_id, self._clock, self._observe, *learners)
+        given = self.queue_id, self._clock, self._observe
+        trace = Trace(*given, *learners, heeded=self._heeded)
         trace._began = self._began
         return trace
 
@@ -68,6 +73,9 @@ class Trace:
         **named_facts: P.kwargs,
     ) -> None:
         """Tell the same of what happened *at* that time."""
+        is_heeded = self._heeded is None or kind in self._heeded
+        if not is_heeded and not self._learners:
+            return
         named_facts["queue_id"] = self.queue_id
         event = kind(at, *facts, **named_facts)
         for learn in self._learners:
@@ -75,6 +83,8 @@ class Trace:
                 learn(event)
             except Exception as error:
                 self.trouble(error)
+        if not is_heeded:
+            return
         try:
             self._observe(event)
         except Exception:

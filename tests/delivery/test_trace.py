@@ -98,3 +98,27 @@ def test_trouble_that_cannot_be_put_into_words_does_no_harm() -> None:
     finally:
         Unspeakable.is_mute = False  # pytest has to speak of it
     assert [type(one) for one in told] == [events.CandidateStarted]
+
+
+def test_what_neither_observer_nor_learner_heeds_is_not_made() -> None:
+    told: list[Event] = []
+    learned: list[Event] = []
+    made: list[float] = []
+
+    def kind(at: float, queue_id: str = "") -> Event:
+        made.append(at)
+        return events.Notice(at, "", queue_id)
+
+    trace = Trace("Q", Clock(), told.append, heeded={events.StrayReply})
+    trace.tell(kind)
+    trace.tell(events.CandidateStarted, MX)
+    trace.tell(events.StrayReply, MX, "250 ok")
+    assert not made
+    learning = trace.with_learners(learned.append)
+    learning.tell(events.CandidateStarted, MX)
+    learning.tell(events.StrayReply, MX, "250 ok")
+    started, stray = learned
+    assert isinstance(started, events.CandidateStarted)
+    assert told == [stray, stray]
+    trace.trouble(ValueError("x"))
+    assert isinstance(told[-1], events.Trouble)
