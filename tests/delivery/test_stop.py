@@ -109,6 +109,18 @@ def test_abandoned_dot_is_a_doubt_and_the_journal_has_it(is_stopping: bool) -> N
     play(work, {"one.example": [host]})
 
 
+def test_delivery_that_is_abandoned_as_it_begins_has_an_outcome() -> None:
+    async def work(site: Site) -> None:
+        sending = asyncio.create_task(site.send("bob@one.example"))
+        await asyncio.sleep(0)
+        assert site.engine.under_way
+        await site.engine.abandon()
+        await asyncio.gather(sending, return_exceptions=True)
+        assert site.settled() == [("bob@one.example", "Deferred 4.3.0")]
+
+    play(work, {"one.example": [ScriptedHost()]})
+
+
 def test_nothing_is_under_way_and_the_end_is_at_once() -> None:
     async def work(site: Site) -> None:
         await site.engine.stop(WHY)
