@@ -98,7 +98,9 @@ def _mxpolicy() -> Iterator[str]:
     yield from (".SH DESCRIPTION", _text(ABOUT))
     yield from (
         ".PP",
-        _text("Set up is described in README.md and by contrib's files."),
+        _text(
+            "Set up is described in README.md, the rest of a postmaster's work in OPERATING.md."
+        ),
     )
     yield ".SH COMMANDS"
     for command in cli.COMMANDS:

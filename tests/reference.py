@@ -28,6 +28,7 @@ from tests.options_table import Option, all_options, one_line
 CHECKOUT = Path(__file__).parents[1]
 SAMPLE = CHECKOUT / "contrib" / "postfix" / "mxpolicy.yaml"
 README = CHECKOUT / "README.md"
+OPERATING = CHECKOUT / "OPERATING.md"
 CONTRACT = CHECKOUT / "tests" / "lab" / "CONTRACT.md"
 
 WIDTH = 80

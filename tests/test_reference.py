@@ -13,6 +13,7 @@ from tests.reference import (
     BLOCKS,
     CHECKOUT,
     FILES,
+    OPERATING,
     README,
     SAMPLE,
     switched_on,
@@ -70,6 +71,26 @@ def test_rules_in_readme_are_right() -> None:
     assert found is not None
     options = config.parse(f"policy:\n{found[1]}".encode(), "README")
     assert len(options.policy.rules) == found[1].count("- {finding: ")
+
+
+def test_operating_is_linked_and_names_what_there_is() -> None:
+    text = OPERATING.read_text()
+    readme = README.read_text()
+    assert "`OPERATING.md`" in readme.partition("\n## ")[0]
+    # What is said to be a setting is one.
+    settings = re.findall(r"`([a-z_]+: [{\[].*?[}\]])`", text)
+    assert len(settings) > 5
+    for one in settings:
+        config.parse(one.encode(), one)
+    assert set(re.findall(r"`((?:memory|limits|race)\.\w+)`", text)) <= {
+        one.path for one in all_options()
+    }
+    # A chapter that it names is in one of the two files; its own are linked at its head.
+    chapters = set(re.findall(r"^##+ (.*)", readme + text, re.M))
+    assert set(re.findall(r"\*([A-Z][\w ]+)\*[,)\s.]", text)) <= chapters
+    links = re.findall(r"\[([^]]+)\]\(#([\w-]+)\)", text)
+    assert [name for name, _ in links] == re.findall(r"^## (.*)", text, re.M)
+    assert all(name.lower().replace(" ", "-") == at for name, at in links)
 
 
 def test_table_goes_between_its_marks_only() -> None:
