@@ -2,11 +2,11 @@
 
     python -m tests.bench imports [ROWS] [RUNS]
 
-Needs root, the lab, and callgrind (Debian's valgrind, unpacked like the lab's own
+Needs root, the lab, and cachegrind (Debian's valgrind, unpacked like the lab's own
 packages). In one run:
 
 - for a delivery without and with a configuration file, to a host in good health: its
-  instructions as callgrind(1) counts them, and its user and system time (median of RUNS,
+  instructions as cachegrind(1) counts them, and its user and system time (median of RUNS,
   wait4(2)); both beside `python3 -I -c pass`
 - what takes these instructions: the interpreter, the standard library, mxpolicy's own
   modules, and the delivery itself
@@ -167,17 +167,18 @@ class Counts:
     def _count(self, argv: Sequence[str]) -> int:
         # No gdbserver: its files in /tmp bear the process's number, which the lab's
         # processes share with those of other labs.
-        counting = ["--vgdb=no", "--tool=callgrind", "--callgrind-out-file=/dev/null"]
+        counting = ["--vgdb=no", "--tool=cachegrind", "--cache-sim=no"]
+        counting.append("--cachegrind-out-file=/dev/null")
         tools = {"VALGRIND_LIB": f"{self._valgrind}/usr/libexec/valgrind"}
         program = f"{self._valgrind}/usr/bin/valgrind"
         # A delivery leads its stderr away, but not what valgrind opened before.
         _, said = _run(self.world, [program, *counting, *argv], **tools)
-        found = re.search(r"Collected : (\d+)", said)
+        found = re.search(r"I +refs: +([\d,]+)", said)
         assert found is not None, said
-        return int(found[1])
+        return int(found[1].replace(",", ""))
 
 
-# What the script `mxpolicy` runs: callgrind counts one process.
+# What the script `mxpolicy` runs: cachegrind counts one process.
 _DELIVERY = [_PYTHON, "-I", "-c", _COMMAND]
 
 
