@@ -60,7 +60,7 @@ def arrange(
     An address that two hosts share stays with the better one.
     """
     hosts = tuple(hosts)
-    if len(hosts) == 1 and len(hosts[0].addresses) == 1:  # as most domains
+    if limit and len(hosts) == 1 and len(hosts[0].addresses) == 1:  # as most domains
         return (_candidate(hosts[0], hosts[0].addresses[0]),)
     queues = _queues(hosts, seed)
     _cut(queues, limit)
