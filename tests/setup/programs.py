@@ -18,8 +18,13 @@ from mxpolicy.check.postconf import Ended, run
 CHECKOUT = Path(__file__).parents[2]
 SAMPLES = Path(__file__).parent / "postfix"
 
-_TREES = sorted((CHECKOUT / ".lab" / "roots").glob("*/packages"))
-TREE = _TREES[0].parent / "root" if _TREES else None
+# Whole ones have a list of their packages; a measurement's own tree has no Postfix.
+_TREES = [
+    listed.with_name("root")
+    for listed in sorted((CHECKOUT / ".lab" / "roots").glob("*/packages"))
+    if (listed.with_name("root") / "usr" / "sbin" / "postconf").exists()
+]
+TREE = _TREES[0] if _TREES else None
 
 # Postfix's programs sleep until main.cf is two seconds old.
 _REAL = """\
