@@ -68,7 +68,8 @@ class Behaviour:
     even though it offers PIPELINING (a firewall between does that). With `listens`
     false nothing listens at the address, and its kernel refuses. `mailboxes` says what
     RCPT for a local part is answered, the first time, the second and so on; the last
-    reply stays.
+    reply stays. `again` are the faults of a session that has brought a message already;
+    a step that is not there is as in `steps`.
     """
 
     steps: Mapping[str, Step] = field(default_factory=dict)
@@ -83,9 +84,10 @@ class Behaviour:
     lockstep: bool = False
     listens: bool = True
     mailboxes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    again: Mapping[str, Step] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        unknown = set(self.steps) - set(STEPS)
+        unknown = {*self.steps, *self.again} - set(STEPS)
         if unknown:
             raise ValueError(f"no such step: {', '.join(sorted(unknown))}")
 
@@ -96,8 +98,11 @@ class Behaviour:
     @classmethod
     def from_json(cls, table: dict[str, Any]) -> "Behaviour":
         """Read what `to_json` made."""
-        steps = {name: Step(**step) for name, step in table.pop("steps").items()}
-        return cls(steps, tuple(table.pop("keywords")), **table)
+        steps, again = (
+            {name: Step(**step) for name, step in table.pop(which).items()}
+            for which in ("steps", "again")
+        )
+        return cls(steps, tuple(table.pop("keywords")), again=again, **table)
 
     @property
     def offered(self) -> set[str]:
@@ -265,6 +270,7 @@ class Session:
         self._writer = writer
         self._reverse_path: str | None = None
         self._forward_paths: list[str] = []
+        self._has_brought = False
         self.record: dict[str, Any] = {
             "host": name,
             "address": writer.get_extra_info("sockname")[0],
@@ -338,7 +344,7 @@ class Session:
         """Go from clear text to TLS (RFC 3207), unless a fault stands there."""
         if not await self._answer("STARTTLS", "220 2.0.0 Go ahead"):
             return
-        fault = self._behaviour.steps.get("TLS")
+        fault = self._fault("TLS")
         if fault is not None:
             await self._do(fault)
             raise EndOfSessionError("closed by host")
@@ -400,7 +406,7 @@ class Session:
         return "" if reply.startswith("2") else reply
 
     async def _receive(self) -> None:
-        if fault := self._behaviour.steps.get("BODY"):
+        if fault := self._fault("BODY"):
             await self._wire.some()
             await self._do(fault)
         data = await self._wire.mail_data()
@@ -425,6 +431,7 @@ class Session:
         try:
             await self._answer("DOT", ORDINARY["DOT"], serial=serial)
         finally:
+            self._has_brought = True
             # Also where the session ended with that answer.
             message["accepted"] = self._said[:1] == "2"
             message["refused"] = self._said[:1] in ("4", "5")
@@ -436,13 +443,20 @@ class Session:
 
     async def _answer(self, step: str, ordinary: str, serial: str = "") -> bool:
         """Do what is to be done at *step*; true when the answer was positive."""
-        fault = self._behaviour.steps.get(step, Step())
+        fault = self._fault(step) or Step()
         await self._do(fault)
         if fault.reply:
             return fault.reply[0] in "23"
         text = ordinary.format(name=self._name, serial=serial)
         await self._send(text)
         return text[0] in "23"
+
+    def _fault(self, step: str) -> Step | None:
+        """Return what happens at *step* in the place of the ordinary answer."""
+        behaviour = self._behaviour
+        if self._has_brought and step in behaviour.again:
+            return behaviour.again[step]
+        return behaviour.steps.get(step)
 
     async def _do(self, fault: Step) -> None:
         """Wait, say what is to be said, end the session if that is to be."""
