@@ -233,7 +233,7 @@ class Delivery:
             self.settlement.stop(self._cancelled)
             self.end()
         elif self._task is not None:
-            # Behind its first step: a task that is cancelled before that settles nobody.
+            # Not before its first step: cancelled by then, it would settle no recipient.
             asyncio.get_running_loop().call_soon(self._task.cancel)
 
     async def _run(self, work: _Work | None) -> list[Outcome]:

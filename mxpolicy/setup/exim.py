@@ -1,8 +1,8 @@
 """Set-up of an Exim, and its undo.
 
 Debian's split configuration takes files of our own, in its directory ``conf.d``. Into a
-single file nothing is written: it is somebody's program, and where our lines go in it is
-for its author to say. `mxpolicy.setup.exim_command` prints the lines instead.
+single file nothing is written: the order of its routers is the site's, and so is the place
+where ours belongs. `mxpolicy.setup.exim_command` prints the lines instead.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Undone(NamedTuple):
 
     Attributes:
         texts: What each file would be, by its path; None where it would go.
-        aside: Of those that go, which somebody changed: their text is to be kept.
+        aside: Those that go and were changed since: their text is kept beside them.
         notes: What stays otherwise than one would think, a sentence each.
     """
 
