@@ -16,11 +16,9 @@ import argparse
 import fcntl
 import hashlib
 import os
-import random
 import struct
 import sys
 import termios
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +33,7 @@ from tests.lab.packages import LabUnavailable
 from tests.lab.transports import TO_SOCKET, lab_with_daemon
 
 from . import report
+from .killers import Killer
 
 MESSAGE = b"Subject: large\n\n" + LINE * 60_000 + b"This is the end.\n"
 BODY = hashlib.sha256(MESSAGE.partition(b"\n\n")[2].replace(b"\n", b"\r\n")).hexdigest()
@@ -111,26 +110,16 @@ def _measure(doors: Sequence[str], kills: int, seed: int) -> dict[str, Outcome]:
         return {one.transport: _campaign(lab, one, kills, seed) for one in placed}
 
 
-class Killer:
+class Stopper(Killer):
     """A thread that stops mxpolicy, kills the mail server, and lets mxpolicy go on."""
 
     def __init__(self, lab: Lab, placed: Placed, seed: int) -> None:
+        super().__init__(seed)
         self.kills = 0
         """How many writers were in the middle of a message."""
         self._lab = lab
         self._has_daemon = placed.transport in BY_DAEMON
         self._is_lmtp = placed.transport in {TO_SOCKET, EXIM_LMTP}
-        self._random = random.Random(seed)
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Killer":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._is_over.set()
-        self._thread.join()
 
     def _run(self) -> None:
         while not self._is_over.wait(self._random.uniform(0, LONGEST)):
@@ -217,7 +206,7 @@ def _campaign(lab: Lab, placed: Placed, kills: int, seed: int) -> Outcome:
             if run is None or run.done():
                 run = queue_runner.submit(server.flush)
 
-        with Killer(lab, placed, seed) as killer:
+        with Stopper(lab, placed, seed) as killer:
             at = time.monotonic()
             while killer.kills < kills and time.monotonic() < until:
                 for _ in range(AT_ONCE - look()):

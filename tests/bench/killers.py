@@ -7,7 +7,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Self
 
 from tests.lab.lab import Lab
 
@@ -28,38 +28,50 @@ class Kill(NamedTuple):
     at: float
 
 
-class Killer(Protocol):
-    """Kills while it is entered as a context."""
+class Killer:
+    """A thread that does its work as long as it is entered as a context.
 
-    kills: list[Kill]
-
-    def __enter__(self) -> "Killer": ...
-
-    def __exit__(self, *exc_info: object) -> None: ...
-
-
-class CommandKiller:
-    """A thread that kills commands that deliver, until it is told to stop.
-
-    Four of five, at a moment drawn uniformly from the half second that each may live.
+    Args:
+        seed: Of its chance.
     """
 
-    def __init__(self, lab: Lab, seed: int) -> None:
-        self.kills: list[Kill] = []
-        self._namespace = os.readlink(f"/proc/{lab.world.pid}/ns/pid")
+    def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
-        self._due: dict[int, tuple[float, str]] = {}
-        self._seen: set[int] = set()
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> "CommandKiller":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._is_over.set()
         self._thread.join()
+
+    def _run(self) -> None:
+        """Work until `_is_over` is set."""
+        raise NotImplementedError
+
+
+class Killings(Killer):
+    """One that notes whom it has hit."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.kills: list[Kill] = []
+
+
+class CommandKiller(Killings):
+    """A thread that kills commands that deliver, until it is told to stop.
+
+    Four of five, at a moment drawn uniformly from the half second that each may live.
+    """
+
+    def __init__(self, lab: Lab, seed: int) -> None:
+        super().__init__(seed)
+        self._namespace = os.readlink(f"/proc/{lab.world.pid}/ns/pid")
+        self._due: dict[int, tuple[float, str]] = {}
+        self._seen: set[int] = set()
 
     def _run(self) -> None:
         while not self._is_over.wait(LOOK):
@@ -96,7 +108,7 @@ class CommandKiller:
         return os.readlink(f"{path}/ns/pid") == self._namespace
 
 
-class DaemonKiller:
+class DaemonKiller(Killings):
     """A thread that kills the daemon and starts it again, until it is told to stop.
 
     At a moment drawn uniformly from its first seconds. What it delivers then is hit, each
@@ -104,19 +116,8 @@ class DaemonKiller:
     """
 
     def __init__(self, lab: Lab, seed: int) -> None:
-        self.kills: list[Kill] = []
+        super().__init__(seed)
         self._daemon = lab.daemon
-        self._random = random.Random(seed)
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "DaemonKiller":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._is_over.set()
-        self._thread.join()
 
     def _run(self) -> None:
         while not self._is_over.wait(self._random.uniform(0, DAEMON_LIFE)):

@@ -31,7 +31,7 @@ from tests.lab.transports import DAEMON_TRANSPORTS, lab_with_daemon
 
 from . import report
 from .dot_window import is_empty, named, send, times_taken, window
-from .killers import LIFE, CommandKiller, DaemonKiller, Kill, Killer
+from .killers import LIFE, CommandKiller, DaemonKiller, Kill, Killings
 
 ALONE = ("mxpolicy", MXPOLICY_EXIM)
 BY_DAEMON = tuple(
@@ -99,7 +99,7 @@ def _campaign(lab: Lab, placed: Placed, count: int, seed: int) -> dict[str, str]
     sender = f"killed.{placed.transport}@home.lab.test"
     is_alone = placed.transport in ALONE
     at_once = COMMANDS_AT_ONCE if is_alone else AT_ONCE
-    killer: Killer = CommandKiller(lab, seed) if is_alone else DaemonKiller(lab, seed)
+    killer: Killings = CommandKiller(lab, seed) if is_alone else DaemonKiller(lab, seed)
     with killer:
         run_queue = began = time.monotonic()
         until = began + WITHIN
