@@ -2,7 +2,7 @@
 
 The records are frozen and import nothing of ours, so that any layer may take
 one as an argument. `mxpolicy.config` fills them from YAML; the sample file and
-the table in the README are made from the docstrings under the fields.
+the table in REFERENCE.md are made from the docstrings under the fields.
 
 Field names are the YAML keys. The type of a field is its kind, and
 `mxpolicy.option_values` has one reader for each kind: a `Timeout` is a number

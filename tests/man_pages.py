@@ -1,4 +1,4 @@
-"""The manual pages, made from the sources, as README's tables are.
+"""The manual pages, made from the sources, as the tables of the manual are.
 
 mxpolicy(8) and mxpolicy-pipe(8) have the command lines from their parsers,
 mxpolicy.yaml(5) has the options. ``python -m tests.reference`` writes them all, in the
@@ -99,7 +99,7 @@ def _mxpolicy() -> Iterator[str]:
     yield from (
         ".PP",
         _text(
-            "Set up is described in README.md, the rest of a postmaster's work in OPERATING.md."
+            "Set up is described in README.md, the rest of a postmaster's work in OPERATING.md, each rule in full in REFERENCE.md."
         ),
     )
     yield ".SH COMMANDS"

@@ -1,4 +1,4 @@
-"""What is made from the sources: README's tables, the sample configuration and more.
+"""What is made from the sources: tables of the manual, the sample configuration and more.
 
 ``python -m tests.reference`` writes all of it; `test_reference` compares. When an event
 is told, is the first sentence of its class's docstring. `tests.options_table` has the
@@ -29,6 +29,9 @@ CHECKOUT = Path(__file__).parents[1]
 SAMPLE = CHECKOUT / "contrib" / "postfix" / "mxpolicy.yaml"
 README = CHECKOUT / "README.md"
 OPERATING = CHECKOUT / "OPERATING.md"
+REFERENCE = CHECKOUT / "REFERENCE.md"
+INTERNALS = CHECKOUT / "INTERNALS.md"
+MANUAL = (README, OPERATING, REFERENCE, CHECKOUT / "BENCHMARKS.md", INTERNALS)
 CONTRACT = CHECKOUT / "tests" / "lab" / "CONTRACT.md"
 
 WIDTH = 80
@@ -121,7 +124,7 @@ def switched_on(text: str) -> str:
 
 
 def table() -> str:
-    """Return README's table of options."""
+    """Return REFERENCE.md's table of options."""
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for one in all_options():
         if one.default is not None:
@@ -172,7 +175,7 @@ def contract() -> str:
 
 
 def failures() -> str:
-    """Return README's table of the words for how a host failed."""
+    """Return REFERENCE.md's table of the words for how a host failed."""
     lines = ["| word | the host | status |", "|---|---|---|"]
     for verdict, (status, words) in VERDICTS.items():
         if verdict not in man_pages.NOT_BUILT:
@@ -181,7 +184,7 @@ def failures() -> str:
 
 
 def event_names() -> str:
-    """Return README's table of what a JSON log has: each event, and its members."""
+    """Return REFERENCE.md's table of what a JSON log has: each event, and its members."""
     lines = ["| `event` | when | members |", "|---|---|---|"]
     for kind in get_args(events.Event):
         event = kind(**{name: EXAMPLE[name] for name in kind._fields})
@@ -201,28 +204,27 @@ def event_names() -> str:
     return "\n".join(lines)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    "options": table,
-    "contract": kinds_of_failure,
-    "failures": failures,
-    "events": event_names,
+BLOCKS: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"contract": kinds_of_failure},
+    REFERENCE: {"options": table, "failures": failures, "events": event_names},
 }
-"""What README has between ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
+"""What a file has between ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
 
 
-def with_tables(readme: str) -> str:
-    """Return *readme* with the tables between their marks made anew.
+def with_tables(path: Path) -> str:
+    """Return the text of a file of `BLOCKS`, its tables between their marks made anew.
 
     Raises:
         ValueError: The marks of one are not there.
     """
-    for name, made in BLOCKS.items():
-        before, begin, rest = readme.partition(f"<!-- {name} -->")
+    text = path.read_text()
+    for name, made in BLOCKS[path].items():
+        before, begin, rest = text.partition(f"<!-- {name} -->")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         if not begin or not end:
-            raise ValueError(f"no <!-- {name} --> and <!-- /{name} --> in it")
-        readme = f"{before}{begin}\n\n{made()}\n\n{end}{after}"
-    return readme
+            raise ValueError(f"no <!-- {name} --> and <!-- /{name} --> in {path}")
+        text = f"{before}{begin}\n\n{made()}\n\n{end}{after}"
+    return text
 
 
 FILES: dict[Path, Callable[[], str]] = {
@@ -234,18 +236,18 @@ FILES: dict[Path, Callable[[], str]] = {
     },
     CHECKOUT / "contrib" / "completion" / "mxpolicy.bash": completion.bash,
     CHECKOUT / "contrib" / "completion" / "_mxpolicy": completion.zsh,
+    **{path: partial(with_tables, path) for path in BLOCKS},
 }
-"""The files of which all is made."""
+"""The files of which all or a table is made."""
 
 
 def main() -> int:
     """Write all files."""
-    for path, made in FILES.items():
-        path.write_text(made())
     try:
-        README.write_text(with_tables(README.read_text()))
+        for path, made in FILES.items():
+            path.write_text(made())
     except (OSError, ValueError) as exc:
-        print(f"{README}: {exc}", file=sys.stderr)
+        print(exc, file=sys.stderr)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""What the measurements write into README has its place and its form there."""
+"""What the measurements write into the manual has its place and its form there."""
 
 import re
 
@@ -6,8 +6,8 @@ import pytest
 
 from tests.bench.__main__ import main
 from tests.bench.whole import (
+    FILES,
     PARTS,
-    README,
     SUMMARY,
     SUMMARY_BLOCK,
     Cell,
@@ -19,15 +19,15 @@ WRITTEN = [part.name for part in PARTS if part.written]
 
 
 def block_of(name: str) -> str:
-    """Return what README has between the marks of *name*."""
-    text = README.read_text()
+    """Return what stands between the marks of *name*, in one of the files."""
+    text = "".join(path.read_text() for path in FILES)
     first, last = marks(name)
     assert (text.count(first), text.count(last)) == (1, 1)
     return text.partition(first)[2].partition(last)[0]
 
 
 @pytest.mark.parametrize("name", [SUMMARY_BLOCK, *WRITTEN])
-def test_readme_has_a_table_with_its_command_between_marks(name: str) -> None:
+def test_manual_has_a_table_with_its_command_between_marks(name: str) -> None:
     block = block_of(name)
     command = "python -m tests.bench" if name == SUMMARY_BLOCK else rf"bench {name}\b"
     assert re.search(rf"`[^`]*{command}", block)
@@ -44,9 +44,10 @@ def test_table_goes_between_its_marks_only() -> None:
     text = (
         "a\n<!-- bench x -->old<!-- /bench x -->\nb\n<!-- bench y --><!-- /bench y -->"
     )
-    assert written(text, {"x": "new"}) == text.replace("old", "\n\nnew\n\n")
+    new = text.replace("old", "\n\nnew\n\n")
+    assert written(["b", text], {"x": "new"}) == ["b", new]
     with pytest.raises(ValueError, match="no <!-- bench z -->"):
-        written(text, {"z": "new"})
+        written([text], {"z": "new"})
 
 
 def test_each_figure_of_the_summary_is_of_a_program_that_is_run() -> None:

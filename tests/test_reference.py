@@ -1,4 +1,4 @@
-"""The sample file, README and CONTRACT.md say what the sources say."""
+"""The sample file, the manual and CONTRACT.md say what the sources say."""
 
 import re
 import tomllib
@@ -13,6 +13,8 @@ from tests.reference import (
     BLOCKS,
     CHECKOUT,
     FILES,
+    INTERNALS,
+    MANUAL,
     OPERATING,
     README,
     SAMPLE,
@@ -22,6 +24,7 @@ from tests.reference import (
 
 OPTIONS = [one for one in all_options() if one.default is not None]
 KEYS = [key for one in OPTIONS for key in one.keys]
+NO_CHAPTERS = {"Copies"}  # A column of a table.
 AGAIN = "python -m tests.reference writes it anew"
 
 
@@ -56,11 +59,6 @@ def test_each_option_of_the_sample_can_be_switched_on_alone() -> None:
             assert config.parse(line[1:].encode(), "line") == Options()
 
 
-def test_readme_has_the_tables_that_the_sources_give() -> None:
-    text = README.read_text()
-    assert text == with_tables(text), AGAIN
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_file_is_what_the_sources_say(path: Path) -> None:
     assert path.read_text() == FILES[path](), AGAIN
@@ -73,10 +71,8 @@ def test_rules_in_readme_are_right() -> None:
     assert len(options.policy.rules) == found[1].count("- {finding: ")
 
 
-def test_operating_is_linked_and_names_what_there_is() -> None:
+def test_operating_names_options_that_there_are() -> None:
     text = OPERATING.read_text()
-    readme = README.read_text()
-    assert "`OPERATING.md`" in readme.partition("\n## ")[0]
     # What is said to be a setting is one.
     settings = re.findall(r"`([a-z_]+: [{\[].*?[}\]])`", text)
     assert len(settings) > 5
@@ -85,24 +81,41 @@ def test_operating_is_linked_and_names_what_there_is() -> None:
     assert set(re.findall(r"`((?:memory|limits|race)\.\w+)`", text)) <= {
         one.path for one in all_options()
     }
-    # A chapter that it names is in one of the two files; its own are linked at its head.
-    chapters = set(re.findall(r"^##+ (.*)", readme + text, re.M))
-    assert set(re.findall(r"\*([A-Z][\w ]+)\*[,)\s.]", text)) <= chapters
+
+
+@pytest.mark.parametrize("path", MANUAL, ids=lambda path: path.name)
+def test_file_of_the_manual_is_linked_and_names_what_there_is(path: Path) -> None:
+    text = path.read_text()
+    manual = "".join(one.read_text() for one in MANUAL)
+    assert (
+        path == README or f"`{path.name}`" in README.read_text().partition("\n## ")[0]
+    )
+    # A chapter that it names is in one of the files; its own are linked at its head.
+    chapters = set(re.findall(r"^##+ (.*)", manual, re.M)) | NO_CHAPTERS
+    assert set(re.findall(r"(?<!\*)\*([A-Z][\w ]+)\*[,)\s.]", text)) <= chapters
     links = re.findall(r"\[([^]]+)\]\(#([\w-]+)\)", text)
-    assert [name for name, _ in links] == re.findall(r"^## (.*)", text, re.M)
-    assert all(name.lower().replace(" ", "-") == at for name, at in links)
+    if links:
+        assert [name for name, _ in links] == re.findall(r"^## (.*)", text, re.M)
+        assert all(name.lower().replace(" ", "-") == at for name, at in links)
 
 
-def test_table_goes_between_its_marks_only() -> None:
-    old = "".join(f"{name}\n<!-- {name} -->old<!-- /{name} -->\n" for name in BLOCKS)
-    made = with_tables(f"a\n{old}z")
-    for name, make in BLOCKS.items():
+def test_table_goes_between_its_marks_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    blocks = {name: make for made in BLOCKS.values() for name, make in made.items()}
+    monkeypatch.setitem(BLOCKS, path, blocks)
+    old = "".join(f"{name}\n<!-- {name} -->old<!-- /{name} -->\n" for name in blocks)
+    path.write_text(f"a\n{old}z")
+    made = with_tables(path)
+    for name, make in blocks.items():
         block = f"<!-- {name} -->\n\n{make()}\n\n<!-- /{name} -->"
         assert f"{name}\n{block}\n" in made
         made = made.replace(f"{name}\n{block}\n", "")
     assert made == "a\nz"
-    with pytest.raises(ValueError, match="no <!-- options -->"):
-        with_tables("a")
+    path.write_text("a")
+    with pytest.raises(ValueError, match="no <!-- contract -->"):
+        with_tables(path)
 
 
 def test_layer_picture_is_the_contract_that_is_kept() -> None:
@@ -115,13 +128,13 @@ def test_layer_picture_is_the_contract_that_is_kept() -> None:
     # In parentheses: not built yet.
     rows = [re.sub(r"\(\w+\) \| | \| \(\w+\)", "", one) for one in layers]
     assert rows[0] == "__main__"
-    picture = re.search(r"\n((?:    .*→.*\n)+)", README.read_text())
+    picture = re.search(r"\n((?:    .*→.*\n)+)", INTERNALS.read_text())
     assert picture is not None
     assert " ".join(picture[1].split()) == " → ".join(rows[1:])
 
 
-def test_readme_has_a_line_for_each_room_of_a_delivery() -> None:
-    text = README.read_text().partition("## For developers")[2]
+def test_internals_has_a_line_for_each_room_of_a_delivery() -> None:
+    text = INTERNALS.read_text()
     rooms = {one.stem for one in (CHECKOUT / "mxpolicy" / "delivery").glob("[a-z]*.py")}
     assert rooms == set(re.findall(r"`(\w+)`", _table_of_rooms(text)))
 

@@ -307,7 +307,7 @@ VERDICTS: dict[Verdict, tuple[EnhancedStatus, str]] = {
     Verdict.PERMANENT: (EnhancedStatus(4, 0, 0), "refused"),
     Verdict.UNFIT: (EnhancedStatus(4, 0, 0), "does not take this"),
 }
-"""Status, and the words after ``host[address]:port``; README has them as a table."""
+"""Status, and the words after ``host[address]:port``; REFERENCE.md has them as a table."""
 
 
 def judge_finding(

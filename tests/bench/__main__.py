@@ -1,4 +1,4 @@
-"""python -m tests.bench [--short] [--write]: all of README's figures. Or one of them:
+"""python -m tests.bench [--short] [--write]: all figures of the manual. Or one of them:
 python -m tests.bench NAME [ARGUMENT...]; `NAME --help` says more about it."""
 
 import pkgutil

@@ -1,13 +1,13 @@
-"""Every figure of README from one run, in one order, with what it takes to repeat it.
+"""Every figure of the manual from one run, in one order, with what it takes to repeat it.
 
     python -m tests.bench [--short] [--write] [--only NAME...]
 
 Needs root and the lab (`tests.lab`). Runs the programs of this directory one after the
 other and prints a summary, then the table of each with its command. That takes an hour
 and more; `--short` takes less than five minutes, with fewer messages and without what
-needs long. `--write` puts each table into README, between the marks of its program, and
-what it was measured with above the summary. Figures of README that stand without marks
-are of longer runs (`kills`, `soak`, `late`).
+needs long. `--write` puts each table into README or BENCHMARKS.md, between the marks of
+its program, and what it was measured with above the summary. Figures that stand there
+without marks are of longer runs (`kills`, `soak`, `late`).
 """
 
 import argparse
@@ -32,7 +32,9 @@ from tests.lab.world import World
 from . import report
 from .installation import base_python, installation, version
 
-README = CHECKOUT / "README.md"
+FILES = (CHECKOUT / "README.md", CHECKOUT / "BENCHMARKS.md")
+"""What has the tables, each between its marks."""
+
 SUMMARY_BLOCK = "summary"
 """The marks of the summary; those of a table have the program's name."""
 
@@ -44,7 +46,7 @@ class Part(NamedTuple):
     """A program, and its arguments; *short* is None where it is left out then.
 
     Where *installed*, it runs by the Python that mxpolicy is installed with. Where not
-    *written*, README has the figures of a longer run.
+    *written*, the manual has the figures of a longer run.
     """
 
     name: str
@@ -228,7 +230,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m tests.bench", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--short", action="store_true", help="less than five minutes")
-    parser.add_argument("--write", action="store_true", help="into README")
+    parser.add_argument("--write", action="store_true", help="into the manual")
     names = [part.name for part in PARTS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME")
     options = parser.parse_args(arguments)
@@ -270,24 +272,33 @@ def main(arguments: Sequence[str]) -> int:
             for part in PARTS
             if part.written and part.name in blocks
         }
-        README.write_text(written(README.read_text(), {SUMMARY_BLOCK: summary, **fit}))
+        texts = written(
+            [path.read_text() for path in FILES], {SUMMARY_BLOCK: summary, **fit}
+        )
+        for path, text in zip(FILES, texts, strict=True):
+            path.write_text(text)
     return 1 if failed else 0
 
 
 def marks(name: str) -> tuple[str, str]:
-    """Return what stands around a block in README."""
+    """Return what stands around a block."""
     return f"<!-- bench {name} -->", f"<!-- /bench {name} -->"
 
 
-def written(text: str, blocks: Mapping[str, str]) -> str:
-    """Return README's *text* with each of *blocks* between its marks."""
+def written(texts: Sequence[str], blocks: Mapping[str, str]) -> list[str]:
+    """Return *texts* with each of *blocks* between its marks, in the one that has them."""
+    made = list(texts)
     for name, block in blocks.items():
         first, last = marks(name)
-        begin, end = text.find(first), text.find(last)
-        if not 0 <= begin < end:
+        for number, text in enumerate(made):
+            begin, end = text.find(first), text.find(last)
+            if 0 <= begin < end:
+                kept = text[: begin + len(first)], text[end:]
+                made[number] = f"{kept[0]}\n\n{block}\n\n{kept[1]}"
+                break
+        else:
             raise ValueError(f"no {first} and {last} behind it")
-        text = f"{text[: begin + len(first)]}\n\n{block}\n\n{text[end:]}"
-    return text
+    return made
 
 
 def _run(part: Part, arguments: Sequence[str]) -> tuple[int, str]:

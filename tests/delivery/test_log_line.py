@@ -34,7 +34,7 @@ from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
 
-README = Path(__file__).parents[2] / "README.md"
+CHECKOUT = Path(__file__).parents[2]
 
 FIRST = Candidate("mx1.example.com", "192.0.2.1", 25, preference=10)
 SECOND = Candidate("mx2.example.com", "2001:db8::2", 25, preference=20)
@@ -489,7 +489,7 @@ def test_no_text_of_our_own_breaks_a_line(nexthop: str, text: str) -> None:
             assert re.fullmatch(f"[ -~]{{1,{MAX_LINE}}}", line)
 
 
-def test_readme_shows_what_is_written() -> None:
+def test_readme_and_reference_show_what_is_written() -> None:
     relay = str(SECOND._replace(address="192.0.2.2"))
     outcome = Delivered(EnhancedStatus(2, 0, 0), "250 2.0.0 Ok", OK, relay)
     tried = ("mx1.example.com[192.0.2.1]:25 filtered 1.6s",)
@@ -497,9 +497,10 @@ def test_readme_shows_what_is_written() -> None:
         *(1.77, "you@example.com", outcome, Delays(0.02, 1.6, 0.08, 0.07)),
         *(tried, "4ZbX3k0Qz", "TLSv1.3/TLS_AES_256_GCM_SHA384"),
     )
-    readme = "".join(README.read_text().split())
-    for line in (text_line(event), json_line(event, TIME)):
-        assert "".join(line.split()) in readme, line
+    shown = {"README.md": text_line(event), "REFERENCE.md": json_line(event, TIME)}
+    for name, line in shown.items():
+        text = "".join((CHECKOUT / name).read_text().split())
+        assert "".join(line.split()) in text, line
 
 
 def test_lines_of_our_own_trouble_stand_behind_each_other() -> None:
