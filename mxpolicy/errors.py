@@ -21,6 +21,7 @@ used; ``__cause__`` keeps the original.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from mxpolicy.routing.candidate import Verdict
 
 __all__ = [
+    "OWN_TROUBLE",
     "ConfigError",
     "ConnectError",
     "ListenError",
@@ -41,6 +43,9 @@ __all__ = [
     "TLSError",
     "UsageError",
 ]
+
+# Our own machine, never the peer: descriptors and memory have run out. See `LocalTrouble`.
+OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class MxPolicyError(Exception):

@@ -18,7 +18,8 @@ from typing import NamedTuple, TypeVar
 
 from mxpolicy.errors import MxPolicyError, RemoteProtocolError
 from mxpolicy.net.ack_watch import AckWatch, StreamSilent, StreamStalled
-from mxpolicy.net.stream import Stream, StreamClosed
+from mxpolicy.net.channel import StreamClosed
+from mxpolicy.net.stream import Stream
 from mxpolicy.protocol.smtp_client import SmtpClient
 from mxpolicy.protocol.smtp_events import (
     BodyRefused,

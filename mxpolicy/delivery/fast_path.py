@@ -22,7 +22,7 @@ from mxpolicy.delivery import events, fast_report, fast_start, trouble
 from mxpolicy.delivery.attempt import Begun
 from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.errors import LocalTrouble, RemoteProtocolError
-from mxpolicy.net.stream import StreamClosed
+from mxpolicy.net.channel import StreamClosed
 from mxpolicy.protocol.dot_stuffing import DotStuffer
 from mxpolicy.protocol.smtp_events import DataAnswered, DotAnswered
 from mxpolicy.routing.fast_path import TABLE, Action, Input, State

@@ -20,9 +20,9 @@ import os
 import socket
 from contextlib import suppress
 
-from mxpolicy.errors import ConnectError, LocalTrouble
+from mxpolicy.errors import OWN_TROUBLE, ConnectError, LocalTrouble
 from mxpolicy.net.own_address import source_for
-from mxpolicy.net.stream import OWN_TROUBLE, Stream
+from mxpolicy.net.stream import Stream
 from mxpolicy.routing.candidate import Candidate, Verdict
 
 __all__ = ["dial"]

@@ -15,9 +15,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.address import canonical_address
-from mxpolicy.errors import ConfigError, LocalTrouble
+from mxpolicy.errors import OWN_TROUBLE, ConfigError, LocalTrouble
 from mxpolicy.net.dns_message import Answer, is_for, read_answer
-from mxpolicy.net.stream import OWN_TROUBLE
 from mxpolicy.routing.mx import LookupStatus
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from mxpolicy.errors import ListenError
+from mxpolicy.errors import OWN_TROUBLE, ListenError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -51,8 +51,6 @@ QUIET = 60.0
 # Addresses that may not connect, and were told.
 _FORBIDDEN_KEPT = 100
 
-# Ours, until something is closed.
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # Of the client, which is gone already (accept(2), "Error handling").
 _OF_THE_CLIENT = frozenset(
     {
@@ -358,7 +356,7 @@ class Acceptor:
     def _pause(self, error: OSError) -> None:
         self._loop.remove_reader(self.listening.socket)
         self._resumes = self._loop.call_later(PAUSE, self._resume)
-        is_known = error.errno in _EXHAUSTED
+        is_known = error.errno in OWN_TROUBLE
         why = error.strerror if is_known else f"{type(error).__name__}: {error}"
         self._tell_once("accept", f"clients must wait: {why}")
 

@@ -120,7 +120,7 @@ async def over_one_session(
         peer, _ = await loop.sock_accept(listener)
     came: list[Result | SessionFailed] = []
     with peer:
-        host = Host(peer, stream._socket)
+        host = Host(peer, stream.socket)
         serving = asyncio.create_task(host.serve())
         session = session_over(
             stream,

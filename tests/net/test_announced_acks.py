@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from mxpolicy.net import channel
 from mxpolicy.net import stream as stream_module
 from mxpolicy.net.stream import Stream
 
@@ -103,7 +104,7 @@ def test_wait_ends_without_the_announcement(
         stream.announce(True)
         await stream.write(BODY)
         acknowledge(peer)
-        stream._socket.recvmsg(0, 512, socket.MSG_ERRQUEUE)  # now there is none
+        stream.socket.recvmsg(0, 512, socket.MSG_ERRQUEUE)  # now there is none
         stream.announce(False)
         await command(stream, peer)
         await stream.write(BODY)
@@ -116,7 +117,7 @@ def test_wait_ends_without_the_announcement(
 def test_kernel_that_announces_nothing_is_looked_at(
     run: Any, ends: tuple[Stream, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream_module, "_TX_ACK", 1 << 30)  # what no kernel knows
+    monkeypatch.setattr(channel, "_TX_ACK", 1 << 30)  # what no kernel knows
     monkeypatch.setattr(stream_module, "_ANNOUNCED_LOOK", 1000.0)
     stream, peer = ends
 
@@ -136,14 +137,14 @@ def test_late_announcement_neither_spins_nor_keeps_a_reply_back(
     """The dot may leave before the acknowledgement of all that was to be announced."""
     stream, peer = ends
     waits = 0
-    ready = stream.ready
+    ready = stream._readiness.ready
 
     async def counted(**how: Any) -> None:
         nonlocal waits
         waits += 1
         await ready(**how)
 
-    stream.ready = counted  # type: ignore[method-assign]
+    stream._readiness.ready = counted  # type: ignore[method-assign]
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -165,7 +166,7 @@ def test_late_announcement_neither_spins_nor_keeps_a_reply_back(
 
 def test_reply_ends_the_wait(run: Any, ends: tuple[Stream, socket.socket]) -> None:
     stream, peer = ends
-    stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
 
     async def main() -> None:
@@ -189,7 +190,7 @@ def test_large_body_is_announced_however_many_writes_it_takes(
 ) -> None:
     monkeypatch.setattr(stream_module, "_ANNOUNCED_LOOK", 1000.0)
     stream, peer = ends
-    stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -222,14 +223,18 @@ def test_socket_is_watched_from_one_wait_to_the_next(
         for _ in range(2):
             reading = asyncio.create_task(stream.read())
             await asyncio.sleep(0)
-            assert stream._watched_by is loop
+            assert stream._readiness._watched_by is loop
             peer.send(b"250 ok\r\n")
             assert await reading == b"250 ok\r\n"
-            assert stream._watched_by is loop, "it would be watched anew for each reply"
+            assert stream._readiness._watched_by is loop, (
+                "it would be watched anew for each reply"
+            )
         peer.send(b"421 bye\r\n")
         for _ in range(10):
             await asyncio.sleep(0)
-        assert stream._watched_by is None, "unread input would wake the loop for ever"
+        assert stream._readiness._watched_by is None, (
+            "unread input would wake the loop for ever"
+        )
         assert await stream.wait_for_input(1000.0)
         assert await stream.read() == b"421 bye\r\n"
 

@@ -1,69 +1,34 @@
+"""`mxpolicy.net.stream` over real TCP: reading, writing and TLS that wait."""
+
 from __future__ import annotations
 
 import asyncio
-import errno
-import gc
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 import trustme
 
-from mxpolicy.errors import LocalTrouble, RemoteProtocolError, TLSError
-from mxpolicy.net import stream as stream_module
+from mxpolicy.errors import RemoteProtocolError, TLSError
 from mxpolicy.net import tls
 from mxpolicy.net.ack_watch import StreamSilent, telling_progress
-from mxpolicy.net.stream import Stream, StreamClosed
+from mxpolicy.net.channel import StreamClosed
+from mxpolicy.net.stream import Stream
+from tests.net.pairs import (
+    Pair,
+    connected_pair,
+    expect,
+    fill,
+    pair,
+    receive_all,
+    watched_descriptors,
+)
 
-Pair = tuple[Stream, socket.socket]
-
-
-@pytest.fixture
-async def pair() -> AsyncIterator[Pair]:
-    """Return a stream and the socket at its other end, over real TCP."""
-    stream, peer = connected_pair()
-    yield stream, peer
-    stream.abort()
-    peer.close()
-
-
-def connected_pair() -> Pair:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        # Small, so that a peer that does not read is felt soon.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        near = socket.create_connection(listener.getsockname())
-        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
-        peer, _ = listener.accept()
-    peer.setblocking(False)
-    return Stream(near), peer
-
-
-def watched_descriptors() -> set[int]:
-    """Return the descriptors that the running loop waits for, but for its own."""
-    loop: Any = asyncio.get_running_loop()
-    return set(loop._selector.get_map()) - {loop._ssock.fileno()}
-
-
-async def receive_all(peer: socket.socket, count: int) -> bytes:
-    loop = asyncio.get_running_loop()
-    received = b""
-    while len(received) < count:
-        data = await loop.sock_recv(peer, 65536)
-        if not data:
-            break
-        received += data
-    return received
-
-
-async def fill(stream: Stream, **how: Any) -> bool:
-    """Write until somebody objects."""
-    while await stream.write(bytes(65536), **how):
-        pass
-    return False
+__all__ = ["pair"]  # a fixture
 
 
 def has_closed_window(stream: Stream) -> bool:
@@ -107,71 +72,6 @@ class TestReading:
         assert await stream.read() == b"late"
 
 
-async def hear_later(pair: Pair) -> None:
-    """Hear what was not there at once."""
-    stream, peer = pair
-    reading = asyncio.create_task(stream.read())
-    await asyncio.sleep(0.001)
-    assert not reading.done()
-    peer.sendall(b"at last")
-    assert await reading == b"at last"
-
-
-class TestLimit:
-    """Of the time for all that waits, with milliseconds for seconds."""
-
-    async def test_whoever_waits_longer_is_told_and_may_go_on(self, pair: Pair) -> None:
-        stream, peer = pair
-        stream.wait_at_most(0.01)
-        with pytest.raises(TimeoutError):
-            await stream.read()
-        with pytest.raises(TimeoutError):  # it is over, also for the next one
-            await stream.read()
-        with pytest.raises(TimeoutError):
-            await fill(stream)
-        assert watched_descriptors() == set()
-        stream.wait_at_most(None)
-        peer.sendall(b"late")
-        assert await stream.read() == b"late"
-
-    async def test_which_is_put_off_or_brought_forward_counts_from_then_on(
-        self, pair: Pair
-    ) -> None:
-        stream, _ = pair
-        clock = asyncio.get_running_loop().time
-        for seconds in (0.5, 60.0):
-            stream.wait_at_most(seconds)
-            await hear_later(pair)
-        began = clock()
-        stream.wait_at_most(0.55)  # the timer of 0.5 rings before it
-        with pytest.raises(TimeoutError):
-            await stream.read()
-        assert 0.54 <= clock() - began < 30
-        stream.wait_at_most(60.0)
-        await hear_later(pair)
-        stream.wait_at_most(0.01)  # sooner than the timer of 60
-        with pytest.raises(TimeoutError):
-            await stream.read()
-
-    async def test_a_shorter_wait_inside_it_ends_by_itself(self, pair: Pair) -> None:
-        stream, _ = pair
-        stream.wait_at_most(60.0)
-        assert not await stream.wait_for_input(0.001)
-        stream.wait_at_most(0.01)
-        with pytest.raises(TimeoutError):
-            await stream.wait_for_input(60.0)
-
-    async def test_stream_that_has_ended_has_no_timer(self, pair: Pair) -> None:
-        stream, _ = pair
-        loop: Any = asyncio.get_running_loop()
-        stream.wait_at_most(60.0)
-        await hear_later(pair)
-        timers = [*loop._scheduled]
-        assert timers
-        stream.close()
-        assert all(one.cancelled() for one in timers)
-
-
 class TestWriting:
     async def test_everything_arrives_in_order(self, pair: Pair) -> None:
         stream, peer = pair
@@ -186,7 +86,7 @@ class TestWriting:
 
     async def test_a_small_write_is_not_held_back(self, pair: Pair) -> None:
         stream, _ = pair
-        nagle = stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        nagle = stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert nagle != 0
 
     async def test_a_peer_that_takes_nothing_is_found_silent(self, pair: Pair) -> None:
@@ -245,7 +145,7 @@ class TestWriting:
 
     async def test_handing_to_the_kernel_is_no_progress(self, pair: Pair) -> None:
         stream, _ = pair
-        stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         assert await stream.write(bytes(200_000))  # all of it fits into our kernel
         with pytest.raises(StreamSilent):
             await stream.drain(progress_timeout=0)
@@ -287,7 +187,7 @@ class TestWriting:
 
     async def test_draining_stops_for_a_reply(self, pair: Pair) -> None:
         stream, peer = pair
-        stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         assert await stream.write(bytes(200_000))
         peer.sendall(b"552 too large\r\n")
         assert await stream.drain(heed_input=True) is False
@@ -310,7 +210,7 @@ class TestWriting:
 
     async def test_draining_notices_a_reset(self, pair: Pair) -> None:
         stream, peer = pair
-        stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         assert await stream.write(bytes(200_000))
         peer.close()
         with pytest.raises(StreamClosed):
@@ -338,100 +238,6 @@ class TestWriting:
         assert watched_descriptors() == set()
         with pytest.raises(StreamClosed, match="cut short"):
             await stream.write(b"QUIT\r\n")
-
-    @pytest.mark.parametrize("number", sorted(stream_module.OWN_TROUBLE))
-    def test_our_own_shortage_is_not_the_peers_fault(self, number: int) -> None:
-        error = stream_module._translate(OSError(number, os.strerror(number)))
-        assert isinstance(error, LocalTrouble)
-
-    def test_any_other_error_closes(self) -> None:
-        error = stream_module._translate(OSError(errno.EHOSTUNREACH, ""))
-        assert isinstance(error, StreamClosed)
-        assert str(error) == "No route to host"
-
-
-class TestTheEnd:
-    async def test_closing_says_last_words(self, pair: Pair) -> None:
-        stream, peer = pair
-        stream.close(b"QUIT\r\n")
-        assert await receive_all(peer, 100) == b"QUIT\r\n"
-        stream.close()
-
-    async def test_closing_delivers_what_the_kernel_holds(self, pair: Pair) -> None:
-        stream, peer = pair
-        await stream.write(b"x" * 5000)
-        stream.close()
-        assert await receive_all(peer, 10_000) == b"x" * 5000
-
-    async def test_no_last_words_after_half_a_command(self, pair: Pair) -> None:
-        stream, peer = pair
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await fill(stream)
-        stream.close(b"QUIT\r\n")
-        assert (await receive_all(peer, 1 << 30)).strip(b"\0") == b""
-
-    async def test_aborting_resets(self, pair: Pair) -> None:
-        stream, peer = pair
-        await stream.write(b"message")
-        stream.abort()
-        with pytest.raises(ConnectionResetError):
-            await receive_all(peer, 100)
-
-    async def test_nothing_works_afterwards(self, pair: Pair) -> None:
-        stream, _ = pair
-        stream.close()
-        assert stream.unacknowledged() == 0
-        with pytest.raises(StreamClosed):
-            await stream.read()
-        with pytest.raises(StreamClosed):
-            await stream.write(b"x")
-        with pytest.raises(StreamClosed):
-            await stream.ready(reading=True)
-
-    @pytest.mark.parametrize("end", [Stream.close, Stream.abort])
-    async def test_whoever_still_waits_is_told(
-        self, pair: Pair, end: Callable[[Stream], None]
-    ) -> None:
-        stream, _ = pair
-        async with asyncio.TaskGroup() as group:
-            reading = group.create_task(expect(StreamClosed, stream.read()))
-            await asyncio.sleep(0)
-            end(stream)
-            await reading
-        assert watched_descriptors() == set()
-
-    async def test_a_descriptor_used_again_at_once_is_not_confused(
-        self, pair: Pair
-    ) -> None:
-        stream, _ = pair
-        task = asyncio.create_task(stream.read())
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        number = stream._socket.fileno()
-        stream.close()
-        other, peer = connected_pair()
-        try:
-            assert number in (other._socket.fileno(), peer.fileno())
-            peer.sendall(b"for the new one")
-            assert await other.read() == b"for the new one"
-        finally:
-            other.close()
-            peer.close()
-
-    async def test_a_stream_that_ended_leaves_nothing_open(self) -> None:
-        before = set(os.listdir("/proc/self/fd"))
-        for end in (Stream.close, Stream.abort):
-            stream, peer = connected_pair()
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0):
-                    await stream.read()
-            end(stream)
-            peer.close()
-        gc.collect()  # an unclosed socket would warn, and a warning is an error
-        assert set(os.listdir("/proc/self/fd")) == before
 
 
 # --- what is known of the last words when they are answered
@@ -521,7 +327,7 @@ async def test_words_of_a_peer_that_reads_nothing_are_no_progress(pair: Pair) ->
 
 async def test_what_is_said_before_our_words_arrive_shows_itself(pair: Pair) -> None:
     stream, peer = pair
-    stream._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     await stream.write(bytes(200_000))
     await stream.write(b".\r\n")
     peer.sendall(b"250 too early\r\n")
@@ -692,7 +498,7 @@ class TestTls:
 
     async def test_a_cancelled_handshake_leaves_nothing(self) -> None:
         async with served(say_nothing) as stream:
-            number = stream._socket.fileno()
+            number = stream.socket.fileno()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
                     await stream.start_tls(tls.opportunistic(), "mx.example")
@@ -725,11 +531,6 @@ class TestTls:
 
 
 # --- help
-
-
-async def expect(error: type[Exception], work: Awaitable[object]) -> None:
-    with pytest.raises(error):
-        await work
 
 
 class Clock:

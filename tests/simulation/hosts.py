@@ -14,7 +14,7 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.errors import ConnectError, TLSError
-from mxpolicy.net.stream import StreamClosed
+from mxpolicy.net.channel import StreamClosed
 from mxpolicy.routing.candidate import Verdict
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
 from tests.simulation.world import GOOD, Act, Place
