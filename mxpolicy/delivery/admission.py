@@ -16,7 +16,7 @@ import time
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery import events, own_outcomes
 from mxpolicy.delivery.owner import Owner, is_alive
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.routing.candidate import Phase
@@ -252,7 +252,7 @@ class Stay:
         """Return why, and let deliveries of the next *seconds* know it at once."""
         if seconds:
             await self._admission.note(over.aim, Lately.LIMITED, seconds)
-        return trouble.no_place(over, self._admission.utc())
+        return own_outcomes.no_place(over, self._admission.utc())
 
     async def _look(self, aims: Sequence[str]) -> OverLimit | Undecided | None:
         admission = self._admission

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mxpolicy.delivery import trouble
+from mxpolicy.delivery import refusals, trouble
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.failures import Failures
 from mxpolicy.delivery.passed_over import PassedOver
@@ -141,7 +141,7 @@ class AttemptRecipients:
         undecided = self._settle_refused(candidate, offered, answers, waited)
         if ending is None and undecided:
             sole_recipient = len(offered) == 1
-            ending = trouble.ending(
+            ending = refusals.ending(
                 undecided, waited=waited, sole_recipient=sole_recipient
             )
         elif ending is None:

@@ -12,7 +12,7 @@ import resource
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery import events, own_outcomes
 from mxpolicy.routing.candidate import Phase
 from mxpolicy.routing.reachability import TURNED_AWAY
 from mxpolicy.routing.turns import Turns, best_hosts
@@ -198,8 +198,8 @@ class Connections:
         """Return the outcome of a message that has waited *seconds* for a turn in vain."""
         turns = self._turns
         if turns.is_full:
-            return trouble.no_connection(turns.in_all, seconds)
-        return trouble.no_turn(hosts[0], turns.limit(hosts[0]), seconds)
+            return own_outcomes.no_connection(turns.in_all, seconds)
+        return own_outcomes.no_turn(hosts[0], turns.limit(hosts[0]), seconds)
 
 
 def _affordable(in_all: int) -> int:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Protocol
 
 from mxpolicy.address import AddressError, Mailbox, parse_mailbox, parse_reverse_path
-from mxpolicy.delivery import events, journal, trouble
+from mxpolicy.delivery import events, journal, own_outcomes, trouble
 from mxpolicy.delivery.admission import Stay
 from mxpolicy.delivery.claims import Claims
 from mxpolicy.delivery.context import Context
@@ -213,7 +213,7 @@ class Delivery:
         """
         if self._cancelled is not None:
             return
-        self._cancelled = trouble.cancelled(why)
+        self._cancelled = own_outcomes.cancelled(why)
         if self.fast is not None and not self.fast.go_on_from_dot():
             self.fast.drop()
             self.end()
@@ -229,7 +229,7 @@ class Delivery:
         if self.fast is not None:
             self.fast.drop()
             stopped = LocalTrouble("the delivery was cancelled")
-            self._cancelled = trouble.own_trouble(stopped)
+            self._cancelled = own_outcomes.own_trouble(stopped)
             self.settlement.stop(self._cancelled)
             self.end()
         elif self._task is not None:
@@ -243,12 +243,12 @@ class Delivery:
                     self._opening = tasks.create_task(work(tasks))
         except asyncio.CancelledError:
             stopped = LocalTrouble("the delivery was cancelled")
-            self.settlement.stop(trouble.own_trouble(stopped))
+            self.settlement.stop(own_outcomes.own_trouble(stopped))
             await self._finish_journal()
             raise
         except Exception as error:
             self.trace.trouble(error)
-            self.settlement.stop(trouble.own_trouble(error))
+            self.settlement.stop(own_outcomes.own_trouble(error))
         await self._finish_journal()
         if self.stay is not None:
             await self.stay.leave()
@@ -274,12 +274,12 @@ class Delivery:
         try:
             reverse_path = parse_reverse_path(self.request.sender)
         except AddressError as error:
-            self.settlement.settle_all(trouble.bad_sender(error))
+            self.settlement.settle_all(own_outcomes.bad_sender(error))
             return
         digest = await self.mail_data.digest()
         hops = self.mail_data.received_count
         if hops >= self.context.options.limits.hops:
-            self.settlement.settle_all(trouble.too_many_hops(hops))
+            self.settlement.settle_all(own_outcomes.too_many_hops(hops))
             return
         request = self.request
         self.envelope = Envelope(
@@ -345,7 +345,7 @@ class Delivery:
             try:
                 mailboxes[number] = parse_mailbox(text)
             except AddressError as error:
-                self.settlement.settle(number, trouble.bad_recipient(error))
+                self.settlement.settle(number, own_outcomes.bad_recipient(error))
         return mailboxes
 
     def note_journal_keys(self, digest: bytes) -> None:

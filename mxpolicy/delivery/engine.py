@@ -11,7 +11,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
-from mxpolicy.delivery import trouble
+from mxpolicy.delivery import own_outcomes
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.delivery import Delivery, Request
 from mxpolicy.delivery.mail_data import MailData
@@ -89,11 +89,11 @@ class Engine:
         try:
             reverse_path = parse_reverse_path(sender)
         except AddressError as error:
-            return Plan(nexthop, (), refusal=trouble.bad_sender(error))
+            return Plan(nexthop, (), refusal=own_outcomes.bad_sender(error))
         try:
             mailbox = parse_mailbox(recipient) if recipient else None
         except AddressError as error:
-            return Plan(nexthop, (), refusal=trouble.bad_recipient(error))
+            return Plan(nexthop, (), refusal=own_outcomes.bad_recipient(error))
         nexthop, domain = destination(nexthop, mailbox.domain if mailbox else "")
         try:
             return await self.context.planner.plan(
@@ -104,9 +104,9 @@ class Engine:
                 within=within,
             )
         except NexthopError as error:
-            return Plan(nexthop, (), refusal=trouble.bad_nexthop(error))
+            return Plan(nexthop, (), refusal=own_outcomes.bad_nexthop(error))
         except AddressError as error:  # an international name, see parse_nexthop
-            return Plan(nexthop, (), refusal=trouble.own_trouble(error))
+            return Plan(nexthop, (), refusal=own_outcomes.own_trouble(error))
 
     async def forecast(
         self,

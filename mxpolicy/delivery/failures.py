@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from mxpolicy.delivery import trouble
+from mxpolicy.delivery import refusals, trouble
 from mxpolicy.options import GreetingPolicy
 from mxpolicy.outcome import Bounced, Deferred, Tried
 from mxpolicy.protocol.smtp_states import Verb
@@ -107,12 +107,12 @@ class Failures:
         """*candidate* refused this recipient; return a refusal of the mail by 5yz.
 
         After any other (None) further hosts are asked, and `combine` settles it in the
-        end. Arguments as in `trouble.judge_reply`.
+        end. Arguments as in `refusals.judge_reply`.
         """
-        judgement = trouble.judge_reply(
+        judgement = refusals.judge_reply(
             verb, reply, str(candidate.key), sole_recipient=sole_recipient
         )
-        verdict = trouble.verdict_of(reply, judgement)
+        verdict = refusals.verdict_of(reply, judgement)
         finding = Finding(
             verdict, Phase.TRANSACTION, waited, judgement.scope, text=reply.text
         )

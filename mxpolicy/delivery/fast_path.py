@@ -18,7 +18,7 @@ import asyncio
 from math import inf
 from typing import TYPE_CHECKING
 
-from mxpolicy.delivery import events, fast_report, fast_start, trouble
+from mxpolicy.delivery import events, fast_report, fast_start, own_outcomes
 from mxpolicy.delivery.attempt import Begun
 from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.errors import LocalTrouble, RemoteProtocolError
@@ -149,7 +149,7 @@ class Shortcut:
             refusal = await stay.enter()
         except Exception as error:
             delivery.trace.trouble(error)
-            refusal = trouble.own_trouble(error)
+            refusal = own_outcomes.own_trouble(error)
         if delivery.fast is not self:
             await stay.leave()
             return

@@ -10,7 +10,7 @@ import asyncio
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery import events, own_outcomes
 from mxpolicy.delivery.attempt import Attempt, Begun
 from mxpolicy.delivery.claims import Claims
 from mxpolicy.delivery.consult import Consulted, consult
@@ -128,7 +128,7 @@ class Group:
         left = self._request.deadline - self._trace.now()
         await self._call.claims.claim_later(self.numbers, min(wait, left / 3))
         busy = self._settlement.those(RecipientState.ELSEWHERE, self.numbers)
-        self._settlement.settle_all(trouble.under_way(), busy)
+        self._settlement.settle_all(own_outcomes.under_way(), busy)
         self.numbers = self._settlement.those(RecipientState.OPEN, self.numbers)
         if self.numbers:
             await self.send()
@@ -145,7 +145,7 @@ class Group:
             finally:
                 await stay.leave()
         except NexthopError as error:
-            self._settlement.settle_all(trouble.bad_nexthop(error), self.numbers)
+            self._settlement.settle_all(own_outcomes.bad_nexthop(error), self.numbers)
         except Exception as error:
             self._fail(error)
 
@@ -180,7 +180,7 @@ class Group:
 
     def _fail(self, error: Exception) -> None:
         self._trace.trouble(error)
-        self._settlement.stop(trouble.own_trouble(error), self.numbers)
+        self._settlement.stop(own_outcomes.own_trouble(error), self.numbers)
 
     async def _send_from(self, stay: Stay) -> None:
         """Plan and attempt, once there is a place for it."""

@@ -1,7 +1,7 @@
 """One message over one session: from MAIL to the dot (RFC 5321 §3.3).
 
 A `Transaction` offers the message to some of its recipients. It notes in a `Settlement`
-and in `Answers` how each was answered. `mxpolicy.delivery.trouble` says what a reply
+and in `Answers` how each was answered. `mxpolicy.delivery.refusals` says what a reply
 means. After *ready* the time is the message's, so a transaction limits every wait itself.
 `Control` says how much time there is.
 """
@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from mxpolicy.delivery import trouble
+from mxpolicy.delivery import refusals
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.session import Session
@@ -107,8 +107,8 @@ class Answers:
         about = {
             number: reply
             for number, (verb, reply) in self.refused.items()
-            if trouble.is_about_the_session(verb, reply)
-            or (verb is not Verb.DOT and trouble.wants_tls(reply))
+            if refusals.is_about_the_session(verb, reply)
+            or (verb is not Verb.DOT and refusals.wants_tls(reply))
         }
         for number in about:
             del self.refused[number]
@@ -119,12 +119,12 @@ class Answers:
         asked = {
             number: reply
             for number, (_, reply) in self.refused.items()
-            if trouble.wants_tls(reply)
+            if refusals.wants_tls(reply)
         }
         for number in asked:
             del self.refused[number]
         replies = [*asked.values()]
-        if self.goodbye is not None and trouble.wants_tls(self.goodbye):
+        if self.goodbye is not None and refusals.wants_tls(self.goodbye):
             replies.append(self.goodbye)
         self.goodbye = None
         return replies[0] if replies else None
@@ -135,7 +135,7 @@ class Answers:
             number
             for number in numbers
             if number in self.refused
-            and trouble.is_too_many_recipients(*self.refused[number])
+            and refusals.is_too_many_recipients(*self.refused[number])
         ]
         for number in over_limit:
             del self.refused[number]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mxpolicy.delivery import trouble
+from mxpolicy.delivery import own_outcomes
 from mxpolicy.delivery.attempt_recipients import AttemptRecipients
 from mxpolicy.delivery.offer import Message
 from mxpolicy.delivery.plan import Plan
@@ -155,7 +155,7 @@ def test_cancel_leaves_those_whose_dot_is_out_to_its_reply() -> None:
     play = Play()
     play.offer(BEST)
     play.send_dot(BEST, [0])
-    assert play.recipients.settle_cancelled(trouble.cancelled("stop"), {})
+    assert play.recipients.settle_cancelled(own_outcomes.cancelled("stop"), {})
     assert list(play.settled) == [1]
     play.recipients.settle_stopped()
     assert isinstance(play.settled[0].outcome, Deferred)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mxpolicy.delivery import trouble
+from mxpolicy.delivery import refusals, trouble
 from mxpolicy.delivery.failures import Failure, Failures, combine
 from mxpolicy.delivery.trouble import Misfit
 from mxpolicy.options import GreetingPolicy
@@ -262,7 +262,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
         match what:
             case (Verb() as verb, Reply() as answer, bool(sole_recipient)):
                 about_session |= candidate not in overruled and (
-                    trouble.is_about_the_session(verb, answer)
+                    refusals.is_about_the_session(verb, answer)
                 )
                 refusal = failures.refused(
                     candidate,
@@ -274,7 +274,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
                 )
                 if refusal is not None and refusal.is_final:
                     assert answer.is_permanent
-                    assert not trouble.is_about_the_session(verb, answer)
+                    assert not refusals.is_about_the_session(verb, answer)
                     assert candidate not in overruled
                     stands = True
             case (Finding() as finding, answer):
@@ -318,7 +318,7 @@ def test_the_order_of_events_changes_no_status(order: list[int]) -> None:
         Failure(
             WORST,
             SILENT,
-            trouble.judge_reply(Verb.MAIL, reply("450 4.7.1 later"), str(WORST)),
+            refusals.judge_reply(Verb.MAIL, reply("450 4.7.1 later"), str(WORST)),
         ),
     ]
     outcome = combine(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import pytest
 
-from mxpolicy.delivery import trouble
+from mxpolicy.delivery import own_outcomes
 from mxpolicy.delivery.claims import Claims, TakenOver
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.entries import Entries
@@ -114,7 +114,7 @@ class Delivery:
         if self._settlement.those(RecipientState.OPEN, [0]):
             await self._send()
         if self._settlement[0].outcome is None:
-            self._settlement.settle(0, trouble.under_way())
+            self._settlement.settle(0, own_outcomes.under_way())
         await self._notes.finish()
         self.has_sent_dot = False
         self.process.calls.end(self._owner)
@@ -126,7 +126,7 @@ class Delivery:
         try:
             await self._claims.dot_is_next(HOST, [0])
         except TakenOver as error:
-            self._settlement.settle(0, trouble.own_trouble(error))
+            self._settlement.settle(0, own_outcomes.own_trouble(error))
             return
         await self.process.step()
         self.process.machine.dots += 1

@@ -21,7 +21,7 @@ import dns.rdatatype
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.config import parse
-from mxpolicy.delivery import trouble
+from mxpolicy.delivery import own_outcomes, refusals
 from mxpolicy.delivery.events import CandidateFailed, Delays, RecipientSettled
 from mxpolicy.delivery.failures import Failures
 from mxpolicy.delivery.log_line import MAX_LINE, json_line, text_line
@@ -179,7 +179,7 @@ def judgements(data: bytes) -> None:
             CANDIDATE, 0, verb, reply, waited=1.0, sole_recipient=sole_recipient
         )
         final = refused.outcome if refused else None
-        trouble.ending([(verb, reply)], waited=1.0, sole_recipient=sole_recipient)
+        refusals.ending([(verb, reply)], waited=1.0, sole_recipient=sole_recipient)
         assert final is None or reply.is_permanent
         combined = final or failures.combine(0, GiveUpReason.EXHAUSTED)
         assert isinstance(combined, Deferred) or reply.is_permanent
@@ -430,7 +430,7 @@ def _sender(text: str) -> None:
         sender = parse_reverse_path(text)
     except AddressError as error:
         assert set(text) & set("\r\n\0<>")
-        assert_shown(str(trouble.bad_sender(error).text), 950)
+        assert_shown(str(own_outcomes.bad_sender(error).text), 950)
         return
     if sender is not None:
         assert parse_reverse_path(sender.wire) == sender
@@ -450,7 +450,7 @@ def addresses(data: bytes) -> None:
     try:
         mailbox = parse_mailbox(text)
     except AddressError as error:
-        assert_shown(str(trouble.bad_recipient(error).text), 950)
+        assert_shown(str(own_outcomes.bad_recipient(error).text), 950)
     else:
         assert not re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", mailbox.wire)
         assert parse_mailbox(mailbox.wire) == mailbox
@@ -458,7 +458,7 @@ def addresses(data: bytes) -> None:
     try:
         hops = parse_nexthop(text, 25)
     except (NexthopError, AddressError) as error:
-        assert_shown(str(trouble.bad_nexthop(error).text), 950)
+        assert_shown(str(own_outcomes.bad_nexthop(error).text), 950)
         return
     for hop in hops:
         assert re.fullmatch(r"[a-z0-9._:-]{1,253}", hop.name)

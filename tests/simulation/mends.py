@@ -51,7 +51,7 @@ MENDS = {
         "trouble: A refusal that only names our HELO is about the mail",
         (
             Edit(
-                "delivery/trouble.py",
+                "delivery/refusals.py",
                 "reply.code == 421 or reply.is_positive:",
                 "reply.code == 421 or reply.is_positive or 'client' in reply.text:",
             ),
@@ -61,7 +61,7 @@ MENDS = {
         "trouble: A refusal of our session is the answer when no other host is left",
         (
             Edit(
-                "delivery/trouble.py",
+                "delivery/refusals.py",
                 ".LAST_RESORT, bounced)",
                 ".NEXT_HOST, deferred)",
             ),
@@ -203,7 +203,7 @@ MENDS = {
         "trouble: A mailbox with too many messages is no transaction with too many recipients",
         (
             Edit(
-                "delivery/trouble.py",
+                "delivery/refusals.py",
                 "(status is not None and status.subject == 2)",
                 "False",
             ),
