@@ -686,10 +686,14 @@ class Race:
         """Return until when *runner* is waited for before one of more doubt starts.
 
         That one may have the message, so asking it risks a copy. A patient sender would
-        not, as long as *runner* may answer. Half of the time is left for it all the same.
+        not, as long as *runner* may answer. Half of the time is left for it all the same,
+        unless *runner* has answered EHLO: TLS has a time of its own.
         """
+        patient = runner.since + patient_time(runner.phase)
+        if runner.phase is Phase.TLS:
+            return patient
         half = self._since + (self._limit - self._since) / 2
-        return min(runner.since + patient_time(runner.phase), half)
+        return min(patient, half)
 
     def _make_room(
         self, following: _Runner, now: float, actions: list[Action]

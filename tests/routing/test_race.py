@@ -1469,6 +1469,18 @@ def test_host_in_doubt_is_not_asked_while_a_patient_sender_waits_for_another(
     assert Start(BEST) in race.wake(until)
 
 
+def test_host_in_doubt_waits_for_one_that_is_slow_under_tls_as_it_was_at_ehlo() -> None:
+    race = doubtful_race((BEST, 1), (MIDDLE, 0))
+    race.begin(0.0)
+    race.reached(MIDDLE, Phase.EHLO, 0.1)
+    actions = race.reached(MIDDLE, Phase.TLS, DEADLINE / 6 - 1.0)
+    ready_at = DEADLINE / 3 - 1.0
+    while isinstance(wake := actions[-1], Wake) and wake.at < ready_at:
+        actions = race.wake(wake.at)
+        assert Start(BEST) not in actions
+    taken_one(race, MIDDLE, ready_at)
+
+
 def test_others_that_may_have_the_message_are_no_reason_to_hurry() -> None:
     race = doubtful_race((BEST, 1), (MIDDLE, 0), (WORST, 0))
     race.begin(0.0)

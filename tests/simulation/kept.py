@@ -99,6 +99,10 @@ KEPT = {
         host(0, 20, says(Place.MAIL, "", 221.0)),
         host(1, 30, says(Place.EHLO, "", 278.0), tls=True),
     ),
+    "best_host_slow_at_ehlo_and_again_under_tls_and_another_in_doubt": world(
+        host(0, 20, says(Place.EHLO, "", 266.7), tls=True),
+        host(1, 30, Step(Place.DOT, Act.TAKE_IN_SILENCE)),
+    ),
     "slow_at_ehlo_and_starttls_offered": world(
         host(0, 10, says(Place.EHLO, "", 254.0), tls=True), messages=TWO
     ),
