@@ -184,17 +184,16 @@ class _Queue:
         by_recipient: bool,
     ) -> None:
         await asyncio.sleep(message.begins)
-        # A try of which nothing was heard is none.
-        world = self._world
-        ends = (*world.kills, *world.restarts, *world.cancels, *world.crashes)
-        lost = len(ends) + message.is_cut
-        gaps = [*self._world.gaps, *[self._world.gaps[-1]] * lost]
+        gaps = [*self._world.gaps]
         while True:
             async with self._places:
                 answers, was_restarted = await self._try(message, attempt)
             if was_restarted:
                 await asyncio.sleep(RESTART)
                 continue
+            if _is_lost(answers):
+                # It has as many tries as the patient sender's, and this was none.
+                gaps.append(self._world.gaps[-1])
             left = self._note(message, answers)
             if not left or not gaps:
                 return
@@ -260,3 +259,11 @@ class _Queue:
             relay = answer.relay.rpartition("[")[0]
             if answer.end is End.DELIVERED and relay not in hosts:
                 breaches[who] = f"delivered, and {relay} has not got it"
+
+
+def _is_lost(answers: dict[str, Answer] | None) -> bool:
+    """Return whether nothing was heard of a try, or that it was cancelled."""
+    if answers is None:
+        return True
+    ends = answers.values()
+    return any(one.end is End.DEFERRED and not one.is_deferral for one in ends)

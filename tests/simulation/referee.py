@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.simulation.hosts import Taken
     from tests.simulation.patient import Limits
     from tests.simulation.queue import Played
-    from tests.simulation.world import Step, World
+    from tests.simulation.world import Message, Step, World
 
 __all__ = ["Fault", "judge", "tell", "world_of", "world_of_sessions"]
 
@@ -230,10 +230,11 @@ def _kind(
 ) -> str:
     end, theirs = ours.ends[one], patients.ends[one]
     copies, their_copies = ours.copies(one), patients.copies(one)
+    most = _most_copies(world, patients, one)
     if end is End.DELIVERED and not copies:
         return "delivered, and no host has it"
     price = _price(world, ours, patients, one, is_fooling=is_fooling)
-    if len(copies) > max(1, len(their_copies)) + price:
+    if len(copies) > max(1, most) + price:
         return _COPY
     if len(copies) > 1 and _is_always_heard(world):
         return "a copy, though the 250 for the first one came"
@@ -249,6 +250,21 @@ def _kind(
     if _is_steady(world, one) and _is_put_off_more(world, ours, patients, one):
         return "put off once too often"
     return ""
+
+
+def _most_copies(world: World, patients: Played, one: str) -> int:
+    """Return how many copies the patient sender makes of *one*.
+
+    Where a host has one session at a time it is luck whose tries it sees, and if it does
+    not answer the dot, each of them makes a copy. Then those that the patient sender
+    makes of any recipient count, whoever that is.
+    """
+    steps = [step for host in world.hosts for step in host.steps]
+    is_luck = any(step.act is Act.BUSY for step in steps)
+    if not is_luck or not any(_leaves_doubt(step) for step in steps):
+        return len(patients.copies(one))
+    who = [each for message in world.messages for each in message.recipients]
+    return max(len(patients.copies(each)) for each in who)
 
 
 def _is_had(ours: Played, one: str) -> bool:
@@ -271,18 +287,29 @@ def _is_put_off_more(world: World, ours: Played, patients: Played, one: str) -> 
     """Return whether *one* is put off more often than by the patient sender.
 
     Where a host has one session at a time it is luck who gets it. There as many as with
-    the patient sender may be put off so often, whoever they are; and one more for each
-    process that is killed, which comes again.
+    the patient sender, which may even bounce them, may be put off so often, whoever they
+    are; and one more for each process that is killed, which comes again. A race may have
+    sessions with several addresses of such hosts for a moment, and so keep another
+    message out once. So may a message that begins in the same moment, once more than a
+    patient sender's: their next tries begin together again.
     """
     often = ours.deferrals[one]
-    steps = [step for host in world.hosts for step in host.steps]
+    busy = [
+        host for host in world.hosts if any(step.act is Act.BUSY for step in host.steps)
+    ]
+    begins = [one.begins for one in world.messages]
+    is_together = len({*begins}) < len(begins)
+    often -= is_together or sum(len(host.addresses) for host in busy) > 1
     if often <= patients.deferrals[one]:
         return False
-    if not any(step.act is Act.BUSY for step in steps):
+    if not busy:
         return True
     who = [each for message in world.messages for each in message.recipients]
     mine = sum(ours.deferrals[each] >= often for each in who)
-    theirs = sum(patients.deferrals[each] >= often for each in who)
+    theirs = sum(
+        patients.deferrals[each] >= often or patients.ends[each] is End.BOUNCED
+        for each in who
+    )
     return mine > theirs + len(world.kills)
 
 
@@ -292,10 +319,7 @@ def _is_steady(world: World, one: str) -> bool:
     What is remembered may put off a message once that would meet a host just mended, or
     one so slow that it counts as down. And a first doubt at the final dot ends a try.
     """
-    message = next(each for each in world.messages if one in each.recipients)
-    if message.queue_id in {kill.queue_id for kill in world.kills}:
-        return False
-    if world.storage is not Storage.WELL or world.restarts or world.crashes:
+    if world.storage is not Storage.WELL or world.restarts or _is_killed(world, one):
         return False
     (domain,) = world.domains
     steps = [step for host in domain.hosts for step in host.steps]
@@ -343,8 +367,12 @@ def _price(
     may leave the final dot unanswered. To bounce what a host may have costs no copy, so
     each such host may be asked once more before it comes to that; nor does it to believe a 250 that
     comes before the final dot (*is_fooling*). Who is killed before the reply is read
-    begins anew: so a patient sender makes all its copies again. A restart is one more
-    try, at hosts that do not answer the dot or without an answer of the store.
+    begins anew: so a patient sender makes all its copies again, and so does a race. Who
+    is killed between the note and the dot leaves a doubt at a host that has nothing; then
+    one that never answers the dot may be asked once more before it. A restart is one more
+    try, at hosts that do not answer the dot or without an answer of
+    the store. Where nothing is kept, a try may leave a copy at each host that does not
+    answer the dot before another one takes the message.
     """
     copies = ours.copies(one)
     theirs = {taken.host for taken in patients.copies(one)}
@@ -360,9 +388,13 @@ def _price(
     restarted = len(world.restarts) if unheard or is_slow else 0
     if world.storage in _FORGETFUL and (_is_asked_again(world, one) or unheard):
         tries = len(ours.texts[one]) + len(world.restarts) + killed
-        each = max(1, len(patients.copies(one)), elsewhere)
+        is_heard = any(taken.heard_at < inf for taken in copies)
+        each = max(1, len(patients.copies(one)), elsewhere, len(unheard) + is_heard)
         return bounced + is_fooling + tries * each
-    return elsewhere + bounced + is_fooling + killed * max(1, len(theirs)) + restarted
+    again = max(1, len(theirs)) + elsewhere
+    if unheard and not killed and _is_killed(world, one):
+        restarted += 1
+    return elsewhere + bounced + is_fooling + killed * again + restarted
 
 
 def _is_asked_again(world: World, one: str) -> bool:
@@ -371,13 +403,18 @@ def _is_asked_again(world: World, one: str) -> bool:
     So it does for all recipients when one is deferred, and when it heard no answer. Only
     the journal keeps them from a copy then.
     """
-    message = next(each for each in world.messages if one in each.recipients)
-    mine = message.queue_id
-    return bool(
-        message.is_shared
-        or world.restarts
-        or mine in {kill.queue_id for kill in world.kills}
-    )
+    is_shared = _message(world, one).is_shared
+    return bool(is_shared or world.restarts or _is_killed(world, one))
+
+
+def _is_killed(world: World, one: str) -> bool:
+    """Return whether a process that delivers to *one* is killed."""
+    killed = {kill.queue_id for kill in world.kills}
+    return bool(world.crashes) or _message(world, one).queue_id in killed
+
+
+def _message(world: World, one: str) -> Message:
+    return next(each for each in world.messages if one in each.recipients)
 
 
 def tell(world: World, faults: list[Fault]) -> str:

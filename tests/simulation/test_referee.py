@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 AT_ONCE = 50
+# Worlds in which chance, or a kill, makes a difference to the patient sender that is no
+# fault: who gets the only session of a host, or how often a message is tried.
+LUCK = (678, 4965, 6781, 700887, 10000285, 10000913, 10002982, 10005272)
 # Of all mends, and where they show: the whole proof takes minutes.
 SEEN = [("visits", 1, 1), ("loop", 20, 20)]
 
@@ -34,6 +37,12 @@ def test_session_that_is_used_again_causes_nothing_either(first: int) -> None:
         world = world_of_sessions(seed)
         faults = judge(world)
         assert not faults, tell(world, faults)
+
+
+@pytest.mark.parametrize("seed", LUCK)
+def test_luck_is_no_fault(seed: int) -> None:
+    faults = judge(world_of(seed))
+    assert not faults, tell(world_of(seed), faults)
 
 
 @pytest.mark.parametrize("name", KEPT)
