@@ -22,7 +22,7 @@ from mxpolicy.errors import MxPolicyError
 from mxpolicy.reply import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 __all__ = ["Ended", "Postconf", "PostfixUnseen", "directory_of", "run"]
 
@@ -55,6 +55,7 @@ def run(
     patience: float = PATIENCE,
     most: int = MAX_OUTPUT,
     environ: Mapping[str, str] | None = None,
+    inherited: Collection[int] = (),
 ) -> Ended:
     """Run *program* of *directory* to its end; kill it after *patience* seconds.
 
@@ -65,6 +66,7 @@ def run(
         patience: In seconds.
         most: Bytes that it may write.
         environ: What is to be in its environment beside our own.
+        inherited: Descriptors that it has, too.
 
     Raises:
         PostfixUnseen: It cannot be started, took too long or said too much.
@@ -77,6 +79,7 @@ def run(
             stderr=subprocess.PIPE,
             # So that what it starts ends with it.
             start_new_session=True,
+            pass_fds=inherited,
             env={**os.environ, **(environ or {}), "LC_ALL": "C"},
         )
     except OSError as error:

@@ -16,11 +16,7 @@ from mxpolicy.check.installation import Obstacle, obstacle
 from mxpolicy.check.master_cf import parse_services, substitute
 from mxpolicy.check.postconf import PostfixUnseen
 from mxpolicy.check.postfix_rows import (
-    ACCIDENTS,
-    FILTER_NAME,
-    REFUSAL,
     Transport,
-    filter_tables,
     judge_all,
     judge_instance,
     judge_places,
@@ -28,6 +24,7 @@ from mxpolicy.check.postfix_rows import (
     processes,
 )
 from mxpolicy.check.report import Level, tell
+from mxpolicy.check.status_filter import ACCIDENTS, FILTER_NAME, REFUSAL, filter_tables
 from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import ConfigError, UsageError
 from mxpolicy.net.own_name import own_name

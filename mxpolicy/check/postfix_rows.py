@@ -14,6 +14,7 @@ from mxpolicy.check.configuration import SHORT_DEADLINE, TOO_SHORT
 from mxpolicy.check.installation import Obstacle
 from mxpolicy.check.master_cf import words
 from mxpolicy.check.report import fail, first, ok, said, warn
+from mxpolicy.check.status_filter import judge_filter
 from mxpolicy.options import Options
 from mxpolicy.pipe import ALARM_INTERVAL
 from mxpolicy.pipe_command import ALARM_SLACK, DOT_TIME, time_needed
@@ -27,12 +28,7 @@ if TYPE_CHECKING:
     from mxpolicy.pipe_command import Arguments
 
 __all__ = [
-    "ACCIDENTS",
-    "FILTER",
-    "FILTER_NAME",
-    "REFUSAL",
     "Transport",
-    "filter_tables",
     "judge_all",
     "judge_instance",
     "judge_places",
@@ -56,22 +52,6 @@ FEWEST_PLACES = 4
 
 # Bytes of memory that one delivery takes.
 PROCESS = 30 * 1024 * 1024
-
-FILTER_NAME = "pipe_delivery_status_filter"
-
-# As in contrib/postfix/main.cf.
-FILTER = "regexp:{ {/^5(\\.3\\.[0-5] (Command (died|time limit exceeded).*))/ 4$$1} }"
-
-# pipe(8)'s words for ends that we never choose: Python does not start, a module or a file
-# is missing, memory has run out.
-ACCIDENTS = (
-    '5.3.0 Command died with status 1: "mxpolicy"',
-    '5.3.0 Command died with status 127: "mxpolicy"',
-    '5.3.0 Command time limit exceeded: "mxpolicy"',
-)
-
-# An end that we do choose.
-REFUSAL = "5.1.1 no such user"
 
 _RECIPIENT = re.compile(r"recipient}|\$recipient|\(recipient")
 
@@ -142,7 +122,7 @@ def judge_transport(it: Transport) -> list[Item]:
     if it.arguments and it.options:
         deadline = it.arguments.deadline
         items += judge_time(it.service, it.settings, deadline, it.options)
-    return [*items, *_judge_filter(it)]
+    return [*items, *judge_filter(it)]
 
 
 def _judge_process(it: Transport) -> list[Item]:
@@ -419,50 +399,6 @@ def judge_time(
             f"daemon_timeout is {watchdog or 0.0:.0f} s: Postfix gives up on {service.name}"
             f" before {name} has passed, and tries again beside it",
             f"postconf -e daemon_timeout={longest * 2:.0f}s",
-        ),
-    )
-
-
-def filter_tables(service: Service, settings: Mapping[str, str]) -> list[str]:
-    """Return the tables of the delivery status filter, in the order of the question."""
-    text = service.overrides.get(FILTER_NAME, settings[FILTER_NAME])
-    return words(text, " \t,")
-
-
-def _judge_filter(it: Transport) -> list[Item]:
-    hard = [one for one in ACCIDENTS if not it.filtered.get(one, "").startswith("4")]
-    # Ours first: it is the narrower.
-    value = ", ".join(filter(None, (FILTER, it.filter_as_written)))
-    return said(
-        first(
-            warn(
-                it.settings["soft_bounce"] == "yes",
-                "soft_bounce is yes: nothing bounces, whatever hosts say, until"
-                " maximal_queue_lifetime",
-                "postconf -e soft_bounce=no",
-            ),
-            warn(
-                it.filter_unseen,
-                f"{FILTER_NAME} could not be asked: {it.filter_unseen}",
-            ),
-            fail(
-                hard,
-                f"{FILTER_NAME} does not soften '{''.join(hard[:1])[6:]}': when Python"
-                " does not start, or a file is missing, mail is bounced, not deferred",
-                f"postconf -PX {it.service.place}/{FILTER_NAME}"
-                if FILTER_NAME in it.service.overrides
-                else f"postconf -e {shlex.quote(f'{FILTER_NAME} = {value}')}",
-            ),
-            ok(
-                True,
-                f"{it.service.name}: accidents of the command are deferred"
-                f" ({FILTER_NAME})",
-            ),
-        ),
-        warn(
-            it.filtered.get(REFUSAL, "").startswith("4"),
-            f"{FILTER_NAME} softens 5.1.1: what a host refuses for good stays in the"
-            " queue",
         ),
     )
 

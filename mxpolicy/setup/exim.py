@@ -1,8 +1,8 @@
-"""Set-up of an Exim, and its undo.
+"""Set-up of an Exim, and its undo; `mxpolicy.setup.mail_server` has what they promise.
 
 Debian's split configuration takes files of our own, in its directory ``conf.d``. Into a
 single file nothing is written: the order of its routers is the site's, and so is the place
-where ours belongs. `mxpolicy.setup.exim_command` prints the lines instead.
+where ours belongs. `mxpolicy.setup.exim_by_hand` has the lines instead.
 """
 
 from __future__ import annotations
@@ -14,31 +14,26 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mxpolicy.errors import MxPolicyError
-from mxpolicy.setup.exim_lines import RETRY, domains_of, router, transport
-from mxpolicy.setup.kept import (
-    Kept,
-    SetupError,
-    digest,
-    is_unfinished,
-    load,
-    owner_of,
-    read_text,
-    replace,
-    save,
-)
+from mxpolicy.setup.disk import Disk, SetupError, read_text
+from mxpolicy.setup.exim_by_hand import ACL_PLACE
+from mxpolicy.setup.exim_lines import ACL, RETRY, domains_of, router, transport
+from mxpolicy.setup.kept import load, save
+from mxpolicy.setup.mail_server import MailServer
 from mxpolicy.setup.steps import WHOLE, Plan, Step
-from mxpolicy.setup.undo import aside_of, kept_with, taken_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from mxpolicy.check.postconf import Ended
-    from mxpolicy.setup.postfix_plan import Asked
+    from mxpolicy.setup.kept import Kept
+    from mxpolicy.setup.mail_server import Say, Undoing
+    from mxpolicy.setup.steps import Asked, Command
+    from mxpolicy.setup.undo import Undone
 
 __all__ = ["DIRECTORY", "Exim"]
 
 DIRECTORY = "/etc/exim4"
-KEPT = "mxpolicy-setup.json"
+UPDATE: Command = ("update-exim4.conf",)
 
 ROUTER_FILE = "router/190_mxpolicy"
 TRANSPORT_FILE = "transport/35_mxpolicy"
@@ -54,14 +49,16 @@ _OURS = re.compile(
 _RULE = re.compile(r"^\*\s+\*\s", re.M)
 
 
-class Exim:
+class Exim(MailServer):
     """One Exim by its configuration directory, and the programs of Debian's package."""
 
-    def __init__(self, directory: str, run: Callable[..., Ended]) -> None:
+    name = "exim"
+
+    def __init__(
+        self, directory: str, run: Callable[..., Ended], disk: Disk | None = None
+    ) -> None:
         """Look at *directory*; *run* takes the words of a command line."""
-        self.directory = directory
-        self.kept_path = f"{directory}/{KEPT}"
-        self._run = run
+        super().__init__(directory, run, disk or Disk())
         self._debconf = read_text(f"{directory}/update-exim4.conf.conf") or ""
 
     @property
@@ -70,30 +67,17 @@ class Exim:
         is_alone = os.path.exists(f"{self.directory}/exim4.conf")
         return bool(_SPLIT.search(self._debconf)) and not is_alone
 
-    @staticmethod
-    def has_a_place_for(asked: Asked) -> bool:
-        """Return whether *asked* is about more than the ACL, which is for hands."""
-        delivers = asked.all_mail or asked.domains or asked.lmtp
-        return bool(delivers or not asked.policy)
-
     def plan(self, asked: Asked) -> Plan:
         """Return what would be written into ``conf.d`` for *asked*."""
+        by_hand = ((ACL_PLACE, ACL),) if asked.policy else ()
+        delivers = asked.all_mail or asked.domains or asked.lmtp
+        if asked.policy and not delivers:
+            return Plan(by_hand=by_hand)
         refusals: list[str] = []
-        notes: list[str] = []
         wanted = {TRANSPORT_FILE: transport(asked.program, asked.config, asked.lmtp)}
-        there = read_text(self._path(ROUTER_FILE))
         if asked.all_mail or asked.domains:
-            domains = list(asked.domains)
-            earlier = domains_of(there) if there is not None else []
-            if earlier is None and domains:
-                refusals.append(
-                    f"{self._path(ROUTER_FILE)} takes all mail already: --undo it first"
-                )
-            if domains:
-                domains = list(dict.fromkeys((*(earlier or ()), *domains)))
+            domains = self._domains(asked, refusals)
             wanted[ROUTER_FILE] = router(domains, asked.lmtp)
-        if not self.has_a_place_for(asked):
-            wanted = {}
         kept = load(self.kept_path)
         ours = {one.file: one.after for one in kept.steps} if kept else {}
         steps = []
@@ -109,21 +93,34 @@ class Exim:
                 )
             steps.append(Step(path, WHOLE, text, now))
         refusals += [
-            f"{path} has {name} already: take it out"
-            for path, name in self._others()
-            if wanted
+            f"{path} has {name} already: take it out" for path, name in self._others()
         ]
-        if wanted and not any(map(_RULE.search, self._texts("retry").values())):
-            notes.append(
+        notes = self._notes(is_routed=ROUTER_FILE in wanted)
+        return Plan(tuple(steps), tuple(refusals), tuple(notes), by_hand)
+
+    def _domains(self, asked: Asked, refusals: list[str]) -> list[str]:
+        """Return whose mail the router takes: also what an earlier set-up gave it."""
+        there = read_text(self._path(ROUTER_FILE))
+        earlier = domains_of(there) if there is not None else []
+        if not asked.domains:
+            return []
+        if earlier is None:
+            refusals.append(
+                f"{self._path(ROUTER_FILE)} takes all mail already: --undo it first"
+            )
+        return list(dict.fromkeys((*(earlier or ()), *asked.domains)))
+
+    def _notes(self, *, is_routed: bool) -> Iterator[str]:
+        if not any(map(_RULE.search, self._texts("retry").values())):
+            yield (
                 f"there is no retry rule for all domains in {self._path('retry')}, and"
                 f" without one Exim bounces what mxpolicy defers: {' '.join(RETRY.split())}"
             )
-        if ROUTER_FILE in wanted and (found := _SMARTHOST.search(self._debconf)):
-            notes.append(
+        if is_routed and (found := _SMARTHOST.search(self._debconf)):
+            yield (
                 f"Exim is set up as {found[2]}: mail that mxpolicy takes goes to the MX"
                 " hosts itself"
             )
-        return Plan(tuple(steps), tuple(refusals), tuple(notes))
 
     def _path(self, name: str) -> str:
         return f"{self.directory}/conf.d/{name}"
@@ -149,46 +146,31 @@ class Exim:
                 if path not in own and (found := _OURS.search(text)):
                     yield path, found[1] or found[2]
 
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether a set-up was killed before its end."""
-        return is_unfinished(load(self.kept_path))
+    def commands(self, what: Plan) -> list[Command]:
+        """Return what has Exim use the files of *what*."""
+        return [UPDATE] if what.steps else []
 
-    def apply(self, what: Plan) -> None:
-        """Carry out *what*, and what is unfinished, and have Exim use it.
-
-        Raises:
-            MxPolicyError: Exim does not take it; all is as it was before.
-            OSError: A file could not be written; what is done can be undone.
-        """
-        kept = load(self.kept_path)
-        paths = [one.file for one in what.steps]
-        paths += list(kept.files) if kept else []
-        there = {path: read_text(path) for path in paths}
-        owners = {path: owner_of(path) for path in there}
-        new = kept_with(kept, what, "exim", there, owners)
-        save(self.kept_path, new)
+    def apply(self, asked: Asked, what: Plan, say: Say = lambda _: None) -> None:
+        """Carry out *what*; see `MailServer.apply`. What Exim refuses is taken back."""
+        earlier = load(self.kept_path)
+        there = {one.file: read_text(one.file) for one in what.steps}
+        kept = self.begin(what)
         # The transport before the router that names it.
-        for step in sorted(what.steps, key=lambda one: ROUTER_FILE in one.file):
-            replace(step.file, step.after)
+        self.write(sorted(what.steps, key=lambda one: ROUTER_FILE in one.file))
         try:
             self.use()
         except MxPolicyError:
             for path, text in there.items():
-                replace(path, text)
-            if kept is None:
-                replace(self.kept_path, None)
+                self._disk.replace(path, text)
+            if earlier is None:
+                self.forget()
             else:
-                save(self.kept_path, kept)
+                save(self.kept_path, earlier, self._disk)
             # Where it was another program that failed, Exim has the new one already.
             with suppress(MxPolicyError):
-                self._ask("update-exim4.conf")
+                self.edit(*UPDATE)
             raise
-        files = {
-            path: one._replace(after=digest(read_text(path)))
-            for path, one in new.files.items()
-        }
-        save(self.kept_path, new._replace(files=files))
+        self.end(kept)
 
     def use(self) -> None:
         """Have Exim use what conf.d says now.
@@ -196,8 +178,9 @@ class Exim:
         Raises:
             SetupError: update-exim4.conf objects; Exim goes on with what it had.
         """
-        self._ask("update-exim4.conf")
-        pid_file = self._ask("exim4", "-bP", "pid_file_path").partition("=")[2].strip()
+        self.edit(*UPDATE)
+        answer = self.ask("exim4", "-bP", "pid_file_path")
+        pid_file = answer.partition("=")[2].strip()
         text = read_text(pid_file) if pid_file else None
         if text and text.strip().isdigit():
             pid = int(text)
@@ -205,30 +188,18 @@ class Exim:
             if (read_text(f"/proc/{pid}/comm") or "").startswith("exim"):
                 os.kill(pid, signal.SIGHUP)
 
-    def _ask(self, *command: str) -> str:
-        ended = self._run(*command)
-        if ended.status:
-            why = ended.err or f"ended with status {ended.status}"
-            raise SetupError(f"{command[0]}: {why}")
-        return ended.out
-
-    def in_the_way(self) -> list[str]:
-        """Return why set-up cannot be taken back: what still names our transport."""
+    def in_the_way(self, kept: Kept, undone: Undone) -> list[str]:
+        """Return what still names our transport."""
         return [
             f"{path} names {name}, which would not be there: take that out first"
             for path, name in self._others()
         ]
 
-    def undo(self, kept: Kept) -> None:
-        """Take back what is *kept*, and have Exim use what is there then."""
-        there = {path: read_text(path) for path in kept.files}
+    def undo(self, what: Undoing, say: Say = lambda _: None) -> list[str]:
+        """Carry out *what*; see `MailServer.undo`."""
         # The router first, which names the transport.
-        undone = taken_back(kept, there)
-        for path, text in sorted(
-            undone.texts.items(), key=lambda one: ROUTER_FILE not in one[0]
-        ):
-            if path in undone.aside:
-                replace(aside_of(path), there[path])
-            replace(path, text)
+        for path in sorted(what.undone.texts, key=lambda one: ROUTER_FILE not in one):
+            self.restore(path, what)
         self.use()
-        replace(self.kept_path, None)
+        self.forget()
+        return []

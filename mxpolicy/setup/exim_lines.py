@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from mxpolicy.setup.postfix_lines import PROGRAM
+from mxpolicy.setup.steps import PROGRAM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

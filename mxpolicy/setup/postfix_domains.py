@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.check.master_cf import words
-from mxpolicy.setup.kept import read_text
+from mxpolicy.setup.disk import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

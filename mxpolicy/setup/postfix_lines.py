@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mxpolicy.check.postfix_rows import FILTER, FILTER_NAME
+from mxpolicy.check.status_filter import FILTER, FILTER_NAME
+from mxpolicy.setup.steps import PROGRAM
 
 __all__ = [
     "ALL_MAIL",
@@ -19,7 +20,6 @@ __all__ = [
     "OWN",
     "PIPE",
     "POLICY",
-    "PROGRAM",
     "RELAY_CHECK",
     "RELAY_LIST",
     "SENDER_CHECK",
@@ -29,9 +29,6 @@ __all__ = [
     "Part",
     "table_line",
 ]
-
-# Where contrib's lines have it.
-PROGRAM = "/opt/mxpolicy/bin/mxpolicy"
 
 # Where smtp(8) leaves what it could not deliver.
 FALLBACK_AT = ("127.0.0.1", 10026)

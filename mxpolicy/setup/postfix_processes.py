@@ -14,7 +14,7 @@ from contextlib import closing
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from mxpolicy.setup.kept import read_text
+from mxpolicy.setup.disk import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet

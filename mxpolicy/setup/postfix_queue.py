@@ -10,7 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from mxpolicy.setup.kept import SetupError
+from mxpolicy.setup.disk import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -12,20 +12,20 @@ from mxpolicy.setup.steps import MAIN, MASTER, WHOLE
 from mxpolicy.terminal import BOLD, GREEN, RED, YELLOW
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mxpolicy.setup.steps import Plan, Step
     from mxpolicy.setup.undo import Undone
     from mxpolicy.terminal import Terminal
 
-__all__ = ["done", "not_yet", "plan", "sentences", "undoing", "undone"]
+__all__ = ["by_hand", "done", "not_yet", "plan", "sentences", "undoing", "undone"]
 
 
 def plan(
     what: Plan, directory: str, commands: Sequence[Sequence[str]], terminal: Terminal
 ) -> None:
     """Show *what*, with the *commands* that carry it out for a mail server in *directory*."""
-    if not what.steps and not what.refusals:
+    if not (what.steps or what.refusals or what.by_hand):
         terminal.line("Nothing to do: all of it is there already.")
     files = dict.fromkeys(one.file for one in what.steps)
     for file in files:
@@ -39,6 +39,15 @@ def plan(
             # Not wrapped, to be copied.
             terminal.line(f"  {_safe(shlex.join(command))}")
     sentences(what.refusals, what.notes, terminal)
+    by_hand(what.by_hand, terminal)
+
+
+def by_hand(parts: Iterable[tuple[str, str]], terminal: Terminal) -> None:
+    """Show lines for the postmaster to put in: where, and the text."""
+    for where, text in parts:
+        terminal.heading(where)
+        for line in text.splitlines():
+            terminal.line(line)
 
 
 def _lines(step: Step) -> tuple[list[str], list[str]]:

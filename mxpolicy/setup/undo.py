@@ -8,20 +8,20 @@ changes nothing, so a run that was killed can be repeated.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.setup.cf_text import entries, find, put_back, squeeze
 from mxpolicy.setup.kept import Kept, KeptFile, digest
-from mxpolicy.setup.postfix_lines import OWN, TABLE
-from mxpolicy.setup.steps import MAIN, MASTER, WHOLE
+from mxpolicy.setup.postfix_lines import OWN
+from mxpolicy.setup.steps import WHOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
+    from mxpolicy.setup.disk import Labels
     from mxpolicy.setup.steps import Plan, Step
 
-__all__ = ["Undone", "aside_of", "going", "kept_with", "mentions", "taken_back"]
+__all__ = ["Texts", "Undone", "aside_of", "kept_with", "kind_of", "taken_back"]
 
 Texts = dict[str, str | None]
 
@@ -51,7 +51,7 @@ def taken_back(kept: Kept, there: Mapping[str, str | None]) -> Undone:
     notes: list[str] = []
     for path, one in kept.files.items():
         text = there[path]
-        if one.is_whole and one.after == digest(text):
+        if one.is_whole and digest(text) in {one.after, digest(one.before)}:
             texts[path] = one.before
             continue
         for step in reversed(_of(path, kept.steps)):
@@ -78,7 +78,7 @@ def kept_with(
     plan: Plan,
     mail_server: str,
     there: Mapping[str, str | None],
-    owners: Mapping[str, tuple[int, int, int] | None],
+    labels: Mapping[str, Labels | None],
 ) -> Kept:
     """Return what is to be kept before *plan* is carried out.
 
@@ -87,7 +87,7 @@ def kept_with(
         plan: What is to be done now. Its files are absolute paths.
         mail_server: ``postfix`` or ``exim``.
         there: What each file is now: those of *plan* and those of *kept*.
-        owners: User, group and mode of each file.
+        labels: Of each file.
     """
     files = {}
     steps = {(one.file, one.key): one for one in kept.steps} if kept else {}
@@ -97,11 +97,11 @@ def kept_with(
             # Anything else that was changed since must outlive the undo.
             is_whole = one.is_whole and clean[path] == one.before
             # Of a set-up that was killed, it may be what postconf -e made of it.
-            owner = one.owner if one.after is None else owners.get(path)
-            files[path] = KeptFile(one.before, is_whole, owner=owner)
+            label = one.labels if one.after is None else labels.get(path)
+            files[path] = KeptFile(one.before, is_whole, labels=label)
     for path in dict.fromkeys(one.file for one in plan.steps):
         if path not in files:
-            files[path] = KeptFile(there[path], owner=owners.get(path))
+            files[path] = KeptFile(there[path], labels=labels.get(path))
     for step in plan.steps:
         earlier = steps.get((step.file, step.key))
         # What was there before the first of them comes back, unless it came already.
@@ -115,7 +115,8 @@ def _of(path: str, steps: Sequence[Step]) -> list[Step]:
     return [one for one in steps if one.file == path]
 
 
-def _kind(path: str) -> str:
+def kind_of(path: str) -> str:
+    """Return the name of a file without its directory: main.cf, for one."""
     return path.rpartition("/")[2]
 
 
@@ -123,7 +124,7 @@ def _is_by(step: Step, text: str | None) -> bool:
     """Return whether *text* has what *step* made, as far as can be told."""
     if step.key == WHOLE:
         return True
-    found = find(_kind(step.file), text or "", step.key)
+    found = find(kind_of(step.file), text or "", step.key)
     return any(one.value == squeeze(step.after) for one in found)
 
 
@@ -133,7 +134,7 @@ def _without(step: Step, text: str | None, notes: list[str]) -> str | None:
         return step.before
     if text is None:
         return None
-    kind = _kind(step.file)
+    kind = kind_of(step.file)
     found = find(kind, text, step.key)
     if not found:
         return text
@@ -153,65 +154,3 @@ def _without(step: Step, text: str | None, notes: list[str]) -> str | None:
 def _is_our_own(step: Step) -> bool:
     """Return whether the entry is nothing without us, whatever it says by now."""
     return step.before is None and step.key.startswith(OWN)
-
-
-# -- what would point to nothing --------------------------------------------------
-
-
-def going(kept: Kept, texts: Mapping[str, str | None]) -> list[str]:
-    """Return patterns of what nothing may name any more when *texts* hold.
-
-    Args:
-        kept: By set-up.
-        texts: Of the files, after it is taken back.
-    """
-    patterns = []
-    for step in kept.steps:
-        text = texts[step.file]
-        kind = _kind(step.file)
-        if step.key == WHOLE:
-            if text is None:
-                patterns.append(rf"{TABLE}\b")
-            continue
-        if find(kind, text or "", step.key):
-            continue
-        name, _, sort = step.key.partition("/")
-        if kind == MASTER and sort == "unix":
-            patterns.append(rf"(?<![\w./-]){re.escape(name)}:")
-            patterns.append(rf"\bprivate/{re.escape(name)}\b")
-        elif kind == MASTER:
-            host, _, port = name.partition(":")
-            patterns.append(re.escape(f"[{host}]:{port}"))
-        elif name == "mxpolicy_policy":
-            patterns.append(r"\$[{(]?mxpolicy_policy\b")
-    return patterns
-
-
-def mentions(
-    patterns: Collection[str],
-    texts: Mapping[str, str | None],
-    tables: Mapping[str, str],
-) -> list[str]:
-    """Return where something still names what would go, a sentence each.
-
-    Args:
-        patterns: From `going`.
-        texts: main.cf and master.cf as they would become, by path.
-        tables: Lookup tables that main.cf names, by path.
-    """
-    if not patterns:
-        return []
-    pattern = re.compile("|".join(patterns))
-    found = []
-    for path, text in texts.items():
-        if _kind(path) in {MAIN, MASTER} and text is not None:
-            found += [
-                f"{path}, line {one.first + 1}, {one.key}: {hit[0]}"
-                for one in entries(_kind(path), text)
-                if (hit := pattern.search(one.value))
-            ]
-    for path, text in tables.items():
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.lstrip().startswith("#") and (hit := pattern.search(line)):
-                found.append(f"{path}, line {number}: {hit[0]}")
-    return found

@@ -17,8 +17,9 @@ from mxpolicy.check.access import Account
 from mxpolicy.check.master_cf import parse_services
 from mxpolicy.check.postconf import Ended, Postconf
 from mxpolicy.check.postfix import Postfix
-from mxpolicy.check.postfix_rows import FILTER, judge_time, parse_time
+from mxpolicy.check.postfix_rows import judge_time, parse_time
 from mxpolicy.check.report import Item, Level
+from mxpolicy.check.status_filter import FILTER
 from mxpolicy.options import LimitOptions, Options
 from mxpolicy.pipe_command import parse_arguments
 from tests.check import recorded

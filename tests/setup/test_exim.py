@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mxpolicy.check.postconf import Ended
-from mxpolicy.setup import exim as module
-from mxpolicy.setup.exim import KEPT, Exim
-from mxpolicy.setup.kept import SetupError, load
-from mxpolicy.setup.postfix_plan import Asked
-from mxpolicy.setup.steps import Plan
+from mxpolicy.setup.disk import SetupError
+from mxpolicy.setup.exim import Exim
+from mxpolicy.setup.kept import Stage
+from mxpolicy.setup.mail_server import KEPT
+from mxpolicy.setup.steps import Asked, Plan
 
 DEBCONF = "dc_eximconfig_configtype='{}'\ndc_use_split_config='{}'\n"
 OLD = "old:\n  driver = accept\n  domains = example.net\n  transport = {}\n"
 
 ALL = Asked(all_mail=True)
 SOME = Asked(domains=("example.com", ".example.com"))
-
-
-class Killed(BaseException):
-    """In the place of SIGKILL."""
 
 
 class Programs:
@@ -32,7 +27,7 @@ class Programs:
         self.refuses = ""
         self.ran: list[tuple[str, ...]] = []
 
-    def __call__(self, *argv: str) -> Ended:
+    def __call__(self, *argv: str, **how: object) -> Ended:
         self.ran.append(argv)
         if argv[0] == "update-exim4.conf" and self.refuses:
             return Ended(1, "", self.refuses)
@@ -59,16 +54,16 @@ def contents(directory: Path) -> dict[str, bytes]:
 def applied(exim: Exim, asked: Asked) -> Plan:
     what = exim.plan(asked)
     assert what.refusals == ()
-    if what.steps or exim.is_unfinished:
-        exim.apply(what)
+    if what.steps or exim.stage is Stage.UNFINISHED:
+        exim.apply(asked, what)
     return what
 
 
 def undone(exim: Exim) -> None:
-    kept = load(exim.kept_path)
-    assert kept is not None
-    assert exim.in_the_way() == []
-    exim.undo(kept)
+    what = exim.undoing()
+    assert what is not None
+    assert what.refusals == ()
+    exim.undo(what)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +87,11 @@ def test_undo_restores_every_byte(asked: Asked, tmp_path: Path) -> None:
 
 def test_acl_is_for_hands(tmp_path: Path) -> None:
     exim = Exim(str(etc(tmp_path)), Programs())
-    assert exim.plan(Asked(policy=True)) == Plan()
+    what = exim.plan(Asked(policy=True))
+    [(where, lines)] = what.by_hand
+    assert what == Plan(by_hand=what.by_hand)
+    assert "acl_smtp_rcpt" in where
+    assert "readsocket" in lines
     assert len(exim.plan(Asked(policy=True, all_mail=True)).steps) == 2
 
 
@@ -150,7 +149,9 @@ def test_another_router_for_our_transport_is_in_the_way(
     exim = Exim(str(directory), Programs())
     applied(exim, ALL)
     (directory / "conf.d" / "router" / "100_old").write_text(OLD.format(name))
-    [refusal] = exim.in_the_way()
+    what = exim.undoing()
+    assert what is not None
+    [refusal] = what.refusals
     assert f"100_old names {name}" in refusal
     # update-exim4.conf passes over it.
     (directory / "conf.d" / "router" / "100_old").rename(
@@ -185,49 +186,12 @@ def test_single_file_is_known(split: str, file: str, tmp_path: Path) -> None:
     assert not Exim(str(directory), Programs()).is_split
 
 
-@pytest.mark.parametrize("work", [lambda exim: applied(exim, SOME), undone])
-def test_killed_at_each_change(work: object, tmp_path: Path) -> None:
-    directory = etc(tmp_path)
-    before = contents(directory)
-    for count in range(20):
-        exim = Exim(str(directory), Programs())
-        if work is undone:
-            applied(exim, SOME)
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            left = iter(range(count))
-            for name in ("save", "replace"):
-                monkeypatch.setattr(module, name, _dying(getattr(module, name), left))
-            try:
-                work(exim)  # type: ignore[operator]
-            except Killed:
-                pass
-            else:
-                assert count >= 3
-                break
-        if count % 2:
-            applied(exim, SOME)
-        if load(exim.kept_path) is not None:
-            undone(exim)
-        assert contents(directory) == before
-    else:
-        raise AssertionError("never came to its end")
-
-
-def _dying(change: Callable[..., object], left: Iterator[int]) -> Callable[..., object]:
-    def call(*argv: object) -> object:
-        if next(left, None) is None:
-            raise Killed
-        return change(*argv)
-
-    return call
-
-
 def test_exim_goes_on_as_before_when_another_program_fails(tmp_path: Path) -> None:
     directory, run = etc(tmp_path), Programs()
     before = contents(directory)
     used: list[dict[str, bytes]] = []
 
-    def runs(*argv: str) -> Ended:
+    def runs(*argv: str, **how: object) -> Ended:
         if argv[0] == "update-exim4.conf":
             used.append(contents(directory / "conf.d"))
             return run(*argv)
@@ -235,7 +199,7 @@ def test_exim_goes_on_as_before_when_another_program_fails(tmp_path: Path) -> No
 
     exim = Exim(str(directory), runs)
     with pytest.raises(SetupError, match="out of memory"):
-        exim.apply(exim.plan(ALL))
+        exim.apply(ALL, exim.plan(ALL))
     assert contents(directory) == before
     assert used[-1] == contents(directory / "conf.d")
     assert len(used) == 2

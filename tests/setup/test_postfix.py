@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import resource
 import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mxpolicy.setup import postfix as setup
-from mxpolicy.setup import postfix_undo
 from mxpolicy.setup.cf_text import entries
-from mxpolicy.setup.kept import SetupError, load, replace, sweep
+from mxpolicy.setup.disk import Disk, SetupError
+from mxpolicy.setup.kept import Stage, load
+from mxpolicy.setup.mail_server import KEPT
 from mxpolicy.setup.postfix import Postfix
-from mxpolicy.setup.postfix_plan import Asked, plan
 from mxpolicy.setup.postfix_queue import waiting
-from mxpolicy.setup.postfix_undo import KEPT
-from mxpolicy.setup.steps import Plan
+from mxpolicy.setup.steps import Asked, Plan
 from tests.setup.programs import TREE, Copy, Real, sample
 
 needs_postconf = pytest.mark.skipif(TREE is None, reason="no packages of the lab")
@@ -40,13 +37,6 @@ SAMPLES = ("debian", "mailcow", "dockermailserver", "byhand", "manylines")
 every_sample = pytest.mark.parametrize("name", SAMPLES)
 every_way = pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
 
-# For what does not ask how postconf edits.
-SEVERAL = Asked(domains=("example.com",), fallback=True, policy=True)
-
-
-class Killed(BaseException):
-    """In the place of SIGKILL."""
-
 
 def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
     """Return {name: (what is in it, mode)}."""
@@ -56,14 +46,13 @@ def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def planned(postfix: Postfix, asked: Asked) -> Plan:
-    return plan(asked, postfix.seen(asked))
+    return postfix.plan(asked)
 
 
 def applied(postfix: Postfix, asked: Asked) -> Plan:
-    seen = postfix.seen(asked)
-    what = plan(asked, seen)
+    what = postfix.plan(asked)
     assert what.refusals == ()
-    if what.steps or postfix.is_unfinished:
+    if what.steps or postfix.stage is Stage.UNFINISHED:
         postfix.apply(asked, what)
     return what
 
@@ -196,96 +185,6 @@ def test_table_that_the_postmaster_changed_is_kept(tmp_path: Path) -> None:
     assert not table.exists()
     kept = directory / "mxpolicy_transport.undone"
     assert "example.org mxpolicy:\n" in kept.read_text()
-
-
-# -- killed -----------------------------------------------------------------------
-
-
-def interrupted(
-    monkeypatch: pytest.MonkeyPatch, run: Copy, count: int
-) -> Callable[..., object]:
-    """Have the *count*-th change die; after it, where *count* is odd."""
-    left = iter(range(count // 2))
-
-    def dying(change: Callable[..., object]) -> Callable[..., object]:
-        def call(*argv: str, **how: float) -> object:
-            if next(left, None) is not None:
-                return change(*argv, **how)
-            if count % 2:
-                change(*argv, **how)
-            raise Killed
-
-        return call
-
-    for module in (setup, postfix_undo):
-        for name in ("save", "replace", "give_back"):
-            if change := getattr(module, name, None):
-                monkeypatch.setattr(module, name, dying(change))
-    edit: Callable[..., object] = dying(run)
-    ask: Callable[..., object] = run
-
-    def runs(*argv: str, **how: float) -> object:
-        is_change = argv[1] in {"-e", "-M"}
-        return (edit if is_change else ask)(*argv, **how)
-
-    return runs
-
-
-def killed_states(work: Callable[[Postfix], object], directory: Path) -> Iterator[None]:
-    """Yield after *work* was killed before and after each change that it makes."""
-    begun = contents(directory)
-    for count in range(100):
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            runs = interrupted(monkeypatch, Copy(directory), count)
-            try:
-                work(Postfix(runs))  # type: ignore[arg-type]
-            except Killed:
-                pass
-            else:
-                assert count > 6
-                return
-        yield
-        for path in directory.iterdir():
-            path.unlink()
-        for name, (data, mode) in begun.items():
-            (directory / name).write_bytes(data)
-            (directory / name).chmod(mode)
-    raise AssertionError("never came to its end")
-
-
-@pytest.mark.parametrize("name", ["debian", "mailcow"])
-@pytest.mark.parametrize("then", ["undo", "apply"])
-def test_killed_set_up(name: str, then: str, tmp_path: Path) -> None:
-    directory = sample(name, tmp_path / "postfix")
-    (directory / "main.cf").chmod(0o640)
-    before = contents(directory)
-    whole = Postfix(Copy(directory))
-    applied(whole, SEVERAL)
-    after = contents(directory)
-    undone(whole)
-    for _ in killed_states(lambda postfix: applied(postfix, SEVERAL), directory):
-        postfix = Postfix(Copy(directory))
-        if then == "apply":
-            applied(postfix, SEVERAL)
-            assert {**contents(directory), KEPT: None} == {**after, KEPT: None}
-        if postfix.undoing() is not None:
-            undone(postfix)
-        assert contents(directory) == before
-
-
-@pytest.mark.parametrize("then", ["undo", "apply"])
-def test_killed_undo(then: str, tmp_path: Path) -> None:
-    directory = sample("mailcow", tmp_path / "postfix")
-    (directory / "main.cf").chmod(0o640)
-    before = contents(directory)
-    applied(Postfix(Copy(directory)), SEVERAL)
-    for _ in killed_states(undone, directory):
-        postfix = Postfix(Copy(directory))
-        if then == "apply":
-            applied(postfix, SEVERAL)
-        if postfix.undoing() is not None:
-            undone(postfix)
-        assert contents(directory) == before
 
 
 # -- refusals ---------------------------------------------------------------------
@@ -593,7 +492,7 @@ def test_link_in_the_place_of_the_kept_file_is_not_followed(tmp_path: Path) -> N
     (tmp_path / KEPT).symlink_to(tmp_path / "theirs")
     with pytest.raises(SetupError, match="is no file"):
         load(str(tmp_path / KEPT))
-    replace(str(tmp_path / KEPT), "ours", 0o600)
+    Disk().replace(str(tmp_path / KEPT), "ours", 0o600)
     assert (tmp_path / "theirs").read_text() == "{}"
 
 
@@ -606,7 +505,7 @@ def test_disk_that_is_full_is_told(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(OSError, match="File too large") as raised:
-            replace(str(path), "new" * 1000)
+            Disk().replace(str(path), "new" * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
@@ -618,5 +517,6 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / "conf.d").mkdir()
     for name in ("main.cf.mxpolicy-new", "conf.d/router.mxpolicy-new", "main.cf"):
         (tmp_path / name).touch()
-    sweep(str(tmp_path))
+    with Disk().alone(str(tmp_path)):
+        pass
     assert {one.name for one in tmp_path.rglob("*")} == {"main.cf", "conf.d"}

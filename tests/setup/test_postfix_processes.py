@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from mxpolicy.check.postconf import Ended
-from mxpolicy.setup.kept import SetupError
+from mxpolicy.setup.disk import SetupError
+from mxpolicy.setup.kept import Stage
 from mxpolicy.setup.postfix import Postfix
 from mxpolicy.setup.postfix_lines import FALLBACK_AT
-from mxpolicy.setup.postfix_plan import Asked, plan
+from mxpolicy.setup.postfix_plan import plan
 from mxpolicy.setup.postfix_processes import at_work, is_taken
+from mxpolicy.setup.steps import Asked
 from tests.setup.programs import Copy, sample
 
 
@@ -65,7 +67,9 @@ class Running(Copy):
 
 def applied(run: Copy, asked: Asked) -> Postfix:
     postfix = Postfix(run, patience=0.0, pause=0.0)
-    assert postfix.apply(asked, plan(asked, postfix.seen(asked)))
+    said: list[str] = []
+    postfix.apply(asked, postfix.plan(asked), said.append)
+    assert said == []
     return postfix
 
 
@@ -138,7 +142,7 @@ def test_postfix_that_ends_at_reload_is_told(tmp_path: Path) -> None:
     asked = Asked(all_mail=True)
     with pytest.raises(SetupError, match=r"Postfix ended .* postfix start"):
         postfix.apply(asked, plan(asked, postfix.seen(asked)))
-    assert postfix.is_unfinished
+    assert postfix.stage is Stage.UNFINISHED
 
 
 def test_port_that_is_taken(tmp_path: Path) -> None:
