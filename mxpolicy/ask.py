@@ -187,6 +187,8 @@ def _attributes(words: Iterable[str]) -> dict[str, str]:
         if not equals or name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, n=1)
             hint = f" (did you mean '{near[0]}'?)" if near else ""
+            if not equals and "@" in word:
+                hint = f" (did you mean 'recipient={printable(word, 60)}'?)"
             raise UsageError(
                 f"{printable(word, 60)!r} is not NAME=VALUE by one of the names"
                 f" {', '.join(NAMES)}{hint}"

@@ -252,7 +252,11 @@ class Daemon:
                 sys.stderr.write(f"mxpolicy: {error}\n")
             return 1
         await _look_at(store)
-        self._note(f"mxpolicy {__version__} serves {', '.join(self._doors.sockets)}")
+        begun = f"mxpolicy {__version__} serves {', '.join(self._doors.sockets)}"
+        self._note(begun)
+        if options.log.to != "stderr" and sys.stderr.isatty():
+            # Nothing more is said there.
+            sys.stderr.write(f"{begun}; the log goes to {options.log.to}\n")
         self._manager.ready(self._status())
         alive = self._in_background(self._stay_alive())
         kicking = self._in_background(self._kick.run())

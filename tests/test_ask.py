@@ -202,6 +202,7 @@ def test_wrong_configuration_is_dunno_as_for_the_mail_server(asker: Asker) -> No
         ((), "NAME=VALUE"),
         (("--json",), "NAME=VALUE"),
         (("a@null.example",), "'a@null.example' is not NAME=VALUE"),
+        (("a@null.example",), "did you mean 'recipient=a@null.example'?"),
         (("recipent=a@null.example",), "did you mean 'recipient'?"),
         (("client_address=192.0.2.1",), "give recipient=ADDRESS or sender=ADDRESS"),
         (("recipient=a@b.example", "recipient=c@b.example"), "given twice"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import socket
@@ -328,6 +329,20 @@ def test_log_on_standard_error(serving: Runner) -> None:
         f"mxpolicy[{pid}]: NOQUEUE: notice"
     ] * 3
     assert lines[-1].endswith("(has ended)")
+
+
+def test_terminal_is_told_where_the_log_goes(serving: Runner) -> None:
+    serving.configure()
+    ours, theirs = pty.openpty()
+    try:
+        with serving.started(stderr=theirs) as daemon:
+            assert daemon.end() == 0
+        said = os.read(ours, 4096).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert said.startswith(f"mxpolicy {__version__} serves pipe at {serving.run}/pipe")
+    assert said.endswith(f"; the log goes to {serving.log}\r\n")
 
 
 def test_signal_before_it_serves_ends_it(serving: Runner) -> None:

@@ -120,12 +120,22 @@ class _Looking:
         return surroundings.look(options, os.environ, self._user())
 
     def _daemon(self, options: Options) -> list[Item]:
-        by_lmtp = (self._seen and self._seen.to_daemon) or (
+        used: list[str] = []
+        if self._seen and self._seen.daemon_at:
+            used = [self._seen.daemon_at]
+        elif (self._seen and self._seen.to_daemon) or (
             self._exim and self._exim.uses_daemon
-        )
-        used = ["lmtp"] if by_lmtp else []
+        ):
+            used = daemon.places(options, os.environ, "lmtp")
         units = daemon.enabled_units()
-        return daemon.look(options, os.environ, self._user(), used, units)
+        return daemon.look(
+            options,
+            os.environ,
+            self._user(),
+            used,
+            units,
+            has_systemd=daemon.runs_systemd(),
+        )
 
     def _user(self) -> Account:
         """Return the account of deliveries."""

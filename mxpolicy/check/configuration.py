@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,6 +127,6 @@ def look(path: str | None, options: Options, environ: Mapping[str, str]) -> list
             importlib.util.find_spec("idna") is None,
             "the Python package idna is missing: mail to international domains is"
             " deferred where old and new rules differ (names with sharp s, joiners)",
-            "pip install 'mxpolicy[idna]'",
+            f"{os.path.join(sys.prefix, 'bin', 'python')} -m pip install idna",
         ),
     )

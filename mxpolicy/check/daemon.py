@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,13 +18,13 @@ from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.doors import DOORS, runtime_directory, socket_address
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from mxpolicy.check.access import Account
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
 
-__all__ = ["enabled_units", "look", "paths"]
+__all__ = ["enabled_units", "look", "paths", "places", "runs_systemd"]
 
 # The users of the mail servers, as Debian and others have them. A delivery of Exim's has
 # no group but one; processes of Postfix have all of the user's.
@@ -33,7 +34,7 @@ MAIL_SERVERS = {"postfix": login, "Debian-exim": account, "exim": account}
 _PATIENCE = 2.0
 
 _ALONE = "mxpolicy pipe delivers each message by a process of its own"
-_START = "systemctl restart mxpolicy.service"
+_RESTART = "systemctl restart mxpolicy.service"
 
 
 class _Answer(NamedTuple):
@@ -52,8 +53,10 @@ def look(
     options: Options,
     environ: Mapping[str, str],
     user: Account,
-    used: Collection[str] = (),
+    used: Sequence[str] = (),
     units: Collection[str] = (),
+    *,
+    has_systemd: bool = True,
 ) -> list[Item]:
     """Judge the sockets of ``mxpolicy serve``, for deliveries made by *user*.
 
@@ -61,69 +64,85 @@ def look(
         options: The configuration.
         environ: For the directory of the sockets.
         user: The account of deliveries.
-        used: The doors through which a mail server of this machine delivers.
+        used: Where a mail server of this machine delivers by LMTP: at one of these,
+            from `places` or otherwise known.
         units: From `enabled_units`.
+        has_systemd: Whether it runs here.
     """
+    start = _RESTART if has_systemd else _by_hand(environ, user)
     found: list[Item | None] = []
     for name in DOORS:
-        at = _addresses(options, environ, name)
-        answers = {one: _ask(one) for one in at}
-        is_dead = at and all(one.trouble for one in answers.values())
-        why = "".join(one.trouble for one in [*answers.values()][:1])
-        where = " and ".join(at)
-        if is_dead and name in used:
+        at = places(options, environ, name)
+        by_lmtp = used if name == "lmtp" else ()
+        answers = {one: _ask(one, name) for one in {*at, *by_lmtp}}
+        if by_lmtp and all(answers[one].trouble for one in by_lmtp):
+            where, why = " and ".join(used), answers[by_lmtp[0]].trouble
             text = (
                 f"a mail server delivers to the daemon at {where}, where none answers"
+                f" ({why}): mail that goes that way is deferred"
             )
-            found.append(
-                fail(
-                    True, f"{text} ({why}): mail that goes that way is deferred", _START
-                )
-            )
+            found.append(fail(True, text, start))
             continue
         local = [one for one in at if one.startswith("/")][:1]
         if name == "pipe":
-            found += [_look_at_pipe(one, answers[one], user, units) for one in local]
+            found += [
+                _look_at_pipe(one, answers[one], user, units, start) for one in local
+            ]
         else:
             found += [
-                _look_at(name, one, is_used=name in used)
+                _look_at(name, one, is_used=one in by_lmtp)
                 for one in local
                 if not answers[one].trouble
             ]
     return said(*found)
 
 
+def runs_systemd(root: str = "/") -> bool:
+    """Return whether systemd runs here, as sd_booted(3) finds it."""
+    return Path(root, "run/systemd/system").is_dir()
+
+
 def enabled_units(root: str = "/") -> list[str]:
     """Return the units of mxpolicy that systemd starts by itself, where it runs."""
-    if not Path(root, "run/systemd/system").is_dir():
+    if not runs_systemd(root):
         return []
     wanted = Path(root, "etc/systemd/system").glob("*.wants/mxpolicy*")
     units = {one.name for one in wanted}
     return sorted(units & {"mxpolicy.service", "mxpolicy-pipe.socket"})
 
 
-def _addresses(
-    options: Options, environ: Mapping[str, str], name: str
-) -> dict[str, None]:
+def _by_hand(environ: Mapping[str, str], user: Account) -> str:
+    """Return what starts the daemon in the foreground, as *user*."""
+    name, program = user.name, os.path.join(sys.prefix, "bin", "mxpolicy")
+    return (
+        f"install -d -o {name} -g {name} {runtime_directory(environ)}; setpriv"
+        f" --reuid={name} --regid={name} --init-groups {program} serve"
+    )
+
+
+def places(options: Options, environ: Mapping[str, str], name: str) -> list[str]:
     """Return where a door listens: paths, and ``ADDRESS:PORT``."""
     words = getattr(options.listen, name).at
     directory = runtime_directory(environ)
-    return dict.fromkeys(socket_address(name, one, directory) for one in words)
+    return [*dict.fromkeys(socket_address(name, one, directory) for one in words)]
 
 
 def paths(options: Options, environ: Mapping[str, str], name: str) -> list[str]:
     """Return the unix sockets of a door."""
-    return [one for one in _addresses(options, environ, name) if one.startswith("/")]
+    return [one for one in places(options, environ, name) if one.startswith("/")]
 
 
-def _ask(at: str) -> _Answer:
-    """Connect to *at*, and say what came of it."""
+def _ask(at: str, name: str) -> _Answer:
+    """Connect to the door *name* at *at*, and say what came of it."""
     is_local = at.startswith("/")
     host, _, port = at.rpartition(":")
     try:
         if not is_local:
             place = (host.strip("[]"), int(port))
-            socket.create_connection(place, timeout=_PATIENCE).close()
+            with socket.create_connection(place, timeout=_PATIENCE) as tcp:
+                if name == "lmtp":
+                    # Not gone before the daemon has found out whose it is.
+                    tcp.recv(1024)
             return _Answer()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(_PATIENCE)
@@ -137,7 +156,7 @@ def _ask(at: str) -> _Answer:
 
 
 def _look_at_pipe(
-    path: str, answer: _Answer, user: Account, units: Collection[str]
+    path: str, answer: _Answer, user: Account, units: Collection[str], start: str
 ) -> Item | None:
     if answer.trouble:
         return first(
@@ -151,7 +170,7 @@ def _look_at_pipe(
                 os.path.exists(path),
                 f"the socket {path} is there, and no daemon behind it"
                 f" ({answer.trouble}): it has died. {_ALONE}",
-                _START,
+                start,
             ),
             ok(True, f"no daemon at {path} ({answer.trouble}): {_ALONE}"),
         )

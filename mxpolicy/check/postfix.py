@@ -8,6 +8,7 @@ this machine. `mxpolicy.check.postfix_rows` says what follows from that. Tried w
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.check import policy_service
@@ -66,6 +67,9 @@ SETTINGS = (
 # The transport of contrib/postfix/all-mail and of ``mxpolicy setup postfix --lmtp``.
 LMTP = "mxlmtp"
 
+# Where it delivers by TCP, as a relay: ADDRESS, PORT.
+_RELAY = re.compile(r"lmtp_fallback_relay=\[(?:ipv6:)?([^]\s]+)\]:(\d+)")
+
 
 class Machine(NamedTuple):
     """What entries of master.cf refer to: accounts, files, memory.
@@ -119,6 +123,7 @@ class Postfix(NamedTuple):
         policy: The services that run ``mxpolicy policy``.
         policy_settings: Of main.cf, for those.
         to_daemon: The transport that delivers to the daemon as contrib has it.
+        daemon_at: ``ADDRESS:PORT`` where it does; empty when another setting says where.
     """
 
     postconf: Postconf
@@ -127,6 +132,7 @@ class Postfix(NamedTuple):
     policy: tuple[Service, ...] = ()
     policy_settings: Mapping[str, str] = {}
     to_daemon: str = ""
+    daemon_at: str = ""
 
 
 def see(postconf: Postconf) -> Postfix:
@@ -143,9 +149,16 @@ def see(postconf: Postconf) -> Postfix:
     names = list(SETTINGS)
     for one in ours:
         names += [f"{one.name}_destination_recipient_limit", f"{one.name}_time_limit"]
-    by_lmtp = (one.split() for one in text.splitlines())
-    to_daemon = next((one[0] for one in by_lmtp if one[:1] == [LMTP]), "")
-    seen = Postfix(postconf, ours, postconf.settings(names), to_daemon=to_daemon)
+    by_lmtp = (one for one in text.splitlines() if one.split()[:1] == [LMTP])
+    line = next(by_lmtp, "")
+    relay = _RELAY.search(line)
+    seen = Postfix(
+        postconf,
+        ours,
+        postconf.settings(names),
+        to_daemon=LMTP if line else "",
+        daemon_at=":".join(relay.groups()) if relay else "",
+    )
     if policy:
         asked = postconf.settings(policy_service.settings_of(policy))
         seen = seen._replace(policy=policy, policy_settings=asked)

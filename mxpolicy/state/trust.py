@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import pwd
 import stat
+import sys
 from enum import Enum
 
 from mxpolicy.state.store import StoreDistrusted
@@ -52,7 +53,7 @@ def examine(path: str, trust: Trust, uid: int) -> None:
     for found in (os.lstat(directory), os.stat(directory)):
         objection = _owner_objection(found, trust, uid)
         if objection:
-            mend = _command("chown", "-h", _name(uid), directory)
+            mend = _owner_mend(directory, found, uid)
             raise StoreDistrusted(f"{directory} {objection}", mend)
     if not stat.S_ISDIR(found.st_mode):
         raise StoreDistrusted(f"{directory} is no directory")
@@ -94,6 +95,17 @@ def _owner_objection(found: os.stat_result, trust: Trust, uid: int) -> str:
         return ""
     us = "root" if uid == 0 else f"{_name(uid)} or root"
     return f"belongs to {_name(found.st_uid)}, not to {us}"
+
+
+def _owner_mend(directory: str, found: os.stat_result, uid: int) -> str:
+    if uid:
+        return _command("chown", "-h", _name(uid), directory)
+    # A daemon that root has started by hand: not the directory is wrong, but its user.
+    name = _name(found.st_uid)
+    groups = "--clear-groups" if name.isdigit() else "--init-groups"
+    program = os.path.join(sys.prefix, "bin", "mxpolicy")
+    ids = f"--reuid={name}", f"--regid={found.st_gid}"
+    return _command("setpriv", *ids, groups, program, "serve")
 
 
 def _mode_objection(

@@ -6,7 +6,9 @@ import contextlib
 import os
 import socket
 import stat
+import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,7 +79,8 @@ def test_daemon_that_systemd_should_run_is_missed(run: Path) -> None:
 def test_mail_server_that_delivers_to_no_daemon_fails(run: Path, at: str) -> None:
     options = Options(listen=ListenOptions(lmtp=LmtpSockets(at=(at,))))
     environ = {"RUNTIME_DIRECTORY": str(run)}
-    items = daemon.look(options, environ, ME, used=["lmtp"])
+    used = daemon.places(options, environ, "lmtp")
+    items = daemon.look(options, environ, ME, used)
     [item] = [one for one in items if one.level is Level.FAIL]
     assert "where none answers" in item.text
     assert item.mend == "systemctl restart mxpolicy.service"
@@ -90,9 +93,45 @@ def test_mail_server_that_is_shut_out_of_where_it_delivers_fails(
     monkeypatch.setattr(daemon, "MAIL_SERVERS", {"postfix": lambda name: OTHER})
     with contextlib.closing(listen_at(f"{run}/lmtp")):
         environ = {"RUNTIME_DIRECTORY": str(run)}
-        _, item = daemon.look(Options(), environ, ME, used=["lmtp"])
+        _, item = daemon.look(Options(), environ, ME, [f"{run}/lmtp"])
     assert (item.level, item.mend) == (Level.FAIL, "listen: {lmtp: {group: other}}")
     assert "that mail is deferred" in item.text
+
+
+def greet(listening: socket.socket) -> None:
+    """Greet one client, and wait until it has gone."""
+    with listening.accept()[0] as client:
+        client.sendall(b"220 me\r\n")
+        client.recv(1)
+
+
+def test_mail_server_that_delivers_by_tcp_needs_no_unix_socket(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "MAIL_SERVERS", {"postfix": lambda name: OTHER})
+    environ = {"RUNTIME_DIRECTORY": str(run)}
+    with (
+        contextlib.closing(listen_at(f"{run}/lmtp")),
+        contextlib.closing(socket.create_server(("127.0.0.1", 0))) as tcp,
+    ):
+        at = f"127.0.0.1:{tcp.getsockname()[1]}"
+        greeting = threading.Thread(target=greet, args=(tcp,))
+        greeting.start()
+        options = Options(listen=ListenOptions(lmtp=LmtpSockets(at=("unix", at))))
+        items = daemon.look(options, environ, ME, [at])
+        greeting.join()
+    assert [one.level for one in items] == [Level.OK, Level.OK], items
+
+
+def test_daemon_is_started_by_hand_where_systemd_does_not_run(run: Path) -> None:
+    environ = {"RUNTIME_DIRECTORY": str(run)}
+    items = daemon.look(Options(), environ, ME, [f"{run}/lmtp"], has_systemd=False)
+    [item] = [one for one in items if one.level is Level.FAIL]
+    program = os.path.join(sys.prefix, "bin", "mxpolicy")
+    assert item.mend == (
+        f"install -d -o me -g me {run}; setpriv --reuid=me --regid=me --init-groups"
+        f" {program} serve"
+    )
 
 
 def test_daemon_that_takes_messages(run: Path) -> None:
