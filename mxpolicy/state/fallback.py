@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from functools import partial
+from copy import copy
 from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +31,7 @@ from mxpolicy.state.store import (
     Submitted,
     is_of_journal,
 )
-from mxpolicy.state.submitted import ToldSoon, set_answer
+from mxpolicy.state.submitted import ToldSoon
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -148,7 +148,8 @@ class FallbackStore(Store):
         call_later: As the event loop's; by default that.
 
     Attributes:
-        allowance: The time for operations without patience.
+        patience: Seconds for each operation (`patient`); None for the allowance.
+        allowance: The time for all operations without patience.
     """
 
     def __init__(
@@ -166,6 +167,7 @@ class FallbackStore(Store):
         self._memory = memory or MemoryStore()
         self._prevails = prevails
         self._call_later = call_later
+        self.patience: float | None = None
         self.allowance = Allowance()
         self._journal = _Room(JOURNAL, is_of_journal, is_left=store is None)
         self._rest = _Room(
@@ -183,41 +185,23 @@ class FallbackStore(Store):
 
     def patient(self, seconds: float) -> Store:
         """See `Store.patient`."""
-        return _PatientStore(self, max(0.0, seconds))
-
-    async def do(self, operation: Operation[T], patience: float | None = None) -> T:
-        """See `Store.do`; `Operation.undone` when there is no answer.
-
-        Args:
-            operation: What is to be done.
-            patience: Seconds of its own; see `patient`.
-        """
-        if self._room_of(operation.key).is_left:
-            return self.by_memory(operation)
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        waiting = self.submit(operation, partial(set_answer, answer), patience)
-        try:
-            return await answer
-        finally:
-            waiting.give_up()
+        other = copy(self)
+        other.patience = max(0.0, seconds)
+        return other
 
     def submit(
-        self,
-        operation: Operation[T],
-        told: Callable[[T | BaseException], None],
-        patience: float | None = None,
+        self, operation: Operation[T], told: Callable[[T | BaseException], None]
     ) -> Submitted:
         """See `Store.submit`; `Operation.undone` is told when there is no answer.
 
         Args:
             operation: What is to be done.
             told: Never takes a `StoreError`.
-            patience: Seconds of its own; see `patient`.
         """
         room = self._room_of(operation.key)
         if room.is_left or self._store is None:
             return ToldSoon(self.by_memory(operation), told)
-        return _Submitted(self, self._store, room, operation, told, patience)
+        return _Submitted(self, self._store, room, operation, told)
 
     def by_memory(self, operation: Operation[T]) -> T:
         """Do *operation* in the memory that serves in the store's place."""
@@ -313,11 +297,10 @@ class _Submitted(Submitted):
         room: The part of it that has the row.
         operation: What is to be done.
         told: Takes the result.
-        patience: Seconds of its own, None for the allowance of all.
     """
 
     __slots__ = (
-        *("_at_store", "_fallback", "_loop", "_operation", "_patience"),
+        *("_at_store", "_fallback", "_loop", "_operation"),
         *("_room", "_store", "_timer", "_told"),
     )
 
@@ -328,16 +311,14 @@ class _Submitted(Submitted):
         room: _Room,
         operation: Operation[T],
         told: Callable[[T | BaseException], None],
-        patience: float | None,
     ) -> None:
         self._fallback = fallback
         self._store = store
         self._room = room
         self._operation: Operation[Any] = operation
         self._told: Callable[[Any], None] | None = told
-        self._patience = patience
         self._loop = asyncio.get_running_loop()
-        seconds = patience
+        seconds = fallback.patience
         if seconds is None:
             seconds = fallback.allowance.begin(self._loop.time())
         self._timer = self._loop.call_later(seconds, self._be_late)
@@ -352,7 +333,7 @@ class _Submitted(Submitted):
         self._at_store = self._store.submit(self._operation, self._hear)
 
     def _hear(self, result: Any) -> None:
-        if isinstance(result, StoreBusy) and self._patience is not None:
+        if isinstance(result, StoreBusy) and self._fallback.patience is not None:
             self._at_store = self._loop.call_later(_RETRY, self._ask)
         elif isinstance(result, StoreBusy):
             self._end()(self._operation.undone)
@@ -371,7 +352,7 @@ class _Submitted(Submitted):
         """Stop waiting, and return who is to be told."""
         told, self._told = self._told, None
         assert told is not None, "it is told once"
-        if self._patience is None:
+        if self._fallback.patience is None:
             self._fallback.allowance.end(self._loop.time())
         self._timer.cancel()
         if isinstance(self._at_store, Submitted):
@@ -379,31 +360,6 @@ class _Submitted(Submitted):
         else:
             self._at_store.cancel()
         return told
-
-
-class _PatientStore(Store):
-    """A fallback store that takes its time; see `Store.patient`."""
-
-    def __init__(self, store: FallbackStore, seconds: float) -> None:
-        self._store = store
-        self._seconds = seconds
-
-    def is_kept(self, key: str) -> bool:
-        return self._store.is_kept(key)
-
-    def patient(self, seconds: float) -> Store:
-        return self._store.patient(seconds)
-
-    async def do(self, operation: Operation[T]) -> T:
-        return await self._store.do(operation, self._seconds)
-
-    def submit(
-        self, operation: Operation[T], told: Callable[[T | BaseException], None]
-    ) -> Submitted:
-        return self._store.submit(operation, told, self._seconds)
-
-    async def close(self) -> None:
-        await self._store.close()
 
 
 async def _do_soon(work: Awaitable[T]) -> T:

@@ -75,20 +75,6 @@ class MemoryRows:
         weight = weight or (MEDIUM if key in part.rows else LIGHT)
         part.put(Stored(key, value, expires, weight))
 
-    def replace(
-        self,
-        key: str,
-        old: bytes | None,
-        new: bytes,
-        expires: float,
-        weight: int | None,
-    ) -> bool:
-        row = self._live(key)
-        if (row and row.value) != old:
-            return False
-        self.put(key, new, expires, weight, False)
-        return True
-
     def replace_all(self, rows: Sequence[Replacement], durable: bool) -> list[bool]:
         found = [
             (row and row.value) == new.old

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mxpolicy.errors import StoreError
 from mxpolicy.state.sqlite_connection import Terms
@@ -85,13 +85,6 @@ class SqliteStore(Store):
         if stays:
             # What is remembered of hosts does not wait for a durable commit.
             self._journal_worker = Worker(self._do_all)
-
-    async def do(self, operation: Operation[T]) -> T:
-        """See `Store.do`."""
-        try:
-            return cast("T", await self._worker_of(operation).do(operation))
-        except WorkerError as error:
-            raise self._without_thread(error) from error
 
     def submit(
         self, operation: Operation[T], told: Callable[[T | BaseException], None]

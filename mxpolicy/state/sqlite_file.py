@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mxpolicy.errors import StoreError
 from mxpolicy.state import schema
 from mxpolicy.state.sqlite_connection import FileConnection
-from mxpolicy.state.store import (
-    WEIGHTS,
-    Replacement,
-    StoreBusy,
-    Stored,
-)
+from mxpolicy.state.store import WEIGHTS, StoreBusy, Stored
 from mxpolicy.state.worker import result_of
 
 if TYPE_CHECKING:
@@ -28,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from mxpolicy.state.sqlite_connection import Terms
-    from mxpolicy.state.store import Operation
+    from mxpolicy.state.store import Operation, Replacement
 
 __all__ = ["File"]
 
@@ -124,17 +119,6 @@ class File:
     ) -> None:
         row = {"key": key, "value": value, "expires": expires, "weight": weight}
         self._write(lambda db: db.execute(schema.PUT, row), durable)
-
-    def replace(
-        self,
-        key: str,
-        old: bytes | None,
-        new: bytes,
-        expires: float,
-        weight: int | None,
-    ) -> bool:
-        rows = (Replacement(key, old, new, expires, weight),)
-        return self.replace_all(rows, durable=False)[0]
 
     def replace_all(self, rows: Sequence[Replacement], durable: bool) -> list[bool]:
         now = self._terms.clock()

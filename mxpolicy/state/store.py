@@ -9,12 +9,15 @@ is no room, and when an operator clears them.
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from mxpolicy.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+
 __all__ = [
     "HEAVY",
     "JOURNAL",
@@ -154,7 +157,7 @@ class Submitted:
 
 
 class Store:
-    """What every implementation does. It has `do` and `submit`; all else calls those.
+    """What every implementation does. It has `submit`; all else calls that.
 
     Times are UTC seconds, as `time.time` gives them. Several machines have no other
     clock in common, nor has one before and after a restart. At *expires* a row is gone.
@@ -173,7 +176,12 @@ class Store:
 
     async def do(self, operation: Operation[T]) -> T:
         """Return what *operation* does."""
-        raise NotImplementedError
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        waiting = self.submit(operation, partial(_set_answer, answer))
+        try:
+            return await answer
+        finally:
+            waiting.give_up()
 
     def submit(
         self, operation: Operation[T], told: Callable[[T | BaseException], None]
@@ -257,8 +265,8 @@ class Store:
         A `mxpolicy.state.fallback.FallbackStore` returns False also when it was perhaps
         written.
         """
-        row = key, old, new, expires, weight
-        return await self.do(Operation("replace", key, row, False))
+        row = Replacement(key, old, new, expires, weight)
+        return (await self.do(_replacing([row], durable=False)))[0]
 
     async def replace_all(
         self, rows: Sequence[Replacement], *, durable: bool = False
@@ -305,3 +313,12 @@ class Store:
 def _replacing(rows: Sequence[Replacement], durable: bool) -> Operation[list[bool]]:
     undone = [False] * len(rows)
     return Operation("replace_all", rows[0].key, (rows, durable), undone)
+
+
+def _set_answer(answer: asyncio.Future[T], result: T | BaseException) -> None:
+    if answer.done():  # nothing waits for it any more
+        return
+    if isinstance(result, BaseException):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)

@@ -10,7 +10,7 @@ from mxpolicy.state.store import Submitted
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["Awaited", "ToldSoon", "set_answer"]
+__all__ = ["Awaited", "ToldSoon"]
 
 T = TypeVar("T")
 
@@ -44,13 +44,3 @@ class Awaited(Submitted):
     def _tell(self, task: asyncio.Task[Any]) -> None:
         if self._told is not None and not task.cancelled():
             self._told(task.exception() or task.result())
-
-
-def set_answer(answer: asyncio.Future[T], result: T | BaseException) -> None:
-    """Give *answer* what a store tells, unless nothing waits for it any more."""
-    if answer.done():
-        return
-    if isinstance(result, BaseException):
-        answer.set_exception(result)
-    else:
-        answer.set_result(result)

@@ -20,12 +20,10 @@ import _thread
 import asyncio
 import time
 from contextlib import suppress
-from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mxpolicy.state.store import Submitted
-from mxpolicy.state.submitted import set_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -125,19 +123,6 @@ class Worker(Generic[W]):
         if not self._runs:
             loop.call_at(self._runs_until, self._check, job)
         return job
-
-    async def do(self, work: W) -> Any:
-        """Return what comes of *work*, or raise the exception that it raised.
-
-        Raises:
-            WorkerError: The thread cannot be started.
-        """
-        answer = asyncio.get_running_loop().create_future()
-        job = self.submit(work, partial(set_answer, answer))
-        try:
-            return await answer
-        finally:
-            job.give_up()
 
     def end(self) -> None:
         """Let the thread end after what it was given; another call starts a new one."""

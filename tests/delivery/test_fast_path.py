@@ -216,7 +216,7 @@ class Claimed(MemoryStore):
         if operation.name == "replace_all":
             theirs = Entry(EntryState.CLAIMED, OTHER, START + 1000).encode()
             for row in operation.arguments[0]:
-                self.rows.replace(row.key, None, theirs, row.expires, row.weight)
+                self.rows.replace_all([row._replace(old=None, new=theirs)], False)
         return super().submit(operation, told)
 
 

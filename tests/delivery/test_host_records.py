@@ -97,7 +97,7 @@ async def test_news_is_written_together_and_failures_are_told() -> None:
     assert place.change("host b", lambda record: FAILED)
     assert place.change("host a", lambda one: one._replace(small_segments=START))
     await place.end_of(3)
-    assert place.store.asked == ["get_many", "replace", "replace"]
+    assert place.store.asked == ["get_many", "replace_all", "replace_all"]
     assert place.store.record("host a") == HEALTHY._replace(small_segments=START)
     assert place.store.record("host b") == FAILED
     assert place.failed == ["host b"]
@@ -111,7 +111,7 @@ async def test_changes_during_a_write_are_one_more_round() -> None:
         await asyncio.sleep(0)
     place.store.lets.set()
     await place.end_of(20)
-    assert place.store.asked == ["get_many", "replace"] * 2
+    assert place.store.asked == ["get_many", "replace_all"] * 2
     assert place.store.record("host a").last_ready == START + 19 * 40
 
 
@@ -155,7 +155,7 @@ async def test_store_that_gives_no_answer_is_not_asked_for_ever() -> None:
     records = HostRecords(silent, lambda: START)
     records.change("host a", ready(START), place.told.append, place.end)
     await place.end_of(1)
-    assert silent.asked == ["get_many", "replace"] * 4
+    assert silent.asked == ["get_many", "replace_all"] * 4
     assert place.told == []
 
 

@@ -102,7 +102,7 @@ async def test_row_that_changes_each_time_is_given_up() -> None:
         nonlocal reads
         reads += 1
         rows = store.rows
-        rows.delete("a", None) if value else rows.replace("a", None, b"1", FAR, None)
+        rows.delete("a", None) if value else rows.put("a", b"1", FAR, None, False)
         return New(b"ours", FAR)
 
     assert (await change(store, "a", overtaken)).change is Change.FAILED

@@ -165,7 +165,11 @@ def test_what_is_learned_during_the_replay_is_replayed_too() -> None:
         writes = 0
 
         async def do(self, operation: Operation[T]) -> T:
-            if not self.is_broken and operation.name == "replace" and self.writes < 5:
+            if (
+                not self.is_broken
+                and operation.name == "replace_all"
+                and self.writes < 5
+            ):
                 self.writes += 1
                 await self.other.put(f"late {self.writes}", b"2", FAR)
                 await self.other.put("a", b"%d" % self.writes, FAR + self.writes)
@@ -191,7 +195,7 @@ def test_store_that_breaks_again_during_the_replay_gets_all_of_it_later() -> Non
         left = 3
 
         async def do(self, operation: Operation[T]) -> T:
-            if operation.name == "replace" and not self.is_broken:
+            if operation.name == "replace_all" and not self.is_broken:
                 self.left -= 1
                 self.is_broken = self.left == 0
             return await super().do(operation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WITHIN = 0.2
+
+W = TypeVar("W")
 
 
 def one_by_one(works: list[Callable[[], object]]) -> list[object]:
@@ -41,7 +43,7 @@ async def test_thread_that_does_not_start_is_an_error_and_not_waited_for(
     for _ in range(2):
         async with asyncio.timeout(20 * WITHIN):
             with pytest.raises(WorkerError):
-                await worker.do(lambda: 1)
+                await do(worker, lambda: 1)
 
 
 async def test_thread_that_starts_late_is_waited_for() -> None:
@@ -55,7 +57,7 @@ async def test_thread_that_starts_late_is_waited_for() -> None:
         _thread.start_new_thread(wait_and_run, ())
 
     worker = Worker(one_by_one, late)
-    answer = asyncio.create_task(worker.do(lambda: 1))
+    answer = asyncio.create_task(do(worker, lambda: 1))
     await asyncio.sleep(0)
     begin.set()
     assert await answer == 1
@@ -64,12 +66,12 @@ async def test_thread_that_starts_late_is_waited_for() -> None:
 
 async def test_answers_and_errors_come_back() -> None:
     worker = Worker(one_by_one)
-    assert await worker.do(lambda: threading.get_ident()) != threading.get_ident()
+    assert await do(worker, lambda: threading.get_ident()) != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
-        await worker.do(lambda: 1 // 0)
+        await do(worker, lambda: 1 // 0)
     with pytest.raises(MemoryError):
-        await worker.do(_raise_memory_error)
-    assert await worker.do(lambda: 3) == 3
+        await do(worker, _raise_memory_error)
+    assert await do(worker, lambda: 3) == 3
     worker.end()
 
 
@@ -89,15 +91,15 @@ async def test_what_is_slow_is_done_once_and_before_what_was_given_later() -> No
 
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(WITHIN):
-            await worker.do(slow)
+            await do(worker, slow)
     assert begun.is_set()
     # Not begun when nobody waits for it any more: it is never done.
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(WITHIN):
-            await worker.do(lambda: done.append("given up"))
+            await do(worker, lambda: done.append("given up"))
     later = [
-        asyncio.create_task(worker.do(lambda: done.append("second"))),
-        asyncio.create_task(worker.do(lambda: done.append("third"))),
+        asyncio.create_task(do(worker, lambda: done.append("second"))),
+        asyncio.create_task(do(worker, lambda: done.append("third"))),
     ]
     await to_thread()
     goes_on.set()
@@ -118,9 +120,26 @@ async def test_answer_for_which_there_is_no_memory_is_given_later() -> None:
 
     loop.call_soon_threadsafe = call  # type: ignore[assignment, method-assign]
     worker = Worker(one_by_one)
-    assert await worker.do(lambda: 1) == 1
+    assert await do(worker, lambda: 1) == 1
     assert not refusals
     worker.end()
+
+
+async def do(worker: Worker[W], work: W) -> Any:
+    """Return what comes of *work*; whoever stops waiting for it gives it up."""
+    answer = asyncio.get_running_loop().create_future()
+
+    def tell(result: object) -> None:
+        if isinstance(result, BaseException):
+            answer.set_exception(result)
+        else:
+            answer.set_result(result)
+
+    job = worker.submit(work, tell)
+    try:
+        return await answer
+    finally:
+        job.give_up()
 
 
 async def to_thread() -> None:
@@ -154,13 +173,13 @@ async def test_jobs_that_wait_are_done_together_and_told_at_once() -> None:
 
     loop.call_soon_threadsafe = call  # type: ignore[assignment, method-assign]
     worker = Worker(gate.do_all)
-    first = asyncio.create_task(worker.do(1))
+    first = asyncio.create_task(do(worker, 1))
     await to_thread()
     gate.begun.wait()
     given_up = worker.submit(2, told.append)
     worker.submit(3, told.append)
     worker.submit(-4, told.append)
-    last = asyncio.create_task(worker.do(-5))
+    last = asyncio.create_task(do(worker, -5))
     given_up.give_up()
     await to_thread()
     gate.goes_on.set()
@@ -187,7 +206,7 @@ async def test_one_that_cannot_be_told_does_not_keep_the_answers_of_others() -> 
         raise ZeroDivisionError
 
     worker.submit(2, fail)
-    last = asyncio.create_task(worker.do(3))
+    last = asyncio.create_task(do(worker, 3))
     await to_thread()
     gate.goes_on.set()
     assert await last == -3
@@ -198,10 +217,10 @@ async def test_one_that_cannot_be_told_does_not_keep_the_answers_of_others() -> 
 async def test_a_long_queue_is_done_in_parts() -> None:
     gate = Gate()
     worker = Worker(gate.do_all)
-    first = asyncio.create_task(worker.do(0))
+    first = asyncio.create_task(do(worker, 0))
     await to_thread()
     gate.begun.wait()
-    others = [asyncio.create_task(worker.do(one)) for one in range(2 * TOGETHER)]
+    others = [asyncio.create_task(do(worker, one)) for one in range(2 * TOGETHER)]
     await to_thread()
     gate.goes_on.set()
     await asyncio.gather(first, *others)
@@ -221,9 +240,9 @@ async def test_jobs_of_one_turn_of_the_event_loop_wake_the_thread_once() -> None
     gate = Gate()
     gate.goes_on.set()
     worker = Worker(gate.do_all)
-    assert await worker.do(1) == -1  # it runs, and waits
+    assert await do(worker, 1) == -1  # it runs, and waits
     given_up = worker.submit(2, lambda _: None)
-    others = asyncio.gather(*map(worker.do, (3, 4)))
+    others = asyncio.gather(*(do(worker, one) for one in (3, 4)))
     given_up.give_up()
     assert await others == [-3, -4]
     assert gate == [[1], [3, 4]]
@@ -244,12 +263,12 @@ async def test_job_that_may_wait_is_done_with_the_next_one_or_soon() -> None:
     gate = Gate()
     gate.goes_on.set()
     worker = Worker(gate.do_all)
-    assert await worker.do(1) == -1  # it runs, and waits
+    assert await do(worker, 1) == -1  # it runs, and waits
     loop = asyncio.get_running_loop()
     first, second = loop.create_future(), loop.create_future()
     worker.submit(2, first.set_result, may_wait=True)
     await to_thread()
-    assert await worker.do(3) == -3
+    assert await do(worker, 3) == -3
     assert first.result() == -2
     worker.submit(4, second.set_result, may_wait=True)
     assert await second == -4
