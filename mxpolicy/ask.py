@@ -362,7 +362,7 @@ def _findings(reason: Reason) -> list[str]:
 
 def _as_json(told: Told) -> dict[str, object]:
     """Return it for machines; a plan has the shape of ``mxpolicy route --json``."""
-    whole: dict[str, object] = {
+    return {
         "schema": 1,
         "action": told.answer.action,
         "answered_by": told.answer.answered_by,
@@ -370,7 +370,6 @@ def _as_json(told: Told) -> dict[str, object]:
         "remarks": list(told.remarks),
         "reasons": [_reason_json(one) for one in told.reasons],
     }
-    return whole
 
 
 def _reason_json(reason: Reason) -> dict[str, object]:

@@ -18,7 +18,7 @@ _CONFIG = (
 
 def parser(command: str) -> argparse.ArgumentParser:
     """Return the parser of ``pipe``, ``policy`` or ``serve``."""
-    return {"pipe": _pipe, "policy": _policy, "serve": _serve}[command]()
+    return _pipe() if command == "pipe" else _configured(command)
 
 
 def _pipe() -> argparse.ArgumentParser:
@@ -66,28 +66,30 @@ def _pipe() -> argparse.ArgumentParser:
     return made
 
 
-def _policy() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="mxpolicy policy",
-        description="Answer the questions of one smtpd(8) on standard input"
-        " (check_policy_service). Run by spawn(8) of Postfix.",
-        epilog="Exit status: 0 when the mail server has hung up, 1 when it ended by its"
-        " own fault. A question that cannot be answered is answered DUNNO.",
-        allow_abbrev=False,
-    )
-    made.add_argument("--config", metavar="FILE", help=_CONFIG)
-    return made
+# Description and epilog of the commands that have no other option than ``--config``.
+_CONFIGURED = {
+    "policy": (
+        "Answer the questions of one smtpd(8) on standard input (check_policy_service)."
+        " Run by spawn(8) of Postfix.",
+        "Exit status: 0 when the mail server has hung up, 1 when it ended by its own"
+        " fault. A question that cannot be answered is answered DUNNO.",
+    ),
+    "serve": (
+        "The daemon: takes messages from mxpolicy pipe and by LMTP, and answers access"
+        " policy questions, over sockets. Stays in the foreground. SIGHUP: read the"
+        " configuration again. SIGTERM: end, and finish first what a host may have taken.",
+        "Exit status: 0 when a signal has ended it, 1 when it could not begin, 2 when"
+        " misused.",
+    ),
+}
 
 
-def _serve() -> argparse.ArgumentParser:
+def _configured(command: str) -> argparse.ArgumentParser:
+    description, epilog = _CONFIGURED[command]
     made = argparse.ArgumentParser(
-        prog="mxpolicy serve",
-        description="The daemon: takes messages from mxpolicy pipe and by LMTP, and"
-        " answers access policy questions, over sockets. Stays in the foreground."
-        " SIGHUP: read the configuration again. SIGTERM: end, and finish first what a"
-        " host may have taken.",
-        epilog="Exit status: 0 when a signal has ended it, 1 when it could not begin, 2"
-        " when misused.",
+        prog=f"mxpolicy {command}",
+        description=description,
+        epilog=epilog,
         allow_abbrev=False,
     )
     made.add_argument("--config", metavar="FILE", help=_CONFIG)

@@ -72,10 +72,12 @@ class ProcessSeen(NamedTuple):
     Attributes:
         parent: Its parent's process id.
         is_ending: It is about to end, or has ended and its parent does not know yet.
+        started: When it started, in clock ticks since boot.
     """
 
     parent: int
     is_ending: bool
+    started: int
 
 
 def look_at(pid: int) -> ProcessSeen | None:
@@ -89,9 +91,10 @@ def look_at(pid: int) -> ProcessSeen | None:
             # The name is in parentheses, and may hold some. State and parent follow.
             fields = file.read().rpartition(b")")[2].split()
         state, parent, flags = fields[0], int(fields[1]), int(fields[6])
+        started = int(fields[19])
     except (OSError, ValueError, IndexError):
         return None
-    return ProcessSeen(parent, state in b"ZXx" or bool(flags & _EXITING))
+    return ProcessSeen(parent, state in b"ZXx" or bool(flags & _EXITING), started)
 
 
 def _wait(child: int) -> NoReturn:

@@ -16,7 +16,7 @@ import pytest
 
 from mxpolicy.errors import UsageError
 from mxpolicy.pipe_command import parse_arguments
-from mxpolicy.supervisor import ProcessSeen, look_at
+from mxpolicy.supervisor import look_at
 from tests.helpers.piping import (
     MESSAGE,
     TIMEOUT,
@@ -230,7 +230,9 @@ def test_final_dot_is_not_sent_once_the_mail_server_is_killed(
     wrap = ["sh", "-c", '"$@"; exit $?', "sh"]
     with at_work(pipe, there, wrap=wrap) as (shell, supervisor, answers):
         [child] = children(supervisor)
-        assert look_at(child) == ProcessSeen(parent=supervisor, is_ending=False)
+        seen = look_at(child)
+        assert seen is not None
+        assert (seen.parent, seen.is_ending) == (supervisor, False)
         shell.kill()
         shell.wait(TIMEOUT)
         there.release.set()
@@ -246,10 +248,12 @@ def test_process_with_an_odd_name_is_seen_until_nobody_waits_for_it(
     odd = tmp_path / "a) Z 1 (b"
     odd.symlink_to("/bin/sleep")
     with subprocess.Popen([odd, "60"]) as process:
-        assert look_at(process.pid) == ProcessSeen(os.getpid(), is_ending=False)
+        seen = look_at(process.pid)
+        assert seen is not None
+        assert seen[:2] == (os.getpid(), False)
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert look_at(process.pid) == ProcessSeen(os.getpid(), is_ending=True)
+        assert look_at(process.pid) == (os.getpid(), True, seen.started)
     assert look_at(process.pid) is None
 
 

@@ -361,20 +361,24 @@ class _PlaceRow(NamedTuple):
     place: Place
 
     def encode(self) -> bytes:
-        """Return the value."""
-        owner = "\t".join(map(str, self.owner))
-        return f"{owner}\n{self.place.encode()}".encode("ascii", "replace")
+        """Return the value: one line."""
+        place = self.place
+        aims = " ".join(sorted(place.aims))
+        words = (*self.owner, aims, f"{place.since:.3f}", place.waits_for)
+        return "\t".join(map(str, words)).encode("ascii", "replace")
 
     @classmethod
     def decode(cls, key: str, value: bytes) -> _PlaceRow | None:
         """Return what `encode` made, None for anything else."""
         try:
-            first, second = value.decode("ascii").split("\n")
-            owner = Owner.parse(first.split("\t"))
+            *words, aims, since, waits_for = value.decode("ascii").split("\t")
+            owner = Owner.parse(words)
+            those = frozenset(aims.split(" "))
+            return cls(
+                key, owner, Place(_holder(owner), those, float(since), waits_for)
+            )
         except ValueError:
             return None
-        place = Place.decode(_holder(owner), second)
-        return None if place is None else cls(key, owner, place)
 
 
 def _holder(owner: Owner) -> str:

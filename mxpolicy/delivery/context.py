@@ -109,13 +109,24 @@ class Context:
         self.resolver = resolver or Resolver(options.resolver)
         self._dial = dial
         self._is_own_address = is_own_address
-        idle = _idle_sessions(options, clock) if keeps_sessions else None
-        self._idle = idle
-        self.connections = _connections(options, idle) if idle is not None else None
-        self.destinations = _destinations() if idle is not None else None
+        self._idle: IdleSessions | None = None
+        self.connections: Connections | None = None
+        self.destinations: Destinations | None = None
+        if keeps_sessions:
+            # A process for one message does not need them.
+            from mxpolicy.delivery.connections import Connections
+            from mxpolicy.delivery.destinations import Destinations
+            from mxpolicy.delivery.idle_sessions import IdleSessions
+
+            limits = options.limits
+            self._idle = idle = IdleSessions(options.transaction, clock)
+            self.connections = Connections(
+                limits.connections_per_host, limits.connections, idle
+            )
+            self.destinations = Destinations()
         self._host_records = HostRecords(self.store, utc)
         self._apply(options)
-        self.sessions = Sessions({DIRECT: self._direct()}, idle, late_replies)
+        self.sessions = Sessions({DIRECT: self._direct()}, self._idle, late_replies)
         self.admission = Admission(
             self.store, options.limits.processes, utc=utc, lives=self.calls.lives
         )
@@ -140,7 +151,9 @@ class Context:
             other._idle.renew(options.transaction)
         if other.destinations is not None:
             # Of its own: what began before goes by the old options, and learns still.
-            other.destinations = _destinations()
+            from mxpolicy.delivery.destinations import Destinations
+
+            other.destinations = Destinations()
         other.admission.processes = options.limits.processes
         other.spool_memory.total = options.limits.spool_memory
         if other.connections is not None:
@@ -178,23 +191,3 @@ class Context:
 
     def _direct(self) -> Egress:
         return Egress(self._dial, self.helo, self.identity.has_name, self.clock)
-
-
-def _connections(options: Options, idle: IdleSessions) -> Connections:
-    from mxpolicy.delivery.connections import Connections
-
-    limits = options.limits
-    return Connections(limits.connections_per_host, limits.connections, idle)
-
-
-def _destinations() -> Destinations:
-    from mxpolicy.delivery.destinations import Destinations
-
-    return Destinations()
-
-
-def _idle_sessions(options: Options, clock: Callable[[], float]) -> IdleSessions:
-    # A process for one message does not need it.
-    from mxpolicy.delivery.idle_sessions import IdleSessions
-
-    return IdleSessions(options.transaction, clock)

@@ -23,6 +23,8 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+from mxpolicy.supervisor import look_at
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -199,11 +201,6 @@ def _line(path: str) -> str:
 
 
 def _started(pid: int) -> int | None:
-    """Return the start time of a process that lives, else None (proc(5))."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name is in parentheses, then comes the state; start time is field 22.
-            fields = file.read().rpartition(b")")[2].split()
-            return None if fields[0] in b"ZX" else int(fields[19])
-    except (OSError, ValueError, IndexError):
-        return None
+    """Return the start time of a process that lives, else None."""
+    seen = look_at(pid)
+    return seen.started if seen and not seen.is_ending else None

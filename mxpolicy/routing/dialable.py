@@ -130,7 +130,11 @@ def _with_embedded(text: str) -> Iterator[Address]:
 def _embedded(address: ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]:
     """The IPv4 addresses to which a packet for *address* may be taken."""
     packed = address.packed
-    if packed[:12] in (_MAPPED, _COMPATIBLE, _NAT64):
+    # ::ffff:0:0/96 (RFC 4291 §2.5.5.2), 2002::/16 (RFC 3056 §2); 2001::/32 (RFC 4380 §4)
+    # has its server's and the client's.
+    yield from filter(None, (address.ipv4_mapped, address.sixtofour))
+    yield from address.teredo or ()
+    if packed[:12] in (_COMPATIBLE, _NAT64):
         yield ipaddress.IPv4Address(packed[12:])
     if packed[:6] == _LOCAL_NAT64:
         # RFC 6052 §2.2: used as a /96, or as a /48 with the IPv4 address around
@@ -138,17 +142,8 @@ def _embedded(address: ipaddress.IPv6Address) -> Iterator[ipaddress.IPv4Address]
         for octets in (packed[12:], packed[6:8] + packed[9:11]):
             if octets[0]:
                 yield ipaddress.IPv4Address(octets)
-    if packed[:2] == _SIX_TO_FOUR:
-        yield ipaddress.IPv4Address(packed[2:6])
-    if packed[:4] == _TEREDO:
-        # RFC 4380 §4: server, then the client's address with all bits inverted.
-        yield ipaddress.IPv4Address(packed[4:8])
-        yield ipaddress.IPv4Address(bytes(0xFF ^ octet for octet in packed[12:]))
 
 
-_MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96, RFC 4291 §2.5.5.2
 _COMPATIBLE = bytes(12)  # ::/96, RFC 4291 §2.5.5.1
 _NAT64 = bytes.fromhex("0064ff9b") + bytes(8)  # 64:ff9b::/96, RFC 6052 §2.1
 _LOCAL_NAT64 = bytes.fromhex("0064ff9b0001")  # 64:ff9b:1::/48, RFC 8215
-_SIX_TO_FOUR = bytes.fromhex("2002")  # 2002::/16, RFC 3056 §2
-_TEREDO = bytes.fromhex("20010000")  # 2001::/32, RFC 4380 §2.6

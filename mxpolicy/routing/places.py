@@ -109,20 +109,6 @@ class Place(NamedTuple):
     since: float
     waits_for: str = ""
 
-    def encode(self) -> str:
-        """Return all but the holder, as one printable line."""
-        aims = " ".join(sorted(self.aims))
-        return f"{aims}\t{self.since:.3f}\t{self.waits_for}"
-
-    @classmethod
-    def decode(cls, holder: str, text: str) -> Place | None:
-        """Return what `encode` made, None for anything else."""
-        try:
-            aims, since, waits_for = text.split("\t")
-            return cls(holder, frozenset(aims.split(" ")), float(since), waits_for)
-        except ValueError:
-            return None
-
 
 class OverLimit(NamedTuple):
     """Too many places wait for what this delivery would wait for.

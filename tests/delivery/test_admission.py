@@ -500,8 +500,12 @@ def test_without_a_store_that_works_nobody_is_limited(broken: bool) -> None:
 
 
 def test_row_that_nobody_understands_is_not_there() -> None:
+    owner = b"machine\tboot\tnamespace\t1\t7\tcall"
+    values = [b"", b"\xff", b"a\tb\tc", owner, owner + b"\taim", owner + b"\taim\tx\t"]
+    values += [owner + b"\taim\t1\tx\ty", owner.replace(b"7", b"z") + b"\taim\t1\tx"]
+
     async def work(machine: Machine) -> None:
-        for number, value in enumerate((b"", b"\xff", b"a\nb", b"a\tb\tc\td\te\tf\nx")):
+        for number, value in enumerate(values):
             for copy in range(10):
                 key = f"{PLACE}{number} {copy}"
                 await machine.store.put(key, value, machine.utc() + 900)

@@ -195,16 +195,6 @@ def test_any_limit_leaves_a_free_machine_alone(limit: int) -> None:
     assert isinstance(crowd, OverLimit) is (limit > 0)
 
 
-def test_place_survives_the_store() -> None:
-    for place in (
-        Place("7", frozenset([BAD, HOST]), 12.5, "mx1.example[192.0.2.1]:25 (dot)"),
-        Place("7", frozenset([BAD]), NOW),
-    ):
-        assert Place.decode("7", place.encode()) == place
-    for text in ("", "a\tb\tc", "a\t1", "a\t1\tb\tc"):
-        assert Place.decode("7", text) is None
-
-
 def candidate(number: int, preference: int = 10) -> Candidate:
     return Candidate(f"mx{number}.example", f"192.0.2.{number}", 25, preference)
 
