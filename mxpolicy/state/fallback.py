@@ -31,7 +31,7 @@ from mxpolicy.state.store import (
     Submitted,
     is_of_journal,
 )
-from mxpolicy.state.submitted import ToldSoon
+from mxpolicy.state.submitted import SubmittingStore, ToldSoon
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -131,7 +131,7 @@ def never(ours: Stored, there: Stored | None) -> bool:
     return False
 
 
-class FallbackStore(Store):
+class FallbackStore(SubmittingStore):
     """See `mxpolicy.state.store.Store`; no method raises for the store's troubles.
 
     A method returns `Operation.undone` when the store is busy, or late. The journal and

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mxpolicy.errors import StoreError
 from mxpolicy.state.sqlite_connection import Terms
 from mxpolicy.state.sqlite_file import File
-from mxpolicy.state.store import JOURNAL, Operation, Store, is_of_journal
-from mxpolicy.state.submitted import ToldSoon
+from mxpolicy.state.store import JOURNAL, Operation, is_of_journal
+from mxpolicy.state.submitted import SubmittingStore, ToldSoon
 from mxpolicy.state.trust import Trust
 from mxpolicy.state.worker import Worker, WorkerError
 
@@ -49,7 +49,7 @@ def journal_file(path: str) -> str:
     return os.path.join(os.path.dirname(path), "journal.sqlite3")
 
 
-class SqliteStore(Store):
+class SqliteStore(SubmittingStore):
     """See `mxpolicy.state.store.Store`. Nothing is opened before the first call.
 
     Args:

@@ -9,8 +9,6 @@ is no room, and when an operator clears them.
 
 from __future__ import annotations
 
-import asyncio
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from mxpolicy.errors import StoreError
@@ -157,7 +155,7 @@ class Submitted:
 
 
 class Store:
-    """What every implementation does. It has `submit`; all else calls that.
+    """What every implementation does. It has `do` and `submit`; all else calls those.
 
     Times are UTC seconds, as `time.time` gives them. Several machines have no other
     clock in common, nor has one before and after a restart. At *expires* a row is gone.
@@ -176,12 +174,7 @@ class Store:
 
     async def do(self, operation: Operation[T]) -> T:
         """Return what *operation* does."""
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        waiting = self.submit(operation, partial(_set_answer, answer))
-        try:
-            return await answer
-        finally:
-            waiting.give_up()
+        raise NotImplementedError
 
     def submit(
         self, operation: Operation[T], told: Callable[[T | BaseException], None]
@@ -313,12 +306,3 @@ class Store:
 def _replacing(rows: Sequence[Replacement], durable: bool) -> Operation[list[bool]]:
     undone = [False] * len(rows)
     return Operation("replace_all", rows[0].key, (rows, durable), undone)
-
-
-def _set_answer(answer: asyncio.Future[T], result: T | BaseException) -> None:
-    if answer.done():  # nothing waits for it any more
-        return
-    if isinstance(result, BaseException):
-        answer.set_exception(result)
-    else:
-        answer.set_result(result)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mxpolicy.state.store import Submitted
+from mxpolicy.state.store import Store, Submitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-__all__ = ["Awaited", "ToldSoon"]
+    from mxpolicy.state.store import Operation
+
+__all__ = ["Awaited", "SubmittingStore", "ToldSoon"]
 
 T = TypeVar("T")
 
@@ -44,3 +47,25 @@ class Awaited(Submitted):
     def _tell(self, task: asyncio.Task[Any]) -> None:
         if self._told is not None and not task.cancelled():
             self._told(task.exception() or task.result())
+
+
+class SubmittingStore(Store):
+    """A store that has `submit`; its `do` waits for what that tells."""
+
+    async def do(self, operation: Operation[T]) -> T:
+        """See `Store.do`."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        waiting = self.submit(operation, partial(_set_answer, answer))
+        try:
+            return await answer
+        finally:
+            waiting.give_up()
+
+
+def _set_answer(answer: asyncio.Future[T], result: T | BaseException) -> None:
+    if answer.done():  # nothing waits for it any more
+        return
+    if isinstance(result, BaseException):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
