@@ -23,8 +23,9 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from mxpolicy.delivery.approach import Approach
-from mxpolicy.delivery.dialogue import Listener, SessionFailed
+from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.delivery.session import Session
+from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.errors import ConnectError
 from mxpolicy.net.stream import Stream
 from mxpolicy.routing.candidate import Candidate, Finding, Phase

@@ -300,7 +300,7 @@ class Shortcut:
         self._acknowledging = None
         session = self._session
         assert session is not None, "its mail data is sent"
-        if session.dialogue.may_dot_follow():
+        if session.body.may_dot_follow():
             self._take(Input.ACKNOWLEDGED)
             return
         loop = asyncio.get_running_loop()
@@ -391,7 +391,7 @@ class Shortcut:
             return
         self._stage = Stage.BODY
         try:
-            is_sent = session.dialogue.give_body(self._body)
+            is_sent = session.body.give(self._body)
         except _ENDS:
             is_sent = False
         if not is_sent:
@@ -413,7 +413,7 @@ class Shortcut:
         delivery.settlement.dot_sent(self._numbers, str(session.candidate.key))
         self._stage = Stage.DOT
         self._note_time()
-        dialogue.begin_dot(self._context.options.transaction.body_progress)
+        session.body.begin_dot(self._context.options.transaction.body_progress)
         try:
             is_sent = dialogue.send_now()
         except _ENDS:
@@ -430,7 +430,7 @@ class Shortcut:
         assert isinstance(answered, DotAnswered), "that is what has come"
         session.dialogue.forget_heard(1)
         session.course = session.course._replace(dot=250)
-        session.dialogue.dot_is_answered()
+        session.body.dot_is_answered()
         self._let_go(session)
         # A process waits for the end, and a door with a reply per recipient does not.
         may_wait = not delivery.request.has_process

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.delivery.dialogue import SessionFailed
+from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.reply import printable
 
@@ -108,20 +108,20 @@ class LateReply:
         else:
             return Heard(reply, reply.text)
         finally:
-            if self._session.dialogue.awaits_reply_to_dot:
+            if self._session.body.awaits_reply_to_dot:
                 self._session.abort()
             self._release(self._session)
 
     async def _hear(self) -> Reply:
         """Return the reply; raise TimeoutError when the time is over without one."""
-        dialogue = self._session.dialogue
+        body = self._session.body
         try:
             async with asyncio.timeout_at(self._ends) as self._timer:
-                return await dialogue.late_reply()
+                return await body.late_reply()
         except TimeoutError:
             self._timer = None
-            if dialogue.stream.has_input():
-                return await dialogue.late_reply(0.0)
+            if self._session.dialogue.stream.has_input():
+                return await body.late_reply(0.0)
             raise
 
 

@@ -22,10 +22,10 @@ from typing import NamedTuple, Protocol
 from mxpolicy.delivery import events, trouble
 from mxpolicy.delivery.approach import Approach
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.session import Session
+from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.delivery.transaction import DOT_TIME, Answers, Transaction

@@ -10,7 +10,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery.approach import Approach
-from mxpolicy.delivery.dialogue import Listener, SessionFailed
+from mxpolicy.delivery.dialogue import Listener
+from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.routing.dialling import Dialling
 from mxpolicy.routing.tls_requirement import tls_requirement

@@ -11,7 +11,9 @@ import asyncio
 from collections.abc import Callable
 
 from mxpolicy.delivery.approach import Approach
-from mxpolicy.delivery.dialogue import Dialogue, Listener, SessionFailed
+from mxpolicy.delivery.body import Body
+from mxpolicy.delivery.dialogue import Dialogue, Listener
+from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.errors import RemoteProtocolError, TLSError
 from mxpolicy.net import tls
 from mxpolicy.net.stream import Stream
@@ -57,6 +59,7 @@ class Session:
         approach: As given.
         listener: As given; another one may take its place.
         dialogue: Sends and receives.
+        body: Sends the mail data over it, and the final dot.
         is_secured: Whether it is under TLS.
         tls: Protocol and cipher, ``TLSv1.3/TLS_AES_256_GCM_SHA384``; empty in clear.
         tls_seconds: How long STARTTLS, handshake and EHLO took; 0 without TLS, and for
@@ -86,6 +89,7 @@ class Session:
         self.dialogue = Dialogue(
             stream, helo, clock, lambda reply: self.listener.ignored(reply)
         )
+        self.body = Body(self.dialogue, clock)
         self.is_secured = False
         self.tls = ""
         self.tls_seconds = 0.0
@@ -150,15 +154,15 @@ class Session:
             raise
 
     def _enter(self, phase: Phase) -> None:
-        self.dialogue.enter(phase)
+        self.dialogue.phase.enter(phase)
         self.listener.entered(phase)
 
     async def _hear_greeting(self) -> None:
         reply = (await self.dialogue.next(Greeted)).reply
         if reply.is_transient:
-            raise self.dialogue.failed(Verdict.GREETING_4XX, reply=reply)
+            raise self.dialogue.phase.failed(Verdict.GREETING_4XX, reply=reply)
         if reply.is_permanent:
-            raise self.dialogue.failed(Verdict.GREETING_5XX, reply=reply)
+            raise self.dialogue.phase.failed(Verdict.GREETING_5XX, reply=reply)
 
     async def _say_hello(self) -> float:
         """Give EHLO and check the answer; return how many seconds that took."""
@@ -166,12 +170,12 @@ class Session:
         reply = await self._hello()
         seconds = self._clock() - began
         if not _is_completion(reply):
-            raise self.dialogue.failed(Verdict.EHLO_REFUSED, reply=reply)
+            raise self.dialogue.phase.failed(Verdict.EHLO_REFUSED, reply=reply)
         # A host that calls itself by our name is this mail system only on port 25. On
         # another port it is a second instance on this machine (as in Postfix).
         name = self.dialogue.smtp.ehlo_name
         if self.candidate.port == 25 and self._is_myself(name):
-            raise self.dialogue.failed(Verdict.LOOPS_TO_MYSELF, reply=reply)
+            raise self.dialogue.phase.failed(Verdict.LOOPS_TO_MYSELF, reply=reply)
         return seconds
 
     async def _hello(self) -> Reply:
@@ -198,7 +202,7 @@ class Session:
     async def _secure(self, hello_seconds: float) -> None:
         """Give STARTTLS (RFC 3207); if the host puts it off, go on in clear, if allowed."""
         if not self.extensions.starttls:
-            raise self.dialogue.failed(Verdict.STARTTLS_MISSING)
+            raise self.dialogue.phase.failed(Verdict.STARTTLS_MISSING)
         began = self._clock()
         is_small = self.approach.segment_size is not None
         patience = _SMALL_SEGMENTS_HANDSHAKE_TIME if is_small else _HANDSHAKE_TIME
@@ -210,15 +214,15 @@ class Session:
                     return
                 reply = await self._hello()
         except TimeoutError:
-            failed = self.dialogue.out_of_patience(patience, Verdict.TLS_SILENT)
+            failed = self.dialogue.phase.out_of_patience(patience, Verdict.TLS_SILENT)
             is_out = self.dialogue.smtp.state is not State.STARTTLS
             failed.client_hello_is_unanswered = is_out
             raise failed from None
         except (TLSError, RemoteProtocolError) as exc:
             text = printable(str(exc))
-            raise self.dialogue.failed(Verdict.TLS_FAILED, text) from exc
+            raise self.dialogue.phase.failed(Verdict.TLS_FAILED, text) from exc
         if not _is_completion(reply):
-            raise self.dialogue.failed(Verdict.TLS_FAILED, reply=reply)
+            raise self.dialogue.phase.failed(Verdict.TLS_FAILED, reply=reply)
         self.is_secured = True
         self.tls = self.dialogue.stream.tls_words()
         self.tls_seconds = self._clock() - began
@@ -232,7 +236,7 @@ class Session:
         event = await dialogue.next(TlsReady, StartTlsRefused)
         if isinstance(event, StartTlsRefused):
             if self.approach.tls.level is Level.ENCRYPT:
-                raise dialogue.failed(Verdict.STARTTLS_REFUSED, reply=event.reply)
+                raise dialogue.phase.failed(Verdict.STARTTLS_REFUSED, reply=event.reply)
             return False
         await dialogue.stream.start_tls(tls.opportunistic(), self.candidate.host)
         dialogue.smtp.tls_established()
@@ -251,12 +255,12 @@ class Session:
         Raises:
             SessionFailed: The host takes no more mail over it.
         """
-        self.dialogue.enter(Phase.TRANSACTION)
+        self.dialogue.phase.enter(Phase.TRANSACTION)
         self.course = Course()
         mailmax = self.extensions.limits.mailmax
         if mailmax is not None and self.transactions >= mailmax:
             text = f"takes {self.transactions} messages a session"
-            raise self.dialogue.failed(Verdict.UNFIT, text)
+            raise self.dialogue.phase.failed(Verdict.UNFIT, text)
         if self.transactions:
             await self._reset(timeout)
         self.transactions += 1
@@ -266,7 +270,9 @@ class Session:
         dialogue = self.dialogue
         dialogue.heed_the_end()
         if dialogue.smtp.state is State.CLOSED:
-            raise dialogue.failed(Verdict.CLOSED, "nothing more after its refusal")
+            raise dialogue.phase.failed(
+                Verdict.CLOSED, "nothing more after its refusal"
+            )
         if self._owes_rset:
             dialogue.smtp.rset()
         elif dialogue.smtp.state is not State.READY:
@@ -287,7 +293,7 @@ class Session:
         reply = (await self.dialogue.next(RsetAnswered, timeout=timeout)).reply
         self.listener.progressed()
         if not reply.is_positive:
-            raise self.dialogue.failed(Verdict.CLOSED, reply=reply)
+            raise self.dialogue.phase.failed(Verdict.CLOSED, reply=reply)
 
     # -- from one message to the next -------------------------------------
 
@@ -307,7 +313,7 @@ class Session:
 
         MAIL and RCPT may follow at once. `reset_is_heard` is due when RSET was answered.
         """
-        self.dialogue.enter(Phase.TRANSACTION)
+        self.dialogue.phase.enter(Phase.TRANSACTION)
         self.course = Course()
         self.dialogue.smtp.rset()
         self.transactions += 1

@@ -13,7 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery.connect import Egress, connect
-from mxpolicy.delivery.dialogue import SessionFailed
+from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.routing.candidate import Phase, Verdict
 

@@ -19,7 +19,6 @@ from mxpolicy.delivery.session import Session
 from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.net.ack_watch import telling_progress
 from mxpolicy.options import LongLines
-from mxpolicy.protocol.dot_stuffing import DotStuffer
 from mxpolicy.protocol.smtp_events import (
     DataAnswered,
     MailAnswered,
@@ -31,8 +30,6 @@ from mxpolicy.routing.candidate import Phase, Verdict
 from mxpolicy.routing.reuse import Course, Stage
 
 __all__ = ["DOT_TIME", "Answers", "Control", "Transaction"]
-
-_CHUNK = 64 * 1024
 
 E = TypeVar("E")
 
@@ -177,6 +174,7 @@ class Transaction:
         self._stage = stage
         self._session = session
         self._dialogue = session.dialogue
+        self._body = session.body
         self._smtp = session.dialogue.smtp
         self._envelope = envelope
         self._recipients = list(recipients)
@@ -207,7 +205,7 @@ class Transaction:
     async def _run(self) -> None:
         if self._stage is Stage.NOT_BEGUN:
             self._session.course = Course()
-            self._dialogue.enter(Phase.TRANSACTION)
+            self._dialogue.phase.enter(Phase.TRANSACTION)
             await self._dialogue.heed_what_has_come()
         pending = self._recipients
         while pending:
@@ -230,7 +228,7 @@ class Transaction:
         batch = session.extensions.limits.next_batch(domains, session.domains)
         if not batch:
             text = f"takes recipients of {len(session.domains)} domains a session"
-            raise self._dialogue.failed(Verdict.UNFIT, text)
+            raise self._dialogue.phase.failed(Verdict.UNFIT, text)
         session.domains.update(domains[index] for index in batch)
         return [pending[index] for index in batch]
 
@@ -334,43 +332,32 @@ class Transaction:
         try:
             async with asyncio.timeout(self._control.time_before_dot()):
                 with told:
-                    early = await self._body()
+                    early = await self._send_body()
         except TimeoutError:
             self._control.time_before_dot()
-            text = self._dialogue.doing()
-            raise self._dialogue.failed(Verdict.SILENT, text) from None
+            text = self._dialogue.phase.doing()
+            raise self._dialogue.phase.failed(Verdict.SILENT, text) from None
         if early is None:
             return None
         if self._is_goodbye(early):
-            raise self._dialogue.failed(Verdict.CLOSED, reply=early)
+            raise self._dialogue.phase.failed(Verdict.CLOSED, reply=early)
         return Verb.DOT, early
 
     def _is_goodbye(self, reply: Reply) -> bool:
         """Return whether *reply*, before the dot, is about an old session, not the mail."""
         return reply.code == 421 and self._session.is_reused
 
-    async def _body(self) -> Reply | None:
+    async def _send_body(self) -> Reply | None:
         """Send the mail data; return the refusal that came before the dot, if any."""
         if self._stage < Stage.BODY:
-            early = await self._send_body()
+            early = await self._body.send(
+                self._mail_data, self._long_lines, self._progress
+            )
         else:
-            early = await self._dialogue.finish_body(self._progress)
+            early = await self._body.finish(self._progress)
         if early is not None or not self._session.approach.waits_for_body:
             return early
-        return await self._dialogue.drain(self._progress)
-
-    async def _send_body(self) -> Reply | None:
-        dialogue = self._dialogue
-        stuffer = DotStuffer(self._long_lines)
-        dialogue.begin_body()
-        piece = b""  # kept until it is known whether it is the last one
-        async for chunk in self._mail_data.chunks(_CHUNK):
-            if piece:
-                early = await dialogue.send_body(piece, self._progress)
-                if early is not None:
-                    return early
-            piece = stuffer.encode(chunk)
-        return await dialogue.send_end(piece + stuffer.finish(), self._progress)
+        return await self._body.drain(self._progress)
 
     async def _dot(self, accepted: Sequence[int]) -> tuple[Verb, Reply] | None:
         """Send the final dot; return the refusal, if any.
@@ -382,15 +369,15 @@ class Transaction:
             self._settlement.dot_sent(accepted, str(self._session.candidate.key))
         try:
             if self._stage < Stage.DOT:
-                self._dialogue.begin_dot(self._progress)
-            reply = await self._dialogue.reply_to_dot(DOT_TIME)
+                self._body.begin_dot(self._progress)
+            reply = await self._body.reply_to_dot(DOT_TIME)
         except BaseException:
-            if self._dialogue.take_dot_back():
+            if self._body.take_dot_back():
                 self._settlement.released(accepted)
             raise
         if self._is_goodbye(reply) and self._dialogue.is_cut_short:
             self._settlement.released(accepted)
-            raise self._dialogue.failed(Verdict.CLOSED, reply=reply)
+            raise self._dialogue.phase.failed(Verdict.CLOSED, reply=reply)
         self._note(dot=reply.code)
         if not reply.is_positive:
             return Verb.DOT, reply

@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery.approach import Approach
-from mxpolicy.delivery.dialogue import Listener, SessionFailed
+from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.delivery.session import Session
+from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.delivery.transaction import Answers, Transaction
 from mxpolicy.delivery.trouble import delivered

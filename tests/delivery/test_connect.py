@@ -8,7 +8,7 @@ import pytest
 
 from mxpolicy.delivery.approach import SMALL_SEGMENT, Approach
 from mxpolicy.delivery.connect import next_approach
-from mxpolicy.delivery.dialogue import SessionFailed
+from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.options import TlsLevel
 from mxpolicy.routing.candidate import Finding, Phase, Verdict
 from mxpolicy.routing.tls_requirement import (

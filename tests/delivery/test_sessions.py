@@ -9,7 +9,8 @@ import pytest
 
 from mxpolicy.delivery.approach import SMALL_SEGMENT, Approach
 from mxpolicy.delivery.connect import Egress
-from mxpolicy.delivery.dialogue import Listener, SessionFailed
+from mxpolicy.delivery.dialogue import Listener
+from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.delivery.sessions import Sessions
 from mxpolicy.net.dial import dial as dial_directly
 from mxpolicy.options import TlsLevel

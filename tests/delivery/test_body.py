@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import pytest
 
-from mxpolicy.delivery.dialogue import SessionFailed
 from mxpolicy.delivery.session import Session
+from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.net.dial import dial
 from mxpolicy.options import TlsLevel
 from mxpolicy.routing.candidate import Candidate, Verdict
