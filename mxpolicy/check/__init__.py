@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from mxpolicy.check import configuration, daemon, exim, names, postfix, surroundings
 from mxpolicy.check.access import account, current
+from mxpolicy.check.machine import HERE
 from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Item, Level, tell
 from mxpolicy.config import load
@@ -105,16 +106,19 @@ class _Looking:
             return [tell(Level.OK, text)]
         self._seen = postfix.see(postconf)
         is_alone = not (self._exim and self._exim.routers)
-        return postfix.look(self._seen, options, self._config, is_alone=is_alone)
+        sockets = daemon.places(options, os.environ, "policy")
+        return postfix.look(
+            self._seen, options, self._config, sockets=sockets, is_alone=is_alone
+        )
 
     def _look_at_exim(self, options: Options) -> list[Item]:
         ask = exim.find(os.environ.get("PATH", ""))
         if ask is None:
             text = "there is no Exim on this machine (neither exim4 nor exim found)"
             return [tell(Level.OK, text)]
-        self._exim = exim.see(ask, daemon.paths(options, os.environ, "lmtp"))
+        self._exim = exim.see(ask, daemon.places(options, os.environ, "lmtp"))
         is_alone = Postconf.find(os.environ.get("PATH", "")) is None
-        return exim.look(self._exim, options, postfix.HERE, is_alone=is_alone)
+        return exim.look(self._exim, options, HERE, is_alone=is_alone)
 
     def _machine(self, options: Options) -> list[Item]:
         return surroundings.look(options, os.environ, self._user())
@@ -141,7 +145,7 @@ class _Looking:
         """Return the account of deliveries."""
         user = postfix.user_of(self._seen) if self._seen else None
         if user is None and self._exim:
-            user = exim.user_of(self._exim, postfix.HERE)
+            user = exim.user_of(self._exim, HERE)
         # Where Postfix names no account: the one of contrib's samples.
         return user or account("mxpolicy") or current()
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
+    "ADD_USER",
     "EXECUTE",
     "READ",
     "WRITE",
@@ -31,6 +32,9 @@ __all__ = [
 ]
 
 READ, WRITE, EXECUTE = 4, 2, 1
+
+# What makes the account of deliveries.
+ADD_USER = "adduser --system --group --no-create-home mxpolicy"
 
 MAX_LINKS = 40  # as path_resolution(7)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
 
-__all__ = ["enabled_units", "look", "paths", "places", "runs_systemd"]
+__all__ = ["connect", "enabled_units", "look", "places", "runs_systemd"]
 
 # The users of the mail servers, as Debian and others have them. A delivery of Exim's has
 # no group but one; processes of Postfix have all of the user's.
@@ -37,7 +37,7 @@ _ALONE = "mxpolicy pipe delivers each message by a process of its own"
 _RESTART = "systemctl restart mxpolicy.service"
 
 
-class _Answer(NamedTuple):
+class Answer(NamedTuple):
     """What a socket did.
 
     Attributes:
@@ -74,7 +74,7 @@ def look(
     for name in DOORS:
         at = places(options, environ, name)
         by_lmtp = used if name == "lmtp" else ()
-        answers = {one: _ask(one, name) for one in {*at, *by_lmtp}}
+        answers = {one: connect(one, name) for one in {*at, *by_lmtp}}
         if by_lmtp and all(answers[one].trouble for one in by_lmtp):
             where, why = " and ".join(used), answers[by_lmtp[0]].trouble
             text = (
@@ -127,12 +127,7 @@ def places(options: Options, environ: Mapping[str, str], name: str) -> list[str]
     return [*dict.fromkeys(socket_address(name, one, directory) for one in words)]
 
 
-def paths(options: Options, environ: Mapping[str, str], name: str) -> list[str]:
-    """Return the unix sockets of a door."""
-    return [one for one in places(options, environ, name) if one.startswith("/")]
-
-
-def _ask(at: str, name: str) -> _Answer:
+def connect(at: str, name: str) -> Answer:
     """Connect to the door *name* at *at*, and say what came of it."""
     is_local = at.startswith("/")
     host, _, port = at.rpartition(":")
@@ -143,20 +138,20 @@ def _ask(at: str, name: str) -> _Answer:
                 if name == "lmtp":
                     # Not gone before the daemon has found out whose it is.
                     tcp.recv(1024)
-            return _Answer()
+            return Answer()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(_PATIENCE)
             probe.connect(at)
             peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            return _Answer(owner=struct.unpack("3i", peer)[1])
+            return Answer(owner=struct.unpack("3i", peer)[1])
     except PermissionError:
-        return _Answer()  # something answers, but not to us
+        return Answer()  # something answers, but not to us
     except OSError as error:
-        return _Answer(error.strerror or "it does not accept")
+        return Answer(error.strerror or "it does not accept")
 
 
 def _look_at_pipe(
-    path: str, answer: _Answer, user: Account, units: Collection[str], start: str
+    path: str, answer: Answer, user: Account, units: Collection[str], start: str
 ) -> Item | None:
     if answer.trouble:
         return first(

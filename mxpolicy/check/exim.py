@@ -12,6 +12,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from mxpolicy.check.command import gather
 from mxpolicy.check.exim_rows import (
     Lmtp,
     Transport,
@@ -23,18 +24,17 @@ from mxpolicy.check.exim_rows import (
 from mxpolicy.check.master_cf import PROGRAM
 from mxpolicy.check.postconf import PostfixUnseen, directory_of, run
 from mxpolicy.check.report import ok, said, warn
-from mxpolicy.config import DEFAULT_PATH
-from mxpolicy.errors import ConfigError, UsageError
 from mxpolicy.pipe_command import parse_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from mxpolicy.check.access import Account
+    from mxpolicy.check.machine import Machine
     from mxpolicy.check.postconf import Ended
-    from mxpolicy.check.postfix import Machine
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
+    from mxpolicy.pipe_command import Arguments
 
 __all__ = ["Exim", "Stanza", "find", "look", "see", "stanzas", "user_of"]
 
@@ -206,23 +206,15 @@ def look(
 
 
 def _gather(name: str, options: Stanza, machine: Machine) -> Transport:
-    user, words = _account(options, machine), _words_of(options) or []
-    it = Transport(name, options, user, tuple(words))
-    if user:
-        it = it._replace(cannot_run=machine.obstacle(user, _program_of(options)))
-    if words[:1] != ["pipe"]:
-        return it._replace(usage_error="'pipe' is not its first word")
-    given = [_EXAMPLE if one == "$pipe_addresses" else one for one in words[1:]]
-    try:
-        # What the environment says is judged for itself.
-        arguments = parse_arguments(given, {"RETURN_PATH": _EXAMPLE})
-    except UsageError as error:
-        return it._replace(usage_error=str(error))
-    it = it._replace(arguments=arguments, file=arguments.config or DEFAULT_PATH)
-    try:
-        it = it._replace(settings=machine.load(arguments.config))
-    except ConfigError as error:
-        return it._replace(mistakes="; ".join(error.mistakes))
-    if user:
-        it = it._replace(cannot_read=machine.unreadable(user, it.file))
-    return it
+    account, words = _account(options, machine), tuple(_words_of(options) or ())
+    program = _program_of(options)
+    return Transport(
+        name, options, gather("pipe", program, words, account, _parse, machine)
+    )
+
+
+def _parse(argv: Sequence[str]) -> tuple[Arguments, str | None]:
+    given = [_EXAMPLE if one == "$pipe_addresses" else one for one in argv]
+    # What the environment says is judged for itself.
+    found = parse_arguments(given, {"RETURN_PATH": _EXAMPLE})
+    return found, found.config

@@ -8,18 +8,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.check.installation import Obstacle
-from mxpolicy.check.postfix_rows import LEAST_MARGIN, MARGIN
+from mxpolicy.check.access import ADD_USER
+from mxpolicy.check.command import Command, cannot_run, cannot_use_file
 from mxpolicy.check.report import fail, first, ok, said, warn
-from mxpolicy.options import Options
+from mxpolicy.check.time_limit import LEAST_MARGIN, MARGIN
 from mxpolicy.pipe_command import DOT_TIME, time_needed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from mxpolicy.check.access import Account
     from mxpolicy.check.report import Item
-    from mxpolicy.pipe_command import Arguments
 
 __all__ = [
     "ENVIRONMENT",
@@ -83,28 +81,12 @@ class Transport(NamedTuple):
     Attributes:
         name: Of the transport.
         options: As ``-bP`` shows them, by name.
-        account: Of ``user``; None when there is none, or Exim makes it of a message.
-        command: The words after the program.
-        cannot_run: What keeps that account from running the program.
-        usage_error: What mxpolicy says of the command; empty when it takes it.
-        arguments: As it understands them; None when it does not.
-        file: The configuration file that it reads.
-        mistakes: In that file; empty when there are none.
-        settings: In that file; None when there are mistakes.
-        cannot_read: What keeps the account from reading it.
+        command: What is run; without an account where Exim makes it of a message.
     """
 
     name: str
     options: Mapping[str, str]
-    account: Account | None = None
-    command: tuple[str, ...] = ()
-    cannot_run: Obstacle = Obstacle()
-    usage_error: str = ""
-    arguments: Arguments | None = None
-    file: str = ""
-    mistakes: str = ""
-    settings: Options | None = None
-    cannot_read: Obstacle = Obstacle()
+    command: Command = Command()
 
 
 class Lmtp(NamedTuple):
@@ -133,42 +115,34 @@ def _judge_command(it: Transport) -> list[Item]:
                 "user = mxpolicy",
             ),
             fail(
-                "$" not in user and it.account is None,
+                "$" not in user and it.command.account is None,
                 f"{name} has user = {user}, which is not known here: all mail is"
                 " deferred",
-                "adduser --system --group --no-create-home mxpolicy",
+                ADD_USER,
             ),
             fail(
-                it.account and it.account.uid == 0,
+                it.command.account and it.command.account.uid == 0,
                 f"{name} has user = {user}, as which Exim delivers nothing",
                 "user = mxpolicy",
             ),
-            fail(
-                it.cannot_run.why,
-                f"{name} cannot run its program ({it.cannot_run.why}): all mail is"
-                " deferred",
-                it.cannot_run.mend,
-            ),
+            cannot_run(it.command, name, ": all mail is deferred"),
         ),
         first(
-            fail(it.usage_error, f"{name}: all mail is deferred: {it.usage_error}"),
             fail(
-                "--exim" not in it.command,
+                it.command.usage_error,
+                f"{name}: all mail is deferred: {it.command.usage_error}",
+            ),
+            fail(
+                "--exim" not in it.command.words,
                 f"{name} does not pass --exim: Exim does not understand how mxpolicy"
                 " ends",
             ),
             fail(
-                "$pipe_addresses" not in it.command,
+                "$pipe_addresses" not in it.command.words,
                 f"{name} does not pass $pipe_addresses, the only word of a message that"
                 " Exim lets stand on a command line: mail goes astray or bounces",
             ),
-            fail(it.mistakes, f"{name}: all mail is deferred (4.3.5): {it.mistakes}"),
-            fail(
-                it.cannot_read.why,
-                f"{name}: all mail is deferred (4.3.5): {it.file}:"
-                f" {it.cannot_read.why}",
-                it.cannot_read.mend,
-            ),
+            cannot_use_file(it.command, name, fail, "all mail is deferred (4.3.5)"),
         ),
         first(
             fail(
@@ -230,13 +204,13 @@ def _shown(name: str, value: str) -> str:
 
 
 def _judge_time(it: Transport) -> list[Item]:
-    if it.arguments is None or it.settings is None:
+    if it.command.arguments is None or it.command.options is None:
         return []
     written = it.options.get("timeout", "1h")
     limit = parse_time(written)
-    given = it.arguments.deadline
-    needed = time_needed(given, it.settings)
-    deadline = given or it.settings.deadline
+    given = it.command.arguments.deadline
+    needed = time_needed(given, it.command.options)
+    deadline = given or it.command.options.deadline
     source = "--deadline" if given else "the option deadline"
     wanted = deadline + DOT_TIME + MARGIN
     return said(

@@ -7,7 +7,11 @@ continuation lines already gone.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections import defaultdict
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Service", "parse_services", "substitute", "words"]
 
@@ -29,7 +33,7 @@ _MACRO = re.compile(r"\$(?:\{(\w+)\}|\((\w+)\)|(\w+))")
 
 
 class Service(NamedTuple):
-    """A pipe(8) or spawn(8) service.
+    """A service; attributes and argv are those of pipe(8) and spawn(8).
 
     Attributes:
         name: Of the transport.
@@ -56,6 +60,52 @@ class Service(NamedTuple):
         """As ``postconf -F`` and ``-P`` want it."""
         return f"{self.name}/{self.kind}"
 
+    def settings(self, main: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the settings that hold for its process: *main* but for each ``-o``.
+
+        Those that the queue manager reads (``NAME_destination_...``) are main.cf's.
+        """
+        of_queue = f"{self.name}_destination_"
+        own = {
+            name: value
+            for name, value in self.overrides.items()
+            if not name.startswith(of_queue)
+        }
+        return defaultdict(str, {**main, **own})
+
+    def filled(self, fill: Callable[[str], str]) -> Service:
+        """Return it with *fill* made of the value of each ``-o``."""
+        own = {name: fill(value) for name, value in self.overrides.items()}
+        return self._replace(overrides=own)
+
+    def set_command(self, name: str, value: str) -> str:
+        """Return the command that gives *name* another value where it has its own."""
+        if name in self.overrides:
+            return f"postconf -P {self.place}/{name}={value}"
+        return f"postconf -e {name}={value}"
+
+    @property
+    def user(self) -> str:
+        """The account that runs the command, without its group; empty where none is."""
+        return self.attributes.get("user", "").partition(":")[0]
+
+    def is_user_refused(self, settings: Mapping[str, str]) -> bool:
+        """Return whether pipe(8) and spawn(8) do not run a command as `user`."""
+        return self.user in {"", "root", settings["mail_owner"] or "postfix"}
+
+    def is_chrooted(self, settings: Mapping[str, str]) -> bool:
+        """Return whether it runs in a chroot; once that was the default."""
+        level = re.match(r"\d+", settings["compatibility_level"] or "0")
+        is_old = level is not None and level[0] == "0"
+        return self.chroot == "y" or (self.chroot == "-" and is_old)
+
+    def most(self, settings: Mapping[str, str]) -> int:
+        """Return how many processes it may have at once; 0 is any number."""
+        limit = self.process_limit
+        if limit == "-":
+            limit = settings["default_process_limit"] or "100"
+        return int(limit) if limit.isdigit() else 0
+
     @property
     def arguments(self) -> tuple[str, ...] | None:
         """What follows our program in `argv`; None when it is not in there."""
@@ -70,7 +120,7 @@ def parse_services(text: str, agent: str = "pipe") -> list[Service]:
 
     Args:
         text: What it printed.
-        agent: ``pipe``, or ``spawn``, whose attributes are written the same way.
+        agent: ``pipe``, ``spawn``, ``smtpd``: its program, without a directory.
     """
     found = []
     for line in text.splitlines():

@@ -35,6 +35,8 @@ MAX_OUTPUT = 4 * 1024 * 1024
 # Not always on the PATH of users other than root.
 _PLACES = ("/usr/sbin", "/sbin", "/usr/local/sbin", "/usr/lib/postfix/sbin")
 
+_NAME = re.compile(r"\$(?:[{(](\w+)[)}]|(\w+))")
+
 
 class PostfixUnseen(MxPolicyError):
     """A program of Postfix did not say what it was asked for; the text says why."""
@@ -128,6 +130,14 @@ class Postconf:
         pairs = (line.partition("=") for line in lines)
         found = {name.strip(): value.strip() for name, _, value in pairs}
         return defaultdict(str, found)
+
+    def filled(self, text: str) -> str:
+        """Return *text*, of an ``-o`` in master.cf, with each ``$name`` of main.cf filled in."""
+        names = {one for found in _NAME.finditer(text) if (one := found[1] or found[2])}
+        if not names:
+            return text
+        values = self.settings(sorted(names))
+        return _NAME.sub(lambda found: values[found[1] or found[2]], text)
 
     def raw(self, name: str) -> str:
         """Return a value as it is written."""

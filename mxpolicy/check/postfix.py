@@ -1,8 +1,8 @@
 """The Postfix of this machine: every pipe(8) service that runs mxpolicy, and its limits.
 
 `look` gathers the answers of Postfix's own programs, and what its entries refer to on
-this machine. `mxpolicy.check.postfix_rows` says what follows from that. Tried with Postfix
-3.7.
+this machine. `transport_rows`, `status_filter`, `policy_service`, `policy_clients` and
+`postfix_rows` say what follows from that. Tried with Postfix 3.7.
 """
 
 from __future__ import annotations
@@ -11,36 +11,31 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.check import policy_service
-from mxpolicy.check.access import EXECUTE, READ, account, objection
-from mxpolicy.check.installation import Obstacle, obstacle
+from mxpolicy.check import policy_clients, policy_service
+from mxpolicy.check.access import account
+from mxpolicy.check.command import gather
+from mxpolicy.check.machine import HERE, Machine
 from mxpolicy.check.master_cf import parse_services, substitute
-from mxpolicy.check.postconf import PostfixUnseen
-from mxpolicy.check.postfix_rows import (
-    Transport,
-    judge_all,
-    judge_instance,
-    judge_places,
-    judge_transport,
-    processes,
-)
+from mxpolicy.check.policy_clients import judge_asking, judge_daemon
+from mxpolicy.check.postfix_rows import judge_all, judge_instance, judge_places
 from mxpolicy.check.report import Level, tell
-from mxpolicy.check.status_filter import ACCIDENTS, FILTER_NAME, REFUSAL, filter_tables
-from mxpolicy.config import DEFAULT_PATH, load
-from mxpolicy.errors import ConfigError, UsageError
+from mxpolicy.check.status_filter import FILTER_NAME, ask_filter, judge_filter
+from mxpolicy.check.transport_rows import Transport, judge_transport
 from mxpolicy.net.own_name import own_name
 from mxpolicy.pipe_command import parse_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from mxpolicy.check.access import Account
     from mxpolicy.check.master_cf import Service
+    from mxpolicy.check.policy_clients import Client
     from mxpolicy.check.postconf import Postconf
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
+    from mxpolicy.pipe_command import Arguments
 
-__all__ = ["HERE", "Machine", "Postfix", "look", "see", "user_of"]
+__all__ = ["Postfix", "look", "see", "user_of"]
 
 SETTINGS = (
     "mail_version",
@@ -52,7 +47,7 @@ SETTINGS = (
     "relayhost",
     "sender_dependent_relayhost_maps",
     "soft_bounce",
-    "pipe_delivery_status_filter",
+    FILTER_NAME,
     "default_process_limit",
     "daemon_timeout",
     "maximal_queue_lifetime",
@@ -68,49 +63,7 @@ SETTINGS = (
 LMTP = "mxlmtp"
 
 # Where it delivers by TCP, as a relay: ADDRESS, PORT.
-_RELAY = re.compile(r"lmtp_fallback_relay=\[(?:ipv6:)?([^]\s]+)\]:(\d+)")
-
-
-class Machine(NamedTuple):
-    """What entries of master.cf refer to: accounts, files, memory.
-
-    Attributes:
-        memory: In bytes.
-        account: The account of a ``user=``, None when it is unknown.
-        objection: Why an account may not do something with a file; see `access.objection`.
-        obstacle: What keeps an account from running a program.
-        exists: Whether a file does.
-        load: The options in the file that ``--config`` names, or in the usual one.
-    """
-
-    memory: int
-    account: Callable[[str], Account | None]
-    objection: Callable[[Account, str, int], str]
-    obstacle: Callable[[Account, str], Obstacle]
-    exists: Callable[[str], bool]
-    load: Callable[[str | None], Options]
-
-    def unreadable(self, user: Account, file: str) -> Obstacle:
-        """Return what keeps *user* from the configuration *file*, which may be missing.
-
-        A directory that it may not enter defers all mail though there is no file in it:
-        that there is none cannot be seen then.
-        """
-        directory = os.path.dirname(file)
-        for path, wanted, mend in ((directory, EXECUTE, "a+x"), (file, READ, "a+r")):
-            if self.exists(path) and (why := self.objection(user, path, wanted)):
-                return Obstacle(why, f"chmod {mend} {path}")
-        return Obstacle()
-
-
-HERE = Machine(
-    os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    account,
-    objection,
-    obstacle,
-    os.path.exists,
-    lambda path: load(path, {}),
-)
+_RELAY = re.compile(r"\[(?:ipv6:)?([^]\s]+)\]:(\d+)")
 
 
 class Postfix(NamedTuple):
@@ -121,7 +74,7 @@ class Postfix(NamedTuple):
         services: Those that run mxpolicy.
         settings: Of main.cf.
         policy: The services that run ``mxpolicy policy``.
-        policy_settings: Of main.cf, for those.
+        asking: The ways in which smtpd(8) asks policy services, and which smtpd(8) does.
         to_daemon: The transport that delivers to the daemon as contrib has it.
         daemon_at: ``ADDRESS:PORT`` where it does; empty when another setting says where.
     """
@@ -130,7 +83,7 @@ class Postfix(NamedTuple):
     services: tuple[Service, ...]
     settings: Mapping[str, str]
     policy: tuple[Service, ...] = ()
-    policy_settings: Mapping[str, str] = {}
+    asking: Mapping[Client, Sequence[Service]] = {}
     to_daemon: str = ""
     daemon_at: str = ""
 
@@ -142,27 +95,29 @@ def see(postconf: Postconf) -> Postfix:
         PostfixUnseen: Postfix does not say.
     """
     text = postconf.services()
-    pipes = parse_services(text)
-    spawned = parse_services(text, "spawn")
-    policy = tuple(one for one in spawned if one.arguments is not None)
-    ours = tuple(one for one in pipes if one.arguments is not None)
-    names = list(SETTINGS)
+    ours, policy = (
+        tuple(one for one in parse_services(text, agent) if one.arguments is not None)
+        for agent in ("pipe", "spawn")
+    )
+    names = [*SETTINGS, *policy_clients.SETTINGS, *policy_service.settings_of(policy)]
     for one in ours:
         names += [f"{one.name}_destination_recipient_limit", f"{one.name}_time_limit"]
-    by_lmtp = (one for one in text.splitlines() if one.split()[:1] == [LMTP])
-    line = next(by_lmtp, "")
-    relay = _RELAY.search(line)
-    seen = Postfix(
+    settings = postconf.settings(list(dict.fromkeys(names)))
+    asking = policy_clients.asking(
+        [one.filled(postconf.filled) for one in parse_services(text, "smtpd")], settings
+    )
+    by_lmtp = [one for one in parse_services(text, "lmtp") if one.name == LMTP][:1]
+    relay = "".join(one.overrides.get("lmtp_fallback_relay", "") for one in by_lmtp)
+    at = _RELAY.fullmatch(relay)
+    return Postfix(
         postconf,
         ours,
-        postconf.settings(names),
-        to_daemon=LMTP if line else "",
-        daemon_at=":".join(relay.groups()) if relay else "",
+        settings,
+        policy,
+        asking,
+        "".join(one.name for one in by_lmtp),
+        ":".join(at.groups()) if at else "",
     )
-    if policy:
-        asked = postconf.settings(policy_service.settings_of(policy))
-        seen = seen._replace(policy=policy, policy_settings=asked)
-    return seen
 
 
 def user_of(postfix: Postfix) -> Account | None:
@@ -178,6 +133,7 @@ def look(
     config: str | None,
     machine: Machine = HERE,
     *,
+    sockets: Collection[str] = (),
     is_alone: bool = True,
 ) -> list[Item]:
     """Judge *postfix*.
@@ -187,70 +143,73 @@ def look(
         options: As understood by this check.
         config: The file that was named to it.
         machine: This one.
+        sockets: Of the daemon's policy service.
         is_alone: Whether no other mail server runs mxpolicy.
     """
     settings = postfix.settings
     items = judge_instance(settings)
-    for service in postfix.policy:
-        seen = policy_service.look(service, postfix.policy_settings, machine)
-        items += policy_service.judge(seen)
+    of_policy = _judge_policy(postfix, options, sockets, machine)
+    items += of_policy
     if postfix.to_daemon:
         text = f"transport {postfix.to_daemon} delivers to the daemon"
         items.append(tell(Level.OK, text))
     if not postfix.services:
         text = f"Postfix {settings['mail_version']} is here; no pipe(8) service of it"
         text += " runs mxpolicy"
-        is_needed = is_alone and not postfix.policy and not postfix.to_daemon
+        is_needed = is_alone and not of_policy and not postfix.to_daemon
         wanting = tell(Level.WARN, text, "mxpolicy setup postfix")
         return [*items, wanting if is_needed else tell(Level.OK, text)]
     for service in postfix.services:
         items += judge_transport(_gather(service, postfix, config, machine))
-    each = [processes(one, settings) for one in postfix.services]
+        filtered = ask_filter(service, settings, postfix.postconf)
+        items += judge_filter(service, settings, filtered)
+    each = [one.most(settings) for one in postfix.services]
     items += judge_places(options.limits.processes, each)
     names = {one.name for one in postfix.services}
     return items + judge_all(names, settings, options, options.helo or own_name())
+
+
+def _judge_policy(
+    postfix: Postfix, options: Options, sockets: Collection[str], machine: Machine
+) -> list[Item]:
+    items, settings = [], postfix.settings
+    left = {
+        one: policy_clients.looked_at(one, services, settings)
+        for one, services in postfix.asking.items()
+    }
+    for service in postfix.policy:
+        socket = os.path.join(settings["queue_directory"], "private", service.name)
+        asks = [one for one, where in left.items() if socket in where]
+        left = {one: where for one, where in left.items() if one not in asks}
+        seen = policy_service.look(service, settings, asks, machine)
+        items += policy_service.judge(seen)
+    for one in left:
+        item = judge_daemon(one, postfix.asking[one], settings, sockets, machine)
+        if item:
+            name = f"the daemon at {one.at}"
+            items += [item, *judge_asking(name, [one], options.policy.timeout)]
+    return items
 
 
 def _gather(
     service: Service, postfix: Postfix, config: str | None, machine: Machine
 ) -> Transport:
     user = machine.account(service.attributes.get("user", ""))
-    command, unknown = substitute(service.arguments or ())
-    it = _ask_filter(Transport(service, postfix.settings, machine.memory), postfix)
-    it = it._replace(
-        account=user,
-        cannot_run=machine.obstacle(user, service.argv[0]) if user else Obstacle(),
-        command=command,
+    given, unknown = substitute(service.arguments or ())
+    program = service.argv[0]
+    command = gather("pipe", program, given, user, _parse, machine)
+    file = command.file if command.options else ""
+    is_other = config and file and os.path.realpath(config) != os.path.realpath(file)
+    return Transport(
+        service,
+        service.settings(postfix.settings),
+        machine.memory,
+        command,
         unknown="".join(unknown[:1]),
+        other_file=config if config and is_other else "",
     )
-    if command[:1] != ("pipe",):
-        return it
-    try:
-        arguments = parse_arguments(command[1:], {})
-    except UsageError as error:
-        return it._replace(usage_error=str(error))
-    file = arguments.config or DEFAULT_PATH
-    it = it._replace(arguments=arguments, file=file)
-    try:
-        it = it._replace(options=machine.load(arguments.config))
-    except ConfigError as error:
-        return it._replace(mistakes="; ".join(error.mistakes))
-    if user:
-        it = it._replace(cannot_read=machine.unreadable(user, file))
-    if config and os.path.realpath(config) != os.path.realpath(file):
-        it = it._replace(other_file=config)
-    return it
 
 
-def _ask_filter(it: Transport, postfix: Postfix) -> Transport:
-    """Return *it* with what the delivery status filter makes of some ends."""
-    if it.settings["soft_bounce"] == "yes":
-        return it
-    ask, tables = postfix.postconf, filter_tables(it.service, it.settings)
-    try:
-        ends = {end: ask.filtered(end, tables) for end in (*ACCIDENTS, REFUSAL)}
-        # As it was written, with each $$.
-        written = ask.raw(FILTER_NAME) if tables else ""
-    except PostfixUnseen as error:
-        return it._replace(filter_unseen=str(error))
-    return it._replace(filtered=ends, filter_as_written=written)
+def _parse(argv: Sequence[str]) -> tuple[Arguments, str | None]:
+    found = parse_arguments(argv, {})
+    return found, found.config

@@ -7,16 +7,20 @@ gathered before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
 from mxpolicy.reply import printable
 
-__all__ = ["Item", "Level", "fail", "first", "ok", "said", "tell", "warn"]
+__all__ = ["Item", "Level", "Row", "fail", "first", "ok", "said", "tell", "warn"]
 
 # A sentence with a few names in it; a mistake in the configuration may be long.
 MAX_TEXT = 1000
 MAX_MEND = 4000
+
+Row = Callable[..., "Item | None"]
+"""`ok`, `warn` or `fail`."""
 
 
 class Level(Enum):

@@ -7,26 +7,20 @@ but 75 for a refusal.
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.check.master_cf import words
+from mxpolicy.check.postconf import PostfixUnseen
 from mxpolicy.check.report import fail, first, ok, said, warn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mxpolicy.check.master_cf import Service
-    from mxpolicy.check.postfix_rows import Transport
+    from mxpolicy.check.postconf import Postconf
     from mxpolicy.check.report import Item
 
-__all__ = [
-    "ACCIDENTS",
-    "FILTER",
-    "FILTER_NAME",
-    "REFUSAL",
-    "filter_tables",
-    "judge_filter",
-]
+__all__ = ["FILTER", "FILTER_NAME", "Filtered", "ask_filter", "judge_filter"]
 
 FILTER_NAME = "pipe_delivery_status_filter"
 
@@ -45,45 +39,69 @@ ACCIDENTS = (
 REFUSAL = "5.1.1 no such user"
 
 
-def filter_tables(service: Service, settings: Mapping[str, str]) -> list[str]:
-    """Return the tables of the delivery status filter, in the order of the question."""
-    text = service.overrides.get(FILTER_NAME, settings[FILTER_NAME])
-    return words(text, " \t,")
+class Filtered(NamedTuple):
+    """What the filter of one service makes of some ends.
+
+    Attributes:
+        answers: Of each of `ACCIDENTS` and of `REFUSAL`; empty where it leaves that alone.
+        as_written: The filter in main.cf, with its ``$$``.
+        unseen: Why it could not be asked.
+    """
+
+    answers: Mapping[str, str] = {}
+    as_written: str = ""
+    unseen: str = ""
 
 
-def judge_filter(it: Transport) -> list[Item]:
-    """Return what is said of the filter of one service."""
-    hard = [one for one in ACCIDENTS if not it.filtered.get(one, "").startswith("4")]
+def ask_filter(
+    service: Service, settings: Mapping[str, str], postconf: Postconf
+) -> Filtered:
+    """Return what the filter of *service* makes of some ends; with soft_bounce, nothing."""
+    if settings["soft_bounce"] == "yes":
+        return Filtered()
+    tables = words(service.overrides.get(FILTER_NAME, settings[FILTER_NAME]), " \t,")
+    try:
+        ends = {end: postconf.filtered(end, tables) for end in (*ACCIDENTS, REFUSAL)}
+        return Filtered(ends, postconf.raw(FILTER_NAME) if tables else "")
+    except PostfixUnseen as error:
+        return Filtered(unseen=str(error))
+
+
+def judge_filter(
+    service: Service, settings: Mapping[str, str], it: Filtered
+) -> list[Item]:
+    """Return what is said of the filter of *service*."""
+    hard = [one for one in ACCIDENTS if not it.answers.get(one, "").startswith("4")]
     # Ours first: it is the narrower.
-    value = ", ".join(filter(None, (FILTER, it.filter_as_written)))
+    value = ", ".join(filter(None, (FILTER, it.as_written)))
     return said(
         first(
             warn(
-                it.settings["soft_bounce"] == "yes",
+                settings["soft_bounce"] == "yes",
                 "soft_bounce is yes: nothing bounces, whatever hosts say, until"
                 " maximal_queue_lifetime",
                 "postconf -e soft_bounce=no",
             ),
             warn(
-                it.filter_unseen,
-                f"{FILTER_NAME} could not be asked: {it.filter_unseen}",
+                it.unseen,
+                f"{FILTER_NAME} could not be asked: {it.unseen}",
             ),
             fail(
                 hard,
                 f"{FILTER_NAME} does not soften '{''.join(hard[:1])[6:]}': when Python"
                 " does not start, or a file is missing, mail is bounced, not deferred",
-                f"postconf -PX {it.service.place}/{FILTER_NAME}"
-                if FILTER_NAME in it.service.overrides
+                f"postconf -PX {service.place}/{FILTER_NAME}"
+                if FILTER_NAME in service.overrides
                 else f"postconf -e {shlex.quote(f'{FILTER_NAME} = {value}')}",
             ),
             ok(
                 True,
-                f"{it.service.name}: accidents of the command are deferred"
+                f"{service.name}: accidents of the command are deferred"
                 f" ({FILTER_NAME})",
             ),
         ),
         warn(
-            it.filtered.get(REFUSAL, "").startswith("4"),
+            it.answers.get(REFUSAL, "").startswith("4"),
             f"{FILTER_NAME} softens 5.1.1: what a host refuses for good stays in the"
             " queue",
         ),

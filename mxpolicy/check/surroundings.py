@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mxpolicy.check.access import EXECUTE, READ, WRITE, objection
+from mxpolicy.check.access import ADD_USER, EXECUTE, READ, WRITE, objection
 from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.delivery.log import JOURNAL_SOCKET, SYSLOG_SOCKET
 from mxpolicy.errors import StoreError
@@ -37,7 +37,7 @@ def look(options: Options, environ: Mapping[str, str], user: Account) -> list[It
                 user.uid == 0,
                 "no transport names a user, and there is no user mxpolicy: what follows"
                 " is judged for root, as which no delivery should run",
-                "adduser --system --group --no-create-home mxpolicy",
+                ADD_USER,
             ),
             ok(True, f"deliveries run as {user.name}"),
         ),

@@ -115,7 +115,9 @@ WITHOUT_ONE_RIGHT_LINE = {
     "no_double_dash": one(
         command(" -- ", " "), "fail", "unknown argument 'user@example.com'"
     ),
-    "no_command": one(command("mxpolicy pipe", "mxpolicy"), "fail", "without 'pipe'"),
+    "no_command": one(
+        command("mxpolicy pipe", "mxpolicy"), "fail", "'pipe' is not its first word"
+    ),
     "unknown_macro": one(
         command("${nexthop}", "${next_hop}"),
         "fail",

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from mxpolicy.check.access import Account
 from mxpolicy.check.installation import Obstacle
+from mxpolicy.check.machine import Machine
 from mxpolicy.check.postconf import Ended
-from mxpolicy.check.postfix import Machine
 from mxpolicy.errors import ConfigError
 from mxpolicy.options import Options
 
@@ -98,8 +98,12 @@ MACHINE = Machine(
     ),
     objection=_objection,
     obstacle=lambda who, program: Obstacle(_objection(who, program, 0)),
+    trouble=lambda at: (
+        "" if at == "/run/mxpolicy/policy" else "No such file or directory"
+    ),
     exists=lambda path: path.startswith("/srv/"),
     load=_load,
+    start="systemctl restart mxpolicy.service",
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import tempfile
@@ -12,25 +13,36 @@ from pathlib import Path
 
 import pytest
 
-from mxpolicy.check import postfix, postfix_rows
+from mxpolicy.check import (
+    command,
+    postfix,
+    postfix_rows,
+    status_filter,
+    time_limit,
+    transport_rows,
+)
 from mxpolicy.check.access import Account
+from mxpolicy.check.machine import HERE
 from mxpolicy.check.master_cf import parse_services
 from mxpolicy.check.postconf import Ended, Postconf
 from mxpolicy.check.postfix import Postfix
-from mxpolicy.check.postfix_rows import judge_time, parse_time
 from mxpolicy.check.report import Item, Level
 from mxpolicy.check.status_filter import FILTER
+from mxpolicy.check.time_limit import judge_time, parse_time
 from mxpolicy.options import LimitOptions, Options
 from mxpolicy.pipe_command import parse_arguments
 from tests.check import recorded
 from tests.check.mistakes import MISTAKES
 
+FUTURE = "from __future__ import annotations"
 CHECKOUT = Path(__file__).parents[2]
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
     """Yield (level, sentence, mend) of each row in the source, as patterns."""
-    for call in ast.walk(ast.parse(Path(postfix_rows.__file__).read_text())):
+    modules = (command, postfix_rows, status_filter, time_limit, transport_rows)
+    texts = [inspect.getsource(one) for one in modules]
+    for call in ast.walk(ast.parse("\n".join(texts).replace(FUTURE, ""))):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
             level, arguments = call.func.id, [*call.args, None]
             if level in {"ok", "warn", "fail"}:
@@ -235,13 +247,13 @@ def test_configuration_counts_as_the_account_sees_it(
             file.touch(0o600)
         directory.chmod(mode)
         os.chown(directory, owner, owner)
-        found = postfix.HERE.unreadable(other, str(file))
+        found = HERE.unreadable(other, str(file))
         assert found.mend == mend.format(directory)
         if found.why:
             assert os.system(found.mend) == 0
             if has_file:
                 file.chmod(0o644)
-            assert not postfix.HERE.unreadable(other, str(file)).why
+            assert not HERE.unreadable(other, str(file)).why
 
 
 def test_readme_shows_what_is_said() -> None:
