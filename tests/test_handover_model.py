@@ -36,7 +36,7 @@ from mxpolicy.handover import (
     GAVE_UP,
     next_phase,
 )
-from mxpolicy.protocol.handover_request import Handover, State
+from mxpolicy.protocol.handover_request import Handover, HandoverState
 
 # Phases of the client that only the model needs: not connected yet; killed, and the
 # script is there still; both have left.
@@ -78,7 +78,7 @@ class World(NamedTuple):
     down: tuple[bytes, ...] = ()
     client_open: bool = False
     daemon_open: bool = False
-    daemon: State = State.REQUEST
+    daemon: HandoverState = HandoverState.REQUEST
     running: bool = True
     daemon_lives: bool = True
     holds: bool = False
@@ -223,7 +223,7 @@ def daemon_moves(now: World) -> Moves:
     yield from message_moves(now)
 
 
-def in_state(state: State) -> Handover:
+def in_state(state: HandoverState) -> Handover:
     daemon = Handover()
     daemon.state = state
     return daemon
@@ -233,23 +233,23 @@ def connection_moves(now: World) -> Moves:
     if now.up:
         yield f"daemon hears {now.up[0][:1]!r}", daemon_hears(now)
     elif not now.client_open:
-        gone = now._replace(daemon=State.ENDED, may_send=False)
+        gone = now._replace(daemon=HandoverState.ENDED, may_send=False)
         if not (now.holds or now.daemon_dot):
             yield "daemon sees the end", close_daemon(gone)
         elif not now.is_cancelled:
             yield "daemon cancels", gone._replace(is_cancelled=True)
-    if now.daemon is State.JUDGE:
+    if now.daemon is HandoverState.JUDGE:
         daemon = in_state(now.daemon)
         said = (*now.down, daemon.accept(990))
         yield "accepts", now._replace(daemon=daemon.state, down=said)
-    if now.daemon in (State.JUDGE, State.COMMIT):
+    if now.daemon in (HandoverState.JUDGE, HandoverState.COMMIT):
         daemon = in_state(now.daemon)
         said = (*now.down, daemon.refuse("full"))
         refused = now._replace(daemon=daemon.state, down=said, calm=False)
         yield "refuses", close_daemon(refused)
-    if now.daemon is State.ASKED:
+    if now.daemon is HandoverState.ASKED:
         # No word in time: what comes later is too late.
-        late = now._replace(daemon=State.ENDED, is_cancelled=True, calm=False)
+        late = now._replace(daemon=HandoverState.ENDED, is_cancelled=True, calm=False)
         yield "daemon waits no more", late
 
 
@@ -259,7 +259,7 @@ def daemon_hears(now: World) -> World:
     try:
         daemon.receive_data(data, int(data == b"@"))
     except RemoteProtocolError:  # it has given up, and this came too late
-        assert now.daemon is State.ENDED
+        assert now.daemon is HandoverState.ENDED
         return now
     now = now._replace(daemon=daemon.state)
     if data == b"@":
@@ -276,7 +276,12 @@ def message_moves(now: World) -> Moves:
             yield "daemon reads", now._replace(daemon_read=read, in_pipe=0)
         elif now.is_at_end:
             yield "daemon sees the pipe's end", now._replace(daemon_end=True)
-    if now.holds and now.daemon is State.WORK and not now.daemon_dot and not is_over:
+    if (
+        now.holds
+        and now.daemon is HandoverState.WORK
+        and not now.daemon_dot
+        and not is_over
+    ):
         if not now.may_send:
             daemon = in_state(now.daemon)
             said = say(now, daemon.ask())._replace(daemon=daemon.state)
@@ -285,7 +290,7 @@ def message_moves(now: World) -> Moves:
             yield "sends the dot", now._replace(daemon_dot=1)
     if now.holds and (is_over or now.daemon_dot == 2):
         done = now._replace(holds=False, is_cancelled=True)
-        if now.daemon in (State.WORK, State.ASKED):
+        if now.daemon in (HandoverState.WORK, HandoverState.ASKED):
             daemon = in_state(now.daemon)
             status = DELIVERED if now.daemon_dot == 2 else LATER
             done = say(done, daemon.answer(status, b"x.0.0 text"))

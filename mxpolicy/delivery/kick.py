@@ -66,7 +66,7 @@ class CommandFailed(Exception):
     """The operator's command cannot be run, or did not end well."""
 
 
-class _Group:
+class _HostsTried:
     """The hosts of some recipients of one message.
 
     Attributes:
@@ -81,7 +81,7 @@ class _Group:
         self.was_ready = False
 
 
-def _hosts_of(groups: Sequence[_Group]) -> int:
+def _hosts_of(groups: Sequence[_HostsTried]) -> int:
     return sum(len(one.candidates) for one in groups)
 
 
@@ -115,7 +115,7 @@ class Kick:
         self._trace = Trace("", context().clock, tell)
         self._command = command or run_command
         self._mail = DeferredMail()
-        self._under_way: OrderedDict[str, list[_Group]] = OrderedDict()
+        self._under_way: OrderedDict[str, list[_HostsTried]] = OrderedDict()
         self._hosts_under_way = 0
         self._released: deque[_Released] = deque()
         self._news = asyncio.Event()
@@ -154,7 +154,7 @@ class Kick:
         before = _hosts_of(groups)
         # The same hosts again are another attempt.
         groups[:] = [one for one in groups if one.candidates != candidates]
-        groups.append(_Group(candidates))
+        groups.append(_HostsTried(candidates))
         self._hosts_under_way += _hosts_of(groups) - before
         self._under_way.move_to_end(queue_id)
         while (

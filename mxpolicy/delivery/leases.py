@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mxpolicy.routing.host_record import SKEW
-from mxpolicy.state.change import Change, New, change
+from mxpolicy.state.change import New, change
 from mxpolicy.state.store import HEAVY
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Leases:
             return new if value is None or _is_stale(value, now) else None
 
         changed = await change(self._store, LEASED + key, step, tries=1)
-        if changed.change is not Change.DONE:
+        if not changed.is_ours:
             return False
         self._held[LEASED + key] = new.value
         return True

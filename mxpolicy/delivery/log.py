@@ -84,16 +84,16 @@ class Log:
         self.trouble = ""
         self._json = options.format is LogFormat.JSON
         self._every_step = options.detail is LogDetail.EVENTS
-        self._sink: _Syslog | _Journal | _Stderr | _File
+        self._sink: _Syslog | _Journald | _Stderr | _LogFile
         match options.to:
             case "syslog":
                 self._sink = _Syslog(syslog_socket)
             case "journald":
-                self._sink = _Journal(journal_socket)
+                self._sink = _Journald(journal_socket)
             case "stderr":
                 self._sink = _Stderr()
             case path:
-                self._sink = _File(path, plain=self._json)
+                self._sink = _LogFile(path, plain=self._json)
 
     def observe(self, event: Event) -> None:
         """Write *event* if it is to be logged; lose it rather than wait."""
@@ -199,7 +199,7 @@ class _Syslog(_Datagrams):
         self.send(f"<{FACILITY_MAIL << 3 | severity}>{_tag()}: {line}".encode("ascii"))
 
 
-class _Journal(_Datagrams):
+class _Journald(_Datagrams):
     """The journal's native protocol: one ``FIELD=value`` a line; our lines hold no line end."""
 
     def write(self, line: str, severity: int) -> None:
@@ -229,7 +229,7 @@ class _Stderr:
         """It is not ours."""
 
 
-class _File:
+class _LogFile:
     """A file that grows at its end, also under several processes at once."""
 
     def __init__(self, path: str, *, plain: bool) -> None:

@@ -33,7 +33,7 @@ _WORDS = {
 }
 
 
-class _Dialling:
+class _Dialled:
     """One that was dialled.
 
     Attributes:
@@ -60,12 +60,12 @@ class PassedOver:
 
     def __init__(self, known: KnownHosts) -> None:
         self._known = known
-        self._diallings: dict[Candidate, _Dialling] = {}
+        self._diallings: dict[Candidate, _Dialled] = {}
         self._failed: set[Candidate] = set()
 
     def started(self, candidate: Candidate, at: float) -> None:
         """*candidate* is dialled."""
-        self._diallings[candidate] = _Dialling(at)
+        self._diallings[candidate] = _Dialled(at)
 
     def entered(self, candidate: Candidate, phase: Phase, at: float) -> None:
         """*candidate* has come so far."""
@@ -106,7 +106,7 @@ class PassedOver:
         ]
         return (*paused, *outlasted)
 
-    def _outlasted(self, candidate: Candidate, dialling: _Dialling, now: float) -> str:
+    def _outlasted(self, candidate: Candidate, dialling: _Dialled, now: float) -> str:
         until = now if dialling.until is None else dialling.until
         word = _WORDS[dialling.phase].value
         return str(Tried(str(candidate.key), word, until - dialling.since))

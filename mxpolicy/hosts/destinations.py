@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from mxpolicy.state.store import Store
     from mxpolicy.terminal import Terminal
 
-__all__ = ["Destination", "Entry", "as_json", "read", "show", "sort_out"]
+__all__ = ["Destination", "DestinationHost", "as_json", "read", "show", "sort_out"]
 
 NOT_MET = "nothing is remembered of it"
 
 
-class Entry(NamedTuple):
+class DestinationHost(NamedTuple):
     """A host of a destination.
 
     Attributes:
@@ -62,7 +62,7 @@ class Destination(NamedTuple):
     name: str
     taken: float | None = None
     missing: float | None = None
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[DestinationHost, ...] = ()
 
     @property
     def fails(self) -> bool:
@@ -87,11 +87,13 @@ def sort_out(
         domains: What is remembered of domains.
     """
     by_name: dict[str, list[Remembered]] = {}
-    by_nexthop: dict[str, list[Entry]] = {}
+    by_nexthop: dict[str, list[DestinationHost]] = {}
     for one in found.values():
         host = one.candidate.host
         if one.nexthop:
-            by_nexthop.setdefault(one.nexthop, []).append(Entry(host, None, one))
+            by_nexthop.setdefault(one.nexthop, []).append(
+                DestinationHost(host, None, one)
+            )
         else:
             by_name.setdefault(host, []).append(one)
     made = [
@@ -104,7 +106,7 @@ def sort_out(
     ]
     named = {entry.host for one in made for entry in one.entries}
     others = tuple(
-        Entry(host, None, one)
+        DestinationHost(host, None, one)
         for host in sorted(by_name.keys() - named)
         for one in by_name[host]
     )
@@ -114,18 +116,18 @@ def sort_out(
 
 def _entries(
     domain: str, record: DomainRecord, by_name: Mapping[str, list[Remembered]]
-) -> tuple[Entry, ...]:
+) -> tuple[DestinationHost, ...]:
     # Without MX records the domain itself was the host (RFC 5321 section 5.1).
     exchanges = sorted(record.exchanges, key=lambda one: one.preference)
     hosts: list[tuple[str, int | None]] = [
         (one.exchange.lower(), one.preference) for one in exchanges
     ]
-    entries: list[Entry] = []
+    entries: list[DestinationHost] = []
     for host, preference in hosts or [(domain, None)]:
         met = by_name.get(host, [])
-        entries += [Entry(host, preference, one) for one in met]
+        entries += [DestinationHost(host, preference, one) for one in met]
         if not met:
-            entries.append(Entry(host, preference))
+            entries.append(DestinationHost(host, preference))
     return tuple(entries)
 
 
@@ -155,7 +157,7 @@ def _title(one: Destination, now: float) -> str:
     return printable(f"{one.name}: {', '.join(words)}" if words else one.name)
 
 
-def _row(entry: Entry, now: float, options: MemoryOptions) -> tuple[str, ...]:
+def _row(entry: DestinationHost, now: float, options: MemoryOptions) -> tuple[str, ...]:
     known = entry.known
     return (
         "-" if entry.preference is None else str(entry.preference),
@@ -183,6 +185,8 @@ def as_json(
     }
 
 
-def _host_json(entry: Entry, now: float, options: MemoryOptions) -> dict[str, object]:
+def _host_json(
+    entry: DestinationHost, now: float, options: MemoryOptions
+) -> dict[str, object]:
     known = entry.known and candidate_json(entry.known, now, options)
     return {"host": entry.host, "preference": entry.preference, "known": known}

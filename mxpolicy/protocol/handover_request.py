@@ -32,9 +32,9 @@ __all__ = [
     "TRANSITIONS",
     "VERSION",
     "Handover",
+    "HandoverInput",
     "HandoverRequest",
-    "Input",
-    "State",
+    "HandoverState",
     "parse_request",
 ]
 
@@ -49,7 +49,7 @@ _HEAD = b"mxpolicy pipe "
 _MAX_HEAD = 64
 
 
-class State(Enum):
+class HandoverState(Enum):
     """What is awaited, and from which side."""
 
     REQUEST = "request"  # of the client
@@ -60,7 +60,7 @@ class State(Enum):
     ENDED = "ended"
 
 
-class Input(Enum):
+class HandoverInput(Enum):
     """What moves the state: three things that the client says, and four of the caller."""
 
     REQUEST = "request"
@@ -73,17 +73,20 @@ class Input(Enum):
 
 
 # What is not here is an error of the side that did it, and ends the hand-over.
-TRANSITIONS: dict[tuple[State, Input], State] = {
-    (State.REQUEST, Input.REQUEST): State.JUDGE,
-    (State.REQUEST, Input.REFUSE): State.ENDED,  # it could not be understood
-    (State.JUDGE, Input.ACCEPT): State.COMMIT,
-    (State.JUDGE, Input.REFUSE): State.ENDED,
-    (State.COMMIT, Input.COMMIT): State.WORK,
-    (State.COMMIT, Input.REFUSE): State.ENDED,  # we stop
-    (State.WORK, Input.ASK): State.ASKED,
-    (State.ASKED, Input.LIVES): State.WORK,
-    (State.WORK, Input.ANSWER): State.ENDED,
-    (State.ASKED, Input.ANSWER): State.ENDED,
+TRANSITIONS: dict[tuple[HandoverState, HandoverInput], HandoverState] = {
+    (HandoverState.REQUEST, HandoverInput.REQUEST): HandoverState.JUDGE,
+    (
+        HandoverState.REQUEST,
+        HandoverInput.REFUSE,
+    ): HandoverState.ENDED,  # it could not be understood
+    (HandoverState.JUDGE, HandoverInput.ACCEPT): HandoverState.COMMIT,
+    (HandoverState.JUDGE, HandoverInput.REFUSE): HandoverState.ENDED,
+    (HandoverState.COMMIT, HandoverInput.COMMIT): HandoverState.WORK,
+    (HandoverState.COMMIT, HandoverInput.REFUSE): HandoverState.ENDED,  # we stop
+    (HandoverState.WORK, HandoverInput.ASK): HandoverState.ASKED,
+    (HandoverState.ASKED, HandoverInput.LIVES): HandoverState.WORK,
+    (HandoverState.WORK, HandoverInput.ANSWER): HandoverState.ENDED,
+    (HandoverState.ASKED, HandoverInput.ANSWER): HandoverState.ENDED,
 }
 
 
@@ -136,7 +139,7 @@ class Handover:
     """
 
     def __init__(self) -> None:
-        self.state = State.REQUEST
+        self.state = HandoverState.REQUEST
         self.request: HandoverRequest | None = None
         self._buffer = bytearray()
 
@@ -152,43 +155,43 @@ class Handover:
             RemoteProtocolError: The client broke the protocol. The state is ENDED, or
                 REQUEST for a request that can be refused.
         """
-        if self.state is State.REQUEST and not descriptors:
+        if self.state is HandoverState.REQUEST and not descriptors:
             self._buffer += data
             self._look_for_request()
-        elif self.state is State.COMMIT and (data, descriptors) == (b"@", 1):
-            self._move(Input.COMMIT)
-        elif self.state is State.ASKED and (data, descriptors) == (b"!", 0):
-            self._move(Input.LIVES)
+        elif self.state is HandoverState.COMMIT and (data, descriptors) == (b"@", 1):
+            self._move(HandoverInput.COMMIT)
+        elif self.state is HandoverState.ASKED and (data, descriptors) == (b"!", 0):
+            self._move(HandoverInput.LIVES)
         else:
-            where, self.state = self.state.value, State.ENDED
+            where, self.state = self.state.value, HandoverState.ENDED
             what = f"{printable(data, 20)!r} with {descriptors} descriptors"
             raise RemoteProtocolError(f"{what} in state {where}")
 
     def receive_eof(self) -> None:
         """The client has closed the connection."""
-        self.state = State.ENDED
+        self.state = HandoverState.ENDED
 
     def accept(self, seconds: float) -> bytes:
         """Return what says that there is a place, and how long to wait for the answer."""
-        self._move(Input.ACCEPT)
+        self._move(HandoverInput.ACCEPT)
         return b"+%d\n" % seconds
 
     def refuse(self, reason: str) -> bytes:
         """Return what makes the client deliver by itself."""
-        self._move(Input.REFUSE)
+        self._move(HandoverInput.REFUSE)
         return f"-{printable(reason, 200)}\n".encode("ascii")
 
     def ask(self) -> bytes:
         """Return the question whether the client's mail server lives."""
-        self._move(Input.ASK)
+        self._move(HandoverInput.ASK)
         return b"?\n"
 
     def answer(self, status: int, line: bytes) -> bytes:
         """Return the answer: exit status, and a line, given without its end."""
-        self._move(Input.ANSWER)
+        self._move(HandoverInput.ANSWER)
         return b"=%d %b\n" % (status, line)
 
-    def _move(self, what: Input) -> None:
+    def _move(self, what: HandoverInput) -> None:
         new = TRANSITIONS.get((self.state, what))
         if new is None:
             raise LocalProtocolError(f"{what.value} in state {self.state.value}")
@@ -211,5 +214,5 @@ class Handover:
             raise RemoteProtocolError("more than a request")
         if len(body) == int(words[1]):
             self.request = parse_request(bytes(body))
-            self._move(Input.REQUEST)
+            self._move(HandoverInput.REQUEST)
             self._buffer.clear()

@@ -33,7 +33,7 @@ from mxpolicy.protocol.lmtp_commands import (
 from mxpolicy.protocol.lmtp_states import (
     READS_COMMANDS,
     TRANSITIONS,
-    Input,
+    LmtpInput,
     LmtpState,
 )
 from mxpolicy.protocol.receive_buffer import ReceiveBuffer
@@ -274,7 +274,7 @@ class LmtpServer:
             self._first_unanswered += 1
             self._say(reply_now)
             if slot.recipient is not None and reply_now.is_positive:
-                self._enter(Input.ACCEPTED)
+                self._enter(LmtpInput.ACCEPTED)
                 self._accepted.append(slot.recipient)
 
     def settle(self, recipient: int, reply: LmtpReply) -> None:
@@ -312,7 +312,7 @@ class LmtpServer:
         assert self._data is not None, "DATA has made it"
         if self._data.is_over:
             self._data = None
-            self._enter(Input.END)
+            self._enter(LmtpInput.END)
             self._say_final_replies()
             return DataEnded()
         if not self._buffer:
@@ -348,7 +348,7 @@ class LmtpServer:
             raise CommandError(503, _BAD_COMMAND, _OUT_OF_ORDER.get(what, "not now"))
         return obey(self, arguments.strip(" "))
 
-    def _enter(self, what: Input) -> None:
+    def _enter(self, what: LmtpInput) -> None:
         self.state = TRANSITIONS[self.state, what]
 
     def _say_in_turn(self, reply: LmtpReply) -> None:
@@ -373,7 +373,7 @@ class LmtpServer:
                 return
             self._say(reply)
             self._said += 1
-        self._enter(Input.ANSWERED)
+        self._enter(LmtpInput.ANSWERED)
         self._forget()
 
     def _forget(self) -> None:
@@ -383,7 +383,7 @@ class LmtpServer:
         self._named = self._first_unanswered = self._said = 0
         self._accepted, self._final_replies = [], []
 
-    def _drop(self, what: Input) -> TransactionDropped | None:
+    def _drop(self, what: LmtpInput) -> TransactionDropped | None:
         is_open = self.state in (LmtpState.MAIL, LmtpState.RCPT)
         self._enter(what)
         self._forget()
@@ -398,7 +398,7 @@ class LmtpServer:
         ends = ["-"] * (len(lines) - 1) + [" "]
         reply = "".join(f"250{a}{b}\r\n" for a, b in zip(ends, lines, strict=True))
         self._out.append(reply.encode("ascii"))
-        return self._drop(Input.LHLO)
+        return self._drop(LmtpInput.LHLO)
 
     def _mail(self, arguments: str) -> None:
         command = parse_mail(arguments, dsn=self._offers.dsn)
@@ -407,7 +407,7 @@ class LmtpServer:
             raise CommandError(552, EnhancedStatus(5, 3, 4), text)
         self._is_plain = self._is_plain and not command.has_parameters
         self._sender = command
-        self._enter(Input.MAIL)
+        self._enter(LmtpInput.MAIL)
         self._out.append(_SENDER_OK)
 
     def _rcpt(self, arguments: str) -> Event | None:
@@ -415,7 +415,7 @@ class LmtpServer:
         if len(self._accepted) + len(self._unanswered) >= MAX_RECIPIENTS:
             status = EnhancedStatus(4, 5, 3)  # RFC 5321 §4.5.3.1.10
             raise CommandError(452, status, "too many recipients")
-        self._enter(Input.RCPT)
+        self._enter(LmtpInput.RCPT)
         number, self._named = self._named, self._named + 1
         self._unanswered.append(_Slot(command))
         return RecipientNamed(number, command, self._queue_id)
@@ -423,7 +423,7 @@ class LmtpServer:
     def _begin_data(self, arguments: str) -> Event:
         if arguments:
             raise CommandError(501, EnhancedStatus(5, 5, 4), "DATA takes no argument")
-        self._enter(Input.DATA)
+        self._enter(LmtpInput.DATA)
         self._data = DotUnstuffer()
         self._final_replies = [None] * len(self._accepted)
         self._out.append(b"354 End data with <CR><LF>.<CR><LF>\r\n")
@@ -431,7 +431,7 @@ class LmtpServer:
 
     def _rset(self, arguments: str) -> Event | None:
         self._out.append(_SAID_OK)
-        return self._drop(Input.RSET)
+        return self._drop(LmtpInput.RSET)
 
     def _noop(self, arguments: str) -> None:
         self._out.append(_SAID_OK)
@@ -447,20 +447,20 @@ class LmtpServer:
 
     def _quit(self, arguments: str) -> Event:
         self._say(LmtpReply(221, _OK, "Bye"))
-        self._enter(Input.QUIT)
+        self._enter(LmtpInput.QUIT)
         return Left()
 
 
-_COMMANDS: dict[str, tuple[Input, Callable[[LmtpServer, str], Event | None]]] = {
-    "LHLO": (Input.LHLO, LmtpServer._lhlo),
-    "MAIL": (Input.MAIL, LmtpServer._mail),
-    "RCPT": (Input.RCPT, LmtpServer._rcpt),
-    "DATA": (Input.DATA, LmtpServer._begin_data),
-    "RSET": (Input.RSET, LmtpServer._rset),
-    "NOOP": (Input.NOOP, LmtpServer._noop),
-    "VRFY": (Input.VRFY, LmtpServer._vrfy),
-    "XFORWARD": (Input.XFORWARD, LmtpServer._xforward),
-    "QUIT": (Input.QUIT, LmtpServer._quit),
+_COMMANDS: dict[str, tuple[LmtpInput, Callable[[LmtpServer, str], Event | None]]] = {
+    "LHLO": (LmtpInput.LHLO, LmtpServer._lhlo),
+    "MAIL": (LmtpInput.MAIL, LmtpServer._mail),
+    "RCPT": (LmtpInput.RCPT, LmtpServer._rcpt),
+    "DATA": (LmtpInput.DATA, LmtpServer._begin_data),
+    "RSET": (LmtpInput.RSET, LmtpServer._rset),
+    "NOOP": (LmtpInput.NOOP, LmtpServer._noop),
+    "VRFY": (LmtpInput.VRFY, LmtpServer._vrfy),
+    "XFORWARD": (LmtpInput.XFORWARD, LmtpServer._xforward),
+    "QUIT": (LmtpInput.QUIT, LmtpServer._quit),
 }
 
 # RFC 2033 §4.1: never a positive reply. The one to HELO is for now, as it bounces the mail
@@ -471,7 +471,7 @@ _REFUSED = {
 }
 
 _OUT_OF_ORDER = {
-    Input.MAIL: "LHLO comes first, and one transaction after the other",
-    Input.RCPT: "MAIL comes first",
-    Input.DATA: "no recipient was accepted",
+    LmtpInput.MAIL: "LHLO comes first, and one transaction after the other",
+    LmtpInput.RCPT: "MAIL comes first",
+    LmtpInput.DATA: "no recipient was accepted",
 }

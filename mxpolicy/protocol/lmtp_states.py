@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["READS_COMMANDS", "TRANSITIONS", "Input", "LmtpState"]
+__all__ = ["READS_COMMANDS", "TRANSITIONS", "LmtpInput", "LmtpState"]
 
 
 class LmtpState(Enum):
@@ -46,7 +46,7 @@ class LmtpState(Enum):
     __hash__ = object.__hash__
 
 
-class Input(Enum):
+class LmtpInput(Enum):
     """What may happen: the client's commands, and three more."""
 
     LHLO = "LHLO"
@@ -70,21 +70,23 @@ READS_COMMANDS = frozenset(
 )
 _GREETED = (LmtpState.READY, LmtpState.MAIL, LmtpState.RCPT)
 
-TRANSITIONS: dict[tuple[LmtpState, Input], LmtpState] = {
-    (LmtpState.LHLO, Input.LHLO): LmtpState.READY,
-    **{(state, Input.LHLO): LmtpState.READY for state in _GREETED},  # RFC 5321 §4.1.4
-    (LmtpState.LHLO, Input.RSET): LmtpState.LHLO,
-    **{(state, Input.RSET): LmtpState.READY for state in _GREETED},
-    **{(state, Input.NOOP): state for state in READS_COMMANDS},
-    **{(state, Input.VRFY): state for state in READS_COMMANDS},
-    **{(state, Input.QUIT): LmtpState.CLOSED for state in READS_COMMANDS},
-    (LmtpState.READY, Input.XFORWARD): LmtpState.READY,
-    (LmtpState.READY, Input.MAIL): LmtpState.MAIL,
-    (LmtpState.MAIL, Input.RCPT): LmtpState.MAIL,
-    (LmtpState.RCPT, Input.RCPT): LmtpState.RCPT,
-    (LmtpState.MAIL, Input.ACCEPTED): LmtpState.RCPT,
-    (LmtpState.RCPT, Input.ACCEPTED): LmtpState.RCPT,
-    (LmtpState.RCPT, Input.DATA): LmtpState.DATA,
-    (LmtpState.DATA, Input.END): LmtpState.ANSWERS,
-    (LmtpState.ANSWERS, Input.ANSWERED): LmtpState.READY,
+TRANSITIONS: dict[tuple[LmtpState, LmtpInput], LmtpState] = {
+    (LmtpState.LHLO, LmtpInput.LHLO): LmtpState.READY,
+    **{
+        (state, LmtpInput.LHLO): LmtpState.READY for state in _GREETED
+    },  # RFC 5321 §4.1.4
+    (LmtpState.LHLO, LmtpInput.RSET): LmtpState.LHLO,
+    **{(state, LmtpInput.RSET): LmtpState.READY for state in _GREETED},
+    **{(state, LmtpInput.NOOP): state for state in READS_COMMANDS},
+    **{(state, LmtpInput.VRFY): state for state in READS_COMMANDS},
+    **{(state, LmtpInput.QUIT): LmtpState.CLOSED for state in READS_COMMANDS},
+    (LmtpState.READY, LmtpInput.XFORWARD): LmtpState.READY,
+    (LmtpState.READY, LmtpInput.MAIL): LmtpState.MAIL,
+    (LmtpState.MAIL, LmtpInput.RCPT): LmtpState.MAIL,
+    (LmtpState.RCPT, LmtpInput.RCPT): LmtpState.RCPT,
+    (LmtpState.MAIL, LmtpInput.ACCEPTED): LmtpState.RCPT,
+    (LmtpState.RCPT, LmtpInput.ACCEPTED): LmtpState.RCPT,
+    (LmtpState.RCPT, LmtpInput.DATA): LmtpState.DATA,
+    (LmtpState.DATA, LmtpInput.END): LmtpState.ANSWERS,
+    (LmtpState.ANSWERS, LmtpInput.ANSWERED): LmtpState.READY,
 }

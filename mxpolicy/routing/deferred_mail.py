@@ -76,7 +76,7 @@ class Waiting(NamedTuple):
     recipient: str
 
 
-class _Host:
+class _AwaitedHost:
     """A host that mail waits for.
 
     Attributes:
@@ -106,7 +106,7 @@ class DeferredMail:
     def __init__(self, recipients: int = RECIPIENTS, hosts: int = HOSTS) -> None:
         self._most = recipients
         self._most_hosts = hosts
-        self._hosts: dict[str, _Host] = {}  # by `Key.socket`
+        self._hosts: dict[str, _AwaitedHost] = {}  # by `Key.socket`
         self._waiting: dict[Waiting, list[str]] = {}  # the hosts of each
         # No host is due sooner. It may be too soon: mail that is settled takes its hosts
         # away, and to look for the next one each time would cost too much.
@@ -125,7 +125,7 @@ class DeferredMail:
             socket = candidate.key.socket
             host = self._hosts.get(socket)
             if host is None:
-                host = self._hosts[socket] = _Host(candidate, now + FIRST_LOOK)
+                host = self._hosts[socket] = _AwaitedHost(candidate, now + FIRST_LOOK)
                 self._soonest = min(self._soonest, host.look_at)
             host.waiting[one] = None
             sockets.append(socket)
@@ -199,7 +199,7 @@ class DeferredMail:
             self.settled(one)
         return released
 
-    def _forget(self, host: _Host) -> None:
+    def _forget(self, host: _AwaitedHost) -> None:
         """Let no recipient wait for *host*; other hosts of theirs stay."""
         socket = host.candidate.key.socket
         for one in host.waiting:

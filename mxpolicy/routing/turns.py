@@ -47,7 +47,7 @@ W = TypeVar("W")
 _Hosts = frozenset[str]
 
 
-class _Waiting(NamedTuple, Generic[W]):
+class _InLine(NamedTuple, Generic[W]):
     waiter: W
     hosts: tuple[Candidate, ...]
 
@@ -70,7 +70,7 @@ class Turns(Generic[W]):
         self._names: Counter[str] = Counter()
         self._addresses: Counter[str] = Counter()
         # By the hosts that they may have, then by destination. The first is next.
-        self._queues: dict[_Hosts, dict[str, deque[_Waiting[W]]]] = {}
+        self._queues: dict[_Hosts, dict[str, deque[_InLine[W]]]] = {}
         self._queue_of: dict[W, tuple[_Hosts, str]] = {}
         # By address: how many a host has been found to take.
         self._narrow: dict[str, int] = {}
@@ -146,7 +146,7 @@ class Turns(Generic[W]):
         """
         key = frozenset(one.key.socket for one in hosts)
         queue = self._queues.setdefault(key, {}).setdefault(destination, deque())
-        queue.append(_Waiting(waiter, tuple(hosts)))
+        queue.append(_InLine(waiter, tuple(hosts)))
         self._queue_of[waiter] = key, destination
 
     def withdraw(self, waiter: W) -> None:

@@ -33,7 +33,7 @@ from mxpolicy.errors import LocalTrouble, RemoteProtocolError, UsageError
 from mxpolicy.net.shared_descriptor import SharedDescriptors
 from mxpolicy.outcome import EXIT_DEFER
 from mxpolicy.pipe_command import ALARM_SLACK, parse_arguments, time_needed
-from mxpolicy.protocol.handover_request import Handover, State
+from mxpolicy.protocol.handover_request import Handover, HandoverState
 from mxpolicy.protocol.pipe_answer import answer, answer_line, deferral
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class HandoverServer:
                 request = await client.request()
             arguments = parse_arguments(request.argv, request.environ)
         except RemoteProtocolError as error:
-            if client.handover.state is State.REQUEST:
+            if client.handover.state is HandoverState.REQUEST:
                 client.refuse(str(error))
             return
         except UsageError:
@@ -221,7 +221,7 @@ class _Client:
         while self.handover.request is None:
             self.news.clear()
             self.receive()
-            if self.handover.state is State.REQUEST:
+            if self.handover.state is HandoverState.REQUEST:
                 await self.wait()
         return self.handover.request
 
@@ -292,7 +292,7 @@ class _Client:
 
     def answer(self, status: int, line: bytes) -> None:
         """Answer, unless it has gone."""
-        if self.handover.state is not State.ENDED:
+        if self.handover.state is not HandoverState.ENDED:
             with suppress(OSError):
                 self._send(self.handover.answer(status, line))
 
@@ -385,16 +385,16 @@ class _Message:
             try:
                 async with asyncio.timeout(ASK_TIME):
                     await self._word()
-                    if handover.state is State.WORK:
+                    if handover.state is HandoverState.WORK:
                         self._client.ask()
                     await self._word()
             except (OSError, TimeoutError):
                 handover.receive_eof()  # what it says later is too late
-        return handover.state is State.WORK
+        return handover.state is HandoverState.WORK
 
     async def _word(self) -> None:
         """Wait until no question is open."""
-        while self._client.handover.state is State.ASKED:
+        while self._client.handover.state is HandoverState.ASKED:
             self._heard.clear()
             await self._heard.wait()
 

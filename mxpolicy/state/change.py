@@ -7,7 +7,6 @@ read. When another writer was faster, it begins again.
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     Step = Callable[[bytes | None], "New | None"]
 
-__all__ = ["TRIES", "Change", "Changed", "New", "change"]
+__all__ = ["TRIES", "Changed", "New", "change"]
 
 # Of several writers at the same time, one wins each time.
 TRIES = 4
@@ -31,18 +30,16 @@ class New(NamedTuple):
     weight: int | None = None
 
 
-class Change(Enum):
-    """What came of a change."""
-
-    DONE = "written by us"
-    UNNEEDED = "the step left the row as it was"
-    FAILED = "not written: another was faster each time, or the store gives no answer"
-
-
 class Changed(NamedTuple):
-    """What came of a change, and the value that is there as far as it is known."""
+    """What came of a change.
 
-    change: Change
+    Attributes:
+        is_ours: The new row was written. Else the step left the row as it was, another
+            writer was faster each time, or the store gives no answer.
+        value: What is there, as far as it is known.
+    """
+
+    is_ours: bool
     value: bytes | None
 
 
@@ -59,7 +56,7 @@ async def change(store: Store, key: str, step: Step, tries: int = TRIES) -> Chan
         value = await store.get(key)
         new = step(value)
         if new is None:
-            return Changed(Change.UNNEEDED, value)
+            break
         if await store.replace(key, value, *new):
-            return Changed(Change.DONE, new.value)
-    return Changed(Change.FAILED, value)
+            return Changed(True, new.value)
+    return Changed(False, value)

@@ -201,7 +201,7 @@ class FallbackStore(SubmittingStore):
         room = self._room_of(operation.key)
         if room.is_left or self._store is None:
             return ToldSoon(self.by_memory(operation), told)
-        return _Submitted(self, self._store, room, operation, told)
+        return _Pending(self, self._store, room, operation, told)
 
     def by_memory(self, operation: Operation[T]) -> T:
         """Do *operation* in the memory that serves in the store's place."""
@@ -288,7 +288,7 @@ class FallbackStore(SubmittingStore):
         return set(seen)
 
 
-class _Submitted(Submitted):
+class _Pending(Submitted):
     """An operation of a fallback store that the real one has been given.
 
     Args:

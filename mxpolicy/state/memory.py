@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from mxpolicy.state.store import LIGHT, MEDIUM, Store, Stored, is_of_journal
-from mxpolicy.state.submitted import Awaited
+from mxpolicy.state.submitted import ToldByTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -52,7 +52,7 @@ class MemoryStore(Store):
         self, operation: Operation[T], told: Callable[[T | BaseException], None]
     ) -> Submitted:
         """See `Store.submit`."""
-        return Awaited(self.do(operation), told)
+        return ToldByTask(self.do(operation), told)
 
 
 class MemoryRows:

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mxpolicy.state.store import Store, StoreAbsent, StoreBusy
-from mxpolicy.state.submitted import Awaited
+from mxpolicy.state.submitted import ToldByTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +59,7 @@ class ReadingStore(Store):
         self, operation: Operation[T], told: Callable[[T | BaseException], None]
     ) -> Submitted:
         """See `Store.submit`."""
-        return Awaited(self.do(operation), told)
+        return ToldByTask(self.do(operation), told)
 
     async def _answer(self, operation: Operation[T]) -> T:
         try:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mxpolicy.state.store import Operation
 
-__all__ = ["Awaited", "SubmittingStore", "ToldSoon"]
+__all__ = ["SubmittingStore", "ToldByTask", "ToldSoon"]
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class ToldSoon(Submitted):
         self._handle.cancel()
 
 
-class Awaited(Submitted):
+class ToldByTask(Submitted):
     """An operation that a task waits for, in a store that has only coroutines."""
 
     def __init__(

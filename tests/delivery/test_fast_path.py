@@ -23,7 +23,7 @@ from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.state.store import JOURNAL
-from mxpolicy.state.submitted import Awaited
+from mxpolicy.state.submitted import ToldByTask
 from tests.delivery.attempts import MESSAGE, mail_data, run
 from tests.delivery.site import START, Sent, Site
 from tests.helpers.scripted_smtp import End, ScriptedHost, serve
@@ -242,7 +242,7 @@ def test_refusal_is_heard_once_also_when_the_record_is_slow() -> None:
                 await asyncio.sleep(0.3)
                 return await self.do(operation)
 
-            return Awaited(late(), told)
+            return ToldByTask(late(), told)
 
     host = ScriptedHost()
 

@@ -16,9 +16,9 @@ from mxpolicy.protocol.handover_request import (
     MAX_REQUEST,
     TRANSITIONS,
     Handover,
+    HandoverInput,
     HandoverRequest,
-    Input,
-    State,
+    HandoverState,
     parse_request,
 )
 from tests.protocol.feeding import same_every_way
@@ -31,58 +31,64 @@ UNDERSTOOD = HandoverRequest(
 )
 
 
-def in_state(state: State) -> Handover:
+def in_state(state: HandoverState) -> Handover:
     """Return one that has come to *state* as it should."""
     one = Handover()
-    if state in (State.REQUEST, State.ENDED):
-        if state is State.ENDED:
+    if state in (HandoverState.REQUEST, HandoverState.ENDED):
+        if state is HandoverState.ENDED:
             one.receive_eof()
         return one
     one.receive_data(REQUEST)
-    if state is State.JUDGE:
+    if state is HandoverState.JUDGE:
         return one
     one.accept(990)
-    if state is State.COMMIT:
+    if state is HandoverState.COMMIT:
         return one
     one.receive_data(b"@", 1)
-    if state is State.ASKED:
+    if state is HandoverState.ASKED:
         one.ask()
     return one
 
 
-def do(one: Handover, what: Input) -> None:
+def do(one: Handover, what: HandoverInput) -> None:
     match what:
-        case Input.REQUEST:
+        case HandoverInput.REQUEST:
             one.receive_data(REQUEST)
-        case Input.COMMIT:
+        case HandoverInput.COMMIT:
             one.receive_data(b"@", 1)
-        case Input.LIVES:
+        case HandoverInput.LIVES:
             one.receive_data(b"!")
-        case Input.ACCEPT:
+        case HandoverInput.ACCEPT:
             one.accept(990)
-        case Input.REFUSE:
+        case HandoverInput.REFUSE:
             one.refuse("full")
-        case Input.ASK:
+        case HandoverInput.ASK:
             one.ask()
-        case Input.ANSWER:
+        case HandoverInput.ANSWER:
             one.answer(0, b"2.0.0 delivered\n")
 
 
 @pytest.mark.parametrize(
-    ("state", "what"), list(product(State, Input)), ids=lambda one: one.value
+    ("state", "what"),
+    list(product(HandoverState, HandoverInput)),
+    ids=lambda one: one.value,
 )
-def test_what_is_not_in_the_table_is_an_error(state: State, what: Input) -> None:
+def test_what_is_not_in_the_table_is_an_error(
+    state: HandoverState, what: HandoverInput
+) -> None:
     one = in_state(state)
     assert one.state is state
     if (new := TRANSITIONS.get((state, what))) is not None:
         do(one, what)
         assert one.state is new
-    elif what in (Input.REQUEST, Input.COMMIT, Input.LIVES):
+    elif what in (HandoverInput.REQUEST, HandoverInput.COMMIT, HandoverInput.LIVES):
         with pytest.raises(RemoteProtocolError):
             do(one, what)
         # A request that is not understood can be refused.
-        can_be_refused = (state, what) == (State.REQUEST, Input.LIVES)
-        assert one.state is (State.REQUEST if can_be_refused else State.ENDED)
+        can_be_refused = (state, what) == (HandoverState.REQUEST, HandoverInput.LIVES)
+        assert one.state is (
+            HandoverState.REQUEST if can_be_refused else HandoverState.ENDED
+        )
     else:
         with pytest.raises(LocalProtocolError):
             do(one, what)
@@ -90,11 +96,11 @@ def test_what_is_not_in_the_table_is_an_error(state: State, what: Input) -> None
 
 
 def test_what_is_said_is_what_the_client_understands() -> None:
-    one = in_state(State.JUDGE)
+    one = in_state(HandoverState.JUDGE)
     assert one.accept(990.7) == b"+990\n"
-    assert in_state(State.JUDGE).refuse("full\r\nof \xff") == b"-full??of ?\n"
-    assert in_state(State.WORK).ask() == b"?\n"
-    assert in_state(State.ASKED).answer(75, b"4.0.0 x") == b"=75 4.0.0 x\n"
+    assert in_state(HandoverState.JUDGE).refuse("full\r\nof \xff") == b"-full??of ?\n"
+    assert in_state(HandoverState.WORK).ask() == b"?\n"
+    assert in_state(HandoverState.ASKED).answer(75, b"4.0.0 x") == b"=75 4.0.0 x\n"
 
 
 def test_request_is_understood_however_it_is_cut() -> None:
@@ -138,24 +144,24 @@ def test_request_that_is_none_is_refused_with_its_reason(said: bytes, why: str) 
 @pytest.mark.parametrize(
     ("state", "data", "descriptors"),
     [
-        (State.REQUEST, REQUEST, 1),
-        (State.COMMIT, b"@", 0),
-        (State.COMMIT, b"@", 2),
-        (State.COMMIT, b"@!", 1),
-        (State.COMMIT, b"!", 1),
-        (State.ASKED, b"!", 1),
-        (State.ASKED, b"!!", 0),
-        (State.WORK, b"!", 0),
-        (State.JUDGE, b"@", 1),
+        (HandoverState.REQUEST, REQUEST, 1),
+        (HandoverState.COMMIT, b"@", 0),
+        (HandoverState.COMMIT, b"@", 2),
+        (HandoverState.COMMIT, b"@!", 1),
+        (HandoverState.COMMIT, b"!", 1),
+        (HandoverState.ASKED, b"!", 1),
+        (HandoverState.ASKED, b"!!", 0),
+        (HandoverState.WORK, b"!", 0),
+        (HandoverState.JUDGE, b"@", 1),
     ],
 )
 def test_descriptors_and_words_come_one_by_one_and_where_they_are_due(
-    state: State, data: bytes, descriptors: int
+    state: HandoverState, data: bytes, descriptors: int
 ) -> None:
     one = in_state(state)
     with pytest.raises(RemoteProtocolError):
         one.receive_data(data, descriptors)
-    assert one.state is State.ENDED
+    assert one.state is HandoverState.ENDED
 
 
 @given(st.binary(max_size=200))

@@ -23,7 +23,12 @@ from mxpolicy.protocol.lmtp_server import (
     RecipientNamed,
     TransactionDropped,
 )
-from mxpolicy.protocol.lmtp_states import READS_COMMANDS, TRANSITIONS, Input, LmtpState
+from mxpolicy.protocol.lmtp_states import (
+    READS_COMMANDS,
+    TRANSITIONS,
+    LmtpInput,
+    LmtpState,
+)
 from mxpolicy.reply import EnhancedStatus
 from tests.protocol.feeding import cut_up, every_way
 from tests.protocol.lmtp_dialog import DIALOGS, Player, bytewise, parse, play, whole
@@ -74,15 +79,15 @@ def test_dialog_cut_anywhere(path: Path, data: st.DataObject) -> None:
 # -- the states ---------------------------------------------------------------
 
 LINES = {
-    Input.LHLO: b"LHLO x\r\n",
-    Input.MAIL: MAIL,
-    Input.RCPT: RCPT,
-    Input.DATA: b"DATA\r\n",
-    Input.RSET: b"RSET\r\n",
-    Input.NOOP: b"NOOP\r\n",
-    Input.VRFY: b"VRFY x\r\n",
-    Input.XFORWARD: b"XFORWARD IDENT=1\r\n",
-    Input.QUIT: b"QUIT\r\n",
+    LmtpInput.LHLO: b"LHLO x\r\n",
+    LmtpInput.MAIL: MAIL,
+    LmtpInput.RCPT: RCPT,
+    LmtpInput.DATA: b"DATA\r\n",
+    LmtpInput.RSET: b"RSET\r\n",
+    LmtpInput.NOOP: b"NOOP\r\n",
+    LmtpInput.VRFY: b"VRFY x\r\n",
+    LmtpInput.XFORWARD: b"XFORWARD IDENT=1\r\n",
+    LmtpInput.QUIT: b"QUIT\r\n",
 }
 WAYS = {
     LmtpState.LHLO: b"",
@@ -104,7 +109,7 @@ def in_state(state: LmtpState) -> Player:
 
 @pytest.mark.parametrize("what", LINES, ids=lambda what: what.value)
 @pytest.mark.parametrize("state", WAYS, ids=lambda state: state.value)
-def test_every_command_in_every_state(state: LmtpState, what: Input) -> None:
+def test_every_command_in_every_state(state: LmtpState, what: LmtpInput) -> None:
     player = in_state(state)
     player.feed(LINES[what])
     following = TRANSITIONS.get((state, what))
@@ -112,7 +117,7 @@ def test_every_command_in_every_state(state: LmtpState, what: Input) -> None:
     if following is None:
         (line,) = player.said()
         assert line.startswith("503 5.5.1 ")
-    elif what is Input.RCPT:
+    elif what is LmtpInput.RCPT:
         assert player.said() == []
         player.answer(player.all(RecipientNamed)[-1].number, NO)  # type: ignore[union-attr]
         assert player.said() == ["550 5.1.1 no"]
@@ -122,7 +127,11 @@ def test_every_command_in_every_state(state: LmtpState, what: Input) -> None:
 
 def test_all_states_that_read_commands_are_tried() -> None:
     assert set(WAYS) == READS_COMMANDS
-    assert set(LINES) == set(Input) - {Input.ACCEPTED, Input.END, Input.ANSWERED}
+    assert set(LINES) == set(LmtpInput) - {
+        LmtpInput.ACCEPTED,
+        LmtpInput.END,
+        LmtpInput.ANSWERED,
+    }
 
 
 def test_a_transaction_that_is_dropped_is_told() -> None:

@@ -5,18 +5,30 @@ import itertools
 from mxpolicy.protocol.lmtp_states import (
     READS_COMMANDS,
     TRANSITIONS,
-    Input,
+    LmtpInput,
     LmtpState,
 )
 
-HAPPENS = {Input.ACCEPTED, Input.END, Input.ANSWERED}
-COMMANDS = set(Input) - HAPPENS
+HAPPENS = {LmtpInput.ACCEPTED, LmtpInput.END, LmtpInput.ANSWERED}
+COMMANDS = set(LmtpInput) - HAPPENS
 
 
 def test_a_message_goes_its_way() -> None:
     state = LmtpState.LHLO
-    way = [Input.LHLO, Input.MAIL, Input.RCPT, Input.ACCEPTED, Input.RCPT]
-    way += [Input.ACCEPTED, Input.DATA, Input.END, Input.ANSWERED, Input.QUIT]
+    way = [
+        LmtpInput.LHLO,
+        LmtpInput.MAIL,
+        LmtpInput.RCPT,
+        LmtpInput.ACCEPTED,
+        LmtpInput.RCPT,
+    ]
+    way += [
+        LmtpInput.ACCEPTED,
+        LmtpInput.DATA,
+        LmtpInput.END,
+        LmtpInput.ANSWERED,
+        LmtpInput.QUIT,
+    ]
     states = []
     for step in way:
         state = TRANSITIONS[state, step]
@@ -28,11 +40,13 @@ def test_a_message_goes_its_way() -> None:
 
 def test_commands_are_obeyed_only_where_they_are_read() -> None:
     for state, what in TRANSITIONS:
-        assert (what in COMMANDS) == (state in READS_COMMANDS) or what is Input.ACCEPTED
+        assert (what in COMMANDS) == (
+            state in READS_COMMANDS
+        ) or what is LmtpInput.ACCEPTED
 
 
 def test_data_needs_a_recipient_that_was_accepted() -> None:
-    assert {state for state, what in TRANSITIONS if what is Input.DATA} == {
+    assert {state for state, what in TRANSITIONS if what is LmtpInput.DATA} == {
         LmtpState.RCPT
     }
     assert {
@@ -40,7 +54,7 @@ def test_data_needs_a_recipient_that_was_accepted() -> None:
         for (state, what), following in TRANSITIONS.items()
         if following is LmtpState.RCPT and state is not LmtpState.RCPT
     } == {LmtpState.MAIL}
-    assert TRANSITIONS[LmtpState.MAIL, Input.ACCEPTED] is LmtpState.RCPT
+    assert TRANSITIONS[LmtpState.MAIL, LmtpInput.ACCEPTED] is LmtpState.RCPT
 
 
 def test_a_transaction_ends_by_its_last_reply_or_is_dropped() -> None:
@@ -49,18 +63,24 @@ def test_a_transaction_ends_by_its_last_reply_or_is_dropped() -> None:
         for (state, what), following in TRANSITIONS.items()
         if following is LmtpState.READY and state is not LmtpState.READY
     }
-    assert into_ready == {Input.LHLO, Input.RSET, Input.ANSWERED}
+    assert into_ready == {LmtpInput.LHLO, LmtpInput.RSET, LmtpInput.ANSWERED}
 
 
 def test_only_mail_opens_a_transaction_and_only_one() -> None:
-    assert [key for key in TRANSITIONS if key[1] is Input.MAIL] == [
-        (LmtpState.READY, Input.MAIL)
+    assert [key for key in TRANSITIONS if key[1] is LmtpInput.MAIL] == [
+        (LmtpState.READY, LmtpInput.MAIL)
     ]
 
 
 def test_nothing_but_rset_noop_vrfy_and_quit_before_lhlo() -> None:
     before = {what for state, what in TRANSITIONS if state is LmtpState.LHLO}
-    assert before == {Input.LHLO, Input.RSET, Input.NOOP, Input.VRFY, Input.QUIT}
+    assert before == {
+        LmtpInput.LHLO,
+        LmtpInput.RSET,
+        LmtpInput.NOOP,
+        LmtpInput.VRFY,
+        LmtpInput.QUIT,
+    }
 
 
 def test_nothing_follows_the_end() -> None:
@@ -72,7 +92,7 @@ def test_every_state_is_reached() -> None:
     for _ in LmtpState:
         reached |= {
             TRANSITIONS[key]
-            for key in itertools.product(reached, Input)
+            for key in itertools.product(reached, LmtpInput)
             if key in TRANSITIONS
         }
     assert reached == set(LmtpState)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from mxpolicy.errors import StoreError
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import Store, StoreBusy
-from mxpolicy.state.submitted import Awaited
+from mxpolicy.state.submitted import ToldByTask
 from tests.simulation.world import Storage
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class View(Store):
     def submit(
         self, operation: Operation[T], told: Callable[[T | BaseException], None]
     ) -> Submitted:
-        return Awaited(self.do(operation), told)
+        return ToldByTask(self.do(operation), told)
 
     async def _do_at(self, at: float, operation: Operation[T]) -> T:
         await asyncio.sleep(max(0.0, at - asyncio.get_running_loop().time()))
