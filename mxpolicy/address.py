@@ -383,9 +383,9 @@ def _to_a_label(text: str, label: str) -> str:
 def _to_ascii_2003(text: str) -> str:
     """Use the standard library's IDNA2003 where UTS 46 gives the same name, else refuse.
 
-    The name is the same when it has no deviation character, nothing that was unassigned
-    in Unicode 3.2, and when today's case folding agrees with that of 2003. Any other name
-    could be another owner's domain.
+    The name is the same when all of this holds: it has no deviation character, nothing
+    in it was unassigned in Unicode 3.2, and today's case folding agrees with that of
+    2003. Any other name could be another owner's domain.
     """
     import unicodedata
     from encodings import idna as idna2003

@@ -56,9 +56,8 @@ __all__ = ["main"]
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
-# Seconds after a first signal in which the dots that are out have their answer, or never
-# get one, and the journal has it on a disk that is slow. TimeoutStopSec= in the unit is
-# longer.
+# Seconds after a first signal. By then a dot that is out has its answer, or never gets
+# one, and the journal has it, also on a slow disk. TimeoutStopSec= in the unit is longer.
 STOPS_WITHIN = DOT_TIME + 70.0
 # Seconds more to note the doubts, where that, or a second signal, has ended the wait.
 RECORDED_WITHIN = 30.0

@@ -165,9 +165,9 @@ class WayOut:
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """Answer "try later" to a signal that ends us, and to our own alarm's second ring.
 
-        The alarm's first ring is no reason: after a stop (SIGSTOP, a frozen machine) it
-        comes before the event loop has read what the host said meanwhile, and the host
-        may have said that it has the message.
+        The alarm's first ring is no reason. After a stop (SIGSTOP, a frozen machine) it
+        comes before the event loop has read what the host said meanwhile. The host may
+        have said that it has the message.
         """
         if self._leaving is not None:
             # The answer is being written; only a write that hangs is cut short.

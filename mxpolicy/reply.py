@@ -1,7 +1,7 @@
 """What a server answers: a reply (RFC 5321 §4.2) and its enhanced status (RFC 3463).
 
-Text from a host enters the program only here. It is escaped and bounded at once, so that
-it is safe in a log line, on a terminal and in the answer to the mail server.
+Text from a host enters the program only here. It is escaped and bounded at once. So it is
+safe in a log line, on a terminal and in the answer to the mail server.
 """
 
 from __future__ import annotations

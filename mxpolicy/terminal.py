@@ -1,9 +1,9 @@
 """What a command shows: text wrapped and coloured on a terminal, plain elsewhere, or JSON.
 
-In a pipe or a file every sentence and every row of a table is one line, without
-colour, so that it can be searched and compared. Colours are for terminals only, and not
-with ``NO_COLOR`` (https://no-color.org). Nothing is escaped here: what is written must
-be `printable` already.
+In a pipe or a file every sentence and every row of a table is one line, to be searched
+and compared. Colours are for terminals only, and not with ``NO_COLOR``
+(https://no-color.org). Nothing is escaped here: what is written must be `printable`
+already.
 """
 
 from __future__ import annotations

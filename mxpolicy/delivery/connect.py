@@ -67,8 +67,8 @@ async def connect(
 
     The first failure is the one that is raised, with the later ones as remarks in its
     text. A host may refuse the second connection because of the first. The first may have
-    failed because of a name, which anyone can give to a host. So a later failure must not
-    be remembered for all mail.
+    failed because of a name, and any domain can give one to a host. So a later failure
+    must not be remembered for all mail.
 
     Args:
         egress: The one of *candidate*.

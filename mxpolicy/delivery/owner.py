@@ -1,4 +1,4 @@
-"""Who works on a message: a process, and a delivery of it.
+"""What works on a message: a process, and a delivery of it.
 
 Rows of the store name their `Owner`: a claim of the journal, a place that is taken. A row
 counts only while its owner works, and each reader decides that by itself. The owner's

@@ -1,9 +1,8 @@
 """``mxpolicy demo``: see it work on loopback, without root and without a mail server.
 
-For each story a name server and mail hosts, good and faulty, are opened on
-127.0.0.x, and two messages go through the real ``mxpolicy pipe`` command, one
-after the other. Each is shown with its exit status, its time and its log line.
-Linux only, for its 127.0.0.0/8.
+Each story has a name server and mail hosts, good and faulty, on 127.0.0.x. Two messages
+go through the real ``mxpolicy pipe`` command, one after the other. Each is shown with its
+exit status, its time and its log line. Linux only, for its 127.0.0.0/8.
 
 The rooms: `stories` (what is played), `hosts` (mail hosts and name server), `stage` (runs
 the command and judges).

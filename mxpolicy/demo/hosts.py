@@ -1,11 +1,11 @@
 """The mail hosts of the demo, each on an address 127.0.0.x of its own; its name server.
 
-MX records carry no port, so all hosts of a story share one port number, which
-needs Linux: there every address of 127.0.0.0/8 is on the loopback interface.
+MX records carry no port, so all hosts of a story share one port number. That needs
+Linux: there every address of 127.0.0.0/8 is on the loopback interface.
 
-A dropped SYN needs no firewall. A listening socket whose accept queue is full
-does not answer a SYN at all, and a queue made by ``listen(0)`` is full with a
-single connection that is not accepted.
+A dropped SYN needs no firewall. A listening socket whose accept queue is full does not
+answer a SYN at all. A queue made by ``listen(0)`` is full with a single connection that
+is not accepted.
 
 The name server is authoritative for one domain and speaks UDP only: its answers fit into
 512 octets (RFC 1035 §4.2.1).

@@ -1,8 +1,8 @@
 """What is remembered, by destination: whose mail suffers where a host is out of reach.
 
 A destination is a domain that took mail in the last 14 days, with its MX records of
-then, or a nexthop for which a host is remembered as failing. A host stands under each
-domain whose MX record has the name under which it was last met.
+then. It is also a nexthop for which a host is remembered as failing. A host stands under
+each domain whose MX record has the name under which it was last met.
 """
 
 from __future__ import annotations

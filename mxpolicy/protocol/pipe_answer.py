@@ -35,10 +35,9 @@ SHORTEST_TEXT = 25
 def answer(outcomes: Sequence[tuple[str, Outcome]]) -> tuple[int, str]:
     """Return exit status and text for the outcomes of all recipients.
 
-    pipe(8) and Exim take one answer for all. While any recipient is deferred it
-    is "try later"; when all are settled and some were refused it is "never",
-    naming each refused one and saying which were delivered, since the bounce
-    will name them all.
+    pipe(8) and Exim take one answer for all. While any recipient is deferred it is "try
+    later". When all are settled and some were refused it is "never". Then it names each
+    refused one, and says which were delivered: the bounce will name them all.
     """
     deferred = [(who, what) for who, what in outcomes if isinstance(what, Deferred)]
     bounced = [(who, what) for who, what in outcomes if isinstance(what, Bounced)]

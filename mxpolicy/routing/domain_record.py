@@ -1,8 +1,8 @@
 """What is remembered of a domain that took our mail, for when DNS says otherwise. Pure.
 
-A mishap at a registrar or a name server must not bounce a day of mail. When a domain
-took our mail lately, and DNS now says that it does not exist, has no address or takes no
-mail, its mail is deferred for a day. Only then DNS is believed.
+A mishap at a registrar or a name server must not bounce a day of mail. A domain took our
+mail lately, and now DNS says that it does not exist, has no address or takes no mail. Its
+mail is deferred for a day. Only then DNS is believed.
 
 When DNS does not answer at all, the MX records by which mail was last taken serve for a
 day. A refusal by a host does not bounce then, as the domain may have left that host.

@@ -9,9 +9,9 @@ for it.
 The rule
     While less than three quarters of the places are taken, nothing is limited, whatever
     a destination's size or slowness. Beyond that, a destination gets no more places when
-    a quarter of all places *wait* for it: its next message is deferred at once. A
-    destination for which half of its messages wait, or more, gets only as many places as
-    are still free, so that several of them together cannot take all.
+    a quarter of all places *wait* for it: its next message is deferred at once. Where
+    half of a destination's messages wait, or more, it gets only as many places as are
+    still free. So several such destinations together cannot take all.
 
     A destination that takes mail, however slowly, has no message waiting: it may have
     all places.

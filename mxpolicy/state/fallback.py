@@ -349,7 +349,7 @@ class _Pending(Submitted):
         self._fallback.tell("no answer from the store in time: it is asked again later")
 
     def _end(self) -> Callable[[Any], None]:
-        """Stop waiting, and return who is to be told."""
+        """Stop waiting, and return what takes the result."""
         told, self._told = self._told, None
         assert told is not None, "it is told once"
         if self._fallback.patience is None:
