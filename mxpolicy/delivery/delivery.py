@@ -276,7 +276,11 @@ class Delivery:
         except AddressError as error:
             self.settlement.settle_all(own_outcomes.bad_sender(error))
             return
-        digest = await self.mail_data.digest()
+        try:
+            digest = await self.mail_data.digest()
+        except LocalTrouble as error:
+            self.settlement.settle_all(own_outcomes.own_trouble(error))
+            return
         hops = self.mail_data.received_count
         if hops >= self.context.options.limits.hops:
             self.settlement.settle_all(own_outcomes.too_many_hops(hops))

@@ -22,6 +22,7 @@ from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.probe import LINGER, Probes
 from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.trace import Trace
+from mxpolicy.errors import LocalTrouble
 from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 from mxpolicy.routing.order import shuffle_seed
 
@@ -179,7 +180,8 @@ class Group:
             await stay.leave()
 
     def _fail(self, error: Exception) -> None:
-        self._trace.trouble(error)
+        if not isinstance(error, LocalTrouble):
+            self._trace.trouble(error)
         self._settlement.stop(own_outcomes.own_trouble(error), self.numbers)
 
     async def _send_from(self, stay: Stay) -> None:

@@ -14,6 +14,8 @@ import pytest
 import trustme
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.mail_data import DIGESTED, MailData
+from mxpolicy.errors import LocalTrouble
 from mxpolicy.state.store import JOURNAL
 from tests.delivery.attempts import mail_data, run
 from tests.delivery.test_engine import Site, play, status
@@ -156,3 +158,28 @@ def test_seconds_are_counted_once_in_the_part_where_they_went() -> None:
     settled = play(work, {"one.example": [host]})
     assert settled.delays == pytest.approx((0.5, 1.0, 2.0, 4.0), abs=0.4)
     assert sum(settled.delays) == pytest.approx(settled.at, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(0, id="before a host is asked"),
+        pytest.param(3 * DIGESTED, id="while a host is asked"),
+    ],
+)
+def test_mail_data_that_ends_early_is_no_bug_of_ours(size: int) -> None:
+    host = ScriptedHost()
+
+    async def work(site: Site) -> None:
+        with closing(MailData()) as message:
+            message.append(b"Subject: x\r\n\r\n" + b"x" * size)
+            sending = asyncio.create_task(site.engine.deliver(site.request(), message))
+            await asyncio.sleep(0.5)
+            message.give_up(LocalTrouble("larger than 9 bytes"))
+            (outcome,) = await sending
+        assert status(outcome) == "Deferred 4.3.0"
+        assert "local trouble: larger than 9 bytes" in outcome.text
+        assert not site.all(events.Trouble), "a traceback in the log"
+
+    play(work, {"one.example": [host]})
+    assert not host.taken

@@ -14,12 +14,14 @@ from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.destinations import FRESH
 from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.fast_path import Shortcut
 from mxpolicy.delivery.fast_start import LIMIT
 from mxpolicy.delivery.journal import Entry, EntryState
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.owner import Calls, Owner
 from mxpolicy.options import JournalOptions, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered
+from mxpolicy.routing.fast_path import Input
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.sqlite import SqliteStore
 from mxpolicy.state.store import JOURNAL
@@ -506,3 +508,32 @@ async def _send(engine: Engine, host: ScriptedHost, queue_id: str) -> Outcome:
     finally:
         message.close()
     return outcome
+
+
+@pytest.mark.parametrize("place", AT)
+@pytest.mark.parametrize("turns", range(5))
+def test_message_abandoned_as_it_leaves_the_fast_path_keeps_no_connection(
+    place: str, turns: int
+) -> None:
+    script, _ = AT[place]
+    host = ScriptedHost(script)  # type: ignore[arg-type]
+
+    async def work(site: Site) -> None:
+        await site.send()
+        delivery = await begun(site)
+        await asyncio.sleep(0.3)
+        assert isinstance(delivery.fast, Shortcut)
+        delivery.fast._take(Input.OTHER)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        delivery.abandon()
+        await asyncio.wait([delivery.ended])
+        connections = site.context.connections
+        assert connections is not None
+        assert not connections.open
+        assert not connections._accepted
+        assert not site.context.sessions._in_use
+        assert delivery.outcome(0) is not None
+
+    play(host, work=work)
+    assert "QUIT" not in host.visits[0], "an orderly end in the middle of a message"
