@@ -30,6 +30,11 @@ __all__ = ["READ_SIZE", "Channel", "StreamClosed"]
 # Bytes of one read from the kernel, and the most that is kept until `Channel.take`.
 READ_SIZE = 65536
 
+# Bytes of TLS records one after the other that hold no data: session tickets and key
+# updates. Servers send a few tickets of some 250 bytes each. Without an end they would
+# keep the loop busy.
+_MAX_WITHOUT_DATA = 64 * 1024
+
 # <linux/net_tstamp.h>, <asm-generic/socket.h>: announce when all of a write is
 # acknowledged, without a copy of its bytes. Any user may ask for it.
 _SO_TIMESTAMPING = 37
@@ -66,6 +71,7 @@ class Channel:
         self.announced = 0
         self._layer: TlsLayer | None = None
         self._received = b""  # taken from the kernel, not yet read by our caller
+        self._without_data = 0  # bytes of TLS records since the last one with data
         self._at_eof = False
         self._failure: MxPolicyError | None = None
         self._outgoing = bytearray()  # accepted from our caller, not by the kernel
@@ -120,6 +126,7 @@ class Channel:
             return True
         if self._layer is not None:
             self._layer.feed(data)
+            self._without_data += len(data)
         elif data:
             self._received = data
         else:
@@ -136,8 +143,10 @@ class Channel:
             self._failure = StreamClosed(words_of(error))
             return
         if data is not None:
-            self._received = data
+            self._received, self._without_data = data, 0
             self._at_eof = not data
+        elif self._without_data > _MAX_WITHOUT_DATA:
+            self._failure = StreamClosed("more and more TLS records without data")
 
     def _send_what_tls_owes(self) -> None:
         """Answer the peer's key update.

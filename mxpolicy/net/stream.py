@@ -232,7 +232,7 @@ class Stream(Channel):
             raise TLSError(words_of(error)) from error
         except StreamClosed as error:
             raise TLSError(str(error)) from error
-        self.tls = True
+        self.tls, self._without_data = True, 0
 
     async def _handshake(self, layer: TlsLayer) -> None:
         while not layer.handshake():

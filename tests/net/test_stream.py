@@ -454,6 +454,17 @@ class TestTls:
             await stream.write(b"x")
             assert await stream.read() == b""
 
+    async def test_records_without_data_are_not_read_for_ever(
+        self, server_context: ssl.SSLContext
+    ) -> None:
+        endless = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trustme.CA().issue_cert("mx.example").configure_cert(endless)
+        endless.num_tickets = 1000  # of some 250 bytes
+        async with served(echo, endless) as stream:
+            await stream.start_tls(tls.opportunistic(), "mx.example")
+            with pytest.raises(StreamClosed, match="without data"):
+                await stream.read()
+
     async def test_garbage_between_records_closes(
         self, server_context: ssl.SSLContext
     ) -> None:
