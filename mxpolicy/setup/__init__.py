@@ -22,15 +22,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mxpolicy.check.access import account
+from mxpolicy.check.exim import NAMES
 from mxpolicy.check.installation import obstacle
 from mxpolicy.check.postconf import directory_of, run
 from mxpolicy.config import load
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.reply import printable
-from mxpolicy.setup import exim_by_hand, flow, show
+from mxpolicy.setup import flow, show
 from mxpolicy.setup.command_line import parsed, parser
 from mxpolicy.setup.disk import SetupError
 from mxpolicy.setup.exim import DIRECTORY, Exim
+from mxpolicy.setup.exim_lines import LMTP_SOCKET
 from mxpolicy.setup.postfix import Postfix
 from mxpolicy.setup.postfix_lines import LMTP_AT
 from mxpolicy.setup.steps import Asked
@@ -77,22 +79,27 @@ def _run(given: argparse.Namespace, terminal: Terminal) -> int:
         return flow.take_back(server, terminal, is_applied=given.apply)
     options = load(given.config, os.environ)
     asked = _asked(given, options)
+    found = _look_at_machine(given, asked, options)
     if isinstance(server, Exim) and not server.is_split:
         terminal.say(
-            f"{server.directory} is not Debian's split configuration, so the lines are"
-            " for you to put in. Nothing was changed."
+            f"{server.single_file} is no split configuration of Debian's, so the lines"
+            " are for you to put in. Nothing was changed."
         )
-        show.by_hand(exim_by_hand.lines(asked), terminal)
-        return 1 if given.apply else 0
-    found = _look_at_machine(given, asked, options)
+        show.sentences(*found, terminal)
+        show.by_hand(server.by_hand(asked), terminal)
+        return 1 if given.apply or found[0] else 0
     return flow.set_up(server, asked, found, terminal, is_applied=given.apply)
 
 
 def _server(given: argparse.Namespace) -> MailServer:
     search = os.environ.get("PATH", "")
     if given.mail_server == "exim":
-        programs = directory_of("update-exim4.conf", search)
-        return Exim(DIRECTORY, partial(run, programs or "/usr/sbin"))
+        for name in NAMES:
+            if programs := directory_of(name, search):
+                return Exim(DIRECTORY, partial(run, programs), program=name)
+        raise SetupError(
+            "there is no Exim on this machine (neither exim4 nor exim found)"
+        )
     directory = directory_of("postconf", search)
     if directory is None:
         raise SetupError("there is no Postfix on this machine (no postconf found)")
@@ -143,6 +150,11 @@ def _look_at_machine(
         refusals.append(
             f"the daemon does not listen at {LMTP_AT}, where --lmtp has Postfix deliver:"
             f" listen: {{lmtp: {{at: ['{LMTP_AT}']}}}} in mxpolicy.yaml"
+        )
+    if asked.lmtp and given.mail_server == "exim" and not os.path.exists(LMTP_SOCKET):
+        notes.append(
+            f"no daemon is at {LMTP_SOCKET}: until mxpolicy serve runs, with its socket"
+            " open to Exim's group, the mail that goes there is deferred"
         )
     state = os.path.dirname(state_file(options.state, os.environ))
     if not os.path.isdir(state):

@@ -2,7 +2,7 @@
 
 Debian's split configuration takes files of our own, in its directory ``conf.d``. Into a
 single file nothing is written: the order of its routers is the site's, and so is the place
-where ours belongs. `mxpolicy.setup.exim_by_hand` has the lines instead.
+where ours belongs. `mxpolicy.setup.exim_by_hand` has the lines instead, each with its place.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mxpolicy.errors import MxPolicyError
+from mxpolicy.setup import exim_by_hand
 from mxpolicy.setup.disk import Disk, SetupError, read_text
-from mxpolicy.setup.exim_by_hand import ACL_PLACE
-from mxpolicy.setup.exim_lines import ACL, RETRY, domains_of, router, transport
+from mxpolicy.setup.exim_lines import RETRY, domains_of, router, transport
 from mxpolicy.setup.kept import load, save
 from mxpolicy.setup.mail_server import MailServer
 from mxpolicy.setup.steps import WHOLE, Plan, Step
@@ -37,6 +37,7 @@ UPDATE: Command = ("update-exim4.conf",)
 
 ROUTER_FILE = "router/190_mxpolicy"
 TRANSPORT_FILE = "transport/35_mxpolicy"
+ACL_FILE = "acl/30_exim4-config_check_rcpt"
 
 _SPLIT = re.compile(r"^\s*dc_use_split_config=(['\"]?)true\1\s*$", re.M | re.I)
 _SMARTHOST = re.compile(
@@ -46,7 +47,7 @@ _SMARTHOST = re.compile(
 _OURS = re.compile(
     r"^\s*(mxpolicy(?:_lmtp)?)\s*:|transport\s*=\s*(mxpolicy(?:_lmtp)?)\b", re.M
 )
-_RULE = re.compile(r"^\*\s+\*\s", re.M)
+_FILE = re.compile(r"^Configuration file is (/.*)$", re.M)
 
 
 class Exim(MailServer):
@@ -55,10 +56,22 @@ class Exim(MailServer):
     name = "exim"
 
     def __init__(
-        self, directory: str, run: Callable[..., Ended], disk: Disk | None = None
+        self,
+        directory: str,
+        run: Callable[..., Ended],
+        disk: Disk | None = None,
+        program: str = "exim4",
     ) -> None:
-        """Look at *directory*; *run* takes the words of a command line."""
+        """Look at *directory*; *run* takes the words of a command line.
+
+        Args:
+            directory: Of Debian's configuration, where it is Debian's.
+            run: Runs a program of Exim's.
+            disk: For what is written.
+            program: What Exim is called here.
+        """
         super().__init__(directory, run, disk or Disk())
+        self._program = program
         self._debconf = read_text(f"{directory}/update-exim4.conf.conf") or ""
 
     @property
@@ -67,9 +80,51 @@ class Exim(MailServer):
         is_alone = os.path.exists(f"{self.directory}/exim4.conf")
         return bool(_SPLIT.search(self._debconf)) and not is_alone
 
+    @property
+    def _template(self) -> str:
+        return f"{self.directory}/exim4.conf.template"
+
+    @property
+    def single_file(self) -> str:
+        """Where the postmaster has the configuration, if it is a single file.
+
+        Raises:
+            SetupError: Exim does not say.
+        """
+        own = f"{self.directory}/exim4.conf"
+        if os.path.exists(own):
+            return own
+        if self._debconf:
+            return self._template
+        if found := _FILE.search(self.ask(self._program, "-bV")):
+            return found[1]
+        raise SetupError(f"{self._program} -bV does not say what its configuration is")
+
+    def by_hand(self, asked: Asked) -> list[tuple[str, str]]:
+        """Return what is to be done where it is a single file: where, and the lines."""
+        path = self.single_file
+        parts = exim_by_hand.lines(asked, path, read_text(path) or "")
+        commands = [] if path != self._template else [" ".join(UPDATE)]
+        if daemon := self._daemon():
+            commands.append(f"kill -HUP $(cat {daemon[0]})")
+        return [*parts, ("then", "\n".join(commands))]
+
+    def left(self) -> list[str]:
+        """Return what was put in by hand, and is there still."""
+        texts: dict[str, str] = {}
+        # What cannot be read, or is not there, is no reason not to undo the rest.
+        with suppress(MxPolicyError, OSError):
+            if self.is_split:
+                texts = self._texts("acl")
+            else:
+                texts = {self.single_file: read_text(self.single_file) or ""}
+        return [
+            one for path, text in texts.items() for one in exim_by_hand.left(path, text)
+        ]
+
     def plan(self, asked: Asked) -> Plan:
         """Return what would be written into ``conf.d`` for *asked*."""
-        by_hand = ((ACL_PLACE, ACL),) if asked.policy else ()
+        by_hand = self._acl() if asked.policy else ()
         delivers = asked.all_mail or asked.domains or asked.lmtp
         if asked.policy and not delivers:
             return Plan(by_hand=by_hand)
@@ -111,7 +166,7 @@ class Exim(MailServer):
         return list(dict.fromkeys((*(earlier or ()), *asked.domains)))
 
     def _notes(self, *, is_routed: bool) -> Iterator[str]:
-        if not any(map(_RULE.search, self._texts("retry").values())):
+        if not any(map(exim_by_hand.RULE.search, self._texts("retry").values())):
             yield (
                 f"there is no retry rule for all domains in {self._path('retry')}, and"
                 f" without one Exim bounces what mxpolicy defers: {' '.join(RETRY.split())}"
@@ -121,6 +176,11 @@ class Exim(MailServer):
                 f"Exim is set up as {found[2]}: mail that mxpolicy takes goes to the MX"
                 " hosts itself"
             )
+
+    def _acl(self) -> tuple[tuple[str, str], ...]:
+        path = self._path(ACL_FILE)
+        then = " && ".join((*UPDATE, "service exim4 reload"))
+        return exim_by_hand.acl(path, read_text(path) or ""), ("then", then)
 
     def _path(self, name: str) -> str:
         return f"{self.directory}/conf.d/{name}"
@@ -148,7 +208,12 @@ class Exim(MailServer):
 
     def commands(self, what: Plan) -> list[Command]:
         """Return what has Exim use the files of *what*."""
-        return [UPDATE] if what.steps else []
+        if not what.steps:
+            return []
+        daemon = None
+        with suppress(MxPolicyError):  # apply will meet it, and say so
+            daemon = self._daemon()
+        return [UPDATE, *([("kill", "-HUP", str(daemon[1]))] if daemon else [])]
 
     def apply(self, asked: Asked, what: Plan, say: Say = lambda _: None) -> None:
         """Carry out *what*; see `MailServer.apply`. What Exim refuses is taken back."""
@@ -179,14 +244,20 @@ class Exim(MailServer):
             SetupError: update-exim4.conf objects; Exim goes on with what it had.
         """
         self.edit(*UPDATE)
-        answer = self.ask("exim4", "-bP", "pid_file_path")
+        if daemon := self._daemon():
+            os.kill(daemon[1], signal.SIGHUP)
+
+    def _daemon(self) -> tuple[str, int] | None:
+        """Return Exim's daemon, if it runs: its file, and its process id."""
+        answer = self.ask(self._program, "-bP", "pid_file_path")
         pid_file = answer.partition("=")[2].strip()
         text = read_text(pid_file) if pid_file else None
-        if text and text.strip().isdigit():
-            pid = int(text)
-            # A number that is left over may be another program's by now.
-            if (read_text(f"/proc/{pid}/comm") or "").startswith("exim"):
-                os.kill(pid, signal.SIGHUP)
+        if not text or not text.strip().isdigit():
+            return None
+        pid = int(text)
+        # A number that is left over may be another program's by now.
+        is_exim = (read_text(f"/proc/{pid}/comm") or "").startswith("exim")
+        return (pid_file, pid) if is_exim else None
 
     def in_the_way(self, kept: Kept, undone: Undone) -> list[str]:
         """Return what still names our transport."""

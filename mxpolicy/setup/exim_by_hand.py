@@ -1,37 +1,132 @@
-"""The lines for an Exim whose configuration is the postmaster's own. Pure."""
+"""The lines that the postmaster puts into Exim's configuration by hand, and where. Pure.
+
+In a configuration in a single file the order of the routers is the site's, and so is the
+order of an ACL in any. So the lines are printed, each with its place in the file.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.setup.exim_lines import ACL, RETRY, router, transport
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mxpolicy.setup.steps import Asked
 
-__all__ = ["ACL_PLACE", "lines"]
+__all__ = ["RULE", "acl", "left", "lines"]
 
-ACL_PLACE = (
-    "to put in by hand: in the ACL of acl_smtp_rcpt (Debian: acl_check_rcpt in"
-    " conf.d/acl/30_exim4-config_check_rcpt), before its first accept with"
-    " hosts = +relay_from_hosts"
-)
+Part = tuple[str, str]
+
+# A retry rule for all domains.
+RULE = re.compile(r"^\s*\*\s+\*\s", re.M)
+
+_BEGIN = re.compile(r"\s*begin\s+(\w+)")
+_VERB = re.compile(r"\s*(accept|defer|deny|discard|drop|require|warn)\b")
+_RELAY = re.compile(r"(?:\s*accept\b)?\s*hosts\s*=\s*\+relay_from_hosts\s*(?:#.*)?$")
+_OURS = re.compile(r"\s*mxpolicy(?:_lmtp)?\s*:|.*\breadsocket\b.*/mxpolicy/")
 
 
-def lines(asked: Asked) -> list[tuple[str, str]]:
-    """Return where each part goes in a configuration in a single file, and its text."""
-    rows = (
+class _Places(NamedTuple):
+    """Numbers of lines, the first one being 1.
+
+    Attributes:
+        begins: Of the lines that begin a section, by its name.
+        ends: Of the line that begins the next one; beyond the last line at the end.
+    """
+
+    begins: dict[str, int]
+    ends: dict[str, int]
+
+
+def _places(text: str) -> _Places:
+    rows = text.splitlines()
+    found = [
+        (head[1], number)
+        for number, row in enumerate(rows, 1)
+        if (head := _BEGIN.match(row))
+    ]
+    after = [number for _, number in found[1:]] + [len(rows) + 1]
+    ends = {name: end for (name, _), end in zip(found, after, strict=False)}
+    return _Places(dict(found), ends)
+
+
+def lines(asked: Asked, path: str, text: str) -> list[Part]:
+    """Return where each part goes in a single file, and its text.
+
+    Args:
+        asked: What the postmaster asks for.
+        path: The configuration that Exim reads, or that is made into it.
+        text: What it says.
+    """
+    places = _places(text)
+    parts = [("first a copy, which is the way back", f"cp -p {path} {path}.before")]
+    if asked.all_mail or asked.domains:
+        where = (
+            f"{_after(path, places, 'routers')}; a router of yours that must keep its"
+            " mail stays before it"
+        )
+        parts.append((where, router(asked.domains, asked.lmtp)))
+    parts.append(
         (
-            asked.all_mail or asked.domains,
-            'after "begin routers", before the router dnslookup',
-            router(asked.domains, asked.lmtp),
-        ),
-        (
-            True,
-            'after "begin transports"',
+            _after(path, places, "transports"),
             transport(asked.program, asked.config, asked.lmtp),
-        ),
-        (True, 'after "begin retry", if there is no rule for all domains', RETRY),
-        (asked.policy, ACL_PLACE, ACL),
+        )
     )
-    return [(where, text) for is_asked, where, text in rows if is_asked]
+    if not RULE.search(text):
+        # The first rule that matches decides, so it comes after the site's own.
+        end = places.ends.get("retry", 0)
+        is_last = end == len(text.splitlines()) + 1
+        where = (
+            f'{path}, at its end, with a line "begin retry" before it'
+            if not end
+            else f"{path}, at its end (the section retry)"
+            if is_last
+            else f"{path}, before line {end}, at the end of the section retry"
+        )
+        parts.append((where, RETRY))
+    if asked.policy:
+        parts.append(acl(path, text))
+    return parts
+
+
+def _after(path: str, places: _Places, section: str) -> str:
+    line = places.begins.get(section)
+    where = f", after line {line}" if line else ""
+    return f'{path}{where}, "begin {section}"'
+
+
+def acl(path: str, text: str) -> Part:
+    """Return where the lines of the ACL go in the file *path*, and these lines."""
+    line = _relayed(text)
+    where = (
+        f", before line {line}," if line else ": in the ACL of acl_smtp_rcpt, before"
+    )
+    return (
+        f"to put in by hand: {path}{where} its first accept with hosts ="
+        " +relay_from_hosts",
+        ACL,
+    )
+
+
+def _relayed(text: str) -> int:
+    """Return the line of the first statement that lets relayed mail in; 0 for none."""
+    verb, start = "", 0
+    for number, row in enumerate(text.splitlines(), 1):
+        if found := _VERB.match(row):
+            verb, start = found[1], number
+        if verb == "accept" and _RELAY.match(row):
+            return start
+    return 0
+
+
+def left(path: str, text: str) -> Iterator[str]:
+    """Yield a sentence for each place in *text* that is ours and was put in by hand."""
+    for number, row in enumerate(text.splitlines(), 1):
+        if _OURS.match(row):
+            yield (
+                f"{path}, line {number}, is mxpolicy's and was put in by hand, so it is"
+                f" taken out by hand: {row.strip()}"
+            )

@@ -10,8 +10,19 @@ from mxpolicy.setup.steps import PROGRAM
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ACL", "RETRY", "ROUTER", "TRANSPORT", "TRANSPORT_LMTP", "domains_of"]
+__all__ = [
+    "ACL",
+    "LMTP_SOCKET",
+    "RETRY",
+    "ROUTER",
+    "TRANSPORT",
+    "TRANSPORT_LMTP",
+    "domains_of",
+]
 __all__ += ["router", "transport"]
+
+# Where `mxpolicy serve` has it.
+LMTP_SOCKET = "/run/mxpolicy/lmtp"
 
 ROUTER = r"""
 mxpolicy:

@@ -60,7 +60,7 @@ def set_up(
     if stage is not Stage.UNFINISHED and not what.steps:
         return 0
     if not is_applied:
-        show.not_yet(terminal)
+        show.not_yet(terminal, is_all=not what.by_hand)
         return 0
     with server.alone():
         # What is there may be another by now.
@@ -81,8 +81,10 @@ def take_back(server: MailServer, terminal: Terminal, *, is_applied: bool) -> in
             with server.alone():
                 pass
         terminal.say(f"Nothing to undo: there is no {server.kept_path}.")
+        show.sentences((), server.left(), terminal)
         return 0
     show.undoing(what.there, what.undone, what.refusals, terminal)
+    show.sentences((), server.left(), terminal)
     if what.refusals:
         return 1
     if not is_applied:

@@ -136,6 +136,10 @@ class MailServer(ABC):
             OSError: Likewise.
         """
 
+    def left(self) -> list[str]:
+        """Return what was put in by hand and is there still, a sentence each."""
+        return []
+
     @property
     def kept_path(self) -> str:
         """Where the kept file is."""

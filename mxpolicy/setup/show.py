@@ -108,10 +108,11 @@ def sentences(
         terminal.line(terminal.paint("Nothing was changed.", BOLD))
 
 
-def not_yet(terminal: Terminal) -> None:
-    """Say that all of this was a look only."""
+def not_yet(terminal: Terminal, *, is_all: bool = True) -> None:
+    """Say that this was a look only, and whether ``--apply`` does all of it."""
     terminal.line()
-    terminal.line("Nothing was changed. With --apply it is.")
+    rest = "" if is_all else " What is to be put in by hand, stays to be done."
+    terminal.line(f"Nothing was changed. With --apply it is.{rest}")
 
 
 def done(kept: str, terminal: Terminal) -> None:

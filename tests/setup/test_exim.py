@@ -88,10 +88,11 @@ def test_undo_restores_every_byte(asked: Asked, tmp_path: Path) -> None:
 def test_acl_is_for_hands(tmp_path: Path) -> None:
     exim = Exim(str(etc(tmp_path)), Programs())
     what = exim.plan(Asked(policy=True))
-    [(where, lines)] = what.by_hand
+    [(where, lines), (_, then)] = what.by_hand
     assert what == Plan(by_hand=what.by_hand)
-    assert "acl_smtp_rcpt" in where
+    assert "conf.d/acl/30_exim4-config_check_rcpt: in the ACL of acl_smtp_rcpt" in where
     assert "readsocket" in lines
+    assert then == "update-exim4.conf && service exim4 reload"
     assert len(exim.plan(Asked(policy=True, all_mail=True)).steps) == 2
 
 
@@ -203,3 +204,43 @@ def test_exim_goes_on_as_before_when_another_program_fails(tmp_path: Path) -> No
     assert contents(directory) == before
     assert used[-1] == contents(directory / "conf.d")
     assert len(used) == 2
+
+
+def test_acl_that_was_put_in_is_named_by_undo(tmp_path: Path) -> None:
+    directory = etc(tmp_path)
+    exim = Exim(str(directory), Programs())
+    assert exim.left() == []
+    acl = directory / "conf.d" / "acl" / "30_exim4-config_check_rcpt"
+    acl.parent.mkdir()
+    [(_, lines), _] = exim.plan(Asked(policy=True)).by_hand
+    acl.write_text(f"acl_check_rcpt:\n{lines}")
+    [sentence] = exim.left()
+    assert f"{acl}, line 17, is mxpolicy's and was put in by hand" in sentence
+
+
+@pytest.mark.parametrize(
+    ("split", "file", "named"),
+    [
+        ("false", "", "exim4.conf.template"),
+        ("true", "exim4.conf", "exim4.conf"),
+        ("", "", "/usr/local/etc/exim.conf"),
+    ],
+)
+def test_single_file_is_named(
+    split: str, file: str, named: str, tmp_path: Path
+) -> None:
+    directory = etc(tmp_path, split=split)
+    if file:
+        (directory / file).touch()
+    if not split:
+        (directory / "update-exim4.conf.conf").unlink()
+
+    def run(*argv: str, **how: object) -> Ended:
+        said = "Size of off_t: 8\nConfiguration file is /usr/local/etc/exim.conf\n"
+        return Ended(0, said if argv[1] == "-bV" else "pid_file_path = \n", "")
+
+    exim = Exim(str(directory), run)
+    assert exim.single_file.endswith(named)
+    *_, (then, commands) = exim.by_hand(ALL)
+    assert then == "then"
+    assert ("update-exim4.conf" in commands) is named.endswith(".template")
