@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import threading
 import traceback
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from mxpolicy.check.access import account, current
 from mxpolicy.check.machine import HERE
 from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Item, Level, tell
-from mxpolicy.config import load
+from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import ConfigError
 from mxpolicy.terminal import (
     BOLD,
@@ -54,6 +55,9 @@ Sought = tuple[str, Item]
 # directory service behind getpwnam(3), a file on a server that is away.
 PATIENCE = 90.0
 
+# A line of mxpolicy.yaml.
+_OPTION = re.compile(r"[a-z_]+: ")
+
 _COLOURS = {Level.OK: GREEN, Level.WARN: YELLOW, Level.FAIL: RED}
 
 
@@ -63,11 +67,13 @@ class _Looking:
     Attributes:
         sections: Title and items of each theme.
         settings: The options as understood.
+        file: The configuration, whether it is there or not.
         title: Of the theme that is being looked at.
     """
 
     def __init__(self, config: str | None) -> None:
         self._config = config
+        self.file = config or os.environ.get("MXPOLICY_CONFIG") or DEFAULT_PATH
         self.sections: list[tuple[str, list[Item]]] = []
         self.settings: list[Setting] = []
         self.title = "configuration"
@@ -196,7 +202,7 @@ def main(argv: Sequence[str]) -> int:
     write_out(
         arguments,
         lambda: _as_json(sections, looking.settings),
-        lambda terminal: _show(sections, looking.settings, terminal),
+        lambda terminal: _show(sections, looking.settings, looking.file, terminal),
     )
     if thread.is_alive():
         os._exit(1)
@@ -243,6 +249,7 @@ def _to_do_first(sections: Sequence[tuple[str, Sequence[Item]]]) -> Sought | Non
 def _show(
     sections: Sequence[tuple[str, Sequence[Item]]],
     settings: Sequence[Setting],
+    file: str,
     terminal: Terminal,
 ) -> None:
     if settings:
@@ -267,7 +274,7 @@ def _show(
         terminal.say(item.text, f"First ({title}): ")
         if item.mend:
             terminal.line(terminal.paint(f"        {item.mend}", BOLD))
-    _show_sum([one for _, part in sections for one in part], terminal)
+    _show_sum([one for _, part in sections for one in part], file, terminal)
 
 
 def _show_item(item: Item, terminal: Terminal) -> None:
@@ -280,12 +287,14 @@ def _show_item(item: Item, terminal: Terminal) -> None:
         terminal.line(terminal.paint(f"        {item.mend}", BOLD))
 
 
-def _show_sum(items: Sequence[Item], terminal: Terminal) -> None:
+def _show_sum(items: Sequence[Item], file: str, terminal: Terminal) -> None:
     fails = sum(one.level is Level.FAIL for one in items)
     warns = sum(one.level is Level.WARN for one in items)
     terminal.line()
     if any(one.mend.startswith("postconf ") for one in items):
         terminal.line("After postconf: postfix reload")
+    if any(_OPTION.match(one.mend) for one in items):
+        terminal.line(f"Lines with `name: value` belong into {file}")
     colour = RED if fails else YELLOW if warns else GREEN
     wells = len(items) - fails - warns
     text = f"{fails} fail, {warns} warn, {wells} ok"

@@ -196,13 +196,13 @@ def _judge_literal(helo: str) -> Item | None:
             helo.startswith("["),
             f"EHLO says {helo}, an address literal: allowed, but many hosts refuse it"
             " as a bot's",
-            "helo: mail.example.net",
+            "helo: THE NAME THE WORLD KNOWS",
         ),
         warn(
             helo.endswith(private),
             f"EHLO says {helo}, a name of this network only: hosts that look it up"
             " refuse the mail",
-            "helo: mail.example.net",
+            "helo: THE NAME THE WORLD KNOWS",
         ),
     )
 
@@ -215,7 +215,7 @@ async def _judge_helo(
     troubles = [one.trouble for one in found if one.trouble]
     addresses = [one for answer in found for one in answer.records]
     shown = ", ".join(addresses[:MAX_NAMES])
-    record = "helo: mail.example.net"
+    record = "helo: THE NAME THE WORLD KNOWS"
     for address in public[:1]:
         record = f"{helo}. {'AAAA' if ':' in address else 'A'} {address}"
     return first(

@@ -139,6 +139,18 @@ def test_what_fails_is_to_be_done_first(run: Run, tmp_path: Path) -> None:
     assert " fail, " in lines[-1]
 
 
+def test_line_that_mends_has_a_place(
+    run: Run, name_server: str, tmp_path: Path
+) -> None:
+    yaml = (
+        f"deadline: 1m\nresolver: {{servers: ['{name_server}']}}\n"
+        f"state: {tmp_path / 'state'}\nlog: {{to: {tmp_path / 'log'}}}\n"
+    )
+    lines = run("check", yaml=yaml).stdout.splitlines()
+    assert "        deadline: 15m" in lines
+    assert f"Lines with `name: value` belong into {tmp_path}/mxpolicy.yaml" in lines
+
+
 def test_postfix_that_refuses_to_say_is_not_called_well(run: Run) -> None:
     ended = run("check", "--json", postconf="echo main.cf: nobody may >&2; exit 1")
     items = json.loads(ended.stdout)["items"]
