@@ -25,7 +25,7 @@ from mxpolicy.check.access import account
 from mxpolicy.check.exim import NAMES
 from mxpolicy.check.installation import obstacle
 from mxpolicy.check.postconf import directory_of, run
-from mxpolicy.config import load
+from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.reply import printable
 from mxpolicy.setup import flow, show
@@ -64,7 +64,11 @@ def main(argv: Sequence[str]) -> int:
     given = parsed(argv)
     try:
         with reader_may_leave():
-            return _run(given, Terminal(sys.stdout, os.environ))
+            try:
+                return _run(given, Terminal(sys.stdout, os.environ))
+            finally:
+                # What went wrong comes last, also where both go to one file.
+                sys.stdout.flush()
     except MxPolicyError as error:
         print(f"mxpolicy: {printable(str(error), 4000)}", file=sys.stderr)
     except OSError as error:
@@ -149,7 +153,8 @@ def _look_at_machine(
     if by_lmtp and LMTP_AT not in options.listen.lmtp.at:
         refusals.append(
             f"the daemon does not listen at {LMTP_AT}, where --lmtp has Postfix deliver:"
-            f" listen: {{lmtp: {{at: ['{LMTP_AT}']}}}} in mxpolicy.yaml"
+            f" put listen: {{lmtp: {{at: [unix, '{LMTP_AT}']}}}} into"
+            f" {asked.config or DEFAULT_PATH}, and start the daemon again"
         )
     if asked.lmtp and given.mail_server == "exim" and not os.path.exists(LMTP_SOCKET):
         notes.append(

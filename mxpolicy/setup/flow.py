@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from mxpolicy.errors import MxPolicyError
 from mxpolicy.setup import show
 from mxpolicy.setup.disk import SetupError
 from mxpolicy.setup.kept import Stage
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["set_up", "take_back"]
 
 _CHANGED = "something changed meanwhile; look again"
+
+_HALF_DONE = (
+    "It is half done. The same command goes on when what is said below is mended;"
+    " --undo --apply takes it back."
+)
 
 _INTERRUPTED = {
     Stage.UNFINISHED: "An earlier set-up was interrupted; --apply finishes it.",
@@ -66,7 +72,13 @@ def set_up(
         # What is there may be another by now.
         if server.plan(asked).steps != what.steps:
             raise SetupError(_CHANGED)
-        server.apply(asked, what, terminal.say)
+        try:
+            server.apply(asked, what, terminal.say)
+        except (MxPolicyError, OSError):
+            if server.stage is Stage.UNFINISHED:
+                terminal.line()
+                terminal.say(_HALF_DONE)
+            raise
     show.sentences((), server.lost, terminal)
     show.done(server.kept_path, terminal)
     return 0
