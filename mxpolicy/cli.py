@@ -38,6 +38,11 @@ COMMANDS = {
     "demo": "see it work on loopback: no root, no mail server",
 }
 
+_RUN_BY_MAIL_SERVER = ("pipe", "policy")
+_HELPED_HERE = (*_RUN_BY_MAIL_SERVER, "serve")
+_HELP = ("-h", "--help")
+_VERSION = ("-V", "--version")
+
 USAGE = "usage: mxpolicy [-h] [-V] COMMAND [ARGUMENT...]\n"
 
 HELP = """\
@@ -48,7 +53,7 @@ commands:
 {commands}
 
   -h, --help     this text; COMMAND --help: that of a command
-  -V, --version  the version
+  -V, --version  the version; also after a COMMAND
 
 Exit status: pipe: 0 delivered, 75 try later, 69 bounce, never another one;
 route: the same when there is no host to dial, else 0;
@@ -64,7 +69,10 @@ def main() -> int:
     """
     _hear_of_children()
     command, *rest = sys.argv[1:] or [""]
-    if rest[:1] in (["-h"], ["--help"]) and _is_asked_for_help(command):
+    word = rest[0] if rest else ""
+    if word in _VERSION and _is_for_people(command):
+        command = word
+    if word in _HELP and command in _HELPED_HERE and _is_for_people(command):
         from mxpolicy.command_help import parser
 
         parser(command).print_help()
@@ -81,19 +89,19 @@ def main() -> int:
     if command in {"-h", "--help", "help"}:
         sys.stdout.write(_help())
         return 0
-    if command in {"-V", "--version"}:
+    if command in _VERSION:
         sys.stdout.write(f"mxpolicy {__version__}\n")
         return 0
     return _misused(command, rest)
 
 
-def _is_asked_for_help(command: str) -> bool:
-    """Return whether somebody at a terminal wants to know how *command* is used.
+def _is_for_people(command: str) -> bool:
+    """Return whether somebody at a terminal asks what *command* is.
 
     What a mail server has as ``--help`` in its configuration is a mistake, to be answered
     as such.
     """
-    return command == "serve" or (command in {"pipe", "policy"} and os.isatty(0))
+    return command in COMMANDS and (command not in _RUN_BY_MAIL_SERVER or os.isatty(0))
 
 
 def _hear_of_children() -> None:

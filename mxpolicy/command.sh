@@ -12,7 +12,7 @@
 # its usual place, is started in the usual way.
 
 asks=0
-case ${1-}${2-} in pipe-h | pipe--help) [ ! -t 0 ] || asks=1 ;; esac
+case ${1-}${2-} in pipe-h | pipe--help | pipe-V | pipe--version) [ ! -t 0 ] || asks=1 ;; esac
 
 case ${1-}$asks in pipe0)
     exim=0

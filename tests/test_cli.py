@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,32 @@ def test_unknown_command_is_misuse_with_the_near_miss(
     assert said in err
 
 
+@contextlib.contextmanager
+def on_a_terminal() -> Iterator[None]:
+    ours, theirs = pty.openpty()
+    stdin = os.dup(0)
+    os.dup2(theirs, 0)
+    try:
+        yield
+    finally:
+        os.dup2(stdin, 0)
+        for one in (stdin, ours, theirs):
+            os.close(one)
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+@pytest.mark.parametrize("word", ["-V", "--version"])
+def test_each_command_says_the_version_on_a_terminal(
+    command: str,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with on_a_terminal():
+        assert given(monkeypatch, command, word) == 0
+    assert capsys.readouterr().out == f"mxpolicy {__version__}\n"
+
+
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
 @pytest.mark.parametrize("word", ["-h", "--help"])
 def test_each_command_has_its_help_on_a_terminal(
@@ -202,22 +229,23 @@ def test_each_command_has_its_help_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    ours, theirs = pty.openpty()
-    stdin = os.dup(0)
-    os.dup2(theirs, 0)
-    try:
-        with contextlib.suppress(SystemExit):
-            given(monkeypatch, command, word)
-    finally:
-        os.dup2(stdin, 0)
-        for one in (stdin, ours, theirs):
-            os.close(one)
+    with on_a_terminal(), contextlib.suppress(SystemExit):
+        given(monkeypatch, command, word)
     assert capsys.readouterr().out.startswith(f"usage: mxpolicy {command} ")
 
 
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("--help", b"usage: mxpolicy pipe "),
+        ("-V", f"mxpolicy {__version__}\n".encode()),
+    ],
+)
 @pytest.mark.parametrize("start", [[str(COMMAND)], [sys.executable, "-m", "mxpolicy"]])
-def test_help_is_no_answer_to_a_mail_server(start: list[str]) -> None:
-    argv = [*start, "pipe", "--help"]
+def test_help_is_no_answer_to_a_mail_server(
+    start: list[str], word: str, answer: bytes
+) -> None:
+    argv = [*start, "pipe", word]
     ended = subprocess.run(
         argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, cwd=CHECKOUT
     )
@@ -229,7 +257,7 @@ def test_help_is_no_answer_to_a_mail_server(start: list[str]) -> None:
     os.close(ours)
     os.close(theirs)
     assert ended.returncode == 0
-    assert ended.stdout.startswith(b"usage: mxpolicy pipe ")
+    assert ended.stdout.startswith(answer)
 
 
 def test_help_names_the_options_that_are_read() -> None:

@@ -127,15 +127,16 @@ def check(db: sqlite3.Connection, path: str) -> None:
 
     Raises:
         OtherVersion: Of an earlier version.
-        StoreDistrusted: Its schema is not what we make.
-        StoreError: It is another program's, or of a later version.
+        StoreDistrusted: Of a later version, or its schema is not what we make.
+        StoreError: It is another program's.
     """
     (application,) = db.execute("PRAGMA application_id").fetchone()
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION:
         raise StoreError(f"{path}: not a state file of mxpolicy")
     if version > VERSION or version < 1:
-        raise StoreError(f"{path}: made by another version of mxpolicy")
+        why = f"{path}: made by another version of mxpolicy"
+        raise StoreDistrusted(why, removal(path))
     found = {}
     for kind, name, table, sql in db.execute(
         "SELECT type, name, tbl_name, sql FROM sqlite_master"

@@ -220,7 +220,9 @@ def test_deadline_too_short_to_wait_for_a_slow_host_fails(
     assert about == ([level] if level else [])
 
 
-@pytest.mark.parametrize("how", ["directory", "link", "trigger", "nonsense", "inside"])
+@pytest.mark.parametrize(
+    "how", ["directory", "link", "trigger", "nonsense", "later", "inside"]
+)
 def test_state_that_a_delivery_would_not_use_fails_with_what_mends_it(
     run: Run, tmp_path: Path, name_server: str, how: str
 ) -> None:
@@ -250,6 +252,9 @@ def test_state_that_a_delivery_would_not_use_fails_with_what_mends_it(
         case "trigger":
             with closing(sqlite3.connect(journal)) as db:
                 db.execute("CREATE TRIGGER t AFTER INSERT ON rows BEGIN SELECT 1; END")
+        case "later":
+            with closing(sqlite3.connect(journal)) as db:
+                db.execute("PRAGMA user_version = 999")
         case "nonsense":
             journal.write_bytes(b"nonsense" * 1000)
         case _:
