@@ -41,6 +41,7 @@ from mxpolicy.doors import Doors, runtime_directory
 from mxpolicy.errors import ConfigError, ListenError
 from mxpolicy.net.service_manager import ServiceManager, given_sockets
 from mxpolicy.options import LogDetail, Options
+from mxpolicy.policy_fallback import open_null
 from mxpolicy.state.opening import open_store, state_file
 from mxpolicy.state.store import JOURNAL
 
@@ -80,7 +81,9 @@ def main(argv: Sequence[str]) -> int:
     0: ended by a signal. 1: it could not begin; standard error and the log say why. 2, by
     `SystemExit`: the command line is wrong.
     """
-    _have_standard_descriptors()
+    # Without 0, 1 and 2 the log would be written into the socket that became 2. And libuv
+    # ends the process when it is to close one of them.
+    os.close(open_null())
     # Process 1 has no default action for a signal (kill(2)).
     for number in ENDING:
         signal.signal(number, _end_before_the_beginning)
@@ -102,17 +105,6 @@ def main(argv: Sequence[str]) -> int:
         return loop.run_until_complete(daemon.run(given))
     finally:
         loop.close()
-
-
-def _have_standard_descriptors() -> None:
-    """Let 0, 1 and 2 exist: the log would be written into the socket that became 2.
-
-    And libuv ends the process when it is to close one of them.
-    """
-    null = os.open(os.devnull, os.O_RDWR)
-    while null < 3:
-        null = os.dup(null)
-    os.close(null)
 
 
 def _end_before_the_beginning(number: int, frame: object) -> NoReturn:

@@ -166,6 +166,17 @@ def _whole(least: int, most: int) -> Reader:
     return read
 
 
+def _that(is_right: Callable[[str], object], wrong: str) -> Reader:
+    """Return the reader of a text that is taken as it is where it *is_right*."""
+
+    def read(text: str) -> str:
+        if not is_right(text):
+            raise ValueError(f"{_quoted(text)}{wrong}")
+        return text
+
+    return read
+
+
 def _yes_no_auto(text: str) -> bool | None:
     try:
         return _YES_NO_AUTO[text.lower()]
@@ -230,15 +241,6 @@ def _network(text: str) -> str:
     return str(wide)
 
 
-def _name_server(text: str) -> str:
-    if not _is_with_port(text, default="53"):
-        raise ValueError(
-            f"{_quoted(text)} is not a name server; write an address, 192.0.2.53,"
-            " 192.0.2.53:5353 or [2001:db8::53]:5353"
-        )
-    return text
-
-
 def _is_with_port(text: str, default: str = "") -> bool:
     """Return whether it is ``ADDRESS:PORT`` or ``[V6]:PORT``."""
     found = re.fullmatch(_WITH_PORT, text)
@@ -246,12 +248,6 @@ def _is_with_port(text: str, default: str = "") -> bool:
     version = _ip(bracketed or plain or "")
     is_port = re.fullmatch(_WHOLE, port) and 1 <= int(port) <= 65535
     return bool(is_port and version and not (bracketed and version == 4))
-
-
-def _directory(text: str) -> str:
-    if text and not _is_path(text):
-        raise ValueError(f"{_quoted(text)}: expected a directory's absolute path")
-    return text
 
 
 def _path(text: str) -> str:
@@ -280,12 +276,6 @@ def _socket(text: str) -> str:
             " 127.0.0.1:2424 or [::1]:2424"
         )
     return address
-
-
-def _group(text: str) -> str:
-    if text and not re.fullmatch(_GROUP, text):
-        raise ValueError(f"{_quoted(text)} is not the name of a group")
-    return text
 
 
 def _log_target(text: str) -> str:
@@ -330,12 +320,6 @@ def _destination(text: str) -> str:
     return dot + _host_name(text.removeprefix("."))
 
 
-def _text(text: str) -> str:
-    if not text or not text.isprintable():
-        raise ValueError(f"{_quoted(text)}: expected a word, in one line")
-    return text
-
-
 # The type of a field in options.py -> how its text is read, or that of each item.
 ITEMS: dict[object, Reader] = {
     bool: lambda text: _one_of(("yes", "no"), text) == "yes",
@@ -351,8 +335,14 @@ ITEMS: dict[object, Reader] = {
     options.YesNoAuto: _yes_no_auto,
     options.HostName: _helo,
     options.LogTarget: _log_target,
-    options.Directory: _directory,
-    options.Group: _group,
+    options.Directory: _that(
+        lambda text: not text or _is_path(text),
+        ": expected a directory's absolute path",
+    ),
+    options.Group: _that(
+        lambda text: not text or re.fullmatch(_GROUP, text),
+        " is not the name of a group",
+    ),
     options.AccessAction: _access_action,
 }
 LISTS: dict[object, Reader] = {
@@ -361,11 +351,17 @@ LISTS: dict[object, Reader] = {
     options.NetworksOrPrivate: lambda text: (
         text if text == "private" else _network(text)
     ),
-    options.NameServers: _name_server,
+    options.NameServers: _that(
+        lambda text: _is_with_port(text, default="53"),
+        " is not a name server; write an address, 192.0.2.53, 192.0.2.53:5353"
+        " or [2001:db8::53]:5353",
+    ),
     options.Paths: _path,
     options.Sockets: _socket,
     options.AccessFindings: lambda text: choice(text, options.AccessFinding),
     options.ProtocolStates: _protocol_state,
     options.Destinations: _destination,
-    options.Texts: _text,
+    options.Texts: _that(
+        lambda text: text and text.isprintable(), ": expected a word, in one line"
+    ),
 }

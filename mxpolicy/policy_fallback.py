@@ -7,7 +7,7 @@ into Python. It is imported before any other module of ours.
 
 import os
 
-__all__ = ["serve", "take_stdout"]
+__all__ = ["open_null", "serve", "take_stdout"]
 
 ANSWER = b"action=DUNNO\n\n"
 MAX_LOGGED = 1000
@@ -21,15 +21,21 @@ READ_SIZE = 4096
 _reserve = bytearray(2 * 1024 * 1024)
 
 
+def open_null() -> int:
+    """Return a descriptor of /dev/null that is not 0, 1 or 2; each of those exists then."""
+    null = os.open(os.devnull, os.O_RDWR)
+    while null < 3:  # 0, 1 or 2 was closed: this is the new one
+        null = os.dup(null)
+    return null
+
+
 def take_stdout() -> int:
     """Return a descriptor for answers; anything else written to stdout is discarded.
 
     Under spawn(8) stderr is the mail server's connection, too, and a warning would be
     taken for an answer. When it is another file, stderr stays as it is.
     """
-    null = os.open(os.devnull, os.O_RDWR)
-    while null < 3:  # 0, 1 or 2 was closed: this is the new one
-        null = os.dup(null)
+    null = open_null()
     out = os.dup(1)
     errors = os.fstat(2)
     is_shared = any(os.path.samestat(errors, os.fstat(other)) for other in (0, 1))

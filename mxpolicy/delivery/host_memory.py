@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from mxpolicy.options import MemoryOptions
     from mxpolicy.routing.candidate import Candidate
-    from mxpolicy.routing.host_record import HostRecord
     from mxpolicy.state.store import Store
 
 __all__ = [
@@ -84,6 +83,7 @@ class HostMemory:
         records: Shared by all that use *store* in this process.
 
     Attributes:
+        records: The records of hosts, to be changed.
         is_reached: Whether the host of a candidate has accepted a connection of ours
             that is open now. Then it is not down, though it turns another one away.
     """
@@ -96,7 +96,7 @@ class HostMemory:
         records: HostRecords | None = None,
     ) -> None:
         self._store = store
-        self._records = records or HostRecords(store, utc)
+        self.records = records or HostRecords(store, utc)
         self.is_reached: Callable[[Candidate], bool] = lambda candidate: False
         self.options = options
         self.utc = utc
@@ -113,7 +113,7 @@ class HostMemory:
             if (known := broken_tls.decode(rows.get(key))) is not None
         }
         seen = {
-            key: self._records.seen(key, rows.get(key)) for key in (*hosts, *nexthops)
+            key: self.records.seen(key, rows.get(key)) for key in (*hosts, *nexthops)
         }
         return advise(
             candidates,
@@ -123,16 +123,6 @@ class HostMemory:
             self.options,
             of_tls,
         )
-
-    def change(
-        self,
-        key: str,
-        after: Callable[[HostRecord], HostRecord],
-        tell: Callable[[Exception], None],
-        ended: Callable[[], None],
-    ) -> bool:
-        """See `HostRecords.change`."""
-        return self._records.change(key, after, tell, ended)
 
     async def note_broken_tls(self, candidate: Candidate, message_id: str) -> None:
         """Remember that a message was taken in clear after TLS had failed."""

@@ -224,7 +224,9 @@ class Learner:
     # -- writing ----------------------------------------------------------------
 
     def _change(self, key: str, change: Change) -> None:
-        if self._memory.change(key, change, self._trace.trouble, self._count_down):
+        if self._memory.records.change(
+            key, change, self._trace.trouble, self._count_down
+        ):
             self._unwritten += 1
 
     def _count_down(self) -> None:

@@ -23,9 +23,10 @@ from mxpolicy.delivery.plan import Plan
 from mxpolicy.errors import ConfigError
 from mxpolicy.options import Options
 from mxpolicy.outcome import Deferred
-from mxpolicy.reply import EnhancedStatus, printable
+from mxpolicy.reply import printable
 from mxpolicy.route.explanation import as_json, exit_status, explain
 from mxpolicy.route.text import show
+from mxpolicy.routing.mx import MISCONFIGURED
 from mxpolicy.state.opening import open_to_read, state_file
 from mxpolicy.terminal import shown_by, write_out
 
@@ -38,8 +39,6 @@ __all__ = ["main", "parser"]
 # Every domain has it (RFC 5321 §4.5.1). Where no recipient is given, it decides only how
 # equal hosts are shuffled.
 DEFAULT_LOCAL_PART = "postmaster"
-
-MISCONFIGURED = EnhancedStatus(4, 3, 5)
 
 
 def main(argv: Sequence[str]) -> int:

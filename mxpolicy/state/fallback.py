@@ -109,17 +109,15 @@ class _Room:
     """A part of the store that is left, and comes back, apart from the other.
 
     Attributes:
-        name: What its keys begin with.
-        has: Whether a key is its own.
+        name: What its keys begin with; empty for the rest, which is not the journal.
         is_left: Memory serves in its place.
         pause: Seconds until the next look for it, while it is left.
         back_at: When it came back, on the loop's clock.
         search: The next look for it, or the present one.
     """
 
-    def __init__(self, name: str, has: Callable[[str], bool], *, is_left: bool) -> None:
+    def __init__(self, name: str, *, is_left: bool) -> None:
         self.name = name
-        self.has = has
         self.is_left = is_left
         self.pause = FIRST_LOOK
         self.back_at = -inf
@@ -169,10 +167,8 @@ class FallbackStore(SubmittingStore):
         self._call_later = call_later
         self.patience: float | None = None
         self.allowance = Allowance()
-        self._journal = _Room(JOURNAL, is_of_journal, is_left=store is None)
-        self._rest = _Room(
-            "", lambda key: not is_of_journal(key), is_left=store is None
-        )
+        self._journal = _Room(JOURNAL, is_left=store is None)
+        self._rest = _Room("", is_left=store is None)
 
     @property
     def is_memory_only(self) -> bool:
@@ -274,7 +270,7 @@ class FallbackStore(SubmittingStore):
         while rows := [
             row
             for row in self._memory.rows.scan("")
-            if room.has(row.key) and seen.get(row.key) != row.value
+            if self._room_of(row.key) is room and seen.get(row.key) != row.value
         ]:
             for row in rows:
                 found = await _do_soon(store.scan(row.key))

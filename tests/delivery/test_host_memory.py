@@ -42,7 +42,7 @@ async def change(
 ) -> None:
     """Change the record, and wait until that is written."""
     ended = asyncio.get_running_loop().create_future()
-    assert memory.change(key, after, raise_it, lambda: ended.set_result(None))
+    assert memory.records.change(key, after, raise_it, lambda: ended.set_result(None))
     await ended
 
 
