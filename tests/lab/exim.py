@@ -43,6 +43,7 @@ daemon_smtp_ports = {PORT}
 local_interfaces = 127.0.0.1
 extra_local_interfaces = <; 192.0.2.25 ; 2001:db8:2::25
 tls_advertise_hosts =
+dsn_advertise_hosts = ! *
 acl_smtp_rcpt = accept
 message_size_limit = 100M
 received_headers_max = 100
@@ -214,14 +215,15 @@ class Exim:
         sender: str,
         data: bytes,
         options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
     ) -> str:
         """Hand Exim a message over SMTP; return its message id.
 
-        Lines of *data* may end in LF. *options* are parameters of MAIL. Raises
-        smtplib.SMTPException when Exim does not take it.
+        Lines of *data* may end in LF. *options* are parameters of MAIL, *rcpt_options* of
+        each RCPT. Raises smtplib.SMTPException when Exim does not take it.
         """
         with Client(self._world, PORT) as client:
-            text = client.submit(recipients, sender, data, options)
+            text = client.submit(recipients, sender, data, options, rcpt_options)
         found = re.search(rb"id=(\S+)", text)
         assert found is not None, text
         return found[1].decode()

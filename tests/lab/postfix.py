@@ -211,14 +211,16 @@ class Postfix:
         sender: str,
         data: bytes,
         options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
     ) -> str:
         """Hand Postfix a message over SMTP; return its queue id.
 
         Lines of *data* may end in LF. *options* are parameters of MAIL, for example
-        "BODY=8BITMIME". Raises smtplib.SMTPException when Postfix does not take it.
+        "BODY=8BITMIME", *rcpt_options* of each RCPT. Raises smtplib.SMTPException when
+        Postfix does not take it.
         """
         with Client(self._world) as client:
-            text = client.submit(recipients, sender, data, options)
+            text = client.submit(recipients, sender, data, options, rcpt_options)
         found = re.search(rb"queued as (\w+)", text)
         assert found is not None, text
         return found[1].decode()
@@ -277,16 +279,16 @@ class Client(smtplib.SMTP):
         sender: str,
         data: bytes,
         options: Sequence[str] = (),
+        rcpt_options: Sequence[str] = (),
     ) -> bytes:
         """Hand over one message; return the text of the answer to its final dot.
 
-        Lines of *data* may end in LF. *options* are parameters of MAIL. Raises
-        smtplib.SMTPException when the mail server does not take it.
+        Lines of *data* may end in LF. *options* are parameters of MAIL, *rcpt_options* of
+        each RCPT. Raises smtplib.SMTPException when the mail server does not take it.
         """
-        parameters = "".join(f" {option}" for option in options)
-        self._ask(f"MAIL FROM:<{sender}>{parameters}")
+        self._ask(" ".join((f"MAIL FROM:<{sender}>", *options)))
         for recipient in recipients:
-            self._ask(f"RCPT TO:<{recipient}>")
+            self._ask(" ".join((f"RCPT TO:<{recipient}>", *rcpt_options)))
         crlf = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
         code, text = self.data(crlf)
         if code != 250:
