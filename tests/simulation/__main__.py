@@ -1,18 +1,19 @@
-"""``python -m tests.simulation FIRST [LAST]``: play worlds, and tell the faulty ones."""
+"""``python -m tests.simulation [--of KIND] FIRST [LAST]``: play worlds, tell the faulty ones."""
 
 from __future__ import annotations
 
 import sys
 import time
+from argparse import ArgumentParser
 
-from tests.simulation.referee import judge, tell, world_of
+from tests.simulation.referee import WORLDS, judge, tell
 
 
-def main(first: int, last: int) -> int:
-    """Play the worlds *first* to *last*; return how many are faulty."""
+def main(kind: str, first: int, last: int) -> int:
+    """Play the worlds *first* to *last* of a *kind*; return how many are faulty."""
     began, count = time.monotonic(), 0
     for seed in range(first, last + 1):
-        world = world_of(seed)
+        world = WORLDS[kind](seed)
         faults = judge(world)
         count += bool(faults)
         if faults or first == last:
@@ -23,5 +24,9 @@ def main(first: int, last: int) -> int:
 
 
 if __name__ == "__main__":
-    numbers = [int(one) for one in sys.argv[1:]]
-    sys.exit(1 if main(numbers[0], numbers[-1]) else 0)
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--of", choices=WORLDS, default="all", help="which kind")
+    parser.add_argument("first", type=int)
+    parser.add_argument("last", type=int, nargs="?")
+    given = parser.parse_args()
+    sys.exit(1 if main(given.of, given.first, given.last or given.first) else 0)

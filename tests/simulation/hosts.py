@@ -476,6 +476,11 @@ class Connection:
         if self.watcher is not None and (self.inbox or self.at_eof):
             self._loop.call_soon(self._tell_now)
 
+    def tell_anyway(self) -> None:
+        """Tell who watches of an acknowledgement."""
+        if self.watcher is not None:
+            self.watcher()
+
     def _tell_now(self) -> None:
         if self.watcher is not None and (self.inbox or self.at_eof):
             self.watcher()
@@ -487,7 +492,9 @@ class Stream:
 
     def __init__(self, connection: Connection, process: Process) -> None:
         self.tls = False
-        self.acknowledged = 0
+        self.handed_over = 0
+        self._on_the_way: deque[tuple[float, int]] = deque()  # acknowledged when, bytes
+        self._is_announced = False
         self._connection = connection
         self._process = process
         self._data = b""
@@ -520,8 +527,7 @@ class Stream:
         self._check()
         if self._connection.at_eof:
             raise StreamClosed("Connection reset by peer")
-        self._connection.feed(data)
-        self.acknowledged += len(data)
+        self._feed(data)
         return True
 
     def watch(self, told: Callable[[], None]) -> None:
@@ -564,10 +570,18 @@ class Stream:
             return False
         if self._connection.at_eof:
             raise StreamClosed("Connection reset by peer")
-        self._connection.feed(self._data)
-        self.acknowledged += len(self._data)
+        self._feed(self._data)
         self._data = b""
         return True
+
+    def _feed(self, data: bytes) -> None:
+        self._connection.feed(data)
+        self.handed_over += len(data)
+        loop = asyncio.get_running_loop()
+        at = loop.time() + self._connection.round_trip
+        self._on_the_way.append((at, len(data)))
+        if self._is_announced:
+            loop.call_at(at, self._connection.tell_anyway)
 
     async def drain(
         self,
@@ -584,14 +598,17 @@ class Stream:
         return True
 
     def announce(self, is_on: bool) -> None:
-        """What is written has arrived."""
+        self._is_announced = is_on
 
     @property
-    def handed_over(self) -> int:
-        return self.acknowledged
+    def acknowledged(self) -> int:
+        return self.handed_over - self.unacknowledged()
 
     def unacknowledged(self) -> int:
-        return 0
+        now = asyncio.get_running_loop().time()
+        while self._on_the_way and self._on_the_way[0][0] <= now:
+            self._on_the_way.popleft()
+        return sum(count for _, count in self._on_the_way)
 
     def send_state(self) -> SendState | None:
         return None

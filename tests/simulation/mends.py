@@ -30,10 +30,19 @@ class Edit(NamedTuple):
 
 
 class Mend(NamedTuple):
-    """A mend, and the edits that take it back."""
+    """A mend, and the edits that take it back.
+
+    Attributes:
+        kind: Of the worlds in which it is to be seen (`referee.WORLDS`).
+    """
 
     title: str
     edits: tuple[Edit, ...]
+    kind: str = "all"
+
+
+def _of_daemons(title: str, *edits: tuple[str, str, str]) -> Mend:
+    return Mend(title, tuple(Edit(*edit) for edit in edits), "daemons")
 
 
 MENDS = {
@@ -318,5 +327,136 @@ MENDS = {
                 "if False:",
             ),
         ),
+    ),
+    # What a daemon does: sessions that are used again, the fast path, claims in memory.
+    "record": _of_daemons(
+        "fast_path: No dot before its note is in the journal, and is the first one",
+        ("delivery/claims.py", "told(is_recorded)", "told(True)"),
+    ),
+    "note": _of_daemons(
+        "claims: Of two processes, one has the note before the dot",
+        (
+            "delivery/claims.py",
+            'raise TakenOver("another process has taken the message over")',
+            "pass",
+        ),
+    ),
+    "claims-in-memory": _of_daemons(
+        "claims: A daemon keeps its claims in memory",
+        (
+            "delivery/owner.py",
+            "if holder != owner and holder in self._under_way and now < holds_until:",
+            "if False:",
+        ),
+        # Each of the two would keep the other's fault from showing.
+        (
+            "delivery/claims.py",
+            'raise TakenOver("another process has taken the message over")',
+            "pass",
+        ),
+        ("delivery/claims.py", "told(is_recorded)", "told(True)"),
+    ),
+    "leave-before-dot": _of_daemons(
+        "fast_path: The message begins anew before the dot only",
+        (
+            "routing/fast_path.py",
+            "Input.TAKEN: Step(State.OVER, Action.SETTLE),\n        Input.OTHER: _HAND_OVER",
+            "Input.TAKEN: Step(State.OVER, Action.SETTLE),\n        Input.OTHER: _BEGIN_ANEW",
+        ),
+    ),
+    "refused-recipient": _of_daemons(
+        "fast_path: Only what accepts is ordinary",
+        (
+            "delivery/fast_path.py",
+            "reply is not None and reply.is_positive",
+            "reply is not None",
+        ),
+    ),
+    "354": _of_daemons(
+        "fast_path: Nothing but 354 is the answer to DATA",
+        ("delivery/fast_path.py", "if reply.code == 354:", "if reply.is_positive:"),
+    ),
+    "look-before-dot": _of_daemons(
+        "fast_path: What has come before the dot is no answer to it",
+        (
+            "delivery/fast_path.py",
+            "is_quiet = not dialogue.heard and not dialogue.smtp.is_in_mid_reply",
+            "is_quiet = True",
+        ),
+    ),
+    "silence": _of_daemons(
+        "fast_path: One alarm notices a host that says nothing",
+        (
+            "delivery/fast_path.py",
+            "if self._context.clock() - self._heard_at >= LONGEST_SILENCE:",
+            "if False:",
+        ),
+    ),
+    "fast-cut-input": _of_daemons(
+        "fast_path: It is known whether the dot may be sent",
+        (
+            "delivery/fast_path.py",
+            "return self._context.clock() - self._permitted_at < LONGEST_SILENCE",
+            "return True",
+        ),
+    ),
+    "quiet": _of_daemons(
+        "sessions: The socket is looked at before a session is used again",
+        (
+            "delivery/idle_sessions.py",
+            "if is_in_time and session.dialogue.is_quiet():",
+            "if is_in_time:",
+        ),
+    ),
+    "strays": _of_daemons(
+        "reuse: A host that answers what was not asked keeps no session",
+        ("routing/reuse.py", "        and not strays\n", ""),
+    ),
+    "plain-success": _of_daemons(
+        "reuse: A session waits for another message after a plain success only",
+        ("routing/reuse.py", "course.is_plain_success\n        and ", ""),
+    ),
+    "bears-strays": _of_daemons(
+        "session: A reply that answers no command ends a session that had waited",
+        (
+            "delivery/session.py",
+            "self.dialogue.bears_strays = False",
+            "self.dialogue.bears_strays = True",
+        ),
+    ),
+    "in-step": _of_daemons(
+        "reuse: A refusal counts when the replies are in step",
+        (
+            "routing/reuse.py",
+            "return Judgement.IF_IN_STEP",
+            "return Judgement.COUNTS",
+        ),
+    ),
+    "dial-anew": _of_daemons(
+        "reuse: The end of a session that had waited is no finding",
+        (
+            "routing/reuse.py",
+            "if ended is not None or course.is_sender_refused:",
+            "if False:",
+        ),
+    ),
+    "dot-is-out": _of_daemons(
+        "reuse: A dot without an answer counts, whatever the session was",
+        ("routing/reuse.py", "if dot_is_out:", "if False:"),
+    ),
+    "rset": _of_daemons(
+        "session: RSET between two messages",
+        ("delivery/session.py", "self._owes_rset = True", "self._owes_rset = False"),
+        (
+            "delivery/session.py",
+            "self.course = Course()\n        self.dialogue.smtp.rset()",
+            "self.course = Course()",
+        ),
+        ("delivery/fast_path.py", "due = 2 + len", "due = 1 + len"),
+        ("delivery/fast_path.py", "forget_heard(2 + len", "forget_heard(1 + len"),
+    ),
+    "written": _of_daemons(
+        "outcome_notes: A pipe process answers when all is written",
+        ("delivery/outcome_notes.py", "await self._writer.wait()", "pass"),
     ),
 }

@@ -19,6 +19,7 @@ from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.late_reply import LateReplies
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.owner import Calls, Owner
+from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import LimitOptions, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.state.fallback import FallbackStore
@@ -26,12 +27,14 @@ from mxpolicy.state.memory import MemoryStore
 from tests.simulation.hosts import Line, text_of
 from tests.simulation.patient import End
 from tests.simulation.stores import View
-from tests.simulation.world import OUR_ADDRESS, OUR_NAME, Storage
+from tests.simulation.world import OUR_ADDRESS, OUR_NAME, Door, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mxpolicy.delivery.delivery import Delivery
     from mxpolicy.outcome import Outcome
+    from tests.simulation.client import Client
     from tests.simulation.hosts import Connection, Site
     from tests.simulation.stores import File
     from tests.simulation.world import Message
@@ -41,6 +44,10 @@ __all__ = ["Answer", "Machine", "Process"]
 DEADLINE = 2900.0
 # Seconds.
 START = 0.03
+# Seconds for a daemon's question whether the mail server lives.
+ASK = 0.002
+# Seconds from which on a client that is killed in mid-message has said half of it.
+HALF = 0.05
 
 
 class Answer(NamedTuple):
@@ -69,7 +76,7 @@ class Machine:
         self.processes: list[Process] = []
         self._is_free_at = 0.0
 
-    async def start(self, dies_at: float = inf) -> Process:
+    async def start(self, dies_at: float = inf, *, is_daemon: bool = False) -> Process:
         """Start a process, which dies before its operation of this number.
 
         Python takes its time, and there are few processors: no two deliveries begin at
@@ -78,7 +85,7 @@ class Machine:
         begins = max(self._is_free_at, self.clock()) + START
         self._is_free_at = begins
         await asyncio.sleep(begins - self.clock())
-        process = Process(self, len(self.processes), dies_at)
+        process = Process(self, len(self.processes), dies_at, is_daemon=is_daemon)
         self.processes.append(process)
         return process
 
@@ -93,13 +100,17 @@ class Process:
     Attributes:
         connections: All that it has made.
         is_gone: It has ended, or was killed.
+        has_ended: Set then.
         died_at: When it was killed.
         cancelled_at: When its delivery was cancelled.
         after_cancel: What it has done since, and must not.
     """
 
-    def __init__(self, machine: Machine, pid: int, dies_at: float) -> None:
+    def __init__(
+        self, machine: Machine, pid: int, dies_at: float, *, is_daemon: bool
+    ) -> None:
         self._machine = machine
+        self._is_daemon = is_daemon
         self._pid = pid
         self._calls = 0
         self._operations = 0
@@ -107,6 +118,7 @@ class Process:
         self._tasks: set[asyncio.Task[list[Outcome]]] = set()
         self.connections: list[Connection] = []
         self.is_gone = False
+        self.has_ended = asyncio.Event()
         self.died_at = inf
         self.cancelled_at = inf
         self.after_cancel = ""
@@ -131,13 +143,9 @@ class Process:
             dial=line.dial,  # type: ignore[arg-type]
             is_own_address=lambda address: address == OUR_ADDRESS,
             chance=file.rng.random,
-            keeps_sessions=machine.site.world.is_one_engine,
-            calls=Calls(
-                self._owner,
-                machine.lives,
-                keeps_claims=machine.site.world.is_one_engine,
-            ),
-            late_replies=LateReplies() if machine.site.world.is_one_engine else None,
+            keeps_sessions=self._is_daemon,
+            calls=Calls(self._owner, machine.lives, keeps_claims=self._is_daemon),
+            late_replies=LateReplies() if self._is_daemon else None,
         )
         return Engine(context)
 
@@ -172,7 +180,7 @@ class Process:
     def die(self) -> None:
         """Be killed."""
         self.died_at = self._machine.clock()
-        self.is_gone = True
+        self.exit()
         for connection in self.connections:
             connection.close()
         for task in self._tasks:
@@ -181,22 +189,44 @@ class Process:
     # -- what it is for -----------------------------------------------------------
 
     async def deliver(
-        self, message: Message, *, is_cut: bool = False, cancel_after: float = inf
+        self,
+        message: Message,
+        client: Client,
+        *,
+        is_cut: bool = False,
+        cancel_after: float = inf,
     ) -> dict[str, Answer] | None:
-        """Deliver once; return what the mail server hears, None when it is killed."""
+        """Deliver once; return what the mail server hears, None when it is killed.
+
+        Args:
+            message: What is delivered.
+            client: Who has called.
+            is_cut: The client is killed while it hands the message over.
+            cancel_after: Seconds, to a cancel.
+        """
+        door = self._machine.site.world.door if self._is_daemon else Door.WHOLE
         data = MailData()
         text = text_of(message.queue_id)
         data.append(text[: len(text) // 2] if is_cut else text)
-        data.finish()
+        if is_cut and door is Door.LMTP:
+            asyncio.get_running_loop().call_later(HALF, client.leave)
+        else:
+            # The end of a pipe proves nothing.
+            client.lives = client.lives and not is_cut
+            data.finish()
 
         told: Counter[str] = Counter()
 
         def observe(event: events.Event) -> None:
             if isinstance(event, events.RecipientSettled):
                 told[event.recipient] += 1
+                if door is Door.LMTP and not self.is_dead:
+                    self._tell(message, client, delivery, told)
 
         async def may_send_dot() -> bool:
-            return not is_cut
+            if door is Door.HANDED_OVER:
+                await asyncio.sleep(ASK)
+            return client.lives
 
         request = Request(
             "alice@example.net",
@@ -205,13 +235,25 @@ class Process:
             message.queue_id,
             DEADLINE,
             observe=observe,
-            has_process=not self._machine.site.world.is_one_engine,
+            has_process=not self._is_daemon or door is Door.HANDED_OVER,
             may_send_dot=may_send_dot,
-            is_wanted=lambda: not is_cut,
+            is_wanted=None if door is Door.HANDED_OVER else lambda: client.lives,
         )
-        loop = asyncio.get_running_loop()
-        delivery = self._engine.begin(request, data)
-        task = loop.create_task(delivery.outcomes())
+
+        def leave() -> None:
+            if data.size is None:
+                data.give_up(LocalTrouble("the message was not taken"))
+            delivery.cancel("the mail server has hung up")
+
+        try:
+            delivery = self._engine.begin(request, data)
+        except asyncio.CancelledError:
+            if not self.is_dead:
+                raise
+            return None
+        if door is not Door.WHOLE:
+            client.on_leave = leave
+        task = asyncio.create_task(delivery.outcomes())
         self._tasks.add(task)
         done, _ = await asyncio.wait({task}, timeout=min(cancel_after, 10 * DEADLINE))
         if not done and not self.is_dead:
@@ -222,21 +264,36 @@ class Process:
         data.close()
         if self.is_dead:
             return None
-        outcomes = task.result()
-        return {
-            who: Answer(
-                _end(outcome),
-                outcome.text,
-                outcome.relay,
-                told[who],
-                isinstance(outcome, Deferred) and self.cancelled_at == inf,
-            )
-            for who, outcome in zip(message.recipients, outcomes, strict=True)
-        }
+        outcomes = zip(message.recipients, task.result(), strict=True)
+        return {who: self._answer(outcome, told[who]) for who, outcome in outcomes}
+
+    def _tell(
+        self, message: Message, client: Client, delivery: Delivery, told: Counter[str]
+    ) -> None:
+        """Tell *client* each outcome that is there, in the order of the recipients."""
+        for number, who in enumerate(message.recipients):
+            outcome = delivery.outcome(number)
+            if outcome is None:
+                return
+            client.hear(who, self._answer(outcome, told[who]))
+
+    def _answer(self, outcome: Outcome, told: int) -> Answer:
+        is_deferral = isinstance(outcome, Deferred) and self.cancelled_at == inf
+        return Answer(_end(outcome), outcome.text, outcome.relay, told, is_deferral)
+
+    async def stop(self) -> None:
+        """Do what a daemon does at SIGTERM, and end."""
+        try:
+            await self._engine.stop("the daemon has been stopped")
+        except asyncio.CancelledError:
+            if not self.is_dead:
+                raise
+        self.exit()
 
     def exit(self) -> None:
         """End; what hosts were told with the last words has left."""
         self.is_gone = True
+        self.has_ended.set()
 
 
 def _end(outcome: Outcome) -> End:

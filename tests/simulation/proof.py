@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import mxpolicy
 from tests.simulation.kept import KEPT
 from tests.simulation.mends import MENDS
-from tests.simulation.referee import judge, world_of
+from tests.simulation.referee import WORLDS, judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -92,7 +92,8 @@ def faulty_without(name: str, seeds: Iterable[int], enough: int) -> Found:
         played = subprocess.run(
             [
                 *(sys.executable, "-m", "tests.simulation.proof", "--play"),
-                *(f"--enough={enough}", *map(str, seeds)),
+                *(f"--enough={enough}", f"--of={MENDS[name].kind}"),
+                *map(str, seeds),
             ],
             cwd=top,
             stdout=subprocess.PIPE,
@@ -104,7 +105,7 @@ def faulty_without(name: str, seeds: Iterable[int], enough: int) -> Found:
     return Found([int(one) for one in faulty if one not in KEPT], int(worlds), kept)
 
 
-def play(seeds: Iterable[int], enough: int) -> None:
+def play(kind: str, seeds: Iterable[int], enough: int) -> None:
     """Print the kept worlds and the seeds that break the law, and how many were played.
 
     The kept ones are not counted.
@@ -115,7 +116,7 @@ def play(seeds: Iterable[int], enough: int) -> None:
     played = found = 0
     for seed in seeds:
         played += 1
-        if judge(world_of(seed)):
+        if judge(WORLDS[kind](seed)):
             print(seed)
             found += 1
         if found == enough:
@@ -154,6 +155,7 @@ def _arguments() -> Namespace:
     parser.add_argument("--worlds", type=int, default=1000, help="how many are played")
     parser.add_argument("--enough", type=int, default=10**9, help="faulty ones")
     parser.add_argument("--play", action="store_true", help=SUPPRESS)
+    parser.add_argument("--of", choices=WORLDS, default="all", help=SUPPRESS)
     parser.add_argument("names", nargs="*", help="mends; all if none is given")
     return parser.parse_args()
 
@@ -161,7 +163,7 @@ def _arguments() -> Namespace:
 if __name__ == "__main__":
     given = _arguments()
     if given.play:
-        play(map(int, given.names), given.enough)
+        play(given.of, map(int, given.names), given.enough)
         sys.exit()
     table = main(given.names or list(MENDS), given.worlds, given.enough)
     if not given.names:

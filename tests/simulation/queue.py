@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from itertools import chain, repeat
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.simulation import patient
+from tests.simulation.client import Client
 from tests.simulation.hosts import Site
 from tests.simulation.patient import End
 from tests.simulation.process import Answer, Machine
 from tests.simulation.stores import File
+from tests.simulation.world import Door, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
     from tests.simulation.hosts import Taken
     from tests.simulation.patient import Limits
     from tests.simulation.process import Process
-    from tests.simulation.world import Host, Message, World
+    from tests.simulation.world import Host, World
 
 __all__ = ["Played", "play_ours", "play_patiently"]
 
@@ -67,41 +71,104 @@ async def play_ours(world: World) -> Played:
     site = Site(world)
     machine = Machine(site, File(world.storage, world.seed, utc), loop.time)
     queue = _Queue(world, site)
-    daemons = [await machine.start()] if world.is_one_engine else []
+    daemons = _Daemons(machine, world)
     kills = {(one.queue_id, one.attempt): one.operation for one in world.kills}
     cancels = {(one.queue_id, one.attempt): one.after for one in world.cancels}
+    hang_ups = {(one.queue_id, one.attempt): one.after for one in world.hang_ups}
+    alone = {(one.queue_id, one.attempt) for one in world.alone}
     tries: Counter[str] = Counter()
-    is_up = asyncio.Event()  # a daemon is; where there are none, always
-    is_up.set()
 
-    async def attempt(message: Message) -> dict[str, Answer] | None:
+    async def attempt(message: Message, client: Client) -> dict[str, Answer] | None:
         number = tries[message.queue_id]
         tries[message.queue_id] += 1
         key = message.queue_id, number
-        await is_up.wait()
-        process = daemons[-1] if daemons else await machine.start(kills.get(key, inf))
-        is_cut = message.is_cut and not number and not daemons
+        if key in hang_ups:
+            loop.call_later(hang_ups[key], client.leave)
+        process = await daemons.take(is_away=key in alone)
+        if not client.is_there:
+            return None  # killed while no daemon was there
+        is_new = process is None
+        if process is None:
+            process = await machine.start(kills.get(key, inf))
+        has_client = world.door is not Door.WHOLE or is_new
+        is_cut = message.is_cut and not number and has_client
+        after = cancels.get(key, inf)
         try:
             answers = await process.deliver(
-                message, is_cut=is_cut, cancel_after=cancels.get(key, inf)
+                message, client, is_cut=is_cut, cancel_after=after
             )
         finally:
-            if not daemons:
+            if is_new:
                 process.exit()
         queue.check(message, answers, process)
         return None if is_cut else answers
 
-    async def crash(at: float) -> None:
-        await asyncio.sleep(at)
-        daemons[-1].die()
-        is_up.clear()
-        daemons.append(await machine.start())
-        is_up.set()
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(one) for one in daemons.work()]
+        await daemons.has_begun()
+        played = await queue.run(attempt, by_recipient=world.door is Door.LMTP)
+        for task in running:
+            task.cancel()
+    return played
 
-    async with asyncio.TaskGroup() as crashes:
-        for at in world.crashes:
-            crashes.create_task(crash(at))
-        return await queue.run(attempt)
+
+class _Daemons:
+    """The processes of the one engine: at most one at a time."""
+
+    def __init__(self, machine: Machine, world: World) -> None:
+        self._machine = machine
+        self._world = world
+        self._process: Process | None = None
+        self._is_up = asyncio.Event()
+
+    async def take(self, *, is_away: bool) -> Process | None:
+        """Return the one that is called, None where a process of its own is needed.
+
+        A mail server waits for LMTP. A client that hands over does not.
+
+        Args:
+            is_away: The client does not get to the daemon.
+        """
+        world = self._world
+        is_handed_over = world.door is Door.HANDED_OVER
+        is_down = is_handed_over and not self._is_up.is_set()
+        if not world.is_one_engine or is_down or is_away:
+            return None
+        await self._is_up.wait()
+        return self._process
+
+    async def has_begun(self) -> None:
+        """Wait until the first one is there, where there is to be one."""
+        if self._world.is_one_engine:
+            await self._is_up.wait()
+
+    def work(self) -> Iterator[Coroutine[None, None, None]]:
+        """Yield all that is to be done beside the mail server's work."""
+        if self._world.is_one_engine:
+            yield self._run()
+            for at in self._world.crashes:
+                yield self._crash(at)
+            for at in self._world.stops:
+                yield self._stop(at)
+
+    async def _run(self) -> None:
+        for dies_at in chain(self._world.crash_operations, repeat(inf)):
+            self._process = await self._machine.start(dies_at, is_daemon=True)
+            self._is_up.set()
+            await self._process.has_ended.wait()
+            self._is_up.clear()
+
+    async def _crash(self, at: float) -> None:
+        await asyncio.sleep(at)
+        if self._process is not None:
+            self._process.die()
+            self._is_up.clear()
+
+    async def _stop(self, at: float) -> None:
+        await asyncio.sleep(at)
+        if self._process is not None and not self._process.is_gone:
+            self._is_up.clear()
+            await self._process.stop()
 
 
 async def play_patiently(
@@ -120,7 +187,7 @@ async def play_patiently(
     """
     site = Site(world)
 
-    async def attempt(message: Message) -> dict[str, Answer]:
+    async def attempt(message: Message, client: Client) -> dict[str, Answer]:
         who = message.recipients
         site.as_of = None
         site.as_of = site.now() if at_once else None
@@ -130,8 +197,11 @@ async def play_patiently(
             for one, end in ends.items()
         }
 
-    calm = world._replace(restarts=(), crashes=())
+    calm = world._replace(restarts=(), hang_ups=(), door=Door.WHOLE)
     return await _Queue(calm, site).run(attempt, by_recipient=True)
+
+
+_Attempt = Callable[[Message, Client], Awaitable[dict[str, Answer] | None]]
 
 
 class _Queue:
@@ -148,7 +218,7 @@ class _Queue:
 
     async def run(
         self,
-        attempt: Callable[[Message], Awaitable[dict[str, Answer] | None]],
+        attempt: _Attempt,
         *,
         by_recipient: bool = False,
     ) -> Played:
@@ -180,7 +250,7 @@ class _Queue:
     async def _keep_trying(
         self,
         message: Message,
-        attempt: Callable[[Message], Awaitable[dict[str, Answer] | None]],
+        attempt: _Attempt,
         by_recipient: bool,
     ) -> None:
         await asyncio.sleep(message.begins)
@@ -190,6 +260,10 @@ class _Queue:
                 answers, was_restarted = await self._try(message, attempt)
             if was_restarted:
                 await asyncio.sleep(RESTART)
+                if self._world.door is Door.LMTP:
+                    message = message._replace(recipients=self._note(message, None))
+                    if not message.recipients:
+                        return
                 continue
             if _is_lost(answers):
                 # It has as many tries as the patient sender's, and this was none.
@@ -204,32 +278,46 @@ class _Queue:
     async def _try(
         self,
         message: Message,
-        attempt: Callable[[Message], Awaitable[dict[str, Answer] | None]],
+        attempt: _Attempt,
     ) -> tuple[dict[str, Answer] | None, bool]:
-        if not self._world.restarts:
-            return await attempt(message), False
+        """Return what is heard of one try, None for nothing; and whether that is why."""
+        client = Client(self._hear)
+        if not self._world.restarts and not self._world.hang_ups and not message.is_cut:
+            return await attempt(message, client), False
         restarted = asyncio.ensure_future(self._restarted.wait())
-        trying = asyncio.ensure_future(attempt(message))
-        await asyncio.wait({restarted, trying}, return_when=asyncio.FIRST_COMPLETED)
+        hung_up = asyncio.ensure_future(client.has_gone.wait())
+        trying = asyncio.ensure_future(attempt(message, client))
+        ends = {restarted, hung_up, trying}
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        was_restarted = restarted.done()
+        restarted.cancel()
+        hung_up.cancel()
         if trying.done():
-            restarted.cancel()
             return trying.result(), False
         self._orphans.add(trying)
         trying.add_done_callback(self._orphans.discard)
-        return None, True
+        if was_restarted and self._world.door is not Door.WHOLE:
+            client.lives = False
+            if self._world.door is Door.LMTP:
+                client.leave()
+        return None, was_restarted
+
+    def _hear(self, who: str, answer: Answer) -> None:
+        played = self._played
+        played.ends[who] = answer.end
+        played.texts[who].append(answer.text)
+        played.deferrals[who] += answer.is_deferral
 
     def _note(
         self, message: Message, answers: dict[str, Answer] | None
     ) -> tuple[str, ...]:
         """Return who is to be tried again."""
-        played = self._played
-        if answers is None:
+        if self._world.door is not Door.LMTP and answers is None:
             return message.recipients
-        for who, answer in answers.items():
-            played.ends[who] = answer.end
-            played.texts[who].append(answer.text)
-            played.deferrals[who] += answer.is_deferral
-        ends = [played.ends[who] for who in message.recipients]
+        if self._world.door is not Door.LMTP and answers is not None:
+            for who, answer in answers.items():
+                self._hear(who, answer)
+        ends = [self._played.ends[who] for who in message.recipients]
         return tuple(
             who
             for who, end in zip(message.recipients, ends, strict=True)

@@ -15,12 +15,14 @@ from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.helpers.fast_loop import run_fast
+from tests.simulation.daemon_worlds import make_world_of_a_daemon
 from tests.simulation.patient import DOT, POSTFIX, TWO_HOSTS, UNLIMITED, End, orders
 from tests.simulation.queue import play_ours, play_patiently
 from tests.simulation.world import (
     FOREVER,
     GAPS,
     Act,
+    Door,
     Place,
     Storage,
     make_world,
@@ -38,7 +40,15 @@ if TYPE_CHECKING:
     from tests.simulation.queue import Played
     from tests.simulation.world import Message, Step, World
 
-__all__ = ["Fault", "judge", "tell", "world_of", "world_of_sessions"]
+__all__ = [
+    "WORLDS",
+    "Fault",
+    "judge",
+    "tell",
+    "world_of",
+    "world_of_a_daemon",
+    "world_of_sessions",
+]
 
 # Seconds that mail of a domain that is well waits for what is not.
 LONGEST_WAIT = 20.0
@@ -82,6 +92,19 @@ def world_of_sessions(seed: int) -> World:
     return make_world_of_sessions(Random(seed), seed)
 
 
+def world_of_a_daemon(seed: int) -> World:
+    """Return the world with this number in which a daemon is called."""
+    return make_world_of_a_daemon(Random(seed), seed)
+
+
+WORLDS = {
+    "all": world_of,
+    "sessions": world_of_sessions,
+    "daemons": world_of_a_daemon,
+}
+"""{kind: what returns the world with a number}."""
+
+
 def judge(world: World) -> list[Fault]:
     """Play *world* both ways and return what the law forbids; most often nothing."""
     ours, _ = run_fast(play_ours(world))
@@ -122,8 +145,23 @@ def _judge_domain(world: World, ours: Played) -> list[Fault]:
     others, bounced = _compare(world, ours, suspects, senders, is_fooling=is_fooling)
     # Who never comes to a host that refuses may defer for ever; no more than that.
     others = [one for one in others if one.recipient not in bounced]
+    if _is_session_refused(world):
+        bounced = []
     more, _ = _compare(world, ours, bounced, [POSTFIX], is_fooling=is_fooling)
     return faults + others + more
+
+
+def _is_session_refused(world: World) -> bool:
+    """Return whether a host refuses our session, and at least two others put off.
+
+    The patient sender bounces by the first one's word. We ask the others first, and two
+    that put off are enough for one try.
+    """
+    replies = [{step.reply[:1] for step in host.steps} for host in world.hosts]
+    is_refused = any(
+        step.reply.startswith("503") for host in world.hosts for step in host.steps
+    )
+    return is_refused and sum("4" in those for those in replies) >= 2
 
 
 def _compare(
@@ -169,7 +207,20 @@ def _queues(world: World) -> Iterator[World]:
     steps = [step for host in world.hosts for step in host.steps]
     if any(step.act is Act.BUSY for step in steps):
         yield world._replace(messages=world.messages[::-1])
-    if any(step.since for step in steps):
+        if all(step.until == FOREVER and not step.since for step in steps):
+            # Each has the host for itself.
+            apart = tuple(
+                one._replace(begins=number * sum(world.gaps))
+                for number, one in enumerate(world.messages)
+            )
+            yield world._replace(messages=apart)
+    if since := max((step.since for step in steps), default=0.0):
+        # Whatever is lost comes again after that.
+        yield world._replace(
+            messages=tuple(
+                one._replace(begins=one.begins + since) for one in world.messages
+            )
+        )
         # Who is killed comes again, when a host may have got worse.
         late = {one.queue_id: sum(world.gaps[: one.attempt + 1]) for one in world.kills}
         yield world._replace(
@@ -192,7 +243,7 @@ def _harm(world: World, ours: Played) -> list[Fault]:
         return []
     if world.storage is not Storage.WELL or world.kills or world.restarts:
         return []
-    if world.crashes:
+    if world.crashes or world.crash_operations or world.stops or world.hang_ups:
         return []
     # What others keep may be most places, but never the last quarter of them.
     alone = world._replace(processes=world.processes // 4)
@@ -243,8 +294,13 @@ def _kind(
         return "bounced, and no word of the host that may have it"
     if theirs is End.DELIVERED and not their_copies:
         return ""  # it was fooled by a host that says 250 and has nothing
-    if end is End.BOUNCED and theirs is End.DELIVERED and not _is_had(ours, one):
-        return "bounced"
+    if end is End.BOUNCED and theirs is End.DELIVERED:
+        is_luck = _is_crowded_out(world, ours, patients)
+        is_asked_again = (
+            is_forgotten and _is_asked_again(world, one) and _is_heard_once(copies)
+        )
+        if not (_is_had(ours, one) or is_luck or is_asked_again):
+            return "bounced"
     if end is End.DEFERRED and theirs is not End.DEFERRED:
         return _UNSETTLED
     if _is_steady(world, one) and _is_put_off_more(world, ours, patients, one):
@@ -267,11 +323,30 @@ def _most_copies(world: World, patients: Played, one: str) -> int:
     return max(len(patients.copies(each)) for each in who)
 
 
+def _is_crowded_out(world: World, ours: Played, patients: Played) -> bool:
+    """Return whether it is luck who is bounced: no more are than by the patient sender.
+
+    Where a host has one session at a time, others go to a worse one, which refuses.
+    """
+    if not any(step.act is Act.BUSY for host in world.hosts for step in host.steps):
+        return False
+    who = [each for message in world.messages for each in message.recipients]
+    mine = sum(ours.ends[each] is End.BOUNCED for each in who)
+    return mine <= sum(patients.ends[each] is End.BOUNCED for each in who)
+
+
+def _is_heard_once(copies: list[Taken]) -> bool:
+    """Return whether the mail server was told of one of them.
+
+    If it asks again for all recipients, and nothing was kept, another host may refuse.
+    """
+    return any(_is_heard(taken) for taken in copies)
+
+
 def _is_had(ours: Played, one: str) -> bool:
     """Return whether a host has what was bounced, did not say so, and is named for it."""
     copies = ours.copies(one)
-    is_heard = any(_is_heard(taken) for taken in copies)
-    return bool(copies) and not is_heard and _is_named(ours, one)
+    return bool(copies) and not _is_heard_once(copies) and _is_named(ours, one)
 
 
 def _is_named(ours: Played, one: str) -> bool:
@@ -321,6 +396,8 @@ def _is_steady(world: World, one: str) -> bool:
     """
     if world.storage is not Storage.WELL or world.restarts or _is_killed(world, one):
         return False
+    if world.stops or world.hang_ups:
+        return False
     (domain,) = world.domains
     steps = [step for host in domain.hosts for step in host.steps]
     return not (
@@ -342,7 +419,8 @@ def _is_always_heard(world: World) -> bool:
     return (
         world.is_one_engine
         and world.storage is Storage.WELL
-        and not (world.restarts or world.crashes)
+        and not (world.restarts or world.crashes or world.crash_operations)
+        and not (world.stops or world.alone)
         and not any(step.act is Act.BUSY for step in steps)
         and all(
             step.act is Act.REPLY and not step.reply and step.delay < DOT + LISTENS
@@ -385,9 +463,10 @@ def _price(
         taken.process is not None and taken.process.died_at < taken.heard_at + within
         for taken in copies
     )
-    restarted = len(world.restarts) if unheard or is_slow else 0
+    anew = _is_asked_anew(world, one)
+    restarted = anew if unheard or is_slow else 0
     if world.storage in _FORGETFUL and (_is_asked_again(world, one) or unheard):
-        tries = len(ours.texts[one]) + len(world.restarts) + killed
+        tries = len(ours.texts[one]) + anew + killed
         is_heard = any(taken.heard_at < inf for taken in copies)
         each = max(1, len(patients.copies(one)), elsewhere, len(unheard) + is_heard)
         return bounced + is_fooling + tries * each
@@ -404,13 +483,21 @@ def _is_asked_again(world: World, one: str) -> bool:
     the journal keeps them from a copy then.
     """
     is_shared = _message(world, one).is_shared
-    return bool(is_shared or world.restarts or _is_killed(world, one))
+    is_shared = is_shared and world.door is not Door.LMTP
+    return bool(is_shared or _is_asked_anew(world, one) or _is_killed(world, one))
+
+
+def _is_asked_anew(world: World, one: str) -> int:
+    """Return how often the mail server asks again as it was killed, or its client."""
+    mine = _message(world, one).queue_id
+    return len(world.restarts) + sum(each.queue_id == mine for each in world.hang_ups)
 
 
 def _is_killed(world: World, one: str) -> bool:
     """Return whether a process that delivers to *one* is killed."""
     killed = {kill.queue_id for kill in world.kills}
-    return bool(world.crashes) or _message(world, one).queue_id in killed
+    is_crash = bool(world.crashes or world.crash_operations)
+    return is_crash or _message(world, one).queue_id in killed
 
 
 def _message(world: World, one: str) -> Message:

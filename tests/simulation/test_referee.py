@@ -10,7 +10,13 @@ import pytest
 from tests.simulation.kept import KEPT
 from tests.simulation.mends import MENDS
 from tests.simulation.proof import HOUSE, faulty_without, take_back
-from tests.simulation.referee import judge, tell, world_of, world_of_sessions
+from tests.simulation.referee import (
+    judge,
+    tell,
+    world_of,
+    world_of_a_daemon,
+    world_of_sessions,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +24,10 @@ if TYPE_CHECKING:
 AT_ONCE = 50
 # Worlds in which chance, or a kill, makes a difference to the patient sender that is no
 # fault: who gets the only session of a host, or how often a message is tried.
-LUCK = (678, 4965, 6781, 700887, 10000285, 10000913, 10002982, 10005272)
+LUCK = (
+    *(678, 4965, 6781, 700887, 10000285, 10000913, 10002982, 10005272),
+    *(10007189, 10007412, 10009089, 10009564),
+)
 # Of all mends, and where they show: the whole proof takes minutes.
 SEEN = [("visits", 1, 1), ("loop", 20, 20)]
 
@@ -35,6 +44,14 @@ def test_only_what_a_patient_sender_would_have_caused_happens(first: int) -> Non
 def test_session_that_is_used_again_causes_nothing_either(first: int) -> None:
     for seed in range(first, first + AT_ONCE):
         world = world_of_sessions(seed)
+        faults = judge(world)
+        assert not faults, tell(world, faults)
+
+
+@pytest.mark.parametrize("first", range(1, 151, AT_ONCE))
+def test_daemon_causes_nothing_either_whatever_befalls_it(first: int) -> None:
+    for seed in range(first, first + AT_ONCE):
+        world = world_of_a_daemon(seed)
         faults = judge(world)
         assert not faults, tell(world, faults)
 

@@ -19,9 +19,13 @@ __all__ = [
     "FOREVER",
     "OUR_ADDRESS",
     "OUR_NAME",
+    "TRANSIENT",
+    "TURNED_AWAY",
     "Act",
+    "Alone",
     "Cancel",
     "Domain",
+    "Door",
     "Host",
     "Kill",
     "Message",
@@ -29,8 +33,10 @@ __all__ = [
     "Step",
     "Storage",
     "World",
+    "host_for_sessions",
     "make_world",
     "make_world_of_sessions",
+    "messages_for_sessions",
     "own_preference",
     "slice_of",
     "story",
@@ -82,6 +88,14 @@ class Act(Enum):
     EARLY = "says 250 when it has the body"  # BODY: and DOT's answer after it
     TAKE_AND_CLOSE = "takes it and closes"  # DOT
     TAKE_IN_SILENCE = "takes it and is silent"  # DOT
+
+
+class Door(Enum):
+    """How the mail server calls the engine that delivers all messages."""
+
+    WHOLE = "one answer for all recipients"
+    LMTP = "LMTP"
+    HANDED_OVER = "handed-over pipes"
 
 
 class Storage(Enum):
@@ -223,6 +237,18 @@ class Cancel(NamedTuple):
     after: float
 
 
+class Alone(NamedTuple):
+    """A try that a process makes alone, as it does not get to the daemon.
+
+    Attributes:
+        queue_id: Of its message.
+        attempt: Which one, from 0.
+    """
+
+    queue_id: str
+    attempt: int
+
+
 class World(NamedTuple):
     """All of it.
 
@@ -235,6 +261,12 @@ class World(NamedTuple):
         gaps: Seconds from one try of the mail server to the next.
         cancels: At most one of a message, and only where each has a process.
         crashes: When the one engine's process is killed; another one begins at once.
+        door: How the one engine is called.
+        crash_operations: Its first process is killed before its operation of the first
+            number, the next one by the second number, and so on; see `Kill`.
+        stops: When it is stopped (SIGTERM); another one begins when it has ended.
+        hang_ups: Clients that are killed, of `Door.LMTP` and `Door.HANDED_OVER`.
+        alone: Tries of `Door.HANDED_OVER`.
     """
 
     seed: int
@@ -248,6 +280,11 @@ class World(NamedTuple):
     gaps: tuple[float, ...] = GAPS
     cancels: tuple[Cancel, ...] = ()
     crashes: tuple[float, ...] = ()
+    door: Door = Door.WHOLE
+    crash_operations: tuple[int, ...] = ()
+    stops: tuple[float, ...] = ()
+    hang_ups: tuple[Cancel, ...] = ()
+    alone: tuple[Alone, ...] = ()
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -535,7 +572,7 @@ def make_world_of_sessions(rng: Random, seed: int) -> World:
     count = rng.choice((1, 1, 2, 2, 3))
     preferences = sorted(rng.choice((10, 20, 20)) for _ in range(count))
     hosts = tuple(
-        _host_for_sessions(rng, number, pref) for number, pref in enumerate(preferences)
+        host_for_sessions(rng, number, pref) for number, pref in enumerate(preferences)
     )
     if count == 1 and rng.random() < 0.2:
         (only,) = hosts
@@ -549,14 +586,8 @@ def make_world_of_sessions(rng: Random, seed: int) -> World:
             and (step.place is Place.IDLE or not step.delay)
         ]
         hosts = (only._replace(steps=(*steps, busy), round_trip=0.001),)
-    messages, begins = [], 0.0
-    for number in range(rng.choice((2, 3, 4, 6, 8))):
-        who = rng.choice((("a",), ("b",), ("a", "b"), ("b", "a"), ("a", "b", "c")))
-        recipients = tuple(f"{one}{number}@{DOMAIN}" for one in who)
-        messages.append(Message(f"Q{number}", recipients, round(begins, 2)))
-        begins += rng.choice((0.0, 0.05, 0.3, 0.5, 1.0, 2.0, 3.0, 4.9, 6.0))
-        begins += rng.choice((0.0, round(rng.uniform(0, 1.5), 2)))
-    world = World(seed, (Domain(DOMAIN, hosts),), tuple(messages), is_one_engine=True)
+    messages, begins = messages_for_sessions(rng)
+    world = World(seed, (Domain(DOMAIN, hosts),), messages, is_one_engine=True)
     trouble = rng.random()
     if trouble < 0.15:
         at = rng.uniform(0, max(0.5, begins))
@@ -566,7 +597,20 @@ def make_world_of_sessions(rng: Random, seed: int) -> World:
     return world
 
 
-def _host_for_sessions(rng: Random, number: int, preference: int) -> Host:
+def messages_for_sessions(rng: Random) -> tuple[tuple[Message, ...], float]:
+    """Return some that come soon one after the other, and when they are all there."""
+    messages, begins = [], 0.0
+    for number in range(rng.choice((2, 3, 4, 6, 8))):
+        who = rng.choice((("a",), ("b",), ("a", "b"), ("b", "a"), ("a", "b", "c")))
+        recipients = tuple(f"{one}{number}@{DOMAIN}" for one in who)
+        messages.append(Message(f"Q{number}", recipients, round(begins, 2)))
+        begins += rng.choice((0.0, 0.05, 0.3, 0.5, 1.0, 2.0, 3.0, 4.9, 6.0))
+        begins += rng.choice((0.0, round(rng.uniform(0, 1.5), 2)))
+    return tuple(messages), begins
+
+
+def host_for_sessions(rng: Random, number: int, preference: int) -> Host:
+    """Make a host that takes mail most often, and not each session for another message."""
     steps = []
     if rng.random() < 0.5:
         steps.append(rng.choice(_at_rest(rng)))
@@ -877,6 +921,10 @@ _CHOICES: dict[Place, Callable[[Random], list[_Choice]]] = {
 def story(world: World) -> str:
     """Return *world* as a person would tell it."""
     engine = "one engine" if world.is_one_engine else f"{world.processes} processes"
+    if world.door is not Door.WHOLE:
+        engine += f", called by {world.door.value}"
+    if world.gaps[0] != GAPS[0]:
+        engine += f", tries {', '.join(f'{one:g}' for one in world.gaps[:3])}s apart"
     lines = [f"world {world.seed}, {engine}, its state file is {world.storage.value}"]
     for domain in world.domains:
         null = ", a null MX" if domain.is_null else ""
@@ -900,6 +948,20 @@ def story(world: World) -> str:
     ]
     lines += [f"  the mail server is restarted at {at:g}s" for at in world.restarts]
     lines += [f"  the engine's process is killed at {at:g}s" for at in world.crashes]
+    lines += [
+        f"  the engine's process {number} is killed before its operation {operation}"
+        for number, operation in enumerate(world.crash_operations)
+    ]
+    lines += [f"  the engine's process is stopped at {at:g}s" for at in world.stops]
+    lines += [
+        f"  the client of attempt {one.attempt} of {one.queue_id} is killed"
+        f" after {one.after:g}s"
+        for one in world.hang_ups
+    ]
+    lines += [
+        f"  attempt {one.attempt} of {one.queue_id} is a process alone"
+        for one in world.alone
+    ]
     return "\n".join(lines)
 
 
