@@ -5,8 +5,8 @@ dropped and taken. This module owns the tasks and tells the race what became of 
 All runs in one event loop. The task that has something to tell calls the race itself, and
 carries out its actions before it goes on.
 
-An `Offer` offers the message to the winner, and `AttemptRecipients` judges the result.
-For those that it does not settle the race goes on.
+`AttemptSessions` reaches a candidate. An `Offer` offers the message to the winner, and
+`AttemptRecipients` judges the result. For those that it does not settle the race goes on.
 
 What a host has said after the final dot stands, whatever happens to us after it.
 """
@@ -14,17 +14,14 @@ What a host has said after the final dot stands, whatever happens to us after it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
-from functools import partial
-from math import inf
-from typing import NamedTuple, assert_never
+from collections.abc import Coroutine, Iterable
+from typing import assert_never
 
 from mxpolicy.delivery import events
-from mxpolicy.delivery.approach import SMALL_SEGMENT, Approach
 from mxpolicy.delivery.attempt_recipients import AttemptRecipients
+from mxpolicy.delivery.attempt_sessions import AttemptSessions, Begun
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.dialogue import Listener
-from mxpolicy.delivery.offer import Message, Offer, failure, tell_of_detour
+from mxpolicy.delivery.offer import Message, Offer, failure
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.session import Session
 from mxpolicy.outcome import Deferred, Outcome
@@ -38,27 +35,11 @@ from mxpolicy.routing.candidate import (
 )
 from mxpolicy.routing.known_hosts import NOTHING_KNOWN, KnownHosts
 from mxpolicy.routing.reachability import TURNED_AWAY
-from mxpolicy.routing.reuse import Stage
-from mxpolicy.routing.tls_requirement import TlsRequirement, tls_requirement
 from mxpolicy.routing.unresolved import has_better
 
-__all__ = ["Attempt", "Begun"]
+__all__ = ["Attempt"]
 
 _Reason = racing.GiveUpReason
-
-
-class Begun(NamedTuple):
-    """A transaction that the fast path has begun, for all recipients.
-
-    Attributes:
-        session: In use.
-        stage: How far it has come.
-        strays: Replies that answered no command; see `events.StrayReply`.
-    """
-
-    session: Session
-    stage: Stage
-    strays: Sequence[str] = ()
 
 
 class Attempt:
@@ -83,16 +64,13 @@ class Attempt:
         known: KnownHosts = NOTHING_KNOWN,
         begun: Begun | None = None,
     ) -> None:
-        self._begun = begun
         self._is_cancelled = False
         self._context = context
         self._options = context.options
-        self._sessions = context.sessions
         self._message = message
         self._tell = message.trace.tell
         self._now = message.trace.now
         self._plan = plan
-        self._known = known
         self._recipients = AttemptRecipients(
             message,
             plan,
@@ -103,25 +81,21 @@ class Attempt:
         )
         self._failures = self._recipients.failures
         self._passed_over = self._recipients.passed_over
-        self._planned = self._now()
+        self._sessions = AttemptSessions(
+            context, message, plan, known, self._recipients, self._entered, begun
+        )
         self._race = racing.Race(
             [self._recipients.entrant(candidate) for candidate in plan.candidates],
             self._options.race,
             # What is begun is gone on with, whatever the time.
-            max(message.deadline, self._planned + 1.0 if begun else 0.0),
+            max(message.deadline, self._now() + 1.0 if begun else 0.0),
         )
         # They connect to a candidate, or offer it the message.
         self._tasks: dict[Candidate, asyncio.Task[None]] = {}
         # Sessions that wait to be taken.
         self._ready: dict[Candidate, Session] = {}
-        self._phase: dict[Candidate, Phase] = {}
-        # Of candidates that the message was offered to.
-        self._tls_wanted: dict[Candidate, TlsRequirement] = {}
-        # Whose session of an earlier message was over.
-        self._dialled_anew: set[Candidate] = set()
         # The offer that is not concluded: one, or none.
         self._offers: dict[Candidate, Offer] = {}
-        self._progress_told = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._over: asyncio.Future[_Reason]
         self._over = asyncio.get_running_loop().create_future()
@@ -142,11 +116,9 @@ class Attempt:
         finally:
             self._over.cancel()
             self._set_alarm(None)
+            self._sessions.end()
             for session in self._ready.values():
                 self._sessions.give_back(session)
-            if self._begun is not None:  # cancelled before it was gone on with
-                self._begun.session.abort()
-                self._sessions.give_back(self._begun.session)
         self._recipients.settle_rest(reason, self._race.waits())
 
     def cancel(self, outcome: Deferred) -> None:
@@ -180,9 +152,7 @@ class Attempt:
                 return
             match action:
                 case racing.Start(candidate):
-                    self._phase[candidate] = Phase.CONNECT
-                    self._passed_over.started(candidate, self._now())
-                    self._tell(events.CandidateStarted, candidate)
+                    self._sessions.start(candidate)
                     self._run(candidate, self._reach(candidate))
                 case racing.Drop(candidate, finding):
                     self._drop(candidate, finding)
@@ -202,9 +172,7 @@ class Attempt:
         if finding is not None:
             self.record(candidate, finding)
         else:
-            phase = self._phase[candidate]
-            self._passed_over.dropped(candidate, self._now())
-            self._tell(events.CandidateDropped, candidate, phase)
+            self._sessions.drop(candidate)
         if task := self._tasks.pop(candidate, None):
             task.cancel()
         if session := self._ready.pop(candidate, None):
@@ -238,15 +206,11 @@ class Attempt:
 
     async def _reach(self, candidate: Candidate) -> None:
         """Take *candidate* to ready and tell the race; handle all that fails in it."""
-        is_small = self._known.needs_small_segments(candidate)
-        approach = Approach(self._tls(candidate), SMALL_SEGMENT if is_small else None)
         try:
-            session = self._take_idle(candidate, approach)
-            if session is None:
-                session = await self.open(candidate, approach)
-                tell_of_detour(self._message.trace, session)
+            session = await self._sessions.reach(candidate)
         except Exception as error:
-            failed = failure(self._message.trace, self._phase[candidate], error)
+            phase = self._sessions.phase(candidate)
+            failed = failure(self._message.trace, phase, error)
             del self._tasks[candidate]
             self.record(candidate, failed.finding, failed.reply)
             is_ours = failed.finding.scope is Scope.SITE  # it says nothing of the host
@@ -265,67 +229,10 @@ class Attempt:
             self._ready[candidate] = session
             self._perform(self._race.reached(candidate, Phase.READY, self._now()))
 
-    async def open(self, candidate: Candidate, approach: Approach) -> Session:
-        """Return a session that is ready; raises as `Sessions.open` does."""
-        listener = self._listener(candidate)
-        session = await self._sessions.open(candidate, approach, listener)
-        self._note_tls(session)
-        return session
-
-    def _note_tls(self, session: Session) -> None:
-        self._recipients.reached(session.candidate, session.tls)
-        if session.is_secured:
-            self._tell(events.Secured, session.candidate)
-
-    def _take_idle(self, candidate: Candidate, approach: Approach) -> Session | None:
-        """Return the session of an earlier message, if one fits."""
-        if candidate in self._dialled_anew:
-            return None
-        listener = self._listener(candidate)
-        session: Session | None
-        if self._begun is not None:
-            session = self._begun.session
-            session.listener = listener
-        else:
-            session = self._sessions.take_idle(candidate, approach, listener)
-        if session is not None:
-            self._tell(events.SessionReused, candidate)
-            self._entered(candidate, Phase.READY)
-            self._note_tls(session)
-        return session
-
-    def _listener(self, candidate: Candidate) -> Listener:
-        return Listener(
-            entered=partial(self._entered, candidate),
-            progressed=partial(self._progressed, candidate),
-            ignored=lambda reply: self._tell(events.StrayReply, candidate, reply.text),
-        )
-
-    def _tls(self, candidate: Candidate) -> TlsRequirement:
-        if candidate in self._tls_wanted:
-            return self._tls_wanted[candidate]
-        is_broken = self._known.is_tls_broken(candidate)
-        return tls_requirement(self._options.tls.default, is_broken=is_broken)
-
     def _entered(self, candidate: Candidate, phase: Phase) -> None:
-        """Tell of a phase once, also when the candidate is dialled a second time."""
-        if phase <= self._phase[candidate]:
-            return
-        self._phase[candidate] = phase
-        self._passed_over.entered(candidate, phase, self._now())
-        self._tell(events.PhaseReached, candidate, phase)
-        if phase is Phase.READY:
-            return  # the race is told when we have the session
         self._perform(self._race.reached(candidate, phase, self._now()))
         if candidate not in self._tasks:
             raise asyncio.CancelledError  # dropped in answer to what it has reached
-
-    def _progressed(self, candidate: Candidate) -> None:
-        """Tell that the host goes on; not each of its quick answers."""
-        now = self._now()
-        if now >= self._progress_told + events.PROGRESS_TOLD:
-            self._progress_told = now
-            self._tell(events.Progressed, candidate)
 
     def record(
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
@@ -340,23 +247,17 @@ class Attempt:
     async def _offer(self, candidate: Candidate) -> None:
         """Offer the message to the winner, and judge the result."""
         session = self._ready.pop(candidate)
-        self._progress_told = self._now()
         self._recipients.transfer_begins(session.tls_seconds)
         offered = self._recipients.open_to(candidate)
-        stage = Stage.NOT_BEGUN
-        if self._begun is not None:
-            stage = self._begun.stage
-            for text in self._begun.strays:
-                self._tell(events.StrayReply, candidate, text)
-            self._begun = None
         offer = Offer(
-            self._context,
+            self._options,
             self._message,
             self,
+            self._sessions,
             session,
-            self._tls(candidate),
+            self._sessions.tls(candidate),
             offered,
-            stage,
+            self._sessions.take(candidate),
         )
         if self._is_cancelled:
             offer.over = _Reason.CAPPED
@@ -369,32 +270,11 @@ class Attempt:
             elif offered:
                 await offer.run()
         finally:
-            self._let_session_go(offer)
+            self._sessions.leave(offer)
             if offer.void_because is None:  # else it may keep its place
                 self._tell(events.CandidateLeft, candidate)
-            self._tls_wanted[candidate] = offer.tls
             del self._tasks[candidate], self._offers[candidate]
         self._conclude(candidate, offered, offer)
-
-    def _let_session_go(self, offer: Offer) -> None:
-        """Give the session back, unless the reply to the dot may still come over it."""
-        if offer.is_unanswered:
-            if self._message.keep(offer.session, offer.in_doubt()):
-                return
-            offer.session.abort()
-        known_until = -inf
-        try:
-            if offer.void_because is not None and offer.session.is_reused:
-                self._sessions.was_over(offer.session)
-            known_until = self._known_until(offer.candidate)
-        finally:
-            self._sessions.give_back(offer.session, known_until)
-
-    def _known_until(self, candidate: Candidate) -> float:
-        """Return until when such mail goes to *candidate*, on the clock."""
-        context, left = self._context, self._planned + self._plan.ttl - self._now()
-        due = self._known.better_is_due(candidate) - context.utc()
-        return context.clock() + min(left, due)
 
     def _conclude(self, candidate: Candidate, offered: list[int], offer: Offer) -> None:
         """Settle the recipients that can be; the race goes on for the others."""
@@ -406,7 +286,7 @@ class Attempt:
         over = offer.over if recipients.unsettled() else _Reason.EXHAUSTED
         if offer.void_because is not None:
             if over is None and recipients.open_to(candidate):
-                self._dialled_anew.add(candidate)
+                self._sessions.dial_anew(candidate)
                 self._tell(events.SessionReplaced, candidate, offer.void_because)
                 self._perform(self._race.restart(now))
                 return

@@ -49,7 +49,7 @@ from mxpolicy.outcome import Deferred, Outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mxpolicy.delivery.attempt import Begun
+    from mxpolicy.delivery.attempt_sessions import Begun
     from mxpolicy.delivery.destinations import Destination
     from mxpolicy.delivery.late_reply import LateReply
     from mxpolicy.delivery.session import Session

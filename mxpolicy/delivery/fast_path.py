@@ -19,7 +19,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery import events, fast_report, fast_start, own_outcomes
-from mxpolicy.delivery.attempt import Begun
+from mxpolicy.delivery.attempt_sessions import Begun
 from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.errors import LocalTrouble, RemoteProtocolError
 from mxpolicy.net.channel import StreamClosed

@@ -11,7 +11,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events, own_outcomes
-from mxpolicy.delivery.attempt import Attempt, Begun
+from mxpolicy.delivery.attempt import Attempt
+from mxpolicy.delivery.attempt_sessions import Begun
 from mxpolicy.delivery.claims import Claims
 from mxpolicy.delivery.consult import Consulted, consult
 from mxpolicy.delivery.context import Context

@@ -21,7 +21,6 @@ from typing import NamedTuple, Protocol
 
 from mxpolicy.delivery import events, trouble
 from mxpolicy.delivery.approach import Approach
-from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.session import Session
@@ -30,6 +29,7 @@ from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.delivery.transaction import DOT_TIME, Answers, Transaction
 from mxpolicy.errors import LocalTrouble
+from mxpolicy.options import Options
 from mxpolicy.outcome import Outcome
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing.candidate import (
@@ -123,9 +123,6 @@ class Message(NamedTuple):
 class Offerer(Protocol):
     """What an offer asks of its maker: `mxpolicy.delivery.attempt.Attempt`."""
 
-    async def open(self, candidate: Candidate, approach: Approach) -> Session:
-        """Return another session that is ready; raises as `Sessions.open` does."""
-
     def record(
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
     ) -> None:
@@ -144,13 +141,24 @@ class Offerer(Protocol):
         """Give a recipient its outcome."""
 
 
+class Supplier(Protocol):
+    """Supplies sessions: `mxpolicy.delivery.attempt_sessions.AttemptSessions`."""
+
+    async def open(self, candidate: Candidate, approach: Approach) -> Session:
+        """Return another session that is ready; raises as `Sessions.open` does."""
+
+    def give_back(self, session: Session) -> None:
+        """Take back a session that is not to be used any more."""
+
+
 class Offer:
     """Offers *message* over *session* and any that follows it; use once, by `run`.
 
     Args:
-        context: What all messages share.
+        options: The operator's.
         message: What is offered.
         attempt: Told what happens.
+        sessions: Supplies those that follow.
         session: Ready.
         tls: What was asked of *session* before anything had failed.
         numbers: The recipients that it is offered for.
@@ -172,17 +180,18 @@ class Offer:
 
     def __init__(
         self,
-        context: Context,
+        options: Options,
         message: Message,
         attempt: Offerer,
+        sessions: Supplier,
         session: Session,
         tls: TlsRequirement,
         numbers: Sequence[int],
         stage: Stage = Stage.NOT_BEGUN,
     ) -> None:
         self._stage = stage
-        self._options = context.options
-        self._sessions = context.sessions
+        self._options = options
+        self._sessions = sessions
         self._message = message
         self._attempt = attempt
         self.candidate = session.candidate
@@ -390,7 +399,7 @@ class Offer:
         old.quit()
         try:
             async with asyncio.timeout(min(RETRY_TIME, self._message.time_left())):
-                self.session = await self._attempt.open(self.candidate, approach)
+                self.session = await self._sessions.open(self.candidate, approach)
         except LocalTrouble as error:
             raise failure(self._message.trace, Phase.CONNECT, error) from error
         except TimeoutError:

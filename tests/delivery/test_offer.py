@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from mxpolicy.delivery.approach import Approach
-from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.offer import (
     RETRY_TIME,
     SHORTEST_PATIENCE,
@@ -52,10 +51,6 @@ class Attempt:
         self.is_last = is_last
         self.recorded: list[Finding] = []
 
-    async def open(self, candidate: Candidate, approach: Approach) -> Session:
-        await asyncio.sleep(inf)
-        raise AssertionError
-
     def record(
         self, candidate: Candidate, finding: Finding, reply: Reply | None = None
     ) -> None:
@@ -71,6 +66,16 @@ class Attempt:
 
     def settle(self, number: int, outcome: Outcome) -> None:
         raise AssertionError
+
+
+class Sessions:
+    """Supplies no session."""
+
+    async def open(self, candidate: Candidate, approach: Approach) -> Session:
+        await asyncio.sleep(inf)
+        raise AssertionError
+
+    def give_back(self, session: Session) -> None: ...
 
 
 class Stage(NamedTuple):
@@ -114,9 +119,9 @@ def play(
             ends,
         )
         session = session_over(await dial(host.candidate()), host.candidate(), Told())
-        context = Context(Options(helo="mail.example.com"), clock=clock)
+        options = Options(helo="mail.example.com")
         try:
-            offer = Offer(context, message, owner, session, TLS, [0])
+            offer = Offer(options, message, owner, Sessions(), session, TLS, [0])
             await work(Stage(offer, owner, journal))
         finally:
             message.mail_data.close()
