@@ -157,9 +157,9 @@ class Client:
                 connection = self._connection = _connect(path, until)
                 _within(connection, until).sendall(asked)
                 said = self._line(connection, until)
-                seconds = int(said[1:])
                 phase = next_phase(phase, said)
-                if phase == COMMITTED:
+                seconds = int(said[1:]) if said[1:].isdigit() else 0
+                if phase == COMMITTED and 0 < seconds < 1_000_000_000:
                     self._commit(_within(connection, until))
         except (OSError, ValueError):
             pass

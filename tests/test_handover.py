@@ -25,7 +25,8 @@ import pytest
 
 from mxpolicy import doors, outcome, pipe, pipe_command, supervisor
 from mxpolicy import handover as client
-from tests.helpers.handing_over import Command, child_of, command
+from mxpolicy.protocol import handover_request, pipe_answer
+from tests.helpers.handing_over import PYTHON, Command, child_of, command, in_perl
 from tests.helpers.piping import (
     CHECKOUT,
     MESSAGE,
@@ -72,6 +73,9 @@ def test_what_the_client_has_copied_is_as_in_the_modules_that_it_does_not_import
     assert client._EXITING == supervisor._EXITING
     assert f"{doors.DEFAULT_DIRECTORY}/pipe" == client.DEFAULT_SOCKET
     assert client.EXIT_DEFER == outcome.EXIT_DEFER
+    assert client.VERSION == handover_request.VERSION
+    assert client.MAX_REQUEST == handover_request.MAX_REQUEST
+    assert client.MAX_ANSWER == pipe_answer.MAX_ANSWER
     assert {int(status): number for status, number in client.CLASSES.items()} == {
         outcome.EXIT_DELIVERED: b"2.",
         outcome.EXIT_BOUNCE: b"5.",
@@ -113,6 +117,11 @@ class Speaking:
         for _, _, ints in ancillary:
             self.descriptors += array.array("i", ints)
         return data
+
+    def hear_no_more(self) -> None:
+        """Let what the client sends from now on fail."""
+        assert self._client is not None
+        self._client.shutdown(socket.SHUT_RD)
 
     def hang_up(self) -> None:
         """Close the connection, and what came over it."""
@@ -220,10 +229,66 @@ def test_configuration_without_a_socket_means_alone(
     argv: str,
     environ: dict[bytes, bytes],
     path: str,
+    command: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(posix, "environ", environ)
-    assert client.socket_path(argv.split()) == path
+    if command.client == PYTHON:
+        monkeypatch.setattr(posix, "environ", environ)
+        assert client.socket_path(argv.split()) == path
+    else:
+        words = ["1", "pipe", *argv.split()]
+        assert in_perl("print socket_path()", words, environ) == path.encode()
+
+
+def test_request_is_what_the_command_was_called_with(
+    command: Command, speaking: Speaking
+) -> None:
+    words = ["", "=", "--x=", "-e", "a\nb", "$x @y %s", "ü€\U0001f600", "\udcff\udcfe"]
+    argv = [
+        "pipe",
+        "-f",
+        "",
+        "--socket",
+        str(speaking.path),
+        *words,
+        "--",
+        "--",
+        *words,
+    ]
+    environ = {"RETURN_PATH": "\udcff=ü\n", "MESSAGE_ID": ""}
+    with command.started(argv, environ=environ) as (process, _):
+        head, _, body = speaking.hear().partition(b"\n")
+        process.kill()
+    assert head == b"mxpolicy pipe 1 %d" % len(body)
+    asked = handover_request.parse_request(body)
+    assert list(asked.argv) == argv[1:]
+    assert asked.environ == environ
+
+
+@pytest.mark.parametrize("more", [0, 1], ids=["as_long_as_may_be", "longer"])
+def test_request_has_its_bound(
+    more: int, command: Command, speaking: Speaking, host: Callable[..., Host]
+) -> None:
+    there = host(RCPT="550 5.1.1 No such user")
+    argv = command.argv(speaking.path, there.nexthop)
+    # One argument alone cannot be longer than 128 KiB (execve(2)).
+    argv += ["x" * 100_000, "x" * 100_000, "x" * 50_000]
+    argv[-1] += "x" * (client.MAX_REQUEST + more - len(client.request(argv[1:])))
+    asked = client.request(argv[1:])
+    assert len(asked) == client.MAX_REQUEST + more
+    with command.started(argv) as (process, _):
+        assert process.stdin is not None
+        if more:
+            process.stdin.write(MESSAGE)
+            process.stdin.close()
+            assert process.wait(TIMEOUT) == outcome.EXIT_BOUNCE
+            with pytest.raises(BlockingIOError):
+                speaking.accept(blocking=False)
+        else:
+            heard = b""
+            while len(heard) < client.MAX_REQUEST:
+                heard += speaking.hear()
+            assert heard == asked
 
 
 # -- what is handed over ------------------------------------------------------------
@@ -367,6 +432,9 @@ def alone_after(
         pytest.param(b"-stopping\n", id="stopping"),
         pytest.param(b"-version 1, not 2\n", id="another_version"),
         pytest.param(b"+\n", id="no_time"),
+        pytest.param(b"+0\n", id="no_second"),
+        pytest.param(b"+-5\n", id="less_than_no_second"),
+        pytest.param(b"+9999999999\n", id="too_many_seconds"),
         pytest.param(b"+10", id="half_a_word"),
         pytest.param(b"=0 2.0.0 delivered\n", id="an_answer_too_early"),
         pytest.param(b"?\n", id="a_question_too_early"),
@@ -383,6 +451,17 @@ def test_daemon_that_does_not_take_it_leaves_it_to_the_command(
         with contextlib.suppress(OSError):
             speaking.say(says)
         speaking.hang_up()
+
+    alone_after(command, speaking, host(), does)
+
+
+def test_daemon_that_has_left_when_the_message_is_sent_leaves_it_to_the_command(
+    command: Command, speaking: Speaking, host: Callable[..., Host]
+) -> None:
+    def does() -> None:
+        speaking.hear()
+        speaking.hear_no_more()
+        speaking.say(b"+10\n")
 
     alone_after(command, speaking, host(), does)
 
@@ -516,6 +595,8 @@ def committed(
         speaking.say(b"+%d\n" % seconds)
         assert speaking.hear() == b"@"
         [descriptor] = speaking.descriptors
+        name = Path(f"/proc/{child_of(process.pid)}/comm").read_text()
+        assert name == f"{command.client}\n"
         assert process.stdin is not None
         assert os.fstat(descriptor).st_ino == os.fstat(process.stdin.fileno()).st_ino
         yield process, answers
@@ -546,6 +627,12 @@ def deferred(process: Any, answers: socket.socket, text: str) -> None:
         pytest.param(b"=0 2.0.0 \t\n", "the daemon's answer cannot .*", id="control"),
         pytest.param(
             b"=0 2.0.0 " + b"x" * 4090 + b"\n", "the daemon's answer .*", id="long"
+        ),
+        pytest.param(
+            b"=0 2.0.0 " + b"x" * 8182 + b"\n", "the daemon's answer .*", id="8192"
+        ),
+        pytest.param(
+            b"=0 2.0.0 " + b"x" * 8183 + b"\n", "the daemon has gone .*", id="8193"
         ),
         pytest.param(b"x" * 20_000, "the daemon has gone .*", id="very_long"),
     ],
@@ -706,7 +793,7 @@ def test_mail_server_that_is_killed_while_it_writes_delivers_nothing(
     options: list[str], command: Command, serving: Runner, host: Callable[..., Host]
 ) -> None:
     there = host()
-    rounds = 24
+    rounds = 12
     with serving.started() as daemon:
         argv = command.argv(daemon.run / "pipe", there.nexthop)
         if options:
@@ -718,7 +805,7 @@ def test_mail_server_that_is_killed_while_it_writes_delivers_nothing(
             ) as (process, answers):
                 while not all_begun(number, there):
                     time.sleep(0.001)
-                time.sleep(0.002 * number)  # anywhere in the message
+                time.sleep(0.004 * number)  # anywhere in the message
                 process.kill()
                 assert process.wait(TIMEOUT) == -signal.SIGKILL
                 for line in all_answers(answers):
@@ -731,7 +818,7 @@ def test_mail_server_that_is_killed_while_it_writes_delivers_nothing(
 
 
 @pytest.mark.parametrize("options", [[], ["--exim"]], ids=["postfix", "exim"])
-def test_python_that_is_killed_is_try_later(
+def test_client_that_is_killed_is_try_later(
     options: list[str], command: Command, speaking: Speaking
 ) -> None:
     argv = ["pipe", "-f", "", *options, "--socket", str(speaking.path), "--", "b@b.e"]
@@ -748,7 +835,7 @@ def test_python_that_is_killed_is_try_later(
         assert ended == (-signal.SIGKILL, [])
 
 
-def test_message_is_read_to_its_end_when_python_is_killed_and_the_daemon_stopped(
+def test_message_is_read_to_its_end_when_client_is_killed_and_the_daemon_stopped(
     command: Command, speaking: Speaking
 ) -> None:
     with committed(command, speaking) as (process, answers):
@@ -782,9 +869,7 @@ def test_status_is_known_where_that_of_children_is_ignored(
 
 
 @pytest.mark.parametrize("python", ["missing", "fails", "no_program"])
-def test_python_that_does_not_run_is_try_later(
-    python: str, command: Command, speaking: Speaking
-) -> None:
+def test_python_that_does_not_run_is_try_later(python: str, command: Command) -> None:
     program = command.root / "bin" / "python3"
     program.unlink()
     if python == "fails":
@@ -795,7 +880,7 @@ def test_python_that_does_not_run_is_try_later(
     program.chmod(0o755)
     if python == "missing":
         program.write_text("#!/nowhere/python\n")
-    argv = command.argv(speaking.path, "[127.0.0.1]:1")
+    argv = command.argv("/nowhere", "[127.0.0.1]:1")
     text = r"4\.3\.0 mxpolicy: the delivery ended with status \d+"
     assert_answer(command.run(argv), 75, text)
 

@@ -2,9 +2,9 @@
 
 All that these three may do, in every order, with each of them killed, and the daemon
 stopped, at every point. (The script is not killed: it is what ends last, and takes next to
-no memory.) The steps of both protocol sides are those of the code
-(`mxpolicy.handover.next_phase`, `mxpolicy.protocol.handover_request.Handover`). The pipe
-holds half a message, so that its writer has to wait for a reader.
+no memory.) The steps of both protocol sides are those of the code (`next_phase` of
+`mxpolicy.handover`, or that of handover.pl; `mxpolicy.protocol.handover_request.Handover`).
+The pipe holds half a message, so that its writer has to wait for a reader.
 
 What holds in every state:
 
@@ -21,6 +21,7 @@ And in every state that is the last:
 
 from __future__ import annotations
 
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -37,6 +38,7 @@ from mxpolicy.handover import (
     next_phase,
 )
 from mxpolicy.protocol.handover_request import Handover, HandoverState
+from tests.helpers.handing_over import PERL, PYTHON, in_perl
 
 # Phases of the client that only the model needs: not connected yet; killed, and the
 # script is there still; both have left.
@@ -377,7 +379,36 @@ def story(came_from: dict[World, tuple[World, str] | None], now: World) -> str:
     return "\n".join(reversed(lines))
 
 
-def test_never_two_readers_and_never_none() -> None:
+def phases_of_perl() -> dict[tuple[int, str], int]:
+    """Return the phase after each, by the first letter that the daemon says."""
+    names = {"asked": ASKED, "committed": COMMITTED, "alone": ALONE}
+    names |= {"answered": ANSWERED, "gave up": GAVE_UP}
+    said = ["", *(f"{letter}1" for letter in "+-?=x")]
+    does = "print join ',', map { next_phase(split /:/, $_, -1) } @ARGV"
+    asked = [(name, one) for name in ("asked", "committed") for one in said]
+    found = in_perl(does, [f"{name}:{one}" for name, one in asked]).decode().split(",")
+    return {
+        (names[name], one[:1]): names[then]
+        for (name, one), then in zip(asked, found, strict=True)
+    }
+
+
+@pytest.mark.parametrize("client", [PERL, PYTHON])
+def test_never_two_readers_and_never_none(
+    client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if client == PERL:
+        if not shutil.which("perl"):
+            pytest.skip("needs Perl")
+        phases = phases_of_perl()
+        assert phases == {
+            (phase, said): next_phase(phase, said.encode()) for phase, said in phases
+        }
+        monkeypatch.setitem(
+            globals(),
+            "next_phase",
+            lambda phase, said: phases[phase, said[:1].decode()],
+        )
     seen = explore(World())
     names = {came[1].split(" b'")[0] for came in seen.values() if came}
     assert {"alone sends the dot", "sends the dot", "client drains", "refuses"} <= names

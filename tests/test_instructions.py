@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.counting import ENVIRONMENT, instructions
-from tests.helpers.handing_over import Command
+from tests.helpers.handing_over import PERL, PYTHON, Command
 from tests.helpers.piping import MESSAGE, Host, host
 from tests.helpers.serving import Runner
 
@@ -27,17 +27,17 @@ DEBIAN = Path("/usr/bin/python3")
 LIBRARY = Path("/usr/lib/python{}.{}".format(*sys.version_info)) / "os.py"
 MILLION = 1_000_000
 
-HANDED_OVER = 17 * MILLION
+HANDED_OVER = {PERL: 7 * MILLION, PYTHON: 17 * MILLION}
 # With a configuration file, of which PyYAML takes 75 M.
 ALONE = 450 * MILLION
 SCRIPT = 1 * MILLION
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> Command:
+@pytest.fixture(params=[PERL, PYTHON])
+def command(tmp_path: Path, request: pytest.FixtureRequest) -> Command:
     if not (shutil.which("valgrind") and DEBIAN.exists() and LIBRARY.exists()):
         pytest.skip("needs valgrind, and Debian's python3 of this minor version")
-    return Command(tmp_path, DEBIAN)
+    return Command(tmp_path, DEBIAN, request.param)
 
 
 def test_message_that_is_handed_over(
@@ -49,9 +49,10 @@ def test_message_that_is_handed_over(
     with Runner(tmp_path).started() as daemon:
         argv = command.argv(daemon.run / "pipe", there.nexthop)
         _run(command, argv)
-        script, python = instructions([str(command.program), *_anew(argv)])
-    assert script < SCRIPT
-    assert python < HANDED_OVER
+        counted = instructions([str(command.program), *_anew(argv)], command.search)
+    assert counted.script < SCRIPT
+    assert counted.perl + counted.python < HANDED_OVER[command.client]
+    assert min(counted.perl, counted.python) == 0
     assert len(there.messages) == 2
 
 
@@ -62,9 +63,10 @@ def test_message_that_is_delivered_alone(
     there = host()
     argv = command.argv(Path("/nowhere"), there.nexthop)
     _run(command, argv)
-    script, python = instructions([str(command.program), *_anew(argv)])
-    assert script < SCRIPT
-    assert python < ALONE
+    counted = instructions([str(command.program), *_anew(argv)], command.search)
+    assert counted.script < SCRIPT
+    assert counted.perl < HANDED_OVER[PERL]  # it has asked for the daemon
+    assert counted.python < ALONE
     assert len(there.messages) == 2
 
 
@@ -74,7 +76,7 @@ def _run(command: Command, argv: list[str]) -> None:
         [str(command.program), *argv],
         input=MESSAGE,
         stdout=subprocess.DEVNULL,
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, "PATH": command.search},
         check=True,
     )
 

@@ -4,11 +4,12 @@
 
 Needs no root and no lab; callgrind (Debian's valgrind) on the PATH. The script and the
 client run with PROGRAM, by default Debian's python3, which has to be of the same minor
-version as that of the tests. The daemon is not counted: see `python -m tests.bench
-processor`. In one run, for a small message to a host in good health:
+version as that of the tests. Perl's client and Python's stand beside each other. The
+daemon is not counted: see `python -m tests.bench processor`. In one run, for a small
+message to a host in good health:
 
-- instructions as callgrind(1) counts them, of the script and of Python
-- user and system time of both (median of RUNS, getrusage(2))
+- instructions as callgrind(1) counts them, of the script, of Perl and of Python
+- user and system time of all (median of RUNS, getrusage(2))
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 
 from tests.helpers.counting import ENVIRONMENT, instructions
-from tests.helpers.handing_over import Command
+from tests.helpers.handing_over import PERL, PYTHON, SEARCH, Command
 from tests.helpers.piping import MESSAGE, Host
 from tests.helpers.serving import Runner
 
@@ -44,47 +45,66 @@ def main(arguments: Sequence[str]) -> int:
     there = Host()
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        command = Command(directory, given.python)
+        commands = {}
+        for client in (PERL, PYTHON):
+            (directory / client).mkdir()
+            commands[client] = Command(directory / client, given.python, client)
         numbers = count()
-        bare = [str(given.python), "-IS", "-c", "pass"]
+        bare = {
+            PERL: [PERL, "-e", "1"],
+            PYTHON: [str(given.python), "-IS", "-c", "pass"],
+        }
 
-        def argv(path: Path) -> list[str]:
-            words = command.argv(path, there.nexthop)
-            # A queue id that was used before means "delivered earlier".
-            words[words.index("QID")] = f"4Zb{next(numbers)}"
-            return [str(command.program), *words]
+        def row(name: str, client: str, path: Path | None) -> list[str]:
+            command = commands[client]
+
+            def argv() -> list[str]:
+                if path is None:
+                    return bare[client]
+                words = command.argv(path, there.nexthop)
+                # A queue id that was used before means "delivered earlier".
+                words[words.index("QID")] = f"4Zb{next(numbers)}"
+                return [str(command.program), *words]
+
+            return _row(name, argv, command.search if path else SEARCH, given.runs)
 
         try:
             with Runner(directory).started() as daemon:
                 handed = daemon.run / "pipe"
                 rows = [
-                    _row(f"`{bare[0]} -IS -c pass`", lambda: bare, given.runs),
-                    _row("handed over", lambda: argv(handed), given.runs),
-                    _row("alone", lambda: argv(Path("/nowhere")), given.runs),
+                    *(
+                        row(f"`{' '.join(words)}`", client, None)
+                        for client, words in bare.items()
+                    ),
+                    row("handed over by Perl", PERL, handed),
+                    row("handed over by Python", PYTHON, handed),
+                    row("alone, with Perl", PERL, Path("/nowhere")),
+                    row("alone, without", PYTHON, Path("/nowhere")),
                 ]
         finally:
             there.close()
-    head = ["`mxpolicy pipe`", "script", "Python", "processor time"]
+    head = ["`mxpolicy pipe`", "script", "Perl", "Python", "processor time"]
     print(report.table(head, rows))
     print(f"\n{report.circumstances(begun)}")
     return 0
 
 
-def _row(name: str, argv: Callable[[], list[str]], runs: int) -> list[str]:
-    _spent(argv())  # the byte code, and what is remembered of the host
-    script, python = instructions(argv())
-    seconds = statistics.median(_spent(argv()) for _ in range(runs))
-    return [name, _millions(script), _millions(python), report.seconds(seconds)]
+def _row(name: str, argv: Callable[[], list[str]], search: str, runs: int) -> list[str]:
+    _spent(argv(), search)  # the byte code, and what is remembered of the host
+    counts = instructions(argv(), search)
+    seconds = statistics.median(_spent(argv(), search) for _ in range(runs))
+    return [name, *map(_millions, counts), report.seconds(seconds)]
 
 
 def _millions(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count else ""
 
 
-def _spent(argv: Sequence[str]) -> float:
+def _spent(argv: Sequence[str], search: str) -> float:
+    environ = {**ENVIRONMENT, "PATH": search}
     before = getrusage(RUSAGE_CHILDREN)
     subprocess.run(
-        argv, input=MESSAGE, stdout=subprocess.DEVNULL, env=ENVIRONMENT, check=True
+        argv, input=MESSAGE, stdout=subprocess.DEVNULL, env=environ, check=True
     )
     after = getrusage(RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

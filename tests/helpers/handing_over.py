@@ -1,7 +1,8 @@
 """The command ``mxpolicy`` as it is installed, and run as a mail server runs it.
 
-`command` is a `Command`. Its tree looks like a virtual environment, so that the script
-finds the client where an installation has it.
+`command` is a `Command`, and a test that has it runs for each of the two clients. Its tree
+looks like a virtual environment, so that the script finds them where an installation
+has them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,25 @@ import pytest
 
 from tests.helpers.piping import CHECKOUT, MESSAGE, TIMEOUT, Ended, all_answers
 
-__all__ = ["Command", "command"]
+__all__ = ["PERL", "PYTHON", "SEARCH", "Command", "child_of", "command", "in_perl"]
+
+# The clients, by the interpreter.
+PERL, PYTHON = "perl", "python3"
+
+PERL_CLIENT = CHECKOUT / "mxpolicy" / "handover.pl"
+
+SEARCH = "/usr/bin:/bin"
+# What the script, and the tests that wrap it, start by name.
+PROGRAMS = (
+    "cat",
+    "env",
+    "mount",
+    "prlimit",
+    "python3",
+    "readlink",
+    "setpriv",
+    "unshare",
+)
 
 
 class Command:
@@ -30,13 +49,20 @@ class Command:
     Args:
         directory: Where its tree is made.
         python: The interpreter; by default that of the tests.
+        client: The one that the script takes: Perl's, where the PATH has a perl.
 
     Attributes:
         program: The script.
         config: For the run without a daemon.
+        search: The PATH.
+        client: As given.
     """
 
-    def __init__(self, directory: Path, python: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, python: Path | None = None, client: str = PERL
+    ) -> None:
+        self.client = client
+        self.search = SEARCH if client == PERL else _without_perl(directory / "search")
         self.root = directory / "venv"
         self.program = self.root / "bin" / "mxpolicy"
         self.config = directory / "alone.yaml"
@@ -76,7 +102,7 @@ class Command:
         ours.settimeout(TIMEOUT)
         more = {"stdin": subprocess.PIPE, "cwd": "/", **more}
         wrap = more.pop("wrap", [])
-        environ = {"PATH": "/usr/bin:/bin", **more.pop("environ", {})}
+        environ = {"PATH": self.search, **more.pop("environ", {})}
         with (
             ours,
             theirs,
@@ -108,9 +134,20 @@ def _popen(command: list[str], **more: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, **more)
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> Command:
-    return Command(tmp_path)
+def _without_perl(directory: Path) -> str:
+    """Return a PATH, made anew."""
+    directory.mkdir()
+    for name in PROGRAMS:
+        if found := shutil.which(name, path=SEARCH):
+            (directory / name).symlink_to(found)
+    return str(directory)
+
+
+@pytest.fixture(params=[PERL, PYTHON])
+def command(tmp_path: Path, request: pytest.FixtureRequest) -> Command:
+    if request.param == PERL and not shutil.which("perl", path=SEARCH):
+        pytest.skip("needs Perl")
+    return Command(tmp_path, client=request.param)
 
 
 def child_of(pid: int) -> int:
@@ -119,3 +156,13 @@ def child_of(pid: int) -> int:
     while not (found := children.read_text().split()):
         os.sched_yield()
     return int(found[0])
+
+
+def in_perl(
+    does: str, argv: Sequence[str] = (), environ: Mapping[bytes, bytes] | None = None
+) -> bytes:
+    """Return what Perl prints with the functions of its client, which was called so."""
+    load = ["perl", "-e", f"require shift; {does}", "--", str(PERL_CLIENT)]
+    return subprocess.run(
+        [*load, *argv], env=environ, stdout=subprocess.PIPE, check=True
+    ).stdout
