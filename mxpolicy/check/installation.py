@@ -90,7 +90,7 @@ def _package(top: str) -> Iterator[tuple[str, int, str]]:
         below[:] = sorted(one for one in below if one != "__pycache__")
         yield directory, READ | EXECUTE, what
         for name in sorted(names):
-            if name.endswith((".py", ".so")):
+            if name.endswith((".py", ".pl", ".so")):
                 yield os.path.join(directory, name), READ, what
 
 
