@@ -7,12 +7,15 @@ asks no more of the first one. No message is handed over, and no question asked.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import sys
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from mxpolicy import __version__
 from mxpolicy.check.access import WRITE, account, login, objection
 from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.doors import DOORS, runtime_directory, socket_address
@@ -33,6 +36,9 @@ MAIL_SERVERS = {"postfix": login, "Debian-exim": account, "exim": account}
 # Seconds until a socket that accepts no client counts as dead.
 _PATIENCE = 2.0
 
+# A file that every installation writes anew.
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "__init__.py")
+
 _ALONE = "mxpolicy pipe delivers each message by a process of its own"
 _RESTART = "systemctl restart mxpolicy.service"
 
@@ -43,10 +49,12 @@ class Answer(NamedTuple):
     Attributes:
         trouble: Why nothing answers, as the system says; empty when something does.
         owner: User id of the process that listens; None where it is not known.
+        process: Its id; 0 where it is not known, 1 where systemd has made the socket.
     """
 
     trouble: str = ""
     owner: int | None = None
+    process: int = 0
 
 
 def look(
@@ -57,6 +65,7 @@ def look(
     units: Collection[str] = (),
     *,
     has_systemd: bool = True,
+    package: str = _PACKAGE,
 ) -> list[Item]:
     """Judge the sockets of ``mxpolicy serve``, for deliveries made by *user*.
 
@@ -68,13 +77,16 @@ def look(
             from `places` or otherwise known.
         units: From `enabled_units`.
         has_systemd: Whether it runs here.
+        package: A file of mxpolicy's own, as it was installed last.
     """
     start = _RESTART if has_systemd else _by_hand(environ, user)
     found: list[Item | None] = []
+    processes: set[int] = set()
     for name in DOORS:
         at = places(options, environ, name)
         by_lmtp = used if name == "lmtp" else ()
         answers = {one: connect(one, name) for one in {*at, *by_lmtp}}
+        processes |= {one.process for one in answers.values() if one.process > 1}
         if by_lmtp and all(answers[one].trouble for one in by_lmtp):
             where, why = " and ".join(used), answers[by_lmtp[0]].trouble
             text = (
@@ -94,7 +106,29 @@ def look(
                 for one in local
                 if not answers[one].trouble
             ]
-    return said(*found)
+    old = [one for one in processes if (_began(one) or inf) < os.path.getmtime(package)]
+    return said(
+        *found,
+        warn(
+            old,
+            f"the daemon (process {', '.join(map(str, old))}) began before mxpolicy"
+            f" {__version__} was installed: until it is started again it is the earlier"
+            " one, and mxpolicy pipe may not hand messages over to it",
+            start,
+        ),
+    )
+
+
+def _began(process: int) -> float | None:
+    """Return when *process* began, UTC seconds; None where that cannot be seen."""
+    try:
+        # Field 22 (proc(5)); the second one may have blanks in it.
+        text = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
+        ticks = int(text.rpartition(")")[2].split()[19])
+        [boot] = re.findall(r"^btime (\d+)$", Path("/proc/stat").read_text(), re.M)
+    except (OSError, ValueError, IndexError):
+        return None
+    return int(boot) + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def runs_systemd(root: str = "/") -> bool:
@@ -143,7 +177,8 @@ def connect(at: str, name: str) -> Answer:
             probe.settimeout(_PATIENCE)
             probe.connect(at)
             peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            return Answer(owner=struct.unpack("3i", peer)[1])
+            process, owner, _ = struct.unpack("3i", peer)
+            return Answer("", owner, process)
     except PermissionError:
         return Answer()  # something answers, but not to us
     except OSError as error:

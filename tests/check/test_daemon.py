@@ -148,6 +148,23 @@ def test_daemon_that_takes_messages(run: Path) -> None:
         )
 
 
+@pytest.mark.parametrize(("later", "is_told"), [(60, True), (-60, False)])
+def test_daemon_of_before_an_upgrade_is_told(
+    run: Path, later: int, is_told: bool
+) -> None:
+    package = run / "__init__.py"
+    package.touch()
+    # We listen: the process is our own.
+    began = daemon._began(os.getpid())
+    assert began is not None
+    os.utime(package, (0, began + later))
+    environ = {"RUNTIME_DIRECTORY": str(run)}
+    with contextlib.closing(listen_at(f"{run}/pipe")):
+        _, *old = daemon.look(Options(), environ, ME, package=str(package))
+    assert [one.mend for one in old] == ["systemctl restart mxpolicy.service"] * is_told
+    assert all(f"(process {os.getpid()}) began before" in one.text for one in old)
+
+
 def test_daemon_that_may_not_be_used(run: Path) -> None:
     with contextlib.closing(listen_at(f"{run}/pipe")):
         [item] = daemon.look(Options(), {"RUNTIME_DIRECTORY": str(run)}, OTHER)
