@@ -31,6 +31,7 @@ from mxpolicy.delivery.transaction import DOT_TIME, Answers, Transaction
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import Options
 from mxpolicy.outcome import Outcome
+from mxpolicy.protocol.smtp_states import State, facts
 from mxpolicy.reply import Reply, printable
 from mxpolicy.routing.candidate import (
     Awaited,
@@ -412,12 +413,16 @@ class Offer:
 
     # -- what a transaction asks: delivery.transaction.Control --------------
 
-    def patience(self, standard: float) -> float:
+    def patience(self, state: State) -> float:
         """Return the seconds to wait for a reply: fewer when other hosts are left.
 
         At least `SHORTEST_PATIENCE`, but not past the deadline. A host that is too slow
-        for it is asked again later, with all its time.
+        for it is asked again later, with all its time. The mail data has all the time in
+        which its dot may be sent (see `Control`).
         """
+        if state is State.BODY:
+            return self._time_before_dot()
+        standard = facts(state).timeout
         left = max(0.0, self._message.deadline - self._message.trace.now())
         if self.session.is_reused and not self.session.course.is_in_step:
             return min(standard, PATIENCE, left / 4)
@@ -427,26 +432,23 @@ class Offer:
         share = min(self._options.transaction.silence, left / others)
         return min(standard, left, max(SHORTEST_PATIENCE, share))
 
-    def time_before_dot(self) -> float:
-        """Return the seconds in which the final dot may still be sent (see `Control`)."""
+    def _time_before_dot(self) -> float:
         left = self._message.time_left()
         if not left:
             raise OutOfTime("too little time is left for the end of the mail data")
         return left
 
-    async def recipients_answered(self, accepted: Sequence[int]) -> None:
-        """Let the losers of the race go, if they can; ask for the dot (see `Control`)."""
-        self._attempt.recipients_answered()
-        if accepted:  # else the mail data would be sent for nothing
-            await self._permit_dot()
+    async def is_next(self, what: State, recipients: Sequence[int]) -> None:
+        """Ask whether the message is still to be sent (see `Control`).
 
-    async def dot_is_next(self, recipients: Sequence[int]) -> None:
-        """Note the dot in the journal, and ask for it (see `Control`)."""
-        await self._message.journal.dot_is_next(str(self.candidate.key), recipients)
-        await self._permit_dot()
-
-    async def _permit_dot(self) -> None:
+        Before the mail data, hosts that are not needed any more are let go. Before the
+        dot it is noted in the journal.
+        """
         message = self._message
+        if what is State.BODY:
+            self._attempt.recipients_answered()
+        else:
+            await message.journal.dot_is_next(str(self.candidate.key), recipients)
         may_send = False
         if message.is_wanted is not None:
             may_send = message.is_wanted()
@@ -454,7 +456,7 @@ class Offer:
             with suppress(TimeoutError):
                 async with asyncio.timeout(message.time_left()):
                     may_send = await message.may_send_dot()
-        self.time_before_dot()
+        self._time_before_dot()
         if not may_send:
             raise LocalTrouble("the mail server that started us has gone away")
 

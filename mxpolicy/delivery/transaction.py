@@ -24,7 +24,7 @@ from mxpolicy.protocol.smtp_events import (
     MailAnswered,
     RcptAnswered,
 )
-from mxpolicy.protocol.smtp_states import DOT_TIME, State, Verb, facts
+from mxpolicy.protocol.smtp_states import DOT_TIME, State, Verb
 from mxpolicy.reply import Reply
 from mxpolicy.routing.candidate import Phase, Verdict
 from mxpolicy.routing.reuse import Course, Stage
@@ -37,25 +37,17 @@ E = TypeVar("E")
 class Control(Protocol):
     """What a transaction asks of its maker: `mxpolicy.delivery.offer.Offer`."""
 
-    def patience(self, standard: float) -> float:
-        """Seconds to wait for a reply whose standard time-out is *standard*."""
+    def patience(self, state: State) -> float:
+        """Seconds to wait in *state* for a reply.
 
-    def time_before_dot(self) -> float:
-        """Seconds from now on in which the final dot may still be sent.
-
-        Raises:
-            LocalTrouble: There are none.
-        """
-
-    async def recipients_answered(self, accepted: Sequence[int]) -> None:
-        """Every RCPT of a transaction is answered, and *accepted* well.
+        For `State.BODY`, those in which the final dot may still be sent.
 
         Raises:
-            LocalTrouble: The mail data must not be sent for *accepted*.
+            LocalTrouble: It may not.
         """
 
-    async def dot_is_next(self, recipients: Sequence[int]) -> None:
-        """The final dot for *recipients* is next.
+    async def is_next(self, what: State, recipients: Sequence[int]) -> None:
+        """The mail data (BODY) or the final dot (DOT) is next, for *recipients*.
 
         Raises:
             LocalTrouble: It must not be sent: the time is over, the mail server has gone,
@@ -210,7 +202,7 @@ class Transaction:
         pending = self._recipients
         while pending:
             if self._stage is Stage.NOT_BEGUN:
-                await self._session.make_ready(self._patience(State.RSET))
+                await self._session.make_ready(self._control.patience(State.RSET))
             batch = self._next_batch(pending)
             later = [number for number in pending if number not in batch]
             some_taken = await self._one_transaction(batch, later)
@@ -237,19 +229,19 @@ class Transaction:
     ) -> bool:
         """MAIL to dot for *batch*; return whether the host has taken it for some."""
         accepted = await self._name(batch, later)
-        if self._stage < Stage.BODY:
-            await self._control.recipients_answered(accepted)
         if not accepted:
             is_sender_refused = self._session.course.is_sender_refused
             if self._stage is Stage.ASKED_ALL and not is_sender_refused:
                 await self._hear_data_for_none()
             return False
+        if self._stage < Stage.BODY:
+            await self._control.is_next(State.BODY, accepted)
         refusal = None
         if self._stage < Stage.DOT:
             refusal = await self._data()
         if refusal is None:
             if self._stage < Stage.DOT:
-                await self._control.dot_is_next(accepted)
+                await self._control.is_next(State.DOT, accepted)
             refusal = await self._dot(accepted)
         if refusal is None:
             return True
@@ -265,7 +257,7 @@ class Transaction:
             return list(batch)
         if self._stage is Stage.NOT_BEGUN:
             self._give_mail(batch)
-        await self._session.hear_reset(self._patience(State.RSET))
+        await self._session.hear_reset(self._control.patience(State.RSET))
         reply = (await self._answer(MailAnswered)).reply
         if reply.is_positive:
             return await self._hear_recipients(batch)
@@ -330,11 +322,11 @@ class Transaction:
             self._dialogue.stream, self._session.listener.progressed
         )
         try:
-            async with asyncio.timeout(self._control.time_before_dot()):
+            async with asyncio.timeout(self._control.patience(State.BODY)):
                 with told:
                     early = await self._send_body()
         except TimeoutError:
-            self._control.time_before_dot()
+            self._control.patience(State.BODY)
             text = self._dialogue.phase.doing()
             raise self._dialogue.phase.failed(Verdict.SILENT, text) from None
         if early is None:
@@ -387,7 +379,7 @@ class Transaction:
 
     async def _answer(self, kind: type[E]) -> E:
         """Return the next event, which must come while there is time for it."""
-        patience = self._patience(self._smtp.state)
+        patience = self._control.patience(self._smtp.state)
         event = await self._dialogue.next(kind, timeout=patience)
         self._session.listener.progressed()
         return event
@@ -395,6 +387,3 @@ class Transaction:
     def _note(self, **facts: Any) -> None:
         """Note how the transaction goes, for the next user of the session."""
         self._session.course = self._session.course._replace(**facts)
-
-    def _patience(self, state: State) -> float:
-        return self._control.patience(facts(state).timeout)

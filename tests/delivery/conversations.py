@@ -14,6 +14,7 @@ from mxpolicy.delivery.transaction import Answers, Transaction
 from mxpolicy.delivery.trouble import delivered
 from mxpolicy.net.dial import dial
 from mxpolicy.options import LongLines, TlsLevel
+from mxpolicy.protocol.smtp_states import State, facts
 from mxpolicy.routing.tls_requirement import tls_requirement
 from tests.delivery.attempts import HELO, MESSAGE, envelope, mail_data, run
 
@@ -92,21 +93,20 @@ class Owner:
         self._journal = journal
         self._until = 0.0
 
-    def patience(self, standard: float) -> float:
-        return standard
-
-    def time_before_dot(self) -> float:
+    def patience(self, state: State) -> float:
+        if state is not State.BODY:
+            return facts(state).timeout
         now = asyncio.get_running_loop().time()
         self._until = self._until or now + self._before_dot
         if now >= self._until:
             self._at_dot()
         return self._before_dot
 
-    async def recipients_answered(self, accepted: Sequence[int]) -> None:
-        before = self.accepted[-1] if self.accepted else set()
-        self.accepted.append(before.union(accepted))
-
-    async def dot_is_next(self, recipients: Sequence[int]) -> None:
+    async def is_next(self, what: State, recipients: Sequence[int]) -> None:
+        if what is State.BODY:
+            before = self.accepted[-1] if self.accepted else set()
+            self.accepted.append(before.union(recipients))
+            return
         await asyncio.sleep(self._journal)
         self._at_dot()
 
@@ -122,7 +122,7 @@ class Told:
         failure: How it failed, None if it did not.
         phases: The phases it entered on its way to ready.
         result: Of its transactions.
-        accepted: Who was accepted so far, each time that was told.
+        accepted: Who was accepted so far, each time that mail data was next.
         strays: The replies that answered nothing.
         seconds: How long all took.
     """

@@ -24,6 +24,7 @@ from mxpolicy.delivery.trace import Trace
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.net.dial import dial
 from mxpolicy.options import Options, TlsLevel
+from mxpolicy.protocol.smtp_states import State
 from mxpolicy.routing.candidate import Verdict
 from mxpolicy.routing.tls_requirement import tls_requirement
 from tests.delivery.attempts import Journal, envelope, mail_data, run
@@ -148,9 +149,7 @@ def test_host_is_waited_for_less_where_others_wait(
     others: int, is_last: bool, deadline: float, expected: float
 ) -> None:
     async def work(stage: Stage) -> None:
-        assert stage.offer.patience(300.0) == pytest.approx(expected, abs=0.1)
-        # What needs less by itself gets no more.
-        assert stage.offer.patience(5.0) == pytest.approx(5.0)
+        assert stage.offer.patience(State.MAIL) == pytest.approx(expected, abs=0.1)
 
     play(work, attempt=Attempt(others, is_last=is_last), deadline=deadline)
 
@@ -167,7 +166,7 @@ def test_dot_leaves_while_its_reply_is_still_listened_to(
     deadline: float, ends: float, expected: float
 ) -> None:
     async def work(stage: Stage) -> None:
-        assert stage.offer.time_before_dot() == pytest.approx(expected, abs=0.1)
+        assert stage.offer.patience(State.BODY) == pytest.approx(expected, abs=0.1)
 
     play(work, deadline=deadline, ends=ends)
 
@@ -175,7 +174,7 @@ def test_dot_leaves_while_its_reply_is_still_listened_to(
 def test_dot_whose_reply_would_come_too_late_is_not_sent() -> None:
     async def work(stage: Stage) -> None:
         with pytest.raises(OutOfTime):
-            stage.offer.time_before_dot()
+            stage.offer.patience(State.BODY)
 
     play(work, ends=DOT_TIME)
 
@@ -183,19 +182,17 @@ def test_dot_whose_reply_would_come_too_late_is_not_sent() -> None:
 def test_dot_is_noted_before_the_mail_server_is_asked_for_the_last_time() -> None:
     async def work(stage: Stage) -> None:
         with pytest.raises(Exception, match="has gone away"):
-            await stage.offer.dot_is_next([0])
+            await stage.offer.is_next(State.DOT, [0])
         assert [numbers for _, numbers in stage.journal.dots] == [[0]]
 
     play(work, answer=lambda: False)
 
 
-def test_mail_server_is_asked_before_the_mail_data_only_where_there_is_a_recipient() -> (
-    None
-):
+def test_mail_server_is_asked_before_the_mail_data_too_and_no_dot_is_noted() -> None:
     async def work(stage: Stage) -> None:
-        await stage.offer.recipients_answered([])
         with pytest.raises(Exception, match="has gone away"):
-            await stage.offer.recipients_answered([0])
+            await stage.offer.is_next(State.BODY, [0])
+        assert not stage.journal.dots
 
     play(work, answer=lambda: False)
 
@@ -204,7 +201,7 @@ def test_mail_server_that_does_not_answer_in_time_is_out_of_time() -> None:
     async def work(stage: Stage) -> None:
         began = asyncio.get_running_loop().time()
         with pytest.raises(OutOfTime):
-            await stage.offer.dot_is_next([0])
+            await stage.offer.is_next(State.DOT, [0])
         assert asyncio.get_running_loop().time() - began == pytest.approx(20.0, abs=0.5)
 
     play(work, deadline=20.0, seconds=3600.0)
