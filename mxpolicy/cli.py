@@ -123,8 +123,7 @@ def pipe(argv: list[str], mail_server: int | None = None) -> NoReturn:
 
     Args:
         argv: What follows ``mxpolicy pipe`` on the command line.
-        mail_server: Its process id where our parent is `command.sh`, which is all the
-            supervisor that it needs.
+        mail_server: Its process id where our parent is `command.sh`.
     """
     try:
         import gc
@@ -139,14 +138,10 @@ def pipe(argv: list[str], mail_server: int | None = None) -> NoReturn:
         # exec(3) keeps an alarm that was set before (alarm(2)).
         for number in (*ending, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
             signal.signal(number, _on_signal)
-        if "--exim" in argv[: argv.index("--") if "--" in argv else None]:
-            if mail_server is None:
-                from mxpolicy.supervisor import supervise
-
-                mail_server = supervise()
-            # A process of Exim's own would hear our answer though Exim had gone.
-            if mail_server == 1:
-                _defer("the mail server that started us has gone away")
+        is_of_exim = "--exim" in argv[: argv.index("--") if "--" in argv else None]
+        # A process of Exim's own would hear our answer though Exim had gone.
+        if is_of_exim and (mail_server or os.getppid()) == 1:
+            _defer("the mail server that started us has gone away")
         from mxpolicy import pipe as door
 
         door.main(argv, mail_server)

@@ -46,7 +46,7 @@ EXIT_DEFER = 75
 CLASSES = {b"0": b"2.", b"69": b"5.", b"75": b"4."}
 MAX_ANSWER = 4096
 
-# As in mxpolicy.supervisor.
+# As in mxpolicy.processes.
 NAMES = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "XCPU", "ALRM")
 ENDING = [getattr(_signal, f"SIG{name}") for name in NAMES]
 _EXITING = 0x4

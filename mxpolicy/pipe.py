@@ -24,8 +24,9 @@ Theory of operation
 
 `mxpolicy.pipe_command` has the command line, `mxpolicy.protocol.pipe_answer` the answer.
 Where a daemon runs, `mxpolicy.handover` gives it the message, and this module is not
-needed. The shell script that has started us stands between the mail server and this
-process; without it (``python3 -m mxpolicy``), `mxpolicy.supervisor` does so for Exim.
+needed. The shell script that has started us (`command.sh`) stands between the mail server
+and this process, and answers when a signal has killed it. Nothing does so when it was
+started without the script (``python3 -m mxpolicy``).
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ from mxpolicy.pipe_command import (
     parse_arguments,
     time_needed,
 )
+from mxpolicy.processes import ENDING, look_at
 from mxpolicy.protocol.pipe_answer import answer, answer_line, deferral
-from mxpolicy.supervisor import ENDING, look_at
 
 if TYPE_CHECKING:
     import asyncio
@@ -75,7 +76,7 @@ class WayOut:
     that nothing but the answer can come first.
 
     Args:
-        mail_server: Its process id where the script or a supervisor is between it and us.
+        mail_server: Its process id where the script is between it and us.
 
     Attributes:
         outcomes: Returns each recipient with its outcome, None until all have one.
@@ -123,8 +124,8 @@ class WayOut:
         if 1 in (self._parent, self._mail_server) and not _has_another_end(self._out):
             return False
         if self._mail_server is not None:
-            supervisor = look_at(self._parent)
-            if supervisor and supervisor.parent != self._mail_server:
+            script = look_at(self._parent)
+            if script and script.parent != self._mail_server:
                 return False
             if _is_ending(self._mail_server):
                 return False
@@ -231,7 +232,7 @@ def main(argv: Sequence[str], mail_server: int | None = None) -> NoReturn:
 
     Args:
         argv: What follows ``mxpolicy pipe`` on the command line.
-        mail_server: Its process id where the script or a supervisor is our parent.
+        mail_server: Its process id where the script is our parent.
 
     Raises:
         OSError: There is not even a `WayOut`; the caller says "try later" on stdout.

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from mxpolicy import doors, outcome, pipe, pipe_command, supervisor
+from mxpolicy import doors, outcome, pipe, pipe_command, processes
 from mxpolicy import handover as client
 from mxpolicy.protocol import handover_request, pipe_answer
 from tests.helpers.handing_over import PYTHON, Command, child_of, command, in_perl
@@ -69,8 +69,8 @@ def test_what_the_client_has_copied_is_as_in_the_modules_that_it_does_not_import
 ):
     assert client.OPTIONS == pipe_command._OPTIONS
     assert client.UNSEEN_DEATH == pipe.UNSEEN_DEATH
-    assert list(supervisor.ENDING) == client.ENDING
-    assert client._EXITING == supervisor._EXITING
+    assert list(processes.ENDING) == client.ENDING
+    assert client._EXITING == processes._EXITING
     assert f"{doors.DEFAULT_DIRECTORY}/pipe" == client.DEFAULT_SOCKET
     assert client.EXIT_DEFER == outcome.EXIT_DEFER
     assert client.VERSION == handover_request.VERSION

@@ -16,7 +16,8 @@ import pytest
 
 from mxpolicy.errors import UsageError
 from mxpolicy.pipe_command import parse_arguments
-from mxpolicy.supervisor import look_at
+from mxpolicy.processes import look_at
+from tests.helpers.handing_over import Command, command
 from tests.helpers.piping import (
     MESSAGE,
     TIMEOUT,
@@ -29,7 +30,7 @@ from tests.helpers.piping import (
     pipe,
 )
 
-__all__ = ["host", "pipe"]  # fixtures
+__all__ = ["command", "host", "pipe"]  # fixtures
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -46,21 +47,22 @@ def arguments(pipe: Runner, there: Host, *recipients: str) -> list[str]:
 
 @contextlib.contextmanager
 def at_work(
-    pipe: Runner, there: Host, **more: Any
+    command: Command, there: Host, **more: Any
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, Any]]:
     """Start a delivery and wait until its host is where it holds.
 
-    Yields the process that was started, the id of the one that delivers, and where
-    the answers come.
+    Yields the process that was started, the id of its child (the script's is the one that
+    delivers), and where the answers come.
     """
-    started = pipe.started(arguments(pipe, there), env=environment(), **more)
-    with started as (supervisor, answers):
-        assert supervisor.stdin is not None
-        supervisor.stdin.write(MESSAGE)
-        supervisor.stdin.close()
+    options = ["--nexthop", there.nexthop, "--config", str(command.config)]
+    argv = ["pipe", "--exim", *options, "--", "b@b.example"]
+    with command.started(argv, environ=environment(), **more) as (started, answers):
+        assert started.stdin is not None
+        started.stdin.write(MESSAGE)
+        started.stdin.close()
         assert there.reached.wait(TIMEOUT)
-        [child] = children(supervisor.pid)
-        yield supervisor, child, answers
+        [child] = children(started.pid)
+        yield started, child, answers
 
 
 def children(pid: int) -> list[int]:
@@ -132,7 +134,7 @@ def test_recipient_of_that_name_is_a_recipient() -> None:
     ("reply", "status", "text"),
     [("550 5.1.1 Who?", 69, r"5\.1\.1 "), ("450 4.2.0 Later", 75, r"4\.2\.0 ")],
 )
-def test_refusal_passes_the_supervisor(
+def test_refusal_has_its_status(
     reply: str, status: int, text: str, pipe: Runner, host: Callable[..., Host]
 ) -> None:
     ended = pipe.run(arguments(pipe, host(RCPT=reply)), env=environment())
@@ -144,77 +146,37 @@ def test_refusal_passes_the_supervisor(
 
 @pytest.mark.parametrize("phase", ["CONNECT", "EHLO", "RCPT", "DATA"])
 def test_delivery_that_is_killed_is_deferred(
-    phase: str, pipe: Runner, host: Callable[..., Host]
+    phase: str, command: Command, host: Callable[..., Host]
 ) -> None:
     there = host(phase)
-    with at_work(pipe, there) as (supervisor, child, answers):
+    with at_work(command, there) as (script, child, answers):
         os.kill(child, signal.SIGKILL)
-        ended = Ended(supervisor.wait(TIMEOUT), all_answers(answers))
-    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: the delivery was killed by signal 9")
+        ended = Ended(script.wait(TIMEOUT), all_answers(answers))
+    text = r"4\.3\.0 mxpolicy: the delivery ended with status 137"
+    assert_answer(ended, 75, text)
     assert there.messages == []
 
 
-@pytest.mark.parametrize(
-    ("leaves", "text"),
-    [
-        ("os._exit(1)", "ended with status 1"),
-        ("os._exit(120)", "ended with status 120"),
-        ("os.abort()", "was killed by signal 6"),
-    ],
-)
-def test_end_that_no_door_has_said_is_deferred(
-    leaves: str, text: str, pipe: Runner, host: Callable[..., Host]
-) -> None:
-    before = f"import os; from mxpolicy import pipe; pipe.main = lambda *_: {leaves}"
-    ended = pipe.run(arguments(pipe, host()), env=environment(), before=before)
-    assert_answer(ended, 75, rf"4\.3\.0 mxpolicy: the delivery {text}")
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
-def test_signal_to_the_supervisor_is_answered_by_the_delivery(
-    name: str, pipe: Runner, host: Callable[..., Host]
-) -> None:
-    # Exim has its children inherit these as ignored.
-    ignore = f"import os, signal, sys; signal.signal(signal.{name}, signal.SIG_IGN); "
-    wrap = [sys.executable, "-c", ignore + "os.execv(sys.argv[1], sys.argv[1:])"]
-    with at_work(pipe, host("CONNECT"), wrap=wrap) as (supervisor, _, answers):
-        supervisor.send_signal(signal.Signals[name])
-        ended = Ended(supervisor.wait(TIMEOUT), all_answers(answers))
-    assert_answer(ended, 75, rf"4\.3\.0 mxpolicy: ended by {name}")
-
-
 def test_whole_group_that_is_asked_to_stop_answers_once(
-    pipe: Runner, host: Callable[..., Host]
+    command: Command, host: Callable[..., Host]
 ) -> None:
     more = {"start_new_session": True}
-    with at_work(pipe, host("CONNECT"), **more) as (supervisor, _, answers):
-        os.killpg(supervisor.pid, signal.SIGTERM)
-        ended = Ended(supervisor.wait(TIMEOUT), all_answers(answers))
+    with at_work(command, host("CONNECT"), **more) as (script, _, answers):
+        os.killpg(script.pid, signal.SIGTERM)
+        ended = Ended(script.wait(TIMEOUT), all_answers(answers))
     assert_answer(ended, 75, r"4\.3\.0 mxpolicy: ended by SIGTERM")
-
-
-def test_no_child_to_be_had_is_deferred(
-    pipe: Runner, host: Callable[..., Host]
-) -> None:
-    before = (
-        "import os\n"
-        "def fork(): raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
-        "os.fork = fork"
-    )
-    ended = pipe.run(arguments(pipe, host()), env=environment(), before=before)
-    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: BlockingIOError: .*temporarily")
 
 
 # -- the mail server gone --------------------------------------------------------------
 
 
-def test_final_dot_is_not_sent_once_the_supervisor_is_killed(
-    pipe: Runner, host: Callable[..., Host]
+def test_final_dot_is_not_sent_once_the_script_is_killed(
+    command: Command, host: Callable[..., Host]
 ) -> None:
     there = host("DATA")
-    with at_work(pipe, there) as (supervisor, _, answers):
-        supervisor.kill()
-        supervisor.wait(TIMEOUT)
+    with at_work(command, there) as (script, _, answers):
+        script.kill()
+        script.wait(TIMEOUT)
         there.release.set()
         [line] = all_answers(answers)
     assert line.startswith(b"4.3.0 local trouble: the mail server that started us")
@@ -223,16 +185,16 @@ def test_final_dot_is_not_sent_once_the_supervisor_is_killed(
 
 
 def test_final_dot_is_not_sent_once_the_mail_server_is_killed(
-    pipe: Runner, host: Callable[..., Host]
+    command: Command, host: Callable[..., Host]
 ) -> None:
-    # The shell is the mail server; the supervisor lives on.
+    # The shell is the mail server; the script lives on.
     there = host("DATA")
     wrap = ["sh", "-c", '"$@"; exit $?', "sh"]
-    with at_work(pipe, there, wrap=wrap) as (shell, supervisor, answers):
-        [child] = children(supervisor)
+    with at_work(command, there, wrap=wrap) as (shell, script, answers):
+        [child] = children(script)
         seen = look_at(child)
         assert seen is not None
-        assert (seen.parent, seen.is_ending) == (supervisor, False)
+        assert (seen.parent, seen.is_ending) == (script, False)
         shell.kill()
         shell.wait(TIMEOUT)
         there.release.set()
@@ -305,23 +267,3 @@ def test_answer_is_the_delivery_s_whatever_signals_were_inherited_ignored_or_blo
     there = host(DOT=reply)
     ended = pipe.run(arguments(pipe, there), env=environment(), wrap=wrap)
     assert_answer(ended, status, text)
-
-
-def test_delivery_that_is_killed_is_deferred_where_sigchld_was_ignored(
-    pipe: Runner, host: Callable[..., Host]
-) -> None:
-    wrap = starting_with("signal.signal(signal.SIGCHLD, signal.SIG_IGN)")
-    with at_work(pipe, host("CONNECT"), wrap=wrap) as (supervisor, child, answers):
-        os.kill(child, signal.SIGKILL)
-        ended = Ended(supervisor.wait(TIMEOUT), all_answers(answers))
-    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: the delivery was killed by signal 9")
-
-
-def test_alarm_that_was_set_before_we_were_started_is_no_bounce(
-    pipe: Runner, host: Callable[..., Host]
-) -> None:
-    wrap = starting_with("signal.setitimer(signal.ITIMER_REAL, 2, 0.1)")
-    there = host("CONNECT")
-    with at_work(pipe, there, wrap=wrap) as (supervisor, _, answers):
-        ended = Ended(supervisor.wait(TIMEOUT), all_answers(answers))
-    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: ")

@@ -23,7 +23,7 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.supervisor import look_at
+from mxpolicy.processes import look_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -182,7 +182,7 @@ def test_delivery_that_is_killed_is_deferred(lab: Lab, name: str) -> None:
     assert "frozen" not in lab.exim.queue().partition(message_id)[2].partition("\n")[0]
 
 
-def test_delivery_killed_with_its_supervisor_is_frozen(lab: Lab) -> None:
+def test_delivery_killed_with_its_script_is_frozen(lab: Lab) -> None:
     to = address("held", "all")
     message_id = send(lab, to)
     kill(lab, *at_work(lab, to))
@@ -205,7 +205,7 @@ def test_exim_killed_while_it_writes_the_message_delivers_it_once_later(
     )
     assert "-bdf" in daemon.command
     kill(lab, *others)
-    # Unless its supervisor has seen what happened, and ended it.
+    # Unless the script has seen what happened, and ended it.
     lab.world.run("mta", ["kill", "-CONT", str(child.pid)], check=False)
     until = time.monotonic() + 20
     while any(to in one.command for one in lab.world.processes()):
@@ -219,7 +219,7 @@ def test_exim_killed_while_it_writes_the_message_delivers_it_once_later(
 
 
 def await_child(lab: Lab, recipient: str) -> Process:
-    """Wait until somebody delivers to *recipient*, behind his supervisor; return him."""
+    """Wait until a process delivers to *recipient*, behind its script; return it."""
     until = time.monotonic() + 20
     while True:
         found = [

@@ -120,7 +120,7 @@ def delivering(lab: Lab) -> list[int]:
                     found[int(entry.name)] = parent
         except OSError:
             continue  # it has ended
-    # Under Exim, the parent of the one that delivers is its supervisor.
+    # Under Exim, the parent of the one that delivers is the script.
     return [pid for pid in found if pid not in found.values()]
 
 
