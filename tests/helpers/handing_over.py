@@ -22,7 +22,16 @@ import pytest
 
 from tests.helpers.piping import CHECKOUT, MESSAGE, TIMEOUT, Ended, all_answers
 
-__all__ = ["PERL", "PYTHON", "SEARCH", "Command", "child_of", "command", "in_perl"]
+__all__ = [
+    "PERL",
+    "PERL_CLIENT",
+    "PYTHON",
+    "SEARCH",
+    "Command",
+    "child_of",
+    "command",
+    "in_perl",
+]
 
 # The clients, by the interpreter.
 PERL, PYTHON = "perl", "python3"

@@ -88,12 +88,14 @@ class Plan:
 
     `tree` is the unpacked packages; `needed` are directories that must be there at the
     same path and readable by every user (the checkout, Python); `mounts` maps further
-    directories to the place where the lab shall see them as well.
+    directories to the place where the lab shall see them as well; `links` are symbolic
+    links to be made there, by their names, in memory.
     """
 
     tree: str
     needed: list[str]
     mounts: dict[str, str]
+    links: dict[str, str]
 
 
 def main() -> None:
@@ -140,7 +142,9 @@ def build_mounts(plan: Plan) -> None:
         show(path, stash[path])
     for path, place in plan.mounts.items():
         Path(place).mkdir(parents=True)
-        run("mount", "--rbind", str(stash[path]), place)
+        overlay(stash[path], Path(place))
+    for name, target in plan.links.items():
+        Path(name).symlink_to(target)
     fill_dev(devices)
     fill_var()
     run("mount", "-t", "proc", "proc", "/proc")

@@ -7,6 +7,7 @@ where they are to be when something happens, however busy the machine is.
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -34,7 +35,8 @@ class Act:
 
     `statuses` are those of the first attempts: of messages before their dot, and of the
     one at its dot; None where nobody is left to log one. `copies` are those of the latter in
-    the end; all others arrive once. `doors` are those that it concerns.
+    the end; all others arrive once. `doors` are those that it concerns. The messages are
+    sent in the surroundings that `within` makes.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Act:
     statuses: tuple[str, str] | None
     copies: int
     doors: Sequence[str] = DOORS
+    within: Callable[[Lab], AbstractContextManager[object]] = nullcontext
 
     def domain(self, phase: str) -> str:
         """Return the first label of the domain that has a host of its own."""
@@ -76,7 +79,23 @@ def end_daemon(lab: Lab) -> None:
 
 def kill_clients(lab: Lab) -> None:
     """Kill the processes that have handed over; their shells answer for them."""
-    assert kill_all(lab, "handover")
+    assert kill_all(lab, "/handover.pl ")
+
+
+def kill_clients_of_python(lab: Lab) -> None:
+    """The same, where they are of Python."""
+    assert kill_all(lab, "/handover.py ")
+
+
+@contextmanager
+def without_perl(lab: Lab) -> Iterator[None]:
+    """Let the lab have no Perl for a while."""
+    away = ["mv", "/usr/bin/perl", "/usr/bin/not-perl"]
+    lab.world.run("mta", away)
+    try:
+        yield
+    finally:
+        lab.world.run("mta", [away[0], *reversed(away[1:])])
 
 
 def kill_mail_servers(lab: Lab) -> None:
@@ -93,6 +112,12 @@ ACTS = (
         kill_clients,
         ("deferred", "deferred"),
         *(1, (HANDED, HANDED_EXIM)),
+    ),
+    Act(
+        "python-killed",
+        kill_clients_of_python,
+        ("deferred", "deferred"),
+        *(1, (HANDED, HANDED_EXIM), without_perl),
     ),
     Act("server-killed", kill_mail_servers, None, 1),
 )
@@ -132,9 +157,10 @@ def test_message_arrives_once_unless_the_daemon_dies_at_the_dot(
         if one.case.name in names and one.transport in act.doors
     ]
     lab.hosts.hold()
-    sent = [lab.send_case(one) for one in placed]
-    for one in placed:
-        await_phase(lab, one, names[one.case.name])
+    with act.within(lab):
+        sent = [lab.send_case(one) for one in placed]
+        for one in placed:
+            await_phase(lab, one, names[one.case.name])
     act.do(lab)
     if act.statuses is not None:
         before, at_dot = act.statuses

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -192,6 +193,7 @@ def _start_holder(tree: Path, installed: Path) -> subprocess.Popen[str]:
         tree=str(tree),
         needed=_needed_directories(),
         mounts={str(installed): INSTALLED},
+        links=_as_installed(installed),
     )
     own = ["--mount", "--propagation", "private", "--pid", "--ipc", "--uts", "--fork"]
     python = [sys.executable, "-I", inside.__file__, json.dumps(vars(plan))]
@@ -204,6 +206,18 @@ def _start_holder(tree: Path, installed: Path) -> subprocess.Popen[str]:
         env=ENVIRONMENT,
         start_new_session=True,  # Ctrl-C is for us to handle, not for process 1
     )
+
+
+def _as_installed(installed: Path) -> dict[str, str]:
+    """Return what makes an environment look as one that has mxpolicy's wheel.
+
+    That of the tests finds the checkout by a ``.pth`` file, and the script would not find
+    its two clients.
+    """
+    packages = Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+    if installed != Path(sys.prefix) or (installed / packages / "mxpolicy").exists():
+        return {}
+    return {f"{INSTALLED}/{packages}/mxpolicy": str(CHECKOUT / "mxpolicy")}
 
 
 def _needed_directories() -> list[str]:
