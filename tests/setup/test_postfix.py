@@ -32,7 +32,15 @@ ASKED = {
     "lmtp": Asked(lmtp=True, all_mail=True),
     "all-and-policy": Asked(all_mail=True, policy=True, config="/srv/mx.yaml"),
 }
-SAMPLES = ("debian", "mailcow", "dockermailserver", "byhand", "manylines")
+SAMPLES = (
+    "debian",
+    "mailcow",
+    "dockermailserver",
+    "plesk",
+    "ispconfig",
+    "byhand",
+    "manylines",
+)
 
 every_sample = pytest.mark.parametrize("name", SAMPLES)
 every_way = pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
