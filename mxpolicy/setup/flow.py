@@ -28,7 +28,9 @@ _HALF_DONE = (
 
 _INTERRUPTED = {
     Stage.UNFINISHED: "An earlier set-up was interrupted; --apply finishes it.",
-    Stage.HALF_UNDONE: "An earlier --undo was interrupted; --undo --apply finishes it.",
+    Stage.HALF_UNDONE: "A file is as it was before set-up: an earlier --undo was"
+    " interrupted, or another program has written it. --apply sets up again; --undo"
+    " --apply takes the rest back.",
 }
 
 

@@ -64,3 +64,29 @@ def test_what_went_wrong_comes_last_in_one_file(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert "  - default_transport = mxpolicy:" in lines[:-1]
     assert lines[-1] == f"mxpolicy: another set-up of {directory} runs"
+
+
+def test_file_that_a_panel_has_written_anew_is_set_up_again(tmp_path: Path) -> None:
+    directory = sample("ispconfig", tmp_path / "postfix")
+    before = (directory / "main.cf").read_bytes()
+    server = Postfix(Copy(directory))
+    stream = io.StringIO()
+
+    def all_mail() -> None:
+        terminal = Terminal(stream, {})
+        set_up(server, Asked(all_mail=True), ((), ()), terminal, is_applied=True)
+
+    all_mail()
+    after = (directory / "main.cf").read_bytes()
+    (directory / "main.cf").write_bytes(before)
+    all_mail()
+    assert "or another program has written it. --apply sets up again" in (
+        stream.getvalue()
+    )
+    assert (directory / "main.cf").read_bytes() == after
+    (directory / "main.cf").write_bytes(before + b"panel_made = yes\n")
+    all_mail()
+    what = server.undoing()
+    assert what is not None
+    server.undo(what)
+    assert (directory / "main.cf").read_bytes() == before + b"panel_made = yes\n"
