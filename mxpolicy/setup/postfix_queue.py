@@ -39,13 +39,21 @@ def waiting(ask: Ask, transports: set[str], first: str = "") -> list[str]:
         transports: Their names.
         first: What is to be done first, or they would soon be bound again.
 
+    Raises:
+        SetupError: The queue cannot be looked at.
     """
     if not transports:
         return []
     # Such a message keeps its content_filter or FILTER in its own queue file,
     # whatever main.cf says later.
     limits = {"patience": QUEUE_PATIENCE, "most": MOST_OF_QUEUE}
-    lines = ask("postqueue", "-j", **limits).splitlines()
+    try:
+        lines = ask("postqueue", "-j", **limits).splitlines()
+    except SetupError as error:
+        raise SetupError(
+            f"{error}; so it is not known whether a message in the queue is bound to"
+            f" {' or '.join(sorted(transports))}: mend that first"
+        ) from error
     queue = {
         one["queue_id"]: one["queue_name"]
         for one in map(json.loads, lines)

@@ -4,6 +4,8 @@ By the lines of contrib/postfix/policy/main.cf and the ACL of contrib/exim, as t
 """
 
 import contextlib
+import json
+import os
 import re
 import signal
 import socket
@@ -199,6 +201,27 @@ def test_postfix_asks_the_daemon(lab: Lab, daemon: Daemon, way: str) -> None:
         assert len(mine) == 1
     with Stranger(lab.world) as stranger:
         assert rcpt(stranger, [ROOT], NULL_MX) == [NO_SENDER]
+    at = way.replace("192.0.2.1", MTA)
+    assert of_policy(lab) == {
+        f"ok: smtp/inet asks the daemon at {at}, which answers",
+        f"ok: the daemon at {at} is asked; without an answer mail goes on",
+        "ok: nothing in main.cf asks mxpolicy-policy, nor does an smtpd(8) with -o",
+    }
+    daemon.end(signal.SIGKILL)
+    [dead] = [one for one in of_policy(lab) if one.startswith("warn: ")]
+    assert f"smtp/inet asks the daemon at {at}, where none answers (" in dead
+
+
+def of_policy(lab: Lab) -> set[str]:
+    """Return what ``mxpolicy check`` says of who asks."""
+    for name in ("main.cf", "master.cf"):
+        # Postfix's programs sleep until a file they read is two seconds old.
+        os.utime(lab.world.path(f"/etc/postfix/{name}"), (0, 0))
+    done = lab.mta_exec([f"{INSTALLED}/bin/mxpolicy", "check", "--json"])
+    found = {
+        f"{one['level']}: {one['text']}" for one in json.loads(done.stdout)["items"]
+    }
+    return {one for one in found if " asks " in one or " is asked" in one}
 
 
 def test_ask_shows_what_postfix_is_answered(lab: Lab, daemon: Daemon) -> None:

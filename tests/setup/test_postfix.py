@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mxpolicy.check.postconf import Ended
 from mxpolicy.setup.cf_text import entries
 from mxpolicy.setup.disk import Disk, SetupError
 from mxpolicy.setup.kept import Stage, load
@@ -395,6 +396,18 @@ def test_message_that_leaves_the_queue_meanwhile(tmp_path: Path) -> None:
     [sentence] = waiting(postfix.ask, {"mxpolicy"})
     assert "1 queued messages" in sentence
     assert "BB" in sentence
+
+
+def test_queue_that_cannot_be_looked_at_stops_the_undo(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    run = Copy(directory)
+    applied(Postfix(run), Asked())
+    broken = Ended(1, "", "postqueue: fatal: bad string length 0 < 1: myhostname =")
+    postfix = Postfix(
+        lambda *argv, **how: broken if argv[0] == "postqueue" else run(*argv, **how)
+    )
+    with pytest.raises(SetupError, match=r"myhostname =; so .* mend that first"):
+        postfix.undoing()
 
 
 def test_message_that_comes_during_undo_is_told(tmp_path: Path) -> None:
