@@ -124,7 +124,8 @@ class _Looking:
             return [tell(Level.OK, text)]
         self._exim = exim.see(ask, daemon.places(options, os.environ, "lmtp"))
         is_alone = Postconf.find(os.environ.get("PATH", "")) is None
-        return exim.look(self._exim, options, HERE, is_alone=is_alone)
+        sockets = daemon.places(options, os.environ, "policy")
+        return exim.look(self._exim, options, HERE, sockets, is_alone=is_alone)
 
     def _machine(self, options: Options) -> list[Item]:
         return surroundings.look(options, os.environ, self._user())

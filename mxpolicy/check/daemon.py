@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
 
-__all__ = ["connect", "enabled_units", "look", "places", "runs_systemd"]
+__all__ = ["Answer", "connect", "enabled_units", "look", "places", "runs_systemd"]
 
 # The users of the mail servers, as Debian and others have them. A delivery of Exim's has
 # no group but one; processes of Postfix have all of the user's.

@@ -12,7 +12,9 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from mxpolicy.check.access import current
 from mxpolicy.check.command import gather
+from mxpolicy.check.exim_acl import judge_question, questions
 from mxpolicy.check.exim_rows import (
     Lmtp,
     Transport,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from mxpolicy.check.access import Account
+    from mxpolicy.check.exim_acl import Question
     from mxpolicy.check.machine import Machine
     from mxpolicy.check.postconf import Ended
     from mxpolicy.check.report import Item
@@ -63,12 +66,16 @@ class Exim(NamedTuple):
             daemon; options by name.
         routers: Those that lead there.
         rules: What ``-brt`` says of the retry rule, by domain.
+        questions: Its ACLs ask a policy service so.
+        user: The name of the account that it runs as; empty when it is not known.
     """
 
     pipes: Mapping[str, Stanza]
     lmtps: Mapping[str, Stanza]
     routers: Mapping[str, Stanza]
     rules: Mapping[str, str]
+    questions: Sequence[Question] = ()
+    user: str = ""
 
     @property
     def uses_daemon(self) -> bool:
@@ -117,7 +124,7 @@ def see(ask: Callable[..., str], sockets: Collection[str]) -> Exim:
         if one.get("driver") == "lmtp" and one.get("socket") in sockets
     }
     if not pipes and not lmtps:
-        return Exim({}, {}, {}, {})
+        return Exim({}, {}, {}, {}, *_asking(ask))
     routers = {
         name: one
         for name, one in stanzas(ask("-bP", "routers")).items()
@@ -125,7 +132,14 @@ def see(ask: Callable[..., str], sockets: Collection[str]) -> Exim:
     }
     domains = dict.fromkeys(map(_domain_of, routers.values())) or {_ANY: None}
     rules = {one: ask("-brt", one).strip() for one in domains}
-    return Exim(pipes, lmtps, routers, rules)
+    return Exim(pipes, lmtps, routers, rules, *_asking(ask))
+
+
+def _asking(ask: Callable[..., str]) -> tuple[list[Question], str]:
+    """Return how a policy service is asked, and the user that asks."""
+    found = questions(ask("-bP", "config"))
+    user = ask("-bP", "exim_user").partition("=")[2].strip() if found else ""
+    return found, user
 
 
 def stanzas(text: str) -> dict[str, Stanza]:
@@ -183,7 +197,12 @@ def _account(transport: Stanza, machine: Machine) -> Account | None:
 
 
 def look(
-    exim: Exim, options: Options, machine: Machine, *, is_alone: bool
+    exim: Exim,
+    options: Options,
+    machine: Machine,
+    sockets: Collection[str] = (),
+    *,
+    is_alone: bool,
 ) -> list[Item]:
     """Judge *exim*.
 
@@ -191,18 +210,37 @@ def look(
         exim: From `see`.
         options: As understood by this check.
         machine: This one.
+        sockets: Of the daemon's policy service.
         is_alone: Whether there is no other mail server.
     """
     if not exim.pipes and not exim.lmtps:
         text = "Exim is here; no transport of it runs mxpolicy"
-        return said(warn(is_alone, text, "mxpolicy setup exim"), ok(not is_alone, text))
+        unused = said(
+            warn(is_alone, text, "mxpolicy setup exim"), ok(not is_alone, text)
+        )
+        return unused + _judge_questions(exim, options, machine, sockets)
     items: list[Item] = []
     for name, one in exim.pipes.items():
         items += judge_pipe(_gather(name, one, machine))
     for name, one in exim.lmtps.items():
         items += judge_lmtp(Lmtp(name, one, options.lmtp.timeout))
     items += judge_routers({**exim.pipes, **exim.lmtps}, exim.routers)
-    return items + judge_retry(exim.rules)
+    items += judge_retry(exim.rules)
+    return items + _judge_questions(exim, options, machine, sockets)
+
+
+def _judge_questions(
+    exim: Exim, options: Options, machine: Machine, sockets: Collection[str]
+) -> list[Item]:
+    # Where Postfix alone delivers, or nothing yet: the one of contrib's samples.
+    deliveries = user_of(exim, machine) or machine.account("mxpolicy") or current()
+    asks = machine.account(exim.user) if exim.user else None
+    own = options.policy.timeout
+    return [
+        item
+        for one in exim.questions
+        for item in judge_question(one, sockets, own, (asks, deliveries), machine)
+    ]
 
 
 def _gather(name: str, options: Stanza, machine: Machine) -> Transport:

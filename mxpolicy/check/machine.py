@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mxpolicy.check.access import Account
+    from mxpolicy.check.daemon import Answer
     from mxpolicy.options import Options
 
 __all__ = ["HERE", "Machine"]
@@ -28,7 +29,7 @@ class Machine(NamedTuple):
         objection: Why an account may not do something with a file; see `access.objection`.
         obstacle: What keeps an account from running a program.
         exists: Whether a file does.
-        trouble: Why nothing answers at a socket; empty when something does.
+        answer: What a socket of the policy service does.
         load: The options in the file that ``--config`` names, or in the usual one.
         start: The command that starts the daemon.
     """
@@ -38,7 +39,7 @@ class Machine(NamedTuple):
     objection: Callable[[Account, str, int], str]
     obstacle: Callable[[Account, str], Obstacle]
     exists: Callable[[str], bool]
-    trouble: Callable[[str], str]
+    answer: Callable[[str], Answer]
     load: Callable[[str | None], Options]
     start: str
 
@@ -61,7 +62,7 @@ HERE = Machine(
     objection,
     obstacle,
     os.path.exists,
-    lambda at: connect(at, "policy").trouble,
+    lambda at: connect(at, "policy"),
     lambda path: load(path, {}),
     "systemctl restart mxpolicy.service" if runs_systemd() else "mxpolicy serve",
 )

@@ -152,7 +152,7 @@ def judge_daemon(
     shut = [
         why for one in local if user and (why := machine.objection(user, one, WRITE))
     ]
-    dead = [why for one in looked if (why := machine.trouble(one))]
+    dead = [why for one in looked if (why := machine.answer(one).trouble)]
     queue = settings["queue_directory"]
     # Where mail is put off without an answer, a warning is too little.
     level = warn if client.default_action.upper().startswith("DUNNO") else fail

@@ -17,6 +17,7 @@ from difflib import ndiff
 from pathlib import Path
 
 from mxpolicy.check.access import Account
+from mxpolicy.check.daemon import Answer
 from mxpolicy.check.installation import Obstacle
 from mxpolicy.check.machine import Machine
 from mxpolicy.check.postconf import Ended
@@ -98,8 +99,10 @@ MACHINE = Machine(
     ),
     objection=_objection,
     obstacle=lambda who, program: Obstacle(_objection(who, program, 0)),
-    trouble=lambda at: (
-        "" if at == "/run/mxpolicy/policy" else "No such file or directory"
+    answer=lambda at: (
+        Answer(owner=64101)
+        if at == "/run/mxpolicy/policy"
+        else Answer("No such file or directory")
     ),
     exists=lambda path: path.startswith("/srv/"),
     load=_load,

@@ -36,7 +36,7 @@ def seen(
     transports: str = TRANSPORTS, routers: str = ROUTERS, rule: str = HAS_RULE
 ) -> Exim:
     """Return what is seen of an Exim that prints these."""
-    answers = {"transports": transports, "routers": routers}
+    answers = {"transports": transports, "routers": routers, "config": ""}
 
     def ask(how: str, what: str) -> str:
         return answers[what] if how == "-bP" else rule

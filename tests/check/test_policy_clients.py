@@ -7,6 +7,7 @@ from collections import defaultdict
 import pytest
 
 from mxpolicy.check import postfix
+from mxpolicy.check.daemon import Answer
 from mxpolicy.check.master_cf import parse_services
 from mxpolicy.check.policy_clients import Client, looked_at
 from mxpolicy.check.postconf import Ended, Postconf
@@ -45,7 +46,7 @@ def look(
         return Ended(0, "".join(lines), "")
 
     machine = recorded.MACHINE._replace(
-        trouble=lambda at: "" if at in SOCKETS else "Connection refused",
+        answer=lambda at: Answer("" if at in SOCKETS else "Connection refused"),
         objection=lambda who, path, wanted: "",
     )
     seen = postfix.see(Postconf(answer))
