@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +23,7 @@ from mxpolicy.check.exim_rows import (
     judge_pipe,
     judge_retry,
     judge_routers,
+    judge_ways,
 )
 from mxpolicy.check.master_cf import PROGRAM
 from mxpolicy.check.postconf import PostfixUnseen, directory_of, run
@@ -51,6 +53,18 @@ _HEAD = re.compile(r"(\S+) (router|transport):")
 # As Exim has it on the command line.
 _EXAMPLE = "user@example.com"
 
+# "  router = dnslookup, transport = remote_smtp"
+_WAY = re.compile(r"^\s*router = ([^\s,]+), transport = (\S+)", re.M)
+
+# What decides besides the domain whether a router takes an address.
+_CONDITIONS = (
+    *("condition", "senders", "local_parts", "require_files"),
+    *("local_part_prefix", "local_part_suffix"),
+)
+
+# In a list of domains: those of set-up.
+_KNOWN = re.compile(r"!|\+local_domains|(?:\*\.)?[\w-]+(?:\.[\w-]+)+", re.A)
+
 _ANY = "example.com"  # a domain that only a rule for all domains matches
 _DOMAIN = re.compile(r"[\w-]+(\.[\w-]+)+", re.A)
 
@@ -67,6 +81,8 @@ class Exim(NamedTuple):
         routers: Those that lead there.
         rules: What ``-brt`` says of the retry rule, by domain.
         questions: Its ACLs ask a policy service so.
+        ways: By which router and transport mail goes that a router of ours should
+            take, by the name of that router.
         user: The name of the account that it runs as; empty when it is not known.
     """
 
@@ -76,6 +92,7 @@ class Exim(NamedTuple):
     rules: Mapping[str, str]
     questions: Sequence[Question] = ()
     user: str = ""
+    ways: Mapping[str, tuple[str, str]] = {}
 
     @property
     def uses_daemon(self) -> bool:
@@ -132,7 +149,29 @@ def see(ask: Callable[..., str], sockets: Collection[str]) -> Exim:
     }
     domains = dict.fromkeys(map(_domain_of, routers.values())) or {_ANY: None}
     rules = {one: ask("-brt", one).strip() for one in domains}
-    return Exim(pipes, lmtps, routers, rules, *_asking(ask))
+    return Exim(pipes, lmtps, routers, rules, *_asking(ask), _ways(ask, routers))
+
+
+def _ways(
+    ask: Callable[..., str], routers: Mapping[str, Stanza]
+) -> dict[str, tuple[str, str]]:
+    """Return by which router and transport Exim delivers what *routers* should take.
+
+    By name of the router. Left out is what cannot be told from a domain alone.
+    """
+    ways = {}
+    for name, one in routers.items():
+        if any(one.get(condition) for condition in _CONDITIONS):
+            continue
+        words = one.get("domains", "").replace(":", " ").split()
+        if not all(map(_KNOWN.fullmatch, words)):
+            continue
+        # Where name servers are away, a router may not say.
+        with suppress(PostfixUnseen):
+            said_of = ask("-bt", f"user@{_domain_of(one)}")
+            if found := _WAY.search(said_of):
+                ways[name] = (found[1], found[2])
+    return ways
 
 
 def _asking(ask: Callable[..., str]) -> tuple[list[Question], str]:
@@ -225,6 +264,7 @@ def look(
     for name, one in exim.lmtps.items():
         items += judge_lmtp(Lmtp(name, one, options.lmtp.timeout))
     items += judge_routers({**exim.pipes, **exim.lmtps}, exim.routers)
+    items += judge_ways(exim.ways, {*exim.pipes, *exim.lmtps})
     items += judge_retry(exim.rules)
     return items + _judge_questions(exim, options, machine, sockets)
 

@@ -15,7 +15,7 @@ from mxpolicy.check.time_limit import LEAST_MARGIN, MARGIN
 from mxpolicy.pipe_command import DOT_TIME, time_needed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from mxpolicy.check.report import Item
 
@@ -29,6 +29,7 @@ __all__ = [
     "judge_pipe",
     "judge_retry",
     "judge_routers",
+    "judge_ways",
     "parse_time",
 ]
 
@@ -284,6 +285,27 @@ def judge_routers(
             ),
         ]
     return said(*rows)
+
+
+def judge_ways(
+    ways: Mapping[str, tuple[str, str]], transports: Collection[str]
+) -> list[Item]:
+    """Say where mail that a router of ours should take goes another way.
+
+    Args:
+        ways: By which router and transport it goes, by the name of our router.
+        transports: Ours.
+    """
+    return said(
+        *(
+            warn(
+                transport not in transports,
+                f"router {name} does not get its mail: router {other}, which stands"
+                f" before it, sends it to {transport}",
+            )
+            for name, (other, transport) in ways.items()
+        )
+    )
 
 
 def judge_retry(rules: Mapping[str, str]) -> list[Item]:

@@ -105,8 +105,9 @@ class Exim(MailServer):
         path = self.single_file
         parts = exim_by_hand.lines(asked, path, read_text(path) or "")
         commands = [] if path != self._template else [" ".join(UPDATE)]
-        if daemon := self._daemon():
-            commands.append(f"kill -HUP $(cat {daemon[0]})")
+        with suppress(MxPolicyError, OSError):  # another user may not see it
+            if daemon := self._daemon():
+                commands.append(f"kill -HUP $(cat {daemon[0]})")
         return [*parts, ("then", "\n".join(commands))]
 
     def left(self) -> list[str]:
@@ -211,7 +212,8 @@ class Exim(MailServer):
         if not what.steps:
             return []
         daemon = None
-        with suppress(MxPolicyError):  # apply will meet it, and say so
+        # Another user may not see it; what else there is, apply will meet and say.
+        with suppress(MxPolicyError, OSError):
             daemon = self._daemon()
         return [UPDATE, *([("kill", "-HUP", str(daemon[1]))] if daemon else [])]
 

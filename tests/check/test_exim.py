@@ -33,12 +33,18 @@ batch_max = {}
 
 
 def seen(
-    transports: str = TRANSPORTS, routers: str = ROUTERS, rule: str = HAS_RULE
+    transports: str = TRANSPORTS,
+    routers: str = ROUTERS,
+    rule: str = HAS_RULE,
+    way: str = "mxpolicy",
+    by: str = "mxpolicy",
 ) -> Exim:
     """Return what is seen of an Exim that prints these."""
     answers = {"transports": transports, "routers": routers, "config": ""}
 
     def ask(how: str, what: str) -> str:
+        if how == "-bt":
+            return f"{what}\n  router = {way}, transport = {by}\n"
         return answers[what] if how == "-bP" else rule
 
     return see(ask, ["/run/mxpolicy/lmtp"])
@@ -60,6 +66,31 @@ def test_contrib_is_well() -> None:
     assert "deferred after 3500 s at the latest, killed by Exim after 1h" in text
     assert "router mxpolicy leads to mxpolicy: ! +local_domains" in text
     assert "what is deferred for example.com is tried again: * * F,2h,15m;" in text
+
+
+def test_router_that_stands_before_ours_is_named() -> None:
+    [item] = bad(look(way="smarthost", by="remote_smtp_smarthost"))
+    assert item.level is Level.WARN
+    assert "router mxpolicy does not get its mail: router smarthost, which" in item.text
+    assert "sends it to remote_smtp_smarthost" in item.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("domains = ! +local_domains\n", "domains = +by_mxpolicy\n"),
+        ("condition = \n", "condition = ${if eq{a}{b}}\n"),
+        ("senders = \n", "senders = *@example.org\n"),
+    ],
+)
+def test_router_that_takes_some_mail_is_not_judged_by_a_domain(
+    old: str, new: str
+) -> None:
+    head, ours, rest = ROUTERS.partition("mxpolicy router:\n")
+    mine, next_one, others = rest.partition(" router:\n")
+    assert old in mine
+    routers = head + ours + mine.replace(old, new) + next_one + others
+    assert seen(routers=routers, way="other", by="remote_smtp").ways == {}
 
 
 def test_rows_want_what_contrib_says() -> None:
