@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
+import os
 import time
-from copy import copy
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery.admission import Admission
@@ -51,7 +50,7 @@ class Context:
         dial: Connects to a candidate without proxy or relay.
         clock: Seconds, monotonic, in step with the event loop's.
         utc: Seconds since the epoch, in step with the store's.
-        chance: 0 to 1, as `random.random`.
+        chance: Returns 0 to 1, another number each time.
         is_own_address: Whether an address is one of this machine's.
         calls: The deliveries under way in this process. Contexts of one process that
             share a store must share it.
@@ -90,7 +89,9 @@ class Context:
         dial: Dial = dial_directly,
         clock: Callable[[], float] = time.monotonic,
         utc: Callable[[], float] = time.time,
-        chance: Callable[[], float] = random.random,
+        chance: Callable[[], float] = lambda: (
+            int.from_bytes(os.urandom(4), "big") / 2**32
+        ),
         is_own_address: Callable[[str], bool] = is_local_address,
         calls: Calls | None = None,
         keeps_sessions: bool = False,
@@ -141,6 +142,8 @@ class Context:
         Raises:
             ConfigError: As at the beginning. Nothing has changed.
         """
+        from copy import copy  # not in each process for one message
+
         other = copy(self)
         is_same = options.resolver == self.options.resolver
         if not is_same and not self._is_resolver_given:

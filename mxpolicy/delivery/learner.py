@@ -47,7 +47,7 @@ class Learner:
     Args:
         memory: Where it is kept.
         trace: The message's.
-        chance: 0 to 1, as `random.random`.
+        chance: Returns 0 to 1, another number each time.
         aim: The nexthop's one spelling; some records are for mail to it only.
         message_id: Names the message, the same when it is tried again.
         of_tls: What was known of broken STARTTLS when the message began.
