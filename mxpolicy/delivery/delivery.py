@@ -104,7 +104,7 @@ class Delivery:
         entries = Entries(
             context, self._journal_keys, self._owner, request.deadline + DOT_TIME
         )
-        shared = context, entries, self.settlement, self.trace.trouble
+        shared = entries, self.settlement, self.trace.trouble
         self.claims = Claims(*shared)
         self.outcome_notes = OutcomeNotes(*shared)
         # By recipient, once its hosts are dialled: the learners are told, too.

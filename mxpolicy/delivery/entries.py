@@ -1,30 +1,32 @@
 """The journal's entries of one message, as the store has them and as we know them.
 
 `mxpolicy.delivery.claims` and `mxpolicy.delivery.outcome_notes` share them. Each recipient
-has an entry of its own (`mxpolicy.delivery.journal`). An entry is replaced only if it is
-still the one that we know, so that two deliveries of one message notice each other.
-
-A disk may be slow, and only the journal prevents a second copy. So the store is asked
-again, after a final dot for longer than before it (`Patience`). Then it counts as away.
+has an entry of its own (`mxpolicy.delivery.journal`). It is replaced only if it is still
+the one that we know (`mxpolicy.delivery.known_entry`). So two deliveries of one message
+notice each other.
 """
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, TypeVar
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING
 
-from mxpolicy.delivery.journal import Entry, EntryState
-from mxpolicy.state.store import HEAVY, JOURNAL, Replacement
+from mxpolicy.delivery import trouble
+from mxpolicy.delivery.journal import Entry, EntryState, Past, waiting_entry
+from mxpolicy.delivery.known_entry import KnownEntry
+from mxpolicy.delivery.patience import ANSWER, ANSWER_AFTER_DOT, after_dot, before_dot
+from mxpolicy.state.store import HEAVY, JOURNAL, LIGHT, Operation, Replacement
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from mxpolicy.delivery.context import Context
-    from mxpolicy.delivery.journal import Past
+    from mxpolicy.delivery.known_entry import Meaning
     from mxpolicy.delivery.owner import Owner
-    from mxpolicy.state.store import Store
+    from mxpolicy.delivery.patience import Patience
 
-__all__ = ["ANSWER", "ANSWER_AFTER_DOT", "KEPT", "KEPT_IN_PART", "Entries"]
+__all__ = ["KEPT", "KEPT_IN_PART", "Entries"]
 
 # Seconds. A message that every recipient has comes back only if our answer was lost.
 # Postfix and Exim then ask again within hours.
@@ -34,20 +36,8 @@ KEPT = 24 * 3600.0
 # four). The mail server may have made a deferral of the refusal.
 KEPT_IN_PART = 7 * 24 * 3600.0
 
-# Seconds for one answer of the store, before a final dot and after one. After it, only
-# the journal can prevent a second copy.
-ANSWER, ANSWER_AFTER_DOT = 10.0, 60.0
-# The same for all answers of one call, which has a deadline.
-_ALL, _ALL_AFTER_DOT = 30.0, 60.0
-# The same for one answer while the last one did not come.
-_HARDLY = 1.0
-# Seconds until the next try when another process has changed what we were to change.
-_RETRY = 0.1
-
 # Seconds that a claim holds past the deadline: to write what became of it.
 _SLACK = 60.0
-
-T = TypeVar("T")
 
 
 class Entries:
@@ -59,17 +49,6 @@ class Entries:
             A recipient that has none is delivered to without a journal.
         owner: The delivery.
         deadline: Seconds from now until we are done.
-
-    Attributes:
-        store, keys: As given.
-        me: The owner.
-        until: When our claims end, UTC.
-        held: By recipient: what we have read or written last.
-        noted: Recipients for which we have written an entry, perhaps.
-        earlier: Recipients with an outcome of an earlier delivery.
-        dots: By recipient: when the last dot was noted, UTC.
-        before_dot: How long the store is waited for until a dot may be out.
-        at_end: The same for what is written of outcomes; longer after a dot.
     """
 
     def __init__(
@@ -77,133 +56,252 @@ class Entries:
     ) -> None:
         self._utc = context.utc
         self._calls = context.calls
-        self.store = context.store
-        self.keys = keys
-        self.me = owner
-        self.until = context.utc() + deadline + _SLACK
-        self.held: dict[int, bytes] = {}
-        self.noted: set[int] = set()
-        self.earlier: set[int] = set()
-        self.dots: dict[int, float] = {}
-        self.before_dot = Patience(ANSWER, min(_ALL, deadline / 3))
-        self._after_dot = _after_dot()
-        self.at_end = self.before_dot
+        self._store = context.store
+        self._is_durable = context.options.journal.durable
+        self._late_reply = context.options.transaction.late_reply
+        self._keys = keys
+        self._me = owner
+        self._until = context.utc() + deadline + _SLACK  # the end of our claims
+        self._known = defaultdict[int, KnownEntry](lambda: KnownEntry(owner))
+        self._before_dot = before_dot(deadline)
+        self._after_dot = after_dot()
+        # For what is written of outcomes: longer after a dot.
+        self._at_end = self._before_dot
+
+    def __contains__(self, number: int) -> bool:
+        """Return whether the recipient has an entry, or is to have one."""
+        return number in self._keys
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the recipients that have."""
+        return iter(self._keys)
 
     def has_memory(self) -> bool:
         """Return whether what is noted now is known to the next attempt."""
-        return self.store.is_kept(JOURNAL)
+        return self._store.is_kept(JOURNAL)
 
-    def dot_may_be_out(self) -> None:
-        """Wait for the store as long as is right after a dot, from now on."""
-        self.at_end = self._after_dot
+    def earlier(self, number: int) -> bytes | None:
+        """Return the entry that another delivery has settled; None where none has."""
+        entry = self._known[number]
+        return entry.value if entry.known == "settled" else None
 
-    def late_replies_follow(self) -> None:
-        """Wait for the store anew: the call of before has its answer."""
-        self.at_end = _after_dot()
+    # -- claims ---------------------------------------------------------------
 
-    def new(self, state: EntryState, past: Past, relay: str = "") -> Entry:
-        """Return an entry of ours."""
-        return Entry(state, self.me, self.until, relay, past=past)
+    @property
+    def are_claimed_here(self) -> bool:
+        """Whether claims are kept in the memory of this process."""
+        return self._calls.keeps_claims
 
-    def replacements(
-        self, known: Mapping[int, bytes | None], entries: Mapping[int, bytes]
-    ) -> list[Replacement]:
-        """Return what is to be written: *known* by *entries*, each key once.
+    def claim_here(self, number: int) -> bool:
+        """Return whether no other delivery of this process has the recipient.
 
-        A recipient that is named twice has one key. Its second row would find the first.
+        Then none gets it before it is released.
         """
-        expires = self._utc() + KEPT_IN_PART
-        rows = {
-            key: Replacement(key, known.get(number), entry, expires, HEAVY)
-            for number, entry in entries.items()
-            for key in (self.keys[number],)
-        }
-        return [*rows.values()]
+        if number not in self._keys:
+            return True
+        key = self._keys[number]
+        return self._calls.claim(key, self._me, self._until, self._utc())
 
     def release(self, number: int) -> None:
         """Let another delivery of this process have the recipient."""
-        if number in self.keys:
-            self._calls.release(self.keys[number], self.me)
+        if number in self._keys:
+            self._calls.release(self._keys[number], self._me)
 
-    async def get(self, patience: Patience, number: int) -> bytes | None:
-        """Return the entry as the store has it."""
-        key = self.keys[number]
-        return await patience.ask(self.store, lambda store: store.get(key))
+    def release_all(self) -> None:
+        """The same for all recipients."""
+        self._calls.release_all(self._me)
 
-    async def change(
-        self, patience: Patience, number: int, old: bytes | None, new: bytes
+    async def look(self, number: int) -> tuple[Meaning, bytes | None]:
+        """Return what the entry means to us, and the entry as the store has it."""
+        value = await self._get(self._before_dot, number)
+        return self._known[number].read(value, self._utc(), self._calls.lives), value
+
+    async def take(self, numbers: Collection[int]) -> dict[int, Meaning]:
+        """Return what each entry means to us. One that is free is ours to replace."""
+        keys = [self._keys[number] for number in numbers]
+        rows = await self._before_dot.ask(
+            self._store, lambda store: store.get_many(keys)
+        )
+        found, now = dict[int, "Meaning"](), self._utc()
+        for number in numbers:
+            entry, value = self._known[number], rows.get(self._keys[number])
+            found[number] = entry.read(value, now, self._calls.lives)
+            if value is not None and isinstance(found[number], Past):
+                entry.left(value)
+        return found
+
+    async def claim(self, number: int, there: bytes | None, past: Past) -> bool:
+        """Write a claim in the place of *there*; return False also without an answer."""
+        mine = Entry(EntryState.CLAIMED, self._me, self._until, past=past).encode()
+        return await self._write(self._before_dot, number, there, mine)
+
+    async def goes_on(self) -> bool:
+        """Wait a moment, and return whether another try is worth it."""
+        return await self._before_dot.goes_on()
+
+    # -- the dot --------------------------------------------------------------
+
+    def dots(self, relay: str, pasts: Mapping[int, Past]) -> dict[int, bytes]:
+        """Return the notes that *relay* is about to see the final dot.
+
+        Args:
+            relay: A candidate's key as text.
+            pasts: Of the recipients. Those that have no entry are left out.
+        """
+        now = self._utc()
+        of_key: dict[str, bytes] = {}
+        notes = {}
+        for number, past in pasts.items():
+            if number in self._keys:
+                state = EntryState.DOT_SENT
+                entry = Entry(state, self._me, self._until, relay, past=past)
+                # One that is named twice has one entry.
+                one = of_key.setdefault(self._keys[number], entry.encode())
+                notes[number] = one
+                self._known[number].dot_at = now
+        return notes
+
+    def held(self, numbers: Iterable[int]) -> dict[int, bytes | None]:
+        """Return the entries that the store has, as far as we know."""
+        return {number: self._known[number].value for number in numbers}
+
+    async def write_dots(
+        self, there: Mapping[int, bytes | None], notes: Mapping[int, bytes]
     ) -> bool:
-        """Replace *old* by *new*; return False also when the store does not answer."""
-        row = self.keys[number], old, new, self._utc() + KEPT_IN_PART, HEAVY
-        self.noted.add(number)
-        done = await patience.ask(self.store, lambda store: store.replace(*row))
-        if done:
-            self.held[number] = new
-        return done
+        """Write *notes* in the place of *there*, all or none; return whether it is done."""
+        rows, durable = self._rows(there, notes), self._is_durable
+        for number in notes:
+            self._known[number].take("write")
+        done = await self._before_dot.ask(
+            self._store, lambda store: store.replace_all(rows, durable=durable)
+        )
+        if all(done):
+            self.are_written(notes)
+        return all(done)
+
+    def record_dots(
+        self,
+        notes: Mapping[int, bytes],
+        told: Callable[[list[bool] | BaseException], None],
+    ) -> None:
+        """Begin to write *notes* where there is nothing; see `Store.submit_replace`.
+
+        The dot is sent only if all are written.
+        """
+        for number in notes:
+            self._known[number].take("record")
+
+        def answered(done: list[bool] | BaseException) -> None:
+            if not isinstance(done, BaseException) and all(done):
+                for number in notes:
+                    self._known[number].take("recorded")
+                self.are_written(notes)
+                self.dot_may_be_out()
+            told(done)
+
+        self._store.patient(ANSWER).submit_replace(
+            self._rows({}, notes), answered, durable=self._is_durable
+        )
+
+    def are_written(self, notes: Mapping[int, bytes]) -> None:
+        """The store has *notes*."""
+        for number, note in notes.items():
+            self._known[number].value = note
+
+    def dot_may_be_out(self) -> None:
+        """Wait for the store as long as is right after a dot, from now on."""
+        self._at_end = self._after_dot
+
+    def _rows(
+        self, there: Mapping[int, bytes | None], notes: Mapping[int, bytes]
+    ) -> list[Replacement]:
+        """Return what is to be written, each key once: a second row would find the first."""
+        expires = self._utc() + KEPT_IN_PART
+        rows = {
+            key: Replacement(key, there.get(number), note, expires, HEAVY)
+            for number, note in notes.items()
+            for key in (self._keys[number],)
+        }
+        return [*rows.values()]
+
+    # -- what became of it ----------------------------------------------------
+
+    def late_replies_follow(self) -> None:
+        """Wait for the store anew: the call of before has its answer."""
+        self._at_end = after_dot()
+
+    async def put(
+        self, number: int, value: bytes, kept: float, *, durable: bool = False
+    ) -> None:
+        """Write *value* for *kept* seconds, whatever is written there."""
+        key, expires = self._keys[number], self._utc() + kept
+        # The entry of a message that all recipients have is missed least.
+        weight = LIGHT if kept == KEPT else HEAVY
+        await self._at_end.ask(
+            self._store,
+            lambda store: store.put(
+                key, value, expires, weight=weight, durable=durable
+            ),
+        )
+
+    def put_later(
+        self,
+        number: int,
+        value: bytes,
+        told: Callable[[BaseException | None], None],
+        *,
+        may_wait: bool,
+    ) -> None:
+        """Begin to write *value*, for a message that all have; see `Store.submit`."""
+        key = self._keys[number]
+        row = key, value, self._utc() + KEPT, LIGHT, False
+        self._store.patient(ANSWER_AFTER_DOT).submit(
+            Operation("put", key, row, None, may_wait), told
+        )
 
     async def put_in_place(self, number: int, value: bytes) -> None:
         """Replace our entry by *value*; another process's entry stays."""
-        patience = self.at_end
-        there = self.held.get(number)
-        while not await self.change(patience, number, there, value):
-            there = await self.get(patience, number)
-            if there == value or not self._is_ours(number, there):
+        patience, entry = self._at_end, self._known[number]
+        there = entry.value
+        while not await self._write(patience, number, there, value):
+            there = await self._get(patience, number)
+            if there == value or not entry.is_ours(there):
                 break
             if not await patience.goes_on():
                 break
 
+    async def await_reply(self, number: int, relay: str, past: Past) -> None:
+        """Say that the reply to the dot that *relay* has seen is still waited for."""
+        since = time.gmtime(self._known[number].dot_at)
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", since)
+        until = self._until + self._late_reply
+        entry = waiting_entry(trouble.awaited(relay, when), self._me, until, past)
+        await self.put_in_place(number, entry.encode())
+
     async def drop(self, number: int) -> None:
         """Delete our entry; another process's entry stays."""
-        if number not in self.noted and number not in self.held:
+        patience, entry = self._at_end, self._known[number]
+        if entry.known == "nothing":
             return
-        patience, key = self.at_end, self.keys[number]
-        there = await self.get(patience, number)
-        if there is not None and self._is_ours(number, there):
-            await patience.ask(self.store, lambda store: store.delete(key))
-        self.held.pop(number, None)
+        there = await self._get(patience, number)
+        if there is not None and entry.is_ours(there):
+            key = self._keys[number]
+            await patience.ask(self._store, lambda store: store.delete(key))
+        entry.value = None
+        entry.take("dropped")
 
-    def _is_ours(self, number: int, value: bytes | None) -> bool:
-        """Return whether *value* is our entry, or none.
+    async def _get(self, patience: Patience, number: int) -> bytes | None:
+        key = self._keys[number]
+        return await patience.ask(self._store, lambda store: store.get(key))
 
-        It may be one that we wrote and that came late.
-        """
-        if value is None or value == self.held.get(number):
-            return True
-        entry = Entry.decode(value)
-        return entry is None or entry.owner == self.me
-
-
-class Patience:
-    """How long a call waits for its store: for one answer, and for all of them.
-
-    Args:
-        answer: Seconds for one, while the last one came in its time.
-        left: Seconds for all.
-    """
-
-    def __init__(self, answer: float, left: float) -> None:
-        self._answer = answer
-        self._left = left
-        self._was_answered = True
-
-    async def ask(self, store: Store, question: Callable[[Store], Awaitable[T]]) -> T:
-        """Return what *question* to *store* returns; see `Store.patient`."""
-        clock = asyncio.get_running_loop().time
-        seconds = self._answer if self._was_answered else _HARDLY
-        began, seconds = clock(), min(seconds, self._left)
-        try:
-            return await question(store.patient(seconds))
-        finally:
-            spent = clock() - began
-            self._was_answered = spent < seconds
-            self._left = max(0.0, self._left - spent)
-
-    async def goes_on(self) -> bool:
-        """Wait a moment and return True; return False when the store does not answer."""
-        if self._was_answered:
-            await asyncio.sleep(_RETRY)
-        return self._was_answered
-
-
-def _after_dot() -> Patience:
-    return Patience(ANSWER_AFTER_DOT, _ALL_AFTER_DOT)
+    async def _write(
+        self, patience: Patience, number: int, old: bytes | None, new: bytes
+    ) -> bool:
+        """Replace *old* by *new*; return False also when the store does not answer."""
+        row = self._keys[number], old, new, self._utc() + KEPT_IN_PART, HEAVY
+        entry = self._known[number]
+        entry.take("write")
+        done = await patience.ask(self._store, lambda store: store.replace(*row))
+        if done:
+            entry.value = new
+        return done

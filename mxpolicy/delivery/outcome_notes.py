@@ -13,22 +13,18 @@ replaces only our own entry. Nothing here makes a delivery fail.
 from __future__ import annotations
 
 import asyncio
-import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from mxpolicy.delivery import trouble
-from mxpolicy.delivery.entries import ANSWER_AFTER_DOT, KEPT, KEPT_IN_PART
-from mxpolicy.delivery.journal import deferred_entry, outcome_entry, waiting_entry
+from mxpolicy.delivery.entries import KEPT, KEPT_IN_PART
+from mxpolicy.delivery.journal import deferred_entry, outcome_entry
 from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.writer import Writer
 from mxpolicy.outcome import Bounced, Delivered
-from mxpolicy.state.store import HEAVY, LIGHT, Operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from mxpolicy.delivery.context import Context
     from mxpolicy.delivery.entries import Entries
     from mxpolicy.delivery.settlement import Recipient, Settlement
 
@@ -45,7 +41,6 @@ class OutcomeNotes:
     """Notes the outcomes of one message.
 
     Args:
-        context: What all messages share.
         entries: The journal's entries of the message.
         settlement: Its recipients.
         tell: Given what goes wrong in the background: a bug of ours.
@@ -53,12 +48,10 @@ class OutcomeNotes:
 
     def __init__(
         self,
-        context: Context,
         entries: Entries,
         settlement: Settlement,
         tell: Callable[[Exception], None],
     ) -> None:
-        self._context = context
         self._entries = entries
         self._settlement = settlement
         self._tell = tell
@@ -71,8 +64,8 @@ class OutcomeNotes:
 
     def note(self, recipient: Recipient) -> None:
         """Begin to write what became of *recipient*; see `finish`."""
-        number, entries = recipient.number, self._entries
-        if number not in entries.keys or number in entries.earlier:
+        number = recipient.number
+        if number not in self._entries or self._entries.earlier(number) is not None:
             return
         if self._are_all_taken:
             self._keep_later(recipient)
@@ -96,12 +89,10 @@ class OutcomeNotes:
 
     def _keep_later(self, recipient: Recipient) -> None:
         """Begin to write that *recipient* has it, without a task."""
-        key, expires = self._entries.keys[recipient.number], self._context.utc() + KEPT
-        row = key, self._value(recipient), expires, LIGHT, False
         self._unwritten += 1
-        self._entries.store.patient(ANSWER_AFTER_DOT).submit(
-            Operation("put", key, row, None, self._may_wait),
-            partial(self._wrote, recipient.number),
+        wrote = partial(self._wrote, recipient.number)
+        self._entries.put_later(
+            recipient.number, self._value(recipient), wrote, may_wait=self._may_wait
         )
 
     def _wrote(self, number: int, answer: BaseException | None) -> None:
@@ -120,7 +111,9 @@ class OutcomeNotes:
             if recipient.state is RecipientState.DELIVERED:
                 await self._keep(recipient, KEPT)
             elif recipient.state is RecipientState.WAITING:
-                await self._note_wait(recipient)
+                await self._entries.await_reply(
+                    recipient.number, recipient.relay, recipient.past
+                )
             else:
                 await self._let_go(recipient)
         finally:
@@ -130,37 +123,20 @@ class OutcomeNotes:
         self, recipient: Recipient, kept: float, *, durable: bool = False
     ) -> None:
         """Write that *recipient* has it: the truth, whatever is written there."""
-        entries = self._entries
-        key, value = entries.keys[recipient.number], self._value(recipient)
-        expires = self._context.utc() + kept
-        # The entry of a message that all recipients have is missed least.
-        weight = LIGHT if kept == KEPT else HEAVY
-        await entries.at_end.ask(
-            entries.store,
-            lambda store: store.put(
-                key, value, expires, weight=weight, durable=durable
-            ),
+        await self._entries.put(
+            recipient.number, self._value(recipient), kept, durable=durable
         )
 
     def _value(self, recipient: Recipient) -> bytes:
         """Return what is kept of a recipient that has the message or was refused."""
-        if recipient.number in self._entries.earlier:
-            return self._entries.held[recipient.number]
+        earlier = self._entries.earlier(recipient.number)
+        if earlier is not None:
+            return earlier
         if recipient.state is RecipientState.TAKEN_LATE:
             outcome = self._settlement.delivered(recipient.number)
             return outcome_entry(outcome).encode()
         assert isinstance(recipient.outcome, Delivered | Bounced)
         return outcome_entry(recipient.outcome).encode()
-
-    async def _note_wait(self, recipient: Recipient) -> None:
-        """Say that the reply to *recipient*'s dot is still waited for."""
-        entries, late = self._entries, self._context.options.transaction.late_reply
-        since = time.gmtime(entries.dots[recipient.number])
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", since)
-        outcome = trouble.awaited(recipient.relay, when)
-        until = entries.until + late
-        entry = waiting_entry(outcome, entries.me, until, recipient.past)
-        await entries.put_in_place(recipient.number, entry.encode())
 
     async def _let_go(self, recipient: Recipient) -> None:
         """Leave *recipient* to the next attempt, and keep its past."""
@@ -184,7 +160,7 @@ class OutcomeNotes:
         try:
             await self._finish()
         finally:
-            self._context.calls.release_all(self._entries.me)
+            self._entries.release_all()
 
     async def _finish(self) -> None:
         await self._writer.wait()
@@ -193,7 +169,7 @@ class OutcomeNotes:
         await written.wait()
         entries = self._entries
         states = [recipient.state for recipient in self._settlement]
-        known = [self._settlement[number] for number in entries.keys]
+        known = [self._settlement[number] for number in entries]
         for recipient in known:
             if recipient.state is RecipientState.BOUNCED:
                 if not _PUT_OFF.isdisjoint(states):
@@ -203,7 +179,7 @@ class OutcomeNotes:
         delivered = [one for one in known if one.state is RecipientState.DELIVERED]
         if all(state is RecipientState.DELIVERED for state in states):
             for recipient in delivered:
-                if recipient.number in entries.earlier:
+                if entries.earlier(recipient.number) is not None:
                     await self._keep(recipient, KEPT)
             return
         for recipient in delivered:

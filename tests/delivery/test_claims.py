@@ -131,7 +131,7 @@ class Call:
         context = Context(Options(), store=site.store, utc=site.utc, calls=site.calls)
         self.owner = site.calls.begin()
         entries = Entries(context, self._keys, self.owner, deadline)
-        shared = context, entries, self._settlement, site.tell
+        shared = entries, self._settlement, site.tell
         self._claims, self._notes = Claims(*shared), OutcomeNotes(*shared)
 
     async def claim(self, numbers: Iterable[int]) -> Claim:
@@ -932,7 +932,7 @@ async def main():
     context = Context(Options(), store=store)
     owner = context.calls.begin()
     entries = Entries(context, {0: "journal/a"}, owner, 900.0)
-    claims = Claims(context, entries, settlement, print)
+    claims = Claims(entries, settlement, print)
     await claims.claim([0])
     ours = settlement.those(RecipientState.OPEN, [0])
     if ours:

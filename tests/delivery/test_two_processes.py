@@ -102,8 +102,8 @@ class Delivery:
         )
         self._owner = process.calls.begin()
         entries = Entries(context, {0: "journal/a"}, self._owner, 900.0)
-        self._claims = Claims(context, entries, self._settlement, raise_it)
-        self._notes = OutcomeNotes(context, entries, self._settlement, raise_it)
+        self._claims = Claims(entries, self._settlement, raise_it)
+        self._notes = OutcomeNotes(entries, self._settlement, raise_it)
 
     def _note(self, recipient: Recipient) -> None:
         self._notes.note(recipient)

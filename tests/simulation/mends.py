@@ -172,7 +172,7 @@ MENDS = {
         "journal: Refusals are forgotten when all is said; a slow store is waited for",
         (
             Edit(
-                "delivery/entries.py",
+                "delivery/patience.py",
                 "ANSWER, ANSWER_AFTER_DOT = 10.0, 60.0",
                 "ANSWER, ANSWER_AFTER_DOT = 1.0, 1.0",
             ),
