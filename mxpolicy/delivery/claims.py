@@ -207,8 +207,9 @@ class Claims:
             return
 
         def answered(done: list[bool] | BaseException) -> None:
+            is_recorded = not isinstance(done, BaseException) and all(done)
             if isinstance(done, Exception):
                 self._tell(done)
-            told(not isinstance(done, BaseException) and all(done))
+            told(is_recorded)
 
         self._entries.record_dots(notes, answered)
