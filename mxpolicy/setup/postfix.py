@@ -16,7 +16,7 @@ from mxpolicy.setup.cf_text import find
 from mxpolicy.setup.disk import Disk, SetupError, read_text
 from mxpolicy.setup.mail_server import MailServer
 from mxpolicy.setup.postfix_domains import OWN_DOMAINS, own
-from mxpolicy.setup.postfix_draft import RELAY, SENDER, SENDERS, Seen
+from mxpolicy.setup.postfix_draft import INSTANCES, RELAY, SENDER, SENDERS, Seen
 from mxpolicy.setup.postfix_lines import FALLBACK_AT, TABLE
 from mxpolicy.setup.postfix_mentions import going, gone, mentions, tables
 from mxpolicy.setup.postfix_plan import plan
@@ -95,7 +95,8 @@ class Postfix(MailServer):
     def seen(self, asked: Asked) -> Seen:
         """Return what is there, as far as *asked* needs it."""
         main, master = self._text(self._main), self._text(self._master)
-        names = "transport_maps", "relayhost", RELAY, SENDER, *SENDERS, *OWN_DOMAINS
+        ways = "transport_maps", "relayhost", RELAY, SENDER, *SENDERS
+        names = *ways, *OWN_DOMAINS, INSTANCES
         # One that is not there is empty.
         effective = Postconf(self._run).settings(names)
         others = words(effective["transport_maps"], " \t,")

@@ -12,7 +12,14 @@ from mxpolicy.setup.steps import MAIN, MASTER, Plan, Step
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["RELAY", "SENDER", "SENDERS", "SENDER_RELAYS", "SENDER_TRANSPORTS"]
+__all__ = [
+    "INSTANCES",
+    "RELAY",
+    "SENDER",
+    "SENDERS",
+    "SENDER_RELAYS",
+    "SENDER_TRANSPORTS",
+]
 __all__ += ["Draft", "Seen"]
 
 RELAY = "smtpd_relay_restrictions"
@@ -22,6 +29,9 @@ SENDER = "smtpd_sender_restrictions"
 SENDER_RELAYS = "sender_dependent_relayhost_maps"
 SENDER_TRANSPORTS = "sender_dependent_default_transport_maps"
 SENDERS = (SENDER_RELAYS, SENDER_TRANSPORTS)
+
+# Of further instances (postmulti(1)); empty but in the first one.
+INSTANCES = "multi_instance_directories"
 
 
 class Seen(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mxpolicy.setup import postfix_services, postfix_settings, postfix_table
-from mxpolicy.setup.postfix_draft import Draft
+from mxpolicy.setup.postfix_draft import INSTANCES, Draft
 from mxpolicy.setup.postfix_lines import ALL_MAIL, FALLBACK, LMTP, PIPE, POLICY
 from mxpolicy.setup.steps import MAIN, MASTER
 
@@ -25,8 +25,11 @@ def plan(asked: Asked, seen: Seen) -> Plan:
     """Return what would be done for *asked*; in this order each line finds what it names."""
     draft = Draft(seen)
     _look_at_ends(draft)
+    _look_at_instances(draft)
     parts, transport = _parts(asked), "mxlmtp" if asked.lmtp else "mxpolicy"
     postfix_table.add(draft, asked.domains, transport)
+    if asked.all_mail:
+        postfix_table.look_at_others(draft, transport)
     for line in (one for part in parts for one in part.services):
         postfix_services.add(draft, line, asked)
     for name, value in (one for part in parts for one in part.settings):
@@ -48,6 +51,14 @@ def _look_at_ends(draft: Draft) -> None:
                 f"{path} does not end with a line end, and postconf would write on"
                 f" behind its last word: echo >>{path}"
             )
+
+
+def _look_at_instances(draft: Draft) -> None:
+    if others := draft.seen.effective.get(INSTANCES):
+        draft.note(
+            f"Postfix has further instances ({INSTANCES} = {others}): this is the one of"
+            f" {draft.seen.directory}, and -c DIR names another"
+        )
 
 
 def _parts(asked: Asked) -> list[Part]:

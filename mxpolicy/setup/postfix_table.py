@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mxpolicy.setup.postfix_draft import Draft
 
-__all__ = ["add", "join"]
+__all__ = ["add", "join", "look_at_others"]
 
 _HEAD = """\
 # Made by `mxpolicy setup postfix --one-domain`; see transport(5). After a change of it:
@@ -26,9 +26,7 @@ def add(draft: Draft, domains: Sequence[str], transport: str) -> None:
     """Write a line for each of *domains* into the table."""
     for domain in domains:
         _judge(draft, domain)
-    before = draft.seen.table
-    known = set(map(squeeze, (before or "").split("\n")))
-    taken = {one.split()[0]: one for one in known if one and one[0] != "#"}
+    before, taken = draft.seen.table, _lines(draft)
     new = [table_line(one, transport) for one in domains if one not in taken]
     for domain in domains:
         line = taken.get(domain, "")
@@ -37,6 +35,26 @@ def add(draft: Draft, domains: Sequence[str], transport: str) -> None:
     if new:
         text = (_HEAD if before is None else before) + "".join(new)
         draft.write(Step(draft.seen.table_path, WHOLE, text, before))
+
+
+def _lines(draft: Draft) -> dict[str, str]:
+    """Return the lines of the table, by domain."""
+    known = map(squeeze, (draft.seen.table or "").split("\n"))
+    return {one.split()[0]: one for one in known if one and one[0] != "#"}
+
+
+def look_at_others(draft: Draft, transport: str) -> None:
+    """Tell which domains of the table go another way than all mail does."""
+    others = [
+        domain
+        for domain, line in _lines(draft).items()
+        if line != squeeze(table_line(domain, transport))
+    ]
+    if others:
+        draft.note(
+            f"{draft.seen.table_path} has {', '.join(others)}, which goes as it says"
+            f" there, not by {transport}:"
+        )
 
 
 def _judge(draft: Draft, domain: str) -> None:

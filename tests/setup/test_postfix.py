@@ -338,6 +338,25 @@ def test_service_with_lists_of_its_own_is_told(override: str, tmp_path: Path) ->
     assert any("10587/inet in master.cf has its own" in one for one in what.notes)
 
 
+def test_further_instances_are_told(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    with (directory / "main.cf").open("a") as file:
+        file.write("multi_instance_directories = /etc/postfix-out\n")
+    [note] = planned(Postfix(Copy(directory)), Asked(all_mail=True)).notes
+    assert "(multi_instance_directories = /etc/postfix-out)" in note
+    assert f"this is the one of {directory}, and -c DIR names another" in note
+
+
+def test_domain_that_goes_another_way_than_all_mail_is_told(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    postfix = Postfix(Copy(directory))
+    applied(postfix, Asked(domains=("example.com", "example.org")))
+    assert planned(postfix, Asked(all_mail=True)).notes == ()
+    [note] = planned(postfix, Asked(all_mail=True, lmtp=True)).notes
+    assert "has example.com, example.org, which goes as it says there" in note
+    assert note.endswith("not by mxlmtp:")
+
+
 def test_link_in_the_place_of_main_cf_is_refused(tmp_path: Path) -> None:
     directory = sample("debian", tmp_path / "postfix")
     (directory / "main.cf").rename(tmp_path / "main.cf")
