@@ -56,46 +56,60 @@ def _places(text: str) -> _Places:
 def lines(asked: Asked, path: str, text: str) -> list[Part]:
     """Return where each part goes in a single file, and its text.
 
+    From the last line to the first: whoever puts them in so finds each number right.
+
     Args:
         asked: What the postmaster asks for.
         path: The configuration that Exim reads, or that is made into it.
         text: What it says.
     """
     places = _places(text)
-    parts = [("first a copy, which is the way back", f"cp -p {path} {path}.before")]
-    if asked.all_mail or asked.domains:
-        where = (
-            f"{_after(path, places, 'routers')}; a router of yours that must keep its"
-            " mail stays before it"
-        )
-        parts.append((where, router(asked.domains, asked.lmtp)))
-    parts.append(
-        (
-            _after(path, places, "transports"),
+    sections = {
+        "transports": (
+            '"begin transports"',
             transport(asked.program, asked.config, asked.lmtp),
         )
-    )
-    if not RULE.search(text):
-        # The first rule that matches decides, so it comes after the site's own.
-        end = places.ends.get("retry", 0)
-        is_last = end == len(text.splitlines()) + 1
-        where = (
-            f'{path}, at its end, with a line "begin retry" before it'
-            if not end
-            else f"{path}, at its end (the section retry)"
-            if is_last
-            else f"{path}, before line {end}, at the end of the section retry"
+    }
+    if asked.all_mail or asked.domains:
+        sections["routers"] = (
+            '"begin routers"; a router of yours that must keep its mail stays before it',
+            router(asked.domains, asked.lmtp),
         )
-        parts.append((where, RETRY))
+    parts = []
+    for section, (where, put) in sections.items():
+        line = places.begins.get(section, 0)
+        after = f", after line {line}" if line else ""
+        parts.append((line, (f"{path}{after}, {where}", put)))
+    if not RULE.search(text):
+        parts.append(_retry(path, text, places))
     if asked.policy:
-        parts.append(acl(path, text))
-    return parts
+        parts.append((_relayed(text), acl(path, text)))
+    parts.sort(key=lambda part: -part[0])
+    return [
+        (
+            "first a copy, which is the way back; then each part, from the last line to"
+            " the first, so that the numbers hold",
+            f"cp -p {path} {path}.before",
+        ),
+        *(part for _, part in parts),
+    ]
 
 
-def _after(path: str, places: _Places, section: str) -> str:
-    line = places.begins.get(section)
-    where = f", after line {line}" if line else ""
-    return f'{path}{where}, "begin {section}"'
+def _retry(path: str, text: str, places: _Places) -> tuple[int, Part]:
+    """Return the line of the retry rule, and its part.
+
+    The first rule that matches decides, so it comes after the site's own.
+    """
+    last = len(text.splitlines()) + 1
+    end = places.ends.get("retry", 0)
+    if not end:
+        return last, (f'{path}, at its end, with a line "begin retry" before it', RETRY)
+    if end == last:
+        return last, (f"{path}, at its end (the section retry)", RETRY)
+    return end, (
+        f"{path}, before line {end}, at the end of the section retry",
+        RETRY,
+    )
 
 
 def acl(path: str, text: str) -> Part:

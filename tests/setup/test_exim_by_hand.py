@@ -42,7 +42,7 @@ def places(text: str, asked: Asked = ALL) -> list[str]:
 
 
 def test_each_part_has_its_line() -> None:
-    copy, router, transport, retry, asks = places(WHOLE)
+    copy, retry, transport, router, asks = places(WHOLE)
     assert "the way back" in copy
     assert router.startswith(f'{FILE}, after line 13, "begin routers"')
     assert transport == f'{FILE}, after line 16, "begin transports"'
@@ -52,9 +52,11 @@ def test_each_part_has_its_line() -> None:
 
 def test_what_is_put_there_is_there() -> None:
     rows = WHOLE.splitlines(keepends=True)
-    (_, router), (_, transport), (_, retry), (_, asks) = lines(ALL, FILE, WHOLE)[1:]
-    for line, text in ((20, retry), (16, transport), (13, router), (7, asks)):
+    _, *parts = [text for _, text in lines(ALL, FILE, WHOLE)]
+    # From the last line to the first: what is put in moves no line that is to come.
+    for line, text in zip((20, 16, 13, 7), parts, strict=True):
         rows.insert(line, text)
+    *_, asks = parts
     made = "".join(rows)
     assert f"F,1h,5m\n{RETRY}begin rewrite" in made
     assert f"example.org\n{asks}  accept\n    # who may relay" in made
