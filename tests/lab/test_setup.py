@@ -434,3 +434,36 @@ def test_exim_with_a_single_file_gets_lines_to_paste() -> None:
         assert "acl_m_mxpolicy" in text
         assert setup(lab, "exim", "--all-mail", "--apply")[0] == 1
         assert contents(lab, EXIM) == before
+
+
+def finished(lab: Lab, *argv: str) -> None:
+    """Run set-up to its end, after what a killed one has left running."""
+    until = time.monotonic() + 30
+    while True:
+        done = lab.mta_exec((MXPOLICY, "setup", "exim", *argv))
+        if b"another set-up" not in done.stderr or time.monotonic() > until:
+            break
+        time.sleep(0.1)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
+@pytest.mark.parametrize("way", ["--all-mail", "--undo"])
+def test_exim_is_whole_wherever_set_up_is_killed(way: str) -> None:
+    with bare() as lab:
+        prepare_exim(lab)
+        [placed] = lab.placed
+        before = contents(lab, EXIM)
+        begun = time.monotonic()
+        finished(lab, "--all-mail", "--apply")
+        took = time.monotonic() - begun
+        finished(lab, "--undo", "--apply")
+        for part in (0.4, 0.55, 0.65, 0.75, 0.85, 0.95):
+            if way == "--undo":
+                finished(lab, "--all-mail", "--apply")
+            command = (MXPOLICY, "setup", "exim", way, "--apply")
+            lab.mta_exec(("timeout", "-s", "KILL", f"{part * took:.3f}", *command))
+            assert lab.mta_exec(["exim4", "-bV"]).returncode == 0
+            assert "router = " in way_of(lab, placed.recipient)
+            finished(lab, way, "--apply")
+            finished(lab, "--undo", "--apply")
+            assert contents(lab, EXIM) == before
