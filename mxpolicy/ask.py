@@ -22,6 +22,7 @@ from mxpolicy.config import load
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Trouble
+from mxpolicy.delivery.inquiry import found_by
 from mxpolicy.doors import runtime_directory, socket_address
 from mxpolicy.errors import ConfigError, UsageError
 from mxpolicy.protocol.access_policy import (
@@ -39,7 +40,6 @@ from mxpolicy.server.access_policy import AccessPolicyServer
 from mxpolicy.server.access_policy.judge import (
     addresses_of,
     domain_to_judge,
-    found_by,
     situation_of,
 )
 from mxpolicy.state.opening import open_to_read, state_file

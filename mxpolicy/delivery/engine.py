@@ -8,6 +8,7 @@ what would happen to a message (`Engine.plan`, `Engine.forecast`).
 from __future__ import annotations
 
 import asyncio
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.fast_path import FastPath
     from mxpolicy.delivery.forecast import Forecast
     from mxpolicy.options import Options
+    from mxpolicy.routing.kept_findings import KeptFindings
 
 __all__ = ["Engine"]
 
@@ -67,6 +69,14 @@ class Engine:
         engine.under_way = self.under_way
         engine.fast_path = self.fast_path
         return engine
+
+    @cached_property
+    def findings(self) -> KeptFindings[Plan]:
+        """What was found about domains; see `mxpolicy.delivery.inquiry`."""
+        # A process for one message does not need it.
+        from mxpolicy.routing.kept_findings import KeptFindings
+
+        return KeptFindings()
 
     async def plan(
         self,

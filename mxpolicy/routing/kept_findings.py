@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from mxpolicy.options import AccessFinding, MemoryOptions
+    from mxpolicy.outcome import Outcome
     from mxpolicy.routing.host_record import HostRecord
     from mxpolicy.routing.mx import Lookup
 
@@ -55,10 +56,12 @@ class Found(NamedTuple):
     Attributes:
         finding: None when nothing is.
         detail: What was seen, printable; may be empty.
+        refusal: How mail for the domain ends now; None when it may be taken.
     """
 
     finding: AccessFinding | None = None
     detail: str = ""
+    refusal: Outcome | None = None
 
 
 NOTHING_FOUND = Found()

@@ -25,7 +25,6 @@ from mxpolicy.routing.candidate import Candidate
 from mxpolicy.routing.host_record import KEPT, HostRecord, encode
 from mxpolicy.routing.known_hosts import KnownHosts
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
-from mxpolicy.server.lmtp import recipients
 from mxpolicy.state import memory
 from mxpolicy.state.store import HEAVY, JOURNAL
 
@@ -162,11 +161,6 @@ def _destinations(count: int) -> object:
     return known
 
 
-def _accepted(count: int) -> object:
-    # What `Recipients` keeps: until when nothing is against a domain.
-    return {f"domain-{number}.example": number + 5.0 for number in range(count)}
-
-
 def _under_way(count: int) -> object:
     context = Context(Options(kick=KickOptions(("/bin/true",))))
     one = kick.Kick(lambda: context, lambda event: None)
@@ -190,8 +184,7 @@ THINGS = (
     Kept("hosts, without a file", memory.MAX_ROWS, _hosts),
     Kept("the journal, without a file", memory.MAX_ROWS, _journal),
     Kept("answers of DNS", dns_cache.MAX_ENTRIES, _answers),
-    Kept("access policy: findings", kept_findings.MAX_KEPT, _findings),
-    Kept("LMTP: domains accepted", recipients.MAX_KEPT, _accepted),
+    Kept("access policy and LMTP: findings", kept_findings.MAX_KEPT, _findings),
     Kept("fast path: destinations", destinations.MOST, _destinations),
     Kept("kick: messages under way", kick.UNDER_WAY, _under_way),
     Kept(

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from mxpolicy.delivery.inquiry import MAX_AT_ONCE
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.server.access_policy import READ_SIZE, AccessPolicyServer
 from mxpolicy.server.access_policy.conversation import MAX_TOLD, MAX_UNANSWERED
-from mxpolicy.server.access_policy.judge import MAX_AT_ONCE
 from tests.helpers.access_policy import (
     DUNNO,
     NULL_MX,

@@ -10,6 +10,7 @@ import pytest
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.host_memory import host_key
+from mxpolicy.delivery.inquiry import MAX_INQUIRIES
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.options import AccessFinding, AccessPolicyOptions, AccessRule, Options
 from mxpolicy.protocol.access_policy import AccessRequest
@@ -17,7 +18,6 @@ from mxpolicy.routing.candidate import Candidate, Phase, Verdict
 from mxpolicy.routing.host_record import HostRecord, encode
 from mxpolicy.routing.kept_findings import MEMORY_HOLDS, PLAN_HOLDS
 from mxpolicy.server.access_policy import AccessPolicyServer
-from mxpolicy.server.access_policy.judge import MAX_INQUIRIES
 from mxpolicy.state.memory import MemoryStore
 from tests.helpers.access_policy import DUNNO, NULL_MX, Foreseeing, Service, timed
 from tests.helpers.fast_loop import FastLoop

@@ -13,19 +13,16 @@ import pytest
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import RecipientSettled, Trouble
+from mxpolicy.delivery.inquiry import MAX_AT_ONCE
 from mxpolicy.net.dial import dial
 from mxpolicy.options import LmtpOptions, MemoryOptions, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply
+from mxpolicy.routing.kept_findings import MEMORY_HOLDS
 from mxpolicy.server.lmtp import LmtpServer
 from mxpolicy.server.lmtp.client import CLIENT_SILENCE, DATA_SILENCE, Client
 from mxpolicy.server.lmtp.message import reply_of
-from mxpolicy.server.lmtp.recipients import (
-    FORECAST_KEPT,
-    FORECAST_TIME,
-    MAX_FORECASTS,
-    Recipients,
-)
+from mxpolicy.server.lmtp.recipients import FORECAST_TIME, GOOD_FOR, Recipients
 from tests.helpers.fake_resolver import FakeResolver
 from tests.helpers.scripted_smtp import End, ScriptedHost, serve
 from tests.helpers.socket_loop import run_with_sockets
@@ -342,7 +339,7 @@ def test_hosts_that_have_all_failed_are_told_at_rcpt() -> None:
             client = await begin(site, "c@one.example")
             await client.say(MESSAGE + DOT)
             assert (await client.reply()).startswith("451 4.4.")
-            await asyncio.sleep(FORECAST_KEPT)
+            await asyncio.sleep(GOOD_FOR + MEMORY_HOLDS)
             client = site.client()
             await client.greet()
             await client.say(envelope("c@one.example"))
@@ -366,7 +363,7 @@ async def test_dns_that_does_not_answer_is_left_to_the_delivery() -> None:
 
 def test_no_recipient_waits_for_the_forecasts_of_others() -> None:
     async def main() -> None:
-        count = 8 * MAX_FORECASTS
+        count = 8 * MAX_AT_ONCE
         domains = [f"d{number}.example" for number in range(count)]
         async with serving(one=ScriptedHost()) as site:
             questions = [f"MX {domain}" for domain in domains]

@@ -1,4 +1,4 @@
-"""What is known of a recipient before its mail data comes, by the engine's forecast.
+"""What is known of a recipient before its mail data comes (`mxpolicy.delivery.inquiry`).
 
 Only what is certain is said. What DNS did not answer in a short time, the delivery may
 still find out.
@@ -6,35 +6,32 @@ still find out.
 
 from __future__ import annotations
 
-import asyncio
-import traceback
 from typing import TYPE_CHECKING
 
 from mxpolicy.address import AddressError, domain_of
+from mxpolicy.delivery.inquiry import Inquiries
 from mxpolicy.outcome import Deferred
 from mxpolicy.reply import EnhancedStatus
-from mxpolicy.routing.mx import DIRECTORY_FAILURE
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from mxpolicy.delivery.engine import Engine
     from mxpolicy.outcome import Outcome
+    from mxpolicy.routing.kept_findings import Found
 
     Told = Callable[[Outcome | None], None]
 
 __all__ = ["Recipients"]
 
-# Seconds for the forecast of a recipient's domain. Where it takes longer, the recipient is
-# accepted, and the delivery finds out.
+# Seconds for the forecast of a recipient's domain, and before that for its place: lmtp(8)
+# waits for 300 s only. Where it takes longer, the recipient is accepted, and the delivery
+# finds out.
 FORECAST_TIME = 5.0
-# Forecasts under way at once, as in the access policy: each may have descriptors open.
-# The next one waits for a place for `FORECAST_TIME`, since lmtp(8) waits for 300 s only.
-MAX_FORECASTS = 100
-# Seconds for which a domain that nothing was against is not looked at again. A refusal is
-# never kept: a host may have come back.
-FORECAST_KEPT = 5.0
-MAX_KEPT = 10_000
+# Seconds for which what was found counts for longer, where nothing is against a domain.
+# A refusal is found out anew each time: a host may have come back.
+GOOD_FOR = 4.0
 
 # RFC 3463 §3.4: system not accepting network messages.
 _STOPPING = Deferred(EnhancedStatus(4, 3, 2), "mxpolicy is stopping")
@@ -54,9 +51,7 @@ class Recipients:
         self._engine = engine
         self._trouble = trouble
         self._is_stopping = False
-        self._places = asyncio.Semaphore(MAX_FORECASTS)
-        self._under_way: dict[str, asyncio.Task[Outcome | None]] = {}
-        self._kept: dict[str, float] = {}  # domain -> until when nothing is against it
+        self._inquiries: Inquiries | None = None
 
     def stop(self) -> None:
         """Refuse all recipients for now, from now on."""
@@ -71,43 +66,28 @@ class Recipients:
             key = domain_of(recipient)
         except AddressError:
             key = recipient  # and its forecast says what is wrong
-        if self._kept.get(key, 0.0) > asyncio.get_running_loop().time():
+        inquiries = self._of_engine()
+        now = inquiries.engine.context.clock()
+        found = inquiries.kept.found(key, now - GOOD_FOR)
+        if found is not None and found.refusal is None:
             told(None)
-            return
-        task = self._under_way.get(key)
-        if task is None:
-            task = asyncio.create_task(self._refusal(key, recipient))
-            self._under_way[key] = task
-            task.add_done_callback(lambda _: self._under_way.pop(key, None))
-        task.add_done_callback(lambda done: told(_result(done)))
+        elif (inquiry := inquiries.join(key, recipient)) is None:
+            told(None)  # there are too many others
+        else:
+            inquiry.task.add_done_callback(lambda done: told(_refusal(done)))
 
-    async def _refusal(self, key: str, recipient: str) -> Outcome | None:
-        try:
-            # Where all places are taken, there is no time for more than this.
-            async with asyncio.timeout(FORECAST_TIME):
-                await self._places.acquire()
-        except TimeoutError:
-            return None
-        try:
-            forecast = await self._engine().forecast("", "", recipient, FORECAST_TIME)
-        except Exception:
-            self._trouble(traceback.format_exc())
-            return None
-        finally:
-            self._places.release()
-        plan = forecast.plan
-        if plan.refusal is None:
-            self._keep(key)
-            return None
-        # A host that could not be looked up in so short a time may take the mail.
-        is_certain = plan.refusal.status != DIRECTORY_FAILURE and not plan.unresolved
-        return plan.refusal if is_certain else None
-
-    def _keep(self, key: str) -> None:
-        if len(self._kept) >= MAX_KEPT:
-            self._kept.clear()
-        self._kept[key] = asyncio.get_running_loop().time() + FORECAST_KEPT
+    def _of_engine(self) -> Inquiries:
+        engine = self._engine()
+        if self._inquiries is None or engine is not self._inquiries.engine:
+            self._inquiries = Inquiries(
+                engine,
+                FORECAST_TIME,
+                lambda text, seconds: self._trouble(text),
+                engine.context.clock,
+                place_within=FORECAST_TIME,
+            )
+        return self._inquiries
 
 
-def _result(task: asyncio.Task[Outcome | None]) -> Outcome | None:
-    return None if task.cancelled() else task.result()
+def _refusal(task: asyncio.Task[Found]) -> Outcome | None:
+    return None if task.cancelled() else task.result().refusal
