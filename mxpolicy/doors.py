@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mxpolicy.errors import ListenError
-from mxpolicy.net.listen import Acceptor, Socket, listen_at, listen_at_given
+from mxpolicy.net.acceptor import Acceptor
+from mxpolicy.net.listen import Socket, listen_at, listen_at_given
 from mxpolicy.options import LOOPBACK, UNIX
 from mxpolicy.server.access_policy import AccessPolicyServer
 from mxpolicy.server.handover import HandoverServer

@@ -1,10 +1,11 @@
-"""A stream and the socket at its other end, over real TCP, and what they are asked."""
+"""A stream and the socket at its other end, over real TCP, and other clients."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from mxpolicy.net.stream import Stream
 
 __all__ = [
     "Pair",
+    "client_of",
     "connected_pair",
     "expect",
     "fill",
@@ -71,3 +73,14 @@ async def fill(stream: Stream, **how: Any) -> bool:
 async def expect(error: type[Exception], work: Awaitable[object]) -> None:
     with pytest.raises(error):
         await work
+
+
+def client_of(path: Path | str) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client.setblocking(False)
+    try:
+        client.connect(str(path))
+    except BaseException:
+        client.close()
+        raise
+    return client
