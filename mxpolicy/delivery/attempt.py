@@ -21,7 +21,8 @@ from mxpolicy.delivery import events
 from mxpolicy.delivery.attempt_recipients import AttemptRecipients
 from mxpolicy.delivery.attempt_sessions import AttemptSessions, Begun
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.offer import Message, Offer, failure
+from mxpolicy.delivery.message import Message
+from mxpolicy.delivery.offer import Offer, failure
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.session import Session
 from mxpolicy.outcome import Deferred, Outcome

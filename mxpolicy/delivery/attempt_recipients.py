@@ -23,9 +23,9 @@ from mxpolicy.routing.candidate import Finding, Phase, Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from mxpolicy.delivery.offer import Message
+    from mxpolicy.delivery.answers import Answers
+    from mxpolicy.delivery.message import Message
     from mxpolicy.delivery.plan import Plan
-    from mxpolicy.delivery.transaction import Answers
     from mxpolicy.options import GreetingPolicy
     from mxpolicy.outcome import Deferred, Outcome
     from mxpolicy.protocol.smtp_states import Verb
@@ -80,8 +80,9 @@ class AttemptRecipients:
 
     def entrant(self, candidate: Candidate) -> Entrant:
         """Return *candidate* with what is remembered, and what it has left with them."""
-        before = self._settlement.met_before(candidate, self._numbers)
-        return self._known.entrant(candidate)._replace(**before._asdict())
+        return self._settlement.met_before(
+            self._known.entrant(candidate), self._numbers
+        )
 
     def unsettled(self) -> list[int]:
         """Return those without an outcome."""
@@ -178,7 +179,7 @@ class AttemptRecipients:
         undecided = []
         for number in self._settlement.unsettled(answers.refused):
             verb, reply = answers.refused[number]
-            refusal = self.failures.refused(
+            bounced = self.failures.refused(
                 candidate,
                 number,
                 verb,
@@ -186,11 +187,11 @@ class AttemptRecipients:
                 waited=waited,
                 sole_recipient=len(offered) == 1,
             )
-            if refusal is not None and refusal.is_final:
-                self.settle(number, refusal.outcome)
+            if bounced is not None and self.failures.is_final(candidate):
+                self.settle(number, bounced)
                 continue
             undecided.append((verb, reply))
-            if refusal is not None:
+            if bounced is not None:
                 self._settlement.refused(number, candidate.rank)
         return undecided
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from mxpolicy.delivery.attempt_recipients import AttemptRecipients
     from mxpolicy.delivery.context import Context
-    from mxpolicy.delivery.offer import Message, Offer
+    from mxpolicy.delivery.message import Message
+    from mxpolicy.delivery.offer import Offer
     from mxpolicy.delivery.plan import Plan
     from mxpolicy.delivery.session import Session
     from mxpolicy.routing.candidate import Candidate

@@ -32,11 +32,10 @@ from mxpolicy.delivery.admission import Stay
 from mxpolicy.delivery.claims import Claims
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.entries import Entries
-from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.events import Delays
 from mxpolicy.delivery.group import Call, Group
 from mxpolicy.delivery.mail_data import MailData
-from mxpolicy.delivery.offer import Message
+from mxpolicy.delivery.message import Envelope, Message
 from mxpolicy.delivery.outcome_notes import OutcomeNotes
 from mxpolicy.delivery.plan import destination
 from mxpolicy.delivery.request import Request

@@ -25,7 +25,7 @@ from mxpolicy.routing.candidate import (
 )
 from mxpolicy.routing.race import GiveUpReason
 
-__all__ = ["Failure", "Failures", "Refusal", "combine"]
+__all__ = ["Failure", "Failures", "combine"]
 
 # Characters of what one host said, in the list of those tried.
 _MAX_SAID = 80
@@ -43,18 +43,6 @@ class Failure(NamedTuple):
     candidate: Candidate
     finding: Finding
     judgement: trouble.Judgement
-
-
-class Refusal(NamedTuple):
-    """A host has refused the mail for a recipient by a 5yz.
-
-    Attributes:
-        outcome: The bounce it makes.
-        is_final: No better host is still to be heard, or to be looked up.
-    """
-
-    outcome: Bounced
-    is_final: bool
 
 
 class Failures:
@@ -103,11 +91,11 @@ class Failures:
         *,
         waited: float,
         sole_recipient: bool,
-    ) -> Refusal | None:
-        """*candidate* refused this recipient; return a refusal of the mail by 5yz.
+    ) -> Bounced | None:
+        """*candidate* refused this recipient; return the bounce that a 5yz makes.
 
-        After any other (None) further hosts are asked, and `combine` settles it in the
-        end. Arguments as in `refusals.judge_reply`.
+        It is to be given where it `is_final`. After any other refusal (None) further
+        hosts are asked, and `combine` settles it in the end. Arguments as in `refusals.judge_reply`.
         """
         judgement = refusals.judge_reply(
             verb, reply, str(candidate.key), sole_recipient=sole_recipient
@@ -120,8 +108,11 @@ class Failures:
         if judgement.next_step is not trouble.NextStep.SETTLE:
             return None
         assert isinstance(judgement.outcome, Bounced)
-        is_final = not self._is_overruled(candidate)
-        return Refusal(judgement.outcome, is_final)
+        return judgement.outcome
+
+    def is_final(self, candidate: Candidate) -> bool:
+        """Return whether no better host is still to be heard, or to be looked up."""
+        return not self._is_overruled(candidate)
 
     def combine(self, number: int, reason: GiveUpReason) -> Deferred | Bounced:
         """Return the outcome of a recipient that no host took; see `failures.combine`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import trouble
-from mxpolicy.delivery.envelope import Envelope
+from mxpolicy.delivery.message import Envelope
 from mxpolicy.delivery.plan import destination
 from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import LocalProtocolError

@@ -18,9 +18,8 @@ from mxpolicy.delivery.consult import Consulted, consult
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.learner import Learner
 from mxpolicy.delivery.leases import Leases
-from mxpolicy.delivery.offer import Message
+from mxpolicy.delivery.message import Message
 from mxpolicy.delivery.plan import Plan
-from mxpolicy.delivery.probe import LINGER, Probes
 from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.errors import LocalTrouble
@@ -28,11 +27,12 @@ from mxpolicy.routing.nexthop import NexthopError, nexthop_aim, parse_nexthop
 from mxpolicy.routing.order import shuffle_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from mxpolicy.delivery.admission import Stay
     from mxpolicy.delivery.connections import Turn
     from mxpolicy.delivery.destinations import Destination, Destinations
+    from mxpolicy.delivery.probe import Probes
     from mxpolicy.delivery.request import Request
     from mxpolicy.outcome import Deferred, Outcome
     from mxpolicy.routing.candidate import Candidate
@@ -302,7 +302,7 @@ class Group:
         turn: Turn | None,
         plan: Plan,
         known: KnownHosts,
-        due: Iterable[Candidate],
+        due: Sequence[Candidate],
     ) -> None:
         """Dial the candidates, and probe those that are *due*; learn from both."""
         context = self._context
@@ -314,7 +314,6 @@ class Group:
             _message_id(self._request),
             known.of_tls,
         )
-        probes = Probes(context, self._trace, learner)
         learners = [learner.learn, stay.learn]
         if turn is not None:
             learners.insert(0, turn.learn)  # the learner asks what it knows
@@ -326,16 +325,28 @@ class Group:
         )
         if self._cancelled is not None:
             self._attempt.cancel(self._cancelled)
+        probes = self._probes(due, learner)
         try:
-            for candidate in due:
-                probes.begin(candidate)
             await self._attempt.run()
-            await probes.finish(LINGER)
+            if probes is not None:
+                await probes.finish()
         finally:
-            await probes.finish(0.0)
+            if probes is not None:
+                await probes.finish(0.0)
             await learner.finish()
         if self._settlement.those(RecipientState.DELIVERED, self.numbers):
             await context.domains.took(self._domain, plan.lookups)
+
+    def _probes(self, due: Sequence[Candidate], learner: Learner) -> Probes | None:
+        """Begin to probe the candidates that are *due*, as rarely any is."""
+        if not due:
+            return None
+        from mxpolicy.delivery.probe import Probes
+
+        probes = Probes(self._context, self._trace, learner)
+        for candidate in due:
+            probes.begin(candidate)
+        return probes
 
 
 def _message_id(request: Request) -> str:

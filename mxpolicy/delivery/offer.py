@@ -15,19 +15,19 @@ what they mean, when the offer has ended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from mxpolicy.delivery import events, trouble
+from mxpolicy.delivery.answers import Answers
 from mxpolicy.delivery.approach import Approach
-from mxpolicy.delivery.envelope import Envelope
-from mxpolicy.delivery.mail_data import MailData
+from mxpolicy.delivery.message import Message
 from mxpolicy.delivery.session import Session
 from mxpolicy.delivery.session_phase import SessionFailed
-from mxpolicy.delivery.settlement import RecipientState, Settlement
+from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.trace import Trace
-from mxpolicy.delivery.transaction import DOT_TIME, Answers, Transaction
+from mxpolicy.delivery.transaction import Transaction
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import Options
 from mxpolicy.outcome import Outcome
@@ -47,8 +47,6 @@ from mxpolicy.routing.reuse import PATIENCE, Judgement, Stage, judge
 from mxpolicy.routing.tls_requirement import TlsRequirement, wanted_by_host
 
 __all__ = [
-    "Journal",
-    "Message",
     "Offer",
     "Offerer",
     "OutOfTime",
@@ -69,56 +67,6 @@ RETRY_TIME = 60.0
 
 class OutOfTime(LocalTrouble):
     """Too little time is left for the final dot; it was not sent."""
-
-
-class Journal(Protocol):
-    """What an attempt asks and tells the journal: `mxpolicy.delivery.claims.Claims`."""
-
-    def has_memory(self) -> bool:
-        """Whether the notes outlive this process, as far as can be told."""
-
-    async def dot_is_next(self, relay: str, numbers: Sequence[int]) -> None:
-        """Called before each final dot, which is sent when it has returned.
-
-        Raises:
-            LocalTrouble: It is not to be sent.
-        """
-
-
-class Message(NamedTuple):
-    """What is delivered; all times are as the trace's `now`.
-
-    Attributes:
-        trace: Told what happens.
-        envelope: The whole envelope.
-        mail_data: Readable any number of times.
-        settlement: The state of each recipient.
-        journal: Notes each final dot.
-        may_send_dot: Asked before the mail data is sent, and again just before the final
-            dot, which makes the message the host's (RFC 5321 §4.1.1.4).
-        deadline: Until then hosts are asked and mail data is sent.
-        ends: When the mail server stops listening. A dot whose reply may come after it
-            is not sent.
-        keep: Given a session whose final dot was not answered in time, and for which
-            recipients. Returns whether it listens on; the session is its own then.
-        is_wanted: What *may_send_dot* would say, without waiting; None where it waits.
-    """
-
-    trace: Trace
-    envelope: Envelope
-    mail_data: MailData
-    settlement: Settlement
-    journal: Journal
-    may_send_dot: Callable[[], Awaitable[bool]]
-    deadline: float
-    ends: float
-    keep: Callable[[Session, Sequence[int]], bool] = lambda session, numbers: False
-    is_wanted: Callable[[], bool] | None = None
-
-    def time_left(self) -> float:
-        """Return the seconds in which the final dot may still be sent."""
-        last_dot = min(self.deadline, self.ends - DOT_TIME)
-        return max(0.0, last_dot - self.trace.now())
 
 
 class Offerer(Protocol):

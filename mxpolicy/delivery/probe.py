@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.trace import Trace
     from mxpolicy.routing.candidate import Candidate, Phase
 
-__all__ = ["LINGER", "Probes"]
+__all__ = ["Probes"]
 
 # Seconds that a process of its own goes on for a probe after its message is settled.
 LINGER = 3.0
@@ -49,7 +49,7 @@ class Probes:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def finish(self, linger: float) -> None:
+    async def finish(self, linger: float = LINGER) -> None:
         """Wait *linger* seconds for the probes, then cut those that go on."""
         if self._tasks and linger:
             await asyncio.wait(self._tasks, timeout=linger)

@@ -33,7 +33,7 @@ Theory of operation
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from mxpolicy.delivery import trouble
 from mxpolicy.delivery.journal import NO_PAST
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from mxpolicy.outcome import Outcome
     from mxpolicy.reply import Reply
     from mxpolicy.routing.candidate import Candidate, Rank
+    from mxpolicy.routing.race_timing import Entrant
 
 __all__ = ["TRANSITIONS", "Input", "Recipient", "RecipientState", "Settlement"]
 
@@ -199,23 +200,6 @@ class Recipient:
                 f"{self.text}: {what.value} when {self.state.value}"
             )
         self.state = after
-
-
-class MetBefore(NamedTuple):
-    """What a candidate has left behind with several recipients; as `Entrant` has it.
-
-    Attributes:
-        doubts: How often its host was in doubt, at most.
-        doubts_here: The same, of the candidate itself.
-        doubts_of_all: How often its host was in doubt, at least.
-        waits: {what: seconds} for which it was waited for in vain. Where recipients
-            have waited differently, it is the least.
-    """
-
-    doubts: int
-    doubts_here: int
-    doubts_of_all: int
-    waits: Mapping[Awaited, float]
 
 
 class Settlement:
@@ -389,20 +373,26 @@ class Settlement:
                         str(candidate.key), awaited.value, more
                     )
 
-    def met_before(self, candidate: Candidate, numbers: Iterable[int]) -> MetBefore:
-        """Return what *candidate* has left behind with *numbers*."""
+    def met_before(self, entrant: Entrant, numbers: Iterable[int]) -> Entrant:
+        """Return *entrant* with what its candidate has left behind with *numbers*."""
         pasts = [self[number].past for number in numbers]
-        doubts = [past.doubts_at(candidate) for past in pasts]
+        doubts = [past.doubts_at(entrant.candidate) for past in pasts]
         waits = {}
         if all(past.waits for past in pasts):  # else the least of each is none
-            relay = str(candidate.key)
+            relay = str(entrant.candidate.key)
             waits = {
                 awaited: min(
                     past.waits.get((relay, awaited.value), 0.0) for past in pasts
                 )
                 for awaited in Awaited
             }
-        return MetBefore(*max(doubts), min(doubts)[0], waits)
+        at_host, here = max(doubts)
+        return entrant._replace(
+            doubts=at_host,
+            doubts_here=here,
+            doubts_of_all=min(doubts)[0],
+            waits=waits,
+        )
 
     # -- the end ----------------------------------------------------------------
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
 from mxpolicy.address import parse_mailbox, parse_reverse_path
 from mxpolicy.delivery.attempt import Attempt
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.envelope import Envelope
 from mxpolicy.delivery.journal import Past
 from mxpolicy.delivery.mail_data import MailData
-from mxpolicy.delivery.offer import Message
+from mxpolicy.delivery.message import Envelope, Message
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.settlement import Recipient, Settlement
 from mxpolicy.delivery.trace import Trace

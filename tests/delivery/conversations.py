@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from mxpolicy.delivery.answers import Answers
 from mxpolicy.delivery.approach import Approach
 from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.delivery.session import Session
 from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.delivery.settlement import RecipientState, Settlement
-from mxpolicy.delivery.transaction import Answers, Transaction
+from mxpolicy.delivery.transaction import Transaction
 from mxpolicy.delivery.trouble import delivered
 from mxpolicy.net.dial import dial
 from mxpolicy.options import LongLines, TlsLevel
@@ -21,8 +22,8 @@ from tests.delivery.attempts import HELO, MESSAGE, envelope, mail_data, run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from mxpolicy.delivery.envelope import Envelope
     from mxpolicy.delivery.mail_data import MailData
+    from mxpolicy.delivery.message import Envelope
     from mxpolicy.net.stream import Stream
     from mxpolicy.protocol.smtp_states import Verb
     from mxpolicy.reply import Reply

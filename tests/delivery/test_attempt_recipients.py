@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from mxpolicy.delivery import own_outcomes
+from mxpolicy.delivery.answers import Answers
 from mxpolicy.delivery.attempt_recipients import AttemptRecipients
-from mxpolicy.delivery.offer import Message
+from mxpolicy.delivery.message import Message
 from mxpolicy.delivery.plan import Plan
 from mxpolicy.delivery.settlement import Recipient, Settlement
 from mxpolicy.delivery.trace import Trace
-from mxpolicy.delivery.transaction import Answers
 from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.protocol.smtp_states import Verb

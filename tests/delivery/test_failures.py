@@ -34,10 +34,10 @@ def reply(text: str) -> Reply:
 def refuse(
     failures: Failures, candidate: Candidate, text: str, index: int = 0
 ) -> Bounced | None:
-    refusal = failures.refused(
+    bounced = failures.refused(
         candidate, index, Verb.RCPT, reply(text), waited=0.5, sole_recipient=True
     )
-    return refusal.outcome if refusal and refusal.is_final else None
+    return bounced if failures.is_final(candidate) else None
 
 
 def nobody_better(_: Candidate) -> bool:
@@ -264,7 +264,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
                 about_session |= candidate not in overruled and (
                     refusals.is_about_the_session(verb, answer)
                 )
-                refusal = failures.refused(
+                bounced = failures.refused(
                     candidate,
                     0,
                     verb,
@@ -272,7 +272,7 @@ def test_it_bounces_only_for_a_refusal_of_the_mail_that_stands(
                     waited=1.0,
                     sole_recipient=sole_recipient,
                 )
-                if refusal is not None and refusal.is_final:
+                if bounced is not None and failures.is_final(candidate):
                     assert answer.is_permanent
                     assert not refusals.is_about_the_session(verb, answer)
                     assert candidate not in overruled

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from mxpolicy.delivery.approach import Approach
+from mxpolicy.delivery.message import Message
 from mxpolicy.delivery.offer import (
     RETRY_TIME,
     SHORTEST_PATIENCE,
-    Message,
     Offer,
     OutOfTime,
 )

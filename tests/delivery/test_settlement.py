@@ -16,6 +16,7 @@ from mxpolicy.errors import LocalProtocolError
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply
 from mxpolicy.routing.candidate import Awaited, Candidate, Rank
+from mxpolicy.routing.race_timing import Entrant
 
 OK = Delivered(
     EnhancedStatus(2, 0, 0), "250 ok", Reply(250, ("ok",)), "a[192.0.2.1]:25"
@@ -356,8 +357,8 @@ def test_what_a_candidate_left_behind_with_several_recipients() -> None:
     waits = {(RELAY, "greeting"): 8.0, (RELAY, "ehlo"): 1.0, (OTHER, "ehlo"): 9.0}
     made.claimed(0, Past({RELAY: 1, SAME_HOST: 2, OTHER: 5}, waits))
     made.claimed(1, Past({SAME_HOST: 1}, {(RELAY, "greeting"): 3.0}))
-    before = made.met_before(CANDIDATE, [0, 1])
-    assert before[:3] == (3, 1, 1)
+    before = made.met_before(Entrant(CANDIDATE), [0, 1])
+    assert (before.doubts, before.doubts_here, before.doubts_of_all) == (3, 1, 1)
     assert before.waits[Awaited.GREETING] == 3.0
     assert not any(before.waits[one] for one in Awaited if one is not Awaited.GREETING)
 

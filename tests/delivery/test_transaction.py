@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mxpolicy.address import Mailbox
-from mxpolicy.delivery.envelope import Envelope
+from mxpolicy.delivery.message import Envelope
 from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.errors import LocalProtocolError, LocalTrouble
 from mxpolicy.net.dial import dial

@@ -175,10 +175,9 @@ def judgements(data: bytes) -> None:
         if reply.is_positive and verb is not Verb.DATA:
             continue
         failures = Failures(lambda candidate: False)
-        refused = failures.refused(
+        final = failures.refused(
             CANDIDATE, 0, verb, reply, waited=1.0, sole_recipient=sole_recipient
         )
-        final = refused.outcome if refused else None
         refusals.ending([(verb, reply)], waited=1.0, sole_recipient=sole_recipient)
         assert final is None or reply.is_permanent
         combined = final or failures.combine(0, GiveUpReason.EXHAUSTED)
