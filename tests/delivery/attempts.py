@@ -134,7 +134,7 @@ class Journal:
         return True
 
     async def dot_is_next(self, relay: str, numbers: Sequence[int]) -> None:
-        """See `mxpolicy.delivery.offer.Journal`."""
+        """See `mxpolicy.delivery.message.Journal`."""
         self.dots.append((relay, list(numbers)))
         await asyncio.sleep(self._seconds)
 
