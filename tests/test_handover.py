@@ -635,6 +635,24 @@ def test_signal_is_deferred_once_the_message_is_read(
         deferred(process, answers, f"ended by {name}")
 
 
+# As Exim may start its command.
+BLOCKED = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGALRM"])
+def test_signal_may_have_been_blocked(
+    name: str, command: Command, speaking: Speaking
+) -> None:
+    wrap = ["/usr/bin/env", "python3", "-c", BLOCKED]
+    with committed(command, speaking, wrap=wrap) as (process, answers):
+        os.kill(child_of(process.pid), getattr(signal, name))
+        deferred(process, answers, "(ended by SIGTERM|no answer from the daemon)")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_daemon_that_is_killed_or_stopped_in_the_message_means_deferred(
     number: int, command: Command, serving: Runner, host: Callable[..., Host]

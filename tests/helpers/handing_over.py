@@ -167,11 +167,19 @@ def child_of(pid: int) -> int:
     return int(found[0])
 
 
+# What belongs to the file alone is made to be seen, and its main program does not run.
+_LOAD = """
+my $text = do { local (@ARGV, $/) = shift; <> };
+$text =~ s/^my /our /mg;
+eval $text or die $@;
+"""
+
+
 def in_perl(
     does: str, argv: Sequence[str] = (), environ: Mapping[bytes, bytes] | None = None
 ) -> bytes:
     """Return what Perl prints with the functions of its client, which was called so."""
-    load = ["perl", "-e", f"require shift; {does}", "--", str(PERL_CLIENT)]
+    load = ["perl", "-e", f"{_LOAD} {does}", "--", str(PERL_CLIENT)]
     return subprocess.run(
         [*load, *argv], env=environ, stdout=subprocess.PIPE, check=True
     ).stdout
