@@ -1,8 +1,8 @@
 """``mxpolicy policy``: the access policy server of one client, run by spawn(8).
 
 spawn(8) connects all three standard descriptors to one smtpd(8). Questions come on
-stdin, answers go to stdout, and nothing else is written there, nor to stderr where that
-is the same (`mxpolicy.policy_fallback.take_stdout`). `mxpolicy.server.access_policy` has
+stdin, answers go back over the same connection, and nothing else is written there, nor to
+stderr where that is the same (`mxpolicy.policy_fallback.take_stdout`). `mxpolicy.server.access_policy` has
 the answers.
 
 `prepare` raises any trouble before the first question is read, and
@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
-import selectors
 import signal
+import socket
+import stat
+import threading
 import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -26,21 +27,18 @@ from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Trouble
 from mxpolicy.delivery.log import Log
-from mxpolicy.server.access_policy import AccessPolicyServer
+from mxpolicy.server.access_policy import READ_SIZE, AccessPolicyServer
 from mxpolicy.state.opening import open_to_read, state_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-__all__ = ["Descriptors", "prepare"]
+__all__ = ["prepare"]
 
 USAGE = "usage: mxpolicy policy [--config FILE]"
 
 STDIN = 0
-
-# A pipe or socket that polls writable takes so many bytes at once.
-WRITE_SIZE = select.PIPE_BUF
 
 
 def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
@@ -48,7 +46,7 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
 
     Args:
         argv: What follows ``mxpolicy policy`` on the command line.
-        out: Where the answers go.
+        out: Where the answers go when stdin is no connection.
 
     Raises:
         MxPolicyError, OSError, MemoryError: Nothing has been read yet.
@@ -59,21 +57,23 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
     def tell(text: str) -> None:
         log.observe(Trouble(0.0, text))
 
+    faults = []  # that have ended the connection
+
     def tell_of_loop(_: object, context: dict[str, Any]) -> None:
+        if "transport" in context:
+            faults.append(context)
         trouble = context.get("exception") or context["message"]
         tell(f"{type(trouble).__name__}: {trouble}")
 
     store = open_to_read(state_file(options.state, os.environ), tell, acts=True)
     engine = Engine(Context(options, store=store))
     server = AccessPolicyServer(lambda: engine, log.observe)
-    # Takes any descriptor. epoll takes no file, and questions in a file are for trying.
-    loop = asyncio.SelectorEventLoop(selectors.PollSelector())
+    loop = asyncio.SelectorEventLoop()
     loop.set_exception_handler(tell_of_loop)
 
     def serve() -> int:
         with log:
-            stream = Descriptors(STDIN, out)
-            serving = loop.create_task(server.converse(stream, stream))
+            serving = loop.create_task(server.serve(_connection(out)))
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.add_signal_handler(number, serving.cancel)
             try:
@@ -85,60 +85,29 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
                 return 1
             finally:
                 loop.close()
-        return 0
+        return 1 if faults else 0
 
     return serve
 
 
-class Descriptors:
-    """Two descriptors of any kind as one stream, both `Reader` and `Writer`.
-
-    asyncio's own streams take no file. They also make the descriptor non-blocking, for
-    the other processes that share it, too.
-    """
-
-    def __init__(self, source: int, out: int) -> None:
-        self._source = source
-        self._out = out
-        self._unsent = b""
-
-    async def read(self, n: int, /) -> bytes:
-        """See `mxpolicy.server.access_policy.Reader`."""
-        loop = asyncio.get_running_loop()
-        while True:
-            ready = loop.create_future()
-            loop.add_reader(self._source, _wake, ready)
-            try:
-                await ready
-                return os.read(self._source, n)
-            except BlockingIOError:
-                continue
-            finally:
-                loop.remove_reader(self._source)
-
-    def write(self, data: bytes, /) -> None:
-        """See `mxpolicy.server.access_policy.Writer`."""
-        self._unsent += data
-        poll = select.poll()
-        poll.register(self._out, select.POLLOUT)
-        with suppress(BlockingIOError):
-            while self._unsent and poll.poll(0):
-                sent = os.write(self._out, self._unsent[:WRITE_SIZE])
-                self._unsent = self._unsent[sent:]
-
-    async def drain(self) -> None:
-        """See `mxpolicy.server.access_policy.Writer`."""
-        loop = asyncio.get_running_loop()
-        while self._unsent:
-            ready = loop.create_future()
-            loop.add_writer(self._out, _wake, ready)
-            try:
-                await ready
-            finally:
-                loop.remove_writer(self._out)
-            self.write(b"")
+def _connection(out: int) -> socket.socket:
+    """Return the connection of smtpd(8); or one that asks what is in a file, for trying."""
+    if stat.S_ISSOCK(os.fstat(STDIN).st_mode):
+        return socket.socket(fileno=STDIN)
+    ours, theirs = socket.socketpair()
+    threading.Thread(target=_send_questions, args=(theirs,), daemon=True).start()
+    threading.Thread(target=_write_answers, args=(theirs, out)).start()
+    return ours
 
 
-def _wake(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
+def _send_questions(connection: socket.socket) -> None:
+    with suppress(OSError):
+        while data := os.read(STDIN, READ_SIZE):
+            connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+
+
+def _write_answers(connection: socket.socket, out: int) -> None:
+    with suppress(OSError):
+        while data := connection.recv(READ_SIZE):
+            os.write(out, data)

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from mxpolicy.server.access_policy.conversation import Conversation
 from mxpolicy.server.access_policy.judge import Judge
@@ -31,31 +30,11 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.events import Observe
     from mxpolicy.protocol.access_policy import AccessRequest
 
-__all__ = ["READ_SIZE", "AccessPolicyServer", "Reader", "Writer"]
+__all__ = ["READ_SIZE", "AccessPolicyServer"]
 
 # Postfix's requests have some hundred bytes. The shortest malformed one has a single byte:
 # so not more at once.
 READ_SIZE = 4096
-
-
-class Reader(Protocol):
-    """Where questions come from: `asyncio.StreamReader`."""
-
-    async def read(self, n: int, /) -> bytes:
-        """Return some bytes, at most *n*; none at the end."""
-        ...
-
-
-class Writer(Protocol):
-    """Where answers go to: `asyncio.StreamWriter`."""
-
-    def write(self, data: bytes, /) -> None:
-        """Send *data*, or as much as the client takes at once."""
-        ...
-
-    async def drain(self) -> None:
-        """Wait until the client has taken the rest."""
-        ...
 
 
 class AccessPolicyServer:
@@ -104,39 +83,6 @@ class AccessPolicyServer:
 
     def stop(self) -> None:
         """Go on: a mail server that has no answer may refuse mail for now."""
-
-    async def converse(self, reader: Reader, writer: Writer) -> None:
-        """Do as `serve` over streams, which the caller closes."""
-        conversation = self._conversation(writer.write)
-        reading = asyncio.create_task(reader.read(READ_SIZE))
-        is_open = True
-        try:
-            while is_open or conversation.owed:
-                awaited: set[asyncio.Task[str] | asyncio.Task[bytes]] = set()
-                if conversation.awaited is not None:
-                    awaited.add(conversation.awaited)
-                if is_open and not conversation.is_full:
-                    awaited.add(reading)
-                done, _ = await asyncio.wait(
-                    awaited, return_when=asyncio.FIRST_COMPLETED
-                )
-                if reading in done:
-                    data = reading.result()
-                    conversation.receive_data(data)
-                    if is_open := bool(data):
-                        reading = asyncio.create_task(reader.read(READ_SIZE))
-                    else:
-                        conversation.receive_eof()
-                conversation.send_ready()
-                await writer.drain()
-        except OSError:
-            return  # the client has gone
-        finally:
-            tasks = conversation.cancel()
-            with suppress(OSError):
-                conversation.send_ready()
-            reading.cancel()
-            await asyncio.gather(reading, *tasks, return_exceptions=True)
 
     def _conversation(self, send: Callable[[bytes], None]) -> Conversation:
         return Conversation(self.action_for, send, self._observe)
