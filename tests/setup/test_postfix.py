@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import signal
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from mxpolicy.check.postconf import Ended
 from mxpolicy.setup.cf_text import entries
-from mxpolicy.setup.disk import Disk, SetupError
+from mxpolicy.setup.disk import Disk, Labels, SetupError, labels_of
 from mxpolicy.setup.kept import Stage, load
 from mxpolicy.setup.mail_server import KEPT
 from mxpolicy.setup.postfix import Postfix
@@ -47,10 +48,10 @@ every_sample = pytest.mark.parametrize("name", SAMPLES)
 every_way = pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
 
 
-def contents(directory: Path) -> dict[str, tuple[bytes, int]]:
-    """Return {name: (what is in it, mode)}."""
+def contents(directory: Path) -> dict[str, tuple[bytes, Labels | None]]:
+    """Return {name: (what is in it, owner, mode and attributes)}."""
     return {
-        one.name: (one.read_bytes(), one.stat().st_mode) for one in directory.iterdir()
+        one.name: (one.read_bytes(), labels_of(str(one))) for one in directory.iterdir()
     }
 
 
@@ -88,6 +89,7 @@ def test_undo_restores_every_byte(
 ) -> None:
     directory = sample(name, tmp_path / "postfix")
     (directory / "main.cf").chmod(0o640)
+    os.setxattr(directory / "main.cf", "user.mine", b"kept")
     before = contents(directory)
     postfix = Postfix(programs(directory))
     what = applied(postfix, asked)
@@ -95,7 +97,7 @@ def test_undo_restores_every_byte(
     assert (after != before) == bool(what.steps)
     assert planned(postfix, asked).steps == ()
     # postconf -e makes it 0644.
-    assert (directory / "main.cf").stat().st_mode & 0o777 == 0o640
+    assert after["main.cf"][1] == before["main.cf"][1]
     if not what.steps:
         return
     assert (directory / KEPT).stat().st_mode & 0o777 == 0o600
@@ -550,7 +552,7 @@ def test_disk_that_is_full_is_told(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert raised.value.filename == str(path)
-    assert contents(tmp_path) == {"main.cf": (b"old", path.stat().st_mode)}
+    assert contents(tmp_path) == {"main.cf": (b"old", labels_of(str(path)))}
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from mxpolicy.check.postconf import Ended
 from mxpolicy.errors import MxPolicyError
-from mxpolicy.setup.disk import NEW, Disk
+from mxpolicy.setup.disk import NEW, Disk, SetupError
 from mxpolicy.setup.exim import Exim
 from mxpolicy.setup.kept import Stage, load
 from mxpolicy.setup.mail_server import MailServer
@@ -237,3 +237,24 @@ def unkept(found: Contents) -> Contents:
         for name in found
         if not name.endswith(("mxpolicy-setup.json", NEW))
     }
+
+
+def test_program_that_outlives_us_keeps_others_out(tmp_path: Path) -> None:
+    held: list[int] = []
+
+    def runs(*argv: str, inherited: tuple[int, ...] = (), **how: object) -> Ended:
+        # As a child does that goes on when we are killed.
+        held.extend(map(os.dup, inherited))
+        return Programs()(*argv)
+
+    exim = Exim(str(etc(tmp_path)), runs)
+    set_up(exim, SOME)
+    assert held
+    with pytest.raises(SetupError, match="another set-up"):
+        take_back(exim)
+    while held:
+        os.close(held.pop())
+    take_back(exim)
+    assert exim.stage is Stage.NOTHING_KEPT
+    while held:
+        os.close(held.pop())
