@@ -5,9 +5,12 @@ of this machine, its Postfix or Exim, and the daemon. For each fault it says wha
 happen, and the line that mends it. It changes nothing, sends no mail, and dials only the
 name servers and the daemon.
 
-Each theme has a module: `configuration`, `names`, `surroundings`, `daemon`, `postfix`
-(`postconf` asks, `master_cf` reads, `postfix_rows` and `policy_service` judge) and `exim`
-(`exim_rows` judges). `access` and `installation` say what an account may use.
+Each theme has a module: `configuration`, `names`, `our_name`, `surroundings`, `daemon`,
+`exim` (`exim_rows` judges) and `postfix`. For that one `postconf` asks and `master_cf`
+reads; `transport_rows`, `time_limit` and `status_filter` judge what runs `mxpolicy pipe`,
+`policy_service` and `policy_clients` who answers and who asks for policy, `postfix_rows`
+the whole. A command line of ours is gathered by `command` from a `machine`; `access` and
+`installation` say what an account may use. `report` has the rows, and `show` prints them.
 """
 
 from __future__ import annotations
@@ -15,28 +18,27 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import re
 import threading
 import traceback
 from typing import TYPE_CHECKING
 
-from mxpolicy.check import configuration, daemon, exim, names, postfix, surroundings
+from mxpolicy.check import (
+    configuration,
+    daemon,
+    exim,
+    names,
+    our_name,
+    postfix,
+    show,
+    surroundings,
+)
 from mxpolicy.check.access import account, current
 from mxpolicy.check.machine import HERE
 from mxpolicy.check.postconf import Postconf, PostfixUnseen
 from mxpolicy.check.report import Item, Level, tell
 from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import ConfigError
-from mxpolicy.terminal import (
-    BOLD,
-    DIM,
-    GREEN,
-    RED,
-    YELLOW,
-    Terminal,
-    shown_by,
-    write_out,
-)
+from mxpolicy.terminal import shown_by, write_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,18 +49,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "parser"]
 
-SCHEMA = 1
-
-Sought = tuple[str, Item]
-
 # Most steps have a shorter bound of their own. This one is for those that have none: a
 # directory service behind getpwnam(3), a file on a server that is away.
 PATIENCE = 90.0
-
-# A line of mxpolicy.yaml.
-_OPTION = re.compile(r"[a-z_]+: ")
-
-_COLOURS = {Level.OK: GREEN, Level.WARN: YELLOW, Level.FAIL: RED}
 
 
 class _Looking:
@@ -96,7 +89,7 @@ class _Looking:
         themes: tuple[tuple[str, Callable[[], list[Item]]], ...] = (
             (self.title, lambda: configuration.look(self._config, options, os.environ)),
             ("name servers", lambda: asyncio.run(names.look_at_name_servers(options))),
-            ("our name", lambda: asyncio.run(names.look_at_our_name(options))),
+            ("our name", lambda: asyncio.run(our_name.look_at_our_name(options))),
             ("Exim", lambda: self._look_at_exim(options)),
             ("Postfix", lambda: self._postfix(options)),
             ("this machine", lambda: self._machine(options)),
@@ -202,101 +195,11 @@ def main(argv: Sequence[str]) -> int:
     failed = any(one.level is Level.FAIL for _, part in sections for one in part)
     write_out(
         arguments,
-        lambda: _as_json(sections, looking.settings),
-        lambda terminal: _show(sections, looking.settings, looking.file, terminal),
+        lambda: show.as_json(sections, looking.settings),
+        lambda terminal: show.as_text(
+            sections, looking.settings, looking.file, terminal
+        ),
     )
     if thread.is_alive():
         os._exit(1)
     return 1 if failed else 0
-
-
-def _as_json(
-    sections: Sequence[tuple[str, Sequence[Item]]], settings: Sequence[Setting]
-) -> dict[str, object]:
-    return {
-        "schema": SCHEMA,
-        "options": {one.path: one.value for one in settings},
-        "changed": [one.path for one in settings if not one.is_default],
-        "items": [
-            _item_as_json(title, one) for title, section in sections for one in section
-        ],
-        "first": _item_as_json(*first) if (first := _to_do_first(sections)) else None,
-    }
-
-
-def _item_as_json(title: str, item: Item) -> dict[str, str]:
-    found = {"about": title, "level": item.level.value, "text": item.text}
-    return found | ({"mend": item.mend} if item.mend else {})
-
-
-def _to_do_first(sections: Sequence[tuple[str, Sequence[Item]]]) -> Sought | None:
-    """Return what is to be mended first: what fails, before what is only warned of.
-
-    Of equal ones it is what stands first of what can be mended by a line to be copied.
-    """
-    bad = [
-        (title, one)
-        for title, section in sections
-        for one in section
-        if one.level is not Level.OK
-    ]
-    return min(
-        bad,
-        key=lambda it: (it[1].level is not Level.FAIL, not it[1].mend),
-        default=None,
-    )
-
-
-def _show(
-    sections: Sequence[tuple[str, Sequence[Item]]],
-    settings: Sequence[Setting],
-    file: str,
-    terminal: Terminal,
-) -> None:
-    if settings:
-        terminal.line(terminal.paint("options", BOLD))
-        rows = [
-            (
-                " " if one.is_default else "*",
-                one.path,
-                one.value + (f"  ({one.meaning})" if one.meaning else ""),
-            )
-            for one in settings
-        ]
-        terminal.table(rows)
-        terminal.line(terminal.paint("  * not the default", DIM))
-    for title, section in sections:
-        terminal.heading(title)
-        for item in section:
-            _show_item(item, terminal)
-    if first := _to_do_first(sections):
-        title, item = first
-        terminal.line()
-        terminal.say(item.text, f"First ({title}): ")
-        if item.mend:
-            terminal.line(terminal.paint(f"        {item.mend}", BOLD))
-    _show_sum([one for _, part in sections for one in part], file, terminal)
-
-
-def _show_item(item: Item, terminal: Terminal) -> None:
-    level = terminal.paint(f"{item.level.value:<4}", _COLOURS[item.level])
-    # The colour takes no column: wrap with the bare word, then put it in its place.
-    bare = f"  {item.level.value:<4}  "
-    terminal.say(item.text, bare, marked=f"  {level}  ")
-    if item.mend:
-        # Not wrapped, to be copied.
-        terminal.line(terminal.paint(f"        {item.mend}", BOLD))
-
-
-def _show_sum(items: Sequence[Item], file: str, terminal: Terminal) -> None:
-    fails = sum(one.level is Level.FAIL for one in items)
-    warns = sum(one.level is Level.WARN for one in items)
-    terminal.line()
-    if any(one.mend.startswith("postconf ") for one in items):
-        terminal.line("After postconf: postfix reload")
-    if any(_OPTION.match(one.mend) for one in items):
-        terminal.line(f"Lines with `name: value` belong into {file}")
-    colour = RED if fails else YELLOW if warns else GREEN
-    wells = len(items) - fails - warns
-    text = f"{fails} fail, {warns} warn, {wells} ok"
-    terminal.line(terminal.paint(text, colour, BOLD))

@@ -19,7 +19,7 @@ import pytest
 from mxpolicy import check
 from mxpolicy.check import configuration
 from mxpolicy.check.access import Account
-from mxpolicy.check.names import look_at_our_name
+from mxpolicy.check.our_name import look_at_our_name
 from mxpolicy.check.report import Level
 from mxpolicy.check.surroundings import over_bound, takes_no_row
 from mxpolicy.net.resolv_conf import read_resolv_conf
