@@ -83,7 +83,7 @@ def labels_of(file: str | int) -> Labels | None:
 def _attributes(file: str | int) -> dict[str, bytes]:
     try:
         names = [one for one in os.listxattr(file) if one.startswith(_KEPT)]
-    except OSError:  # the file system has none
+    except (AttributeError, OSError):  # the system, or the file system, has none
         return {}
     return {name: os.getxattr(file, name) for name in names}
 
