@@ -1002,7 +1002,7 @@ def test_no_dot_leaves_without_a_word_of_the_client(
     request = f"A-f\0A\0A--nexthop\0A{there.nexthop}\0A--\0Ab@b.example\0".encode()
     asked = b"mxpolicy pipe 1 %d\n%b" % (len(request), request)
     reads, writes = os.pipe()
-    quick = "from mxpolicy.server import handover; handover.ASK_TIME = 0.2"
+    quick = "from mxpolicy.server.handover import message; message.ASK_TIME = 0.2"
     with serving.started(before=quick) as daemon, daemon.connect("pipe") as client:
         client.sendall(asked)
         client.recv(100)
