@@ -154,7 +154,8 @@ def _looked(look: Callable[[], list[Item]]) -> list[Item]:
     try:
         return look()
     except PostfixUnseen as error:
-        return [tell(Level.WARN, f"could not be seen: {error}; try as root")]
+        mend = "; try as root" if os.geteuid() else ""
+        return [tell(Level.WARN, f"could not be seen: {error}{mend}")]
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"could not be checked: {type(error).__name__}: {error}"

@@ -53,6 +53,10 @@ _PLAIN = re.compile(r"[\w./+@%-]*", re.A)
 
 USER = "mxpolicy"
 
+# Seconds for one program of Exim's. Each looks this machine's name up as it begins,
+# and update-exim4.conf runs two: where name servers are away, that is twice 20 s.
+EXIM_PATIENCE = 90.0
+
 
 def main(argv: Sequence[str]) -> int:
     """Say what would be done, or do it.
@@ -100,7 +104,8 @@ def _server(given: argparse.Namespace) -> MailServer:
     if given.mail_server == "exim":
         for name in NAMES:
             if programs := directory_of(name, search):
-                return Exim(DIRECTORY, partial(run, programs), program=name)
+                asked = partial(run, programs, patience=EXIM_PATIENCE)
+                return Exim(DIRECTORY, asked, program=name)
         raise SetupError(
             "there is no Exim on this machine (neither exim4 nor exim found)"
         )
