@@ -8,7 +8,6 @@ with the failure that says most, and then names every host that was tried.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from mxpolicy.delivery import refusals, trouble
 from mxpolicy.options import GreetingPolicy
@@ -37,12 +36,17 @@ _GAVE_UP = {
 }
 
 
-class Failure(NamedTuple):
+class Failure:
     """One thing that went wrong at one candidate, and what it means."""
 
-    candidate: Candidate
-    finding: Finding
-    judgement: trouble.Judgement
+    __slots__ = ("candidate", "finding", "judgement")
+
+    def __init__(
+        self, candidate: Candidate, finding: Finding, judgement: trouble.Judgement
+    ) -> None:
+        self.candidate = candidate
+        self.finding = finding
+        self.judgement = judgement
 
 
 class Failures:

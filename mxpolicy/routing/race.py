@@ -77,19 +77,13 @@ from mxpolicy.routing.candidate import (
     Rank,
     Scope,
     Verdict,
-    Wait,
 )
 from mxpolicy.routing.race_timing import (
-    FULL_PHASE,
     Entrant,
-    awaited_in,
-    full_time,
-    is_patient,
     patience,
     patient_time,
-    phase_of,
-    slow_verdict,
 )
+from mxpolicy.routing.runner import Runner, Standing, doubts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -122,9 +116,6 @@ SHARE_FOR_FINDING = 1 / 3
 # with 13 MX would see us 13 times. With only one, a best MX that always says 4yz would
 # keep the message from a good second one for ever.
 TRANSIENT_VISITS = 2
-
-# Final dots without an answer, at one host, for one recipient.
-DOUBTS_ENOUGH = 2
 
 # Seconds for which every host keeps a session in which we say nothing, the grace
 # included. Postfix under stress hangs up after 10; RFC 5321 §4.5.3.2.7 asks for 300.
@@ -202,181 +193,11 @@ class GiveUp(NamedTuple):
 Action = Start | Drop | Doubt | Take | Wake | GiveUp
 
 
-def _doubts(entrant: Entrant) -> tuple[int, int]:
-    return entrant.doubts, entrant.doubts_here
-
-
 class _Mode(Enum):
     NEW = auto()  # before begin
     RACING = auto()
     SUSPENDED = auto()  # one is taken
     OVER = auto()  # given up
-
-
-class _Standing(Enum):
-    WAITING = auto()  # not asked, or dropped before it could answer
-    OPEN = auto()
-    TURNED_AWAY = auto()  # by our patience, not by its failure; see `_Runner.is_heard`
-    TAKEN = auto()
-    FAILED = auto()  # it answered, failed, or had a patient sender's time
-    LOCAL_FAILURE = auto()  # our own trouble: not heard, and not asked again
-
-
-class _Runner:
-    """One candidate's way through the race."""
-
-    __slots__ = (
-        "awaited",
-        "doubted",
-        "ended_in_4yz",
-        "entrant",
-        "has_stalled",
-        "index",
-        "is_late",
-        "is_second_run",
-        "phase",
-        "since",
-        "standing",
-        "waits",
-        "was_kept_waiting",
-    )
-
-    def __init__(self, entrant: Entrant, index: int) -> None:
-        self.entrant = entrant
-        self.index = index  # in the order of trying
-        self.standing = _Standing.WAITING
-        self.phase = Phase.CONNECT
-        self.since = 0.0  # when the phase was entered
-        self.is_second_run = False
-        self.is_late = False  # a patient sender would have left it
-        self.waits: dict[Awaited, float] = {}  # without answer, in this attempt
-        self.awaited: Awaited | None = None  # when it was turned away
-        self.has_stalled = False
-        self.doubted: set[Phase] = set()
-        self.was_kept_waiting = False  # ready long before it was taken
-        self.ended_in_4yz = False  # its session: one of TRANSIENT_VISITS
-
-    @property
-    def candidate(self) -> Candidate:
-        return self.entrant.candidate
-
-    @property
-    def rank(self) -> Rank:
-        return self.entrant.candidate.rank
-
-    @property
-    def doubts(self) -> tuple[int, int]:
-        """How likely a copy is there: at its host, then at its address."""
-        return _doubts(self.entrant)
-
-    @property
-    def turn(self) -> tuple[tuple[int, int], Rank]:
-        """When it is asked; smaller is sooner. What it says counts by its rank."""
-        return self.doubts, self.rank
-
-    @property
-    def is_ready(self) -> bool:
-        return self.phase is Phase.READY
-
-    @property
-    def is_heard(self) -> bool:
-        """Whether a refusal by a worse one may be final without this one."""
-        if self.standing is _Standing.WAITING:
-            return self.has_had_its_chances
-        if self.standing is _Standing.TURNED_AWAY:
-            return self.awaited is not None and self.was_patient(self.awaited)
-        return self.standing is _Standing.FAILED
-
-    @property
-    def has_had_its_chances(self) -> bool:
-        """Whether it was in doubt so often that a worse one's refusal counts without it.
-
-        It is still asked after all others, as it may take the message one day. But each
-        try may make a copy. After the first one a patient sender went on to the worse
-        one, and accepted its refusal.
-        """
-        return self.entrant.doubts_of_all >= DOUBTS_ENOUGH
-
-    @property
-    def may_be_asked_again(self) -> bool:
-        """Whether it may be, once turned away; when our patience ended, once only."""
-        return not self.is_heard and not (self.is_second_run and self.awaited)
-
-    def was_patient(self, awaited: Awaited) -> bool:
-        """Whether we waited for *awaited* as long as a patient sender would."""
-        before = self.entrant.waits.get(awaited, 0.0)
-        seconds = before + self.waits.get(awaited, 0.0)
-        return is_patient(awaited, seconds) or self.is_remembered(awaited)
-
-    def is_remembered(self, awaited: Awaited) -> bool:
-        """Whether one remembered verdict had a patient sender's time for *awaited*."""
-        wait = self.entrant.remembered
-        return wait is not None and wait.awaited is awaited and is_patient(*wait)
-
-    def fails_at(self, *, is_hurried: bool) -> float:
-        """Return when an open one has failed.
-
-        Args:
-            is_hurried: A worse one has refused, and only better ones are awaited.
-        """
-        if self.is_ready:
-            return inf
-        if is_hurried and self.is_remembered(awaited_in(self.phase)):
-            return self.since + full_time(self.phase)
-        return self.since + patient_time(self.phase)
-
-    def turn_away(self, wait: Wait | None) -> None:
-        """It goes because of us: our patience, with its *wait*, ended, or its own did."""
-        self.standing = _Standing.TURNED_AWAY
-        self.awaited = wait.awaited if wait else None
-        if wait is not None:
-            self.note(wait)
-
-    def fail(self) -> None:
-        """It answered or failed by itself; earlier waits for it do not matter then."""
-        self.standing = _Standing.FAILED
-        self.waits.clear()
-
-    def was_further_than(self, phase: Phase) -> bool:
-        """Whether it is asked again, and was turned away in a later phase than *phase*."""
-        if not self.is_second_run or self.awaited is None:
-            return False
-        return phase < phase_of(self.awaited)
-
-    def note(self, wait: Wait) -> None:
-        """Add a wait that ended without answer."""
-        self.waits[wait.awaited] = self.waits.get(wait.awaited, 0.0) + wait.seconds
-
-    def wait(self, now: float) -> Wait:
-        """Return the wait so far for an open one that is not ready."""
-        return Wait(awaited_in(self.phase), now - self.since)
-
-    def start(self, now: float) -> None:
-        self.is_second_run = self.standing is _Standing.TURNED_AWAY
-        self.standing = _Standing.OPEN
-        self.is_late = False
-        self.phase = Phase.CONNECT
-        self.since = now
-
-    def finding(self, now: float) -> Finding:
-        """Return what can be said of an open one that is not ready."""
-        return Finding(
-            slow_verdict(self.phase),
-            self.phase,
-            now - self.since,
-            full=self.since + full_time(self.phase) <= now,
-        )
-
-    def yields_at(self, following: _Runner) -> float:
-        """Return when this one makes room for *following*.
-
-        One that made room before does not do so again. One that is asked the second time
-        gets room later than others: it has had its own full time.
-        """
-        if self.is_second_run:
-            return inf
-        hurries = following.standing is _Standing.WAITING
-        return self.since + (full_time(self.phase) if hurries else FULL_PHASE)
 
 
 class Race:
@@ -396,10 +217,10 @@ class Race:
     def __init__(
         self, entrants: Sequence[Entrant], timing: RaceOptions, deadline: float
     ) -> None:
-        self._runners: dict[Candidate, _Runner] = {}
-        in_turn = sorted(entrants, key=_doubts)
+        self._runners: dict[Candidate, Runner] = {}
+        in_turn = sorted(entrants, key=doubts)
         for index, entrant in enumerate(in_turn):
-            self._runners.setdefault(entrant.candidate, _Runner(entrant, index))
+            self._runners.setdefault(entrant.candidate, Runner(entrant, index))
         self._timing = timing
         self._deadline = deadline
         self._mode = _Mode.NEW
@@ -408,7 +229,7 @@ class Race:
         self._limit = 0.0  # when it must be over
         self._dialled = 0
         self._ceiling: Rank | None = None  # after a 5yz only better ones matter
-        self._taken: _Runner  # while the race is SUSPENDED
+        self._taken: Runner  # while the race is SUSPENDED
 
     # What the caller tells us
 
@@ -430,7 +251,7 @@ class Race:
         taken, the candidate has failed: its refusal must not be final.
         """
         runner = self._runners[candidate]
-        if runner.standing is _Standing.OPEN and phase > runner.phase:
+        if runner.standing is Standing.OPEN and phase > runner.phase:
             if self._mode is _Mode.SUSPENDED and self._fails_at(runner) <= now:
                 runner.is_late = True
             runner.phase = min(phase, Phase.READY)
@@ -462,16 +283,16 @@ class Race:
         once more after the others, when it may have a place again.
         """
         runner = self._runners[candidate]
-        if runner.standing is _Standing.OPEN:
+        if runner.standing is Standing.OPEN:
             if finding is None or finding.scope is Scope.SITE:
-                runner.standing = _Standing.LOCAL_FAILURE
+                runner.standing = Standing.LOCAL_FAILURE
             elif runner.is_ready or finding.wait is not None:
                 runner.turn_away(finding.wait)
             elif runner.was_further_than(finding.phase):
-                runner.standing = _Standing.TURNED_AWAY
+                runner.standing = Standing.TURNED_AWAY
             elif is_crowded and self._has_worse(runner):
                 if runner.is_second_run:
-                    runner.standing = _Standing.LOCAL_FAILURE
+                    runner.standing = Standing.LOCAL_FAILURE
                 else:
                     runner.turn_away(None)
             else:
@@ -551,9 +372,9 @@ class Race:
         taken = self._taken
         self._open_round(now)
         if now >= self._limit:
-            taken.standing = _Standing.WAITING
+            taken.standing = Standing.WAITING
             return self._drop_late(now) + self._advance(now)
-        taken.standing = _Standing.OPEN
+        taken.standing = Standing.OPEN
         taken.phase, taken.since = Phase.CONNECT, now
         taken.was_kept_waiting = False
         return [*self._drop_late(now), Start(taken.candidate), *self._advance(now)]
@@ -630,10 +451,10 @@ class Race:
         for runner in self._open():
             if runner.is_late:
                 actions.append(self._let_go(runner, now))
-                runner.standing = _Standing.FAILED
+                runner.standing = Standing.FAILED
         return actions
 
-    def _fails_at(self, runner: _Runner) -> float:
+    def _fails_at(self, runner: Runner) -> float:
         return runner.fails_at(is_hurried=self._ceiling is not None)
 
     def _drop_expired(self, now: float) -> list[Action]:
@@ -641,7 +462,7 @@ class Race:
         for runner in self._open():
             if self._fails_at(runner) <= now:
                 runner.note(runner.wait(now))
-                runner.standing = _Standing.FAILED
+                runner.standing = Standing.FAILED
                 actions.append(Drop(runner.candidate, runner.finding(now)))
         return actions
 
@@ -660,7 +481,7 @@ class Race:
         return inf
 
     def _patience_ends(
-        self, following: _Runner, now: float, actions: list[Action]
+        self, following: Runner, now: float, actions: list[Action]
     ) -> float:
         """Doubt those with which our patience has ended; return when it ends next.
 
@@ -682,7 +503,7 @@ class Race:
                 soonest = min(soonest, ends)
         return now if soonest == inf else soonest
 
-    def _copy_risked_at(self, runner: _Runner) -> float:
+    def _copy_risked_at(self, runner: Runner) -> float:
         """Return until when *runner* is waited for before one of more doubt starts.
 
         That one may have the message, so asking it risks a copy. A patient sender would
@@ -695,9 +516,7 @@ class Race:
         half = self._since + (self._limit - self._since) / 2
         return min(patient, half)
 
-    def _make_room(
-        self, following: _Runner, now: float, actions: list[Action]
-    ) -> float:
+    def _make_room(self, following: Runner, now: float, actions: list[Action]) -> float:
         """Return when there is a place for *following*.
 
         A candidate that has had its full time gives up its own.
@@ -712,14 +531,14 @@ class Race:
             actions.append(Drop(first.candidate, first.finding(now)))
         return at
 
-    def _crowd_before(self, following: _Runner) -> list[_Runner]:
+    def _crowd_before(self, following: Runner) -> list[Runner]:
         """Return those of which one must go before *following* can start, if any."""
         if self._is_rank_full(following.rank):
             return [r for r in self._open() if r.rank == following.rank]
         crowd = self._open()
         return crowd if len(crowd) >= self._timing.open else []
 
-    def _next_in_turn(self) -> _Runner | None:
+    def _next_in_turn(self) -> Runner | None:
         """Return the one to start next; of a rank without a place only if all are so."""
         if self._dialled >= MAX_DIALLED:
             return None
@@ -736,17 +555,17 @@ class Race:
 
     # Ends
 
-    def _take(self, runner: _Runner, now: float) -> Take:
-        runner.standing = _Standing.TAKEN
+    def _take(self, runner: Runner, now: float) -> Take:
+        runner.standing = Standing.TAKEN
         self._taken = runner
         runner.was_kept_waiting = runner.since + TIRING < now
         self._mode = _Mode.SUSPENDED
         self._budget = max(0.0, self._budget - (now - self._since))
         return Take(runner.candidate)
 
-    def _let_go(self, runner: _Runner, now: float) -> Drop:
+    def _let_go(self, runner: Runner, now: float) -> Drop:
         """Drop one that has not failed; it may be asked again."""
-        runner.standing = _Standing.WAITING
+        runner.standing = Standing.WAITING
         if runner.is_ready:
             return Drop(runner.candidate)
         runner.note(runner.wait(now))
@@ -765,11 +584,11 @@ class Race:
         actions: list[Action] = [
             self._let_go(runner, now)
             for runner in same
-            if runner.standing is _Standing.OPEN
+            if runner.standing is Standing.OPEN
         ]
         for runner in same:
             if runner is not taken:
-                runner.standing = _Standing.FAILED
+                runner.standing = Standing.FAILED
         return actions
 
     def _give_up(self, now: float) -> list[Action]:
@@ -794,7 +613,7 @@ class Race:
         taken = self._taken
         taken.has_stalled = finding.verdict is Verdict.STALLED
         if finding.scope is Scope.SITE:
-            taken.standing = _Standing.LOCAL_FAILURE
+            taken.standing = Standing.LOCAL_FAILURE
         elif finding.wait is not None:
             taken.turn_away(finding.wait)
         elif taken.was_kept_waiting and finding.verdict not in _REPLIES:
@@ -808,20 +627,20 @@ class Race:
 
     # The candidates, by their standing
 
-    def _has_worse(self, runner: _Runner) -> bool:
+    def _has_worse(self, runner: Runner) -> bool:
         return any(runner.rank < other.rank for other in self._runners.values())
 
-    def _all(self, standing: _Standing) -> list[_Runner]:
+    def _all(self, standing: Standing) -> list[Runner]:
         return [r for r in self._runners.values() if r.standing is standing]
 
-    def _open(self) -> list[_Runner]:
-        return self._all(_Standing.OPEN)
+    def _open(self) -> list[Runner]:
+        return self._all(Standing.OPEN)
 
-    def _queue(self) -> list[_Runner]:
+    def _queue(self) -> list[Runner]:
         """Return those that were not asked yet."""
-        return [r for r in self._all(_Standing.WAITING) if self._may_be_asked(r)]
+        return [r for r in self._all(Standing.WAITING) if self._may_be_asked(r)]
 
-    def _queue_again(self) -> list[_Runner]:
+    def _queue_again(self) -> list[Runner]:
         """Return those that were turned away and are to be asked again.
 
         One that stalled will hardly take the message. It is asked only when a worse one
@@ -829,19 +648,19 @@ class Race:
         """
         return [
             r
-            for r in self._all(_Standing.TURNED_AWAY)
+            for r in self._all(Standing.TURNED_AWAY)
             if r.may_be_asked_again
             and self._may_be_asked(r)
             and not (r.has_stalled and self._ceiling is None)
         ]
 
-    def _matters(self, runner: _Runner) -> bool:
+    def _matters(self, runner: Runner) -> bool:
         """Whether its answer could still change the 5yz that another has said."""
         if self._ceiling is None:
             return True
         return runner.rank < self._ceiling and not runner.has_had_its_chances
 
-    def _may_be_asked(self, runner: _Runner) -> bool:
+    def _may_be_asked(self, runner: Runner) -> bool:
         """Whether a patient sender would still come to ask it.
 
         It would stop at the second 4yz, or at the third where two were of one host. It
@@ -862,11 +681,11 @@ class Race:
         taken = sum(runner.rank == rank for runner in self._open())
         return taken >= self._timing.open_per_rank
 
-    def _best_ready(self) -> _Runner | None:
+    def _best_ready(self) -> Runner | None:
         ready = [runner for runner in self._open() if runner.is_ready]
         return min(ready, key=lambda r: (r.turn, r.since, r.index), default=None)
 
-    def _grace_ends(self, best: _Runner) -> float:
+    def _grace_ends(self, best: Runner) -> float:
         """Return until when a better one may still overtake; the past if none may.
 
         One that is asked again does not wait: waiting may be why it left.

@@ -93,7 +93,7 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "sorted(entrants, key=_doubts)",
+                "sorted(entrants, key=doubts)",
                 "[one._replace(doubts=0, doubts_here=0) for one in entrants]",
             ),
         ),
@@ -102,7 +102,7 @@ MENDS = {
         "race: Of a host in doubt, another address is asked first",
         (
             Edit(
-                "routing/race.py",
+                "routing/runner.py",
                 "entrant.doubts, entrant.doubts_here",
                 "entrant.doubts, 0",
             ),
@@ -122,9 +122,9 @@ MENDS = {
         "race: A host that only outlasts our patience has not failed",
         (
             Edit(
-                "routing/race.py",
-                "self.standing = _Standing.TURNED_AWAY",
-                "self.standing = _Standing.FAILED",
+                "routing/runner.py",
+                "self.standing = Standing.TURNED_AWAY",
+                "self.standing = Standing.FAILED",
             ),
         ),
     ),
