@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mxpolicy.net.resolv_conf import ResolvConf
     from mxpolicy.options import Options
 
-__all__ = ["look_at_our_name"]
+__all__ = ["judge_sources", "look_at_our_name"]
 
 # To choose a route to; connecting a datagram socket sends nothing. From the ranges for
 # documentation (RFC 5737, RFC 3849).
@@ -47,7 +47,7 @@ async def look_at_our_name(
     identity = OwnIdentity((), options.own_addresses, is_local_address)
     return said(
         _judge_literal(helo) or await _judge_helo(helo, server, identity, public),
-        *_judge_sources(sources, options),
+        *judge_sources(sources, options),
         *[
             await _judge_pointer(address, helo, server)
             for address in dict.fromkeys([*public, *named])
@@ -108,7 +108,8 @@ async def _judge_helo(
     )
 
 
-def _judge_sources(sources: Sequence[str], options: Options) -> list[Item]:
+def judge_sources(sources: Sequence[str], options: Options) -> list[Item]:
+    """Say which addresses connections leave from, and whether the world sees these."""
     private = [one for one in sources if ipaddress.ip_address(one).is_private]
     return said(
         first(
@@ -120,8 +121,9 @@ def _judge_sources(sources: Sequence[str], options: Options) -> list[Item]:
         ),
         warn(
             sources and len(private) == len(sources) and not options.own_addresses,
-            "these addresses are not the ones that the world sees: an MX record that"
-            " points to us would not be taken for ourselves, and its mail may loop",
+            f"the world does not see {' and '.join(sources)}, but another address: an MX"
+            " record that points to us would not be taken for ourselves, and its mail"
+            " may loop",
             "own_addresses: [THE ADDRESS THE WORLD SEES]",
         ),
     )

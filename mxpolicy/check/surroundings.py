@@ -59,7 +59,8 @@ def _look_at_state(file: str, user: Account) -> Item | None:
         return fail(True, f"{_UNUSED}: {error.reason}", error.mend)
     except (StoreError, OSError) as error:
         if os.geteuid() not in {0, user.uid}:
-            text = f"the state of {user.name} cannot be seen ({error}); try as root"
+            why = getattr(error, "strerror", None) or error
+            text = f"the state of {user.name} cannot be seen ({why}); try as root"
             return warn(True, text)
         trouble = str(error)
     why_not = objection(user, path, WRITE | EXECUTE)
