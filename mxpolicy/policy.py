@@ -1,9 +1,9 @@
 """``mxpolicy policy``: the access policy server of one client, run by spawn(8).
 
 spawn(8) connects all three standard descriptors to one smtpd(8). Questions come on
-stdin, answers go back over the same connection, and nothing else is written there, nor to
-stderr where that is the same (`mxpolicy.policy_fallback.take_stdout`). `mxpolicy.server.access_policy` has
-the answers.
+stdin, and answers go back over the same connection. Nothing else is written there, nor to
+stderr where that is the same (`mxpolicy.policy_fallback.take_stdout`).
+`mxpolicy.server.access_policy` has the answers.
 
 `prepare` raises any trouble before the first question is read, and
 `mxpolicy.policy_fallback` answers instead. After that, a fault that no question caused
