@@ -236,15 +236,6 @@ class Store:
         row = key, value, expires, weight, durable
         await self.do(Operation("put", key, row, None))
 
-    async def add(
-        self, key: str, value: bytes, expires: float, *, weight: int | None = None
-    ) -> bool:
-        """Write *value* if there is no row; return whether it was written.
-
-        Of several writers that add one key at the same time, one gets True.
-        """
-        return await self.replace(key, None, value, expires, weight)
-
     async def replace(
         self,
         key: str,
@@ -254,6 +245,8 @@ class Store:
         weight: int | None = None,
     ) -> bool:
         """Write *new* if *old* is there, None for no row; return whether it was written.
+
+        Of several writers that replace the same at the same time, one gets True.
 
         A `mxpolicy.state.fallback.FallbackStore` returns False also when it was perhaps
         written.

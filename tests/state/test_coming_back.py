@@ -341,7 +341,7 @@ async def test_file_that_others_delete_is_not_written_into_any_more(
     await one.store.put("journal/a", b"1", FAR)
     delete_all(tmp_path)
     assert await one.store.get("journal/a") is None
-    assert await one.store.add("journal/a", b"2", FAR)
+    assert await one.store.replace("journal/a", None, b"2", FAR)
     assert await one.others_see("journal/a") == b"2"
     assert not one.told
     await one.store.close()

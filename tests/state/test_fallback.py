@@ -110,7 +110,7 @@ def test_one_write_of_more_than_a_second_does_not_make_the_store_go_away() -> No
     async def work() -> None:
         disk = Disk(1.5)
         store = FallbackStore(disk, told.append)
-        assert not await store.add("journal/a", b"1", FAR)  # nobody can tell
+        assert not await store.replace("journal/a", None, b"1", FAR)  # nobody can tell
         # The one who needs to know waits, and finds what was done meanwhile.
         assert await store.patient(10).get("journal/a") == b"1"
         disk.seconds = 0.0

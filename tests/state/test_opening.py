@@ -80,7 +80,7 @@ async def test_nothing_is_written_and_nothing_made(
     async def write() -> list[object]:
         await store.put("a", b"x", FAR)
         return [
-            await store.add("b", b"x", FAR),
+            await store.replace("b", None, b"x", FAR),
             await store.replace("a", b"1", b"x", FAR),
             await store.delete("a"),
         ]

@@ -77,7 +77,7 @@ async def overwrite_by_put(store: Store, key: str) -> None:
 
 
 async def overwrite_by_add(store: Store, key: str) -> None:
-    assert await store.add(key, b"2", FAR)
+    assert await store.replace(key, None, b"2", FAR)
 
 
 @pytest.mark.parametrize("key", FILES)

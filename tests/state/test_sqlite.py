@@ -49,7 +49,7 @@ async def work():
     for n in range(3):
         await insist(lambda: store.put(f"n {number} {n}", b"", end))
     await insist(lambda: store.put(f"process {number}", b"", end))
-    has = await insist(lambda: store.add("lease", b"%d" % number, end))
+    has = await insist(lambda: store.replace("lease", None, b"%d" % number, end))
     sys.stdout.write(f"{has:d}")
     sys.stdout.flush()
 
@@ -322,11 +322,11 @@ async def test_lock_that_is_held_delays_for_a_short_time_only(tmp_path: Path) ->
         told: list[str] = []
         careful = FallbackStore(store, told.append)
         await careful.put("a", b"", FAR)
-        assert not await careful.add("lease", b"", FAR)
+        assert not await careful.replace("lease", None, b"", FAR)
         assert time.monotonic() - began < 30
         other.execute("ROLLBACK")
     assert not told
-    assert await careful.add("lease", b"", FAR)
+    assert await careful.replace("lease", None, b"", FAR)
     await careful.close()
 
 
@@ -400,7 +400,9 @@ async def test_what_is_asked_of_both_files_together(
 ) -> None:
     store = SqliteStore(str(tmp_path / "state"), stays=stays)
     keys = [f"{room}{n}" for n in range(20) for room in ("", JOURNAL)]
-    added = await asyncio.gather(*(store.add(key, key.encode(), FAR) for key in keys))
+    added = await asyncio.gather(
+        *(store.replace(key, None, key.encode(), FAR) for key in keys)
+    )
     assert all(added)
     found = await asyncio.gather(*(store.get(key) for key in keys))
     assert found == [key.encode() for key in keys]
@@ -417,9 +419,9 @@ async def test_in_a_daemon_no_file_waits_for_the_other(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "journal.sqlite3")) as other:
         other.isolation_level = None
         other.execute("BEGIN IMMEDIATE")
-        busy = asyncio.create_task(store.add("journal/b", b"2", FAR))
+        busy = asyncio.create_task(store.replace("journal/b", None, b"2", FAR))
         await asyncio.sleep(0)
-        assert await store.add("b", b"2", FAR)
+        assert await store.replace("b", None, b"2", FAR)
         assert not busy.done()
         with pytest.raises(StoreBusy):
             await busy

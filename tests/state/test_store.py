@@ -95,17 +95,20 @@ async def test_row_is_gone_when_it_expires(store: Store, clock: Clock) -> None:
 
 
 async def test_add_keeps_the_first_until_it_expires(store: Store, clock: Clock) -> None:
-    assert await store.add("lease", b"ours", NOW + 30)
-    assert not await store.add("lease", b"theirs", NOW + 90)
+    assert await store.replace("lease", None, b"ours", NOW + 30)
+    assert not await store.replace("lease", None, b"theirs", NOW + 90)
     assert await store.get("lease") == b"ours"
     clock.now = NOW + 30
-    assert await store.add("lease", b"theirs", NOW + 90)
+    assert await store.replace("lease", None, b"theirs", NOW + 90)
     assert await store.get("lease") == b"theirs"
 
 
 async def test_one_of_many_who_add_is_told_so(store: Store) -> None:
     added = await asyncio.gather(
-        *(store.add("lease", b"%d" % number, NOW + 30) for number in range(50))
+        *(
+            store.replace("lease", None, b"%d" % number, NOW + 30)
+            for number in range(50)
+        )
     )
     assert sum(added) == 1
 

@@ -66,7 +66,7 @@ async def used(path: Path) -> tuple[list[bool], list[str]]:
     store = open_store(str(path), told.append)
     found = [await store.get(key) == b"1" for key in ("host a", "journal/a")]
     await store.put("host b", b"2", FAR)
-    await store.add("journal/b", b"2", FAR)
+    await store.replace("journal/b", None, b"2", FAR)
     assert await store.get("host b") == await store.get("journal/b") == b"2"
     await store.close()
     return found, told
