@@ -12,6 +12,11 @@ What is not in it is answered as a good host does. What is done is:
 * a `Deed`: a coroutine function that gets the session's streams, and may do anything;
 * a tuple: these steps, one after the other;
 * a list: one of them each time it is asked, in any session, the last one for ever.
+
+A host here judges nothing: it does whatever a test says, wrong replies and broken
+connections above all, and the test holds it where it likes. The strict host is
+`tests.lab.smtp_host`, a process of its own. `tests.simulation.hosts` have no sockets, so
+that the clock may be moved past everything that they do.
 """
 
 from __future__ import annotations

@@ -11,7 +11,10 @@ is here, whatever is answered then: only a host that has said no is known to hav
 Parameters that were not offered are refused (RFC 5321 §4.1.1.11), and so is a client that
 sends ahead where PIPELINING was not offered (RFC 2920 §3.1), or after STARTTLS.
 
-Standard library only; one file, started by its path.
+Standard library only; one file, started by its path. It shares no code with mxpolicy, or
+both could be wrong in the same way and nothing would show. That is why it is a host of
+its own beside `tests.helpers.scripted_smtp` (what one test needs, in its own process) and
+`tests.simulation.hosts` (no sockets).
 """
 
 import asyncio

@@ -3,6 +3,10 @@
 A `Site` is a world that lives: it answers lookups, lets itself be dialled, and keeps
 what its hosts have taken. The same site, made anew, serves the engine and the patient
 sender; time is the running loop's. A `Line` is how one process reaches it.
+
+Thousands of worlds pass in a minute here, since nothing waits for a kernel, and a seed
+gives the same world again. Over sockets (`tests.helpers.scripted_smtp`, and the judge of
+the lab, `tests.lab.smtp_host`) neither is so.
 """
 
 from __future__ import annotations
