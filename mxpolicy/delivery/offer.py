@@ -43,7 +43,7 @@ from mxpolicy.routing.candidate import (
     Wait,
 )
 from mxpolicy.routing.race import GiveUpReason
-from mxpolicy.routing.reuse import PATIENCE, Judgement, Stage, judge
+from mxpolicy.routing.reuse import PATIENCE, Counts, Stage, what_counts
 from mxpolicy.routing.tls_requirement import TlsRequirement, wanted_by_host
 
 __all__ = [
@@ -221,18 +221,18 @@ class Offer:
             if not self.is_unanswered:
                 self.session.abort()
             self.ending, self.answers.goodbye = failed.finding, failed.reply
-            if self.session.course.is_in_step or self._judge() is Judgement.COUNTS:
+            if self.session.course.is_in_step or self._what_counts() is Counts.ALL:
                 self._attempt.record(self.candidate, failed.finding, failed.reply)
 
-    def _judge(self) -> Judgement:
+    def _what_counts(self) -> Counts:
         """Return what counts of the last transaction."""
         if self.over is not None:
-            return Judgement.COUNTS
+            return Counts.ALL
         if not self.session.is_reused:
             is_spent = self.ending is not None and self.ending.verdict is Verdict.UNFIT
-            return Judgement.DIAL_ANEW if is_spent else Judgement.COUNTS
+            return Counts.DIAL_ANEW if is_spent else Counts.ALL
         settlement = self._message.settlement
-        return judge(
+        return what_counts(
             self.session.course,
             ended=self.ending.verdict if self.ending else None,
             dot_is_out=bool(settlement.those(RecipientState.DOT_SENT, self._numbers)),
@@ -244,22 +244,22 @@ class Offer:
         What an earlier message's session has said is forgotten then, and also where our
         own time is up.
         """
-        judgement = self._judge()
+        counts = self._what_counts()
         if not self.session.is_reused:
-            if judgement is Judgement.DIAL_ANEW:
+            if counts is Counts.DIAL_ANEW:
                 self.void_because = self._words_of_the_end()
-            return judgement is Judgement.DIAL_ANEW
-        if judgement is Judgement.IF_IN_STEP and await self._is_in_step():
+            return counts is Counts.DIAL_ANEW
+        if counts is Counts.IF_IN_STEP and await self._is_in_step():
             self.answers.are_in_step()
-            judgement = Judgement.COUNTS
-        if judgement is Judgement.COUNTS and self.over is None:
+            counts = Counts.ALL
+        if counts is Counts.ALL and self.over is None:
             # Of a new session the host may have another opinion.
             said = self.answers.take_back_about_session()
             if said is not None and not self.in_doubt():
                 self.void_because = f"refused: {said.text}"
-        elif judgement is not Judgement.COUNTS:
+        elif counts is not Counts.ALL:
             self.void_because = self._words_of_the_end()
-        if judgement is not Judgement.COUNTS or self.over is not None:
+        if counts is not Counts.ALL or self.over is not None:
             self.answers.take_back_unproven()
         return self.void_because is not None
 

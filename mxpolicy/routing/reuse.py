@@ -25,12 +25,12 @@ __all__ = [
     "LONGEST_AGE",
     "PATIENCE",
     "QUICK",
+    "Counts",
     "Course",
-    "Judgement",
     "Stage",
-    "judge",
     "kept_until",
     "may_be_kept",
+    "what_counts",
 ]
 
 # Seconds from connecting after which a session is used no more. It lets us find a better
@@ -106,9 +106,10 @@ def kept_until(now: float, began: float, *, idle: float, known_until: float) -> 
 
 
 class Stage(IntEnum):
-    """How far the fast path has come with a transaction (`mxpolicy.routing.fast_path`).
+    """What a host has been given of a transaction, and has answered, on the fast path.
 
-    The ordinary way goes on from there.
+    The ordinary way goes on from there. What is awaited on the fast path itself, the
+    journal included, is a `mxpolicy.routing.fast_path.State`.
     """
 
     NOT_BEGUN = 0
@@ -126,20 +127,20 @@ class Stage(IntEnum):
     """The final dot is given."""
 
 
-class Judgement(Enum):
+class Counts(Enum):
     """What counts of a transaction over a session that had waited."""
 
-    COUNTS = "counts"
+    ALL = "all"
     """All of it, as over any other session."""
     IF_IN_STEP = "if in step"
-    """All of it, if the host says 221 to QUIT; else as `DIAL_ANEW`."""
+    """All of it, if the host says 221 to QUIT; else what counts in `DIAL_ANEW`."""
     DIAL_ANEW = "dial anew"
     """What was refused before the last 354. The host is dialled anew for the others."""
 
 
-def judge(
+def what_counts(
     course: Course, *, ended: Verdict | None, dot_is_out: bool = False
-) -> Judgement:
+) -> Counts:
     """Return what counts of a transaction over a session that had waited.
 
     Args:
@@ -148,11 +149,11 @@ def judge(
         dot_is_out: The host may have the message for a recipient, and has not answered.
 
     ================  ===================================  ===========
-    so far            what happened                        judgement
+    so far            what happened                        counts
     ================  ===================================  ===========
-    the dot is out    anything                             COUNTS
+    the dot is out    anything                             ALL
     354 was said      the host has closed the session      DIAL_ANEW
-    354 was said      anything else                        COUNTS
+    354 was said      anything else                        ALL
     before 354        the session broke, in any way        DIAL_ANEW
     before 354        MAIL was refused                     DIAL_ANEW
     before 354        another refusal                      IF_IN_STEP
@@ -161,10 +162,10 @@ def judge(
     Hosts limit the messages of a session, and some say so by refusing MAIL.
     """
     if dot_is_out:
-        return Judgement.COUNTS
+        return Counts.ALL
     if course.is_in_step:
         is_closed = ended is Verdict.CLOSED
-        return Judgement.DIAL_ANEW if is_closed else Judgement.COUNTS
+        return Counts.DIAL_ANEW if is_closed else Counts.ALL
     if ended is not None or course.is_sender_refused:
-        return Judgement.DIAL_ANEW
-    return Judgement.IF_IN_STEP
+        return Counts.DIAL_ANEW
+    return Counts.IF_IN_STEP

@@ -10,11 +10,11 @@ from mxpolicy.routing.candidate import Verdict
 from mxpolicy.routing.reuse import (
     LONGEST_AGE,
     QUICK,
+    Counts,
     Course,
-    Judgement,
-    judge,
     kept_until,
     may_be_kept,
+    what_counts,
 )
 
 WELL = Course(data=354, seconds=0.1, dot=250)
@@ -64,6 +64,56 @@ def test_session_is_kept_until_the_first_reason_to_end_it(
     assert kept_until(now, began, idle=idle, known_until=known_until) == until
 
 
+# What counts, whole: each course, each end. The first row that fits decides, in the order
+# of the table in `what_counts`.
+
+CLOSED = Verdict.CLOSED
+
+
+def _row(course: Course, ended: Verdict | None, dot_is_out: bool) -> tuple[str, Counts]:
+    """Return the row of the table, and what it says."""
+    rows = [
+        ("the dot is out", dot_is_out, Counts.ALL),
+        ("354, closed", course.data == 354 and ended is CLOSED, Counts.DIAL_ANEW),
+        ("354, anything else", course.data == 354, Counts.ALL),
+        ("the session broke", ended is not None, Counts.DIAL_ANEW),
+        ("MAIL was refused", course.is_sender_refused, Counts.DIAL_ANEW),
+        ("another refusal", True, Counts.IF_IN_STEP),
+    ]
+    return next((name, counts) for name, fits, counts in rows if fits)
+
+
+COURSES = [
+    Course(is_sender_refused, is_recipient_refused, data, 0.1, dot)
+    for is_sender_refused in (False, True)
+    for is_recipient_refused in (False, True)
+    for data in (0, 250, 354, 421, 550)
+    for dot in (0, 250, 251, 450, 550)
+]
+
+
+@pytest.mark.parametrize("dot_is_out", [False, True])
+@pytest.mark.parametrize("ended", [None, *Verdict])
+def test_what_counts_of_each_course_that_ended_in_each_way(
+    ended: Verdict | None, dot_is_out: bool
+) -> None:
+    met = set()
+    for course in COURSES:
+        row, counts = _row(course, ended, dot_is_out)
+        found = what_counts(course, ended=ended, dot_is_out=dot_is_out)
+        assert (course, row, found) == (course, row, counts)
+        met.add(row)
+    # All of them together are the table.
+    if dot_is_out:
+        assert met == {"the dot is out"}
+    elif ended is None:
+        assert met == {"354, anything else", "MAIL was refused", "another refusal"}
+    else:
+        is_closed = ended is CLOSED
+        after = "354, closed" if is_closed else "354, anything else"
+        assert met == {after, "the session broke"}
+
+
 BROKEN = [Verdict.CLOSED, Verdict.SILENT, Verdict.STALLED, Verdict.TRANSIENT]
 BEFORE = Course()
 GO_AHEAD = Course(data=354)
@@ -82,24 +132,24 @@ GO_AHEAD = Course(data=354)
     ids=str,
 )
 def test_end_before_354_is_no_finding(course: Course, ended: Verdict) -> None:
-    assert judge(course, ended=ended) is Judgement.DIAL_ANEW
+    assert what_counts(course, ended=ended) is Counts.DIAL_ANEW
 
 
 @pytest.mark.parametrize(
-    ("ended", "judgement"),
+    ("ended", "counts"),
     [
-        (None, Judgement.COUNTS),
-        (Verdict.CLOSED, Judgement.DIAL_ANEW),
-        (Verdict.SILENT, Judgement.COUNTS),
-        (Verdict.STALLED, Judgement.COUNTS),
-        (Verdict.TRANSIENT, Judgement.COUNTS),
+        (None, Counts.ALL),
+        (Verdict.CLOSED, Counts.DIAL_ANEW),
+        (Verdict.SILENT, Counts.ALL),
+        (Verdict.STALLED, Counts.ALL),
+        (Verdict.TRANSIENT, Counts.ALL),
     ],
 )
 def test_end_in_the_mail_data_is_the_hosts_except_that_it_has_closed(
-    ended: Verdict | None, judgement: Judgement
+    ended: Verdict | None, counts: Counts
 ) -> None:
     course = GO_AHEAD._replace(is_recipient_refused=True)
-    assert judge(course, ended=ended) is judgement
+    assert what_counts(course, ended=ended) is counts
 
 
 @pytest.mark.parametrize("ended", [None, *BROKEN])
@@ -107,26 +157,26 @@ def test_end_in_the_mail_data_is_the_hosts_except_that_it_has_closed(
 def test_everything_counts_once_the_dot_is_out(
     course: Course, ended: Verdict | None
 ) -> None:
-    assert judge(course, ended=ended, dot_is_out=True) is Judgement.COUNTS
+    assert what_counts(course, ended=ended, dot_is_out=True) is Counts.ALL
 
 
 @pytest.mark.parametrize(
-    ("course", "judgement"),
+    ("course", "counts"),
     [
-        pytest.param(Course(is_sender_refused=True), Judgement.DIAL_ANEW, id="MAIL"),
+        pytest.param(Course(is_sender_refused=True), Counts.DIAL_ANEW, id="MAIL"),
         pytest.param(
-            Course(is_recipient_refused=True), Judgement.IF_IN_STEP, id="all RCPT"
+            Course(is_recipient_refused=True), Counts.IF_IN_STEP, id="all RCPT"
         ),
-        pytest.param(Course(data=550), Judgement.IF_IN_STEP, id="DATA"),
+        pytest.param(Course(data=550), Counts.IF_IN_STEP, id="DATA"),
         pytest.param(
             Course(is_recipient_refused=True, data=354, dot=250),
-            Judgement.COUNTS,
+            Counts.ALL,
             id="one RCPT, and 354 behind it",
         ),
-        pytest.param(Course(data=354, dot=550), Judgement.COUNTS, id="the dot"),
+        pytest.param(Course(data=354, dot=550), Counts.ALL, id="the dot"),
     ],
 )
 def test_refusal_counts_when_the_replies_are_in_step(
-    course: Course, judgement: Judgement
+    course: Course, counts: Counts
 ) -> None:
-    assert judge(course, ended=None) is judgement
+    assert what_counts(course, ended=None) is counts

@@ -428,8 +428,8 @@ MENDS = {
         "reuse: A refusal counts when the replies are in step",
         (
             "routing/reuse.py",
-            "return Judgement.IF_IN_STEP",
-            "return Judgement.COUNTS",
+            "return Counts.IF_IN_STEP",
+            "return Counts.ALL",
         ),
     ),
     "dial-anew": _of_daemons(
