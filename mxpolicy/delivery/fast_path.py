@@ -15,6 +15,7 @@ notices a host that has said nothing for a while.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ from mxpolicy.routing.fast_path import TABLE, Action, Input, State
 from mxpolicy.routing.reuse import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mxpolicy.delivery.admission import Stay
     from mxpolicy.delivery.context import Context
@@ -370,15 +371,18 @@ class Shortcut:
         What has come by now is no answer to them.
         """
         dialogue = session.dialogue
+        is_due = dialogue.smtp.is_asking or self._is_quiet(session)
+        return is_due and _works(dialogue.send_now)
+
+    def _is_quiet(self, session: Session) -> bool:
+        """Return whether nothing comes now: it would be no answer to what follows."""
+        dialogue = session.dialogue
         before = len(dialogue.heard)
-        try:
-            if not dialogue.smtp.is_asking:
-                dialogue.hear_now()
-                if len(dialogue.heard) > before or dialogue.smtp.is_in_mid_reply:
-                    return False
-            return dialogue.send_now()
-        except _ENDS:
-            return False
+        return (
+            _works(dialogue.hear_now)
+            and len(dialogue.heard) == before
+            and not dialogue.smtp.is_in_mid_reply
+        )
 
     def _send_body(self, session: Session) -> None:
         """Send the mail data; and the dot, if it need not wait for acknowledgements."""
@@ -390,22 +394,14 @@ class Shortcut:
             self._take(Input.OTHER)
             return
         self._stage = Stage.BODY
-        try:
-            is_sent = session.body.give(self._body)
-        except _ENDS:
-            is_sent = False
-        if not is_sent:
-            self._take(Input.OTHER)
-        else:
+        if _works(partial(session.body.give, self._body)):
             self._acknowledged()
+        else:
+            self._take(Input.OTHER)
 
     def _send_dot(self, session: Session) -> None:
         dialogue, delivery = session.dialogue, self._delivery
-        try:
-            dialogue.hear_now()  # what has come by now is no answer to the dot
-            is_quiet = not dialogue.heard and not dialogue.smtp.is_in_mid_reply
-        except _ENDS:
-            is_quiet = False
+        is_quiet = not dialogue.heard and self._is_quiet(session)
         if not is_quiet or not self._is_wanted():
             self._take(Input.OTHER)
             return
@@ -414,11 +410,7 @@ class Shortcut:
         self._stage = Stage.DOT
         self._note_time()
         session.body.begin_dot(self._context.options.transaction.body_progress)
-        try:
-            is_sent = dialogue.send_now()
-        except _ENDS:
-            is_sent = False
-        if not is_sent:
+        if not _works(dialogue.send_now):
             self._take(Input.OTHER)
 
     # -- the end --------------------------------------------------------------
@@ -483,6 +475,14 @@ class Shortcut:
     def _note_time(self) -> None:
         self._heard_at = self._context.clock()
         self._times.append(self._delivery.trace.now())
+
+
+def _works(do: Callable[[], bool | None]) -> bool:
+    """Return whether *do* meets no end of the session, and does not return False."""
+    try:
+        return do() is not False
+    except _ENDS:
+        return False
 
 
 def _is_well(event: Event) -> bool:

@@ -380,7 +380,7 @@ MENDS = {
         "fast_path: What has come before the dot is no answer to it",
         (
             "delivery/fast_path.py",
-            "is_quiet = not dialogue.heard and not dialogue.smtp.is_in_mid_reply",
+            "is_quiet = not dialogue.heard and self._is_quiet(session)",
             "is_quiet = True",
         ),
     ),
