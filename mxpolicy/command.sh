@@ -60,7 +60,7 @@ for client in "$here"/../lib/python3*/*-packages/mxpolicy/handover.py; do break;
 # started without a standard input; here that can be seen.
 way=client
 perl=${client%py}pl
-if [ -f "$perl" ] && { [ -p /proc/self/fd/0 ] || [ -f /proc/self/fd/0 ]; }; then
+if [ -r "$perl" ] && { [ -p /proc/self/fd/0 ] || [ -f /proc/self/fd/0 ]; }; then
     # What an operator wants of Perl is not for us. Python has no use for it.
     unset PERL5OPT PERL5LIB PERLLIB PERL5DB PERLIO PERL_UNICODE PERL_SIGNALS
     LC_ALL=C perl -f -- "$perl" "$PPID" "$@"

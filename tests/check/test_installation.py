@@ -25,7 +25,7 @@ def top() -> Iterator[Path]:
         directory = Path(made)
         package = directory / "venv/lib/python3.11/site-packages/mxpolicy"
         (package / "net").mkdir(parents=True)
-        for name in ("__init__.py", "net/__init__.py"):
+        for name in ("__init__.py", "handover.pl", "net/__init__.py"):
             (package / name).touch()
         (directory / "home/bin").mkdir(parents=True)
         (directory / "home/bin/python3.11").touch()
@@ -63,6 +63,11 @@ def test_python_in_a_closed_home_is_found(top: Path) -> None:
         ("lib/python3.11/site-packages/mxpolicy/net", 0o711, "no permission for {}"),
         (
             "lib/python3.11/site-packages/mxpolicy/net/__init__.py",
+            0o600,
+            "has no permission for {}",
+        ),
+        (
+            "lib/python3.11/site-packages/mxpolicy/handover.pl",
             0o600,
             "has no permission for {}",
         ),
