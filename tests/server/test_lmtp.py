@@ -14,6 +14,7 @@ from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import RecipientSettled, Trouble
 from mxpolicy.delivery.inquiry import MAX_AT_ONCE
+from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.net.dial import dial
 from mxpolicy.options import LmtpOptions, MemoryOptions, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered
@@ -612,6 +613,40 @@ async def test_a_message_that_is_too_large_is_not_delivered(at_once: bool) -> No
     assert reply.startswith("451 4.3.0 ")
     assert "larger than 1000 bytes" in reply
     assert host.messages == []
+
+
+class WithoutMemory(Engine):
+    """An engine with no memory for mail data."""
+
+    def new_mail_data(self) -> MailData:
+        """Return what takes nothing."""
+        return TakesNothing()
+
+
+class TakesNothing(MailData):
+    """Mail data as where `RLIMIT_AS` is reached."""
+
+    def append(self, data: bytes) -> None:
+        """Fail."""
+        raise MemoryError
+
+
+async def test_without_memory_a_message_is_put_off_and_the_client_stays() -> None:
+    host = ScriptedHost()
+    async with serving(one=host) as site:
+        well, site.engine = site.engine, WithoutMemory(site.context)
+        client = site.client()
+        await client.greet()
+        await client.say(envelope("c@one.example") + MESSAGE + DOT)
+        *_, reply = await client.replies(4)
+        assert reply.startswith("451 4.3.0 ")
+        assert "no memory" in reply
+        assert host.messages == []
+        site.engine = well
+        await client.say(envelope("c@one.example") + MESSAGE + DOT)
+        *_, reply = await client.replies(4)
+        assert reply.startswith("250 2.0.0 ")
+        assert site.troubles() == []
 
 
 # -- what is made of an outcome ------------------------------------------------

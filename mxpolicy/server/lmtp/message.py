@@ -102,8 +102,14 @@ class Message:
         self._size += len(data)
         if self._size > self._limit:
             self.give_up(f"it is larger than {self._limit} bytes")
-        with suppress(LocalTrouble):  # the delivery ends by it, too
+        try:
             self._mail_data.append(data)
+        except (
+            MemoryError
+        ):  # the client keeps its connection: see `protocol.lmtp_server`
+            self.give_up("there is no memory for it")
+        except LocalTrouble:
+            pass  # the delivery ends by it, too
 
     @property
     def is_full(self) -> bool:
