@@ -117,7 +117,7 @@ def _host(rng: Random, number: int, preference: int) -> Host:
     if rng.random() < 0.3:
         # Else few messages find a session that waits.
         host = host._replace(steps=(), offers_tls=False)
-    if rng.random() < 0.4:
+    if rng.random() < 0.6:
         later = _later(rng)
         is_fooling = any(step.act is Act.STRAY for step in host.steps)
         # Nobody can tell a second 250 for the last dot from one for this dot.
@@ -132,7 +132,7 @@ def _host(rng: Random, number: int, preference: int) -> Host:
 def _later(rng: Random) -> Step:
     """Return what a host does from some moment on, but not for ever."""
     place = rng.choice(
-        (Place.MAIL, Place.RCPT, Place.RCPT, Place.DATA, *(Place.DOT,) * 4)
+        (Place.MAIL, Place.RCPT, Place.RCPT, Place.DATA, *(Place.DOT,) * 6)
     )
     act = rng.choice((Act.REPLY, Act.CLOSE, Act.SILENT))
     reply = rng.choice(TRANSIENT) if act is Act.REPLY else ""
@@ -142,11 +142,11 @@ def _later(rng: Random) -> Step:
             (act, Act.TAKE_AND_CLOSE, Act.TAKE_IN_SILENCE, Act.REPLY, Act.REPLY)
         )
         if act is Act.REPLY and rng.random() < 0.5:
-            reply, delay = "", rng.choice((0.3, 1.5, 5.0, 601.0, 1200.0))
+            reply, delay = "", rng.choice((1.5, 1.5, 5.0, 20.0, 601.0, 1200.0))
     if rng.random() < 0.1:
         place, act = rng.choice(((Place.DATA, Act.STRAY), (Place.BODY, Act.CLOSE)))
         reply, delay = "", 0.0
     since = round(rng.uniform(0.1, 6.0), 2)
     only = rng.choice(("", "a", "b")) if place is Place.RCPT else ""
-    until = since + rng.choice((0.5, 3.0, 20.0, 500.0, 3000.0))
+    until = since + rng.choice((3.0, 10.0, 20.0, 500.0, 3000.0))
     return Step(place, act, delay, reply, until, only, since=since)
