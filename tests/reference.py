@@ -9,7 +9,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +22,7 @@ from mxpolicy.outcome import Delivered
 from mxpolicy.reply import EnhancedStatus, Reply
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict
 from tests import completion, man_pages
+from tests.lab.daemon_provocations import BEFALLEN, ELSEWHERE, repeated_rows
 from tests.lab.provocations import KINDS
 from tests.options_table import Option, all_options, one_line
 
@@ -171,7 +172,32 @@ def contract() -> str:
             lines.append(
                 f"| {row.name} | {row.status} {row.dsn} | {shown} | {row.copies} | {end} |"
             )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_contract_with_daemon()]) + "\n"
+
+
+def _contract_with_daemon() -> Iterator[str]:
+    """Yield the lines of CONTRACT.md about the same with a daemon up."""
+    yield "\n## The same with a daemon up\n"
+    yield "`test_daemon_contract.py` provokes these rows again. The command hands over.\n"
+    yield "| provoked | status | copies |"
+    yield "|---|---|---:|"
+    for row in repeated_rows():
+        yield f"| {row.name} | {row.status} {row.dsn} | {row.copies} |"
+    yield "\n## What befalls the daemon\n"
+    yield "Through hand-over and LMTP, from Postfix and from Exim. *Copies* are those in the"
+    yield "end, after another try with nothing in its way.\n"
+    yield "| provoked | status | copies | it lives |"
+    yield "|---|---|---:|---|"
+    for one in BEFALLEN:
+        status = " or ".join(one.statuses) + (
+            f" {one.dsn}" if "deferred" in one.statuses else ""
+        )
+        yield f"| {one.name} | {status.strip()} | {one.copies} | {'yes' if one.lives else 'no'} |"
+    yield "\n## What is not repeated with a daemon up\n"
+    yield "| provoked | why |"
+    yield "|---|---|"
+    for name, why in ELSEWHERE.items():
+        yield f"| {name} | {why} |"
 
 
 def failures() -> str:

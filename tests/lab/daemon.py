@@ -140,6 +140,14 @@ class Daemon:
         assert found is not None, status
         return int(found[1]) * 1024
 
+    def address_space(self) -> int:
+        """Return its address space in bytes."""
+        found = re.search(
+            r"(?m)^VmSize:\s+(\d+) kB", self._process_file("status").read_text()
+        )
+        assert found is not None
+        return int(found[1]) * 1024
+
     def descriptors(self) -> int:
         """Return how many it has open."""
         return len(list(self._process_file("fd").iterdir()))
