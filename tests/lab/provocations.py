@@ -142,7 +142,7 @@ KILLED = {
     "killed before the final dot": (
         ("killed-before-mail", (f"{TRANSACTION}._give_mail",), 0, 1),
         ("killed-after-rcpt", (f"{TRANSACTION}._data",), 0, 1),
-        ("killed-in-data", (f"{DIALOGUE}.drain",), 0, 1),
+        ("killed-in-data", ("mxpolicy.delivery.body:Body.drain",), 0, 1),
         ("killed-before-the-dot", (f"{TRANSACTION}._dot",), 0, 1),
     ),
     # It cannot be known whether the host has it.
