@@ -149,7 +149,7 @@ KILLED = {
     "killed between the final dot and the journal's record": (
         (
             "killed-after-the-dot",
-            (f"{DIALOGUE}._watch_what_was_sent", "self._phase is Phase.DOT"),
+            (f"{DIALOGUE}._watch_what_was_sent", "self.phase.now is Phase.DOT"),
             *(1, 2),
         ),
         ("killed-before-the-record", (f"{NOTES}.note",), 1, 2),
