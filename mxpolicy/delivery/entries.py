@@ -12,10 +12,17 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from mxpolicy.delivery import trouble
-from mxpolicy.delivery.journal import Entry, EntryState, Past, waiting_entry
+from mxpolicy.delivery.journal import (
+    Entry,
+    EntryState,
+    Past,
+    awaited,
+    left_by,
+    waiting_entry,
+)
 from mxpolicy.delivery.known_entry import KnownEntry
 from mxpolicy.delivery.patience import ANSWER, ANSWER_AFTER_DOT, after_dot, before_dot
+from mxpolicy.outcome import Delivered
 from mxpolicy.state.store import HEAVY, JOURNAL, LIGHT, Operation, Replacement
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.known_entry import Meaning
     from mxpolicy.delivery.owner import Owner
     from mxpolicy.delivery.patience import Patience
+    from mxpolicy.outcome import Outcome
 
 __all__ = ["KEPT", "KEPT_IN_PART", "Entries"]
 
@@ -230,53 +238,65 @@ class Entries:
         """Wait for the store anew: the call of before has its answer."""
         self._at_end = after_dot()
 
-    async def put(
-        self, number: int, value: bytes, kept: float, *, durable: bool = False
-    ) -> None:
-        """Write *value* for *kept* seconds, whatever is written there."""
-        key, expires = self._keys[number], self._utc() + kept
-        # The entry of a message that all recipients have is missed least.
-        weight = LIGHT if kept == KEPT else HEAVY
-        await self._at_end.ask(
-            self._store,
-            lambda store: store.put(
-                key, value, expires, weight=weight, durable=durable
-            ),
-        )
-
-    def put_later(
+    async def leave(
         self,
         number: int,
-        value: bytes,
+        outcome: Outcome,
+        past: Past,
+        *,
+        kept: float = KEPT,
+        durable: bool = False,
+    ) -> None:
+        """Leave to the next attempt what it is to know.
+
+        That a host has the message is the truth and replaces whatever is written there.
+        All else replaces only our own entry. An outcome of before stays as it was.
+
+        Args:
+            number: Of the recipient.
+            outcome: What became of it.
+            past: What it has left behind, for a deferral.
+            kept: Of a delivery: seconds.
+            durable: Of a delivery: see `Store.put`.
+        """
+        value = self._left(number, outcome, past)
+        if value is None:
+            await self.drop(number)
+        elif isinstance(outcome, Delivered):
+            await self._put(number, value, kept, durable=durable)
+        else:
+            await self._put_in_place(number, value)
+
+    def leave_later(
+        self,
+        number: int,
+        outcome: Delivered,
+        past: Past,
         told: Callable[[BaseException | None], None],
         *,
         may_wait: bool,
     ) -> None:
-        """Begin to write *value*, for a message that all have; see `Store.submit`."""
-        key = self._keys[number]
+        """Begin to do the same, for a message that all have; see `Store.submit`."""
+        key, value = self._keys[number], self._left(number, outcome, past)
         row = key, value, self._utc() + KEPT, LIGHT, False
         self._store.patient(ANSWER_AFTER_DOT).submit(
             Operation("put", key, row, None, may_wait), told
         )
 
-    async def put_in_place(self, number: int, value: bytes) -> None:
-        """Replace our entry by *value*; another process's entry stays."""
-        patience, entry = self._at_end, self._known[number]
-        there = entry.value
-        while not await self._write(patience, number, there, value):
-            there = await self._get(patience, number)
-            if there == value or not entry.is_ours(there):
-                break
-            if not await patience.goes_on():
-                break
+    def _left(self, number: int, outcome: Outcome, past: Past) -> bytes | None:
+        earlier = self.earlier(number)
+        if earlier is not None:
+            return earlier
+        entry = left_by(outcome, past)
+        return entry.encode() if entry is not None else None
 
     async def await_reply(self, number: int, relay: str, past: Past) -> None:
         """Say that the reply to the dot that *relay* has seen is still waited for."""
         since = time.gmtime(self._known[number].dot_at)
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", since)
         until = self._until + self._late_reply
-        entry = waiting_entry(trouble.awaited(relay, when), self._me, until, past)
-        await self.put_in_place(number, entry.encode())
+        entry = waiting_entry(awaited(relay, when), self._me, until, past)
+        await self._put_in_place(number, entry.encode())
 
     async def drop(self, number: int) -> None:
         """Delete our entry; another process's entry stays."""
@@ -289,6 +309,29 @@ class Entries:
             await patience.ask(self._store, lambda store: store.delete(key))
         entry.value = None
         entry.take("dropped")
+
+    async def _put(
+        self, number: int, value: bytes, kept: float, *, durable: bool
+    ) -> None:
+        key, expires = self._keys[number], self._utc() + kept
+        # The entry of a message that all recipients have is missed least.
+        weight = LIGHT if kept == KEPT else HEAVY
+        await self._at_end.ask(
+            self._store,
+            lambda store: store.put(
+                key, value, expires, weight=weight, durable=durable
+            ),
+        )
+
+    async def _put_in_place(self, number: int, value: bytes) -> None:
+        patience, entry = self._at_end, self._known[number]
+        there = entry.value
+        while not await self._write(patience, number, there, value):
+            there = await self._get(patience, number)
+            if there == value or not entry.is_ours(there):
+                break
+            if not await patience.goes_on():
+                break
 
     async def _get(self, patience: Patience, number: int) -> bytes | None:
         key = self._keys[number]

@@ -47,7 +47,7 @@ from typing import NamedTuple, TypeVar
 
 from mxpolicy.address import AddressError
 from mxpolicy.delivery.owner import NO_OWNER, Owner
-from mxpolicy.delivery.trouble import one_line
+from mxpolicy.delivery.trouble import BAD_CONNECTION, one_line
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply, printable
 from mxpolicy.routing.candidate import Candidate, host_of, shown_of
@@ -60,8 +60,9 @@ __all__ = [
     "EntryState",
     "Past",
     "aim_of",
-    "deferred_entry",
+    "awaited",
     "entry_key",
+    "left_by",
     "meaning",
     "outcome_entry",
     "waiting_entry",
@@ -336,11 +337,34 @@ def outcome_entry(outcome: Delivered | Bounced) -> Entry:
     return Entry(state, NO_OWNER, 0.0, outcome.relay, outcome.status, text)
 
 
+def left_by(outcome: Outcome, past: Past) -> Entry | None:
+    """Return what is kept of a recipient that has *outcome*; None where that is nothing.
+
+    A deferral leaves only its *past*.
+    """
+    if not isinstance(outcome, Deferred):
+        return outcome_entry(outcome)
+    if not past.doubts and not past.waits:
+        return None
+    return Entry(EntryState.DEFERRED, NO_OWNER, 0.0, past=past)
+
+
+def awaited(relay: str, since: str) -> Deferred:
+    """Return the outcome while the reply to an earlier attempt's dot may still come.
+
+    Args:
+        relay: What the dot was sent to.
+        since: When it was sent, as RFC 3339 says.
+    """
+    text = f"waits for the reply of {shown_of(relay)} to the final dot since {since}"
+    return Deferred(BAD_CONNECTION, one_line(text), None, relay, True)
+
+
 def waiting_entry(outcome: Deferred, owner: Owner, until: float, past: Past) -> Entry:
     """Return what is kept while *owner* listens for a late reply.
 
     Args:
-        outcome: What the mail server is told when it asks again meanwhile.
+        outcome: What the mail server is told when it asks again meanwhile: `awaited`.
         owner: As in `Entry`.
         until: As in `Entry`.
         past: With the doubt, which counts afterwards.
@@ -349,13 +373,6 @@ def waiting_entry(outcome: Deferred, owner: Owner, until: float, past: Past) -> 
     return Entry(
         EntryState.WAITING, owner, until, outcome.relay, outcome.status, text, past
     )
-
-
-def deferred_entry(past: Past) -> Entry | None:
-    """Return what is kept of a deferral, None where that is nothing."""
-    if not past.doubts and not past.waits:
-        return None
-    return Entry(EntryState.DEFERRED, NO_OWNER, 0.0, past=past)
 
 
 def entry_key(

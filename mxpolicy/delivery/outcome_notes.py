@@ -17,10 +17,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from mxpolicy.delivery.entries import KEPT, KEPT_IN_PART
-from mxpolicy.delivery.journal import deferred_entry, outcome_entry
 from mxpolicy.delivery.settlement import RecipientState
 from mxpolicy.delivery.writer import Writer
-from mxpolicy.outcome import Bounced, Delivered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -68,9 +66,9 @@ class OutcomeNotes:
         if number not in self._entries or self._entries.earlier(number) is not None:
             return
         if self._are_all_taken:
-            self._keep_later(recipient)
+            self._note_later(recipient)
         elif recipient.state in _NOTED_AT_ONCE:
-            self._writer.do_later(lambda: self._note(recipient))
+            self._writer.do_later(partial(self._note, recipient))
 
     def all_are_taken(self, *, may_wait: bool) -> None:
         """One host has the message for all recipients: `when_written` is for `finish`.
@@ -87,12 +85,16 @@ class OutcomeNotes:
         else:
             told()
 
-    def _keep_later(self, recipient: Recipient) -> None:
+    def _note_later(self, recipient: Recipient) -> None:
         """Begin to write that *recipient* has it, without a task."""
+        number = recipient.number
         self._unwritten += 1
-        wrote = partial(self._wrote, recipient.number)
-        self._entries.put_later(
-            recipient.number, self._value(recipient), wrote, may_wait=self._may_wait
+        self._entries.leave_later(
+            number,
+            self._settlement.delivered(number),
+            recipient.past,
+            partial(self._wrote, number),
+            may_wait=self._may_wait,
         )
 
     def _wrote(self, number: int, answer: BaseException | None) -> None:
@@ -108,43 +110,23 @@ class OutcomeNotes:
     async def _note(self, recipient: Recipient) -> None:
         """Write what became of *recipient*, then let another delivery have it."""
         try:
-            if recipient.state is RecipientState.DELIVERED:
-                await self._keep(recipient, KEPT)
-            elif recipient.state is RecipientState.WAITING:
+            if recipient.state is RecipientState.WAITING:
                 await self._entries.await_reply(
                     recipient.number, recipient.relay, recipient.past
                 )
             else:
-                await self._let_go(recipient)
+                await self._leave(recipient)
         finally:
             self._entries.release(recipient.number)
 
-    async def _keep(
-        self, recipient: Recipient, kept: float, *, durable: bool = False
+    async def _leave(
+        self, recipient: Recipient, kept: float = KEPT, *, durable: bool = False
     ) -> None:
-        """Write that *recipient* has it: the truth, whatever is written there."""
-        await self._entries.put(
-            recipient.number, self._value(recipient), kept, durable=durable
-        )
-
-    def _value(self, recipient: Recipient) -> bytes:
-        """Return what is kept of a recipient that has the message or was refused."""
-        earlier = self._entries.earlier(recipient.number)
-        if earlier is not None:
-            return earlier
-        if recipient.state is RecipientState.TAKEN_LATE:
-            outcome = self._settlement.delivered(recipient.number)
-            return outcome_entry(outcome).encode()
-        assert isinstance(recipient.outcome, Delivered | Bounced)
-        return outcome_entry(recipient.outcome).encode()
-
-    async def _let_go(self, recipient: Recipient) -> None:
-        """Leave *recipient* to the next attempt, and keep its past."""
-        entry = deferred_entry(recipient.past)
-        if entry is not None:
-            await self._entries.put_in_place(recipient.number, entry.encode())
-        else:
-            await self._entries.drop(recipient.number)
+        """Leave what became of *recipient* to the next attempt; see `Entries.leave`."""
+        outcome = recipient.taken or recipient.outcome
+        assert outcome is not None, "it is settled"
+        given = recipient.number, outcome, recipient.past
+        await self._entries.leave(*given, kept=kept, durable=durable)
 
     # -- the end --------------------------------------------------------------
 
@@ -173,19 +155,19 @@ class OutcomeNotes:
         for recipient in known:
             if recipient.state is RecipientState.BOUNCED:
                 if not _PUT_OFF.isdisjoint(states):
-                    await entries.put_in_place(recipient.number, self._value(recipient))
+                    await self._leave(recipient)
                 else:
                     await entries.drop(recipient.number)
         delivered = [one for one in known if one.state is RecipientState.DELIVERED]
         if all(state is RecipientState.DELIVERED for state in states):
             for recipient in delivered:
                 if entries.earlier(recipient.number) is not None:
-                    await self._keep(recipient, KEPT)
+                    await self._leave(recipient)
             return
         for recipient in delivered:
             # A durable write makes all earlier writes durable.
             durable = recipient is delivered[-1]
-            await self._keep(recipient, KEPT_IN_PART, durable=durable)
+            await self._leave(recipient, KEPT_IN_PART, durable=durable)
 
     async def finish_late(self, numbers: Iterable[int]) -> None:
         """Write what became of recipients that have waited; `finish` has returned.
@@ -194,8 +176,4 @@ class OutcomeNotes:
         """
         self._entries.late_replies_follow()
         for number in numbers:
-            recipient = self._settlement[number]
-            if recipient.state is RecipientState.TAKEN_LATE:
-                await self._keep(recipient, KEPT_IN_PART, durable=True)
-            else:
-                await self._let_go(recipient)
+            await self._leave(self._settlement[number], KEPT_IN_PART, durable=True)

@@ -151,7 +151,7 @@ class Recipient:
         awaited: The relays that may still answer a dot, though its time is over.
         refused_by: The rank of the best host whose refusal is not final.
         doubt: Its deferral, if no host does better.
-        reply: The 2yz to the dot, once a host has said it.
+        taken: Its outcome, once a host has said 2yz to the dot; that may come late.
         delays: Where the time went, for the log; None when no host was asked.
         tried: One printable text for each candidate that failed, for the log.
         tls: Protocol and cipher of the relay's session, for the log; empty in clear.
@@ -166,8 +166,8 @@ class Recipient:
         "past",
         "refused_by",
         "relay",
-        "reply",
         "state",
+        "taken",
         "text",
         "tls",
         "tried",
@@ -183,7 +183,7 @@ class Recipient:
         self.awaited: set[str] = set()
         self.refused_by: Rank | None = None
         self.doubt: Deferred | None = None
-        self.reply: Reply | None = None
+        self.taken: Delivered | None = None
         self.delays: Delays | None = None
         self.tried: tuple[str, ...] = ()
         self.tls = ""
@@ -281,14 +281,15 @@ class Settlement:
         They are delivered, whatever goes wrong on our side after it.
         """
         for number in numbers:
-            self[number].take(Input.TAKEN)
-            self[number].reply = reply
+            recipient = self[number]
+            recipient.take(Input.TAKEN)
+            recipient.taken = trouble.delivered(reply, recipient.relay)
 
     def delivered(self, number: int) -> Delivered:
         """Return the outcome of a recipient in TAKEN; for the next attempt, TAKEN_LATE."""
-        recipient = self[number]
-        assert recipient.reply is not None, "a host has taken it"
-        return trouble.delivered(recipient.reply, recipient.relay)
+        taken = self[number].taken
+        assert taken is not None, "a host has taken it"
+        return taken
 
     def released(self, numbers: Iterable[int]) -> None:
         """The host does not have the message for *numbers*."""
@@ -350,7 +351,7 @@ class Settlement:
             return False  # another host has decided
         if reply is not None and reply.is_positive:
             recipient.take(Input.TAKEN)
-            recipient.relay, recipient.reply = relay, reply
+            recipient.taken = trouble.delivered(reply, relay)
             return True
         if reply is not None:
             recipient.past = recipient.past.refused_late(relay, reply.text)

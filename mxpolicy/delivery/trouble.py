@@ -35,6 +35,7 @@ from mxpolicy.reply import EnhancedStatus, Reply, printable
 from mxpolicy.routing.candidate import Finding, Scope, Verdict, shown_of
 
 __all__ = [
+    "BAD_CONNECTION",
     "MAX_OUTCOME_TEXT",
     "OWN_TROUBLE",
     "UNREACHABLE",
@@ -42,7 +43,6 @@ __all__ = [
     "Judgement",
     "Misfit",
     "NextStep",
-    "awaited",
     "delivered",
     "in_doubt",
     "judge_finding",
@@ -60,7 +60,7 @@ MAX_OUTCOME_TEXT = 950
 
 UNREACHABLE = EnhancedStatus(4, 4, 1)  # RFC 3463 §3.5: no answer from host
 OWN_TROUBLE = EnhancedStatus(4, 3, 0)  # §3.4: other or undefined mail system status
-_BAD_CONNECTION = EnhancedStatus(4, 4, 2)  # §3.5: bad connection
+BAD_CONNECTION = EnhancedStatus(4, 4, 2)  # §3.5: bad connection
 
 # The most hosts that a bounce names because they may have the message. A name has 253
 # characters at most.
@@ -99,9 +99,9 @@ VERDICTS: dict[Verdict, tuple[EnhancedStatus, str]] = {
     Verdict.PROHIBITED: (UNREACHABLE, "may not be reached, says a firewall or router"),
     Verdict.NO_ROUTE: (UNREACHABLE, "cannot be reached from here"),
     Verdict.PROXY_FAILED: (UNREACHABLE, "was not reached by the proxy"),
-    Verdict.CLOSED: (_BAD_CONNECTION, "ended the connection"),
-    Verdict.SILENT: (_BAD_CONNECTION, "was silent"),
-    Verdict.STALLED: (_BAD_CONNECTION, "does not acknowledge what is sent"),
+    Verdict.CLOSED: (BAD_CONNECTION, "ended the connection"),
+    Verdict.SILENT: (BAD_CONNECTION, "was silent"),
+    Verdict.STALLED: (BAD_CONNECTION, "does not acknowledge what is sent"),
     # RFC 3463 §3.6: x.5.0, the protocol, and no other code says it better.
     Verdict.NOT_SMTP: (EnhancedStatus(4, 5, 0), "does not speak SMTP"),
     Verdict.GREETING_4XX: (EnhancedStatus(4, 0, 0), "refused to talk to us"),
@@ -138,7 +138,7 @@ def judge_finding(
     """
     if finding.scope is Scope.SITE:
         late = finding.verdict is Verdict.SILENT
-        status = _BAD_CONNECTION if late else OWN_TROUBLE
+        status = BAD_CONNECTION if late else OWN_TROUBLE
         text = one_line(f"local trouble: {finding.text or finding.verdict.value}")
         return Judgement(
             Scope.SITE, NextStep.NEXT_HOST, Deferred(status, text, None, relay)
@@ -173,18 +173,7 @@ def in_doubt(finding: Finding, relay: str) -> Deferred:
         f"message may be sent more than once"
     )
     more = f": {finding.text}" if finding.text else ""
-    return Deferred(_BAD_CONNECTION, one_line(text + more), None, relay, True)
-
-
-def awaited(relay: str, since: str) -> Deferred:
-    """Return the outcome while the reply to an earlier attempt's dot may still come.
-
-    Args:
-        relay: What the dot was sent to.
-        since: When it was sent, as RFC 3339 says.
-    """
-    text = f"waits for the reply of {shown_of(relay)} to the final dot since {since}"
-    return Deferred(_BAD_CONNECTION, one_line(text), None, relay, True)
+    return Deferred(BAD_CONNECTION, one_line(text + more), None, relay, True)
 
 
 def with_doubts(refusal: Bounced, hosts: Iterable[str]) -> Bounced:

@@ -21,6 +21,7 @@ from mxpolicy.delivery.journal import (
     Entry,
     EntryState,
     Past,
+    awaited,
     meaning,
     outcome_entry,
     waiting_entry,
@@ -28,7 +29,6 @@ from mxpolicy.delivery.journal import (
 from mxpolicy.delivery.outcome_notes import OutcomeNotes
 from mxpolicy.delivery.owner import Calls, Owner, myself
 from mxpolicy.delivery.settlement import RecipientState, Settlement
-from mxpolicy.delivery.trouble import awaited
 from mxpolicy.errors import StoreError
 from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered

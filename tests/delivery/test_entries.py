@@ -12,17 +12,20 @@ from mxpolicy.delivery.entries import KEPT, KEPT_IN_PART, Entries
 from mxpolicy.delivery.journal import NO_PAST, Entry, EntryState, Past, outcome_entry
 from mxpolicy.delivery.owner import Calls, myself
 from mxpolicy.options import Options
-from mxpolicy.outcome import Delivered
+from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply
 from mxpolicy.state.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from mxpolicy.outcome import Outcome
     from mxpolicy.state.store import Operation
 
 HOST = "mx1.example[192.0.2.1]:25"
 TAKEN = Delivered(EnhancedStatus(2, 0, 0), "250 2.0.0 Ok", Reply(250, ("Ok",)), HOST)
+REFUSED = Bounced(EnhancedStatus(5, 1, 1), "550 5.1.1 Who?", None, HOST)
+LATER = Deferred(EnhancedStatus(4, 2, 2), "452 4.2.2 Full", None, HOST)
 VALUE = outcome_entry(TAKEN).encode()
 KEYS = {0: "journal/a", 1: "journal/b"}
 TWICE = {0: "journal/a", 1: "journal/a"}  # a recipient that is named twice
@@ -175,14 +178,14 @@ async def test_dot_that_was_not_sent_is_no_doubt() -> None:
 async def test_truth_replaces_whatever_is_there(state: EntryState) -> None:
     site = Site()
     await site.put(0, state)
-    await site.entries.put(0, VALUE, KEPT)
+    await site.entries.leave(0, TAKEN, NO_PAST)
     assert await site.store.get(KEYS[0]) == VALUE
 
 
 @pytest.mark.parametrize("kept", [KEPT, KEPT_IN_PART])
 async def test_entry_is_kept_as_long_as_was_said(kept: float) -> None:
     site = Site()
-    await site.entries.put(0, VALUE, kept)
+    await site.entries.leave(0, TAKEN, NO_PAST, kept=kept)
     site.store.now += kept - 1
     assert await site.store.get(KEYS[0]) == VALUE
     site.store.now += 1
@@ -192,20 +195,20 @@ async def test_entry_is_kept_as_long_as_was_said(kept: float) -> None:
 async def test_what_is_put_later_is_told_once_it_is_there() -> None:
     site = Site()
     answer = asyncio.get_running_loop().create_future()
-    site.entries.put_later(0, VALUE, answer.set_result, may_wait=True)
+    site.entries.leave_later(0, TAKEN, NO_PAST, answer.set_result, may_wait=True)
     assert await answer is None
     site.store.now += KEPT - 1
     assert await site.store.get(KEYS[0]) == VALUE
 
 
-@pytest.mark.parametrize("verb", ["put_in_place", "await_reply", "drop"])
+@pytest.mark.parametrize("verb", ["leave", "await_reply", "drop"])
 async def test_all_else_leaves_the_entry_of_another_process(verb: str) -> None:
     site = Site()
     assert await site.entries.claim(0, None, NO_PAST)
     theirs = await site.put(0, EntryState.CLAIMED)
     match verb:
-        case "put_in_place":
-            await site.entries.put_in_place(0, VALUE)
+        case "leave":
+            await site.entries.leave(0, REFUSED, NO_PAST)
         case "await_reply":
             await site.entries.await_reply(0, HOST, NO_PAST)
         case _:
@@ -217,7 +220,18 @@ async def test_what_another_delivery_of_us_has_left_is_replaced() -> None:
     site = Site()
     await site.put(0, EntryState.DEFERRED, NO_PAST.doubted(HOST))
     await site.entries.take([0])
-    await site.entries.put_in_place(0, VALUE)
+    await site.entries.leave(0, REFUSED, NO_PAST)
+    assert await site.state(0) is EntryState.REFUSED
+
+
+@pytest.mark.parametrize(
+    "outcome", [TAKEN, REFUSED, LATER], ids=["taken", "refused", "put off"]
+)
+async def test_outcome_of_another_delivery_stays(outcome: Outcome) -> None:
+    site = Site()
+    await site.store.put(KEYS[0], VALUE, site.store.now + 900)
+    await site.entries.look(0)
+    await site.entries.leave(0, outcome, NO_PAST.doubted(HOST))
     assert await site.store.get(KEYS[0]) == VALUE
 
 

@@ -14,14 +14,15 @@ from mxpolicy.delivery.journal import (
     EntryState,
     Past,
     aim_of,
-    deferred_entry,
+    awaited,
     entry_key,
+    left_by,
     meaning,
     outcome_entry,
     waiting_entry,
 )
 from mxpolicy.delivery.owner import Owner
-from mxpolicy.delivery.trouble import awaited, with_doubts
+from mxpolicy.delivery.trouble import with_doubts
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import EnhancedStatus
 from mxpolicy.routing.candidate import host_of
@@ -33,6 +34,7 @@ ME = Owner("m", "b", "pid:[1]", 100, 5000, "aa")
 OTHER = ME._replace(call="bb")
 TAKEN = EnhancedStatus(2, 0, 0)
 REFUSED = EnhancedStatus(5, 1, 1)
+LATER = Deferred(EnhancedStatus(4, 2, 2), "452 4.2.2 Full", None, HOST)
 
 
 def entry(state: EntryState, owner: Owner = OTHER, until: float = 1000.0) -> Entry:
@@ -223,9 +225,9 @@ def test_deferral_says_for_whose_reply_it_waits_and_since_when() -> None:
 
 
 def test_deferral_leaves_an_entry_only_if_it_has_a_past() -> None:
-    assert deferred_entry(NO_PAST) is None
+    assert left_by(LATER, NO_PAST) is None
     for past in (NO_PAST.doubted("a"), NO_PAST.waited("a", "rcpt", 1.0)):
-        there = deferred_entry(past)
+        there = left_by(LATER, past)
         assert there is not None
         assert meaning(there, ME, 1e12, alive=False) == past
 

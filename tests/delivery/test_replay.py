@@ -8,12 +8,11 @@ from mxpolicy.delivery.journal import (
     Entry,
     EntryState,
     Past,
-    deferred_entry,
-    outcome_entry,
+    left_by,
 )
 from mxpolicy.delivery.owner import Owner, myself
 from mxpolicy.delivery.replay import prevails
-from mxpolicy.outcome import Bounced, Delivered
+from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply
 from mxpolicy.state.store import Stored
 
@@ -21,21 +20,15 @@ HOST = "mx.example[192.0.2.1]:25"
 ANOTHER = Owner("machine", "boot", "namespace", 1, 1, "call")
 
 
-def settled(outcome: Delivered | Bounced) -> Entry:
-    entry = outcome_entry(outcome)
+def left(outcome: Outcome) -> Entry:
+    entry = left_by(outcome, Past({HOST: 1}))
     assert entry is not None
     return entry
 
 
-def deferred() -> Entry:
-    entry = deferred_entry(Past({HOST: 1}))
-    assert entry is not None
-    return entry
-
-
-DELIVERED = settled(Delivered(EnhancedStatus(2, 0, 0), "ok", Reply(250, ("ok",)), HOST))
-REFUSED = settled(Bounced(EnhancedStatus(5, 1, 1), "550 Who?", None, HOST))
-DEFERRED = deferred()
+DELIVERED = left(Delivered(EnhancedStatus(2, 0, 0), "ok", Reply(250, ("ok",)), HOST))
+REFUSED = left(Bounced(EnhancedStatus(5, 1, 1), "550 Who?", None, HOST))
+DEFERRED = left(Deferred(EnhancedStatus(4, 2, 2), "452 Full", None, HOST))
 CLAIMED = Entry(EntryState.CLAIMED, myself(), 9e9)
 DOT_SENT = Entry(EntryState.DOT_SENT, myself(), 9e9, HOST)
 CLAIMED_ELSEWHERE = Entry(EntryState.CLAIMED, ANOTHER, 9e9)

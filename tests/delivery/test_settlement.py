@@ -12,6 +12,7 @@ from mxpolicy.delivery.settlement import (
     RecipientState,
     Settlement,
 )
+from mxpolicy.delivery.trouble import delivered
 from mxpolicy.errors import LocalProtocolError
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.reply import EnhancedStatus, Reply
@@ -65,7 +66,7 @@ def settlement(*states: RecipientState) -> tuple[Settlement, list[Recipient]]:
     for number, state in enumerate(states):
         made[number].state = state
         if state is RecipientState.TAKEN:
-            made[number].relay, made[number].reply = RELAY, Reply(250, ("ok",))
+            made[number].taken = delivered(Reply(250, ("ok",)), RELAY)
     return made, reported
 
 
