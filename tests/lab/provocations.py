@@ -53,16 +53,26 @@ def run(before: str = "", after: str = "", options: str = "") -> str:
 
 
 def inject(code: str, options: str = "") -> str:
-    """Return a script that runs *code* in the interpreter before the command."""
+    """Return a script that runs the command, with *code* in its Python before all else.
+
+    It is the command as it is installed, which finds no Python beside this script, and so
+    calls `python3`: a function here.
+    """
     return (
-        f"{_with(options)}exec {PYTHON} - 3<&0 \"$@\" <<'END'\n"
-        "import os\n"
-        "os.dup2(3, 0)\n"  # the message; the program has been read by now
-        f"{code}\n"
-        "from mxpolicy.cli import main\n"
-        "main()\n"
-        "END\n"
+        f"INJECTED=$(cat <<'END'\nimport os\n{code}\n{_GO_ON}\nEND\n)\n"
+        f'python3() {{ {PYTHON} -c "$INJECTED" "$@"; }}\n'
+        f"{_with(options)}. {COMMAND}\n"
     )
+
+
+# The arguments are the options of an interpreter, -c, a program and its arguments.
+_GO_ON = """\
+import sys
+given = sys.argv.index("-c", 1)
+program = sys.argv[given + 1]
+del sys.argv[1 : given + 2]
+exec(program)
+"""
 
 
 def engine(does: str, code: str = "", options: str = "") -> str:
@@ -122,14 +132,16 @@ HANGS = engine(
 )
 WARNS = inject("import sys, warnings; warnings.warn('careful'); print('hello')")
 
+# What the script makes of a Python that a signal ended: see mxpolicy/command.sh.
+KILLED_TEXT = "signal 9|returned 75"
 SIGNALS = (
     ("HUP", 1, "ended by SIGHUP"),
     ("INT", 2, "ended by SIGINT"),
     ("QUIT", 3, "ended by SIGQUIT"),
-    ("ABRT", 6, "signal 6"),
-    ("KILL", 9, "signal 9"),
+    ("ABRT", 6, KILLED_TEXT),
+    ("KILL", 9, KILLED_TEXT),
     ("USR1", 10, "ended by SIGUSR1"),
-    ("SEGV", 11, "signal 11"),
+    ("SEGV", 11, KILLED_TEXT),
     ("USR2", 12, "ended by SIGUSR2"),
     ("TERM", 15, "ended by SIGTERM"),
     ("XCPU", 24, "ended by SIGXCPU"),
@@ -160,8 +172,6 @@ KILLED = {
     ),
 }
 """By kind: name, where, how many copies there are then, and how many in the end."""
-# Where the answer was out before, Exim logs that.
-KILLED_TEXT = "signal 9|returned 75"
 
 FLOOD = "yes | head -c 15000"
 
