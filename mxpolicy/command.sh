@@ -11,7 +11,11 @@
 # there is a Perl, as Perl takes a fifth of what Python takes to start. Else handover.py
 # does, started in the quickest way. Every other command, and an installation where these
 # two are not at their usual place, is started in the usual way.
-
+#
+# A shell reads its script as it goes on, but what is in braces as a whole. So nothing that
+# is written into this file, by whatever installs the next version, is run by a shell that
+# waits for a delivery.
+{
 asks=0
 case ${1-}${2-} in pipe-h | pipe--help | pipe-V | pipe--version) [ ! -t 0 ] || asks=1 ;; esac
 
@@ -20,18 +24,15 @@ case ${1-}$asks in pipe0)
     for word; do
         case $word in --) break ;; --exim) exim=1 ;; esac
     done
+    status=
     ended() {
-        status=$?
+        status=${status:-$?}
         case $status in 0 | 69 | 75) return ;; esac
         trap - EXIT
-        signal=$((status > 128))
         # To Postfix a signal is "try later", and what was printed counts for nothing: it
         # may have been the answer 2.0.0, which bounces with any status but 0.
-        dies=$((signal && ! exim))
-        [ $dies = 1 ] || printf %s "4.3.0 mxpolicy: the delivery ended with status $status"
-        # A daemon that was stopped keeps the pipe open, and the mail server would wait.
-        [ $signal = 0 ] || [ ! -p /dev/stdin ] || cat >/dev/null
-        [ $dies = 0 ] || kill -KILL $$
+        [ "$status" -le 128 ] || [ $exim = 1 ] || kill -KILL $$
+        printf %s "4.3.0 mxpolicy: the delivery ended with status $status"
         exit 75
     }
     trap ended EXIT
@@ -40,6 +41,18 @@ case ${1-}$asks in pipe0)
     exec 2>/dev/null
     ;;
 esac
+
+# Leave with the status of a client, or of Python.
+leave() {
+    status=$1
+    # A daemon that was stopped keeps the pipe open, and the mail server would wait. When
+    # this cannot fork, the shell ends: that is why it is not in the trap.
+    case $status in
+        0 | 69 | 75) ;;
+        *) [ ! -p /proc/self/fd/0 ] || cat >/dev/null ;;
+    esac
+    exit "$status"
+}
 
 here=$0
 [ ! -h "$here" ] || here=$(readlink -f "$here")
@@ -70,8 +83,8 @@ if [ -r "$perl" ] && { [ -p /proc/self/fd/0 ] || [ -f /proc/self/fd/0 ]; }; then
         202) exit 75 ;;
         203) way=alone ;;
         126 | 127) ;; # there is no Perl, or it can do nothing here
-        0 | 69 | 75) exit 1 ;; # that was not handover.pl
-        *) exit $? ;;
+        0 | 69 | 75) leave 1 ;; # that was not handover.pl
+        *) leave $? ;;
     esac
 fi
 
@@ -104,4 +117,5 @@ handover.main(cli.pipe)
 ' "$PPID" "$@"
 fi
 "$python" "$@"
-exit $?
+leave $?
+}

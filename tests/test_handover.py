@@ -10,6 +10,7 @@ import contextlib
 import os
 import posix
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -804,6 +805,55 @@ def test_message_is_read_to_its_end_when_client_is_killed_and_the_daemon_stopped
             stdin.write(LARGE)
         assert process.wait(TIMEOUT) == -signal.SIGKILL
         assert all_answers(answers) == []
+
+
+@pytest.mark.parametrize("options", [[], ["--exim"]], ids=["postfix", "exim"])
+def test_client_that_is_killed_where_nothing_can_be_started_is_try_later(
+    options: list[str], command: Command, speaking: Speaking
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    argv = ["pipe", "-f", "", *options, "--socket", str(speaking.path), "--", "b@b.e"]
+    user = as_user(54322)
+    limited = ["prlimit", "--nproc=2:2", *user]
+    with command.started(argv, wrap=limited) as (process, answers):
+        speaking.hear()
+        with subprocess.Popen([*user, "sleep", str(TIMEOUT)]) as other:
+            wait_for(lambda: os.stat(f"/proc/{other.pid}").st_uid == 54322)
+            os.kill(child_of(process.pid), signal.SIGKILL)
+            ended = Ended(process.wait(TIMEOUT), all_answers(answers))
+            other.kill()
+    if options:
+        text = r"4\.3\.0 mxpolicy: the delivery ended with status 137"
+        assert_answer(ended, 75, text)
+    else:
+        assert ended == (-signal.SIGKILL, [])
+
+
+@pytest.mark.parametrize("says", [b"-full\n", b"+600\n=0 2.0.0 delivered\n"])
+def test_script_that_is_written_over_is_run_as_it_was(
+    says: bytes, command: Command, speaking: Speaking
+) -> None:
+    # As other shells than bash do too; this one reads on after the last command.
+    if not (shell := shutil.which("bash")):
+        pytest.skip("needs bash")
+    text = command.program.read_bytes()
+    argv = command.argv(speaking.path, "[127.0.0.1]:1")
+    with command.started(argv, wrap=[shell]) as (process, answers):
+        assert process.stdin is not None
+        process.stdin.close()
+        speaking.hear()
+        command.program.write_bytes(
+            b"\n" * len(text) + b"printf 5.5.5\nexit 69\n" * 100
+        )
+        speaking.say(says)
+        if says.startswith(b"-"):
+            speaking.hang_up()
+        ended = Ended(process.wait(TIMEOUT), all_answers(answers))
+    if says.startswith(b"-"):
+        assert_answer(ended, 75, r"4\.3\.0 mxpolicy: no message: .*empty")
+    else:
+        assert_answer(ended, 0, r"2\.0\.0 delivered")
 
 
 @pytest.mark.parametrize("name", ["HUP", "INT", "QUIT", "ALRM", "TERM", "USR1", "PIPE"])

@@ -228,6 +228,18 @@ def test_status_that_may_be_a_signal_is_try_later(
     assert ended == (-signal.SIGKILL, [])
 
 
+def test_message_is_read_to_its_end_whatever_perl_ends_by(command: Command) -> None:
+    # It may have died after the commit, while the daemon was stopped.
+    search_with(command, "#!/bin/sh\nexit 1\n")
+    with command.started(command.argv("/nowhere", "[127.0.0.1]:1")) as started:
+        process, answers = started
+        assert process.stdin is not None
+        with process.stdin as stdin:
+            stdin.write(b"x" * 200_000)  # more than a pipe holds
+        ended = Ended(process.wait(TIMEOUT), all_answers(answers))
+    assert_answer(ended, 75, r"4\.3\.0 mxpolicy: the delivery ended with status 1")
+
+
 def test_trouble_of_its_own_is_left_to_the_command_before_the_commit(
     command: Command, speaking: Speaking, host: Callable[..., Host]
 ) -> None:
