@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from mxpolicy.check.access import account
 from mxpolicy.check.exim import NAMES
 from mxpolicy.check.installation import obstacle
+from mxpolicy.check.machine import HERE
 from mxpolicy.check.postconf import directory_of, run
 from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import MxPolicyError
@@ -87,7 +88,7 @@ def _run(given: argparse.Namespace, terminal: Terminal) -> int:
         return flow.take_back(server, terminal, is_applied=given.apply)
     options = load(given.config, os.environ)
     asked = _asked(given, options)
-    found = _look_at_machine(given, asked, options)
+    found = _look_at_machine(given, asked, options, server.directory)
     if isinstance(server, Exim) and not server.is_split:
         terminal.say(
             f"{server.single_file} is no split configuration of Debian's, so the lines"
@@ -112,9 +113,9 @@ def _server(given: argparse.Namespace) -> MailServer:
     directory = directory_of("postconf", search)
     if directory is None:
         raise SetupError("there is no Postfix on this machine (no postconf found)")
-    environ = (
-        {"MAIL_CONFIG": os.path.abspath(given.directory)} if given.directory else {}
-    )
+    named = given.directory or os.environ.get("MAIL_CONFIG")
+    # Postfix's daemons have another working directory than we have.
+    environ = {"MAIL_CONFIG": os.path.abspath(named)} if named else {}
     return Postfix(partial(run, directory, environ=environ))
 
 
@@ -136,7 +137,7 @@ def _asked(given: argparse.Namespace, options: Options) -> Asked:
 
 
 def _look_at_machine(
-    given: argparse.Namespace, asked: Asked, options: Options
+    given: argparse.Namespace, asked: Asked, options: Options, directory: str
 ) -> tuple[list[str], list[str]]:
     """Return what is in the way on this machine, and what to know."""
     user = account(USER)
@@ -148,12 +149,15 @@ def _look_at_machine(
     refusals, notes = [], []
     refusals += [
         f"{path} has a character in it that the mail server would not take as it is"
-        for path in (asked.program, asked.config)
+        for path in (asked.program, asked.config, directory)
         if not _PLAIN.fullmatch(path)
     ]
     found = obstacle(user, asked.program)
     if found.why:
         refusals.append(": ".join(filter(None, found)))
+    file = asked.config or DEFAULT_PATH
+    if (shut := HERE.unreadable(user, file)).why:
+        refusals.append(f"{file}: all mail would be deferred: {': '.join(shut)}")
     by_lmtp = asked.lmtp and given.mail_server == "postfix"
     if by_lmtp and LMTP_AT not in options.listen.lmtp.at:
         refusals.append(

@@ -127,6 +127,12 @@ def _parsed(path: str, text: str) -> Kept:
                 f" ({found.get('version')})"
             )
         files = {name: _file(**one) for name, one in found["files"].items()}
+        beside = os.path.join(os.path.dirname(path), "")
+        if others := [name for name in files if not name.startswith(beside)]:
+            raise SetupError(
+                f"{path}: is a copy, and about {others[0]}: take it away, and the lines"
+                " of mxpolicy in the files beside it"
+            )
         steps = tuple(Step(**one) for one in found["steps"])
         return Kept(found["mail_server"], files, steps)
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -16,7 +16,14 @@ from mxpolicy.setup.cf_text import find
 from mxpolicy.setup.disk import Disk, SetupError, read_text
 from mxpolicy.setup.mail_server import MailServer
 from mxpolicy.setup.postfix_domains import OWN_DOMAINS, own
-from mxpolicy.setup.postfix_draft import INSTANCES, RELAY, SENDER, SENDERS, Seen
+from mxpolicy.setup.postfix_draft import (
+    INSTANCES,
+    PROTOCOLS,
+    RELAY,
+    SENDER,
+    SENDERS,
+    Seen,
+)
 from mxpolicy.setup.postfix_lines import FALLBACK_AT, TABLE
 from mxpolicy.setup.postfix_mentions import going, gone, mentions, tables
 from mxpolicy.setup.postfix_plan import plan
@@ -79,7 +86,9 @@ class Postfix(MailServer):
         super().__init__("", run, disk or Disk())
         self._patience = patience
         self._pause = pause
-        self.directory = self.ask("postconf", "-h", "config_directory").strip()
+        named = self.ask("postconf", "-h", "config_directory").strip()
+        # Whatever name it goes by, what is kept there is about the same files.
+        self.directory = os.path.realpath(named)
         self._main = f"{self.directory}/{MAIN}"
         self._master = f"{self.directory}/{MASTER}"
         for path in (self._main, self._master):
@@ -96,7 +105,7 @@ class Postfix(MailServer):
         """Return what is there, as far as *asked* needs it."""
         main, master = self._text(self._main), self._text(self._master)
         ways = "transport_maps", "relayhost", RELAY, SENDER, *SENDERS
-        names = *ways, *OWN_DOMAINS, INSTANCES
+        names = *ways, *OWN_DOMAINS, INSTANCES, PROTOCOLS
         # One that is not there is empty.
         effective = Postconf(self._run).settings(names)
         others = words(effective["transport_maps"], " \t,")
@@ -104,7 +113,8 @@ class Postfix(MailServer):
             domain: f"{hop} ({table})"
             for domain in asked.domains
             for table in reversed(others)
-            if TABLE not in table and (hop := self._looked_up(domain, table))
+            if not table.endswith(f"/{TABLE}")
+            and (hop := self._looked_up(domain, table))
         }
         local = {
             domain: own(domain, effective, self._looked_up, self._keys)
@@ -132,15 +142,11 @@ class Postfix(MailServer):
 
     def _looked_up(self, key: str, table: str) -> str:
         try:
-            ended = self._run("postmap", "-q", key, table)
+            return Postconf(self._run).filtered(key, [table])
         except PostfixUnseen as error:
             raise SetupError(
-                f"main.cf: {table} was asked for {key}: {error}"
+                f"main.cf: {table} cannot be asked for {key}: {error}"
             ) from error
-        # So postmap(1) ends when a table does not have the key.
-        if ended.status and ended.err:
-            raise SetupError(f"main.cf: {table} cannot be asked for {key}: {ended.err}")
-        return ended.out.strip()
 
     def _keys(self, table: str) -> list[str] | None:
         try:
@@ -233,7 +239,9 @@ class Postfix(MailServer):
         """Return what would point to nothing, and messages that would."""
         both = {one: self._text(one) for one in (self._main, self._master)}
         texts = {**both, **undone.texts}
-        found = mentions(going(kept, texts), texts, tables(texts))
+        found = mentions(
+            going(kept, texts), texts, tables(texts, Postconf(self._run).filled)
+        )
         return [
             *(f"{one} would point to nothing: take that out first" for one in found),
             *self._bound(kept, undone),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INSTANCES",
+    "PROTOCOLS",
     "RELAY",
     "SENDER",
     "SENDERS",
@@ -32,6 +33,9 @@ SENDERS = (SENDER_RELAYS, SENDER_TRANSPORTS)
 
 # Of further instances (postmulti(1)); empty but in the first one.
 INSTANCES = "multi_instance_directories"
+
+# Without "ipv4" or "all" Postfix has no 127.0.0.1.
+PROTOCOLS = "inet_protocols"
 
 
 class Seen(NamedTuple):

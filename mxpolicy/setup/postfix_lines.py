@@ -51,7 +51,7 @@ STRANGERS = "permit_mynetworks, permit_sasl_authenticated"
 
 # Where the postmaster has no lists.
 RELAY_LIST = (
-    f"permit_auth_destination, {RELAY_CHECK}, {STRANGERS}, reject_unauth_destination"
+    f"permit_auth_destination, {RELAY_CHECK}, {STRANGERS}, defer_unauth_destination"
 )
 SENDER_LIST = f"{STRANGERS}, {SENDER_CHECK}"
 
@@ -109,11 +109,12 @@ FALLBACK = Part(
         " -o syslog_name=postfix/fallback"
         " -o content_filter=mxpolicy:"
         " -o mynetworks=127.0.0.0/8"
-        " -o smtpd_client_restrictions=permit_mynetworks,reject"
+        " -o inet_interfaces=all"
+        " -o smtpd_client_restrictions=permit_mynetworks,permit_inet_interfaces,defer"
         " -o smtpd_helo_restrictions="
         " -o smtpd_sender_restrictions="
         " -o smtpd_relay_restrictions="
-        " -o smtpd_recipient_restrictions=permit_mynetworks,reject"
+        " -o smtpd_recipient_restrictions=permit_mynetworks,permit_inet_interfaces,defer"
         " -o smtpd_data_restrictions="
         " -o smtpd_end_of_data_restrictions="
         " -o smtpd_sasl_auth_enable=no"

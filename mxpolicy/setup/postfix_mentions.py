@@ -7,23 +7,51 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.setup.cf_text import entries, find
+from mxpolicy.setup.cf_text import Entry, entries, find
 from mxpolicy.setup.disk import read_text
 from mxpolicy.setup.postfix_lines import TABLE
 from mxpolicy.setup.steps import MAIN, MASTER, WHOLE
 from mxpolicy.setup.undo import kind_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from mxpolicy.setup.kept import Kept
     from mxpolicy.setup.undo import Texts
 
-__all__ = ["going", "gone", "mentions", "tables"]
+__all__ = ["Going", "Table", "going", "gone", "mentions", "tables"]
 
-_FILE = re.compile(r"[a-z]+:(/[^\s,{}]+)")
+# A table that is a file: TYPE:/PATH, or TYPE:$config_directory/NAME.
+_FILE = re.compile(r"[a-z]+:((?:/|\$[{(]?\w+[)}]?)[^\s,{}]*)")
+
+# Parameters whose values, and tables, have the name of a transport with a colon or without.
+_ROUTES = "transport"
+
+
+class Going(NamedTuple):
+    """What nothing may name any more.
+
+    Attributes:
+        patterns: That find it anywhere.
+        transports: That find it where a transport stands.
+    """
+
+    patterns: list[str]
+    transports: list[str]
+
+
+class Table(NamedTuple):
+    """A lookup table.
+
+    Attributes:
+        text: What the file says.
+        is_of_routes: Whether what it says of a key is a transport.
+    """
+
+    text: str
+    is_of_routes: bool
 
 
 def gone(kept: Kept, texts: Texts) -> set[str]:
@@ -41,73 +69,91 @@ def gone(kept: Kept, texts: Texts) -> set[str]:
     }
 
 
-def tables(texts: Texts) -> dict[str, str]:
-    """Return the lookup tables that main.cf of *texts* names and that are files, by path."""
-    found = {}
-    for main in (text for path, text in texts.items() if kind_of(path) == MAIN):
-        for path in (
-            p for one in entries(MAIN, main or "") for p in _FILE.findall(one.value)
-        ):
-            text = read_text(path) if os.path.isfile(path) else None
-            if text is not None and path not in texts:
-                found[path] = text
+def tables(texts: Texts, fill: Callable[[str], str]) -> dict[str, Table]:
+    """Return the lookup tables that *texts* name and that are files, by path.
+
+    Args:
+        texts: main.cf and master.cf, by path; further files are no tables.
+        fill: Fills in each ``$name`` of main.cf.
+    """
+    found: dict[str, Table] = {}
+    for path, text in texts.items():
+        for one in _entries(path, text):
+            for name in map(fill, _FILE.findall(one.value)):
+                is_of_routes = _ROUTES in one.key
+                if name in found:
+                    is_of_routes |= found[name].is_of_routes
+                there = read_text(name) if os.path.isfile(name) else None
+                if there is not None and name not in texts:
+                    found[name] = Table(there, is_of_routes)
     return found
 
 
-def going(kept: Kept, texts: Mapping[str, str | None]) -> list[str]:
-    """Return patterns of what nothing may name any more when *texts* hold.
+def going(kept: Kept, texts: Mapping[str, str | None]) -> Going:
+    """Return what nothing may name any more when *texts* hold.
 
     Args:
         kept: By set-up.
         texts: Of the files, after it is taken back.
     """
-    patterns = []
+    found = Going([], [])
     for step in kept.steps:
         text = texts[step.file]
         kind = kind_of(step.file)
         if step.key == WHOLE:
             if text is None:
-                patterns.append(rf"{TABLE}\b")
+                found.patterns.append(rf"{TABLE}\b")
             continue
         if find(kind, text or "", step.key):
             continue
         name, _, sort = step.key.partition("/")
         if kind == MASTER and sort == "unix":
-            patterns.append(rf"(?<![\w./-]){re.escape(name)}:")
-            patterns.append(rf"\bprivate/{re.escape(name)}\b")
+            quoted = re.escape(name)
+            found.patterns.append(rf"(?<![\w./-]){quoted}:")
+            found.patterns.append(rf"\bprivate/{quoted}\b")
+            found.patterns.append(rf"\w*{_ROUTES}\s*=\s*{quoted}(?![\w.:/-])")
+            found.transports.append(rf"(?<![\w./:-]){quoted}(?![\w./-])")
         elif kind == MASTER:
             host, _, port = name.partition(":")
-            patterns.append(re.escape(f"[{host}]:{port}"))
+            found.patterns.append(re.escape(f"[{host}]:{port}"))
         elif name == "mxpolicy_policy":
-            patterns.append(r"\$[{(]?mxpolicy_policy\b")
-    return patterns
+            found.patterns.append(r"\$[{(]?mxpolicy_policy\b")
+    return found
 
 
 def mentions(
-    patterns: Collection[str],
-    texts: Mapping[str, str | None],
-    tables: Mapping[str, str],
+    goes: Going, texts: Mapping[str, str | None], tables: Mapping[str, Table]
 ) -> list[str]:
     """Return where something still names what would go, a sentence each.
 
     Args:
-        patterns: From `going`.
+        goes: From `going`.
         texts: main.cf and master.cf as they would become, by path.
-        tables: Lookup tables that main.cf names, by path.
+        tables: Lookup tables that they name, by path.
     """
-    if not patterns:
+    if not goes.patterns:
         return []
-    pattern = re.compile("|".join(patterns))
+    anywhere = re.compile("|".join(goes.patterns))
+    routes = re.compile("|".join((*goes.patterns, *goes.transports)))
     found = []
     for path, text in texts.items():
-        if kind_of(path) in {MAIN, MASTER} and text is not None:
-            found += [
-                f"{path}, line {one.first + 1}, {one.key}: {hit[0]}"
-                for one in entries(kind_of(path), text)
-                if (hit := pattern.search(one.value))
-            ]
-    for path, text in tables.items():
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.lstrip().startswith("#") and (hit := pattern.search(line)):
+        for one in _entries(path, text):
+            is_of_routes = kind_of(path) == MAIN and _ROUTES in one.key
+            if hit := (routes if is_of_routes else anywhere).search(one.value):
+                found.append(f"{path}, line {one.first + 1}, {one.key}: {hit[0]}")
+    for path, table in tables.items():
+        pattern = routes if table.is_of_routes else anywhere
+        for number, line in enumerate(table.text.split("\n"), 1):
+            if line.lstrip().startswith("#"):
+                continue
+            # The key is no mention: mxpolicy may be an alias, too.
+            said = line if line[:1].isspace() else "".join(line.split(None, 1)[1:])
+            if hit := pattern.search(said):
                 found.append(f"{path}, line {number}: {hit[0]}")
     return found
+
+
+def _entries(path: str, text: str | None) -> Iterator[Entry]:
+    kind = kind_of(path)
+    if kind in {MAIN, MASTER} and text is not None:
+        yield from entries(kind, text)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mxpolicy.check.master_cf import words
 from mxpolicy.setup import postfix_services, postfix_settings, postfix_table
-from mxpolicy.setup.postfix_draft import INSTANCES, Draft
+from mxpolicy.setup.postfix_draft import INSTANCES, PROTOCOLS, Draft
 from mxpolicy.setup.postfix_lines import ALL_MAIL, FALLBACK, LMTP, PIPE, POLICY
 from mxpolicy.setup.steps import MAIN, MASTER
 
@@ -24,8 +25,9 @@ __all__ = ["plan"]
 def plan(asked: Asked, seen: Seen) -> Plan:
     """Return what would be done for *asked*; in this order each line finds what it names."""
     draft = Draft(seen)
-    _look_at_ends(draft)
+    _look_at_texts(draft)
     _look_at_instances(draft)
+    _look_at_protocols(draft, asked)
     parts, transport = _parts(asked), "mxlmtp" if asked.lmtp else "mxpolicy"
     postfix_table.add(draft, asked.domains, transport)
     if asked.all_mail:
@@ -43,10 +45,17 @@ def plan(asked: Asked, seen: Seen) -> Plan:
     return draft.made()
 
 
-def _look_at_ends(draft: Draft) -> None:
+def _look_at_texts(draft: Draft) -> None:
+    """Refuse what postconf(1) would not give back as it was."""
     for name, text in ((MAIN, draft.seen.main), (MASTER, draft.seen.master)):
-        if text and not text.endswith("\n"):
-            path = f"{draft.seen.directory}/{name}"
+        path = f"{draft.seen.directory}/{name}"
+        if "\0" in text:
+            line = text.partition("\0")[0].count("\n") + 1
+            draft.refuse(
+                f"{path} has a NUL byte in line {line}, and postconf would drop the rest"
+                " of that line and join the next one to it: take the byte out"
+            )
+        elif text and not text.endswith("\n"):
             draft.refuse(
                 f"{path} does not end with a line end, and postconf would write on"
                 f" behind its last word: echo >>{path}"
@@ -59,6 +68,23 @@ def _look_at_instances(draft: Draft) -> None:
             f"Postfix has further instances ({INSTANCES} = {others}): this is the one of"
             f" {draft.seen.directory}, and -c DIR names another"
         )
+
+
+def _look_at_protocols(draft: Draft, asked: Asked) -> None:
+    """Refuse what goes by 127.0.0.1 in a Postfix that has no IPv4."""
+    said = draft.seen.effective.get(PROTOCOLS, "")
+    protocols = words(said.lower(), " \t,")
+    if protocols and {"ipv4", "all"}.isdisjoint(protocols):
+        rows = (
+            (asked.fallback, "--fallback", "would end, for it could not listen there"),
+            (asked.lmtp, "--lmtp", "would defer that mail"),
+        )
+        for is_asked, option, effect in rows:
+            if is_asked:
+                draft.refuse(
+                    f"{PROTOCOLS} is {said}: {option} goes by 127.0.0.1, and Postfix"
+                    f" {effect}. Choose --one-domain or --all-mail"
+                )
 
 
 def _parts(asked: Asked) -> list[Part]:

@@ -14,7 +14,7 @@ from contextlib import closing
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from mxpolicy.setup.disk import read_text
+from mxpolicy.setup.disk import SetupError, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -28,10 +28,17 @@ def at_work(pid_file: str, services: AbstractSet[str]) -> list[int]:
     Args:
         pid_file: Of its master(8). Where it does not run, there are none.
         services: By their names in master.cf.
+
+    Raises:
+        SetupError: This system does not show its processes.
     """
     master = (read_text(pid_file) or "").strip()
     if not master.isdigit():
         return []
+    if not os.path.exists("/proc/self/stat"):
+        raise SetupError(
+            "/proc is not mounted, so deliveries under way cannot be seen: mount it"
+        )
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:

@@ -51,6 +51,9 @@ def _is_ours(there: str, line: str) -> bool:
     """Return whether the service does what *line* does, in its own way."""
     if " pipe flags=" in line:
         return any(one.arguments is not None for one in parse_services(there))
+    if " spawn " in line:
+        found = parse_services(there, "spawn")
+        return any(one.arguments is not None for one in found)
     if "content_filter=" in line:
         return "content_filter=mxpolicy:" in there
     # Our own names, and the same program of Postfix.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mxpolicy.check.master_cf import words
 from mxpolicy.setup.cf_text import squeeze
 from mxpolicy.setup.postfix_domains import Own
 from mxpolicy.setup.postfix_lines import table_line
@@ -79,6 +80,6 @@ def join(draft: Draft) -> None:
     table = f"texthash:{draft.seen.table_path}"
     if not there:
         draft.set(MAIN, "transport_maps", table)
-    elif table not in there:
+    elif table not in words(there, " \t,"):
         # First, for a domain that another table has by a wildcard.
         draft.set(MAIN, "transport_maps", f"{table}, {there}")

@@ -137,8 +137,14 @@ def _without(step: Step, text: str | None, notes: list[str]) -> str | None:
     kind = kind_of(step.file)
     found = find(kind, text, step.key)
     if not found:
+        if step.before is not None:
+            notes.append(
+                f"{step.key} was taken out since, and what was there before set-up does"
+                f" not come back: {squeeze(step.before)}"
+            )
         return text
-    entry = found[-1]
+    ours = [one for one in found if one.value == squeeze(step.after)]
+    entry = (ours or found)[-1]
     if entry.value != squeeze(step.after):
         if any(one.value == entry.value for one in entries(kind, step.before or "")):
             return text

@@ -224,6 +224,40 @@ def deliveries_to(lab: Lab, recipient: str) -> list[Delivery]:
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize(
+    "line", ["smtp_bind_address = 192.0.2.25", "inet_interfaces = 192.0.2.25"]
+)
+def test_fallback_takes_mail_from_any_address_of_ours(line: str) -> None:
+    name, _, value = line.partition(" = ")
+    with bare() as lab:
+        [placed] = lab.placed
+        lab.postfix.set(**{name: value})
+        lab.mta_exec(["postfix", "stop"])
+        lab.mta_exec(["postfix", "start"])
+        assert setup(lab, "postfix", "--fallback", "--apply")[0] == 0
+        make_old(lab)
+        argv = ["sendmail", "-f", placed.sender, placed.recipient]
+        lab.mta_exec(argv, stdin=b"Subject: x\n\nx\n")
+        until = time.monotonic() + 30
+        while not lab.hosts.received(placed.recipient) and time.monotonic() < until:
+            time.sleep(0.1)
+        [message] = lab.hosts.received(placed.recipient)
+        assert message.host == f"mx6.{placed.domain}"
+
+
+def test_account_that_cannot_read_the_file_is_refused() -> None:
+    with bare() as lab:
+        before = contents(lab, POSTFIX)
+        path = lab.world.path("/root/mxpolicy/mx.yaml")
+        path.parent.mkdir(mode=0o700)
+        path.write_text("deadline: 30m\n")
+        asked = ("postfix", "--all-mail", "--config", "/root/mxpolicy/mx.yaml")
+        status, text = setup(lab, *asked, "--apply")
+        assert status == 1
+        assert "/root/mxpolicy/mx.yaml: all mail would be deferred" in text
+        assert contents(lab, POSTFIX) == before
+
+
 def test_undo_lets_a_delivery_end() -> None:
     with bare((SLOW,)) as lab:
         [placed] = lab.placed

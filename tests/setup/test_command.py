@@ -56,6 +56,18 @@ def test_what_postconf_objects_to_is_told(
     assert capsys.readouterr().err == "mxpolicy: postconf -h: postconf: fatal: no\n"
 
 
+def test_relative_mail_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    write(tmp_path / "postconf", '#!/bin/sh\necho "$MAIL_CONFIG"\n')
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("MAIL_CONFIG", "postfix")
+    monkeypatch.chdir(tmp_path)
+    assert main(["postfix", "--undo"]) == 0
+    assert f"there is no {directory}/mxpolicy-setup" in capsys.readouterr().out
+
+
 def test_nothing_to_undo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

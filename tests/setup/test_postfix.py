@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 from pathlib import Path
 
@@ -240,6 +241,30 @@ def test_table_that_the_postmaster_changed_is_kept(tmp_path: Path) -> None:
             Asked(fallback=True),
             "has another service 127.0.0.1:10026/inet",
         ),
+        (
+            "master.cf",
+            "mxpolicy-policy unix - n n - 0 spawn user=nobody argv=/usr/bin/other\n",
+            Asked(policy=True),
+            "has another service mxpolicy-policy/unix: mxpolicy-policy unix - n n - 0",
+        ),
+        (
+            "main.cf",
+            "smtpd_banner = a\0b\n",
+            Asked(),
+            "main.cf has a NUL byte in line 34",
+        ),
+        (
+            "main.cf",
+            "inet_protocols = IPv6\n",
+            Asked(fallback=True),
+            "--fallback goes by 127.0.0.1, and Postfix would end",
+        ),
+        (
+            "main.cf",
+            "inet_protocols = ipv6\n",
+            Asked(all_mail=True, lmtp=True),
+            "--lmtp goes by 127.0.0.1, and Postfix would defer",
+        ),
     ],
 )
 def test_refusal(file: str, line: str, asked: Asked, said: str, tmp_path: Path) -> None:
@@ -248,6 +273,37 @@ def test_refusal(file: str, line: str, asked: Asked, said: str, tmp_path: Path) 
     path.write_text(path.read_text() + line)
     what = planned(Postfix(Copy(directory)), asked)
     assert [one for one in what.refusals if said in one], what.refusals
+
+
+@pytest.mark.parametrize("protocols", ["all", "ipv4", "ipv6, ipv4"])
+def test_fallback_with_both_protocols(protocols: str, tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    path = directory / "main.cf"
+    path.write_text(f"{path.read_text()}inet_protocols = {protocols}\n")
+    assert planned(Postfix(Copy(directory)), Asked(fallback=True)).refusals == ()
+
+
+def test_warnings_of_postmap_are_no_trouble(tmp_path: Path) -> None:
+    directory = sample("dockermailserver", tmp_path / "postfix")
+    copy = Copy(directory)
+
+    def run(program: str, *argv: str, **how: float) -> Ended:
+        ended = copy(program, *argv, **how)
+        said = "postmap: warning: main.cf, line 3: overriding earlier entry: biff=no"
+        return ended._replace(err=said) if program == "postmap" else ended
+
+    assert planned(Postfix(run), Asked(domains=("example.com",))).refusals == ()
+
+
+def test_table_of_a_longer_name_is_another_one(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    (directory / "mxpolicy_transport_old").write_text("example.net smtp:\n")
+    there = f"texthash:{directory}/mxpolicy_transport_old"
+    path = directory / "main.cf"
+    path.write_text(f"{path.read_text()}transport_maps = {there}\n")
+    what = planned(Postfix(Copy(directory)), Asked(domains=("example.com",)))
+    [step] = [one for one in what.steps if one.key == "transport_maps"]
+    assert step.after == f"texthash:{directory}/mxpolicy_transport, {there}"
 
 
 def test_domain_that_goes_another_way_is_refused(tmp_path: Path) -> None:
@@ -471,13 +527,27 @@ def test_message_that_comes_during_undo_is_told(tmp_path: Path) -> None:
             "relay_domains: mxpolicy_transport",
         ),
         (Asked(), "transport", "example.org mxpolicy:[192.0.2.1]", "transport, line 3"),
+        (Asked(), "transport", "example.org\tmxpolicy", "transport, line 3: mxpolicy"),
+        (Asked(), "main.cf", "relay_transport = mxpolicy", "transport: mxpolicy"),
+        (
+            Asked(),
+            "main.cf",
+            "mailbox_transport_maps = inline:{a=b, c=mxpolicy}",
+            "maps: mxpolicy",
+        ),
+        (
+            Asked(),
+            "master.cf",
+            "in inet n - n - - smtpd -o local_transport=mxpolicy",
+            "in/inet: local_transport=mxpolicy",
+        ),
     ],
 )
 def test_what_would_point_to_nothing_is_refused(
     asked: Asked, file: str, line: str, said: str, tmp_path: Path
 ) -> None:
+    # Its transport_maps have a table in $config_directory.
     directory = sample("dockermailserver", tmp_path / "postfix")
-    change(directory / "main.cf", "$config_directory", str(directory))
     postfix = Postfix(Copy(directory))
     applied(postfix, asked)
     after = (directory / file).read_text()
@@ -490,7 +560,59 @@ def test_what_would_point_to_nothing_is_refused(
     undone(postfix)
 
 
+def test_other_uses_of_our_name_are_in_nobodys_way(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    (directory / "names").write_text("mxpolicy: root\nroot: mxpolicy\n")
+    path = directory / "main.cf"
+    lines = f"alias_maps = texthash:{directory}/names\nsyslog_name = mxpolicy\n"
+    path.write_text(path.read_text().replace("alias_maps", "#") + lines)
+    postfix = Postfix(Copy(directory))
+    applied(postfix, Asked())
+    undone(postfix)
+
+
+def test_value_that_was_taken_out_is_told(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    change(directory / "main.cf", "relayhost = \n", "relayhost = [relay.example]\n")
+    postfix = Postfix(Copy(directory))
+    applied(postfix, Asked(all_mail=True))
+    change(directory / "main.cf", "relayhost = \n", "")
+    [note] = undone(postfix)
+    assert note.endswith("does not come back: relayhost = [relay.example]")
+
+
+def test_line_behind_ours_stays(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    before = (directory / "main.cf").read_text()
+    postfix = Postfix(Copy(directory))
+    applied(postfix, Asked(all_mail=True))
+    with (directory / "main.cf").open("a") as file:
+        file.write("default_transport = smtp:\n")
+    assert undone(postfix) == ()
+    assert (directory / "main.cf").read_text() == f"{before}default_transport = smtp:\n"
+
+
 # -- what is kept -----------------------------------------------------------------
+
+
+def test_copy_of_a_directory_that_is_set_up_changes_nothing(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    applied(Postfix(Copy(directory)), Asked())
+    after = contents(directory)
+    copied = shutil.copytree(directory, tmp_path / "copy")
+    with pytest.raises(SetupError, match="is a copy, and about"):
+        Postfix(Copy(copied)).undoing()
+    assert contents(directory) == after
+
+
+def test_directory_by_another_name_is_the_same_one(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    before = contents(directory)
+    link = tmp_path / "link"
+    link.symlink_to("postfix")
+    applied(Postfix(Copy(link)), Asked(domains=("example.com",)))
+    undone(Postfix(Copy(directory)))
+    assert contents(directory) == before
 
 
 def test_kept_file_says_its_format(tmp_path: Path) -> None:
