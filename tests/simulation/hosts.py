@@ -76,6 +76,8 @@ class Site:
 
     Attributes:
         taken: Each delivery, in their order.
+        cut_off: What a host was about to take when the process was killed: the recipient
+            and the host's name. The dot may have been noted, and has not come.
         dialled: Addresses, in their order.
         as_of: The time that hosts and names go by, where it is not the clock's.
     """
@@ -83,6 +85,7 @@ class Site:
     def __init__(self, world: World) -> None:
         self.world = world
         self.taken: list[Taken] = []
+        self.cut_off: list[tuple[str, str]] = []
         self.dialled: list[str] = []
         self.as_of: float | None = None
         self.met: dict[tuple[str, str], float] = {}  # greylisting: (host, recipient)
@@ -257,8 +260,19 @@ class Connection:
 
     def close(self) -> None:
         """The client has gone."""
+        is_dead = self._process is not None and self._process.is_dead
+        if is_dead and not self.is_closed_by_us and self._awaits_dot():
+            self._site.cut_off += [(one, self._host.name) for one in self._recipients]
         self.is_closed_by_us = True
         self._leave()
+
+    def _awaits_dot(self) -> bool:
+        """Return whether the client may have noted that the dot is next.
+
+        It does so when the mail data is sent; in a session that has waited for a message,
+        as soon as that is there.
+        """
+        return self._body is not None or self._transactions > 1
 
     def _leave(self) -> None:
         if not self._is_over:
@@ -411,6 +425,7 @@ class Connection:
             self._take(body, self._free_at + self._host.round_trip)
         elif act in (Act.TAKE_AND_CLOSE, Act.TAKE_IN_SILENCE):
             self._take(body, inf)
+        self._recipients = []
         return True
 
     def _rest(self) -> None:

@@ -7,6 +7,7 @@ from tests.simulation.world import (
     Act,
     Domain,
     Host,
+    Kill,
     Message,
     Place,
     Step,
@@ -128,4 +129,13 @@ KEPT = {
         host(1, 30, Step(Place.DOT, Act.TAKE_AND_CLOSE, until=5000.0)),
         host(2, 30, says(Place.RCPT, "421 4.3.2 shutting down")),
     ),
+    "process_dies_after_the_dot_and_the_next_host_refuses_what_it_has_sent": world(
+        host(
+            0,
+            10,
+            Step(Place.RCPT, Act.REPLY, 0.0, "450 4.2.0 again", since=250.0),
+            says(Place.DOT, "", 100.0),
+        ),
+        host(1, 20, says(Place.RCPT, "550 5.7.1 relaying denied")),
+    )._replace(kills=(Kill("Q0", 0, 25),)),
 }

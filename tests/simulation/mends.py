@@ -162,6 +162,12 @@ MENDS = {
                 "self.smtp.awaits and not self.smtp.is_asking:",
                 "False:",
             ),
+            # Each of the two would keep the other's fault from showing.
+            Edit(
+                "delivery/dialogue.py",
+                "self.phase.now is Phase.DOT and not self.has_arrived()",
+                "False",
+            ),
         ),
     ),
     "slow-ehlo": Mend(

@@ -42,6 +42,7 @@ class Played(NamedTuple):
     Attributes:
         ends: By recipient.
         taken: What hosts have, in the order in which they took it.
+        cut_off: See `tests.simulation.hosts.Site`.
         dialled: Addresses, in their order.
         texts: What was said each time, by recipient; the story for a person.
         deferrals: How often it was put off, by recipient.
@@ -50,6 +51,7 @@ class Played(NamedTuple):
 
     ends: dict[str, End]
     taken: list[Taken]
+    cut_off: list[tuple[str, str]]
     dialled: list[str]
     texts: dict[str, list[str]]
     deferrals: Counter[str]
@@ -214,7 +216,9 @@ class _Queue:
         who = [one for message in world.messages for one in message.recipients]
         texts: dict[str, list[str]] = {one: [] for one in who}
         ends = dict.fromkeys(who, End.DEFERRED)
-        self._played = Played(ends, site.taken, site.dialled, texts, Counter(), {})
+        self._played = Played(
+            ends, site.taken, site.cut_off, site.dialled, texts, Counter(), {}
+        )
 
     async def run(
         self,

@@ -443,14 +443,14 @@ def _price(
 
     A race may be won by a host to which the patient sender never came, and that host
     may leave the final dot unanswered. To bounce what a host may have costs no copy, so
-    each such host may be asked once more before it comes to that; nor does it to believe a 250 that
-    comes before the final dot (*is_fooling*). Who is killed before the reply is read
-    begins anew: so a patient sender makes all its copies again, and so does a race. Who
-    is killed between the note and the dot leaves a doubt at a host that has nothing; then
-    one that never answers the dot may be asked once more before it. A restart is one more
-    try, at hosts that do not answer the dot or without an answer of
-    the store. Where nothing is kept, a try may leave a copy at each host that does not
-    answer the dot before another one takes the message.
+    each such host may be asked once more before it comes to that; nor does it to believe
+    a 250 that comes before the final dot (*is_fooling*). Who is killed before the reply
+    is read begins anew: so a patient sender makes all its copies again, and so does a
+    race. Who is killed between the note and the dot leaves a doubt at that host, which
+    has nothing; then another one, that never answers the dot, may be asked once more
+    before it. A restart is one more try, at hosts that do not answer the dot or without
+    an answer of the store. Where nothing is kept, a try may leave a copy at each host
+    that does not answer the dot before another one takes the message.
     """
     copies = ours.copies(one)
     theirs = {taken.host for taken in patients.copies(one)}
@@ -471,7 +471,8 @@ def _price(
         each = max(1, len(patients.copies(one)), elsewhere, len(unheard) + is_heard)
         return bounced + is_fooling + tries * each
     again = max(1, len(theirs)) + elsewhere
-    if unheard and not killed and _is_killed(world, one):
+    in_doubt = {host for who, host in ours.cut_off if who == one}
+    if unheard and not killed and in_doubt - unheard:
         restarted += 1
     return elsewhere + bounced + is_fooling + killed * again + restarted
 

@@ -769,7 +769,7 @@ def _character(rng: Random) -> tuple[Step, ...]:
     refusing = rng.choice(tuple(REFUSALS))
     putting_off = rng.choice(tuple(REFUSALS))
     cutting = rng.choice((Act.TAKE_AND_CLOSE, Act.CLOSE, Act.TAKE_IN_SILENCE))
-    return rng.choice(
+    chosen = rng.choice(
         (
             (Step(Place.LOOKUP, Act.FAIL, until=rng.choice((20.0, 500.0, 2000.0))),),
             (Step(slow, Act.REPLY, round(rng.uniform(20.0, _SLOW[slow]), 1)),),
@@ -787,6 +787,13 @@ def _character(rng: Random) -> tuple[Step, ...]:
             ),
         )
     )
+    if chosen[0].act is Act.STRAY and rng.random() < 0.7:
+        # Nor does it take what it seems to have taken.
+        act = rng.choice((Act.REPLY, Act.REPLY, Act.CLOSE))
+        reply = rng.choice((*REFUSALS[Place.DOT], *TRANSIENT[:3]))
+        at_dot = Step(Place.DOT, act, 0.0, reply if act is Act.REPLY else "")
+        return Step(Place.BODY, Act.EARLY), at_dot
+    return chosen
 
 
 def _at_one(rng: Random, step: Step, addresses: tuple[str, ...]) -> Step:
