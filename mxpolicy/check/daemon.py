@@ -11,6 +11,7 @@ import re
 import socket
 import struct
 import sys
+import time
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -161,21 +162,21 @@ def places(options: Options, environ: Mapping[str, str], name: str) -> list[str]
     return [*dict.fromkeys(socket_address(name, one, directory) for one in words)]
 
 
-def connect(at: str, name: str) -> Answer:
-    """Connect to the door *name* at *at*, and say what came of it."""
+def connect(at: str, name: str, patience: float = _PATIENCE) -> Answer:
+    """Connect to the door *name* at *at* within *patience* seconds; say what came of it."""
     is_local = at.startswith("/")
     host, _, port = at.rpartition(":")
     try:
         if not is_local:
             place = (host.strip("[]"), int(port))
-            with socket.create_connection(place, timeout=_PATIENCE) as tcp:
+            with socket.create_connection(place, timeout=patience) as tcp:
                 if name == "lmtp":
                     # Not gone before the daemon has found out whose it is.
                     tcp.recv(1024)
             return Answer()
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(_PATIENCE)
-            probe.connect(at)
+            probe.settimeout(patience)
+            _connect_local(probe, at, patience)
             peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             process, owner, _ = struct.unpack("3i", peer)
             return Answer("", owner, process)
@@ -183,6 +184,19 @@ def connect(at: str, name: str) -> Answer:
         return Answer()  # something answers, but not to us
     except OSError as error:
         return Answer(error.strerror or "it does not accept")
+
+
+def _connect_local(probe: socket.socket, at: str, patience: float) -> None:
+    """Connect *probe*; wait while as many clients as may be queue before it."""
+    until = time.monotonic() + patience
+    while True:
+        try:
+            return probe.connect(at)
+        except BlockingIOError as error:
+            # Its queue is full, which connect(2) does not wait for.
+            if time.monotonic() >= until:
+                raise TimeoutError from error
+        time.sleep(min(0.02, patience))
 
 
 def _look_at_pipe(
@@ -198,8 +212,8 @@ def _look_at_pipe(
             ),
             warn(
                 os.path.exists(path),
-                f"the socket {path} is there, and no daemon behind it"
-                f" ({answer.trouble}): it has died. {_ALONE}",
+                f"the socket {path} is there, and no daemon behind it answers"
+                f" ({answer.trouble}): {_ALONE}",
                 start,
             ),
             ok(True, f"no daemon at {path} ({answer.trouble}): {_ALONE}"),

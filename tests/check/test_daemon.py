@@ -57,6 +57,24 @@ def test_daemon_that_has_died_is_told(run: Path) -> None:
     assert item.mend == "systemctl restart mxpolicy.service"
 
 
+def test_daemon_with_a_full_queue_is_waited_for(run: Path) -> None:
+    at = f"{run}/pipe"
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(3)]
+        listener, first, second = sockets
+        listener.bind(at)
+        listener.listen(0)
+        first.connect(at)
+        second.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            second.connect(at)
+        assert daemon.connect(at, "pipe", 0.001).trouble == "it does not accept"
+        accepts = threading.Timer(0.005, lambda: listener.accept()[0].close())
+        accepts.start()
+        assert daemon.connect(at, "pipe").trouble == ""
+        accepts.join()
+
+
 def test_daemon_that_systemd_should_run_is_missed(run: Path) -> None:
     wants = run / "etc/systemd/system/multi-user.target.wants"
     wants.mkdir(parents=True)
