@@ -25,7 +25,7 @@ EXIT_DEFER = 75  # as in mxpolicy.outcome, which may be what cannot be imported
 # Until the access policy server answers: below `timeout=` of contrib's main.cf.
 SECONDS_TO_BEGIN = 9
 
-# In the order of the help text. What is not built yet is not named.
+# In the order of the help text.
 COMMANDS = {
     "pipe": "deliver the message on standard input; run by the mail server",
     "policy": "answer the mail server's questions; run by it (spawn(8))",

@@ -8,9 +8,9 @@
 # by which Python sees whether the mail server lives.
 #
 # pipe: the message is given to the daemon, if there is one. handover.pl does so where
-# there is a Perl, as Perl takes a fifth of what Python takes to start. Else handover.py
-# does, started in the quickest way. Every other command, and an installation where these
-# two are not at their usual place, is started in the usual way.
+# there is a Perl, whose start takes a fifth of Python's. Else handover.py does, started
+# in the quickest way. Every other command, and an installation where these two are not at
+# their usual place, is started in the usual way.
 #
 # A shell reads its script as it goes on, but what is in braces as a whole. So nothing that
 # is written into this file, by whatever installs the next version, is run by a shell that

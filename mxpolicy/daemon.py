@@ -36,12 +36,12 @@ from mxpolicy.delivery.kick import Kick
 from mxpolicy.delivery.late_reply import LateReplies
 from mxpolicy.delivery.log import ALWAYS_LOGGED, Log
 from mxpolicy.delivery.replay import prevails
-from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.doors import Doors, runtime_directory
 from mxpolicy.errors import ConfigError, ListenError
 from mxpolicy.net.service_manager import ServiceManager, given_sockets
 from mxpolicy.options import LogDetail, Options
 from mxpolicy.policy_fallback import open_null
+from mxpolicy.protocol.smtp_states import DOT_TIME
 from mxpolicy.state.opening import open_store, state_file
 from mxpolicy.state.store import JOURNAL
 

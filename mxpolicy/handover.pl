@@ -1,7 +1,7 @@
-# The client of the hand-over in Perl: handover.py once more, for less than half its cost.
+# The client of the hand-over in Perl: handover.py once more, by a third of its instructions.
 #
-# Most of what handover.py takes is Python's start. Perl starts five times as fast, and
-# every Debian and Ubuntu has it (perl-base). command.sh runs this where there is a Perl.
+# Most of what handover.py takes is Python's start, of which Perl's is a fifth. Every Debian
+# and Ubuntu has a Perl (perl-base). command.sh runs this where there is one.
 # Read handover.py first: here are its steps, in its order and under its names. A change
 # there is a change here. tests/test_handover.py runs its tests with both.
 #

@@ -13,8 +13,8 @@ and the mail server would wait for it.
 
 The status is 0, 69 or 75, and the answer one line in one write. See `mxpolicy.pipe`.
 
-handover.pl is the same once more, for where there is a Perl; it costs a third of this. A
-change here is a change there.
+handover.pl is the same once more, for where there is a Perl: it executes a third of the
+instructions. A change here is a change there.
 """
 
 import _signal  # type: ignore[import-not-found]  # signal imports enum

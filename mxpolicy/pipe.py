@@ -278,12 +278,12 @@ async def _deliver(
     import asyncio
 
     from mxpolicy.delivery.context import Context
-    from mxpolicy.delivery.delivery import Request
     from mxpolicy.delivery.engine import Engine
     from mxpolicy.delivery.events import Trouble
     from mxpolicy.delivery.log import Log
     from mxpolicy.delivery.mail_data import spool
     from mxpolicy.delivery.replay import prevails
+    from mxpolicy.delivery.request import Request
     from mxpolicy.state.opening import open_store, state_file
 
     # What there is by now is never searched: the message and its delivery are.

@@ -20,7 +20,6 @@ from mxpolicy.reply import printable
 __all__ = [
     "ALARM_SLACK",
     "DEFAULT_LIMIT",
-    "DOT_TIME",
     "Arguments",
     "parse_arguments",
     "time_needed",

@@ -12,7 +12,8 @@ from mxpolicy.check.access import ADD_USER
 from mxpolicy.check.command import Command, cannot_run, cannot_use_file
 from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.check.time_limit import LEAST_MARGIN, MARGIN
-from mxpolicy.pipe_command import DOT_TIME, time_needed
+from mxpolicy.pipe_command import time_needed
+from mxpolicy.protocol.smtp_states import DOT_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

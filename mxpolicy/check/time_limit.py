@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from mxpolicy.check.configuration import SHORT_DEADLINE, TOO_SHORT
 from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.pipe import ALARM_INTERVAL
-from mxpolicy.pipe_command import ALARM_SLACK, DOT_TIME, time_needed
+from mxpolicy.pipe_command import ALARM_SLACK, time_needed
+from mxpolicy.protocol.smtp_states import DOT_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

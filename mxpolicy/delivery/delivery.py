@@ -41,9 +41,9 @@ from mxpolicy.delivery.plan import destination
 from mxpolicy.delivery.request import Request
 from mxpolicy.delivery.settlement import Recipient, RecipientState, Settlement
 from mxpolicy.delivery.trace import Trace
-from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Deferred, Outcome
+from mxpolicy.protocol.smtp_states import DOT_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     _Work = Callable[[asyncio.TaskGroup], Coroutine[None, None, None]]
 
-__all__ = ["Delivery", "Request"]
+__all__ = ["Delivery"]
 
 
 class Fast(Protocol):

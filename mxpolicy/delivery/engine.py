@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import own_outcomes
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.delivery import Delivery, Request
+from mxpolicy.delivery.delivery import Delivery
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.plan import Plan, destination
+from mxpolicy.delivery.request import Request
 from mxpolicy.outcome import Outcome
 from mxpolicy.routing.domain_record import is_missing
 from mxpolicy.routing.nexthop import NexthopError, parse_nexthop

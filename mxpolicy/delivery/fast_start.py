@@ -13,8 +13,8 @@ from mxpolicy.address import AddressError, parse_mailbox, parse_reverse_path
 from mxpolicy.delivery import trouble
 from mxpolicy.delivery.message import Envelope
 from mxpolicy.delivery.plan import destination
-from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.errors import LocalProtocolError
+from mxpolicy.protocol.smtp_states import DOT_TIME
 from mxpolicy.routing.reuse import Stage
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ Theory of operation
 
     DELIVERED, DEFERRED and BOUNCED are final: the recipient is *settled*. It is settled
     in WAITING, too. Its outcome is told and stays a deferral. What a host says after that
-    is for the next attempt. Nothing but DELIVERED follows TAKEN, whatever goes wrong on our side, and DELIVERED follows only
-    that. One exception: the journal knows of an earlier delivery (from UNCLAIMED or
-    ELSEWHERE).
+    is for the next attempt. Nothing but DELIVERED follows TAKEN, whatever goes wrong on our
+    side, and DELIVERED follows only that. One exception: the journal knows of an earlier
+    delivery (from UNCLAIMED or ELSEWHERE).
 
     Three facts stay with a recipient that is OPEN again. *past*: which hosts may have
     the message, and how long others were waited for, also in earlier attempts.

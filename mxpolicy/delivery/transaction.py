@@ -29,7 +29,7 @@ from mxpolicy.reply import Reply
 from mxpolicy.routing.candidate import Phase, Verdict
 from mxpolicy.routing.reuse import Course, Stage
 
-__all__ = ["DOT_TIME", "Control", "Transaction"]
+__all__ = ["Control", "Transaction"]
 
 E = TypeVar("E")
 

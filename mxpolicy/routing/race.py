@@ -95,7 +95,6 @@ __all__ = [
     "Action",
     "Doubt",
     "Drop",
-    "Entrant",
     "GiveUp",
     "GiveUpReason",
     "Race",

@@ -21,10 +21,10 @@ from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.replay import prevails
+from mxpolicy.delivery.request import Request
 from mxpolicy.options import Options
 from mxpolicy.outcome import Delivered
 from mxpolicy.state.memory import MemoryStore

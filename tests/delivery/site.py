@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.host_memory import host_key
 from mxpolicy.delivery.learner import Learner
+from mxpolicy.delivery.request import Request
 from mxpolicy.delivery.trace import Trace
 from mxpolicy.options import (
     LimitOptions,

@@ -13,9 +13,9 @@ import pytest
 from mxpolicy.delivery import events
 from mxpolicy.delivery.admission import LIMITED_FOR, PLACE, Admission, Stay
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.owner import Owner, myself
+from mxpolicy.delivery.request import Request
 from mxpolicy.options import LimitOptions, Options
 from mxpolicy.outcome import Deferred
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict

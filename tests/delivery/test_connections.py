@@ -12,7 +12,7 @@ import pytest
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.connections import Connections
-from mxpolicy.delivery.delivery import Request
+from mxpolicy.delivery.request import Request
 from mxpolicy.options import LimitOptions
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.routing.candidate import Candidate, Finding, Phase, Verdict

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.domain_history import DOMAIN, DomainHistory
 from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.request import Request
 from mxpolicy.options import Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus

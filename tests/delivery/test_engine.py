@@ -15,16 +15,16 @@ import pytest
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.log import Log
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.owner import Calls, Owner
-from mxpolicy.delivery.transaction import DOT_TIME
+from mxpolicy.delivery.request import Request
 from mxpolicy.errors import StoreError
 from mxpolicy.net.dial import dial
 from mxpolicy.options import JournalOptions, LogOptions, Options
 from mxpolicy.outcome import Deferred
+from mxpolicy.protocol.smtp_states import DOT_TIME
 from mxpolicy.state.fallback import FallbackStore
 from mxpolicy.state.memory import MemoryStore
 from mxpolicy.state.store import JOURNAL, Store, is_of_journal

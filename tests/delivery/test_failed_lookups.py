@@ -9,9 +9,9 @@ import pytest
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.failed_lookups import LOOKUP
+from mxpolicy.delivery.request import Request
 from mxpolicy.net.dial import dial
 from mxpolicy.options import GreetingPolicy, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome

@@ -11,7 +11,6 @@ import pytest
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.destinations import FRESH
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.fast_path import Shortcut
@@ -19,6 +18,7 @@ from mxpolicy.delivery.fast_start import LIMIT
 from mxpolicy.delivery.journal import Entry, EntryState
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.owner import Calls, Owner
+from mxpolicy.delivery.request import Request
 from mxpolicy.options import JournalOptions, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.routing.fast_path import Input

@@ -9,11 +9,11 @@ import pytest
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.journal import Entry, EntryState
 from mxpolicy.delivery.late_reply import LateReplies
 from mxpolicy.delivery.owner import Calls, Owner
+from mxpolicy.delivery.request import Request
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.net.dial import dial
 from mxpolicy.options import Options, TransactionOptions

@@ -21,10 +21,9 @@ from mxpolicy.delivery.offer import (
 )
 from mxpolicy.delivery.settlement import Settlement
 from mxpolicy.delivery.trace import Trace
-from mxpolicy.delivery.transaction import DOT_TIME
 from mxpolicy.net.dial import dial
 from mxpolicy.options import Options, TlsLevel
-from mxpolicy.protocol.smtp_states import State
+from mxpolicy.protocol.smtp_states import DOT_TIME, State
 from mxpolicy.routing.candidate import Verdict
 from mxpolicy.routing.tls_requirement import tls_requirement
 from tests.delivery.attempts import Journal, envelope, mail_data, run

@@ -10,8 +10,8 @@ import pytest
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
+from mxpolicy.delivery.request import Request
 from mxpolicy.net.dial import dial
 from mxpolicy.options import JournalOptions, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered

@@ -17,7 +17,8 @@ from mxpolicy.routing.candidate import Finding, Phase, Verdict
 from mxpolicy.routing.dialling import Dialling, Ready
 from mxpolicy.routing.host_record import HostRecord, decode, encode
 from mxpolicy.routing.known_hosts import advise
-from mxpolicy.routing.race import Doubt, Drop, Entrant, Start
+from mxpolicy.routing.race import Doubt, Drop, Start
+from mxpolicy.routing.race_timing import Entrant
 from mxpolicy.routing.reachability import (
     after_doubtful_probe,
     after_failure,

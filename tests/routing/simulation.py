@@ -26,7 +26,6 @@ from mxpolicy.routing.race import (
     Action,
     Doubt,
     Drop,
-    Entrant,
     GiveUp,
     GiveUpReason,
     Race,
@@ -34,7 +33,7 @@ from mxpolicy.routing.race import (
     Take,
     Wake,
 )
-from mxpolicy.routing.race_timing import awaited_in, is_patient
+from mxpolicy.routing.race_timing import Entrant, awaited_in, is_patient
 
 DEFAULTS = RaceOptions()
 

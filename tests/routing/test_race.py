@@ -22,7 +22,6 @@ from mxpolicy.routing.race import (
     Action,
     Doubt,
     Drop,
-    Entrant,
     GiveUp,
     GiveUpReason,
     Race,
@@ -30,7 +29,7 @@ from mxpolicy.routing.race import (
     Take,
     Wake,
 )
-from mxpolicy.routing.race_timing import PATIENT_TIME
+from mxpolicy.routing.race_timing import PATIENT_TIME, Entrant
 from tests.routing.simulation import (
     CLOSED,
     DROPPED,

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events
 from mxpolicy.delivery.context import Context
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.late_reply import LateReplies
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.owner import Calls, Owner
+from mxpolicy.delivery.request import Request
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import LimitOptions, Options
 from mxpolicy.outcome import Bounced, Deferred, Delivered

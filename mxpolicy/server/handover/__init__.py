@@ -22,8 +22,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.events import Trouble
+from mxpolicy.delivery.request import Request
 from mxpolicy.errors import LocalTrouble, RemoteProtocolError, UsageError
 from mxpolicy.net.shared_descriptor import SharedDescriptors
 from mxpolicy.outcome import EXIT_DEFER

@@ -12,9 +12,10 @@ from mxpolicy.protocol.handover_request import HandoverState
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from mxpolicy.delivery.delivery import Delivery, Request
+    from mxpolicy.delivery.delivery import Delivery
     from mxpolicy.delivery.engine import Engine
     from mxpolicy.delivery.mail_data import MailData
+    from mxpolicy.delivery.request import Request
     from mxpolicy.outcome import Outcome
     from mxpolicy.server.handover.client import Client
 

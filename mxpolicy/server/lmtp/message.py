@@ -7,13 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mxpolicy.delivery.delivery import Request
 from mxpolicy.delivery.events import RecipientSettled
-from mxpolicy.delivery.transaction import DOT_TIME
+from mxpolicy.delivery.request import Request
 from mxpolicy.delivery.trouble import told
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.outcome import Bounced, Deferred, Delivered
 from mxpolicy.protocol.lmtp_server import DataBegun, LmtpReply
+from mxpolicy.protocol.smtp_states import DOT_TIME
 
 if TYPE_CHECKING:
     from mxpolicy.delivery.engine import Engine
