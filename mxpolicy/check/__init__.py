@@ -6,11 +6,12 @@ happen, and the line that mends it. It changes nothing, sends no mail, and dials
 name servers and the daemon.
 
 Each theme has a module: `configuration`, `names`, `our_name`, `surroundings`, `daemon`,
-`exim` (`exim_rows` judges) and `postfix`. For that one `postconf` asks and `master_cf`
-reads; `transport_rows`, `time_limit` and `status_filter` judge what runs `mxpolicy pipe`,
-`policy_service` and `policy_clients` who answers and who asks for policy, `postfix_rows`
-the whole. A command line of ours is gathered by `command` from a `machine`; `access` and
-`installation` say what an account may use. `report` has the rows, and `show` prints them.
+`exim` (`exim_rows` and `exim_acl` judge) and `postfix`. For that one `postconf` asks and
+`master_cf` reads; `transport_rows`, `time_limit` and `status_filter` judge what runs
+`mxpolicy pipe`, `policy_service` and `policy_clients` who answers and who asks for
+policy, `postfix_rows` the whole. A command line of ours is gathered by `command` from a
+`machine`; `access` and `installation` say what an account may use. `report` has the rows,
+and `show` prints them.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class _Looking:
         self.sections: list[tuple[str, list[Item]]] = []
         self.settings: list[Setting] = []
         self.title = "configuration"
-        self._seen: postfix.Postfix | None = None
+        self._postfix: postfix.Postfix | None = None
         self._exim: exim.Exim | None = None
 
     def run(self) -> None:
@@ -91,23 +92,23 @@ class _Looking:
             ("name servers", lambda: asyncio.run(names.look_at_name_servers(options))),
             ("our name", lambda: asyncio.run(our_name.look_at_our_name(options))),
             ("Exim", lambda: self._look_at_exim(options)),
-            ("Postfix", lambda: self._postfix(options)),
+            ("Postfix", lambda: self._look_at_postfix(options)),
             ("this machine", lambda: self._machine(options)),
             ("the daemon", lambda: self._daemon(options)),
         )
         for self.title, look in themes:
             self.sections.append((self.title, _looked(look)))
 
-    def _postfix(self, options: Options) -> list[Item]:
+    def _look_at_postfix(self, options: Options) -> list[Item]:
         postconf = Postconf.find(os.environ.get("PATH", ""))
         if postconf is None:
             text = "there is no Postfix on this machine (no postconf found)"
             return [tell(Level.OK, text)]
-        self._seen = postfix.see(postconf)
+        self._postfix = postfix.see(postconf)
         is_alone = not (self._exim and self._exim.routers)
         sockets = daemon.places(options, os.environ, "policy")
         return postfix.look(
-            self._seen, options, self._config, sockets=sockets, is_alone=is_alone
+            self._postfix, options, self._config, sockets=sockets, is_alone=is_alone
         )
 
     def _look_at_exim(self, options: Options) -> list[Item]:
@@ -125,9 +126,9 @@ class _Looking:
 
     def _daemon(self, options: Options) -> list[Item]:
         used: list[str] = []
-        if self._seen and self._seen.daemon_at:
-            used = [self._seen.daemon_at]
-        elif (self._seen and self._seen.to_daemon) or (
+        if self._postfix and self._postfix.daemon_at:
+            used = [self._postfix.daemon_at]
+        elif (self._postfix and self._postfix.to_daemon) or (
             self._exim and self._exim.uses_daemon
         ):
             used = daemon.places(options, os.environ, "lmtp")
@@ -143,7 +144,7 @@ class _Looking:
 
     def _user(self) -> Account:
         """Return the account of deliveries."""
-        user = postfix.user_of(self._seen) if self._seen else None
+        user = postfix.user_of(self._postfix) if self._postfix else None
         if user is None and self._exim:
             user = exim.user_of(self._exim, HERE)
         # Where Postfix names no account: the one of contrib's samples.
