@@ -16,7 +16,6 @@ from mxpolicy.delivery.journal import (
     Entry,
     EntryState,
     Past,
-    awaited,
     left_by,
     waiting_entry,
 )
@@ -244,6 +243,7 @@ class Entries:
         outcome: Outcome,
         past: Past,
         *,
+        awaits: str = "",
         kept: float = KEPT,
         durable: bool = False,
     ) -> None:
@@ -256,10 +256,11 @@ class Entries:
             number: Of the recipient.
             outcome: What became of it.
             past: What it has left behind, for a deferral.
+            awaits: The relay that may still answer the dot, if one may.
             kept: Of a delivery: seconds.
             durable: Of a delivery: see `Store.put`.
         """
-        value = self._left(number, outcome, past)
+        value = self._left(number, outcome, past, awaits)
         if value is None:
             await self.drop(number)
         elif isinstance(outcome, Delivered):
@@ -283,20 +284,19 @@ class Entries:
             Operation("put", key, row, None, may_wait), told
         )
 
-    def _left(self, number: int, outcome: Outcome, past: Past) -> bytes | None:
+    def _left(
+        self, number: int, outcome: Outcome, past: Past, awaits: str = ""
+    ) -> bytes | None:
         earlier = self.earlier(number)
         if earlier is not None:
             return earlier
+        if awaits:
+            dot_at = time.gmtime(self._known[number].dot_at)
+            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", dot_at)
+            until = self._until + self._late_reply
+            return waiting_entry(awaits, since, self._me, until, past).encode()
         entry = left_by(outcome, past)
         return entry.encode() if entry is not None else None
-
-    async def await_reply(self, number: int, relay: str, past: Past) -> None:
-        """Say that the reply to the dot that *relay* has seen is still waited for."""
-        since = time.gmtime(self._known[number].dot_at)
-        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", since)
-        until = self._until + self._late_reply
-        entry = waiting_entry(awaited(relay, when), self._me, until, past)
-        await self._put_in_place(number, entry.encode())
 
     async def drop(self, number: int) -> None:
         """Delete our entry; another process's entry stays."""

@@ -47,7 +47,7 @@ from typing import NamedTuple, TypeVar
 
 from mxpolicy.address import AddressError
 from mxpolicy.delivery.owner import NO_OWNER, Owner
-from mxpolicy.delivery.trouble import BAD_CONNECTION, one_line
+from mxpolicy.delivery.trouble import BAD_CONNECTION, MAX_OUTCOME_TEXT, one_line
 from mxpolicy.outcome import Bounced, Deferred, Delivered, Outcome
 from mxpolicy.reply import EnhancedStatus, Reply, printable
 from mxpolicy.routing.candidate import Candidate, host_of, shown_of
@@ -331,9 +331,10 @@ _EARLIER = " (delivered earlier)"
 def outcome_entry(outcome: Delivered | Bounced) -> Entry:
     """Return what is kept of *outcome*."""
     if isinstance(outcome, Delivered):
-        state, text = EntryState.DELIVERED, printable(outcome.text, MAX_TEXT)
+        state, room = EntryState.DELIVERED, MAX_TEXT
     else:
-        state, text = EntryState.REFUSED, one_line(outcome.text)
+        state, room = EntryState.REFUSED, MAX_OUTCOME_TEXT
+    text = printable(outcome.text, room)
     return Entry(state, NO_OWNER, 0.0, outcome.relay, outcome.status, text)
 
 
@@ -360,19 +361,21 @@ def awaited(relay: str, since: str) -> Deferred:
     return Deferred(BAD_CONNECTION, one_line(text), None, relay, True)
 
 
-def waiting_entry(outcome: Deferred, owner: Owner, until: float, past: Past) -> Entry:
+def waiting_entry(
+    relay: str, since: str, owner: Owner, until: float, past: Past
+) -> Entry:
     """Return what is kept while *owner* listens for a late reply.
 
     Args:
-        outcome: What the mail server is told when it asks again meanwhile: `awaited`.
+        relay: What the dot was sent to.
+        since: When, as RFC 3339 says.
         owner: As in `Entry`.
         until: As in `Entry`.
         past: With the doubt, which counts afterwards.
     """
+    outcome = awaited(relay, since)
     text = printable(outcome.text, MAX_TEXT)
-    return Entry(
-        EntryState.WAITING, owner, until, outcome.relay, outcome.status, text, past
-    )
+    return Entry(EntryState.WAITING, owner, until, relay, outcome.status, text, past)
 
 
 def entry_key(

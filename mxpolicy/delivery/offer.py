@@ -408,7 +408,7 @@ class Offer:
         if not may_send:
             raise LocalTrouble("the mail server that started us has gone away")
 
-    def taken(self, recipients: Sequence[int], reply: Reply) -> None:
+    def taken(self, recipients: Sequence[int]) -> None:
         """Settle *recipients* at once: nothing that happens now can undo it."""
         for number in recipients:
             self._attempt.settle(number, self._message.settlement.delivered(number))

@@ -110,12 +110,7 @@ class OutcomeNotes:
     async def _note(self, recipient: Recipient) -> None:
         """Write what became of *recipient*, then let another delivery have it."""
         try:
-            if recipient.state is RecipientState.WAITING:
-                await self._entries.await_reply(
-                    recipient.number, recipient.relay, recipient.past
-                )
-            else:
-                await self._leave(recipient)
+            await self._leave(recipient)
         finally:
             self._entries.release(recipient.number)
 
@@ -125,8 +120,15 @@ class OutcomeNotes:
         """Leave what became of *recipient* to the next attempt; see `Entries.leave`."""
         outcome = recipient.taken or recipient.outcome
         assert outcome is not None, "it is settled"
-        given = recipient.number, outcome, recipient.past
-        await self._entries.leave(*given, kept=kept, durable=durable)
+        is_waiting = recipient.state is RecipientState.WAITING
+        await self._entries.leave(
+            recipient.number,
+            outcome,
+            recipient.past,
+            awaits=recipient.relay if is_waiting else "",
+            kept=kept,
+            durable=durable,
+        )
 
     # -- the end --------------------------------------------------------------
 

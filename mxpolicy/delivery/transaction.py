@@ -54,7 +54,7 @@ class Control(Protocol):
                 or another process has the message.
         """
 
-    def taken(self, recipients: Sequence[int], reply: Reply) -> None:
+    def taken(self, recipients: Sequence[int]) -> None:
         """The host has the message for *recipients*: its 2yz to the dot is here."""
 
 
@@ -301,7 +301,7 @@ class Transaction:
         if not reply.is_positive:
             return Verb.DOT, reply
         self._settlement.taken(accepted, reply)
-        self._control.taken(accepted, reply)
+        self._control.taken(accepted)
         return None
 
     async def _answer(self, kind: type[E]) -> E:

@@ -12,7 +12,6 @@ from mxpolicy.delivery.session import Session
 from mxpolicy.delivery.session_phase import SessionFailed
 from mxpolicy.delivery.settlement import RecipientState, Settlement
 from mxpolicy.delivery.transaction import Transaction
-from mxpolicy.delivery.trouble import delivered
 from mxpolicy.net.dial import dial
 from mxpolicy.options import LongLines, TlsLevel
 from mxpolicy.protocol.smtp_states import State, facts
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from mxpolicy.delivery.message import Envelope
     from mxpolicy.net.stream import Stream
     from mxpolicy.protocol.smtp_states import Verb
-    from mxpolicy.reply import Reply
     from mxpolicy.routing.candidate import Candidate, Phase
     from tests.helpers.scripted_smtp import ScriptedHost
 
@@ -111,9 +109,10 @@ class Owner:
         await asyncio.sleep(self._journal)
         self._at_dot()
 
-    def taken(self, recipients: Sequence[int], reply: Reply) -> None:
+    def taken(self, recipients: Sequence[int]) -> None:
         for number in recipients:
-            self.result.settlement.settle(number, delivered(reply, "the host"))
+            settlement = self.result.settlement
+            settlement.settle(number, settlement.delivered(number))
 
 
 class Told:

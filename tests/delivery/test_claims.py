@@ -106,7 +106,7 @@ class Site:
         if state is EntryState.WAITING:
             past = NO_PAST.doubted(HOST)
             entry = waiting_entry(
-                awaited(HOST, "1970-01-12T13:46:40Z"), owner, entry.until, past
+                HOST, "1970-01-12T13:46:40Z", owner, entry.until, past
             )
         await self.store.put(KEYS[0], entry.encode(), self.now + KEPT)
 

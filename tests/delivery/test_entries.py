@@ -201,7 +201,7 @@ async def test_what_is_put_later_is_told_once_it_is_there() -> None:
     assert await site.store.get(KEYS[0]) == VALUE
 
 
-@pytest.mark.parametrize("verb", ["leave", "await_reply", "drop"])
+@pytest.mark.parametrize("verb", ["leave", "await", "drop"])
 async def test_all_else_leaves_the_entry_of_another_process(verb: str) -> None:
     site = Site()
     assert await site.entries.claim(0, None, NO_PAST)
@@ -209,8 +209,8 @@ async def test_all_else_leaves_the_entry_of_another_process(verb: str) -> None:
     match verb:
         case "leave":
             await site.entries.leave(0, REFUSED, NO_PAST)
-        case "await_reply":
-            await site.entries.await_reply(0, HOST, NO_PAST)
+        case "await":
+            await site.entries.leave(0, LATER, NO_PAST, awaits=HOST)
         case _:
             await site.entries.drop(0)
     assert await site.store.get(KEYS[0]) == theirs
@@ -240,7 +240,7 @@ async def test_awaited_reply_is_told_of_with_the_time_of_its_dot() -> None:
     notes = site.entries.dots(HOST, {0: NO_PAST})
     assert await site.entries.write_dots(site.entries.held(notes), notes)
     site.store.now += 600
-    await site.entries.await_reply(0, HOST, NO_PAST.doubted(HOST))
+    await site.entries.leave(0, LATER, NO_PAST.doubted(HOST), awaits=HOST)
     value = await site.store.get(KEYS[0])
     entry = Entry.decode(value) if value else None
     assert entry is not None

@@ -45,7 +45,7 @@ def entry(state: EntryState, owner: Owner = OTHER, until: float = 1000.0) -> Ent
         case EntryState.DOT_SENT:
             return Entry(state, owner, until, HOST)
         case EntryState.WAITING:
-            return waiting_entry(awaited(HOST, SINCE), owner, until, DOUBTED)
+            return waiting_entry(HOST, SINCE, owner, until, DOUBTED)
         case EntryState.DELIVERED:
             return Entry(state, owner, until, HOST, TAKEN, "250 2.0.0 Ok")
         case EntryState.REFUSED:

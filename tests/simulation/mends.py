@@ -295,8 +295,8 @@ MENDS = {
         (
             Edit(
                 "delivery/journal.py",
-                "EntryState.WAITING, owner, until, outcome.relay, outcome.status, text, past",
-                "EntryState.WAITING, owner, until, outcome.relay, outcome.status, text, NO_PAST",
+                "EntryState.WAITING, owner, until, relay, outcome.status, text, past",
+                "EntryState.WAITING, owner, until, relay, outcome.status, text, NO_PAST",
             ),
         ),
     ),
