@@ -72,12 +72,9 @@ _DOT_STRING = re.compile(rf"{_ATEXT}+(?:\.{_ATEXT}+)*\Z")
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
 # obs-local-part = word *("." word), RFC 5322 §4.4
 _WORDS = re.compile(rf"(?:{_ATEXT}+|{_QUOTED})(?:\.(?:{_ATEXT}+|{_QUOTED}))*\Z")
-_QUOTED_STRING = re.compile(_QUOTED)
-_QUOTED_PAIR = re.compile(r"\\(.)")
 # Each < and > is in a quoted string; a quote without end begins none.
 _KEEPS_BRACKETS = re.compile(rf'(?>{_QUOTED}|[^<>"]|"(?=[^<>]*\Z))*\Z')
 _ENDS_LINE = re.compile(r"[\r\n\0]")
-_NEEDS_PAIR = re.compile(r'(["\\])')
 
 
 class AddressError(MxPolicyError, ValueError):
@@ -330,14 +327,14 @@ def is_utf8(text: str) -> bool:
 
 
 def _in_quotes(local: str) -> str:
-    return '"' + _NEEDS_PAIR.sub(r"\\\1", local) + '"'
+    return '"' + re.sub(r'(["\\])', r"\\\1", local) + '"'
 
 
 def _unquoted(local: str) -> str:
     if '"' not in local or not _WORDS.match(local):
         return local
-    return _QUOTED_STRING.sub(
-        lambda quoted: _QUOTED_PAIR.sub(r"\1", quoted[0][1:-1]), local
+    return re.sub(
+        _QUOTED, lambda quoted: re.sub(r"\\(.)", r"\1", quoted[0][1:-1]), local
     )
 
 

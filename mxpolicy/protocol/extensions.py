@@ -34,11 +34,12 @@ _LIMIT = re.compile(r"[1-9][0-9]{0,5}")
 # RFC 1870 §3: up to 20 digits.
 _SIZE = re.compile(r"[0-9]{1,20}")
 
-# RFC 3461 §4: xchar is 33 to 126 except "+" and "="; RFC 6533 §3 takes "\" too.
-_NOT_XCHAR = re.compile(rb"[^!-*,-<>-~]")
-_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*\Z")
-_HEXCHAR = re.compile(rb"\+([0-9A-F]{2})")
-_NOT_QCHAR = re.compile(r"[^!-*,-<>-\[\]-~]")
+# RFC 3461 §4: xchar is 33 to 126 except "+" and "="; RFC 6533 §3 takes "\" too. Few
+# messages have such a parameter: these are compiled when one has.
+_NOT_XCHAR = rb"[^!-*,-<>-~]"
+_XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*"
+_HEXCHAR = rb"\+([0-9A-F]{2})"
+_NOT_QCHAR = r"[^!-*,-<>-\[\]-~]"
 
 
 class Limits(NamedTuple):
@@ -157,8 +158,10 @@ class RcptDsn(NamedTuple):
 
 def xtext(text: str) -> str:
     """Return *text* as xtext (RFC 3461 §4): ``+`` and two hex digits for all but xchar."""
-    return _NOT_XCHAR.sub(
-        lambda found: b"+%02X" % found[0][0], text.encode("utf-8", "surrogateescape")
+    return re.sub(
+        _NOT_XCHAR,
+        lambda found: b"+%02X" % found[0][0],
+        text.encode("utf-8", "surrogateescape"),
     ).decode("ascii")
 
 
@@ -168,9 +171,9 @@ def from_xtext(text: str) -> str:
     Raises:
         ValueError: *text* is no xtext.
     """
-    if not _XTEXT.match(text):
+    if not re.fullmatch(_XTEXT, text):
         raise ValueError(text)
-    decoded = _HEXCHAR.sub(lambda found: bytes([int(found[1], 16)]), text.encode())
+    decoded = re.sub(_HEXCHAR, lambda found: bytes([int(found[1], 16)]), text.encode())
     return decoded.decode("utf-8", "surrogateescape")
 
 
@@ -182,6 +185,6 @@ def orcpt(address: str) -> str:
     """
     if address.isascii():
         return "rfc822;" + xtext(address)
-    return "utf-8;" + _NOT_QCHAR.sub(
-        lambda found: f"\\x{{{ord(found[0]):02X}}}", address
+    return "utf-8;" + re.sub(
+        _NOT_QCHAR, lambda found: f"\\x{{{ord(found[0]):02X}}}", address
     )
