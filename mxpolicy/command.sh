@@ -37,7 +37,7 @@ case ${1-}$asks in pipe0)
     }
     trap ended EXIT
     trap : HUP INT QUIT ALRM TERM USR1 USR2 XCPU
-    trap '' PIPE
+    trap '' PIPE XFSZ # whoever writes hears of it as an error
     exec 2>/dev/null
     ;;
 esac

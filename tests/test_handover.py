@@ -830,6 +830,17 @@ def test_client_that_is_killed_where_nothing_can_be_started_is_try_later(
         assert ended == (-signal.SIGKILL, [])
 
 
+def test_output_that_may_not_be_written_does_not_end_the_script(
+    command: Command, speaking: Speaking, tmp_path: Path
+) -> None:
+    argv = ["pipe", "--exim", "--socket", str(speaking.path), "--", "b@b.e"]
+    limited = f'ulimit -f 0; exec "$0" "$@" >{tmp_path / "output"}'
+    with command.started(argv, wrap=["/bin/sh", "-c", limited]) as (process, _):
+        speaking.hear()
+        speaking.say(b"+600\n=69 5.1.1 no such user\n")
+        assert process.wait(TIMEOUT) == outcome.EXIT_BOUNCE
+
+
 @pytest.mark.parametrize("says", [b"-full\n", b"+600\n=0 2.0.0 delivered\n"])
 def test_script_that_is_written_over_is_run_as_it_was(
     says: bytes, command: Command, speaking: Speaking
