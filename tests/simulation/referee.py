@@ -285,15 +285,19 @@ def _kind(
     if end is End.DELIVERED and not copies:
         return "delivered, and no host has it"
     price = _price(world, ours, patients, one, is_fooling=is_fooling)
-    if len(copies) > max(1, most) + price:
+    # By a host that says 250 and has nothing.
+    is_fooled = theirs is End.DELIVERED and all(
+        taken.heard_at == inf for taken in their_copies
+    )
+    if len(copies) > max(1, most) + price and not is_fooled:
         return _COPY
     if len(copies) > 1 and _is_always_heard(world):
         return "a copy, though the 250 for the first one came"
     is_forgotten = world.storage in _FORGETFUL
     if end is End.BOUNCED and copies and not (is_forgotten or _is_named(ours, one)):
         return "bounced, and no word of the host that may have it"
-    if theirs is End.DELIVERED and not their_copies:
-        return ""  # it was fooled by a host that says 250 and has nothing
+    if is_fooled:
+        return ""
     if end is End.BOUNCED and theirs is End.DELIVERED:
         is_luck = _is_crowded_out(world, ours, patients)
         is_asked_again = (

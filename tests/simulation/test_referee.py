@@ -25,7 +25,7 @@ AT_ONCE = 50
 # Worlds in which chance, or a kill, makes a difference to the patient sender that is no
 # fault: who gets the only session of a host, or how often a message is tried.
 LUCK = (
-    *(678, 4965, 6781, 700887, 10000285, 10000913, 10002982, 10005272),
+    *(632, 678, 4965, 6781, 700887, 10000285, 10000913, 10002982, 10005272),
     *(10007189, 10007412, 10009089, 10009564),
 )
 # Of all mends, and where they show: the whole proof takes minutes.
