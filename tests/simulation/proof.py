@@ -29,7 +29,8 @@ __all__ = ["HOUSE", "Found", "MendGone", "faulty_without", "take_back"]
 
 HOUSE = Path(mxpolicy.__file__).parent
 TESTS = Path(__file__).parents[1]
-# What came of the last whole proof; the program writes it.
+# What came of the last whole proof (`--worlds 700 --enough 2`, so a row ends at the second
+# world that is found); the program writes it.
 TABLE = Path(__file__).with_name("proof.txt")
 PROCESSORS = 2
 NOT_SEEN = "NOT SEEN"
