@@ -110,8 +110,8 @@ class Inquiries:
         Those who wait no longer say so to `leave`.
 
         Args:
-            domain: Names it, also where *address* cannot be understood.
-            address: In that domain.
+            domain: That of *address*, as `mxpolicy.address.domain_of` has it.
+            address: Any in that domain.
 
         Returns:
             None when there are too many others.

@@ -333,6 +333,19 @@ async def test_what_is_known_is_said_at_rcpt() -> None:
         assert (await client.reply()).startswith("250 ")
 
 
+async def test_what_is_no_address_says_nothing_of_the_domain_of_that_name() -> None:
+    async with serving(one=ScriptedHost()) as site:
+        client = site.client()
+        await client.greet()
+        await client.say(envelope("one.example"))
+        _, bad, _ = await client.replies(3)
+        assert bad.startswith("550 5.1.3 bad recipient address ")
+        await client.say(b"RSET\r\n" + envelope("c@one.example"))
+        *_, one, data = await client.replies(4)
+        assert one == "250 2.1.5 Ok"
+        assert data.startswith("354 ")
+
+
 def test_hosts_that_have_all_failed_are_told_at_rcpt() -> None:
     async def main() -> None:
         host = ScriptedHost({"CONNECT": End.CLOSE})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mxpolicy.address import AddressError, domain_of
+from mxpolicy.delivery import own_outcomes
 from mxpolicy.delivery.inquiry import Inquiries
 from mxpolicy.outcome import Deferred
 from mxpolicy.reply import EnhancedStatus
@@ -63,15 +64,17 @@ class Recipients:
             told(_STOPPING)
             return
         try:
-            key = domain_of(recipient)
-        except AddressError:
-            key = recipient  # and its forecast says what is wrong
+            domain = domain_of(recipient)
+        except AddressError as error:
+            # What is no address is no inquiry either: that would be kept as a domain's.
+            told(own_outcomes.bad_recipient(error))
+            return
         inquiries = self._of_engine()
         now = inquiries.engine.context.clock()
-        found = inquiries.kept.found(key, now - GOOD_FOR)
+        found = inquiries.kept.found(domain, now - GOOD_FOR)
         if found is not None and found.refusal is None:
             told(None)
-        elif (inquiry := inquiries.join(key, recipient)) is None:
+        elif (inquiry := inquiries.join(domain, recipient)) is None:
             told(None)  # there are too many others
         else:
             inquiry.task.add_done_callback(lambda done: told(_refusal(done)))
