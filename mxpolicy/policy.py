@@ -1,9 +1,9 @@
 """``mxpolicy policy``: the access policy server of one client, run by spawn(8).
 
 spawn(8) connects all three standard descriptors to one smtpd(8). Questions come on
-stdin, and answers go back over the same connection. Nothing else is written there, nor to
-stderr where that is the same (`mxpolicy.policy_fallback.take_stdout`).
-`mxpolicy.server.access_policy` has the answers.
+stdin, and answers go back over the same connection; or to stdout, where that is another
+descriptor. Nothing else is written there, nor to stderr where that is the same
+(`mxpolicy.policy_fallback.take_stdout`). `mxpolicy.server.access_policy` has the answers.
 
 `prepare` raises any trouble before the first question is read, and
 `mxpolicy.policy_fallback` answers instead. After that, a fault that no question caused
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import stat
@@ -40,13 +41,16 @@ USAGE = "usage: mxpolicy policy [--config FILE]"
 
 STDIN = 0
 
+# Seconds for the last answers after a signal, where somebody else is to carry them.
+LAST_WORDS = 1.0
+
 
 def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
     """Return what serves stdin to its end and returns the exit status.
 
     Args:
         argv: What follows ``mxpolicy policy`` on the command line.
-        out: Where the answers go when stdin is no connection.
+        out: Where the answers go. It is most often the connection that stdin is, too.
 
     Raises:
         MxPolicyError, OSError, MemoryError: Nothing has been read yet.
@@ -72,42 +76,86 @@ def prepare(argv: Sequence[str], out: int) -> Callable[[], int]:
     loop.set_exception_handler(tell_of_loop)
 
     def serve() -> int:
+        carried = None if _is_connection(out) else _Carried(out)
+        connection = carried.ours if carried else socket.socket(fileno=STDIN)
         with log:
-            serving = loop.create_task(server.serve(_connection(out)))
+            serving = loop.create_task(server.serve(connection))
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 loop.add_signal_handler(number, serving.cancel)
             try:
                 loop.run_until_complete(serving)
             except asyncio.CancelledError:
+                if carried is not None:
+                    carried.finish(within=LAST_WORDS)
                 return 0
             except Exception:
                 tell(traceback.format_exc())
                 return 1
             finally:
                 loop.close()
+        if carried is not None:
+            carried.finish(within=None)
         return 1 if faults else 0
 
     return serve
 
 
-def _connection(out: int) -> socket.socket:
-    """Return the connection of smtpd(8); or one that asks what is in a file, for trying."""
-    if stat.S_ISSOCK(os.fstat(STDIN).st_mode):
-        return socket.socket(fileno=STDIN)
-    ours, theirs = socket.socketpair()
-    threading.Thread(target=_send_questions, args=(theirs,), daemon=True).start()
-    threading.Thread(target=_write_answers, args=(theirs, out)).start()
-    return ours
+def _is_connection(out: int) -> bool:
+    """Return whether questions and answers go over one socket, as spawn(8) has it."""
+    source = os.fstat(STDIN)
+    return stat.S_ISSOCK(source.st_mode) and os.path.samestat(source, os.fstat(out))
 
 
-def _send_questions(connection: socket.socket) -> None:
-    with suppress(OSError):
-        while data := os.read(STDIN, READ_SIZE):
-            connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
+class _Carried:
+    """A connection that stands for two descriptors: a file of questions, a pipe, a terminal.
+
+    They are for trying. Threads carry the bytes, as epoll takes no file. Where one of
+    the two is non-blocking for all who share it, it is waited for.
+
+    Attributes:
+        ours: The server's end.
+    """
+
+    def __init__(self, out: int) -> None:
+        self.ours, self._theirs = socket.socketpair()
+        self._out = out
+        self._answers = threading.Thread(target=self._carry_answers, daemon=True)
+        self._answers.start()
+        threading.Thread(target=self._carry_questions, daemon=True).start()
+
+    def finish(self, within: float | None) -> None:
+        """Wait for so many seconds until the answers are out; None: as long as it takes."""
+        self._answers.join(within)
+
+    def _carry_questions(self) -> None:
+        with suppress(OSError):
+            while data := _read(STDIN):
+                self._theirs.sendall(data)
+        with suppress(OSError):
+            self._theirs.shutdown(socket.SHUT_WR)
+
+    def _carry_answers(self) -> None:
+        with suppress(OSError):
+            while data := self._theirs.recv(READ_SIZE):
+                _write(self._out, data)
+        # Where nobody takes them, nobody asks any more.
+        with suppress(OSError):
+            self._theirs.shutdown(socket.SHUT_RDWR)
 
 
-def _write_answers(connection: socket.socket, out: int) -> None:
-    with suppress(OSError):
-        while data := connection.recv(READ_SIZE):
-            os.write(out, data)
+def _read(source: int) -> bytes:
+    poll = select.poll()
+    poll.register(source, select.POLLIN)
+    while True:
+        poll.poll()
+        with suppress(BlockingIOError):
+            return os.read(source, READ_SIZE)
+
+
+def _write(out: int, data: bytes) -> None:
+    poll = select.poll()
+    poll.register(out, select.POLLOUT)
+    while data:
+        poll.poll()
+        with suppress(BlockingIOError):
+            data = data[os.write(out, data) :]

@@ -694,6 +694,63 @@ async def test_file_of_questions_is_answered(door: Runner, tmp_path: Path) -> No
     assert (out, process.returncode) == (NULL_MX + DUNNO, 0)
 
 
+@pytest.mark.parametrize("is_blocking", [True, False])
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+async def test_questions_and_answers_over_two_descriptors(
+    door: Runner, kind: str, is_blocking: bool
+) -> None:
+    # asyncio and Node.js connect stdin by a socket and stdout by something else.
+    if kind == "socket":
+        ends = [socket.socketpair(), socket.socketpair()[::-1]]
+        (ask, stdin), (stdout, hear) = [[a.detach(), b.detach()] for a, b in ends]
+    else:
+        (stdin, ask), (hear, stdout) = os.pipe(), os.pipe()
+    for one in (stdin, stdout):
+        os.set_blocking(one, is_blocking)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mxpolicy", "policy"),
+        stdin=stdin,
+        stdout=stdout,
+        env={"MXPOLICY_CONFIG": str(door.config)},
+    )
+    os.close(stdin)
+    os.close(stdout)
+    for asked, answer in ((TO_NULL, NULL_MX), (TO_GOOD, DUNNO)):
+        os.write(ask, asked)
+        async with asyncio.timeout(TIMEOUT):
+            assert await asyncio.to_thread(os.read, hear, 4096) == answer
+    os.close(ask)
+    async with asyncio.timeout(TIMEOUT):
+        assert await process.wait() == 0
+    os.close(hear)
+
+
+@pytest.mark.parametrize("ends", ["reader", "signal"])
+async def test_answers_that_nobody_takes_any_more_end_it(
+    door: Runner, tmp_path: Path, ends: str
+) -> None:
+    (tmp_path / "questions").write_bytes(TO_GOOD * 40_000)
+    with (tmp_path / "questions").open("rb") as questions:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "mxpolicy", "policy"),
+            stdin=questions,
+            stdout=asyncio.subprocess.PIPE,
+            env={"MXPOLICY_CONFIG": str(door.config)},
+        )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            assert await process.stdout.readexactly(len(DUNNO)) == DUNNO
+            if ends == "signal":
+                process.terminate()
+            else:
+                process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
 @pytest.mark.parametrize(
     ("closed", "answers"),
     [("<&-", b""), (">&-", b""), ("2>&-", NULL_MX), ("<&- >&- 2>&-", b"")],
