@@ -138,4 +138,16 @@ KEPT = {
         ),
         host(1, 20, says(Place.RCPT, "550 5.7.1 relaying denied")),
     )._replace(kills=(Kill("Q0", 0, 25),)),
+    "mail_server_is_restarted_while_the_dot_is_being_answered": world(
+        host(0, 10, says(Place.DOT, "", 100.0))
+    )._replace(restarts=(10.0,)),
+    "daemon_dies_while_it_listens_and_the_next_host_refuses": world(
+        host(
+            0,
+            10,
+            Step(Place.RCPT, Act.REPLY, 0.0, "450 4.2.0 again", since=250.0),
+            says(Place.DOT, "", 1500.0),
+        ),
+        host(1, 20, says(Place.RCPT, "550 5.7.1 relaying denied")),
+    )._replace(is_one_engine=True, crashes=(1000.0,)),
 }
