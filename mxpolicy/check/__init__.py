@@ -6,12 +6,12 @@ happen, and the line that mends it. It changes nothing, sends no mail, and dials
 name servers and the daemon.
 
 Each theme has a module: `configuration`, `names`, `our_name`, `surroundings`, `daemon`,
-`exim` (`exim_rows` and `exim_acl` judge) and `postfix`. For that one `postconf` asks and
-`master_cf` reads; `transport_rows`, `time_limit` and `status_filter` judge what runs
-`mxpolicy pipe`, `policy_service` and `policy_clients` who answers and who asks for
-policy, `postfix_rows` the whole. A command line of ours is gathered by `command` from a
-`machine`; `access` and `installation` say what an account may use. `report` has the rows,
-and `show` prints them.
+`exim` (`exim_rows` and `exim_acl` judge) and `postfix`. Both ask by `programs`, which runs
+what the mail server has. For Postfix `postconf` asks and `master_cf` reads;
+`transport_rows`, `time_limit` and `status_filter` judge what runs `mxpolicy pipe`,
+`policy_service` and `policy_clients` who answers and who asks for policy, `postfix_rows`
+the whole. A command line of ours is gathered by `command` from a `machine`; `access` and
+`installation` say what an account may use. `report` has the rows, and `show` prints them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from mxpolicy.check import (
 )
 from mxpolicy.check.access import account, current
 from mxpolicy.check.machine import HERE
-from mxpolicy.check.postconf import Postconf, PostfixUnseen
+from mxpolicy.check.postconf import Postconf
+from mxpolicy.check.programs import ProgramError
 from mxpolicy.check.report import Item, Level, tell
 from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import ConfigError
@@ -154,7 +155,7 @@ class _Looking:
 def _looked(look: Callable[[], list[Item]]) -> list[Item]:
     try:
         return look()
-    except PostfixUnseen as error:
+    except ProgramError as error:
         mend = "; try as root" if os.geteuid() else ""
         return [tell(Level.WARN, f"could not be seen: {error}{mend}")]
     except Exception as error:

@@ -26,7 +26,7 @@ from mxpolicy.check.exim_rows import (
     judge_ways,
 )
 from mxpolicy.check.master_cf import PROGRAM
-from mxpolicy.check.postconf import PostfixUnseen, directory_of, run
+from mxpolicy.check.programs import ProgramError, directory_of, run
 from mxpolicy.check.report import ok, said, warn
 from mxpolicy.pipe_command import parse_arguments
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mxpolicy.check.access import Account
     from mxpolicy.check.exim_acl import Question
     from mxpolicy.check.machine import Machine
-    from mxpolicy.check.postconf import Ended
+    from mxpolicy.check.programs import Ended
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
     from mxpolicy.pipe_command import Arguments
@@ -103,7 +103,7 @@ class Exim(NamedTuple):
 def find(search: str) -> Callable[..., str] | None:
     """Return what asks the Exim on the path *search* or in the usual places, if any.
 
-    It raises `PostfixUnseen` where Exim does not answer.
+    It raises `ProgramError` where Exim does not answer.
     """
     for name in NAMES:
         if directory := directory_of(name, search):
@@ -115,7 +115,7 @@ def _answer(run_exim: Callable[..., Ended], *argv: str) -> str:
     ended = run_exim(*argv)
     if ended.status:
         why = ended.err or ended.out.strip() or f"status {ended.status}"
-        raise PostfixUnseen(f"exim {' '.join(argv)}: {why}")
+        raise ProgramError(f"exim {' '.join(argv)}: {why}")
     return ended.out
 
 
@@ -127,7 +127,7 @@ def see(ask: Callable[..., str], sockets: Collection[str]) -> Exim:
         sockets: Of the daemon's LMTP.
 
     Raises:
-        PostfixUnseen: Exim does not say.
+        ProgramError: Exim does not say.
     """
     transports = stanzas(ask("-bP", "transports"))
     pipes = {
@@ -167,7 +167,7 @@ def _ways(
         if not all(map(_KNOWN.fullmatch, words)):
             continue
         # Where name servers are away, a router may not say.
-        with suppress(PostfixUnseen):
+        with suppress(ProgramError):
             said_of = ask("-bt", f"user@{_domain_of(one)}")
             if found := _WAY.search(said_of):
                 ways[name] = (found[1], found[2])

@@ -92,7 +92,7 @@ def see(postconf: Postconf) -> Postfix:
     """Ask for all that is to be judged.
 
     Raises:
-        PostfixUnseen: Postfix does not say.
+        ProgramError: Postfix does not say.
     """
     text = postconf.services()
     ours, policy = (

@@ -10,7 +10,7 @@ import shlex
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.check.master_cf import words
-from mxpolicy.check.postconf import PostfixUnseen
+from mxpolicy.check.programs import ProgramError
 from mxpolicy.check.report import fail, first, ok, said, warn
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def ask_filter(
     try:
         ends = {end: postconf.filtered(end, tables) for end in (*ACCIDENTS, REFUSAL)}
         return Filtered(ends, postconf.raw(FILTER_NAME) if tables else "")
-    except PostfixUnseen as error:
+    except ProgramError as error:
         return Filtered(unseen=str(error))
 
 

@@ -25,7 +25,7 @@ from mxpolicy.check.access import account
 from mxpolicy.check.exim import NAMES
 from mxpolicy.check.installation import obstacle
 from mxpolicy.check.machine import HERE
-from mxpolicy.check.postconf import directory_of, run
+from mxpolicy.check.programs import directory_of, run
 from mxpolicy.config import DEFAULT_PATH, load
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.reply import printable

@@ -24,7 +24,7 @@ from mxpolicy.setup.steps import WHOLE, Plan, Step
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mxpolicy.check.postconf import Ended
+    from mxpolicy.check.programs import Ended
     from mxpolicy.setup.kept import Kept
     from mxpolicy.setup.mail_server import Say, Undoing
     from mxpolicy.setup.steps import Asked, Command

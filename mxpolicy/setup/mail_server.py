@@ -49,7 +49,7 @@ from mxpolicy.setup.undo import aside_of, kept_with, taken_back
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from mxpolicy.check.postconf import Ended
+    from mxpolicy.check.programs import Ended
     from mxpolicy.setup.steps import Asked, Command, Plan, Step
     from mxpolicy.setup.undo import Undone
 
@@ -175,7 +175,7 @@ class MailServer(ABC):
 
         Raises:
             SetupError: It ends otherwise than well.
-            PostfixUnseen: It cannot be run.
+            ProgramError: It cannot be run.
         """
         ended = self._run(*command, **how)
         if ended.status:

@@ -11,7 +11,8 @@ import time
 from typing import TYPE_CHECKING
 
 from mxpolicy.check.master_cf import words
-from mxpolicy.check.postconf import Postconf, PostfixUnseen
+from mxpolicy.check.postconf import Postconf
+from mxpolicy.check.programs import ProgramError
 from mxpolicy.setup.cf_text import find
 from mxpolicy.setup.disk import Disk, SetupError, read_text
 from mxpolicy.setup.mail_server import MailServer
@@ -34,7 +35,7 @@ from mxpolicy.setup.steps import MAIN, MASTER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mxpolicy.check.postconf import Ended
+    from mxpolicy.check.programs import Ended
     from mxpolicy.setup.kept import Kept
     from mxpolicy.setup.mail_server import Say, Undoing
     from mxpolicy.setup.steps import Asked, Command, Plan
@@ -74,7 +75,7 @@ class Postfix(MailServer):
         """Use *run*, which takes the words of a command line.
 
         Args:
-            run: It is `mxpolicy.check.postconf.run` for a directory of programs.
+            run: It is `mxpolicy.check.programs.run` for a directory of programs.
             disk: Changes files.
             patience: So many seconds deliveries are let end before their service goes.
             pause: Seconds until master(8) has read its configuration, or has ended.
@@ -143,7 +144,7 @@ class Postfix(MailServer):
     def _looked_up(self, key: str, table: str) -> str:
         try:
             return Postconf(self._run).filtered(key, [table])
-        except PostfixUnseen as error:
+        except ProgramError as error:
             raise SetupError(
                 f"main.cf: {table} cannot be asked for {key}: {error}"
             ) from error
@@ -151,7 +152,7 @@ class Postfix(MailServer):
     def _keys(self, table: str) -> list[str] | None:
         try:
             ended = self._run("postmap", "-s", table)
-        except PostfixUnseen:
+        except ProgramError:
             return None
         # A database in the network does not list what it has.
         if ended.status:

@@ -20,7 +20,7 @@ from mxpolicy.check.access import Account
 from mxpolicy.check.daemon import Answer
 from mxpolicy.check.installation import Obstacle
 from mxpolicy.check.machine import Machine
-from mxpolicy.check.postconf import Ended
+from mxpolicy.check.programs import Ended
 from mxpolicy.errors import ConfigError
 from mxpolicy.options import Options
 

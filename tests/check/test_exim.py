@@ -12,7 +12,7 @@ import pytest
 from mxpolicy.check import exim
 from mxpolicy.check.exim import Exim, see, stanzas
 from mxpolicy.check.exim_rows import ENVIRONMENT, RULE, TEMPORARY, parse_time
-from mxpolicy.check.postconf import PostfixUnseen
+from mxpolicy.check.programs import ProgramError
 from mxpolicy.check.report import Item, Level
 from mxpolicy.options import Options
 from tests.check import recorded
@@ -276,7 +276,7 @@ def test_exim_that_refuses_is_unseen(tmp_path: Path) -> None:
     program.chmod(0o755)
     ask = exim.find(str(tmp_path))
     assert ask is not None
-    with pytest.raises(PostfixUnseen, match="exim -bP transports: bad option"):
+    with pytest.raises(ProgramError, match="exim -bP transports: bad option"):
         see(ask, [])
 
 

@@ -10,7 +10,8 @@ from mxpolicy.check import postfix
 from mxpolicy.check.daemon import Answer
 from mxpolicy.check.master_cf import parse_services
 from mxpolicy.check.policy_clients import Client, looked_at
-from mxpolicy.check.postconf import Ended, Postconf
+from mxpolicy.check.postconf import Postconf
+from mxpolicy.check.programs import Ended
 from mxpolicy.check.report import Item, Level
 from mxpolicy.options import Options
 from tests.check import recorded

@@ -9,7 +9,8 @@ import pytest
 from mxpolicy.check import policy_service, postfix
 from mxpolicy.check.master_cf import parse_services
 from mxpolicy.check.policy_clients import Client, clients
-from mxpolicy.check.postconf import Ended, Postconf
+from mxpolicy.check.postconf import Postconf
+from mxpolicy.check.programs import Ended
 from mxpolicy.check.report import Item, Level
 from mxpolicy.options import Options
 from mxpolicy.setup.postfix_lines import LMTP, POLICY, RELAY_LIST, SENDER_LIST

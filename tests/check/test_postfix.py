@@ -24,8 +24,9 @@ from mxpolicy.check import (
 from mxpolicy.check.access import Account
 from mxpolicy.check.machine import HERE
 from mxpolicy.check.master_cf import parse_services
-from mxpolicy.check.postconf import Ended, Postconf
+from mxpolicy.check.postconf import Postconf
 from mxpolicy.check.postfix import Postfix
+from mxpolicy.check.programs import Ended
 from mxpolicy.check.report import Item, Level
 from mxpolicy.check.status_filter import FILTER
 from mxpolicy.check.time_limit import judge_time, parse_time

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from mxpolicy.check import postfix
-from mxpolicy.check.postconf import Ended, Postconf
+from mxpolicy.check.postconf import Postconf
+from mxpolicy.check.programs import Ended
 from mxpolicy.options import Options
 from mxpolicy.reply import printable
 from tests.check import recorded

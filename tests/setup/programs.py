@@ -13,7 +13,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from mxpolicy.check.postconf import Ended, run
+from mxpolicy.check.programs import Ended, run
 
 CHECKOUT = Path(__file__).parents[2]
 SAMPLES = Path(__file__).parent / "postfix"

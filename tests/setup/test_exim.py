@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mxpolicy.check.postconf import Ended
+from mxpolicy.check.programs import Ended
 from mxpolicy.setup.disk import SetupError
 from mxpolicy.setup.exim import Exim
 from mxpolicy.setup.kept import Stage

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mxpolicy.check.postconf import Ended
+from mxpolicy.check.programs import Ended
 from mxpolicy.setup.disk import SetupError
 from mxpolicy.setup.flow import set_up
 from mxpolicy.setup.kept import Stage

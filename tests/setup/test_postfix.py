@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mxpolicy.check.postconf import Ended
+from mxpolicy.check.programs import Ended
 from mxpolicy.setup.cf_text import entries
 from mxpolicy.setup.disk import Disk, Labels, SetupError, labels_of
 from mxpolicy.setup.kept import Stage, load

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mxpolicy.check.postconf import Ended
+from mxpolicy.check.programs import Ended
 from mxpolicy.setup.disk import SetupError
 from mxpolicy.setup.kept import Stage
 from mxpolicy.setup.postfix import Postfix

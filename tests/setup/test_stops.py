@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mxpolicy.check.postconf import Ended
+from mxpolicy.check.programs import Ended
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.setup.disk import NEW, Disk, SetupError
 from mxpolicy.setup.exim import Exim
