@@ -32,6 +32,10 @@ listen:
 log: {{to: stderr}}
 """
 
+# As init starts it. A shell that put the tests into the background has SIGINT and SIGQUIT
+# ignored by all that comes after.
+ENV = ("env", "--default-signal")
+
 _READY = re.compile(r"mxpolicy \S+ serves ")
 
 
@@ -74,7 +78,7 @@ class Daemon:
         serve = [f"{INSTALLED}/bin/mxpolicy", "serve", "--config", CONFIGURATION]
         self._process = self._world.start(
             "mta",
-            [*become, *self._privileges, "--", "env", *variables, *self._wrap, *serve],
+            [*become, *self._privileges, "--", *ENV, *variables, *self._wrap, *serve],
             log=LOG,
         )
         until = time.monotonic() + within
