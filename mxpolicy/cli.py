@@ -96,10 +96,10 @@ def main() -> int:
 
 
 def _is_for_people(command: str) -> bool:
-    """Return whether somebody at a terminal asks what *command* is.
+    """Return whether *command* may be explained, or say its version, instead of running.
 
-    What a mail server has as ``--help`` in its configuration is a mistake, to be answered
-    as such.
+    That is at a terminal. What a mail server has as ``--help`` in its configuration is a
+    mistake, and is answered as one.
     """
     return command in COMMANDS and (command not in _RUN_BY_MAIL_SERVER or os.isatty(0))
 

@@ -41,7 +41,7 @@ USAGE = "usage: mxpolicy policy [--config FILE]"
 
 STDIN = 0
 
-# Seconds for the last answers after a signal, where somebody else is to carry them.
+# Seconds for the last answers after a signal, where a thread has to carry them.
 LAST_WORDS = 1.0
 
 
@@ -138,7 +138,7 @@ class _Carried:
         with suppress(OSError):
             while data := self._theirs.recv(READ_SIZE):
                 _write(self._out, data)
-        # Where nobody takes them, nobody asks any more.
+        # Answers that cannot be written end the questions, too.
         with suppress(OSError):
             self._theirs.shutdown(socket.SHUT_RDWR)
 

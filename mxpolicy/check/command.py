@@ -68,7 +68,7 @@ def gather(
         name: The word that must come first: ``pipe``, ``policy``.
         program: As it is written.
         words: What follows it.
-        user: Of whom it is run.
+        user: The account that runs it.
         parse: Reads what follows *name*; raises `UsageError`.
         machine: This one.
     """

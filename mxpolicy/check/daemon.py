@@ -1,7 +1,8 @@
 """Whether a daemon runs, whether it should, and who may use it.
 
 Its sockets are looked at as files, and a connection is made and closed; `mxpolicy pipe`
-asks no more of the first one. No message is handed over, and no question asked.
+asks no more of the first one. The policy service is asked one question, about no address:
+what accepts connections and answers nothing puts off all mail. No message is handed over.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mxpolicy import __version__
 from mxpolicy.check.access import WRITE, account, login, objection
 from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.doors import DOORS, runtime_directory, socket_address
+from mxpolicy.reply import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -36,6 +38,11 @@ MAIL_SERVERS = {"postfix": login, "Debian-exim": account, "exim": account}
 
 # Seconds until a socket that accepts no client counts as dead.
 _PATIENCE = 2.0
+
+# DUNNO is the answer, without a look at DNS. The log has it with `detail: events` only.
+_QUESTION = b"request=smtpd_access_policy\n\n"
+# Bytes of an answer. An action may be longer, but not to that question.
+_MAX_ANSWER = 4096
 
 # A file that every installation writes anew.
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "__init__.py")
@@ -173,17 +180,39 @@ def connect(at: str, name: str, patience: float = _PATIENCE) -> Answer:
                 if name == "lmtp":
                     # Not gone before the daemon has found out whose it is.
                     tcp.recv(1024)
-            return Answer()
+                return Answer(_trouble_with(name, tcp, patience))
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(patience)
             _connect_local(probe, at, patience)
             peer = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             process, owner, _ = struct.unpack("3i", peer)
-            return Answer("", owner, process)
+            return Answer(_trouble_with(name, probe, patience), owner, process)
     except PermissionError:
         return Answer()  # something answers, but not to us
     except OSError as error:
         return Answer(error.strerror or "it does not accept")
+
+
+def _trouble_with(name: str, connection: socket.socket, patience: float) -> str:
+    """Return why the door *name* is none behind *connection*; empty where it answers."""
+    if name != "policy":
+        return ""
+    until, said = time.monotonic() + patience, b""
+    try:
+        connection.sendall(_QUESTION)
+        while not said.endswith(b"\n\n") and len(said) < _MAX_ANSWER:
+            connection.settimeout(max(0.001, until - time.monotonic()))
+            data = connection.recv(_MAX_ANSWER)
+            if not data:
+                break
+            said += data
+    except TimeoutError:
+        return f"no answer to a question within {patience:g} s"
+    except ConnectionError:
+        pass  # gone without an answer
+    if said.startswith(b"action=") and said.endswith(b"\n\n"):
+        return ""
+    return f"it answers a question with {printable(said, 60)!r}"
 
 
 def _connect_local(probe: socket.socket, at: str, patience: float) -> None:

@@ -56,7 +56,7 @@ def _places(text: str) -> _Places:
 def lines(asked: Asked, path: str, text: str) -> list[Part]:
     """Return where each part goes in a single file, and its text.
 
-    From the last line to the first: whoever puts them in so finds each number right.
+    From the last line to the first: put in in this order, none moves the place of the next.
 
     Args:
         asked: What the postmaster asks for.

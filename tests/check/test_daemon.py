@@ -237,3 +237,44 @@ def test_mail_server_that_may_not_connect_is_named(
         (run / "lmtp").chmod(stat.S_IMODE(0o666))
         _, text = said(run, options=options)
         assert text == f"ok: {run}/lmtp is open to postfix"
+
+
+@pytest.mark.parametrize(
+    ("said", "trouble"),
+    [
+        (b"action=DUNNO\n\n", ""),
+        (b"220 mx.example ESMTP\r\n\n\n", "it answers a question with '220 mx.example"),
+        (b"action=DUNNO\n", "it answers a question with 'action=DUNNO"),
+        (b"x" * 5000, "it answers a question with 'xxxx"),
+        (b"", "it answers a question with ''"),
+        (None, "no answer to a question within 0.1 s"),
+    ],
+)
+def test_policy_service_is_one_only_if_it_answers_a_question(
+    run: Path, said: bytes | None, trouble: str
+) -> None:
+    heard: list[bytes] = []
+    ended = threading.Event()
+
+    def serve() -> None:
+        client, _ = listener.accept()
+        with client:
+            heard.append(client.recv(4096))
+            if said is None:
+                ended.wait(60)
+            else:
+                client.sendall(said)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{run}/policy")
+        listener.listen()
+        serving = threading.Thread(target=serve)
+        serving.start()
+        patience = 0.1 if said is None else 60.0
+        answer = daemon.connect(f"{run}/policy", "policy", patience)
+        ended.set()
+        serving.join()
+    assert answer.trouble.startswith(trouble)
+    assert bool(answer.trouble) is bool(trouble)
+    assert heard == [b"request=smtpd_access_policy\n\n"]
+    assert answer.owner == os.getuid()
