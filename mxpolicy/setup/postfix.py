@@ -23,6 +23,8 @@ from mxpolicy.setup.postfix_draft import (
     RELAY,
     SENDER,
     SENDERS,
+    TLS_LEVEL,
+    TLS_POLICY,
     Seen,
 )
 from mxpolicy.setup.postfix_lines import FALLBACK_AT, TABLE
@@ -106,7 +108,7 @@ class Postfix(MailServer):
         """Return what is there, as far as *asked* needs it."""
         main, master = self._text(self._main), self._text(self._master)
         ways = "transport_maps", "relayhost", RELAY, SENDER, *SENDERS
-        names = *ways, *OWN_DOMAINS, INSTANCES, PROTOCOLS
+        names = *ways, *OWN_DOMAINS, INSTANCES, PROTOCOLS, TLS_LEVEL, TLS_POLICY
         # One that is not there is empty.
         effective = Postconf(self._run).settings(names)
         others = words(effective["transport_maps"], " \t,")

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 
 from mxpolicy.check.master_cf import words
 from mxpolicy.setup import postfix_services, postfix_settings, postfix_table
-from mxpolicy.setup.postfix_draft import INSTANCES, PROTOCOLS, Draft
+from mxpolicy.setup.postfix_draft import (
+    INSTANCES,
+    PROTOCOLS,
+    TLS_LEVEL,
+    TLS_POLICY,
+    Draft,
+)
 from mxpolicy.setup.postfix_lines import ALL_MAIL, FALLBACK, LMTP, PIPE, POLICY
 from mxpolicy.setup.steps import MAIN, MASTER
 
@@ -21,6 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
+# Levels at which Postfix's own client delivers to no host without TLS, and the one that
+# it takes from DNS (TLS_README).
+_DEMANDS_TLS = {"encrypt", "dane-only", "fingerprint", "verify", "secure"}
+_DANE = "dane"
+
 
 def plan(asked: Asked, seen: Seen) -> Plan:
     """Return what would be done for *asked*; in this order each line finds what it names."""
@@ -28,6 +39,7 @@ def plan(asked: Asked, seen: Seen) -> Plan:
     _look_at_texts(draft)
     _look_at_instances(draft)
     _look_at_protocols(draft, asked)
+    _look_at_tls(draft, asked)
     parts, transport = _parts(asked), "mxlmtp" if asked.lmtp else "mxpolicy"
     postfix_table.add(draft, asked.domains, transport)
     if asked.all_mail:
@@ -87,8 +99,30 @@ def _look_at_protocols(draft: Draft, asked: Asked) -> None:
                 )
 
 
+def _look_at_tls(draft: Draft, asked: Asked) -> None:
+    """Say what becomes of a demand for TLS, as mxpolicy takes TLS where it is offered."""
+    effective = draft.seen.effective
+    level, maps = (effective.get(one, "") for one in (TLS_LEVEL, TLS_POLICY))
+    if asked.fallback and level in _DEMANDS_TLS:
+        draft.refuse(
+            f"{TLS_LEVEL} is {level}: --fallback goes by 127.0.0.1 without TLS, and"
+            " Postfix would not deliver there, but defer as before"
+        )
+    demands = [f"{TLS_LEVEL} is {level}"] if level in {*_DEMANDS_TLS, _DANE} else []
+    demands += [f"{MAIN} has {TLS_POLICY} = {maps}"] if maps else []
+    if demands and _gets_mail(asked):
+        draft.note(
+            f"{' and '.join(demands)}: mail that goes by mxpolicy is encrypted only"
+            " where the host offers that, and no certificate is checked (level may)"
+        )
+
+
+def _gets_mail(asked: Asked) -> bool:
+    return bool(asked.domains or asked.fallback or asked.all_mail)
+
+
 def _parts(asked: Asked) -> list[Part]:
-    delivers = asked.domains or asked.fallback or asked.all_mail or asked.lmtp
+    delivers = _gets_mail(asked) or asked.lmtp
     rows = (
         (PIPE, delivers or not asked.policy),
         (LMTP, asked.lmtp),

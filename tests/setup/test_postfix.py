@@ -283,6 +283,52 @@ def test_fallback_with_both_protocols(protocols: str, tmp_path: Path) -> None:
     assert planned(Postfix(Copy(directory)), Asked(fallback=True)).refusals == ()
 
 
+@pytest.mark.parametrize(
+    ("level", "refused", "noted"),
+    [
+        ("", False, False),
+        ("may", False, False),
+        ("dane", False, True),
+        ("encrypt", True, True),
+        ("secure", True, True),
+    ],
+)
+def test_demand_for_tls_is_not_lowered_in_silence(
+    level: str, refused: bool, noted: bool, tmp_path: Path
+) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    path = directory / "main.cf"
+    path.write_text(f"{path.read_text()}smtp_tls_security_level = {level}\n")
+    postfix = Postfix(Copy(directory))
+    what = planned(postfix, Asked(fallback=True))
+    assert any("would not deliver there" in one for one in what.refusals) is refused
+    for asked in (
+        Asked(fallback=True),
+        Asked(all_mail=True),
+        Asked(domains=("a.example",)),
+    ):
+        notes = planned(postfix, asked).notes
+        assert any("level may" in one for one in notes) is noted
+    assert (
+        planned(postfix, Asked(policy=True)).notes
+        == planned(
+            Postfix(Copy(sample("debian", tmp_path / "other"))), Asked(policy=True)
+        ).notes
+    )
+
+
+def test_tls_policy_of_some_domains_is_noted(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    path = directory / "main.cf"
+    path.write_text(f"{path.read_text()}smtp_tls_policy_maps = texthash:/etc/tls\n")
+    [note] = [
+        one
+        for one in planned(Postfix(Copy(directory)), Asked(all_mail=True)).notes
+        if "level may" in one
+    ]
+    assert note.startswith("main.cf has smtp_tls_policy_maps = texthash:/etc/tls: mail")
+
+
 def test_warnings_of_postmap_are_no_trouble(tmp_path: Path) -> None:
     directory = sample("dockermailserver", tmp_path / "postfix")
     copy = Copy(directory)
