@@ -9,10 +9,11 @@ The tree::
       ProtocolError
         LocalProtocolError     we would have broken the protocol: a bug here
         RemoteProtocolError    the peer broke it: close the connection
-      ConnectError             a candidate could not be reached; carries the verdict
       TLSError                 the handshake or the verification failed
       LocalTrouble             our own machine: descriptors, memory, disk; never a verdict
       StoreError               the state store is away
+
+`mxpolicy.net.dial.ConnectError` carries a verdict, and stands where verdicts are known.
 
 Every exception keeps its facts as attributes and makes its text from them, so that no
 caller parses a sentence. A foreign exception becomes one of these where its library is
@@ -27,12 +28,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mxpolicy.routing.candidate import Verdict
-
 __all__ = [
-    "OWN_TROUBLE",
+    "EXHAUSTED",
     "ConfigError",
-    "ConnectError",
     "ListenError",
     "LocalProtocolError",
     "LocalTrouble",
@@ -45,7 +43,7 @@ __all__ = [
 ]
 
 # Our own machine, never the peer: descriptors and memory have run out. See `LocalTrouble`.
-OWN_TROUBLE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class MxPolicyError(Exception):
@@ -99,23 +97,6 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """The peer broke the protocol. The connection cannot be used any more."""
-
-
-class ConnectError(MxPolicyError):
-    """A candidate failed before any byte of SMTP.
-
-    Attributes:
-        verdict: How it failed; see `mxpolicy.routing.candidate.Verdict`.
-        reason: The system's words, ``Connection refused``.
-    """
-
-    def __init__(self, verdict: Verdict, reason: str) -> None:
-        super().__init__(verdict, reason)
-        self.verdict = verdict
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
 
 
 class TLSError(MxPolicyError):

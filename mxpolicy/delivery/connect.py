@@ -26,7 +26,7 @@ from mxpolicy.delivery.approach import Approach
 from mxpolicy.delivery.dialogue import Listener
 from mxpolicy.delivery.session import Session
 from mxpolicy.delivery.session_phase import SessionFailed
-from mxpolicy.errors import ConnectError
+from mxpolicy.net.dial import ConnectError
 from mxpolicy.net.stream import Stream
 from mxpolicy.routing.candidate import Candidate, Finding, Phase
 from mxpolicy.routing.tls_requirement import Level

@@ -14,7 +14,7 @@ from contextlib import suppress
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from mxpolicy.errors import OWN_TROUBLE
+from mxpolicy.errors import EXHAUSTED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -123,7 +123,7 @@ class Acceptor:
     def _pause(self, error: OSError) -> None:
         self._loop.remove_reader(self.listening.socket)
         self._resumes = self._loop.call_later(PAUSE, self._resume)
-        is_known = error.errno in OWN_TROUBLE
+        is_known = error.errno in EXHAUSTED
         why = error.strerror if is_known else f"{type(error).__name__}: {error}"
         self._tell_once("accept", f"clients must wait: {why}")
 

@@ -17,7 +17,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from mxpolicy.errors import OWN_TROUBLE, LocalTrouble, MxPolicyError
+from mxpolicy.errors import EXHAUSTED, LocalTrouble, MxPolicyError
 from mxpolicy.net.tcp_info import send_state, unacknowledged
 from mxpolicy.net.tls import words_of
 
@@ -310,5 +310,5 @@ class Channel:
 
 def _translate(error: OSError) -> MxPolicyError:
     """Return the error of ours for one that send or recv gave."""
-    kind = LocalTrouble if error.errno in OWN_TROUBLE else StreamClosed
+    kind = LocalTrouble if error.errno in EXHAUSTED else StreamClosed
     return kind(os.strerror(error.errno) if error.errno else str(error))

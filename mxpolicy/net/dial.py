@@ -20,12 +20,12 @@ import os
 import socket
 from contextlib import suppress
 
-from mxpolicy.errors import OWN_TROUBLE, ConnectError, LocalTrouble
+from mxpolicy.errors import EXHAUSTED, LocalTrouble, MxPolicyError
 from mxpolicy.net.own_address import source_for
 from mxpolicy.net.stream import Stream
 from mxpolicy.routing.candidate import Candidate, Verdict
 
-__all__ = ["dial"]
+__all__ = ["ConnectError", "dial"]
 
 # Linux's number; the name is in the socket module only since Python 3.12.
 _IP_BIND_ADDRESS_NO_PORT = 24
@@ -44,6 +44,23 @@ _LATER = {
     errno.ECONNRESET: Verdict.REFUSED,
     errno.ETIMEDOUT: Verdict.FILTERED,
 }
+
+
+class ConnectError(MxPolicyError):
+    """A candidate failed before any byte of SMTP.
+
+    Attributes:
+        verdict: How it failed.
+        reason: The system's words, ``Connection refused``.
+    """
+
+    def __init__(self, verdict: Verdict, reason: str) -> None:
+        super().__init__(verdict, reason)
+        self.verdict = verdict
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 async def dial(
@@ -80,7 +97,7 @@ def _open(family: socket.AddressFamily, address: str) -> socket.socket:
         socket.inet_pton(family, address)
         return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError as error:
-        if error.errno in OWN_TROUBLE:
+        if error.errno in EXHAUSTED:
             raise LocalTrouble(error.strerror or str(error)) from error
         # EAFNOSUPPORT: this machine has no IPv6.
         raise ConnectError(Verdict.NO_ROUTE, error.strerror or str(error)) from error
@@ -127,7 +144,7 @@ def _failed_at_once(number: int, address: str) -> ConnectError | LocalTrouble:
     # by sysctl. Only in the latter case UDP, which has ports of its own, fails too.
     if number == errno.EADDRNOTAVAIL and source_for(address) is None:
         return ConnectError(Verdict.NO_ROUTE, text)
-    if number in OWN_TROUBLE or number in (
+    if number in EXHAUSTED or number in (
         errno.EADDRNOTAVAIL,  # no local port left towards this address
         errno.EADDRINUSE,
         errno.EAGAIN,
@@ -139,7 +156,7 @@ def _failed_at_once(number: int, address: str) -> ConnectError | LocalTrouble:
 
 def _failed_later(number: int) -> ConnectError | LocalTrouble:
     text = os.strerror(number)
-    if number in OWN_TROUBLE:
+    if number in EXHAUSTED:
         return LocalTrouble(text)
     # All others are ICMP messages, whatever their words: EHOSTUNREACH, ENETUNREACH,
     # EACCES and ENOPROTOOPT were seen.

@@ -15,7 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.address import canonical_address
-from mxpolicy.errors import OWN_TROUBLE, ConfigError, LocalTrouble
+from mxpolicy.errors import EXHAUSTED, ConfigError, LocalTrouble
 from mxpolicy.net.dns_message import Answer, is_for, read_answer
 from mxpolicy.routing.mx import LookupStatus
 
@@ -220,7 +220,7 @@ async def _ask_once(
     try:
         answer = await ask(server, query, read)
     except OSError as error:
-        if error.errno in OWN_TROUBLE:
+        if error.errno in EXHAUSTED:
             raise LocalTrouble(error.strerror) from error
         # asyncio's words replace the kernel's in the exception.
         return os.strerror(error.errno) if error.errno else str(error)

@@ -9,7 +9,7 @@ import os
 
 import pytest
 
-from mxpolicy.errors import OWN_TROUBLE, LocalTrouble
+from mxpolicy.errors import EXHAUSTED, LocalTrouble
 from mxpolicy.net import channel
 from mxpolicy.net.channel import StreamClosed
 from mxpolicy.net.stream import Stream
@@ -18,7 +18,7 @@ from tests.net.pairs import Pair, connected_pair, fill, pair, receive_all
 __all__ = ["pair"]  # a fixture
 
 
-@pytest.mark.parametrize("number", sorted(OWN_TROUBLE))
+@pytest.mark.parametrize("number", sorted(EXHAUSTED))
 def test_our_own_shortage_is_not_the_peers_fault(number: int) -> None:
     error = channel._translate(OSError(number, os.strerror(number)))
     assert isinstance(error, LocalTrouble)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from mxpolicy.errors import ConnectError, LocalTrouble
-from mxpolicy.net.dial import _connect, dial
+from mxpolicy.errors import LocalTrouble
+from mxpolicy.net.dial import ConnectError, _connect, dial
 from mxpolicy.net.stream import Stream
 from mxpolicy.routing.candidate import Candidate, Verdict
 

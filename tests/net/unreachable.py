@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mxpolicy.errors import ConnectError, LocalTrouble
-from mxpolicy.net.dial import dial
+from mxpolicy.errors import LocalTrouble
+from mxpolicy.net.dial import ConnectError, dial
 from mxpolicy.routing.candidate import Candidate
 
 # Linux sends a second SYN after one second and asks for a neighbour three times.

@@ -17,8 +17,9 @@ from collections import Counter, deque
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.errors import ConnectError, TLSError
+from mxpolicy.errors import TLSError
 from mxpolicy.net.channel import StreamClosed
+from mxpolicy.net.dial import ConnectError
 from mxpolicy.routing.candidate import Verdict
 from mxpolicy.routing.mx import Lookup, LookupStatus, MxRecord
 from tests.simulation.world import GOOD, Act, Place
