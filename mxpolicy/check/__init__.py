@@ -10,8 +10,9 @@ Each theme has a module: `configuration`, `names`, `our_name`, `surroundings`, `
 what the mail server has. For Postfix `postconf` asks and `master_cf` reads;
 `transport_rows`, `time_limit` and `status_filter` judge what runs `mxpolicy pipe`,
 `policy_service` and `policy_clients` who answers and who asks for policy, `postfix_rows`
-the whole. A command line of ours is gathered by `command` from a `machine`; `access` and
-`installation` say what an account may use. `report` has the rows, and `show` prints them.
+and `tls_level` the whole. A command line of ours is gathered by `command` from a
+`machine`; `access` and `installation` say what an account may use. `report` has the rows,
+and `show` prints them.
 """
 
 from __future__ import annotations

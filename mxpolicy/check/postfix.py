@@ -20,6 +20,7 @@ from mxpolicy.check.policy_clients import judge_asking, judge_daemon
 from mxpolicy.check.postfix_rows import judge_all, judge_instance, judge_places
 from mxpolicy.check.report import Level, tell
 from mxpolicy.check.status_filter import FILTER_NAME, ask_filter, judge_filter
+from mxpolicy.check.tls_level import LEVEL, POLICY_MAPS
 from mxpolicy.check.transport_rows import Transport, judge_transport
 from mxpolicy.net.own_name import own_name
 from mxpolicy.pipe_command import parse_arguments
@@ -47,6 +48,8 @@ SETTINGS = (
     "relayhost",
     "sender_dependent_relayhost_maps",
     "soft_bounce",
+    LEVEL,
+    POLICY_MAPS,
     FILTER_NAME,
     "default_process_limit",
     "daemon_timeout",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mxpolicy.check.master_cf import words
 from mxpolicy.check.report import first, ok, said, warn
 from mxpolicy.check.time_limit import DAY, parse_time
+from mxpolicy.check.tls_level import demand
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -145,6 +146,11 @@ def judge_all(
         warn(
             is_ours and maps,
             f"senders in {maps} have a relay of their own, which is the nexthop then",
+        ),
+        warn(
+            demands := demand(settings),
+            f"{demands}: mail that goes by mxpolicy is encrypted only where the host"
+            " offers that, and no certificate is checked",
         ),
         _judge_lifetime("maximal_queue_lifetime", "a message", settings),
         _judge_lifetime("bounce_queue_lifetime", "a bounce", settings),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from mxpolicy.check.master_cf import words
 from mxpolicy.check.postconf import Postconf
 from mxpolicy.check.programs import ProgramError
+from mxpolicy.check.tls_level import LEVEL, POLICY_MAPS
 from mxpolicy.setup.cf_text import find
 from mxpolicy.setup.disk import Disk, SetupError, read_text
 from mxpolicy.setup.mail_server import MailServer
@@ -23,8 +24,6 @@ from mxpolicy.setup.postfix_draft import (
     RELAY,
     SENDER,
     SENDERS,
-    TLS_LEVEL,
-    TLS_POLICY,
     Seen,
 )
 from mxpolicy.setup.postfix_lines import FALLBACK_AT, TABLE
@@ -108,7 +107,7 @@ class Postfix(MailServer):
         """Return what is there, as far as *asked* needs it."""
         main, master = self._text(self._main), self._text(self._master)
         ways = "transport_maps", "relayhost", RELAY, SENDER, *SENDERS
-        names = *ways, *OWN_DOMAINS, INSTANCES, PROTOCOLS, TLS_LEVEL, TLS_POLICY
+        names = *ways, *OWN_DOMAINS, INSTANCES, PROTOCOLS, LEVEL, POLICY_MAPS
         # One that is not there is empty.
         effective = Postconf(self._run).settings(names)
         others = words(effective["transport_maps"], " \t,")

@@ -20,8 +20,6 @@ __all__ = [
     "SENDERS",
     "SENDER_RELAYS",
     "SENDER_TRANSPORTS",
-    "TLS_LEVEL",
-    "TLS_POLICY",
 ]
 __all__ += ["Draft", "Seen"]
 
@@ -35,10 +33,6 @@ SENDERS = (SENDER_RELAYS, SENDER_TRANSPORTS)
 
 # Of further instances (postmulti(1)); empty but in the first one.
 INSTANCES = "multi_instance_directories"
-
-# What Postfix's own client demands of TLS, of all hosts and of some.
-TLS_LEVEL = "smtp_tls_security_level"
-TLS_POLICY = "smtp_tls_policy_maps"
 
 # Without "ipv4" or "all" Postfix has no 127.0.0.1.
 PROTOCOLS = "inet_protocols"

@@ -9,14 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mxpolicy.check.master_cf import words
+from mxpolicy.check.tls_level import DEMANDING, LEVEL, demand
 from mxpolicy.setup import postfix_services, postfix_settings, postfix_table
-from mxpolicy.setup.postfix_draft import (
-    INSTANCES,
-    PROTOCOLS,
-    TLS_LEVEL,
-    TLS_POLICY,
-    Draft,
-)
+from mxpolicy.setup.postfix_draft import INSTANCES, PROTOCOLS, Draft
 from mxpolicy.setup.postfix_lines import ALL_MAIL, FALLBACK, LMTP, PIPE, POLICY
 from mxpolicy.setup.steps import MAIN, MASTER
 
@@ -26,11 +21,6 @@ if TYPE_CHECKING:
     from mxpolicy.setup.steps import Asked, Plan
 
 __all__ = ["plan"]
-
-# Levels at which Postfix's own client delivers to no host without TLS, and the one that
-# it takes from DNS (TLS_README).
-_DEMANDS_TLS = {"encrypt", "dane-only", "fingerprint", "verify", "secure"}
-_DANE = "dane"
 
 
 def plan(asked: Asked, seen: Seen) -> Plan:
@@ -102,18 +92,16 @@ def _look_at_protocols(draft: Draft, asked: Asked) -> None:
 def _look_at_tls(draft: Draft, asked: Asked) -> None:
     """Say what becomes of a demand for TLS, as mxpolicy takes TLS where it is offered."""
     effective = draft.seen.effective
-    level, maps = (effective.get(one, "") for one in (TLS_LEVEL, TLS_POLICY))
-    if asked.fallback and level in _DEMANDS_TLS:
+    level = effective.get(LEVEL, "")
+    if asked.fallback and level in DEMANDING:
         draft.refuse(
-            f"{TLS_LEVEL} is {level}: --fallback goes by 127.0.0.1 without TLS, and"
+            f"{LEVEL} is {level}: --fallback goes by 127.0.0.1 without TLS, and"
             " Postfix would not deliver there, but defer as before"
         )
-    demands = [f"{TLS_LEVEL} is {level}"] if level in {*_DEMANDS_TLS, _DANE} else []
-    demands += [f"{MAIN} has {TLS_POLICY} = {maps}"] if maps else []
-    if demands and _gets_mail(asked):
+    if _gets_mail(asked) and (demands := demand(effective)):
         draft.note(
-            f"{' and '.join(demands)}: mail that goes by mxpolicy is encrypted only"
-            " where the host offers that, and no certificate is checked (level may)"
+            f"{demands}: mail that goes by mxpolicy is encrypted only where the host"
+            " offers that, and no certificate is checked (level may)"
         )
 
 

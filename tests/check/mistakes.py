@@ -241,6 +241,11 @@ ONLY_RECORDED = {
         "warn",
         "senders in hash:/x have a relay of their own",
     ),
+    "tls_demanded": one(
+        ("-e", "smtp_tls_security_level=encrypt", "smtp_tls_policy_maps=hash:/y"),
+        "warn",
+        "smtp_tls_security_level is encrypt and smtp_tls_policy_maps is hash:/y: mail",
+    ),
     "bounce_lifetime_of_an_hour": one(
         ("-e", "bounce_queue_lifetime=1h"), "warn", "bounce_queue_lifetime is 1h: a"
     ),

@@ -326,7 +326,7 @@ def test_tls_policy_of_some_domains_is_noted(tmp_path: Path) -> None:
         for one in planned(Postfix(Copy(directory)), Asked(all_mail=True)).notes
         if "level may" in one
     ]
-    assert note.startswith("main.cf has smtp_tls_policy_maps = texthash:/etc/tls: mail")
+    assert note.startswith("smtp_tls_policy_maps is texthash:/etc/tls: mail")
 
 
 def test_warnings_of_postmap_are_no_trouble(tmp_path: Path) -> None:
