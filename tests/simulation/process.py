@@ -115,7 +115,7 @@ class Process:
         self._calls = 0
         self._operations = 0
         self._dies_at = dies_at
-        self._tasks: set[asyncio.Task[list[Outcome]]] = set()
+        self._tasks: dict[asyncio.Task[list[Outcome]], None] = {}
         self.connections: list[Connection] = []
         self.is_gone = False
         self.has_ended = asyncio.Event()
@@ -254,13 +254,13 @@ class Process:
         if door is not Door.WHOLE:
             client.on_leave = leave
         task = asyncio.create_task(delivery.outcomes())
-        self._tasks.add(task)
+        self._tasks[task] = None
         done, _ = await asyncio.wait({task}, timeout=min(cancel_after, 10 * DEADLINE))
         if not done and not self.is_dead:
             self.cancelled_at = self._machine.clock()
             delivery.cancel("as the world has it")
         await asyncio.wait({task})
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         data.close()
         if self.is_dead:
             return None
