@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import operator
 from collections import Counter, deque
+from contextvars import ContextVar
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -80,7 +81,7 @@ class Site:
         cut_off: What a host was about to take when the process was killed: the recipient
             and the host's name. The dot may have been noted, and has not come.
         dialled: Addresses, in their order.
-        as_of: The time that hosts and names go by, where it is not the clock's.
+        as_of: The time that hosts and names go by in a task, where it is not the clock's.
     """
 
     def __init__(self, world: World) -> None:
@@ -88,7 +89,7 @@ class Site:
         self.taken: list[Taken] = []
         self.cut_off: list[tuple[str, str]] = []
         self.dialled: list[str] = []
-        self.as_of: float | None = None
+        self.as_of: ContextVar[float | None] = ContextVar("as_of", default=None)
         self.met: dict[tuple[str, str], float] = {}  # greylisting: (host, recipient)
         self.sessions: Counter[str] = Counter()  # by address
         self.failing_since: dict[str, float] = {}  # the patient sender's: by name
@@ -102,9 +103,8 @@ class Site:
 
     def now(self) -> float:
         """Return seconds since the beginning."""
-        if self.as_of is not None:
-            return self.as_of
-        return self._loop.time() - self._began
+        as_of = self.as_of.get()
+        return self._loop.time() - self._began if as_of is None else as_of
 
     def host(self, address: str) -> Host:
         """Return whose *address* it is."""

@@ -47,6 +47,9 @@ class Played(NamedTuple):
         texts: What was said each time, by recipient; the story for a person.
         deferrals: How often it was put off, by recipient.
         breaches: What was wrong whatever a patient sender does, by recipient.
+        begun_anew: When a message was tried anew, as nothing was heard of the try before.
+            In seconds from the beginning, by queue id.
+        settled_at: When its end was first told, by recipient.
     """
 
     ends: dict[str, End]
@@ -56,6 +59,8 @@ class Played(NamedTuple):
     texts: dict[str, list[str]]
     deferrals: Counter[str]
     breaches: dict[str, str]
+    begun_anew: dict[str, list[float]]
+    settled_at: dict[str, float]
 
     def copies(self, recipient: str) -> list[Taken]:
         """Return those of one recipient."""
@@ -191,8 +196,8 @@ async def play_patiently(
 
     async def attempt(message: Message, client: Client) -> dict[str, Answer]:
         who = message.recipients
-        site.as_of = None
-        site.as_of = site.now() if at_once else None
+        site.as_of.set(None)
+        site.as_of.set(site.now() if at_once else None)
         ends = await patient.send(site, message.queue_id, who, order, limits)
         return {
             one: Answer(end, "", "", 1, end is End.DEFERRED)
@@ -217,7 +222,7 @@ class _Queue:
         texts: dict[str, list[str]] = {one: [] for one in who}
         ends = dict.fromkeys(who, End.DEFERRED)
         self._played = Played(
-            ends, site.taken, site.cut_off, site.dialled, texts, Counter(), {}
+            ends, site.taken, site.cut_off, site.dialled, texts, Counter(), {}, {}, {}
         )
 
     async def run(
@@ -259,9 +264,14 @@ class _Queue:
     ) -> None:
         await asyncio.sleep(message.begins)
         gaps = [*self._world.gaps]
+        is_anew = False
         while True:
             async with self._places:
+                if is_anew:
+                    begun = self._played.begun_anew.setdefault(message.queue_id, [])
+                    begun.append(self._site.now())
                 answers, was_restarted = await self._try(message, attempt)
+            is_anew = was_restarted or _is_lost(answers)
             if was_restarted:
                 await asyncio.sleep(RESTART)
                 if self._world.door is Door.LMTP:
@@ -269,7 +279,7 @@ class _Queue:
                     if not message.recipients:
                         return
                 continue
-            if _is_lost(answers):
+            if is_anew:
                 # It has as many tries as the patient sender's, and this was none.
                 gaps.append(self._world.gaps[-1])
             left = self._note(message, answers)
@@ -308,6 +318,8 @@ class _Queue:
 
     def _hear(self, who: str, answer: Answer) -> None:
         played = self._played
+        if played.ends[who] is not answer.end:
+            played.settled_at[who] = self._site.now()
         played.ends[who] = answer.end
         played.texts[who].append(answer.text)
         played.deferrals[who] += answer.is_deferral

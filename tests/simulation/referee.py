@@ -181,7 +181,7 @@ def _compare(
     faults: list[Fault] = []
     bounced: list[str] = []
     for order, limits, at_once, queue in product(
-        orders(domain), senders, (False, True), list(_queues(world))
+        orders(domain), senders, (False, True), list(_queues(world, ours))
     ):
         if not suspects:
             return [], []
@@ -201,7 +201,7 @@ def _compare(
     return faults, bounced
 
 
-def _queues(world: World) -> Iterator[World]:
+def _queues(world: World, ours: Played) -> Iterator[World]:
     """Yield the queues that a patient sender may have where it is luck who comes when."""
     yield world
     steps = [step for host in world.hosts for step in host.steps]
@@ -214,21 +214,40 @@ def _queues(world: World) -> Iterator[World]:
                 for number, one in enumerate(world.messages)
             )
             yield world._replace(messages=apart)
-    if since := max((step.since for step in steps), default=0.0):
-        # Whatever is lost comes again after that.
-        yield world._replace(
-            messages=tuple(
-                one._replace(begins=one.begins + since) for one in world.messages
-            )
+    for since in sorted({step.since for step in steps} - {0.0}):
+        # Whatever is lost comes again after that, or comes just then: from then on, so
+        # many tries meet the host as it is.
+        for after in (
+            {one.queue_id: one.begins + since for one in world.messages},
+            {one.queue_id: max(one.begins, since) for one in world.messages},
+        ):
+            yield _begun_at(world, after)
+    # Of whose try nothing was heard comes again, when a host may have got worse.
+    for number in range(max(map(len, ours.begun_anew.values()), default=0)):
+        yield _begun_at(
+            world,
+            {
+                one: begun[min(number, len(begun) - 1)]
+                for one, begun in ours.begun_anew.items()
+            },
         )
-        # Who is killed comes again, when a host may have got worse.
-        late = {one.queue_id: sum(world.gaps[: one.attempt + 1]) for one in world.kills}
-        yield world._replace(
-            messages=tuple(
-                one._replace(begins=one.begins + late.get(one.queue_id, 0.0))
-                for one in world.messages
-            )
+    if any(step.since or step.until < FOREVER for step in steps):
+        # One that has waited for a host comes to the next one when that has changed.
+        ends = {
+            one.queue_id: max(ours.settled_at.get(who, 0.0) for who in one.recipients)
+            for one in world.messages
+        }
+        yield _begun_at(world, ends)
+
+
+def _begun_at(world: World, begins: dict[str, float]) -> World:
+    """Return *world* with other beginnings, by queue id."""
+    return world._replace(
+        messages=tuple(
+            one._replace(begins=begins.get(one.queue_id, one.begins))
+            for one in world.messages
         )
+    )
 
 
 def _harm(world: World, ours: Played) -> list[Fault]:
