@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from mxpolicy.check import policy_clients, policy_service
 from mxpolicy.check.access import account
 from mxpolicy.check.command import gather
+from mxpolicy.check.fallback_relay import RELAY, WAYS, Fallback, fallback, is_to_us
 from mxpolicy.check.machine import HERE, Machine
 from mxpolicy.check.master_cf import parse_services, substitute
 from mxpolicy.check.policy_clients import judge_asking, judge_daemon
-from mxpolicy.check.postfix_rows import judge_all, judge_instance, judge_places
+from mxpolicy.check.postfix_rows import (
+    judge_all,
+    judge_fallback,
+    judge_instance,
+    judge_places,
+)
 from mxpolicy.check.report import Level, tell
 from mxpolicy.check.status_filter import FILTER_NAME, ask_filter, judge_filter
 from mxpolicy.check.tls_level import LEVEL, POLICY_MAPS
@@ -45,6 +51,9 @@ SETTINGS = (
     "proxy_interfaces",
     "compatibility_level",
     "default_transport",
+    "relay_domains",
+    RELAY,
+    *WAYS,
     "relayhost",
     "sender_dependent_relayhost_maps",
     "soft_bounce",
@@ -80,6 +89,7 @@ class Postfix(NamedTuple):
         asking: The ways in which smtpd(8) asks policy services, and which smtpd(8) does.
         to_daemon: The transport that delivers to the daemon as contrib has it.
         daemon_at: ``ADDRESS:PORT`` where it does; empty when another setting says where.
+        fallback: What comes to mxpolicy by ``smtp_fallback_relay``.
     """
 
     postconf: Postconf
@@ -89,6 +99,7 @@ class Postfix(NamedTuple):
     asking: Mapping[Client, Sequence[Service]] = {}
     to_daemon: str = ""
     daemon_at: str = ""
+    fallback: Fallback = Fallback()
 
 
 def see(postconf: Postconf) -> Postfix:
@@ -112,6 +123,7 @@ def see(postconf: Postconf) -> Postfix:
     by_lmtp = [one for one in parse_services(text, "lmtp") if one.name == LMTP][:1]
     relay = "".join(one.overrides.get("lmtp_fallback_relay", "") for one in by_lmtp)
     at = _RELAY.fullmatch(relay)
+    is_ours = is_to_us(text, settings, {one.name for one in ours})
     return Postfix(
         postconf,
         ours,
@@ -120,6 +132,7 @@ def see(postconf: Postconf) -> Postfix:
         asking,
         "".join(one.name for one in by_lmtp),
         ":".join(at.groups()) if at else "",
+        fallback(text, settings) if is_ours else Fallback(),
     )
 
 
@@ -168,6 +181,7 @@ def look(
         items += judge_filter(service, settings, filtered)
     each = [one.most(settings) for one in postfix.services]
     items += judge_places(options.limits.processes, each)
+    items += judge_fallback(postfix.fallback)
     names = {one.name for one in postfix.services}
     return items + judge_all(names, settings, options, options.helo or own_name())
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mxpolicy.check.fallback_relay import RELAY
 from mxpolicy.check.master_cf import words
-from mxpolicy.check.report import first, ok, said, warn
+from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.check.time_limit import DAY, parse_time
 from mxpolicy.check.tls_level import demand
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from mxpolicy.check.fallback_relay import Fallback
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
 
-__all__ = ["judge_all", "judge_instance", "judge_places"]
+__all__ = ["judge_all", "judge_fallback", "judge_instance", "judge_places"]
 
 # With fewer, no place can be kept for other mail.
 FEWEST_PLACES = 4
@@ -89,6 +91,33 @@ def judge_places(places: int, each: Collection[int]) -> list[Item]:
                 mend,
             ),
         )
+    )
+
+
+def judge_fallback(it: Fallback) -> list[Item]:
+    """Judge what comes to mxpolicy by ``smtp_fallback_relay`` of main.cf."""
+    effect = "when the host there does not answer, its mail goes by mxpolicy: past a"
+    effect += (
+        " filter, or for a domain of our own to its MX, where it bounces as a loop"
+    )
+    empty = " ".join(f"{one}/{RELAY}=" for one in it.clients)
+    mend = f"postconf -P {empty}"
+    return said(
+        fail(
+            it.ways,
+            f"{RELAY} holds for {' and '.join(it.ways)}, too: {effect}",
+            mend,
+        ),
+        warn(
+            it.clients and not it.ways,
+            f"{RELAY} holds for {', '.join(it.clients)}, too: {effect}",
+            mend,
+        ),
+        fail(
+            it.ways_of_world,
+            f"{RELAY} holds for {' and '.join(it.ways_of_world)}, too: {effect}; give it"
+            f" a client of its own in master.cf, with -o {RELAY}=",
+        ),
     )
 
 

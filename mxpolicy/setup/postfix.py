@@ -10,6 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from mxpolicy.check.fallback_relay import WAYS, of_the_world
 from mxpolicy.check.master_cf import words
 from mxpolicy.check.postconf import Postconf
 from mxpolicy.check.programs import ProgramError
@@ -34,7 +35,7 @@ from mxpolicy.setup.postfix_queue import waiting
 from mxpolicy.setup.steps import MAIN, MASTER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from mxpolicy.check.programs import Ended
     from mxpolicy.setup.kept import Kept
@@ -107,7 +108,8 @@ class Postfix(MailServer):
         """Return what is there, as far as *asked* needs it."""
         main, master = self._text(self._main), self._text(self._master)
         ways = "transport_maps", "relayhost", RELAY, SENDER, *SENDERS
-        names = *ways, *OWN_DOMAINS, INSTANCES, PROTOCOLS, LEVEL, POLICY_MAPS
+        names = [*ways, *OWN_DOMAINS, INSTANCES, PROTOCOLS, LEVEL, POLICY_MAPS]
+        names += ["default_transport", "relay_domains", *WAYS]
         # One that is not there is empty.
         effective = Postconf(self._run).settings(names)
         others = words(effective["transport_maps"], " \t,")
@@ -119,7 +121,7 @@ class Postfix(MailServer):
             and (hop := self._looked_up(domain, table))
         }
         local = {
-            domain: own(domain, effective, self._looked_up, self._keys)
+            domain: own(domain, effective, self._looked_up, self._listed)
             for domain in asked.domains
         }
         table = read_text(f"{self.directory}/{TABLE}")
@@ -129,9 +131,45 @@ class Postfix(MailServer):
             and not find(MASTER, master, f"{host}:{port}/inet")
             and is_taken(host, port)
         )
-        return Seen(
-            self.directory, main, master, table, effective, routed, local, taken
+        inward, unlisted = (
+            self._inward(others, effective) if asked.fallback else ((), ())
         )
+        return Seen(
+            self.directory,
+            main,
+            master,
+            table,
+            effective,
+            routed,
+            local,
+            taken,
+            inward,
+            unlisted,
+        )
+
+    def _inward(
+        self, tables: Sequence[str], effective: Mapping[str, str]
+    ) -> tuple[list[str], list[str]]:
+        """Return what *tables* send to hosts of our own; see `Seen`."""
+        names = *OWN_DOMAINS, "relay_domains"
+        inward, unlisted = [], []
+        for table in tables:
+            listed = self._listed(table)
+            if listed is None:
+                unlisted.append(table)
+            for key, value in (listed or {}).items():
+                transport, _, nexthop = value.partition(":")
+                domain = key.rpartition("@")[2].lower()
+                if (
+                    nexthop
+                    and transport == of_the_world(effective)
+                    and domain not in {"", "*"}
+                    and own(
+                        domain, effective, self._looked_up, self._listed, names
+                    ).name
+                ):
+                    inward.append(f"{key} {value} ({table})")
+        return inward, unlisted
 
     def _text(self, path: str) -> str:
         try:
@@ -150,7 +188,8 @@ class Postfix(MailServer):
                 f"main.cf: {table} cannot be asked for {key}: {error}"
             ) from error
 
-    def _keys(self, table: str) -> list[str] | None:
+    def _listed(self, table: str) -> dict[str, str] | None:
+        """Return what is in a table, by key; None where it does not say."""
         try:
             ended = self._run("postmap", "-s", table)
         except ProgramError:
@@ -158,7 +197,8 @@ class Postfix(MailServer):
         # A database in the network does not list what it has.
         if ended.status:
             return None
-        return [line.split("\t", 1)[0] for line in ended.out.splitlines()]
+        rows = (line.partition("\t") for line in ended.out.splitlines())
+        return {key: value for key, _, value in rows}
 
     # -- set-up ------------------------------------------------------------------
 

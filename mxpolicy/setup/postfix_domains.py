@@ -11,7 +11,7 @@ from mxpolicy.check.master_cf import words
 from mxpolicy.setup.disk import read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 __all__ = ["OWN_DOMAINS", "Own", "own"]
 
@@ -37,28 +37,30 @@ def own(
     domain: str,
     settings: Mapping[str, str],
     look: Callable[[str, str], str],
-    listed: Callable[[str], list[str] | None],
+    listed: Callable[[str], Collection[str] | None],
+    names: Collection[str] = OWN_DOMAINS,
 ) -> Own:
     """Return which of our own domains *domain* would take.
 
     Args:
         domain: ``.example.com`` is all below it.
-        settings: `OWN_DOMAINS` as Postfix understands them.
+        settings: Those of *names* as Postfix understands them.
         look: Returns what a table has for a domain, empty where it has none.
         listed: Returns the keys of a table, None where it does not list them.
+        names: The parameters that are looked at.
     """
     unlisted = []
-    for setting in OWN_DOMAINS:
+    for setting in names:
         for pattern in _patterns(settings[setting]):
             if ":" not in pattern:
-                names: list[str] | None = [pattern]
+                found: Collection[str] | None = [pattern]
             elif not domain.startswith("."):
-                names = [domain] if look(domain, pattern) else []
+                found = [domain] if look(domain, pattern) else []
             else:
-                names = listed(pattern)
-            if names is None:
+                found = listed(pattern)
+            if found is None:
                 unlisted.append(pattern)
-            for name in map(str.lower, names or ()):
+            for name in map(str.lower, found or ()):
                 if name == domain or (
                     domain[0] == "." and name.endswith(domain) and "@" not in name
                 ):

@@ -10,7 +10,7 @@ from mxpolicy.setup.postfix_lines import TABLE
 from mxpolicy.setup.steps import MAIN, MASTER, Plan, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = [
     "INSTANCES",
@@ -50,6 +50,9 @@ class Seen(NamedTuple):
             ``TRANSPORT:NEXTHOP (TABLE)``.
         local: Which of our own domains one that was asked for would take.
         is_taken: Whether another program listens at `FALLBACK_AT`.
+        inward: Our own domains that a table sends to a host by the client for the world,
+            ``DOMAIN TRANSPORT:NEXTHOP (TABLE)`` each.
+        unlisted: Tables of transport_maps that do not say what is in them.
     """
 
     directory: str
@@ -60,6 +63,8 @@ class Seen(NamedTuple):
     routed: Mapping[str, str] = {}
     local: Mapping[str, Own] = {}
     is_taken: bool = False
+    inward: Sequence[str] = ()
+    unlisted: Sequence[str] = ()
 
     @property
     def table_path(self) -> str:

@@ -1,7 +1,7 @@
 """What set-up would change in a Postfix: a pure function of what was seen of it.
 
-The command line chooses lines of `postfix_lines`. `postfix_table`, `postfix_services` and
-`postfix_settings` compare them with what is there.
+The command line chooses lines of `postfix_lines`. `postfix_table`, `postfix_services`,
+`postfix_fallback` and `postfix_settings` compare them with what is there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 from mxpolicy.check.master_cf import words
 from mxpolicy.check.tls_level import DEMANDING, LEVEL, demand
-from mxpolicy.setup import postfix_services, postfix_settings, postfix_table
+from mxpolicy.setup import (
+    postfix_fallback,
+    postfix_services,
+    postfix_settings,
+    postfix_table,
+)
 from mxpolicy.setup.postfix_draft import INSTANCES, PROTOCOLS, Draft
 from mxpolicy.setup.postfix_lines import ALL_MAIL, FALLBACK, LMTP, PIPE, POLICY
 from mxpolicy.setup.steps import MAIN, MASTER
@@ -39,6 +44,8 @@ def plan(asked: Asked, seen: Seen) -> Plan:
     for name, value in (one for part in parts for one in part.settings):
         is_default = name == "default_transport"
         postfix_settings.settle(draft, name, f"{transport}:" if is_default else value)
+    if asked.fallback:
+        postfix_fallback.keep_others_out(draft)
     if asked.policy:
         postfix_settings.ask_policy(draft)
     if asked.domains:

@@ -40,7 +40,31 @@ def one(edit: tuple[str, ...], level: str, said: str) -> Mistake:
     return Mistake((edit,), level, said)
 
 
+# contrib/postfix/fallback, as far as it matters.
+FALLBACK = (
+    ("-e", "smtp_fallback_relay=[127.0.0.1]:10026"),
+    (
+        "-M",
+        "127.0.0.1:10026/inet=127.0.0.1:10026 inet n - n - - smtpd"
+        " -o content_filter=mxpolicy:",
+    ),
+)
+
 WITH_A_MEND = {
+    "fallback_of_another_client": Mistake(
+        FALLBACK,
+        "warn",
+        "smtp_fallback_relay holds for relay/unix, too: when the host there",
+    ),
+    "fallback_of_a_filter": Mistake(
+        (
+            *FALLBACK,
+            ("-M", "amavis/unix=amavis unix - - n - 2 smtp"),
+            ("-e", "content_filter=amavis:[127.0.0.1]:10024"),
+        ),
+        "fail",
+        "holds for content_filter = amavis:[127.0.0.1]:10024, too",
+    ),
     "recipient_limit_missing": one(
         ("-X", "mxpolicy_destination_recipient_limit"),
         "warn",
@@ -138,6 +162,11 @@ WITHOUT_ONE_RIGHT_LINE = {
 
 # What the lab has no test for beside its recording.
 ONLY_RECORDED = {
+    "fallback_of_a_filter_by_smtp": Mistake(
+        (*FALLBACK, ("-e", "content_filter=smtp:[127.0.0.1]:10024")),
+        "fail",
+        "holds for content_filter = smtp:[127.0.0.1]:10024, too",
+    ),
     "no_service_of_ours": one(
         ("-MX", NAME),
         "warn",

@@ -50,11 +50,15 @@ def read(name: str) -> dict[tuple[str, ...], Ended]:
 def _changed(lines: list[str], changes: list[str]) -> list[str]:
     place = 0
     for change in changes:
-        if change.startswith("- "):
-            place = lines.index(change[2:])
+        kind, line = change[:2], change[2:]
+        if kind == "- ":
+            place = lines.index(line)
             del lines[place]
+        elif kind == "  ":
+            place = lines.index(line) + 1
         else:
-            lines.insert(place, change[2:])
+            lines.insert(place, line)
+            place += 1
     return lines
 
 
@@ -67,8 +71,17 @@ def write(name: str, answers: Answers) -> None:
             continue
         lines = ended.out.splitlines()
         if asked in known:
-            changes = ndiff(known[asked].out.splitlines(), lines)
-            lines = [one for one in changes if one[:2] in {"- ", "+ "}]
+            changes = [
+                one
+                for one in ndiff(known[asked].out.splitlines(), lines)
+                if not one.startswith("? ")
+            ]
+            # Of the lines that are the same, one tells where a new one belongs.
+            lines = [
+                one
+                for one, after in zip(changes, [*changes[1:], ""], strict=True)
+                if not one.startswith("  ") or after.startswith("+ ")
+            ]
         if ended.status:
             lines.append(f"! {ended.status} {ended.err}".rstrip())
         text += "".join(f"{line}\n" for line in (f"$ {shlex.join(asked)}", *lines))

@@ -245,6 +245,25 @@ def test_fallback_takes_mail_from_any_address_of_ours(line: str) -> None:
         assert message.host == f"mx6.{placed.domain}"
 
 
+def test_fallback_leaves_the_content_filter_alone() -> None:
+    with bare() as lab:
+        [placed] = lab.placed
+        lab.mta_exec(["postconf", "-M", "scan/unix=scan unix - - n - 2 smtp"])
+        # Nobody listens there.
+        lab.postfix.set(content_filter="scan:[127.0.0.1]:10024")
+        make_old(lab)
+        before = contents(lab, POSTFIX)
+        assert setup(lab, "postfix", "--fallback", "--apply")[0] == 0
+        make_old(lab)
+        is_right(lab)
+        queue_id = lab.send([placed.recipient], placed.sender)
+        [delivery] = lab.postfix.await_deliveries(queue_id, 30)
+        assert (delivery.agent, delivery.status) == ("smtp", "deferred")
+        assert "127.0.0.1]:10024: Connection refused" in delivery.text
+        assert setup(lab, "postfix", "--undo", "--apply")[0] == 0
+        assert contents(lab, POSTFIX) == before
+
+
 def test_account_that_cannot_read_the_file_is_refused() -> None:
     with bare() as lab:
         before = contents(lab, POSTFIX)

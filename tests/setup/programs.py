@@ -36,8 +36,10 @@ LD_LIBRARY_PATH={tree}/usr/lib/x86_64-linux-gnu:{tree}/usr/lib/postfix \\
 
 # Defaults that set-up asks for.
 _DEFAULTS = {
+    "default_transport": "smtp",
+    "relay_transport": "relay",
     "smtpd_relay_restrictions": "permit_mynetworks, permit_sasl_authenticated,"
-    " defer_unauth_destination"
+    " defer_unauth_destination",
 }
 
 WHITE = " \t\r\v\f\n"
@@ -96,7 +98,8 @@ class Copy:
             if kind != "texthash":
                 return Ended(1, "", "postmap: fatal: cannot be listed")
             lines = Path(path).read_text().splitlines()
-            return Ended(0, "".join(f"{one.split()[0]}\tx\n" for one in lines), "")
+            rows = (one.split(None, 1) for one in lines if one.strip())
+            return Ended(0, "".join("\t".join(one) + "\n" for one in rows), "")
         assert option == "-q"
         kind, _, path = table.partition(":")
         if kind in {"hash", "mysql", "proxy"}:
