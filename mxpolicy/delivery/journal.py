@@ -24,7 +24,8 @@ take.
 
 A deferred recipient has an entry only if it has a `Past`. That names hosts that may have
 the message, as they did not answer the final dot, and hosts that were waited for in vain.
-A dot that was sent by a process that is dead is such a doubt, too.
+A dot that was sent by a process that is dead is such a doubt, too. But the host was given
+no time for it, and is to be asked again before a worse one's refusal counts without it.
 
 WAITING: the mail server was told 4.4.2, and the host's reply to the final dot is still
 listened to (`mxpolicy.delivery.late_reply`). The doubt is noted already. It counts as
@@ -84,6 +85,9 @@ MAX_AMOUNT = 10**6
 # `Awaited`. And the seconds for it (RFC 5321 §4.5.3.2.6).
 _REPLY = "reply"
 _REPLY_TIME = 600.0
+# The same, where we ended before that time was over; and the "seconds" of each time.
+_CUT_OFF = "cut-off"
+_ONCE = 1.0
 
 _VERSION = "2"
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,3})?\Z")
@@ -113,7 +117,8 @@ class Past(NamedTuple):
         doubts: {relay: how often it saw the final dot and did not answer it}.
         waits: {(relay, awaited): seconds for which it was waited for in vain}. A relay
             is a candidate's key as text. What was awaited is the word of a
-            `mxpolicy.routing.candidate.Awaited`, or ``reply`` (`refused_late`).
+            `mxpolicy.routing.candidate.Awaited`, or ``reply`` (`refused_late`), or
+            ``cut-off`` (`cut_off`).
         said: The last refusal that came too late to count, and whose, in one printable
             line: for people who wonder why the message is deferred.
     """
@@ -126,6 +131,13 @@ class Past(NamedTuple):
         """Return it with one doubt more at *relay*."""
         doubts = {**self.doubts, relay: self.doubts.get(relay, 0) + 1}
         return self._replace(doubts=doubts)
+
+    def cut_off(self, relay: str) -> Past:
+        """Return it with one doubt more at *relay*, which could not answer: we ended.
+
+        So it may have the message, but has not shown that it leaves dots unanswered.
+        """
+        return self.doubted(relay).waited(relay, _CUT_OFF, _ONCE)
 
     def refused_late(self, relay: str, text: str) -> Past:
         """Return it without one doubt at *relay*, which has refused the message late.
@@ -168,6 +180,18 @@ class Past(NamedTuple):
             if host_of(relay) == candidate.host
         )
         return at_host, unanswered.get(str(candidate.key), 0)
+
+    def silences_at(self, host: str) -> int:
+        """Return how often *host* left a dot unanswered that it could have answered."""
+        silences = sum(
+            times for relay, times in self.unanswered.items() if host_of(relay) == host
+        )
+        cut_off = sum(
+            seconds / _ONCE
+            for (relay, awaited), seconds in self.waits.items()
+            if awaited == _CUT_OFF and host_of(relay) == host
+        )
+        return max(0, silences - round(cut_off))
 
     def words(self, room: int) -> tuple[str, str]:
         """Return doubts and waits as an entry has them, in *room* characters.
@@ -304,7 +328,7 @@ def meaning(
             if is_at_work:
                 return None
             if entry.state is EntryState.DOT_SENT:
-                return entry.past.doubted(entry.relay)
+                return entry.past.cut_off(entry.relay)
             return entry.past
         case EntryState.WAITING:
             if is_at_work and entry.status is not None and entry.status.class_ == 4:

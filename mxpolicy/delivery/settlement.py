@@ -377,6 +377,7 @@ class Settlement:
     def met_before(self, entrant: Entrant, numbers: Iterable[int]) -> Entrant:
         """Return *entrant* with what its candidate has left behind with *numbers*."""
         pasts = [self[number].past for number in numbers]
+        host = entrant.candidate.host
         doubts = [past.doubts_at(entrant.candidate) for past in pasts]
         waits = {}
         if all(past.waits for past in pasts):  # else the least of each is none
@@ -391,7 +392,7 @@ class Settlement:
         return entrant._replace(
             doubts=at_host,
             doubts_here=here,
-            doubts_of_all=min(doubts)[0],
+            silences_of_all=min(past.silences_at(host) for past in pasts),
             waits=waits,
         )
 
@@ -462,7 +463,7 @@ class Settlement:
             return self.delivered(number)
         if recipient.state is not RecipientState.DOT_SENT:
             return recipient.doubt
-        recipient.past = recipient.past.doubted(recipient.relay)
+        recipient.past = recipient.past.cut_off(recipient.relay)
         return trouble.in_doubt(_STOPPED, recipient.relay)
 
 

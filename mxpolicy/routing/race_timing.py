@@ -88,7 +88,8 @@ class Entrant(NamedTuple):
         doubts: How often the host did not answer this message's final dot in earlier
             attempts; of several recipients the most.
         doubts_here: How often that was at this address of the host.
-        doubts_of_all: As *doubts*, but of several recipients the fewest.
+        silences_of_all: The same, without those that the host could not answer as we
+            had ended; of several recipients the fewest.
         waits: Seconds for which earlier attempts for this message waited without
             answer. They add up.
         remembered: The wait of one remembered verdict that still holds.
@@ -99,7 +100,7 @@ class Entrant(NamedTuple):
     greeting_latency: float | None = None
     doubts: int = 0
     doubts_here: int = 0
-    doubts_of_all: int = 0
+    silences_of_all: int = 0
     waits: Mapping[Awaited, float] = MappingProxyType({})
     remembered: Wait | None = None
 

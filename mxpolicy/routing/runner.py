@@ -119,7 +119,7 @@ class Runner:
         try may make a copy. After the first one a patient sender went on to the worse
         one, and accepted its refusal.
         """
-        return self.entrant.doubts_of_all >= DOUBTS_ENOUGH
+        return self.entrant.silences_of_all >= DOUBTS_ENOUGH
 
     @property
     def may_be_asked_again(self) -> bool:

@@ -168,7 +168,7 @@ async def test_dot_that_was_not_sent_is_no_doubt() -> None:
     assert (await site.entries.take([0])) == {0: NO_PAST}
     site.store.say()
     assert answers == [[True]]
-    assert (await site.entries.take([0])) == {0: NO_PAST.doubted(HOST)}
+    assert (await site.entries.take([0])) == {0: NO_PAST.cut_off(HOST)}
 
 
 # -- what became of it ----------------------------------------------------------------

@@ -29,6 +29,7 @@ from mxpolicy.routing.candidate import host_of
 
 HOST = "mx.example[192.0.2.1]:25"
 DOUBTED = Past({HOST: 1})
+CUT_OFF = NO_PAST.cut_off(HOST)
 SINCE = "2027-01-15T08:00:00Z"
 ME = Owner("m", "b", "pid:[1]", 100, 5000, "aa")
 OTHER = ME._replace(call="bb")
@@ -59,9 +60,9 @@ TABLE = [
     (EntryState.CLAIMED, OTHER, False, 999.0, NO_PAST),
     (EntryState.CLAIMED, ME, True, 999.0, NO_PAST),
     (EntryState.DOT_SENT, OTHER, True, 999.0, None),
-    (EntryState.DOT_SENT, OTHER, True, 1000.0, DOUBTED),
-    (EntryState.DOT_SENT, OTHER, False, 999.0, DOUBTED),
-    (EntryState.DOT_SENT, ME, True, 999.0, DOUBTED),
+    (EntryState.DOT_SENT, OTHER, True, 1000.0, CUT_OFF),
+    (EntryState.DOT_SENT, OTHER, False, 999.0, CUT_OFF),
+    (EntryState.DOT_SENT, ME, True, 999.0, CUT_OFF),
     (EntryState.WAITING, OTHER, True, 999.0, awaited(HOST, SINCE)),
     (EntryState.WAITING, OTHER, True, 1000.0, DOUBTED),
     (EntryState.WAITING, OTHER, False, 999.0, DOUBTED),
@@ -232,13 +233,26 @@ def test_deferral_leaves_an_entry_only_if_it_has_a_past() -> None:
         assert meaning(there, ME, 1e12, alive=False) == past
 
 
-def test_dot_without_an_answer_adds_to_the_doubts_of_before() -> None:
-    there = entry(EntryState.DOT_SENT)._replace(
-        past=Past({HOST: 1, "mx2[192.0.2.2]:25": 3})
-    )
-    assert meaning(there, ME, 0.0, alive=False) == Past(
-        {HOST: 2, "mx2[192.0.2.2]:25": 3}
-    )
+def test_dot_of_a_dead_process_adds_to_the_doubts_of_before() -> None:
+    past = Past({HOST: 1, "mx2[192.0.2.2]:25": 3})
+    there = entry(EntryState.DOT_SENT)._replace(past=past)
+    found = meaning(there, ME, 0.0, alive=False)
+    assert found == past.cut_off(HOST)
+    assert found.doubts == {HOST: 2, "mx2[192.0.2.2]:25": 3}
+
+
+def test_dot_that_a_host_could_not_answer_is_no_silence_of_it() -> None:
+    other = "mx.example[192.0.2.9]:25"
+    past = NO_PAST.cut_off(HOST).cut_off(other).doubted("b[192.0.2.2]:25")
+    assert past.unanswered == {HOST: 1, other: 1, "b[192.0.2.2]:25": 1}
+    assert (past.silences_at("mx.example"), past.silences_at("b")) == (0, 1)
+    past = past.doubted(other).cut_off(HOST)
+    assert past.silences_at("mx.example") == 1
+    kept = Entry.decode(entry(EntryState.DEFERRED)._replace(past=past).encode())
+    assert kept is not None
+    assert kept.past.silences_at("mx.example") == 1
+    # What it refused late was no silence that we have cut off.
+    assert past.refused_late(other, "554 Spam").silences_at("mx.example") == 1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ ME = Owner("machine", "boot", "namespace", 1, 1, "me")
 OTHER = ME._replace(pid=2, call="other")
 HOST = "mx1.example[192.0.2.1]:25"
 TAKEN = Delivered(EnhancedStatus(2, 0, 0), "250 2.0.0 Ok", Reply(250, ("Ok",)), HOST)
-DOUBTED = NO_PAST.doubted(HOST)
+CUT_OFF = NO_PAST.cut_off(HOST)
 KNOWN, INPUTS = get_args(Known), get_args(Input)
 
 TABLE = """
@@ -84,13 +84,13 @@ def entry_of(state: EntryState, owner: Owner, past: Past = NO_PAST) -> bytes:
             entry_of(EntryState.DOT_SENT, OTHER), True, None, id="another's dot"
         ),
         pytest.param(
-            entry_of(EntryState.CLAIMED, OTHER, DOUBTED),
+            entry_of(EntryState.CLAIMED, OTHER, CUT_OFF),
             False,
-            DOUBTED,
+            CUT_OFF,
             id="dead claim",
         ),
         pytest.param(
-            entry_of(EntryState.DOT_SENT, OTHER), False, DOUBTED, id="dead dot"
+            entry_of(EntryState.DOT_SENT, OTHER), False, CUT_OFF, id="dead dot"
         ),
     ],
 )
@@ -108,7 +108,7 @@ def test_our_dot_is_a_doubt_unless_it_was_not_sent(known: Known) -> None:
     entry = KnownEntry(ME)
     entry.known = known
     means = entry.read(entry_of(EntryState.DOT_SENT, ME), NOW, lambda owner: True)
-    assert means == (NO_PAST if known == "unsent" else DOUBTED)
+    assert means == (NO_PAST if known == "unsent" else CUT_OFF)
 
 
 @pytest.mark.parametrize("known", KNOWN)

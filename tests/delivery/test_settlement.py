@@ -359,9 +359,16 @@ def test_what_a_candidate_left_behind_with_several_recipients() -> None:
     made.claimed(0, Past({RELAY: 1, SAME_HOST: 2, OTHER: 5}, waits))
     made.claimed(1, Past({SAME_HOST: 1}, {(RELAY, "greeting"): 3.0}))
     before = made.met_before(Entrant(CANDIDATE), [0, 1])
-    assert (before.doubts, before.doubts_here, before.doubts_of_all) == (3, 1, 1)
+    assert (before.doubts, before.doubts_here, before.silences_of_all) == (3, 1, 1)
     assert before.waits[Awaited.GREETING] == 3.0
     assert not any(before.waits[one] for one in Awaited if one is not Awaited.GREETING)
+
+
+def test_host_that_could_not_answer_keeps_its_chances() -> None:
+    made, _ = settlement(RecipientState.UNCLAIMED)
+    made.claimed(0, NO_PAST.cut_off(RELAY).cut_off(RELAY).doubted(SAME_HOST))
+    before = made.met_before(Entrant(CANDIDATE), [0])
+    assert (before.doubts, before.doubts_here, before.silences_of_all) == (3, 2, 1)
 
 
 @pytest.mark.parametrize("state", RecipientState, ids=lambda state: state.value)
@@ -382,7 +389,7 @@ def test_stop_settles_each_by_what_a_host_may_have(state: RecipientState) -> Non
     elif state is RecipientState.DOT_SENT:
         assert isinstance(outcome, Deferred)
         assert outcome.may_have_arrived
-        assert recipient.past.doubts == {RELAY: 1}
+        assert recipient.past == NO_PAST.cut_off(RELAY)
     else:
         assert outcome == LATER
         assert recipient.past.doubts == {}

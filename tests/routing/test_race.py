@@ -1420,7 +1420,7 @@ IN_DOUBT = Finding(Verdict.CLOSED, Phase.DOT, 0.1)
 
 
 def doubtful_race(*entrants: tuple[Candidate, int]) -> Race:
-    found = [Entrant(c, doubts=n, doubts_of_all=n) for c, n in entrants]
+    found = [Entrant(c, doubts=n, silences_of_all=n) for c, n in entrants]
     return Race(found, RaceOptions(), DEADLINE)
 
 
@@ -1513,7 +1513,7 @@ def test_refusal_is_heeded_and_no_copy_risked_once_the_better_host_was_in_doubt_
 
 
 def test_better_host_that_one_recipient_has_not_met_is_asked_for_its_sake() -> None:
-    entrants = [Entrant(BEST, doubts=2, doubts_of_all=0), Entrant(MIDDLE)]
+    entrants = [Entrant(BEST, doubts=2, silences_of_all=0), Entrant(MIDDLE)]
     race = Race(entrants, RaceOptions(), DEADLINE)
     race.begin(0.0)
     taken_one(race, MIDDLE, 0.1)

@@ -150,4 +150,8 @@ KEPT = {
         ),
         host(1, 20, says(Place.RCPT, "550 5.7.1 relaying denied")),
     )._replace(is_one_engine=True, crashes=(1000.0,)),
+    "two_processes_die_while_the_dot_is_being_answered_and_the_next_host_refuses": world(
+        host(0, 10, says(Place.DOT, "", 100.0)),
+        host(1, 20, says(Place.RCPT, "550 5.7.1 relaying denied")),
+    )._replace(is_one_engine=True, crashes=(50.0, 450.0)),
 }

@@ -250,12 +250,22 @@ MENDS = {
             ),
         ),
     ),
+    "cut-off": Mend(
+        "journal: A host that could not answer the dot keeps its chances",
+        (
+            Edit(
+                "delivery/journal.py",
+                "entry.past.cut_off(entry.relay)",
+                "entry.past.doubted(entry.relay)",
+            ),
+        ),
+    ),
     "dead-dot": Mend(
         "journal: The dot of a process that is dead is a doubt",
         (
             Edit(
                 "delivery/journal.py",
-                "entry.past.doubted(entry.relay)",
+                "entry.past.cut_off(entry.relay)",
                 "entry.past",
             ),
         ),

@@ -367,9 +367,16 @@ def _is_heard_once(copies: list[Taken]) -> bool:
 
 
 def _is_had(ours: Played, one: str) -> bool:
-    """Return whether a host has what was bounced, did not say so, and is named for it."""
+    """Return whether a host has what was bounced, did not say so, and is named for it.
+
+    One that would have said so to a process that was killed is to be asked again.
+    """
     copies = ours.copies(one)
-    return bool(copies) and not _is_heard_once(copies) and _is_named(ours, one)
+    is_silent = any(
+        taken.heard_at == inf or taken.process is None or not taken.process.is_dead
+        for taken in copies
+    )
+    return is_silent and not _is_heard_once(copies) and _is_named(ours, one)
 
 
 def _is_named(ours: Played, one: str) -> bool:
