@@ -9,10 +9,10 @@ Each theme has a module: `configuration`, `names`, `our_name`, `surroundings`, `
 `exim` (`exim_rows` and `exim_acl` judge) and `postfix`. Both ask by `programs`, which runs
 what the mail server has. For Postfix `postconf` asks and `master_cf` reads;
 `transport_rows`, `time_limit` and `status_filter` judge what runs `mxpolicy pipe`,
-`policy_service` and `policy_clients` who answers and who asks for policy, `postfix_rows`
-and `tls_level` the whole. A command line of ours is gathered by `command` from a
-`machine`; `access` and `installation` say what an account may use. `report` has the rows,
-and `show` prints them.
+`policy_service` and `policy_clients` who answers and who asks for policy, `postfix_rows`,
+`tls_level`, `own_client` and `fallback_relay` the whole. A command line of ours is gathered
+by `command` from a `machine`; `access` and `installation` say what an account may use.
+`report` has the rows, and `show` prints them.
 """
 
 from __future__ import annotations

@@ -17,9 +17,11 @@ from mxpolicy.check.command import gather
 from mxpolicy.check.fallback_relay import RELAY, WAYS, Fallback, fallback, is_to_us
 from mxpolicy.check.machine import HERE, Machine
 from mxpolicy.check.master_cf import parse_services, substitute
+from mxpolicy.check.own_client import UNHEEDED, told_to_client
 from mxpolicy.check.policy_clients import judge_asking, judge_daemon
 from mxpolicy.check.postfix_rows import (
     judge_all,
+    judge_client,
     judge_fallback,
     judge_instance,
     judge_places,
@@ -59,6 +61,9 @@ SETTINGS = (
     "soft_bounce",
     LEVEL,
     POLICY_MAPS,
+    "smtp_helo_name",
+    "smtp_sasl_auth_enable",
+    *UNHEEDED,
     FILTER_NAME,
     "default_process_limit",
     "daemon_timeout",
@@ -90,6 +95,8 @@ class Postfix(NamedTuple):
         to_daemon: The transport that delivers to the daemon as contrib has it.
         daemon_at: ``ADDRESS:PORT`` where it does; empty when another setting says where.
         fallback: What comes to mxpolicy by ``smtp_fallback_relay``.
+        to_client: Settings as they hold for Postfix's own client; empty where mail comes
+            to mxpolicy by that client.
     """
 
     postconf: Postconf
@@ -100,6 +107,7 @@ class Postfix(NamedTuple):
     to_daemon: str = ""
     daemon_at: str = ""
     fallback: Fallback = Fallback()
+    to_client: Mapping[str, str] = {}
 
 
 def see(postconf: Postconf) -> Postfix:
@@ -133,6 +141,7 @@ def see(postconf: Postconf) -> Postfix:
         "".join(one.name for one in by_lmtp),
         ":".join(at.groups()) if at else "",
         fallback(text, settings) if is_ours else Fallback(),
+        {} if is_ours else told_to_client(text, settings),
     )
 
 
@@ -183,6 +192,7 @@ def look(
     items += judge_places(options.limits.processes, each)
     items += judge_fallback(postfix.fallback)
     names = {one.name for one in postfix.services}
+    items += judge_client(settings, postfix.to_client, options.helo or own_name())
     return items + judge_all(names, settings, options, options.helo or own_name())
 
 

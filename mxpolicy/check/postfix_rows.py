@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mxpolicy.check.fallback_relay import RELAY
 from mxpolicy.check.master_cf import words
+from mxpolicy.check.own_client import unheeded
 from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.check.time_limit import DAY, parse_time
 from mxpolicy.check.tls_level import demand
@@ -21,7 +22,13 @@ if TYPE_CHECKING:
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
 
-__all__ = ["judge_all", "judge_fallback", "judge_instance", "judge_places"]
+__all__ = [
+    "judge_all",
+    "judge_client",
+    "judge_fallback",
+    "judge_instance",
+    "judge_places",
+]
 
 # With fewer, no place can be kept for other mail.
 FEWEST_PLACES = 4
@@ -121,6 +128,27 @@ def judge_fallback(it: Fallback) -> list[Item]:
     )
 
 
+def judge_client(
+    settings: Mapping[str, str], to_client: Mapping[str, str], helo: str
+) -> list[Item]:
+    """Judge what Postfix's own client does otherwise than mxpolicy.
+
+    Args:
+        settings: Of main.cf.
+        to_client: As they hold for it alone.
+        helo: What mxpolicy calls itself.
+    """
+    name, usual = settings["smtp_helo_name"], settings["myhostname"]
+    return said(
+        warn(
+            name.lower() not in {usual.lower(), helo.lower()},
+            f"smtp_helo_name is {name}: mail that goes by mxpolicy says EHLO {helo}",
+            f"helo: {name}",
+        ),
+        *(warn(True, one) for one in unheeded(to_client)),
+    )
+
+
 def judge_all(
     transports: Collection[str],
     settings: Mapping[str, str],
@@ -171,6 +199,12 @@ def judge_all(
             is_ours and aim,
             f"all of it is aimed at {aim}, no MX is looked up for it",
             f"postconf -e default_transport={transport}: relayhost=",
+        ),
+        fail(
+            is_ours and aim and settings["smtp_sasl_auth_enable"] == "yes",
+            f"smtp_sasl_auth_enable is yes, and mxpolicy does not log in: where {aim} wants"
+            " that, it refuses all mail, which bounces",
+            "postconf -e default_transport=smtp:",
         ),
         warn(
             is_ours and maps,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from mxpolicy.check.fallback_relay import WAYS, of_the_world
 from mxpolicy.check.master_cf import words
+from mxpolicy.check.own_client import UNHEEDED
 from mxpolicy.check.postconf import Postconf
 from mxpolicy.check.programs import ProgramError
 from mxpolicy.check.tls_level import LEVEL, POLICY_MAPS
@@ -109,7 +110,7 @@ class Postfix(MailServer):
         main, master = self._text(self._main), self._text(self._master)
         ways = "transport_maps", "relayhost", RELAY, SENDER, *SENDERS
         names = [*ways, *OWN_DOMAINS, INSTANCES, PROTOCOLS, LEVEL, POLICY_MAPS]
-        names += ["default_transport", "relay_domains", *WAYS]
+        names += ["default_transport", "relay_domains", *WAYS, *UNHEEDED]
         # One that is not there is empty.
         effective = Postconf(self._run).settings(names)
         others = words(effective["transport_maps"], " \t,")

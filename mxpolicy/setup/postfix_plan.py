@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mxpolicy.check.master_cf import words
+from mxpolicy.check.own_client import told_to_client, unheeded
 from mxpolicy.check.tls_level import DEMANDING, LEVEL, demand
 from mxpolicy.setup import (
     postfix_fallback,
@@ -16,6 +17,7 @@ from mxpolicy.setup import (
     postfix_settings,
     postfix_table,
 )
+from mxpolicy.setup.cf_text import entries
 from mxpolicy.setup.postfix_draft import INSTANCES, PROTOCOLS, Draft
 from mxpolicy.setup.postfix_lines import ALL_MAIL, FALLBACK, LMTP, PIPE, POLICY
 from mxpolicy.setup.steps import MAIN, MASTER
@@ -35,6 +37,7 @@ def plan(asked: Asked, seen: Seen) -> Plan:
     _look_at_instances(draft)
     _look_at_protocols(draft, asked)
     _look_at_tls(draft, asked)
+    _look_at_client(draft, asked)
     parts, transport = _parts(asked), "mxlmtp" if asked.lmtp else "mxpolicy"
     postfix_table.add(draft, asked.domains, transport)
     if asked.all_mail:
@@ -110,6 +113,17 @@ def _look_at_tls(draft: Draft, asked: Asked) -> None:
             f"{demands}: mail that goes by mxpolicy is encrypted only where the host"
             " offers that, and no certificate is checked (level may)"
         )
+
+
+def _look_at_client(draft: Draft, asked: Asked) -> None:
+    """Say what Postfix's own client was told, and mxpolicy does otherwise.
+
+    What falls back has come by that client.
+    """
+    if asked.domains or asked.all_mail:
+        master = "".join(f"{one.value}\n" for one in entries(MASTER, draft.seen.master))
+        for one in unheeded(told_to_client(master, draft.seen.effective)):
+            draft.note(one)
 
 
 def _gets_mail(asked: Asked) -> bool:

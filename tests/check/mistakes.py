@@ -123,6 +123,16 @@ WITH_A_MEND = {
     "queue_lifetime_of_nothing": one(
         ("-e", "maximal_queue_lifetime=0"), "warn", "maximal_queue_lifetime is 0"
     ),
+    "relay_that_wants_a_login": one(
+        (
+            "-e",
+            "default_transport=mxpolicy:",
+            "relayhost=[relay.lab.test]:587",
+            "smtp_sasl_auth_enable=yes",
+        ),
+        "fail",
+        "mxpolicy does not log in: where [relay.lab.test]:587 wants that",
+    ),
     "relayhost_in_the_way": one(
         ("-e", "default_transport=mxpolicy:", "relayhost=[relay.lab.test]"),
         "warn",
@@ -162,6 +172,14 @@ WITHOUT_ONE_RIGHT_LINE = {
 
 # What the lab has no test for beside its recording.
 ONLY_RECORDED = {
+    "settings_of_the_client": Mistake(
+        (
+            ("-e", "smtp_generic_maps=hash:/g", "smtp_helo_name=out.lab.test"),
+            ("-P", "smtp/unix/smtp_bind_address=192.0.2.26"),
+        ),
+        "warn",
+        "smtp_bind_address is 192.0.2.26: mail that goes by mxpolicy leaves from",
+    ),
     "fallback_of_a_filter_by_smtp": Mistake(
         (*FALLBACK, ("-e", "content_filter=smtp:[127.0.0.1]:10024")),
         "fail",

@@ -329,6 +329,21 @@ def test_tls_policy_of_some_domains_is_noted(tmp_path: Path) -> None:
     assert note.startswith("smtp_tls_policy_maps is texthash:/etc/tls: mail")
 
 
+def test_what_only_our_own_client_is_told_is_noted(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    path = directory / "main.cf"
+    path.write_text(f"{path.read_text()}smtp_generic_maps = hash:/etc/postfix/names\n")
+    postfix = Postfix(Copy(directory))
+    said = "smtp_generic_maps is hash:/etc/postfix/names: mail that goes by mxpolicy"
+    for asked, is_noted in (
+        (Asked(all_mail=True), True),
+        (Asked(domains=("a.example",)), True),
+        (Asked(policy=True), False),
+    ):
+        notes = planned(postfix, asked).notes
+        assert any(one.startswith(said) for one in notes) is is_noted
+
+
 def test_warnings_of_postmap_are_no_trouble(tmp_path: Path) -> None:
     directory = sample("dockermailserver", tmp_path / "postfix")
     copy = Copy(directory)
