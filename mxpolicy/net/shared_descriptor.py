@@ -46,7 +46,8 @@ class SharedDescriptors:
         That the end was reached does not prove that the writer was done.
 
         Raises:
-            LocalTrouble: It is neither a pipe nor a regular file that can be read.
+            LocalTrouble: It is neither a pipe nor a regular file that can be read, or
+                the machine has no thread left to read a file.
         """
         try:
             mode = os.fstat(descriptor).st_mode
@@ -139,6 +140,16 @@ class _Pipe:
 async def _file_chunks(descriptor: int) -> AsyncIterator[bytes]:
     """Read from the offset found; in a thread, since a file may be on a slow disk."""
     position = os.lseek(descriptor, 0, os.SEEK_CUR)
-    while data := await asyncio.to_thread(os.pread, descriptor, _CHUNK, position):
+    while data := await _read_at(descriptor, position):
         position += len(data)
         yield data
+
+
+async def _read_at(descriptor: int, position: int) -> bytes:
+    try:
+        reading = asyncio.get_running_loop().run_in_executor(
+            None, os.pread, descriptor, _CHUNK, position
+        )
+    except RuntimeError as error:  # the machine has no thread left
+        raise LocalTrouble(f"cannot read the message: {error}") from error
+    return await reading

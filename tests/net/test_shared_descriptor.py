@@ -7,7 +7,9 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,3 +123,19 @@ async def test_what_cannot_be_read_is_named() -> None:
         with pytest.raises(LocalTrouble, match="cannot read the message: Bad file"):
             await all_of(descriptors, writes)
         os.close(writes)
+
+
+class _Threadless(ThreadPoolExecutor):
+    """As it is where the machine has no thread left."""
+
+    def submit(self, *args: object, **more: object) -> Any:
+        raise RuntimeError("can't start new thread")
+
+
+async def test_file_that_no_thread_is_left_to_read_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "message"
+    file.write_bytes(b"Hello.\n")
+    asyncio.get_running_loop().set_default_executor(_Threadless())
+    no_thread = pytest.raises(LocalTrouble, match="can't start new thread")
+    with file.open("rb") as opened, no_thread:
+        await all_of(SharedDescriptors(), opened.fileno())

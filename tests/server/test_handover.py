@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import resource
 import socket
+from collections.abc import AsyncIterator
 from typing import Any
+
+import pytest
 
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Event
+from mxpolicy.delivery.request import Request
+from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import Options
 from mxpolicy.server.handover import HandoverServer
+from mxpolicy.server.handover.client import Client
+from mxpolicy.server.handover.message import Message
 
 REQUEST = b"A-f\0A\0A--\0Ab@b.example\0"
 ASKED = b"mxpolicy pipe 1 %d\n%b" % (len(REQUEST), REQUEST)
+REQUESTED = Request("", ("b@b.example",), "", "", 60.0, 60.0, print)
 
 
 def engine() -> Engine:
@@ -62,3 +71,22 @@ async def test_message_without_a_descriptor_left_for_it_is_not_taken() -> None:
     os.close(reads)
     os.close(writes)
     assert told == []
+
+
+async def test_bug_in_reading_is_not_taken_for_the_end_of_the_mail_server() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        nothing: dict[str, bytes] = {}
+        yield nothing["a bug"]
+
+    heard: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: heard.append(context["exception"]))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.setblocking(False)
+        message = Message(Client(theirs), engine(), REQUESTED)
+        with pytest.raises(LocalTrouble, match="KeyError: 'a bug'"):
+            await message.deliver(chunks())
+        del message
+        gc.collect()
+    assert [type(one) for one in heard] == [KeyError]

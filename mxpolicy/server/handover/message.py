@@ -83,6 +83,9 @@ class Message:
             trouble = LocalTrouble("no memory for the message")
         except LocalTrouble as error:
             trouble = error
+        except Exception as error:
+            trouble = LocalTrouble(f"{type(error).__name__}: {error}")
+            raise  # the loop logs where it comes from
         finally:
             if mail_data.size is None:
                 self._trouble = trouble
