@@ -6,7 +6,7 @@ happen, and the line that mends it. It changes nothing, sends no mail, and dials
 name servers and the daemon.
 
 Each theme has a module: `configuration`, `names`, `our_name`, `surroundings`, `daemon`,
-`exim` (`exim_rows` and `exim_acl` judge) and `postfix`. Both ask by `programs`, which runs
+`exim` (`exim_rows`, `exim_client` and `exim_acl` judge) and `postfix`. Both ask by `programs`, which runs
 what the mail server has. For Postfix `postconf` asks and `master_cf` reads;
 `transport_rows`, `time_limit` and `status_filter` judge what runs `mxpolicy pipe`,
 `policy_service` and `policy_clients` who answers and who asks for policy, `postfix_rows`,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mxpolicy.check.access import current
 from mxpolicy.check.command import gather
 from mxpolicy.check.exim_acl import judge_question, questions
+from mxpolicy.check.exim_client import unheeded
 from mxpolicy.check.exim_rows import (
     Lmtp,
     Transport,
@@ -83,6 +84,7 @@ class Exim(NamedTuple):
         questions: Its ACLs ask a policy service so.
         ways: By which router and transport mail goes that a router of ours should
             take, by the name of that router.
+        to_client: What only its own smtp transport was told, a sentence each.
         user: The name of the account that it runs as; empty when it is not known.
     """
 
@@ -93,6 +95,7 @@ class Exim(NamedTuple):
     questions: Sequence[Question] = ()
     user: str = ""
     ways: Mapping[str, tuple[str, str]] = {}
+    to_client: Sequence[str] = ()
 
     @property
     def uses_daemon(self) -> bool:
@@ -142,14 +145,23 @@ def see(ask: Callable[..., str], sockets: Collection[str]) -> Exim:
     }
     if not pipes and not lmtps:
         return Exim({}, {}, {}, {}, *_asking(ask))
+    all_routers = stanzas(ask("-bP", "routers"))
     routers = {
         name: one
-        for name, one in stanzas(ask("-bP", "routers")).items()
+        for name, one in all_routers.items()
         if one.get("transport") in {*pipes, *lmtps}
     }
     domains = dict.fromkeys(map(_domain_of, routers.values())) or {_ANY: None}
     rules = {one: ask("-brt", one).strip() for one in domains}
-    return Exim(pipes, lmtps, routers, rules, *_asking(ask), _ways(ask, routers))
+    return Exim(
+        pipes,
+        lmtps,
+        routers,
+        rules,
+        *_asking(ask),
+        _ways(ask, routers),
+        unheeded(transports, all_routers) if routers else (),
+    )
 
 
 def _ways(
@@ -266,6 +278,7 @@ def look(
     items += judge_routers({**exim.pipes, **exim.lmtps}, exim.routers)
     items += judge_ways(exim.ways, {*exim.pipes, *exim.lmtps})
     items += judge_retry(exim.rules)
+    items += said(*(warn(True, one) for one in exim.to_client))
     return items + _judge_questions(exim, options, machine, sockets)
 
 

@@ -94,9 +94,12 @@ def _run(given: argparse.Namespace, terminal: Terminal) -> int:
             f"{server.single_file} is no split configuration of Debian's, so the lines"
             " are for you to put in. Nothing was changed."
         )
-        show.sentences(*found, terminal)
+        refusals, notes = found
+        is_routed = asked.all_mail or asked.domains
+        notes = [*notes, *(server.to_client() if is_routed else ())]
+        show.sentences(refusals, notes, terminal)
         show.by_hand(server.by_hand(asked), terminal)
-        return 1 if given.apply or found[0] else 0
+        return 1 if given.apply or refusals else 0
     return flow.set_up(server, asked, found, terminal, is_applied=given.apply)
 
 

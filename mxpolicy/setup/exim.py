@@ -13,6 +13,8 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from mxpolicy.check.exim import stanzas
+from mxpolicy.check.exim_client import unheeded
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.setup import exim_by_hand
 from mxpolicy.setup.disk import Disk, SetupError, read_text
@@ -166,6 +168,16 @@ class Exim(MailServer):
             )
         return list(dict.fromkeys((*(earlier or ()), *asked.domains)))
 
+    def to_client(self) -> list[str]:
+        """Return what only Exim's own smtp transport is told, a sentence each."""
+        with suppress(MxPolicyError, OSError):  # another user may not see it
+            transports, routers = (
+                stanzas(self.ask(self._program, "-bP", what))
+                for what in ("transports", "routers")
+            )
+            return unheeded(transports, routers)
+        return []
+
     def _notes(self, *, is_routed: bool) -> Iterator[str]:
         if not any(map(exim_by_hand.RULE.search, self._texts("retry").values())):
             yield (
@@ -177,6 +189,8 @@ class Exim(MailServer):
                 f"Exim is set up as {found[2]}: mail that mxpolicy takes goes to the MX"
                 " hosts itself"
             )
+        if is_routed:
+            yield from self.to_client()
 
     def _acl(self) -> tuple[tuple[str, str], ...]:
         path = self._path(ACL_FILE)

@@ -177,6 +177,25 @@ def test_what_the_postmaster_should_know(tmp_path: Path) -> None:
     assert "is set up as smarthost" in smarthost
 
 
+def test_what_only_exims_own_transport_is_told_is_noted(tmp_path: Path) -> None:
+    directory = etc(tmp_path)
+    printed = {
+        "transports": "remote_smtp transport:\ndriver = smtp\ndkim_domain = a.example\n",
+        "routers": "mx router:\ndriver = dnslookup\ntransport = remote_smtp\n",
+    }
+
+    def runs(*argv: str, **how: object) -> Ended:
+        return Ended(0, printed.get(argv[-1], ""), "")
+
+    exim = Exim(str(directory), runs)
+    for asked in (ALL, SOME):
+        [note] = exim.plan(asked).notes
+        assert note.startswith(
+            "transport remote_smtp has dkim_domain = a.example: mail"
+        )
+    assert exim.plan(Asked()).notes == ()
+
+
 @pytest.mark.parametrize(
     ("split", "file"), [("false", ""), ("true", "exim4.conf"), ("", "")]
 )
