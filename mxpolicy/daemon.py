@@ -40,6 +40,7 @@ from mxpolicy.doors import Doors, runtime_directory
 from mxpolicy.errors import ConfigError, ListenError
 from mxpolicy.net.service_manager import ServiceManager, given_sockets
 from mxpolicy.options import LogDetail, Options
+from mxpolicy.orphans import Orphans
 from mxpolicy.policy_fallback import open_null
 from mxpolicy.protocol.smtp_states import DOT_TIME
 from mxpolicy.state.opening import open_store, state_file
@@ -281,10 +282,13 @@ class Daemon:
         interval = STATUS_INTERVAL
         if self._manager.watchdog is not None:
             interval = min(interval, self._manager.watchdog / 2)
+        orphans = Orphans() if os.getpid() == 1 else None
         while True:
             await asyncio.sleep(interval)
             self._manager.alive(self._status())
             self._mend_sockets()
+            if orphans is not None:
+                orphans.reap()
 
     def _mend_sockets(self) -> None:
         """Make socket files anew that were removed: no client would find us."""

@@ -406,22 +406,28 @@ def test_it_works_as_process_1(serving: Runner) -> None:
     wrap = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*wrap, "true"], check=False).returncode:
         pytest.skip("no new pid namespaces here")
-    with serving.started(wrap=wrap) as daemon:
+    lively = {"WATCHDOG_USEC": "50000"}
+    with serving.started(wrap=wrap, environ=lively) as daemon:
         with daemon.connect("policy") as client:
             assert ask(client) == DUNNO
-        pid = first_child(daemon.process.pid)
+        [pid] = children(daemon.process.pid)
         assert "\nNSpid:\t" in (text := Path(f"/proc/{pid}/status").read_text())
         assert re.search(r"\nNSpid:\t.*\t1\n", text)
         os.kill(pid, signal.SIGHUP)
         daemon.wait_for("READY=1", 2)
+        # It ends after its parent has.
+        enter = ["nsenter", "--target", str(pid), "--pid"]
+        subprocess.run([*enter, "sh", "-c", "sleep 0.01 &"], check=True)
+        daemon.wait_for("WATCHDOG=1", len(daemon.told) + 20)
+        assert children(pid) == []
         os.kill(pid, signal.SIGTERM)
         assert daemon.process.wait(TIMEOUT) == 0
         assert "(has ended)" in daemon.log()
 
 
-def first_child(pid: int) -> int:
+def children(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return int(text.split()[0])
+    return [int(word) for word in text.split()]
 
 
 # -- deliveries, and the end --------------------------------------------------
