@@ -61,7 +61,8 @@ ENDING = (signal.SIGTERM, signal.SIGINT)
 # Seconds after a first signal. By then a dot that is out has its answer, or never gets
 # one, and the journal has it, also on a slow disk. TimeoutStopSec= in the unit is longer.
 STOPS_WITHIN = DOT_TIME + 70.0
-# Seconds more to note the doubts, where that, or a second signal, has ended the wait.
+# Seconds more to note the doubts, where that, or a second signal, has ended the wait, and
+# for the kick to end.
 RECORDED_WITHIN = 30.0
 # Seconds for clients to read their last answers.
 LAST_ANSWERS = 1.0
@@ -254,8 +255,8 @@ class Daemon:
         kicking = self._in_background(self._kick.run())
         await self._is_ending.wait()
         kicking.cancel()
-        await asyncio.wait([kicking])
         await self._stop()
+        await asyncio.wait([kicking], timeout=RECORDED_WITHIN)
         await store.close()
         alive.cancel()
         await asyncio.wait([alive])
@@ -285,10 +286,13 @@ class Daemon:
         orphans = Orphans() if os.getpid() == 1 else None
         while True:
             await asyncio.sleep(interval)
-            self._manager.alive(self._status())
-            self._mend_sockets()
-            if orphans is not None:
-                orphans.reap()
+            try:
+                self._manager.alive(self._status())
+                self._mend_sockets()
+                if orphans is not None:
+                    orphans.reap()
+            except Exception:  # no memory for a moment; the loop turns all the same
+                self._tell(traceback.format_exc())
 
     def _mend_sockets(self) -> None:
         """Make socket files anew that were removed: no client would find us."""

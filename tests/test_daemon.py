@@ -402,6 +402,37 @@ mxpolicy.daemon.Kick.run = fail
         assert daemon.end() == 0
 
 
+def test_trouble_of_a_moment_is_no_reason_to_be_killed(serving: Runner) -> None:
+    before = """
+import mxpolicy.daemon
+mend = mxpolicy.daemon.Daemon._mend_sockets
+def fail(self):
+    mxpolicy.daemon.Daemon._mend_sockets = mend
+    raise MemoryError
+mxpolicy.daemon.Daemon._mend_sockets = fail
+"""
+    lively = {"WATCHDOG_USEC": "50000"}
+    with serving.started(before=before, environ=lively) as daemon:
+        daemon.wait_for_log("MemoryError")
+        daemon.wait_for("WATCHDOG=1", len(daemon.told) + 5)
+
+
+def test_end_begins_though_the_kick_hangs(serving: Runner) -> None:
+    before = """
+import asyncio, mxpolicy.daemon
+async def hang(self):
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        await asyncio.sleep(3600)
+mxpolicy.daemon.Kick.run = hang
+"""
+    with serving.started(before=before) as daemon:
+        daemon.process.send_signal(signal.SIGTERM)
+        daemon.wait_for("STOPPING=1")
+        daemon.wait_for_log("(has ended)")
+
+
 def test_it_works_as_process_1(serving: Runner) -> None:
     wrap = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*wrap, "true"], check=False).returncode:

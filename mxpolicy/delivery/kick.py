@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.command import CommandFailed, run_command
 from mxpolicy.delivery.host_memory import host_key
 from mxpolicy.delivery.learner import Learner
 from mxpolicy.delivery.leases import Leases
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from mxpolicy.options import KickOptions
     from mxpolicy.routing.candidate import Candidate
 
-__all__ = ["Kick", "run_command"]
+__all__ = ["AFTER_FAILURE", "Kick"]
 
 # Seconds up to which the first command after a recovery waits, by chance.
 JITTER = 2.0
@@ -53,17 +54,11 @@ PROBES = 4
 UNDER_WAY = 10_000
 HOSTS_UNDER_WAY = 50_000
 
-# Seconds that one command may take, and those without any after one that failed.
-COMMAND_TIME = 30.0
+# Seconds without a command after one that failed.
 AFTER_FAILURE = 60.0
-_OUTPUT = 200  # bytes of what it says that are read
 
 # What a queue id is made of. It is an argument of a command, so it is no option.
 _QUEUE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,99}")
-
-
-class CommandFailed(Exception):
-    """The operator's command cannot be run, or did not end well."""
 
 
 class _HostsTried:
@@ -277,34 +272,3 @@ class Kick:
     async def _has_failed_again(self, candidate: Candidate) -> bool:
         known = await self._context.memory.advise("", [candidate])
         return known.is_hopeless
-
-
-async def run_command(argv: Sequence[str]) -> None:
-    """Run a program to its end, without a shell and without input.
-
-    Raises:
-        CommandFailed: It cannot be run, takes longer than `COMMAND_TIME`, or its exit
-            status is not 0. The text has the beginning of what it said.
-    """
-    null, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv, stdin=null, stdout=pipe, stderr=asyncio.subprocess.STDOUT
-        )
-    except (OSError, ValueError) as error:
-        raise CommandFailed(str(error)) from error
-    assert process.stdout is not None
-    said = b""
-    try:
-        async with asyncio.timeout(COMMAND_TIME):
-            while data := await process.stdout.read(4096):
-                said = (said + data)[:_OUTPUT]
-            status = await process.wait()
-    except TimeoutError:
-        raise CommandFailed(f"did not end within {COMMAND_TIME:g} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if status:
-        raise CommandFailed(f"status {status}: {printable(said)}")

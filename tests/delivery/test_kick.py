@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -11,14 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mxpolicy.delivery import events
+from mxpolicy.delivery.command import CommandFailed
 from mxpolicy.delivery.host_memory import host_key
-from mxpolicy.delivery.kick import (
-    AFTER_FAILURE,
-    HOSTS_UNDER_WAY,
-    CommandFailed,
-    Kick,
-    run_command,
-)
+from mxpolicy.delivery.kick import AFTER_FAILURE, HOSTS_UNDER_WAY, Kick
 from mxpolicy.delivery.leases import Leases
 from mxpolicy.options import KickOptions
 from mxpolicy.outcome import Deferred, Delivered
@@ -311,26 +305,3 @@ def test_hosts_of_messages_under_way_are_bounded() -> None:
         assert len(kicked.kick._mail) == 3
 
     run(host, work=work)
-
-
-async def test_command_is_run_without_a_shell() -> None:
-    await run_command(
-        [sys.executable, "-c", "import sys; sys.exit(sys.argv[1] != 'Q')", "Q"]
-    )
-
-
-@pytest.mark.parametrize(
-    ("argv", "text"),
-    [
-        (["/does/not/exist", "Q1"], "No such file"),
-        (
-            [sys.executable, "-c", "raise SystemExit('no: ' + 5000 * 'x')"],
-            "status 1: no: xxx",
-        ),
-    ],
-)
-async def test_command_that_fails_says_why(argv: list[str], text: str) -> None:
-    with pytest.raises(CommandFailed) as caught:
-        await run_command(argv)
-    assert text in str(caught.value)
-    assert len(str(caught.value)) < 300
