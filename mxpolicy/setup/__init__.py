@@ -14,6 +14,7 @@ edits main.cf and master.cf.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -75,11 +76,16 @@ def main(argv: Sequence[str]) -> int:
                 # What went wrong comes last, also where both go to one file.
                 sys.stdout.flush()
     except MxPolicyError as error:
-        print(f"mxpolicy: {printable(str(error), 4000)}", file=sys.stderr)
+        _complain(str(error))
     except OSError as error:
-        where = error.filename or "setup"
-        print(f"mxpolicy: {where}: {error.strerror}", file=sys.stderr)
+        _complain(f"{error.filename or 'setup'}: {error.strerror}")
     return 1
+
+
+def _complain(text: str) -> None:
+    is_shut = os.strerror(errno.EACCES) in text and os.geteuid()
+    mend = ": try as root" if is_shut else ""
+    print(f"mxpolicy: {printable(text, 4000)}{mend}", file=sys.stderr)
 
 
 def _run(given: argparse.Namespace, terminal: Terminal) -> int:

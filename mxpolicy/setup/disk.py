@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
-__all__ = ["Disk", "Labels", "SetupError", "labels_of", "read_text"]
+__all__ = ["Disk", "Labels", "SetupError", "fixed", "labels_of", "read_text"]
 
 # What a file ends with while it is written.
 NEW = ".mxpolicy-new"
@@ -37,6 +38,12 @@ MAX_SIZE = 64 * 1024 * 1024
 _LISTS = ("system.posix_acl_access", "system.nfs4_acl")
 _NOT_OURS = {errno.EPERM, errno.EACCES, errno.ENOTSUP}
 _KEPT = (*_LISTS, "security.selinux", "security.SMACK64", "user.")
+
+
+# What keeps root out.
+_SHUT = (
+    "its file system is read-only (findmnt -T), or it is immutable (lsattr, chattr -i)"
+)
 
 
 class SetupError(MxPolicyError):
@@ -86,6 +93,29 @@ def _attributes(file: str | int) -> dict[str, bytes]:
     except (AttributeError, OSError):  # the system, or the file system, has none
         return {}
     return {name: os.getxattr(file, name) for name in names}
+
+
+def fixed(path: str, mounts: str = "/proc/self/mountinfo") -> str:
+    """Return why root cannot put another file in the place of *path*; mostly empty.
+
+    Args:
+        path: Absolute, without links.
+        mounts: What is mounted where (proc(5)).
+    """
+    lines = (read_text(mounts) or "").splitlines()
+    # A blank, and a few more, are written as three octal digits.
+    points = (
+        re.sub(r"\\([0-7]{3})", lambda hit: chr(int(hit[1], 8)), line.split()[4])
+        for line in lines
+    )
+    if path in points:
+        return (
+            f"{path} is mounted by itself, so no program can put another file in its"
+            " place: mount its directory, or make the change in the file that it is"
+        )
+    if not os.geteuid() and os.path.exists(path) and not os.access(path, os.W_OK):
+        return f"{path} cannot be changed even by root: {_SHUT}"
+    return ""
 
 
 class Disk:
@@ -203,7 +233,7 @@ class Disk:
             SetupError: There is one already, or we may not write there.
         """
         if not os.access(directory, os.W_OK):
-            mend = "try as root" if os.geteuid() else "is its file system read-only?"
+            mend = "try as root" if os.geteuid() else _SHUT
             raise SetupError(f"{directory}: cannot be written: {mend}")
         descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -17,7 +17,7 @@ from mxpolicy.check.postconf import Postconf
 from mxpolicy.check.programs import ProgramError
 from mxpolicy.check.tls_level import LEVEL, POLICY_MAPS
 from mxpolicy.setup.cf_text import find
-from mxpolicy.setup.disk import Disk, SetupError, read_text
+from mxpolicy.setup.disk import Disk, SetupError, fixed, read_text
 from mxpolicy.setup.mail_server import MailServer
 from mxpolicy.setup.postfix_domains import OWN_DOMAINS, own
 from mxpolicy.setup.postfix_draft import (
@@ -36,7 +36,7 @@ from mxpolicy.setup.postfix_queue import waiting
 from mxpolicy.setup.steps import MAIN, MASTER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from mxpolicy.check.programs import Ended
     from mxpolicy.setup.kept import Kept
@@ -186,7 +186,8 @@ class Postfix(MailServer):
             return Postconf(self._run).filtered(key, [table])
         except ProgramError as error:
             raise SetupError(
-                f"main.cf: {table} cannot be asked for {key}: {error}"
+                f"main.cf: {table} cannot be asked for {key}: {error}; so it is not known"
+                " where its mail goes: mend that first"
             ) from error
 
     def _listed(self, table: str) -> dict[str, str] | None:
@@ -205,7 +206,13 @@ class Postfix(MailServer):
 
     def plan(self, asked: Asked) -> Plan:
         """Return what would be done for *asked*."""
-        return plan(asked, self.seen(asked))
+        what = plan(asked, self.seen(asked))
+        files = {os.path.join(self.directory, one.file) for one in what.steps}
+        return what._replace(refusals=(*self._fixed(files), *what.refusals))
+
+    def _fixed(self, files: Iterable[str]) -> list[str]:
+        """Return why some of *files* cannot be changed, a sentence each."""
+        return list(filter(None, map(fixed, sorted(files))))
 
     def commands(self, what: Plan) -> list[Command]:
         """Return the commands that carry out *what*; our own files are written before.
@@ -285,7 +292,9 @@ class Postfix(MailServer):
         found = mentions(
             going(kept, texts), texts, tables(texts, Postconf(self._run).filled)
         )
+        changed = [one for one in kept.files if undone.texts[one] != read_text(one)]
         return [
+            *self._fixed(changed),
             *(f"{one} would point to nothing: take that out first" for one in found),
             *self._bound(kept, undone),
         ]

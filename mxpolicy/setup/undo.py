@@ -60,7 +60,9 @@ def taken_back(kept: Kept, there: Mapping[str, str | None]) -> Undone:
     aside = {
         one.file
         for one in kept.steps
-        if texts[one.file] is None and there[one.file] not in {None, one.after}
+        if texts[one.file] is None
+        and there[one.file] is not None
+        and (there[one.file] != one.after or not kept.files[one.file].is_whole)
     }
     notes += [
         f"{path} was changed since: it is kept as {aside_of(path)}" for path in aside
@@ -95,7 +97,11 @@ def kept_with(
         clean = taken_back(kept, there).texts
         for path, one in kept.files.items():
             # Anything else that was changed since must outlive the undo.
-            is_whole = one.is_whole and clean[path] == one.before
+            is_whole = (
+                one.is_whole
+                and clean[path] == one.before
+                and not _is_by_others(path, kept.steps, there[path])
+            )
             # Of a set-up that was killed, it may be what postconf -e made of it.
             label = one.labels if one.after is None else labels.get(path)
             files[path] = KeptFile(one.before, is_whole, labels=label)
@@ -155,6 +161,13 @@ def _without(step: Step, text: str | None, notes: list[str]) -> str | None:
             return text
         notes.append(f"{entry.value} was changed since; it is taken out all the same")
     return put_back(text, entry, step.before)
+
+
+def _is_by_others(path: str, steps: Sequence[Step], text: str | None) -> bool:
+    """Return whether a whole file of ours says what none of *steps* wrote."""
+    ours = [one for one in _of(path, steps) if one.key == WHOLE]
+    known = {None, *(text for one in ours for text in (one.before, one.after))}
+    return bool(ours) and text not in known
 
 
 def _is_our_own(step: Step) -> bool:

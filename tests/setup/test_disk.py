@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mxpolicy.setup.disk import Disk, labels_of
+from mxpolicy.setup.disk import Disk, fixed, labels_of
 from mxpolicy.setup.mail_server import MailServer
 from mxpolicy.setup.postfix import Postfix
 from mxpolicy.setup.steps import Asked
@@ -34,6 +34,20 @@ def labelled(path: Path) -> Path:
     except OSError as error:
         pytest.skip(f"{path}: {error.strerror}")
     return path
+
+
+def test_file_that_is_mounted_by_itself_is_fixed(tmp_path: Path) -> None:
+    path = tmp_path / "main cf"
+    path.touch()
+    mounts = tmp_path / "mountinfo"
+    shown = str(path).replace(" ", "\\040")
+    mounts.write_text(
+        "21 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
+        f"381 21 254:0 /srv/main.cf {shown} rw,relatime - ext4 /dev/vda rw\n"
+    )
+    assert f"{path} is mounted by itself" in fixed(str(path), str(mounts))
+    assert fixed(str(tmp_path / "master.cf"), str(mounts)) == ""
+    assert fixed(str(path), str(tmp_path / "nowhere")) == ""
 
 
 def test_file_keeps_its_labels(tmp_path: Path) -> None:

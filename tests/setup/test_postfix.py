@@ -199,6 +199,24 @@ def test_table_that_the_postmaster_changed_is_kept(tmp_path: Path) -> None:
     assert "example.org mxpolicy:\n" in kept.read_text()
 
 
+def test_line_that_the_postmaster_put_into_the_table_outlives_the_undo(
+    tmp_path: Path,
+) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    before = contents(directory)
+    postfix = Postfix(Copy(directory))
+    applied(postfix, Asked(domains=("example.com",)))
+    table = directory / "mxpolicy_transport"
+    table.write_text(table.read_text() + "example.org relay:[192.0.2.7]\n")
+    applied(postfix, Asked(domains=("example.net",)))
+    [note] = undone(postfix)
+    assert f"{table} was changed since: it is kept as {table}.undone" in note
+    kept = directory / "mxpolicy_transport.undone"
+    assert "example.org relay:[192.0.2.7]\n" in kept.read_text()
+    kept.unlink()
+    assert contents(directory) == before
+
+
 # -- refusals ---------------------------------------------------------------------
 
 
@@ -719,6 +737,24 @@ def test_link_in_the_place_of_the_kept_file_is_not_followed(tmp_path: Path) -> N
         load(str(tmp_path / KEPT))
     Disk().replace(str(tmp_path / KEPT), "ours", 0o600)
     assert (tmp_path / "theirs").read_text() == "{}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root is let in by modes")
+def test_file_that_cannot_be_replaced_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    postfix = Postfix(Copy(directory))
+    applied(postfix, Asked())
+    path = str(directory / "main.cf")
+    # As access(2) answers of an immutable file.
+    monkeypatch.setattr(os, "access", lambda one, how: one != path)
+    [refusal] = planned(postfix, Asked(all_mail=True)).refusals
+    assert f"{path} cannot be changed even by root: its file system is" in refusal
+    assert planned(postfix, Asked()).refusals == ()
+    what = postfix.undoing()
+    assert what is not None
+    assert what.refusals == (refusal,)
 
 
 def test_disk_that_is_full_is_told(tmp_path: Path) -> None:
