@@ -5,11 +5,11 @@ a file beside the mail server's configuration, and ``--undo`` restores it. What 
 promises, also of a run that is killed, `mail_server` says.
 
 From the top: `flow` is the way of each run, `show` prints. `postfix` and `exim` are the
-mail servers: they look and do, by `disk` and by their programs. What would change is said
-by pure functions: `postfix_plan` with `postfix_table`, `postfix_services`,
-`postfix_fallback`, `postfix_settings` and `restrictions`; and how it is taken back, by `undo`. The lines are
-in `postfix_lines` and `exim_lines`, the values in `steps` and `kept`. `cf_text` reads and
-edits main.cf and master.cf.
+mail servers: they look (`postfix_seen`) and do, by `disk` and by their programs. What would
+change is said by pure functions: `postfix_plan` with `postfix_table`, `postfix_services`,
+`postfix_fallback`, `postfix_settings` and `restrictions`; and how it is taken back, by
+`undo`. The lines are in `postfix_lines` and `exim_lines`, the values in `steps` and `kept`.
+`cf_text` reads and edits main.cf and master.cf.
 """
 
 from __future__ import annotations

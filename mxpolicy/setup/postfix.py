@@ -10,33 +10,19 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from mxpolicy.check.fallback_relay import WAYS, of_the_world
-from mxpolicy.check.master_cf import words
-from mxpolicy.check.own_client import UNHEEDED
 from mxpolicy.check.postconf import Postconf
-from mxpolicy.check.programs import ProgramError
-from mxpolicy.check.tls_level import LEVEL, POLICY_MAPS
 from mxpolicy.setup.cf_text import find
 from mxpolicy.setup.disk import Disk, SetupError, fixed, read_text
 from mxpolicy.setup.mail_server import MailServer
-from mxpolicy.setup.postfix_domains import OWN_DOMAINS, own
-from mxpolicy.setup.postfix_draft import (
-    INSTANCES,
-    PROTOCOLS,
-    RELAY,
-    SENDER,
-    SENDERS,
-    Seen,
-)
-from mxpolicy.setup.postfix_lines import FALLBACK_AT, TABLE
 from mxpolicy.setup.postfix_mentions import going, gone, mentions, tables
 from mxpolicy.setup.postfix_plan import plan
-from mxpolicy.setup.postfix_processes import at_work, is_taken
+from mxpolicy.setup.postfix_processes import at_work
 from mxpolicy.setup.postfix_queue import waiting
+from mxpolicy.setup.postfix_seen import see, text_of
 from mxpolicy.setup.steps import MAIN, MASTER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable
 
     from mxpolicy.check.programs import Ended
     from mxpolicy.setup.kept import Kept
@@ -103,110 +89,11 @@ class Postfix(MailServer):
                     " make it a file"
                 )
 
-    # -- what is there -----------------------------------------------------------
-
-    def seen(self, asked: Asked) -> Seen:
-        """Return what is there, as far as *asked* needs it."""
-        main, master = self._text(self._main), self._text(self._master)
-        ways = "transport_maps", "relayhost", RELAY, SENDER, *SENDERS
-        names = [*ways, *OWN_DOMAINS, INSTANCES, PROTOCOLS, LEVEL, POLICY_MAPS]
-        names += ["default_transport", "relay_domains", *WAYS, *UNHEEDED]
-        # One that is not there is empty.
-        effective = Postconf(self._run).settings(names)
-        others = words(effective["transport_maps"], " \t,")
-        routed = {
-            domain: f"{hop} ({table})"
-            for domain in asked.domains
-            for table in reversed(others)
-            if not table.endswith(f"/{TABLE}")
-            and (hop := self._looked_up(domain, table))
-        }
-        local = {
-            domain: own(domain, effective, self._looked_up, self._listed)
-            for domain in asked.domains
-        }
-        table = read_text(f"{self.directory}/{TABLE}")
-        host, port = FALLBACK_AT
-        taken = (
-            asked.fallback
-            and not find(MASTER, master, f"{host}:{port}/inet")
-            and is_taken(host, port)
-        )
-        inward, unlisted = (
-            self._inward(others, effective) if asked.fallback else ((), ())
-        )
-        return Seen(
-            self.directory,
-            main,
-            master,
-            table,
-            effective,
-            routed,
-            local,
-            taken,
-            inward,
-            unlisted,
-        )
-
-    def _inward(
-        self, tables: Sequence[str], effective: Mapping[str, str]
-    ) -> tuple[list[str], list[str]]:
-        """Return what *tables* send to hosts of our own; see `Seen`."""
-        names = *OWN_DOMAINS, "relay_domains"
-        inward, unlisted = [], []
-        for table in tables:
-            listed = self._listed(table)
-            if listed is None:
-                unlisted.append(table)
-            for key, value in (listed or {}).items():
-                transport, _, nexthop = value.partition(":")
-                domain = key.rpartition("@")[2].lower()
-                if (
-                    nexthop
-                    and transport == of_the_world(effective)
-                    and domain not in {"", "*"}
-                    and own(
-                        domain, effective, self._looked_up, self._listed, names
-                    ).name
-                ):
-                    inward.append(f"{key} {value} ({table})")
-        return inward, unlisted
-
-    def _text(self, path: str) -> str:
-        try:
-            text = read_text(path)
-        except OSError as error:
-            raise SetupError(f"{path}: cannot be read: {error.strerror}") from error
-        if text is None:
-            raise SetupError(f"{path}: is not there: see -c DIR and MAIL_CONFIG")
-        return text
-
-    def _looked_up(self, key: str, table: str) -> str:
-        try:
-            return Postconf(self._run).filtered(key, [table])
-        except ProgramError as error:
-            raise SetupError(
-                f"main.cf: {table} cannot be asked for {key}: {error}; so it is not known"
-                " where its mail goes: mend that first"
-            ) from error
-
-    def _listed(self, table: str) -> dict[str, str] | None:
-        """Return what is in a table, by key; None where it does not say."""
-        try:
-            ended = self._run("postmap", "-s", table)
-        except ProgramError:
-            return None
-        # A database in the network does not list what it has.
-        if ended.status:
-            return None
-        rows = (line.partition("\t") for line in ended.out.splitlines())
-        return {key: value for key, _, value in rows}
-
     # -- set-up ------------------------------------------------------------------
 
     def plan(self, asked: Asked) -> Plan:
         """Return what would be done for *asked*."""
-        what = plan(asked, self.seen(asked))
+        what = plan(asked, see(asked, self.directory, self._run))
         files = {os.path.join(self.directory, one.file) for one in what.steps}
         return what._replace(refusals=(*self._fixed(files), *what.refusals))
 
@@ -287,7 +174,7 @@ class Postfix(MailServer):
 
     def in_the_way(self, kept: Kept, undone: Undone) -> list[str]:
         """Return what would point to nothing, and messages that would."""
-        both = {one: self._text(one) for one in (self._main, self._master)}
+        both = {one: text_of(one) for one in (self._main, self._master)}
         texts = {**both, **undone.texts}
         found = mentions(
             going(kept, texts), texts, tables(texts, Postconf(self._run).filled)
@@ -304,7 +191,7 @@ class Postfix(MailServer):
         first = (
             f"postconf -X {relay}; postfix reload; "
             if (self._main, relay) in {(one.file, one.key) for one in kept.steps}
-            and find(MAIN, self._text(self._main), relay)
+            and find(MAIN, text_of(self._main), relay)
             else ""
         )
         return waiting(self.ask, gone(kept, undone.texts) & TRANSPORTS, first)

@@ -18,6 +18,7 @@ from mxpolicy.setup.postfix import Postfix
 from mxpolicy.setup.postfix_lines import FALLBACK_AT
 from mxpolicy.setup.postfix_plan import plan
 from mxpolicy.setup.postfix_processes import at_work, is_taken
+from mxpolicy.setup.postfix_seen import see
 from mxpolicy.setup.steps import Asked
 from tests.setup.programs import Copy, sample
 
@@ -141,7 +142,7 @@ def test_postfix_that_ends_at_reload_is_told(tmp_path: Path) -> None:
     postfix = Postfix(run, pause=0.0)
     asked = Asked(all_mail=True)
     with pytest.raises(SetupError, match=r"Postfix ended .* postfix start"):
-        postfix.apply(asked, plan(asked, postfix.seen(asked)))
+        postfix.apply(asked, postfix.plan(asked))
     assert postfix.stage is Stage.UNFINISHED
 
 
@@ -152,7 +153,7 @@ def test_port_that_is_taken(tmp_path: Path) -> None:
     assert not is_taken("127.0.0.1", port)
     directory = sample("debian", tmp_path / "postfix")
     asked = Asked(fallback=True)
-    seen = Postfix(Copy(directory)).seen(asked)._replace(is_taken=True)
+    seen = see(asked, str(directory), Copy(directory))._replace(is_taken=True)
     [refusal] = plan(asked, seen).refusals
     assert f"port {FALLBACK_AT[1]} of 127.0.0.1 is taken" in refusal
     assert plan(Asked(all_mail=True), seen).refusals == ()
@@ -164,7 +165,7 @@ def test_port_of_another_service(name: str, tmp_path: Path) -> None:
     with (directory / "master.cf").open("a") as file:
         file.write(f"{name} inet n - n - - smtpd\n")
     asked = Asked(fallback=True)
-    [refusal] = plan(asked, Postfix(Copy(directory)).seen(asked)).refusals
+    [refusal] = Postfix(Copy(directory)).plan(asked).refusals
     assert f"master.cf has {name}/inet" in refusal
 
 
