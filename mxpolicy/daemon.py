@@ -174,6 +174,7 @@ class Daemon:
         self._is_ending = asyncio.Event()
         self._is_urged = asyncio.Event()
         self._told_missing = ""
+        self._told_lost = ""
         self._store: FallbackStore
         self._engine: Engine
         self._kick: Kick
@@ -289,6 +290,7 @@ class Daemon:
             try:
                 self._manager.alive(self._status())
                 self._mend_sockets()
+                self._tell_of_lost_sockets()
                 if orphans is not None:
                     orphans.reap()
             except Exception:  # no memory for a moment; the loop turns all the same
@@ -309,6 +311,16 @@ class Daemon:
                 if trouble != self._told_missing:
                     self._tell(trouble)
         self._told_missing = trouble
+
+    def _tell_of_lost_sockets(self) -> None:
+        """Say which files that systemd has made were removed: no client finds us there."""
+        lost = ", ".join(self._doors.lost)
+        if lost and lost != self._told_lost and not self._is_ending.is_set():
+            self._tell(
+                f"socket files of systemd's were removed: {lost}; stop mxpolicy.service,"
+                " restart its .socket units, and start it again"
+            )
+        self._told_lost = lost
 
     def _status(self) -> str:
         under_way = len(self._engine.under_way)

@@ -132,11 +132,20 @@ class Doors:
 
     @property
     def missing(self) -> list[str]:
-        """Those of `sockets` whose files somebody has removed or replaced."""
+        """Those of `sockets` whose files somebody has removed or replaced, to be made anew."""
         return [
             f"{name} at {at}"
             for (name, at), one in self._made.items()
             if not one.acceptor.listening.is_reachable
+        ]
+
+    @property
+    def lost(self) -> list[str]:
+        """The same of sockets that were given: their files are not ours to make."""
+        return [
+            f"{name} at {one.listening.at}"
+            for name, one in self._of_given
+            if not one.listening.is_reachable
         ]
 
     def apply(self, options: Options) -> None:

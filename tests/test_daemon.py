@@ -264,6 +264,27 @@ def test_removed_socket_file_is_made_anew_without_a_reload(serving: Runner) -> N
         assert list(daemon.run.iterdir()) == []
 
 
+def test_removed_file_of_a_socket_from_systemd_is_told_once(
+    serving: Runner, tmp_path: Path
+) -> None:
+    path = tmp_path / "given"
+    environ = {"WATCHDOG_USEC": "50000"}
+    with (
+        given_socket(path) as given,
+        serving.started(given=[("policy", given)], environ=environ) as daemon,
+    ):
+        daemon.wait_for("WATCHDOG=1", 3)
+        assert "of systemd's" not in daemon.log()
+        path.unlink()
+        text = f"socket files of systemd's were removed: policy at {path}; "
+        daemon.wait_for_log(text)
+        daemon.wait_for("WATCHDOG=1", len(daemon.told) + 3)
+        assert daemon.log().count(text) == 1
+        path.write_text("in its place")
+        assert daemon.end() == 0
+        assert path.exists()
+
+
 def test_group_of_a_socket_from_systemd_is_told_to_have_no_effect(
     serving: Runner, tmp_path: Path
 ) -> None:

@@ -45,11 +45,17 @@ class Socket:
     """
 
     def __init__(
-        self, at: str, listening: socket.socket, file: tuple[int, int] | None = None
+        self,
+        at: str,
+        listening: socket.socket,
+        file: tuple[int, int] | None = None,
+        *,
+        is_ours: bool = True,
     ) -> None:
         self.at = at
         self.socket = listening
-        self._file = file  # device and inode, where we have made it
+        self._file = file  # device and inode, where there is one
+        self._is_ours = is_ours  # to give and to remove
 
     @property
     def is_local(self) -> bool:
@@ -58,7 +64,7 @@ class Socket:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether clients find it: a file that we have made may have been removed."""
+        """Whether clients find it: its file may have been removed."""
         return self._file is None or _file_at(self.at) == self._file
 
     def give(self, group: str) -> None:
@@ -70,13 +76,13 @@ class Socket:
         Raises:
             ListenError: That group is not ours to give.
         """
-        if self._file is not None:
+        if self._file is not None and self._is_ours:
             _give(self.at, group)
 
     def close(self) -> None:
         """Close it; remove its file where we have made that, and it is still ours."""
         self.socket.close()
-        if self._file is None:
+        if self._file is None or not self._is_ours:
             return
         with suppress(OSError), _locked(os.path.dirname(self.at)):
             if _file_at(self.at) == self._file:
@@ -113,7 +119,8 @@ def listen_at_given(listening: socket.socket) -> Socket:
     if not listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         raise ListenError(at, "it does not listen (Accept=no)")
     listening.setblocking(False)
-    return Socket(at, listening)
+    file = _file_at(at) if at.startswith("/") else None
+    return Socket(at, listening, file, is_ours=False)
 
 
 def _file_at(path: str) -> tuple[int, int] | None:
