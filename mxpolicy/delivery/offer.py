@@ -120,8 +120,8 @@ class Offer:
         answers: How the host refused it.
         ending: How the last session broke, None if it did not.
         over: Why no other host is to be asked, None if others may be.
-        void_because: Why the host is to be dialled anew: the session was one of an
-            earlier message, and was over; or it takes no more of so many recipients.
+        void_because: Why the host is to be dialled anew: the session had had a
+            transaction before, and was over; or it takes no more of so many recipients.
             None if neither is so.
         is_unanswered: The final dot was not answered in time, and the host may still do
             so over *session*. The attempt keeps it, or ends it.
@@ -228,7 +228,7 @@ class Offer:
         """Return what counts of the last transaction."""
         if self.over is not None:
             return Counts.ALL
-        if not self.session.is_reused:
+        if not self.session.is_old:
             is_spent = self.ending is not None and self.ending.verdict is Verdict.UNFIT
             return Counts.DIAL_ANEW if is_spent else Counts.ALL
         settlement = self._message.settlement
@@ -241,18 +241,17 @@ class Offer:
     async def _is_void(self) -> bool:
         """Return whether the host is to be dialled anew; see `void_because`.
 
-        What an earlier message's session has said is forgotten then, and also where our
-        own time is up.
+        What an old session has said is forgotten then, and also where our own time is up.
         """
         counts = self._what_counts()
-        if not self.session.is_reused:
+        if not self.session.is_old:
             if counts is Counts.DIAL_ANEW:
                 self.void_because = self._words_of_the_end()
             return counts is Counts.DIAL_ANEW
         if counts is Counts.IF_IN_STEP and await self._is_in_step():
             self.answers.are_in_step()
             counts = Counts.ALL
-        if counts is Counts.ALL and self.over is None:
+        if counts is Counts.ALL and self.over is None and self.session.is_reused:
             # Of a new session the host may have another opinion.
             said = self.answers.take_back_about_session()
             if said is not None and not self.in_doubt():

@@ -108,6 +108,14 @@ class Session:
         return self.dialogue.smtp.extensions
 
     @property
+    def is_old(self) -> bool:
+        """Whether it has had a transaction before this one, perhaps of the same message.
+
+        Such a session may have ended, or be out of step (`mxpolicy.routing.reuse`).
+        """
+        return self.is_reused or self.transactions > 1
+
+    @property
     def is_masked(self) -> bool:
         """Whether a firewall overwrites what the host says."""
         return self.dialogue.smtp.banner_masked or self.extensions.starttls_masked

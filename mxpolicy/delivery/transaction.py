@@ -134,6 +134,8 @@ class Transaction:
             later = [number for number in pending if number not in batch]
             some_taken = await self._one_transaction(batch, later)
             self._stage = Stage.NOT_BEGUN
+            if not self._session.is_old:
+                self._answers.are_in_step()  # nothing was said before that
             over_limit = self._answers.take_back_over_limit(batch) if some_taken else []
             refused = self._answers.refused
             later = [number for number in later if number not in refused]

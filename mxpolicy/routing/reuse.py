@@ -12,6 +12,9 @@ things can be wrong with a session that has waited, and neither is the host's fa
 So an end of such a session is no finding, as long as the host cannot have the message:
 the host is dialled anew. A refusal counts when the replies are known to be in step. That
 is shown by 354 after DATA, or by 221 after QUIT: no other command is answered so.
+
+The same holds for the second transaction of one message, with recipients that were too many
+for the first one: such a session is *old*, too (`mxpolicy.delivery.session.Session`).
 """
 
 from __future__ import annotations
@@ -128,7 +131,7 @@ class Stage(IntEnum):
 
 
 class Counts(Enum):
-    """What counts of a transaction over a session that had waited."""
+    """What counts of a transaction over an old session."""
 
     ALL = "all"
     """All of it, as over any other session."""
@@ -141,7 +144,7 @@ class Counts(Enum):
 def what_counts(
     course: Course, *, ended: Verdict | None, dot_is_out: bool = False
 ) -> Counts:
-    """Return what counts of a transaction over a session that had waited.
+    """Return what counts of a transaction over an old session.
 
     Args:
         course: How it went.

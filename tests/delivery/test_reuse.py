@@ -616,6 +616,64 @@ def test_what_was_taken_before_an_old_session_broke_stays_taken() -> None:
     assert sorted(paths) == [SEVERAL[0], SEVERAL[1], SEVERAL[3]]
 
 
+# The second transaction of one message.
+
+SECOND = {name: script for name, script in STALE.items() if not name.startswith("RSET")}
+
+
+@pytest.mark.parametrize("case", SECOND)
+def test_end_of_a_session_in_the_second_transaction_of_a_message_is_no_finding(
+    case: str,
+) -> None:
+    host = limited("RCPTMAX=1", script=SECOND[case])
+
+    async def work(site: Site) -> None:
+        sent = await site.send(recipients=TWO)
+        assert all(isinstance(one, Delivered) for one in sent.outcomes)
+        assert was_replaced(sent)
+        assert not told(sent, events.CandidateFailed)
+
+    play(host, work=work)
+    assert [visit.count("MAIL") for visit in verbs(host)] == [2, 1]
+
+
+@pytest.mark.parametrize("end", ["421 4.7.0 one message", End.CLOSE, "503 5.5.1 no"])
+def test_refusals_of_a_new_session_stand_when_it_takes_no_second_message(
+    end: str | End,
+) -> None:
+    script: Script = {f"RCPT {TWO[0]}": REFUSED, "MAIL": ["250 ok", end] * 9}
+    host = limited("RCPTMAX=1", script=script)
+
+    async def work(site: Site) -> None:
+        sent = await site.send(recipients=[*TWO, "ann@example.com"])
+        kinds = [Bounced, Delivered, Delivered]
+        assert [type(one) for one in sent.outcomes] == kinds
+
+    play(host, work=work)
+    assert len(host.visits) == 3
+
+
+@pytest.mark.parametrize("extensions", [["PIPELINING"], []], ids=["pipelined", ""])
+@pytest.mark.parametrize("late", [0.1, 0.5])
+def test_dot_answered_twice_does_not_shift_the_next_replies_of_its_message(
+    extensions: list[str], late: float
+) -> None:
+    said = ("250 queued", late, "250 queued")
+    # All refused recipients, and none else, are bounced.
+    script: Script = {".": said, "MAIL": ["250 ok", (1.0, "250 ok")]}
+    script["RCPT c@one.example"] = REFUSED
+    host = ScriptedHost(script, extensions=[*extensions, "LIMITS RCPTMAX=2"])
+
+    async def work(site: Site) -> None:
+        sent = await site.send(recipients=SEVERAL)
+        kinds = [Delivered, Delivered, Bounced, Delivered]
+        assert [type(one) for one in sent.outcomes] == kinds
+
+    play(host, work=work)
+    taken = [path for one in host.taken for path in one.forward_paths]
+    assert sorted(taken) == [SEVERAL[0], SEVERAL[1], SEVERAL[3]]
+
+
 # What is remembered of the host.
 
 
