@@ -186,7 +186,7 @@ def _attributes(words: Iterable[str]) -> dict[str, str]:
         name, equals, value = word.partition("=")
         if not equals or name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            hint = f" (did you mean '{near[0]}='?)" if near else ""
             if not equals and "@" in word:
                 hint = f" (did you mean 'recipient={printable(word, 60)}'?)"
             raise UsageError(

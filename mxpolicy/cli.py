@@ -81,6 +81,9 @@ def main() -> int:
         pipe(rest)
     if command == "policy":
         return _policy(rest)
+    if sys.stdout is None:
+        # It is closed (">&-"), and would become the next file that is opened.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if command in COMMANDS:
         from importlib import import_module
 

@@ -182,10 +182,21 @@ def age(seconds: float) -> str:
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Flush stdout at the end of the block; end it quietly when nothing reads stdout."""
+    """Flush stdout at the end of the block; end it quietly when nothing reads stdout.
+
+    Raises:
+        SystemExit: With 1, when stdout cannot be written: it is a file on a full disk.
+    """
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        # What is about a file, names it.
+        if error.filename is not None:
+            raise
         # The interpreter flushes once more on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            text = f"mxpolicy: standard output: {error.strerror}"
+            print(text, file=sys.stderr)
+            raise SystemExit(1) from error

@@ -203,7 +203,7 @@ def test_wrong_configuration_is_dunno_as_for_the_mail_server(asker: Asker) -> No
         (("--json",), "NAME=VALUE"),
         (("a@null.example",), "'a@null.example' is not NAME=VALUE"),
         (("a@null.example",), "did you mean 'recipient=a@null.example'?"),
-        (("recipent=a@null.example",), "did you mean 'recipient'?"),
+        (("recipent=a@null.example",), "did you mean 'recipient='?"),
         (("client_address=192.0.2.1",), "give recipient=ADDRESS or sender=ADDRESS"),
         (("recipient=a@b.example", "recipient=c@b.example"), "given twice"),
         (("recipient=a@b.example\nsender=x@b.example",), "a line end"),

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from mxpolicy.terminal import age, duration, milliseconds
 
-if TYPE_CHECKING:
-    from pathlib import Path
+CHECKOUT = Path(__file__).parents[1]
 
 
 def run_unread(code: str, **environ: str) -> subprocess.CompletedProcess[bytes]:
@@ -56,6 +56,34 @@ def test_command_whose_reader_has_left_ends_quietly(
     code = f"import sys; from mxpolicy.cli import main; sys.argv[1:] = {argv}; sys.exit(main())"
     ended = run_unread(code, STATE_DIRECTORY=str(tmp_path), MXPOLICY_CONFIG="/dev/null")
     assert (ended.returncode, ended.stderr) == (status, b"")
+
+
+def shown(arguments: str, to: str, tmp_path: Path) -> tuple[int, str]:
+    """Run ``mxpolicy`` in a shell, stdout as *to* says; return status and stderr."""
+    code = "import sys; from mxpolicy.cli import main; sys.exit(main())"
+    command = f"{shlex.join([sys.executable, '-c', code])} {arguments} {to}"
+    said = {"STATE_DIRECTORY": str(tmp_path), "MXPOLICY_CONFIG": "/dev/null"}
+    ended = subprocess.run(
+        ["/bin/sh", "-c", command],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=CHECKOUT,
+        env={**os.environ, **said},
+        timeout=60,
+        check=False,
+    )
+    return ended.returncode, ended.stderr
+
+
+@pytest.mark.parametrize("arguments", ["hosts", "hosts --json", "--help", "-V"])
+def test_closed_stdout_is_no_trouble(arguments: str, tmp_path: Path) -> None:
+    assert shown(arguments, ">&-", tmp_path) == (0, "")
+
+
+@pytest.mark.parametrize("arguments", ["hosts", "hosts --json"])
+def test_stdout_on_a_full_disk_is_told(arguments: str, tmp_path: Path) -> None:
+    said = "mxpolicy: standard output: No space left on device\n"
+    assert shown(arguments, ">/dev/full", tmp_path) == (1, said)
 
 
 @pytest.mark.parametrize(
