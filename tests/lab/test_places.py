@@ -147,7 +147,7 @@ def test_healthy_mail_does_not_wait_behind_three_bad_domains(
             len(lines()) + len(delivering(lab)) >= count
             and len(delivering(lab)) <= PROCESSES
         ),
-        180,
+        400,
     )
     assert len(delivering(lab)) >= PROCESSES * 3 // 4
     queued = [
