@@ -5,6 +5,7 @@ Each is a setting of smtp(8) (postconf(5)). `tls_level` has those about TLS.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.check.master_cf import parse_services
@@ -12,7 +13,7 @@ from mxpolicy.check.master_cf import parse_services
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["UNHEEDED", "told_to_client", "unheeded"]
+__all__ = ["LISTS", "PROBES", "UNHEEDED", "told_to_client", "unheeded", "verified"]
 
 
 class _Unheeded(NamedTuple):
@@ -55,6 +56,16 @@ _ROWS = (
 
 UNHEEDED = tuple(name for row in _ROWS for name in row.names)
 
+# The transport that asks hosts whether an address exists (ADDRESS_VERIFICATION_README).
+PROBES = "address_verify_default_transport"
+
+# The lists of smtpd(8) by which it is asked.
+LISTS = tuple(
+    f"smtpd_{one}_restrictions"
+    for one in ("client", "helo", "sender", "relay", "recipient", "data")
+)
+_VERIFY = re.compile(r"\breject_unverified_(?:sender|recipient)\b")
+
 # As postconf(1) has them filled in.
 _NONE = frozenset({"", "0s", "0"})
 
@@ -73,6 +84,19 @@ def told_to_client(master: str, settings: Mapping[str, str]) -> dict[str, str]:
         if one.name in {world, "smtp"}:
             own |= {key: text for key, text in one.overrides.items() if key in UNHEEDED}
     return {**settings, **own}
+
+
+def verified(master: str, settings: Mapping[str, str]) -> list[str]:
+    """Return the words by which smtpd(8) has hosts asked whether an address exists.
+
+    Args:
+        master: As for `told_to_client`.
+        settings: Of main.cf; `LISTS` are looked at.
+    """
+    said = [settings[one] for one in LISTS]
+    for one in parse_services(master, "smtpd"):
+        said += [one.overrides.get(name, "") for name in LISTS]
+    return sorted(set(_VERIFY.findall(" ".join(said))))
 
 
 def unheeded(settings: Mapping[str, str]) -> list[str]:

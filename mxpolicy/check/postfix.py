@@ -17,7 +17,7 @@ from mxpolicy.check.command import gather
 from mxpolicy.check.fallback_relay import RELAY, WAYS, Fallback, fallback, is_to_us
 from mxpolicy.check.machine import HERE, Machine
 from mxpolicy.check.master_cf import parse_services, substitute
-from mxpolicy.check.own_client import UNHEEDED, told_to_client
+from mxpolicy.check.own_client import PROBES, UNHEEDED, told_to_client, verified
 from mxpolicy.check.policy_clients import judge_asking, judge_daemon
 from mxpolicy.check.postfix_rows import (
     judge_all,
@@ -25,6 +25,7 @@ from mxpolicy.check.postfix_rows import (
     judge_fallback,
     judge_instance,
     judge_places,
+    judge_probes,
 )
 from mxpolicy.check.report import Level, tell
 from mxpolicy.check.status_filter import FILTER_NAME, ask_filter, judge_filter
@@ -61,6 +62,7 @@ SETTINGS = (
     "soft_bounce",
     LEVEL,
     POLICY_MAPS,
+    PROBES,
     "smtp_helo_name",
     "smtp_sasl_auth_enable",
     *UNHEEDED,
@@ -95,6 +97,7 @@ class Postfix(NamedTuple):
         to_daemon: The transport that delivers to the daemon as contrib has it.
         daemon_at: ``ADDRESS:PORT`` where it does; empty when another setting says where.
         fallback: What comes to mxpolicy by ``smtp_fallback_relay``.
+        verified: The words by which smtpd(8) has hosts asked for an address.
         to_client: Settings as they hold for Postfix's own client; empty where mail comes
             to mxpolicy by that client.
     """
@@ -107,6 +110,7 @@ class Postfix(NamedTuple):
     to_daemon: str = ""
     daemon_at: str = ""
     fallback: Fallback = Fallback()
+    verified: Sequence[str] = ()
     to_client: Mapping[str, str] = {}
 
 
@@ -141,6 +145,7 @@ def see(postconf: Postconf) -> Postfix:
         "".join(one.name for one in by_lmtp),
         ":".join(at.groups()) if at else "",
         fallback(text, settings) if is_ours else Fallback(),
+        verified(text, settings),
         {} if is_ours else told_to_client(text, settings),
     )
 
@@ -191,7 +196,8 @@ def look(
     each = [one.most(settings) for one in postfix.services]
     items += judge_places(options.limits.processes, each)
     items += judge_fallback(postfix.fallback)
-    names = {one.name for one in postfix.services}
+    names = {one.name for one in postfix.services} | {postfix.to_daemon} - {""}
+    items += judge_probes(postfix.verified, names, settings)
     items += judge_client(settings, postfix.to_client, options.helo or own_name())
     return items + judge_all(names, settings, options, options.helo or own_name())
 

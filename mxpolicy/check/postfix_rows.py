@@ -10,25 +10,20 @@ from typing import TYPE_CHECKING
 
 from mxpolicy.check.fallback_relay import RELAY
 from mxpolicy.check.master_cf import words
-from mxpolicy.check.own_client import unheeded
+from mxpolicy.check.own_client import PROBES, unheeded
 from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.check.time_limit import DAY, parse_time
 from mxpolicy.check.tls_level import demand
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from mxpolicy.check.fallback_relay import Fallback
     from mxpolicy.check.report import Item
     from mxpolicy.options import Options
 
-__all__ = [
-    "judge_all",
-    "judge_client",
-    "judge_fallback",
-    "judge_instance",
-    "judge_places",
-]
+__all__ = ["judge_all", "judge_client", "judge_fallback", "judge_instance"]
+__all__ += ["judge_places", "judge_probes"]
 
 # With fewer, no place can be kept for other mail.
 FEWEST_PLACES = 4
@@ -146,6 +141,27 @@ def judge_client(
             f"helo: {name}",
         ),
         *(warn(True, one) for one in unheeded(to_client)),
+    )
+
+
+def judge_probes(
+    verified: Sequence[str], transports: Collection[str], settings: Mapping[str, str]
+) -> list[Item]:
+    """Judge how hosts are asked whether an address exists.
+
+    Args:
+        verified: The words by which smtpd(8) has them asked.
+        transports: Names of those that lead to mxpolicy.
+        settings: Of main.cf.
+    """
+    by = settings[PROBES].partition(":")[0]
+    return said(
+        warn(
+            verified and by in transports,
+            f"{' and '.join(verified)} asks by {by}, where Postfix asks no host: each"
+            " address is taken for a good one",
+            f"postconf -e {PROBES}=smtp:",
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mxpolicy.check.master_cf import words
-from mxpolicy.check.own_client import told_to_client, unheeded
+from mxpolicy.check.own_client import PROBES, told_to_client, unheeded, verified
 from mxpolicy.check.tls_level import DEMANDING, LEVEL, demand
 from mxpolicy.setup import (
     postfix_fallback,
@@ -120,10 +120,18 @@ def _look_at_client(draft: Draft, asked: Asked) -> None:
 
     What falls back has come by that client.
     """
+    master = "".join(f"{one.value}\n" for one in entries(MASTER, draft.seen.master))
+    effective = draft.seen.effective
     if asked.domains or asked.all_mail:
-        master = "".join(f"{one.value}\n" for one in entries(MASTER, draft.seen.master))
-        for one in unheeded(told_to_client(master, draft.seen.effective)):
+        for one in unheeded(told_to_client(master, effective)):
             draft.note(one)
+    # As long as nothing else is said, it is default_transport.
+    is_usual = effective.get(PROBES) == effective.get("default_transport")
+    if asked.all_mail and is_usual and (said := verified(master, effective)):
+        draft.note(
+            f"{' and '.join(said)}: Postfix asks no host by mxpolicy's transports, and"
+            f" takes each address for a good one: postconf -e {PROBES}=smtp:"
+        )
 
 
 def _gets_mail(asked: Asked) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mxpolicy.check.fallback_relay import WAYS, of_the_world
 from mxpolicy.check.master_cf import words
-from mxpolicy.check.own_client import UNHEEDED
+from mxpolicy.check.own_client import LISTS, PROBES, UNHEEDED
 from mxpolicy.check.postconf import Postconf
 from mxpolicy.check.programs import ProgramError
 from mxpolicy.check.tls_level import LEVEL, POLICY_MAPS
@@ -37,7 +37,7 @@ __all__ = ["see", "text_of"]
 SETTINGS = (
     *("transport_maps", "relayhost", RELAY, SENDER, *SENDERS, *OWN_DOMAINS),
     *(INSTANCES, PROTOCOLS, LEVEL, POLICY_MAPS, "default_transport"),
-    *("relay_domains", *WAYS, *UNHEEDED),
+    *("relay_domains", *WAYS, *UNHEEDED, PROBES, *LISTS),
 )
 
 

@@ -123,6 +123,15 @@ WITH_A_MEND = {
     "queue_lifetime_of_nothing": one(
         ("-e", "maximal_queue_lifetime=0"), "warn", "maximal_queue_lifetime is 0"
     ),
+    "probes_that_ask_nobody": one(
+        (
+            "-e",
+            "default_transport=mxpolicy:",
+            "smtpd_recipient_restrictions=reject_unverified_recipient",
+        ),
+        "warn",
+        "reject_unverified_recipient asks by mxpolicy, where Postfix asks no host",
+    ),
     "relay_that_wants_a_login": one(
         (
             "-e",

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 
-from mxpolicy.check.own_client import told_to_client, unheeded
+from mxpolicy.check.own_client import told_to_client, unheeded, verified
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,29 @@ def test_what_mxpolicy_does_otherwise(
     assert [one.startswith(start) for one, start in zip(found, said, strict=True)] == [
         True
     ] * len(said)
+
+
+@pytest.mark.parametrize(
+    ("master", "settings", "expected"),
+    [
+        ("", {"smtpd_sender_restrictions": "reject_unlisted_sender"}, []),
+        (
+            "",
+            {
+                "smtpd_relay_restrictions": "permit_mynetworks,reject_unverified_sender",
+                "smtpd_data_restrictions": "reject_unverified_recipient",
+            },
+            ["reject_unverified_recipient", "reject_unverified_sender"],
+        ),
+        (
+            "587 inet n - y - - smtpd"
+            " -o { smtpd_recipient_restrictions = reject_unverified_recipient, permit }\n",
+            {},
+            ["reject_unverified_recipient"],
+        ),
+    ],
+)
+def test_words_that_have_hosts_asked(
+    master: str, settings: dict[str, str], expected: list[str]
+) -> None:
+    assert verified(master, defaultdict(str, settings)) == expected

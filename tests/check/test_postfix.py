@@ -106,6 +106,15 @@ def is_by(row: tuple[str, str, str], item: Item) -> bool:
     )
 
 
+def test_all_mail_by_lmtp_is_all_mail() -> None:
+    seen = postfix.see(Postconf(recorded.Replay("contrib")))
+    settings = defaultdict(str, {**seen.settings, "default_transport": "mxlmtp:"})
+    seen = seen._replace(settings=settings, to_daemon="mxlmtp")
+    items = postfix.look(seen, Options(), None, recorded.MACHINE)
+    said = "default_transport is mxlmtp:: all mail that leaves goes by mxpolicy"
+    assert said in [one.text for one in items]
+
+
 def test_postfix_that_does_not_run_us_is_told_nothing_else() -> None:
     [item] = look("no_service_of_ours")
     assert item.level is Level.WARN

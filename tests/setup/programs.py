@@ -38,6 +38,7 @@ LD_LIBRARY_PATH={tree}/usr/lib/x86_64-linux-gnu:{tree}/usr/lib/postfix \\
 _DEFAULTS = {
     "default_transport": "smtp",
     "relay_transport": "relay",
+    "address_verify_default_transport": "$default_transport",
     "smtpd_relay_restrictions": "permit_mynetworks, permit_sasl_authenticated,"
     " defer_unauth_destination",
 }

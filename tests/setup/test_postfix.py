@@ -362,6 +362,25 @@ def test_what_only_our_own_client_is_told_is_noted(tmp_path: Path) -> None:
         assert any(one.startswith(said) for one in notes) is is_noted
 
 
+def test_probes_that_would_ask_nobody_are_noted(tmp_path: Path) -> None:
+    directory = sample("debian", tmp_path / "postfix")
+    path, text = directory / "main.cf", (directory / "main.cf").read_text()
+    asks = "smtpd_data_restrictions = reject_unverified_sender\n"
+    own = "address_verify_default_transport = smtp-probe:\n"
+    for lines, asked, is_noted in (
+        (asks, Asked(all_mail=True), True),
+        (asks, Asked(all_mail=True, lmtp=True), True),
+        (asks, Asked(domains=("a.example",)), False),
+        (asks + own, Asked(all_mail=True), False),
+        ("", Asked(all_mail=True), False),
+    ):
+        path.write_text(text + lines)
+        notes = planned(Postfix(Copy(directory)), asked).notes
+        assert any("takes each address for a good one" in one for one in notes) is (
+            is_noted
+        )
+
+
 def test_warnings_of_postmap_are_no_trouble(tmp_path: Path) -> None:
     directory = sample("dockermailserver", tmp_path / "postfix")
     copy = Copy(directory)
