@@ -17,6 +17,7 @@ from mxpolicy.delivery.journal import (
     EntryState,
     Past,
     left_by,
+    past_entry,
     waiting_entry,
 )
 from mxpolicy.delivery.known_entry import KnownEntry
@@ -297,6 +298,14 @@ class Entries:
             return waiting_entry(awaits, since, self._me, until, past).encode()
         entry = left_by(outcome, past)
         return entry.encode() if entry is not None else None
+
+    async def leave_past(self, number: int, past: Past) -> None:
+        """Leave only *past*, of a refusal that is not kept; nothing where that is nothing."""
+        entry = past_entry(past)
+        if entry is None or self.earlier(number) is not None:
+            await self.drop(number)
+        else:
+            await self._put_in_place(number, entry.encode())
 
     async def drop(self, number: int) -> None:
         """Delete our entry; another process's entry stays."""

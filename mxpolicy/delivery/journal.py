@@ -33,7 +33,8 @@ soon as nothing listens any more.
 
 A refusal is kept only while other recipients of the call are deferred: the mail server
 asks for all of them again. Without others it asks again only when it has made a deferral
-of the refusal (Postfix: soft_bounce). Then the host is asked again.
+of the refusal (Postfix: soft_bounce), or has not heard it. Then the host is asked again,
+and what is in doubt still is.
 
 The journal makes nothing worse: an entry that cannot be read or written does not count.
 """
@@ -66,6 +67,7 @@ __all__ = [
     "left_by",
     "meaning",
     "outcome_entry",
+    "past_entry",
     "waiting_entry",
 ]
 
@@ -369,6 +371,11 @@ def left_by(outcome: Outcome, past: Past) -> Entry | None:
     """
     if not isinstance(outcome, Deferred):
         return outcome_entry(outcome)
+    return past_entry(past)
+
+
+def past_entry(past: Past) -> Entry | None:
+    """Return what is kept of a recipient that has a *past* and no outcome, or None."""
     if not past.doubts and not past.waits:
         return None
     return Entry(EntryState.DEFERRED, NO_OWNER, 0.0, past=past)

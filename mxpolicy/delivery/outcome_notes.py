@@ -136,7 +136,8 @@ class OutcomeNotes:
         """Wait for what is to be written; call it when all recipients are settled.
 
         A refusal is kept only while others are deferred. Without others the mail server
-        may have made a deferral of it. Then the host is to be asked again.
+        may have made a deferral of it, or has not heard it. Then the host is to be asked
+        again, and what was in doubt still is.
 
         Where some do not have the message, the entries must outlive all retries of the
         mail server, and a loss of power.
@@ -159,7 +160,7 @@ class OutcomeNotes:
                 if not _PUT_OFF.isdisjoint(states):
                     await self._leave(recipient)
                 else:
-                    await entries.drop(recipient.number)
+                    await entries.leave_past(recipient.number, recipient.past)
         delivered = [one for one in known if one.state is RecipientState.DELIVERED]
         if all(state is RecipientState.DELIVERED for state in states):
             for recipient in delivered:

@@ -144,6 +144,20 @@ async def test_outcome_is_noted_as_it_comes_and_a_refusal_in_the_end() -> None:
     assert await delivery.states() == [DELIVERED, None]
 
 
+async def test_refusal_that_is_not_kept_leaves_what_is_in_doubt() -> None:
+    delivery = Delivery()
+    for number in (0, 1):
+        await delivery.dot(number)
+        delivery.settlement.released([number])
+    delivery.settlement[0].past = NO_PAST.doubted(HOST)
+    for number in (0, 1):
+        delivery.settlement.settle(number, REFUSED)
+    await delivery.notes.finish()
+    assert await delivery.states() == [EntryState.DEFERRED, None]
+    again = Delivery(delivery.store)
+    assert await again.entries.take([0, 1]) == {0: NO_PAST.doubted(HOST), 1: NO_PAST}
+
+
 async def test_outcome_of_before_is_left_as_it_is() -> None:
     delivery = Delivery()
     value = outcome_entry(EARLIER).encode()
