@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from tests.simulation.world import Message
 
-__all__ = ["make_world_of_a_daemon"]
+__all__ = ["make_world_of_a_daemon", "with_trouble"]
 
 
 def make_world_of_a_daemon(rng: Random, seed: int) -> World:
@@ -56,14 +56,14 @@ def make_world_of_a_daemon(rng: Random, seed: int) -> World:
     )
     ends = max(0.5, ends)
     for _ in range(rng.choice((0, 1, 1, 1, 2))):
-        world = _with_trouble(rng, world, ends)
+        world = with_trouble(rng, world, ends)
     if rng.random() < 0.15:
         others = (*Storage, Storage.SLOW, Storage.SLOW)
         world = world._replace(storage=rng.choice(others))
     return world
 
 
-def _with_trouble(rng: Random, world: World, ends: float) -> World:
+def with_trouble(rng: Random, world: World, ends: float) -> World:
     """Return it with one trouble more, of another kind than those that it has."""
     at = round(rng.uniform(0, ends), 3)
     match rng.randrange(8):

@@ -347,6 +347,8 @@ class Connection:
             offers.append("PIPELINING")
         if self._host.offers_tls and not self.is_secure:
             offers.append("STARTTLS")
+        if (most := self._host.most) is not None and most.is_said:
+            offers.append(f"LIMITS RCPTMAX={most.recipients} MAILMAX={most.messages}")
         lines = [self._host.name, *offers]
         return "\r\n".join(
             f"250{' ' if one == lines[-1] else '-'}{one}" for one in lines
@@ -364,6 +366,11 @@ class Connection:
         if again is not None and self._transactions:
             self._has_sender = self._act(Place.AGAIN)
             return
+        most = self._host.most
+        if most is not None and self._transactions >= most.messages:
+            self._has_sender = False
+            self._end(0.0, "421 4.7.0 too many messages")
+            return
         self._transactions += 1
         step = self._step(Place.MAIL)
         if step is not None and step.act is Act.TLS_ONLY and self._host.offers_tls:
@@ -378,6 +385,10 @@ class Connection:
     def _rcpt(self, recipient: str) -> None:
         if not self._has_sender:
             self._say(0.0, "503 5.5.1 no sender")
+            return
+        most = self._host.most
+        if most is not None and len(self._recipients) >= most.recipients:
+            self._say(0.0, most.reply)
             return
         step = self._step(Place.RCPT, recipient)
         if step is not None and step.act is Act.GREYLIST:

@@ -250,6 +250,17 @@ MENDS = {
             ),
         ),
     ),
+    "second-transaction": Mend(
+        "offer: The second transaction of a message counts as one over an old session",
+        (
+            Edit(
+                "delivery/session.py",
+                "return self.is_reused or self.transactions > 1",
+                "return self.is_reused",
+            ),
+        ),
+        kind="limits",
+    ),
     "cut-off": Mend(
         "journal: A host that could not answer the dot keeps its chances",
         (

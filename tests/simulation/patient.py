@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mxpolicy.routing.mx import LookupStatus
 from tests.simulation.hosts import connection_to, text_of
-from tests.simulation.world import own_preference
+from tests.simulation.world import TOO_MANY, own_preference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,12 +49,15 @@ class Limits(NamedTuple):
         hosts: With how many hosts it has one.
         lookups: Seconds in which the names of a better host must fail until a refusal
             by a worse one is heeded.
+        splits: Whether recipients that were too many for a host are offered to it again
+            at once (RFC 5321 §4.5.3.1.10).
     """
 
     addresses: int
     sessions: int
     hosts: int
     lookups: float = 3600.0
+    splits: bool = False
 
 
 # smtp_mx_address_limit and smtp_mx_session_limit; the latter by host, since two addresses
@@ -105,9 +108,14 @@ async def send(
             break
         addresses += 1
         said: dict[str, End] = {}
-        if await _visit(site, address, message, left, said):
+        few = len(left)
+        if limits.splits and host.most is not None:
+            few = host.most.recipients
+        if await _visit(site, address, message, left[:few], said):
             sessions += 1
             visited.add(host.name)
+        for number in range(few, len(left), few):
+            await _visit(site, address, message, left[number : number + few], said)
         if any(one.preference < host.preference for one in unheard):
             # A better host may yet be found in DNS, and may not refuse: another time.
             bounced = [who for who, end in said.items() if end is End.BOUNCED]
@@ -240,5 +248,6 @@ class _Dialog:
 
     def _refuse(self, reply: str, who: list[str], ends: dict[str, End]) -> None:
         # 530 is the session's trouble to us; smtp(8) bounces it. See the README.
-        if reply[0] == "5" and not reply.startswith("530"):
+        is_permanent = reply[0] == "5" and not reply.startswith("530")
+        if is_permanent and reply not in TOO_MANY:  # RFC 5321 §4.5.3.1.10: as 452
             ends.update(dict.fromkeys(who, End.BOUNCED))

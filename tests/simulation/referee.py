@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tests.helpers.fast_loop import run_fast
 from tests.simulation.daemon_worlds import make_world_of_a_daemon
+from tests.simulation.limit_worlds import make_world_of_limits
 from tests.simulation.patient import DOT, POSTFIX, TWO_HOSTS, UNLIMITED, End, orders
 from tests.simulation.queue import play_ours, play_patiently
 from tests.simulation.world import (
@@ -47,6 +48,7 @@ __all__ = [
     "tell",
     "world_of",
     "world_of_a_daemon",
+    "world_of_limits",
     "world_of_sessions",
 ]
 
@@ -97,10 +99,16 @@ def world_of_a_daemon(seed: int) -> World:
     return make_world_of_a_daemon(Random(seed), seed)
 
 
+def world_of_limits(seed: int) -> World:
+    """Return the world with this number of many recipients and hosts that take few."""
+    return make_world_of_limits(Random(seed), seed)
+
+
 WORLDS = {
     "all": world_of,
     "sessions": world_of_sessions,
     "daemons": world_of_a_daemon,
+    "limits": world_of_limits,
 }
 """{kind: what returns the world with a number}."""
 
@@ -140,6 +148,8 @@ def _judge_domain(world: World, ours: Played) -> list[Fault]:
     # is luck where a host recovers meanwhile. One of all patient senders at least must
     # have fared as we have.
     senders = [TWO_HOSTS, UNLIMITED]
+    if any(host.most is not None for host in world.hosts):
+        senders += [one._replace(splits=True) for one in senders]
     if world.storage in _FORGETFUL:  # then nobody knows how long a lookup has failed
         senders += [one._replace(lookups=0.0) for one in senders]
     others, bounced = _compare(world, ours, suspects, senders, is_fooling=is_fooling)
@@ -396,7 +406,8 @@ def _is_put_off_more(world: World, ours: Played, patients: Played, one: str) -> 
     are; and one more for each process that is killed, which comes again. A race may have
     sessions with several addresses of such hosts for a moment, and so keep another
     message out once. So may a message that begins in the same moment, once more than a
-    patient sender's: their next tries begin together again.
+    patient sender's: their next tries begin together again. And so may a session that
+    waits in the daemon, as smtp(8)'s cached ones do, where a process is alone.
     """
     often = ours.deferrals[one]
     busy = [
@@ -404,7 +415,8 @@ def _is_put_off_more(world: World, ours: Played, patients: Played, one: str) -> 
     ]
     begins = [one.begins for one in world.messages]
     is_together = len({*begins}) < len(begins)
-    often -= is_together or sum(len(host.addresses) for host in busy) > 1
+    is_raced = sum(len(host.addresses) for host in busy) > 1
+    often -= is_together or is_raced or bool(world.alone and busy)
     if often <= patients.deferrals[one]:
         return False
     if not busy:

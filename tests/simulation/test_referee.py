@@ -15,6 +15,7 @@ from tests.simulation.referee import (
     tell,
     world_of,
     world_of_a_daemon,
+    world_of_limits,
     world_of_sessions,
 )
 
@@ -52,6 +53,14 @@ def test_session_that_is_used_again_causes_nothing_either(first: int) -> None:
 def test_daemon_causes_nothing_either_whatever_befalls_it(first: int) -> None:
     for seed in range(first, first + AT_ONCE):
         world = world_of_a_daemon(seed)
+        faults = judge(world)
+        assert not faults, tell(world, faults)
+
+
+@pytest.mark.parametrize("first", range(1, 21, 10))
+def test_limits_of_hosts_cause_nothing_either(first: int) -> None:
+    for seed in range(first, first + 10):
+        world = world_of_limits(seed)
         faults = judge(world)
         assert not faults, tell(world, faults)
 

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from random import Random
 
 __all__ = [
+    "AGAIN",
     "DOMAIN",
     "FOREVER",
     "OUR_ADDRESS",
     "OUR_NAME",
+    "TOO_MANY",
     "TRANSIENT",
     "TURNED_AWAY",
     "Act",
@@ -29,10 +31,12 @@ __all__ = [
     "Host",
     "Kill",
     "Message",
+    "Most",
     "Place",
     "Step",
     "Storage",
     "World",
+    "at_rest",
     "host_for_sessions",
     "make_world",
     "make_world_of_sessions",
@@ -134,11 +138,28 @@ class Step(NamedTuple):
     since: float = 0.0
 
 
+class Most(NamedTuple):
+    """How much a host takes (RFC 9422).
+
+    Attributes:
+        recipients: In a transaction.
+        messages: In a session.
+        is_said: Whether its EHLO reply says so.
+        reply: To a recipient too many.
+    """
+
+    recipients: int
+    messages: int
+    is_said: bool
+    reply: str
+
+
 class Host(NamedTuple):
     """One MX host; what *steps* do not say goes well.
 
     Attributes:
         round_trip: Seconds there and back.
+        most: What it takes; see `Most`.
     """
 
     name: str
@@ -148,6 +169,7 @@ class Host(NamedTuple):
     offers_tls: bool = True
     pipelining: bool = True
     round_trip: float = 0.02
+    most: Most | None = None
 
     def at(
         self, place: Place, now: float, recipient: str = "", address: str = ""
@@ -353,6 +375,8 @@ REFUSALS = {
     Place.DOT: ("554 5.7.1 spam", f"550 5.7.1 {OUR_NAME} fails DMARC"),
 }
 
+# What is said to a recipient too many (RFC 5321 §4.5.3.1.10). 552 for it is of old.
+TOO_MANY = ("452 4.5.3 too many recipients", "452 too many", "552 too many recipients")
 
 TURNED_AWAY = ("", "421 4.7.0 too many", "554 5.7.0 too many")
 
@@ -613,7 +637,7 @@ def host_for_sessions(rng: Random, number: int, preference: int) -> Host:
     """Make a host that takes mail most often, and not each session for another message."""
     steps = []
     if rng.random() < 0.5:
-        steps.append(rng.choice(_at_rest(rng)))
+        steps.append(rng.choice(at_rest(rng)))
     if rng.random() < 0.4:
         reply = rng.choice(AGAIN)
         act = rng.choice((Act.REPLY, Act.REPLY, Act.CLOSE, Act.SILENT))
@@ -645,7 +669,7 @@ def host_for_sessions(rng: Random, number: int, preference: int) -> Host:
     )
 
 
-def _at_rest(rng: Random) -> list[Step]:
+def at_rest(rng: Random) -> list[Step]:
     """Return what a host may do in a session that waits, or seems to."""
     soon = rng.choice((0.0, 0.01, 0.04, 0.05, 0.3, 0.5, 1.0, 2.0, 3.0))
     return [
@@ -976,6 +1000,10 @@ def _of_host(host: Host) -> str:
     words = "; ".join(map(_words, host.steps)) or "is well"
     tls = "" if host.offers_tls else ", no TLS"
     far = "" if host.round_trip == 0.02 else f", {host.round_trip:g}s away"
+    if host.most is not None:
+        said = "says that it" if host.most.is_said else "it"
+        words += f"; {said} takes {host.most.recipients} recipients a message,"
+        words += f" {host.most.messages} messages a session; {host.most.reply}"
     addresses = ", ".join(host.addresses)
     return f"    {host.preference} {host.name}[{addresses}]{tls}{far}: {words}"
 
