@@ -29,6 +29,10 @@ from typing import TYPE_CHECKING
 from mxpolicy import __version__
 from mxpolicy.command_help import parser
 from mxpolicy.config import load
+
+# What others import when it is first needed. By then the package may be installed anew, and
+# a module of another version would be among those that are here.
+from mxpolicy.delivery import forecast, probe  # noqa: F401
 from mxpolicy.delivery.context import Context
 from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.events import Notice, Trouble

@@ -568,6 +568,46 @@ def test_single_steps_are_in_the_log_while_the_configuration_asks_for_them(
             daemon.wait_for_log(f": {step}, at=")
 
 
+def test_no_module_is_loaded_while_it_serves(
+    sends: Any, host: Make, command: Command
+) -> None:
+    """An installation that is renewed meanwhile would give it those of another version."""
+    one = host()
+    runner = sends(one)
+    late = runner.directory / "late"
+    before = f"""
+import sys
+from mxpolicy.net.service_manager import ServiceManager
+ready = ServiceManager.ready
+def has_begun(self, status):
+    ServiceManager.ready = ready
+    ready(self, status)
+    sys.addaudithook(hear)
+def hear(event, arguments):
+    if event == "import":
+        with open({str(late)!r}, "a") as file:
+            print(arguments[0], file=file)
+ServiceManager.ready = has_begun
+"""
+    late.touch()
+    with runner.started(before=before) as daemon:
+        with daemon.connect("lmtp") as connection, daemon.connect("policy") as asking:
+            client = Lmtp(connection)
+            client.send(to(one))
+            assert client.reply().startswith("250 2.0.0 ")
+            assert ask(asking) == DUNNO
+            daemon.reload()
+            assert client.say("RSET").startswith("250 ")
+            client.send(f"not.{to(one)}")
+            assert client.reply().startswith("250 2.0.0 ")
+            argv = command.argv(daemon.run / "pipe", one.nexthop)
+            assert command.run(argv, b"x" * 2_000_000).status == 0
+        assert len(one.messages) == 3
+        assert "QID: to=<" in daemon.log()
+    ours = [name for name in late.read_text().split() if name.startswith("mxpolicy")]
+    assert ours == []
+
+
 WITHOUT_UVLOOP = "import sys; sys.modules['uvloop'] = None"
 
 
