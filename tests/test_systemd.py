@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
+from ctypes.util import find_library
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,10 +15,17 @@ from mxpolicy.daemon import RECORDED_WITHIN, STOPS_WITHIN
 from mxpolicy.doors import DEFAULT_DIRECTORY, DOORS
 from mxpolicy.option_values import parse_duration
 from mxpolicy.state.opening import DEFAULT_DIRECTORY as STATE_DIRECTORY
+from tests.helpers.handing_over import Command, command
+from tests.helpers.piping import MESSAGE, host
+from tests.helpers.serving import TIMEOUT, Runner, serving
 from tests.reference import CHECKOUT
+from tests.test_daemon import DUNNO, Lmtp, Make, ask, free_port, to
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+__all__ = ["command", "host", "serving"]
 
 UNITS = CHECKOUT / "contrib" / "systemd"
 SERVICE = UNITS / "mxpolicy.service"
@@ -100,3 +109,66 @@ def test_type_of_systemd_253_is_only_in_the_file_for_it() -> None:
         "Type": ["notify-reload"],
         "ExecReload": [""],
     }
+
+
+def calls_of(words: Sequence[str]) -> set[str]:
+    """Return the system calls in *words*, which may name systemd's sets of them."""
+    found = set(words)
+    while names := {one for one in found if one.startswith("@")}:
+        listed = ["systemd-analyze", "syscall-filter", *names]
+        done = subprocess.run(listed, check=True, capture_output=True, text=True)
+        lines = [line.strip() for line in done.stdout.splitlines() if line[:1] == " "]
+        found = (found - names) | {line for line in lines if line[:1] != "#"}
+    return found
+
+
+def allowed_calls() -> list[str]:
+    """Return the system calls that the unit allows: later lines change earlier ones."""
+    found = calls_of(["@default"])
+    for line in settings(SERVICE)["SystemCallFilter"]:
+        named = calls_of(line.removeprefix("~").split())
+        found = found - named if line.startswith("~") else found | named
+    return sorted(found)
+
+
+@needs_systemd_analyze
+def test_daemon_needs_no_system_call_that_the_service_may_not(
+    serving: Runner, host: Make, command: Command
+) -> None:
+    """One that it tries all the same ends it here; systemd's filter refuses it."""
+    if find_library("seccomp") is None:
+        pytest.skip("there is no libseccomp here")
+    before = f"""
+import ctypes
+library = ctypes.CDLL("libseccomp.so.2")
+library.seccomp_init.restype = ctypes.c_void_p
+kill, allow = 0x80000000, 0x7FFF0000
+rules = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(kill)))
+for name in {allowed_calls()}:
+    number = library.seccomp_syscall_resolve_name(name.encode())
+    if number >= 0:
+        assert library.seccomp_rule_add(rules, allow, number, 0) == 0
+assert library.seccomp_load(rules) == 0
+"""
+    one = host()
+    port = f"port: {one.nexthop.rpartition(':')[2]}"
+    at_port = free_port()
+    at = f"[unix, '[::1]:{at_port}']"
+    doors = f"listen: {{lmtp: {{at: {at}, allow: ['::1']}}, policy: {{group: root}}}}"
+    serving.configure(port, doors)
+    with serving.started(before=before) as daemon:
+        assert "Seccomp:\t2" in daemon.proc("status").read_text()
+        tcp = socket.create_connection(("::1", at_port), TIMEOUT)
+        with tcp, daemon.connect("lmtp") as connection:
+            for number, each in enumerate((tcp, connection)):
+                client = Lmtp(each)
+                client.send(f"{number}{to(one)}")
+                assert client.reply().startswith("250 2.0.0 ")
+        with daemon.connect("policy") as asking:
+            daemon.reload()
+            assert ask(asking) == DUNNO
+        for message in (MESSAGE, b"x" * 2_000_000):
+            argv = command.argv(daemon.run / "pipe", one.nexthop)
+            assert command.run(argv, message).status == 0
+        assert daemon.log().count("QID: to=<") == 2
+        assert daemon.end() == 0
