@@ -37,7 +37,8 @@ def _is_last_word(ours: Stored, theirs: Stored | None) -> bool:
 
     A delivery is the truth, whatever is written there. Of two deliveries the entry that
     is kept longer counts: the mail server may come back for other recipients. A refusal
-    or a deferral replaces only a claim of this process.
+    or a deferral replaces only a claim of this process; also a deferral whose reply to
+    the dot may still come: that host may have the message.
     """
     entry = Entry.decode(ours.value)
     there = Entry.decode(theirs.value) if theirs is not None else None
@@ -45,7 +46,7 @@ def _is_last_word(ours: Stored, theirs: Stored | None) -> bool:
         case EntryState.DELIVERED:
             is_same = there is not None and there.state is EntryState.DELIVERED
             return theirs is None or not is_same or ours.expires > theirs.expires
-        case EntryState.REFUSED | EntryState.DEFERRED:
+        case EntryState.REFUSED | EntryState.DEFERRED | EntryState.WAITING:
             return there is None or is_own_process(there.owner)
         case _:
             return False

@@ -9,6 +9,7 @@ from mxpolicy.delivery.journal import (
     EntryState,
     Past,
     left_by,
+    waiting_entry,
 )
 from mxpolicy.delivery.owner import Owner, myself
 from mxpolicy.delivery.replay import prevails
@@ -31,6 +32,7 @@ REFUSED = left(Bounced(EnhancedStatus(5, 1, 1), "550 Who?", None, HOST))
 DEFERRED = left(Deferred(EnhancedStatus(4, 2, 2), "452 Full", None, HOST))
 CLAIMED = Entry(EntryState.CLAIMED, myself(), 9e9)
 DOT_SENT = Entry(EntryState.DOT_SENT, myself(), 9e9, HOST)
+WAITING = waiting_entry(HOST, "2027-01-15T08:00:00Z", myself(), 9e9, Past({HOST: 1}))
 CLAIMED_ELSEWHERE = Entry(EntryState.CLAIMED, ANOTHER, 9e9)
 EARLIER_CALL = Entry(EntryState.CLAIMED, myself(), 9e9)
 
@@ -40,7 +42,7 @@ def test_that_somebody_has_it_is_written_in_any_case(there: Entry | None) -> Non
     assert _prevails(DELIVERED, there)
 
 
-@pytest.mark.parametrize("ours", [REFUSED, DEFERRED])
+@pytest.mark.parametrize("ours", [REFUSED, DEFERRED, WAITING])
 @pytest.mark.parametrize(
     ("there", "written"),
     [
