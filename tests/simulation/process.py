@@ -18,6 +18,7 @@ from mxpolicy.delivery.engine import Engine
 from mxpolicy.delivery.late_reply import LateReplies
 from mxpolicy.delivery.mail_data import MailData
 from mxpolicy.delivery.owner import Calls, Owner
+from mxpolicy.delivery.replay import prevails
 from mxpolicy.delivery.request import Request
 from mxpolicy.errors import LocalTrouble
 from mxpolicy.options import LimitOptions, Options
@@ -136,7 +137,7 @@ class Process:
                     connections_per_host=2,
                 ),
             ),
-            store=FallbackStore(view, lambda trouble: None, memory),
+            store=FallbackStore(view, lambda trouble: None, memory, prevails=prevails),
             clock=machine.clock,
             utc=file.utc,
             resolver=line,

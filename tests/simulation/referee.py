@@ -57,6 +57,9 @@ LONGEST_WAIT = 20.0
 # Seconds from the reply to the final dot until a process must have kept it.
 KEPT_WITHIN, KEPT_WITHIN_SLOWLY = 0.5, 20.0
 
+# Seconds in which few tries of a message are made, and not the same number by all senders.
+SOME = 60.0
+
 # Seconds for which a daemon listens to a host that has not answered the dot in time.
 LISTENS = 3600.0
 
@@ -492,7 +495,9 @@ def _price(
     has nothing; then another one, that never answers the dot, may be asked once more
     before it. A restart is one more try, at hosts that do not answer the dot or without
     an answer of the store. Where nothing is kept, a try may leave a copy at each host
-    that does not answer the dot before another one takes the message.
+    that does not answer the dot before another one takes the message. Where a host
+    answers no dot for some seconds, it is luck how many tries meet it then: ours are
+    sooner over.
     """
     copies = ours.copies(one)
     theirs = {taken.host for taken in patients.copies(one)}
@@ -516,7 +521,12 @@ def _price(
     in_doubt = {host for who, host in ours.cut_off if who == one}
     if unheard and not killed and in_doubt - unheard:
         restarted += 1
-    return elsewhere + bounced + is_fooling + killed * again + restarted
+    price = elsewhere + bounced + is_fooling + killed * again + restarted
+    steps = [step for host in world.hosts for step in host.steps]
+    if any(_leaves_doubt(step) and step.until - step.since < SOME for step in steps):
+        tries = min(sum(taken.heard_at == inf for taken in copies), ours.deferrals[one])
+        price = max(price, tries - len(patients.copies(one)) + 1)
+    return price
 
 
 def _is_asked_again(world: World, one: str) -> bool:
