@@ -213,7 +213,8 @@ class Kick:
     async def _wait_for_look(self) -> None:
         """Wait until a host is due to be looked at."""
         while True:
-            at, now = self._mail.next_look(), self._context.utc()
+            now = self._context.utc()
+            at = self._mail.next_look(now)
             if at is not None and at <= now:
                 return
             self._news.clear()

@@ -19,6 +19,9 @@ Each host that mail waits for is looked at again and again: what is remembered o
   will ever clear it, so it is forgotten.
 - In its pause: it is looked at when the pause is over.
 - The pause is over: it is probed, if no other process does that.
+
+With a clock that was set back, the looks come sooner by as much: else mail would wait for
+that long.
 """
 
 from __future__ import annotations
@@ -111,6 +114,7 @@ class DeferredMail:
         # No host is due sooner. It may be too soon: mail that is settled takes its hosts
         # away, and to look for the next one each time would cost too much.
         self._soonest = inf
+        self._now = -inf  # the last time that was said
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -119,6 +123,7 @@ class DeferredMail:
         self, one: Waiting, candidates: Sequence[Candidate], now: float
     ) -> None:
         """A recipient was deferred, because none of *candidates* was ready."""
+        self._heed_clock(now)
         self.settled(one)
         sockets = []
         for candidate in candidates[:HOSTS_EACH]:
@@ -148,12 +153,14 @@ class DeferredMail:
             host.look_at = min(host.look_at, now + FIRST_LOOK)
             self._soonest = min(self._soonest, host.look_at)
 
-    def next_look(self) -> float | None:
+    def next_look(self, now: float) -> float | None:
         """Return when `due` is to be asked next, None while no mail waits."""
+        self._heed_clock(now)
         return self._soonest if self._hosts else None
 
     def due(self, now: float) -> list[Candidate]:
         """Return the hosts to be looked at now; give each to `look`."""
+        self._heed_clock(now)
         due = [one for one in self._hosts.values() if one.look_at <= now]
         for host in due:
             host.look_at = now + LOOK_AGAIN
@@ -198,6 +205,14 @@ class DeferredMail:
             released.setdefault(one.queue_id, []).append(one)
             self.settled(one)
         return released
+
+    def _heed_clock(self, now: float) -> None:
+        if now < self._now:
+            back = self._now - now
+            for host in self._hosts.values():
+                host.look_at -= back
+            self._soonest -= back
+        self._now = now
 
     def _forget(self, host: _AwaitedHost) -> None:
         """Let no recipient wait for *host*; other hosts of theirs stay."""

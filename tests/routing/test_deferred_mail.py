@@ -72,9 +72,9 @@ def test_host_whose_failure_is_not_remembered_keeps_no_mail() -> None:
 
 def test_verdict_is_looked_for_when_it_has_been_written() -> None:
     mail = DeferredMail()
-    assert mail.next_look() is None
+    assert mail.next_look(NOW) is None
     mail.deferred(to("A"), [ONE], NOW)
-    assert mail.next_look() == NOW + FIRST_LOOK
+    assert mail.next_look(NOW) == NOW + FIRST_LOOK
     assert mail.due(NOW) == []
     assert mail.due(NOW + FIRST_LOOK) == [ONE]
 
@@ -84,7 +84,7 @@ def test_host_is_looked_at_when_its_pause_is_over() -> None:
     now = NOW
     looks = []
     while now < NOW + 100:
-        at = mail.next_look()
+        at = mail.next_look(now)
         assert at is not None
         assert at > now, "it would look without end"
         now = at
@@ -108,7 +108,7 @@ def test_mail_is_released_once_in_the_order_of_its_deferral() -> None:
     mail.settled(to("never seen"))
     assert list(mail.release(ONE)) == ["B", "C"]
     assert list(mail.release(ONE)) == []
-    assert mail.next_look() is None
+    assert mail.next_look(NOW) is None
 
 
 def test_message_of_several_hosts_is_released_by_the_first_that_is_back() -> None:
@@ -159,3 +159,15 @@ def test_recipient_that_has_it_takes_nothing_from_the_others_of_its_message() ->
     eve, kim = to("A", "eve@example.com"), to("A", "kim@example.com")
     assert mail.release(ONE) == {"A": [eve, kim]}, "one message, told of once"
     assert len(mail) == 0
+
+
+def test_looks_come_back_with_a_clock_that_is_set_back() -> None:
+    mail = waiting("A")
+    day = 86_400.0
+    now = NOW + 5.0 - day
+    at = mail.next_look(NOW + 5.0)
+    assert at is not None
+    assert mail.next_look(now) == at - day
+    mail.deferred(to("B"), [OTHER], now - day)  # and once more
+    assert mail.next_look(now - day) == now - day + FIRST_LOOK
+    assert mail.due(at - 2 * day) == [ONE, OTHER]
