@@ -24,6 +24,7 @@ from mxpolicy.check.exim_rows import (
     judge_pipe,
     judge_retry,
     judge_routers,
+    judge_verification,
     judge_ways,
 )
 from mxpolicy.check.master_cf import PROGRAM
@@ -85,6 +86,7 @@ class Exim(NamedTuple):
         ways: By which router and transport mail goes that a router of ours should
             take, by the name of that router.
         to_client: What only its own smtp transport was told, a sentence each.
+        looks_up_mx: Whether a router of Exim's own knows which domains there are.
         user: The name of the account that it runs as; empty when it is not known.
     """
 
@@ -96,6 +98,7 @@ class Exim(NamedTuple):
     user: str = ""
     ways: Mapping[str, tuple[str, str]] = {}
     to_client: Sequence[str] = ()
+    looks_up_mx: bool = False
 
     @property
     def uses_daemon(self) -> bool:
@@ -161,6 +164,7 @@ def see(ask: Callable[..., str], sockets: Collection[str]) -> Exim:
         *_asking(ask),
         _ways(ask, routers),
         unheeded(transports, all_routers) if routers else (),
+        any(one.get("driver") == "dnslookup" for one in all_routers.values()),
     )
 
 
@@ -276,6 +280,8 @@ def look(
     for name, one in exim.lmtps.items():
         items += judge_lmtp(Lmtp(name, one, options.lmtp.timeout))
     items += judge_routers({**exim.pipes, **exim.lmtps}, exim.routers)
+    if exim.looks_up_mx:
+        items += judge_verification(exim.routers)
     items += judge_ways(exim.ways, {*exim.pipes, *exim.lmtps})
     items += judge_retry(exim.rules)
     items += said(*(warn(True, one) for one in exim.to_client))

@@ -30,6 +30,7 @@ __all__ = [
     "judge_pipe",
     "judge_retry",
     "judge_routers",
+    "judge_verification",
     "judge_ways",
     "parse_time",
 ]
@@ -286,6 +287,22 @@ def judge_routers(
             ),
         ]
     return said(*rows)
+
+
+def judge_verification(routers: Mapping[str, Mapping[str, str]]) -> list[Item]:
+    """Say which *routers* are asked by an ACL, where another one knows what exists."""
+    return said(
+        *(
+            warn(
+                "yes" in {one.get("verify_sender"), one.get("verify_recipient")},
+                f"router {name} lacks no_verify: an ACL with verify = sender or verify ="
+                " recipient takes each domain for a good one, also one that does not"
+                " exist",
+                "no_verify",
+            )
+            for name, one in routers.items()
+        )
+    )
 
 
 def judge_ways(

@@ -29,6 +29,7 @@ mxpolicy:
   driver = accept
   domains = ! +local_domains
   transport = mxpolicy
+  no_verify
   no_more
 """.lstrip("\n")
 

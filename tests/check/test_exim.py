@@ -298,3 +298,14 @@ def test_garbage_has_no_stanzas() -> None:
 )
 def test_times_are_read_as_exim_writes_them(text: str, seconds: float | None) -> None:
     assert parse_time(text) == seconds
+
+
+def test_router_that_an_acl_asks_is_told() -> None:
+    head, ours = ROUTERS.split("mxpolicy router:\n")
+    asked = ours.replace("no_verify_sender\n", "verify_sender\n", 1)
+    printed = f"{head}mxpolicy router:\n{asked}"
+    [item] = bad(look(routers=printed))
+    assert "router mxpolicy lacks no_verify" in item.text
+    assert item.mend == "no_verify"
+    # It is the only one that says something of any domain.
+    assert bad(look(routers=printed.replace("driver = dnslookup", "driver = x"))) == []

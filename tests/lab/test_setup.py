@@ -380,6 +380,11 @@ def test_exim_there_and_back() -> None:
         assert contents(lab, EXIM) == before
         assert setup(lab, "exim", "--all-mail", "--apply")[0] == 0
         is_right(lab, "Exim")
+        # An ACL still knows which domains there are.
+        verify = ["exim4", "-bvs", "user@no-such.lab.test", placed.recipient]
+        said = lab.mta_exec(verify).stdout.decode()
+        assert "no-such.lab.test failed to verify: Unrouteable address" in said
+        assert f"{placed.recipient} verified" in said
         submit(lab, placed.recipient)
         [line] = exim_deliveries(lab, 1)
         assert "R=mxpolicy T=mxpolicy" in line
