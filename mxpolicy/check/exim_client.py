@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from mxpolicy.check.exim import Stanza
 
-__all__ = ["unheeded"]
+__all__ = ["left_out", "unheeded"]
 
 # (options that have one effect, what is so of mail that goes by mxpolicy)
 _ROWS = (
@@ -33,6 +33,22 @@ _ROWS = (
         "is encrypted only where the host offers that, and no certificate is checked",
     ),
 )
+
+
+def left_out(routers: Mapping[str, Stanza]) -> list[str]:
+    """Return a sentence about each router that leaves addresses out, and mxpolicy does not.
+
+    Args:
+        routers: As ``-bP`` shows them, by name.
+    """
+    return [
+        f"router {name} leaves out hosts at {hosts} (ignore_target_hosts). mxpolicy leaves"
+        " out loopback and the like; for private addresses put never_dial: [private] into"
+        " its configuration"
+        for name, one in routers.items()
+        if one.get("driver") == "dnslookup"
+        and (hosts := one.get("ignore_target_hosts"))
+    ]
 
 
 def unheeded(

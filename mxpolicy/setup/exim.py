@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from mxpolicy.check.exim import stanzas
-from mxpolicy.check.exim_client import unheeded
+from mxpolicy.check.exim_client import left_out, unheeded
 from mxpolicy.errors import MxPolicyError
 from mxpolicy.setup import exim_by_hand
 from mxpolicy.setup.disk import Disk, SetupError, read_text
@@ -169,13 +169,13 @@ class Exim(MailServer):
         return list(dict.fromkeys((*(earlier or ()), *asked.domains)))
 
     def to_client(self) -> list[str]:
-        """Return what only Exim's own smtp transport is told, a sentence each."""
+        """Return what only Exim's own routers and transports do, a sentence each."""
         with suppress(MxPolicyError, OSError):  # another user may not see it
             transports, routers = (
                 stanzas(self.ask(self._program, "-bP", what))
                 for what in ("transports", "routers")
             )
-            return unheeded(transports, routers)
+            return [*unheeded(transports, routers), *left_out(routers)]
         return []
 
     def _notes(self, *, is_routed: bool) -> Iterator[str]:

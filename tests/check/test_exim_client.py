@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mxpolicy.check.exim import Stanza
-from mxpolicy.check.exim_client import unheeded
+from mxpolicy.check.exim_client import left_out, unheeded
 
 MX = {"driver": "dnslookup", "transport": "remote_smtp"}
 SIGNED = {"driver": "smtp", "dkim_domain": "a.example"}
@@ -55,3 +55,14 @@ def test_what_mxpolicy_does_otherwise(
 ) -> None:
     found = unheeded({**TRANSPORTS, **transports}, {"mx": router, "other": {}})
     assert all(one.startswith(start) for one, start in zip(found, said, strict=True))
+
+
+def test_addresses_that_are_left_out_are_told() -> None:
+    routers = {
+        "mx": {**MX, "ignore_target_hosts": "<; 10.0.0.0/8 ; ::1/128"},
+        "relays": {**MX, "ignore_target_hosts": ""},
+        "smarthost": {"driver": "manualroute", "ignore_target_hosts": "10.0.0.0/8"},
+    }
+    [said] = left_out(routers)
+    assert said.startswith("router mx leaves out hosts at <; 10.0.0.0/8 ; ::1/128 (ign")
+    assert "never_dial: [private]" in said
