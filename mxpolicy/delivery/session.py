@@ -69,6 +69,8 @@ class Session:
         transactions: How many transactions have begun on it.
         domains: Those of all recipients that were named in it.
         is_reused: Whether an earlier message was sent over it.
+        is_old: Whether it has had a transaction before this one, perhaps of the same
+            message. It may have ended, or be out of step (`mxpolicy.routing.reuse`).
         course: How its last transaction goes, or went.
     """
 
@@ -96,7 +98,7 @@ class Session:
         self.began = self.last_used = clock()
         self.transactions = 0
         self.domains: set[str] = set()
-        self.is_reused = False
+        self.is_reused = self.is_old = False
         self.course = Course()
         self._owes_rset = False
         self._clock = clock
@@ -106,14 +108,6 @@ class Session:
     def extensions(self) -> Extensions:
         """What the last EHLO reply offered."""
         return self.dialogue.smtp.extensions
-
-    @property
-    def is_old(self) -> bool:
-        """Whether it has had a transaction before this one, perhaps of the same message.
-
-        Such a session may have ended, or be out of step (`mxpolicy.routing.reuse`).
-        """
-        return self.is_reused or self.transactions > 1
 
     @property
     def is_masked(self) -> bool:
@@ -265,6 +259,7 @@ class Session:
         """
         self.dialogue.phase.enter(Phase.TRANSACTION)
         self.course = Course()
+        self.is_old = self.transactions > 0
         mailmax = self.extensions.limits.mailmax
         if mailmax is not None and self.transactions >= mailmax:
             text = f"takes {self.transactions} messages a session"
@@ -311,7 +306,7 @@ class Session:
         A reply that answers no command ends it from now on, until 354.
         """
         self.listener = listener
-        self.is_reused = True
+        self.is_reused = self.is_old = True
         self.tls_seconds = 0.0
         self._owes_rset = True
         self.dialogue.bears_strays = False

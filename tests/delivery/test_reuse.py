@@ -619,6 +619,7 @@ def test_what_was_taken_before_an_old_session_broke_stays_taken() -> None:
 # The second transaction of one message.
 
 SECOND = {name: script for name, script in STALE.items() if not name.startswith("RSET")}
+BYE = "421 4.7.0 one message"
 
 
 @pytest.mark.parametrize("case", SECOND)
@@ -637,7 +638,24 @@ def test_end_of_a_session_in_the_second_transaction_of_a_message_is_no_finding(
     assert [visit.count("MAIL") for visit in verbs(host)] == [2, 1]
 
 
-@pytest.mark.parametrize("end", ["421 4.7.0 one message", End.CLOSE, "503 5.5.1 no"])
+@pytest.mark.parametrize(
+    "script", [{".": f"250 ok\n{BYE}"}, {".": ("250 ok", 0.0, BYE)}]
+)
+def test_goodbye_right_after_a_250_keeps_no_other_recipient_waiting(
+    script: Script,
+) -> None:
+    host = limited("RCPTMAX=1", script=script)
+
+    async def work(site: Site) -> None:
+        sent = await site.send(recipients=TWO)
+        assert all(isinstance(one, Delivered) for one in sent.outcomes)
+        assert not told(sent, events.CandidateFailed)
+
+    play(host, work=work)
+    assert len(host.visits) == 2
+
+
+@pytest.mark.parametrize("end", [BYE, End.CLOSE, "503 5.5.1 no"])
 def test_refusals_of_a_new_session_stand_when_it_takes_no_second_message(
     end: str | End,
 ) -> None:

@@ -255,8 +255,8 @@ MENDS = {
         (
             Edit(
                 "delivery/session.py",
-                "return self.is_reused or self.transactions > 1",
-                "return self.is_reused",
+                "self.is_old = self.transactions > 0",
+                "self.is_old = self.is_reused",
             ),
         ),
         kind="limits",
