@@ -26,10 +26,11 @@ from mxpolicy.check.postfix_rows import (
     judge_instance,
     judge_places,
     judge_probes,
+    judge_to_daemon,
 )
 from mxpolicy.check.report import Level, tell
 from mxpolicy.check.status_filter import FILTER_NAME, ask_filter, judge_filter
-from mxpolicy.check.tls_level import LEVEL, POLICY_MAPS
+from mxpolicy.check.tls_level import LEVEL, LMTP_LEVEL, POLICY_MAPS
 from mxpolicy.check.transport_rows import Transport, judge_transport
 from mxpolicy.net.own_name import own_name
 from mxpolicy.pipe_command import parse_arguments
@@ -63,6 +64,7 @@ SETTINGS = (
     LEVEL,
     POLICY_MAPS,
     PROBES,
+    LMTP_LEVEL,
     "smtp_helo_name",
     "smtp_sasl_auth_enable",
     *UNHEEDED,
@@ -100,6 +102,7 @@ class Postfix(NamedTuple):
         verified: The words by which smtpd(8) has hosts asked for an address.
         to_client: Settings as they hold for Postfix's own client; empty where mail comes
             to mxpolicy by that client.
+        lmtp_level: What the transport to the daemon demands of TLS.
     """
 
     postconf: Postconf
@@ -112,6 +115,7 @@ class Postfix(NamedTuple):
     fallback: Fallback = Fallback()
     verified: Sequence[str] = ()
     to_client: Mapping[str, str] = {}
+    lmtp_level: str = ""
 
 
 def see(postconf: Postconf) -> Postfix:
@@ -147,6 +151,7 @@ def see(postconf: Postconf) -> Postfix:
         fallback(text, settings) if is_ours else Fallback(),
         verified(text, settings),
         {} if is_ours else told_to_client(text, settings),
+        "".join(one.settings(settings)[LMTP_LEVEL] for one in by_lmtp),
     )
 
 
@@ -181,8 +186,7 @@ def look(
     of_policy = _judge_policy(postfix, options, sockets, machine)
     items += of_policy
     if postfix.to_daemon:
-        text = f"transport {postfix.to_daemon} delivers to the daemon"
-        items.append(tell(Level.OK, text))
+        items += judge_to_daemon(postfix.to_daemon, postfix.lmtp_level)
     if not postfix.services:
         text = f"Postfix {settings['mail_version']} is here; no pipe(8) service of it"
         text += " runs mxpolicy"

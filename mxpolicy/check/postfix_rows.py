@@ -13,7 +13,7 @@ from mxpolicy.check.master_cf import words
 from mxpolicy.check.own_client import PROBES, unheeded
 from mxpolicy.check.report import fail, first, ok, said, warn
 from mxpolicy.check.time_limit import DAY, parse_time
-from mxpolicy.check.tls_level import demand
+from mxpolicy.check.tls_level import DEMANDING, LMTP_LEVEL, demand
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mxpolicy.options import Options
 
 __all__ = ["judge_all", "judge_client", "judge_fallback", "judge_instance"]
-__all__ += ["judge_places", "judge_probes"]
+__all__ += ["judge_places", "judge_probes", "judge_to_daemon"]
 
 # With fewer, no place can be kept for other mail.
 FEWEST_PLACES = 4
@@ -161,6 +161,19 @@ def judge_probes(
             f"{' and '.join(verified)} asks by {by}, where Postfix asks no host: each"
             " address is taken for a good one",
             f"postconf -e {PROBES}=smtp:",
+        ),
+    )
+
+
+def judge_to_daemon(name: str, level: str) -> list[Item]:
+    """Judge a transport that delivers to the daemon, and what it demands of TLS."""
+    return said(
+        ok(True, f"transport {name} delivers to the daemon"),
+        fail(
+            level in DEMANDING,
+            f"{name}: {LMTP_LEVEL} is {level}, and the daemon speaks no TLS: all mail that"
+            " goes that way is deferred",
+            f"postconf -P {name}/unix/{LMTP_LEVEL}=none",
         ),
     )
 

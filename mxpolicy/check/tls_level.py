@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["DEMANDING", "LEVEL", "POLICY_MAPS", "demand"]
+__all__ = ["DEMANDING", "LEVEL", "LMTP_LEVEL", "POLICY_MAPS", "demand"]
 
 # For all hosts, and for some.
 LEVEL = "smtp_tls_security_level"
 POLICY_MAPS = "smtp_tls_policy_maps"
+
+# Of lmtp(8).
+LMTP_LEVEL = "lmtp_tls_security_level"
 
 # Levels at which nothing is delivered to a host without TLS.
 DEMANDING = frozenset({"encrypt", "dane-only", "fingerprint", "verify", "secure"})

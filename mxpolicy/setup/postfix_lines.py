@@ -91,7 +91,9 @@ LMTP = Part(
         " -o lmtp_bind_address=127.0.0.1"
         " -o lmtp_bind_address6=::1"
         " -o lmtp_data_done_timeout=1800s"
-        " -o lmtp_send_xforward_command=yes",
+        " -o lmtp_send_xforward_command=yes"
+        " -o lmtp_tls_security_level=none"
+        " -o lmtp_tls_wrappermode=no",
     ),
     settings=(
         ("mxlmtp_destination_concurrency_failed_cohort_limit", "0"),

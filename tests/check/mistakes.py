@@ -51,6 +51,14 @@ FALLBACK = (
 )
 
 WITH_A_MEND = {
+    "daemon_that_shall_speak_tls": Mistake(
+        (
+            ("-M", "mxlmtp/unix=mxlmtp unix - - n - 200 lmtp"),
+            ("-e", "lmtp_tls_security_level=encrypt"),
+        ),
+        "fail",
+        "mxlmtp: lmtp_tls_security_level is encrypt, and the daemon speaks no TLS",
+    ),
     "fallback_of_another_client": Mistake(
         FALLBACK,
         "warn",
