@@ -217,9 +217,9 @@ class Race:
         self, entrants: Sequence[Entrant], timing: RaceOptions, deadline: float
     ) -> None:
         self._runners: dict[Candidate, Runner] = {}
-        in_turn = sorted(entrants, key=doubts)
-        for index, entrant in enumerate(in_turn):
-            self._runners.setdefault(entrant.candidate, Runner(entrant, index))
+        in_turn = sorted(enumerate(entrants), key=lambda one: doubts(one[1]))
+        for index, (place, entrant) in enumerate(in_turn):
+            self._runners.setdefault(entrant.candidate, Runner(entrant, index, place))
         self._timing = timing
         self._deadline = deadline
         self._mode = _Mode.NEW
@@ -663,13 +663,14 @@ class Race:
         """Whether a patient sender would still come to ask it.
 
         It would stop at the second 4yz, or at the third where two were of one host. It
-        would hear those of a worse rank only later, so they do not count. Once False,
-        this stays False.
+        would hear those of a worse rank only later, so they do not count. Nor do equals
+        that come after *runner* and were asked before it, as it is in doubt: each try
+        would stop at them, and never come to it. Once False, this stays False.
         """
         said_4yz = [
             other.candidate.host
             for other in self._runners.values()
-            if other.ended_in_4yz and other.rank <= runner.rank
+            if other.ended_in_4yz and not other.comes_after(runner)
         ]
         is_new = len({*said_4yz}) < TRANSIENT_VISITS and (
             runner.candidate.host not in said_4yz

@@ -59,15 +59,17 @@ class Runner:
         "is_late",
         "is_second_run",
         "phase",
+        "place",
         "since",
         "standing",
         "waits",
         "was_kept_waiting",
     )
 
-    def __init__(self, entrant: Entrant, index: int) -> None:
+    def __init__(self, entrant: Entrant, index: int, place: int) -> None:
         self.entrant = entrant
         self.index = index  # in the order of trying
+        self.place = place  # in that order, if none were in doubt
         self.standing = Standing.WAITING
         self.phase = Phase.CONNECT
         self.since = 0.0  # when the phase was entered
@@ -97,6 +99,12 @@ class Runner:
     def turn(self) -> tuple[tuple[int, int], Rank]:
         """When it is asked; smaller is sooner. What it says counts by its rank."""
         return self.doubts, self.rank
+
+    def comes_after(self, other: Runner) -> bool:
+        """Whether a patient sender, which minds no doubts, asks it after *other*."""
+        if self.rank != other.rank:
+            return self.rank > other.rank
+        return self.place > other.place and self.doubts < other.doubts
 
     @property
     def is_ready(self) -> bool:

@@ -1512,6 +1512,29 @@ def test_refusal_is_heeded_and_no_copy_risked_once_the_better_host_was_in_doubt_
     assert race.resume(SAYS_5YZ, 0.2) == [GiveUp(GiveUpReason.EXHAUSTED)]
 
 
+def test_equals_that_put_off_do_not_keep_one_in_doubt_from_being_asked() -> None:
+    first, second, third, last = (
+        BEST._replace(host=f"mx{n}", address=f"192.0.2.{n}") for n in range(4)
+    )
+    entrants = [
+        Entrant(first),
+        Entrant(second, doubts=1),
+        Entrant(third),
+        Entrant(last),
+    ]
+    race = Race(entrants, RaceOptions(), DEADLINE)
+    assert race.begin(0.0)[0] == Start(first)
+    taken_one(race, first, 0.1)
+    assert Start(third) in race.resume(SAYS_4YZ, 0.2)
+    taken_one(race, third, 0.3)
+    # It would have been the second one: the third does not count, and the last is not asked.
+    actions = race.resume(SAYS_4YZ, 0.4)
+    assert Start(second) in actions
+    assert Start(last) not in actions
+    taken_one(race, second, 0.5)
+    assert race.resume(SAYS_4YZ, 0.6) == [GiveUp(GiveUpReason.CAPPED)]
+
+
 def test_better_host_that_one_recipient_has_not_met_is_asked_for_its_sake() -> None:
     entrants = [Entrant(BEST, doubts=2, silences_of_all=0), Entrant(MIDDLE)]
     race = Race(entrants, RaceOptions(), DEADLINE)

@@ -99,8 +99,8 @@ MENDS = {
         (
             Edit(
                 "routing/race.py",
-                "sorted(entrants, key=doubts)",
-                "[one._replace(doubts=0, doubts_here=0) for one in entrants]",
+                "sorted(enumerate(entrants), key=lambda one: doubts(one[1]))",
+                "enumerate(one._replace(doubts=0, doubts_here=0) for one in entrants)",
             ),
         ),
     ),
