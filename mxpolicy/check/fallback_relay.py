@@ -53,26 +53,37 @@ def fallback(master: str, settings: Mapping[str, str]) -> Fallback:
     return Fallback(
         clients,
         ways_by({one.partition("/")[0] for one in clients}, master, settings),
-        ways_by({of_the_world(settings)}, master, settings),
+        ways_by({of_the_world(master, settings)}, master, settings),
     )
 
 
-def of_the_world(settings: Mapping[str, str]) -> str:
-    """Return the name of the client that sends to the world."""
-    return settings["default_transport"].partition(":")[0]
+def of_the_world(master: str, settings: Mapping[str, str]) -> str:
+    """Return the name of the client that sends to the world.
+
+    Where ``default_transport`` is no smtp(8), as when all mail goes by mxpolicy, it has
+    its usual name.
+
+    Args:
+        master: Lines of master.cf as ``postconf -M`` prints them.
+        settings: Of main.cf.
+    """
+    name = settings["default_transport"].partition(":")[0]
+    is_client = any(one.name == name for one in parse_services(master, "smtp"))
+    return name if is_client else "smtp"
 
 
 def others(master: str, settings: Mapping[str, str]) -> list[str]:
     """Return the clients for which main.cf's relay should not hold, and does: ``NAME/TYPE``.
 
     Args:
-        master: Lines of master.cf as ``postconf -M`` prints them.
-        settings: Of main.cf; ``default_transport`` is looked at.
+        master: As for `of_the_world`.
+        settings: Likewise.
     """
+    world = of_the_world(master, settings)
     return [
         one.place
         for one in parse_services(master, "smtp")
-        if one.name != of_the_world(settings) and RELAY not in one.overrides
+        if one.name != world and RELAY not in one.overrides
     ]
 
 

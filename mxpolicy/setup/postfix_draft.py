@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from mxpolicy.setup.cf_text import find
+from mxpolicy.setup.cf_text import entries, find
 from mxpolicy.setup.postfix_domains import Own
 from mxpolicy.setup.postfix_lines import TABLE
 from mxpolicy.setup.steps import MAIN, MASTER, Plan, Step
@@ -65,6 +65,11 @@ class Seen(NamedTuple):
     is_taken: bool = False
     inward: Sequence[str] = ()
     unlisted: Sequence[str] = ()
+
+    @property
+    def services(self) -> str:
+        """The lines of master.cf as ``postconf -M`` prints them."""
+        return "".join(f"{one.value}\n" for one in entries(MASTER, self.master))
 
     @property
     def table_path(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mxpolicy.check.fallback_relay import RELAY, of_the_world, others, ways_by
-from mxpolicy.setup.cf_text import entries
 from mxpolicy.setup.steps import MASTER
 
 if TYPE_CHECKING:
@@ -20,13 +19,12 @@ __all__ = ["keep_others_out"]
 def keep_others_out(draft: Draft) -> None:
     """Give each client but the one for the world an empty fallback of its own."""
     seen = draft.seen
-    lines = entries(MASTER, seen.master)
-    text = "".join(f"{one.value}\n" for one in lines)
+    text = seen.services
     kept = list(dict.fromkeys(others(text, seen.effective)))
     for place in kept:
         there = draft.there(MASTER, place)
         draft.set(MASTER, place, f"{there} -o {RELAY}=")
-    world = of_the_world(seen.effective)
+    world = of_the_world(text, seen.effective)
     if kept:
         draft.note(
             f"{', '.join(kept)} in {MASTER} may deliver to a filter, or to a host of your"

@@ -17,7 +17,6 @@ from mxpolicy.setup import (
     postfix_settings,
     postfix_table,
 )
-from mxpolicy.setup.cf_text import entries
 from mxpolicy.setup.postfix_draft import INSTANCES, PROTOCOLS, Draft
 from mxpolicy.setup.postfix_lines import ALL_MAIL, FALLBACK, LMTP, PIPE, POLICY
 from mxpolicy.setup.steps import MAIN, MASTER
@@ -120,8 +119,7 @@ def _look_at_client(draft: Draft, asked: Asked) -> None:
 
     What falls back has come by that client.
     """
-    master = "".join(f"{one.value}\n" for one in entries(MASTER, draft.seen.master))
-    effective = draft.seen.effective
+    master, effective = draft.seen.services, draft.seen.effective
     if asked.domains or asked.all_mail:
         for one in unheeded(told_to_client(master, effective)):
             draft.note(one)

@@ -27,7 +27,7 @@ from mxpolicy.setup.postfix_processes import is_taken
 from mxpolicy.setup.steps import MAIN, MASTER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from mxpolicy.check.programs import Ended
     from mxpolicy.setup.steps import Asked
@@ -81,7 +81,7 @@ def see(asked: Asked, directory: str, run: Callable[..., Ended]) -> Seen:
         return seen
     host, port = FALLBACK_AT
     is_new = not find(MASTER, master, f"{host}:{port}/inet")
-    inward, unlisted = _inward(others, effective, tables)
+    inward, unlisted = _inward(others, seen, tables)
     return seen._replace(
         is_taken=is_new and is_taken(host, port), inward=inward, unlisted=unlisted
     )
@@ -143,10 +143,11 @@ class _Tables:
 
 
 def _inward(
-    routes: Sequence[str], effective: Mapping[str, str], tables: _Tables
+    routes: Sequence[str], seen: Seen, tables: _Tables
 ) -> tuple[list[str], list[str]]:
     """Return what the tables *routes* send to hosts of our own; see `Seen`."""
-    names, world = (*OWN_DOMAINS, "relay_domains"), of_the_world(effective)
+    names, effective = (*OWN_DOMAINS, "relay_domains"), seen.effective
+    world = of_the_world(seen.services, effective)
     inward, unlisted = [], []
     for table in routes:
         listed = tables.listed(table)

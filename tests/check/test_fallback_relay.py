@@ -58,6 +58,8 @@ amavis unix - - - - 2 smtp -o smtp_fallback_relay=
             {"relay_transport": "relay", "relay_domains": "example.net"},
             Fallback(["relay/unix"], ["relay_transport = relay"], []),
         ),
+        # All mail goes by mxpolicy.
+        ("", {"default_transport": "mxpolicy:"}, Fallback(["relay/unix"], [], [])),
         (
             "",
             {"content_filter": "amavis:[127.0.0.1]:10024"},
