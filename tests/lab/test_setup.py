@@ -225,9 +225,16 @@ def deliveries_to(lab: Lab, recipient: str) -> list[Delivery]:
 
 
 @pytest.mark.parametrize(
-    "line", ["smtp_bind_address = 192.0.2.25", "inet_interfaces = 192.0.2.25"]
+    "line",
+    [
+        "smtp_bind_address = 192.0.2.25",
+        "inet_interfaces = 192.0.2.25",
+        # What is said for clients of the world, who come through something else.
+        "smtpd_upstream_proxy_protocol = haproxy",
+        "smtpd_tls_wrappermode = yes",
+    ],
 )
-def test_fallback_takes_mail_from_any_address_of_ours(line: str) -> None:
+def test_fallback_takes_mail_whatever_main_cf_says(line: str) -> None:
     name, _, value = line.partition(" = ")
     with bare() as lab:
         [placed] = lab.placed
