@@ -103,7 +103,7 @@ def planned(
     options: Options | None = None,
 ) -> Plan:
     options = options or Options()
-    planner = Planner(resolver, options, own or OwnIdentity())
+    planner = Planner(resolver, options, own or OwnIdentity(), lambda: 0.0)
     plan, _ = run_fast(
         planner.plan(
             parse_nexthop(nexthop, options.port),
@@ -260,12 +260,17 @@ def test_recipient_and_sender_decide_the_order_as_they_do_for_a_delivery(
         name_server.add(f"mx{n}.equal.example. 300 A 198.51.100.{n + 10}")
     argv = ("equal.example", "--json", "--config", config)
     message = ("--sender", "s@example.net", "--recipient", "r@equal.example")
-    order = [
-        [one["host"] for one in json.loads(run(*argv, *more).stdout)["candidates"]]
-        for more in (message, message, (*message[:3], "other@equal.example"))
-    ]
-    assert order[0] == order[1] != order[2]
-    assert sorted(order[0]) == sorted(order[2])
+
+    def order(*more: str) -> list[str]:
+        told = json.loads(run(*argv, *more).stdout)
+        return [one["host"] for one in told["candidates"]]
+
+    first, again = order(*message), order(*message)
+    if first != again:  # it holds for hours, and those may have ended in between
+        first, again = again, order(*message)
+    other = order(*message[:3], "other@equal.example")
+    assert first == again != other
+    assert sorted(first) == sorted(other)
 
 
 # The plan is the engine's

@@ -183,7 +183,7 @@ class Context:
         self.domains = DomainHistory(self.store, utc=self.utc)
         self.failed_lookups = FailedLookups(self.store, utc=self.utc)
         lookups = StaleMx(self.resolver, self.domains)
-        self.planner = Planner(lookups, options, self.identity)
+        self.planner = Planner(lookups, options, self.identity, self.utc)
 
     def _failed(self, key: str) -> None:
         """A failure of a host is remembered now."""

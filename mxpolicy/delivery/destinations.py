@@ -64,7 +64,7 @@ class Destination(NamedTuple):
     ) -> tuple[Plan, KnownHosts]:
         """Return the plan of another message, and what is remembered, for its order.
 
-        After *first* come the others as all its attempts meet them: equal hosts have an
+        After *first* come the others as its other attempts meet them: equal hosts have an
         order for each message (`mxpolicy.routing.order.shuffle_seed`).
 
         Args:

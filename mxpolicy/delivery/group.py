@@ -157,10 +157,11 @@ class Group:
         session = self._begun.session
         envelope, context = self._call.message.envelope, self._context
         first = next(iter(envelope.recipients.values())).wire
+        now = context.utc()
         plan, known = destination.of_message(
             session.candidate,
-            shuffle_seed(envelope.sender, first, self._domain),
-            context.utc(),
+            shuffle_seed(envelope.sender, first, self._domain, now),
+            now,
             context.options.memory,
         )
         self._trace.tell(events.Planned, plan.nexthop, plan.candidates, plan.remarks)

@@ -45,7 +45,7 @@ from mxpolicy.routing.selection import (
 from mxpolicy.routing.unresolved import Unresolved
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
     from mxpolicy.options import Options
     from mxpolicy.outcome import Outcome
@@ -175,8 +175,20 @@ class _Questions:
 class Planner:
     """Makes plans. It remembers for a moment which hosts a nexthop has."""
 
-    def __init__(self, resolver: Lookups, options: Options, own: OwnIdentity) -> None:
+    def __init__(
+        self,
+        resolver: Lookups,
+        options: Options,
+        own: OwnIdentity,
+        utc: Callable[[], float],
+    ) -> None:
         """Prepare.
+
+        Args:
+            resolver: See there.
+            options: For the whole time.
+            own: Who we are.
+            utc: Seconds, as `time.time`.
 
         Raises:
             ConfigError: ``never_dial`` or ``allow_dial`` cannot be understood.
@@ -184,6 +196,7 @@ class Planner:
         self._resolver = resolver
         self._options = options
         self._own = own
+        self._utc = utc
         self._dialable = Dialable(options.never_dial, options.allow_dial)
         self._kept = KeptSelections()
 
@@ -206,7 +219,7 @@ class Planner:
                 other nexthop is the operator's, and never bounces.
             reverse_path: With *forward_path* decides the order of equal hosts.
             forward_path: The first recipient of the whole call, even if it is settled.
-                So equal hosts keep their order over the retries of a message.
+                So equal hosts keep their order over retries (`shuffle_seed`).
             within: Seconds for the whole plan, where ``resolver.timeout`` is too long.
         """
         stage = self._options.resolver.timeout
@@ -217,7 +230,7 @@ class Planner:
             [self._select(nexthop, questions) for nexthop in nexthops]
         )
         selections = [one.selection for one in selected]
-        seed = shuffle_seed(reverse_path, forward_path, destination_domain)
+        seed = shuffle_seed(reverse_path, forward_path, destination_domain, self._utc())
         candidates = arrange(_located(nexthops, selections), seed)
         refusal = None
         if not candidates:

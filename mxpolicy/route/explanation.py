@@ -114,7 +114,9 @@ def explain(
         *_not_kept(plan),
     ]
     if _has_equals(plan.candidates):
-        text = "hosts of one preference are shuffled, alike for each retry of a message"
+        text = (
+            "hosts of one preference are shuffled, alike for the retries of some hours"
+        )
         if recipient:
             text += f"; this is the order for <{sender}> to <{recipient}>"
         remarks.append(Remark("order", text))

@@ -1,9 +1,10 @@
 """In which order addresses are tried.
 
 RFC 5321 §5.1: by preference, and hosts of one preference in random order "to spread the
-load". Random means a keyed hash here. So a retried message meets the same order:
-greylisting would see a new client each time otherwise. And a domain that changes one
-record does not reshuffle the others. RFC 8305 §4: the families take turns.
+load". Random means a keyed hash here. So a retried message meets the same order for some
+hours: greylisting would see a new client each time otherwise. Then it meets another one:
+hosts that put it off every time would keep it from the rest otherwise. And a domain that
+changes one record does not reshuffle the others. RFC 8305 §4: the families take turns.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from mxpolicy.routing.candidate import Candidate
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["MAX_ADDRESSES", "Located", "arrange", "shuffle_seed"]
+__all__ = ["MAX_ADDRESSES", "ORDER_HOLDS", "Located", "arrange", "shuffle_seed"]
 
 # Postfix's bound since 3.9. A domain can publish thousands.
 MAX_ADDRESSES = 100
+
+# Seconds for which a message keeps its order of equal hosts. Greylisting asks for an hour
+# at most, and a message has days, thus dozens of orders.
+ORDER_HOLDS = 2 * 3600.0
 
 
 class Located(NamedTuple):
@@ -41,11 +46,19 @@ class Located(NamedTuple):
     addresses: tuple[str, ...]
 
 
-def shuffle_seed(reverse_path: str, forward_path: str, domain: str) -> bytes:
-    """Return the seed of a message's order: equal for every retry, else unpredictable."""
+def shuffle_seed(
+    reverse_path: str, forward_path: str, domain: str, utc: float
+) -> bytes:
+    """Return the seed of a message's order at *utc*, which is else unpredictable.
+
+    Retries within `ORDER_HOLDS` have the same one, but for one change. When that comes
+    differs from message to message.
+    """
     digest = blake2b(digest_size=16)
     for part in (reverse_path, forward_path, domain):
         digest.update(part.encode(errors="surrogateescape") + b"\0")
+    begins = int.from_bytes(digest.digest()[:4], "big") % int(ORDER_HOLDS)
+    digest.update(str(int((utc + begins) // ORDER_HOLDS)).encode())
     return digest.digest()
 
 

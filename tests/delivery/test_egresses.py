@@ -75,7 +75,9 @@ def play(
     async def main() -> None:
         site = Site({"one.example": [direct]})
         context = site.context
-        context.planner = _Planner(site.resolver, context.options, context.identity)
+        context.planner = _Planner(
+            site.resolver, context.options, context.identity, context.utc
+        )
         egresses = {DIRECT: _to(direct, context), TUNNEL: _to(tunnel, context)}
         context.sessions = Sessions(egresses)
         await work(site)

@@ -33,7 +33,7 @@ def timed_plan(
 ) -> tuple[Plan, float]:
     """Return the plan and the seconds it took on the loop's clock."""
     options = options or Options()
-    planner = Planner(resolver, options, own or OwnIdentity())
+    planner = Planner(resolver, options, own or OwnIdentity(), lambda: 0.0)
     return run_fast(
         planner.plan(
             parse_nexthop(nexthop, options.port),

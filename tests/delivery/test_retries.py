@@ -157,12 +157,34 @@ def test_equal_hosts_keep_their_order_when_a_recipient_is_settled() -> None:
             orders = []
             for _ in range(3):
                 await site.send(
-                    "alice", "bob", "carol", sender=sender, queue_id=queue_id
+                    *("alice", "bob", "carol"),
+                    sender=sender,
+                    queue_id=queue_id,
+                    after=1.0,
                 )
                 orders.append(site.dialled()[:1])
             assert orders[0] == orders[1] == orders[2]
             firsts.add(orders[0][0])
         assert len(firsts) > 1, "the order is not the same for all messages"
+
+    run(*hosts, work=work)
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_equal_hosts_that_always_put_off_do_not_keep_mail_from_the_good_one(
+    place: int,
+) -> None:
+    good = ScriptedHost()
+    hosts = [ScriptedHost(rcpt(bob=LATER)) for _ in range(2)]
+    hosts.insert(place, good)
+
+    async def work() -> None:
+        site = Site(*((f"mx{number}", 10, host) for number, host in enumerate(hosts)))
+        for _ in range(24):
+            (outcome,) = await site.send("bob")
+            if isinstance(outcome, Delivered):
+                return
+        pytest.fail("it was never asked")
 
     run(*hosts, work=work)
 

@@ -1145,7 +1145,9 @@ def test_session_ends_when_dns_may_say_otherwise(ttl: float, seconds: float) -> 
                     return found
                 return Lookup(name, rdtype, LookupStatus.NODATA)
 
-        planner = Planner(Resolver(), site.options, site.context.identity)
+        planner = Planner(
+            Resolver(), site.options, site.context.identity, site.context.utc
+        )
         site.context.planner = planner
         await site.send(f"[{name}]:{port}")
         await asyncio.sleep(seconds - 0.1 if seconds else 0)

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mxpolicy.routing.candidate import Candidate
-from mxpolicy.routing.order import MAX_ADDRESSES, Located, arrange, shuffle_seed
+from mxpolicy.routing.order import (
+    MAX_ADDRESSES,
+    ORDER_HOLDS,
+    Located,
+    arrange,
+    shuffle_seed,
+)
 
-SEED = shuffle_seed("a@example.net", "b@example.com", "example.com")
+NOW = 1_800_000_000.0
+SEED = shuffle_seed("a@example.net", "b@example.com", "example.com", NOW)
 
 
 def host(name: str, preference: int, *addresses: str, position: int = 0) -> Located:
@@ -19,7 +27,8 @@ def host(name: str, preference: int, *addresses: str, position: int = 0) -> Loca
 
 def seeds(count: int) -> list[bytes]:
     return [
-        shuffle_seed("", f"user{n}@example.com", "example.com") for n in range(count)
+        shuffle_seed("", f"user{n}@example.com", "example.com", NOW)
+        for n in range(count)
     ]
 
 
@@ -54,7 +63,30 @@ def test_same_message_meets_the_same_order_and_others_another() -> None:
 
 def test_seed_tells_sender_recipient_and_domain_apart() -> None:
     parts = [("a", "b", "c"), ("ab", "", "c"), ("a", "bc", ""), ("", "a", "bc")]
-    assert len({shuffle_seed(*one) for one in parts}) == len(parts)
+    assert len({shuffle_seed(*one, NOW) for one in parts}) == len(parts)
+
+
+def test_message_keeps_its_order_for_hours_with_one_change_at_most() -> None:
+    changed: Counter[int] = Counter()
+    for n in range(200):
+        times = [NOW + ORDER_HOLDS * part / 20 for part in range(20)]
+        seeds = [shuffle_seed("", f"user{n}", "example.com", at) for at in times]
+        changes = [one != other for one, other in pairwise(seeds)]
+        assert sum(changes) <= 1
+        changed.update([changes.index(True)] if any(changes) else [])
+    assert len(changed) > 15, "not all messages have another order at the same time"
+
+
+def test_every_equal_host_is_among_the_first_two_before_a_message_is_old() -> None:
+    hosts = [host(name, 10, f"192.0.2.{n}") for n, name in enumerate("abcdefgh")]
+    for n in range(20):
+        met: set[str] = set()
+        for day in range(5):
+            for hour in range(24):
+                at = NOW + 86400.0 * day + 3600.0 * hour
+                seed = shuffle_seed("", f"user{n}@example.com", "example.com", at)
+                met.update(one.host for one in arrange(hosts, seed)[:2])
+        assert met == set("abcdefgh")
 
 
 def test_new_host_does_not_reshuffle_the_others() -> None:

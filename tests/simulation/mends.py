@@ -215,8 +215,8 @@ MENDS = {
         (
             Edit(
                 "delivery/plan.py",
-                "shuffle_seed(reverse_path, ",
-                "shuffle_seed(str(asyncio.get_running_loop().time()), ",
+                "reverse_path, forward_path, destination_domain, self._utc()",
+                "str(self._utc()), forward_path, destination_domain, self._utc()",
             ),
         ),
     ),
